@@ -1,0 +1,90 @@
+"""`paddlemix <command> [arguments]`: finds the command's module and hands the rest over.
+
+Knows names only; a command's module is imported when that command is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import dataclass
+
+from paddlemix import __version__
+from paddlemix.errors import UserError, did_you_mean
+from paddlemix.tools._command import run_command
+
+
+@dataclass(frozen=True)
+class Command:
+    """One line of the table below.
+
+    Args:
+        module: where `main(argv: list[str]) -> int` is.
+        summary: what it does, one line, as `paddlemix --help` shows it.
+    """
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "finetune": Command("paddlemix.tools.supervised_finetune", "fine-tune a model on conversations, from a JSON file"),
+    "pretrain": Command("paddlemix.examples.llava.pretrain", "train the projector on captions, from a JSON file"),
+    "chat": Command("paddlemix.examples.llava.run_predict_multiround", "talk with a model about an image"),
+    "merge-lora": Command("paddlemix.tools.merge_lora_params", "fold a LoRA adapter into the weights of its model"),
+    "demo": Command("paddlemix.tools.demo", "train and question a tiny model here, without any download"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the arguments after `paddlemix`; None for the process's own.
+
+    Returns:
+        The exit status: 0, 2 for bad input, else see `run_command`.
+    """
+    return run_command(_dispatch, argv)
+
+
+def _dispatch(argv: list[str]) -> int:
+    """Print the help or the version, or run the command that `argv` begins with.
+
+    Raises:
+        UserError: there is no such command.
+    """
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(format_help())
+        return 0 if argv else 2
+    name, rest = argv[0], argv[1:]
+    if name in ("-V", "--version"):
+        print(f"paddlemix {__version__}")
+        return 0
+    if name not in COMMANDS:
+        raise UserError(
+            f"'{name}' is not a paddlemix command{did_you_mean(name, COMMANDS)} "
+            f"(commands: {', '.join(COMMANDS)}; `paddlemix --help` says what each does)"
+        )
+    sys.argv[0] = f"paddlemix {name}"  # argparse takes the program's name in its usage lines from here
+    module = importlib.import_module(COMMANDS[name].module)
+    return module.main(rest)
+
+
+def format_help() -> str:
+    """The text of `paddlemix --help`."""
+    width = max(map(len, COMMANDS))
+    rows = [f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: paddlemix <command> [arguments]",
+            "",
+            *rows,
+            "",
+            "`paddlemix <command> --help` lists a command's arguments; `paddlemix --version` names the version.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""Directory <-> model and processor: files, names of weights, layouts."""

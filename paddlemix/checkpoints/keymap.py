@@ -1,0 +1,166 @@
+"""Names of weights: ours <-> those of each checkpoint layout.
+
+A layout is a table of prefixes and, for the tower, a second table of what follows the prefix; both are read in either
+direction.  Which layout a directory has is decided in `layouts.py`.
+
+Our own names are those of the model's parameters: `language_model.`, `lm_head.`, `projector.`, `vision_tower.`,
+`image_newline`.  Linear weights are [in, out] with us and in PaddleMIX, [out, in] in torch layouts.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+Pairs = tuple[tuple[str, str], ...]
+
+# what follows the tower's prefix: ours, transformers' CLIPVisionModel ("pre_layrnorm" is spelt so there)
+_TOWER_TORCH: Pairs = (
+    ("class_embedding", "embeddings.class_embedding"),
+    ("patch_embedding", "embeddings.patch_embedding.weight"),
+    ("position_embedding", "embeddings.position_embedding.weight"),
+    ("pre_layernorm.", "pre_layrnorm."),
+    ("layers.", "encoder.layers."),
+    ("post_layernorm.", "post_layernorm."),
+)
+# the same for PaddleMIX; its feed-forward and norms have other names inside a layer
+_TOWER_PADDLEMIX: Pairs = (
+    ("class_embedding", "class_embedding"),
+    ("patch_embedding", "conv1.weight"),
+    ("position_embedding", "positional_embedding.weight"),
+    ("pre_layernorm.", "ln_pre."),
+    ("layers.", "transformer.layers."),
+    ("post_layernorm.", "ln_post."),
+)
+_LAYER_PADDLEMIX: Pairs = (
+    (".mlp.fc1.", ".linear1."),
+    (".mlp.fc2.", ".linear2."),
+    (".layer_norm1.", ".norm1."),
+    (".layer_norm2.", ".norm2."),
+)
+# buffers that some files carry and no model needs
+_IGNORED = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|embeddings\.position_ids|rope_emb\..*)")
+
+
+@dataclass(frozen=True)
+class KeyMap:
+    """One layout's names.
+
+    Args:
+        name: for messages.
+        prefixes: (ours, theirs), the longer of two that begin alike first.
+        tower: (ours, theirs) behind the tower's prefix.
+        inside_layers: (ours, theirs) inside a tower layer's name.
+        transposed: whether linear weights are [out, in].
+    """
+
+    name: str
+    prefixes: Pairs
+    tower: Pairs = _TOWER_TORCH
+    inside_layers: Pairs = ()
+    transposed: bool = True
+
+    def to_ours(self, key: str) -> str | None:
+        """Our name of one of the layout's weights; None for a buffer that no model needs.
+
+        Raises:
+            KeyError: the layout has no such weight.
+        """
+        if _IGNORED.fullmatch(key):
+            return None
+        for ours, theirs in self.prefixes:
+            if key.startswith(theirs):
+                rest = key[len(theirs) :]
+                return ours + (self._tower_to_ours(rest) if ours == "vision_tower." else rest)
+        raise KeyError(key)
+
+    def to_theirs(self, name: str) -> str:
+        """The layout's name of one of our weights.
+
+        Raises:
+            KeyError: the layout has no place for it.
+        """
+        for ours, theirs in self.prefixes:
+            if name.startswith(ours):
+                rest = name[len(ours) :]
+                return theirs + (self._tower_to_theirs(rest) if ours == "vision_tower." else rest)
+        raise KeyError(name)
+
+    def _tower_to_ours(self, rest: str) -> str:
+        for ours, theirs in self.tower:
+            if rest.startswith(theirs):
+                rest = ours + rest[len(theirs) :]
+                for our_part, their_part in self.inside_layers:
+                    rest = rest.replace(their_part, our_part)
+                return rest
+        raise KeyError(rest)
+
+    def _tower_to_theirs(self, rest: str) -> str:
+        for our_part, their_part in self.inside_layers:
+            rest = rest.replace(our_part, their_part)
+        for ours, theirs in self.tower:
+            if rest.startswith(ours):
+                return theirs + rest[len(ours) :]
+        raise KeyError(rest)
+
+
+OURS = KeyMap(
+    "paddlemix",
+    tuple((name, name) for name in ("language_model.", "lm_head.", "projector.", "vision_tower.", "image_newline")),
+    tower=(("", ""),),
+    transposed=False,
+)
+# Source: LlavaLlamaForCausalLM of haotian-liu/LLaVA
+ORIGINAL = KeyMap(
+    "original LLaVA",
+    (
+        ("image_newline", "model.image_newline"),
+        ("projector.", "model.mm_projector."),
+        ("vision_tower.", "model.vision_tower.vision_tower.vision_model."),
+        ("lm_head.", "lm_head."),
+        ("language_model.", "model."),
+    ),
+)
+_HF_PROJECTOR: Pairs = (("projector.0.", "linear_1."), ("projector.2.", "linear_2."))
+# Source: LlavaForConditionalGeneration of transformers, as saved before and since version 4.52
+HF_OLD = KeyMap(
+    "llava-hf",
+    (
+        *((ours, f"multi_modal_projector.{theirs}") for ours, theirs in _HF_PROJECTOR),
+        ("vision_tower.", "vision_tower.vision_model."),
+        ("lm_head.", "language_model.lm_head."),
+        ("language_model.", "language_model.model."),
+        ("image_newline", "image_newline"),
+    ),
+)
+HF_NEW = KeyMap(
+    "llava-hf (4.52 and later)",
+    (
+        *((ours, f"model.multi_modal_projector.{theirs}") for ours, theirs in _HF_PROJECTOR),
+        ("vision_tower.", "model.vision_tower.vision_model."),
+        ("language_model.", "model.language_model."),
+        ("image_newline", "model.image_newline"),
+        ("lm_head.", "lm_head."),
+    ),
+)
+# Source: PaddleMIX paddlemix/models/llava and clip (commit 6afaf05d)
+PADDLEMIX = KeyMap(
+    "PaddleMIX",
+    (
+        ("image_newline", "llama.image_newline"),
+        ("projector.", "llama.mm_projector."),
+        ("vision_tower.", "llama.vision_tower.vision_tower.vision_model."),
+        ("lm_head.", "lm_head."),
+        ("language_model.", "llama."),
+    ),
+    tower=_TOWER_PADDLEMIX,
+    inside_layers=_LAYER_PADDLEMIX,
+    transposed=False,
+)
+LLAMA = KeyMap("Llama", (("lm_head.", "lm_head."), ("language_model.", "model.")))
+CLIP = KeyMap("CLIP", (("vision_tower.", "vision_model."),))
+
+
+def is_linear_weight(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether one of our weights is a linear layer's, i.e. [in, out] with us and [out, in] in torch layouts."""
+    return len(shape) == 2 and name.endswith(".weight") and not name.endswith("embed_tokens.weight")

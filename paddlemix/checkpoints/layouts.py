@@ -1,0 +1,191 @@
+"""What a directory holds: its layout, recognised by content, and its declared facts in our terms.
+
+No name or path of a directory decides anything.  Reads `config.json` and the processor files; weights are read elsewhere.
+
+Sources: config.json of liuhaotian/llava-v1.5-7b, llava-v1.6-vicuna-7b, llava-hf/*, lmsys/vicuna-*, openai/clip-vit-*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paddlemix.checkpoints.files import read_json
+from paddlemix.checkpoints.keymap import CLIP, HF_NEW, HF_OLD, LLAMA, ORIGINAL, OURS, PADDLEMIX, KeyMap
+from paddlemix.errors import MissingFileError, UserError
+from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionConfig, pick_fields
+from paddlemix.processors.image import CLIP_MEAN, CLIP_STD
+from paddlemix.processors.llava import PROCESSOR_FILE
+
+CONFIG_FILE, PREPROCESSOR_FILE, ADAPTER_FILE = "config.json", "preprocessor_config.json", "lora_config.json"
+FORMAT_KEY, FORMAT_VERSION = "paddlemix_format", 1
+DEFAULT_TEMPLATE = "vicuna_v1"  # what LLaVA-1.5 and 1.6-vicuna are trained with; their files do not say
+
+# vision_config of llava-hf files leaves out what equals transformers' LlavaConfig default, CLIP ViT-L/14-336
+_HF_TOWER = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A directory's declared facts.
+
+    Args:
+        kind: "paddlemix", "original", "hf", "llama" or "clip".
+        config: sizes; without a tower for "llama" and where an original checkpoint's tower is elsewhere.
+        keymaps: names its weights may have; the one that fits the first weight is used.
+        processor: content of a `processor_config.json`, as far as the files tell.
+        tower: where the vision tower is when it is not inside: a path or a model name.
+        tower_inside: whether tower weights inside the checkpoint win over those of `tower`.
+    """
+
+    kind: str
+    config: LlavaConfig
+    keymaps: tuple[KeyMap, ...]
+    processor: dict[str, Any]
+    tower: str | None = None
+    tower_inside: bool = True
+
+
+def recognise(directory: Path) -> Layout:
+    """Reads what a model directory is.
+
+    Args:
+        directory: holds `config.json`.
+
+    Raises:
+        MissingFileError: no directory or no `config.json`.
+        UserError: its content is of no known layout, or names something that is not supported.
+    """
+    if not directory.is_dir():
+        raise MissingFileError(f"model directory '{directory}' does not exist (looked from {Path.cwd()})")
+    config_path = directory / CONFIG_FILE
+    if not config_path.is_file():
+        found = ", ".join(sorted(path.name for path in directory.iterdir())[:8]) or "nothing"
+        raise MissingFileError(f"no {CONFIG_FILE} in {directory}, so it is no model directory (it holds {found})")
+    config = read_json(config_path)
+    try:
+        for matches, read in _READERS:
+            if matches(config):
+                return read(config, directory)
+    except UserError as error:
+        raise UserError(f"{config_path}: {error}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{config_path} cannot be understood: {error!r}") from error
+    raise UserError(
+        f"{config_path}: model_type '{config.get('model_type')}' with architectures {config.get('architectures')} is not "
+        "supported; allowed: LLaVA (original, llava-hf, PaddleMIX), Llama/Vicuna, CLIP"
+    )
+
+
+def _read_ours(config: Mapping[str, Any], directory: Path) -> Layout:
+    if config[FORMAT_KEY] > FORMAT_VERSION:
+        raise UserError(f"{FORMAT_KEY} {config[FORMAT_KEY]} is newer than this version reads ({FORMAT_VERSION}); update paddlemix")
+    processor_path = directory / PROCESSOR_FILE
+    processor = read_json(processor_path) if processor_path.is_file() else {}
+    return Layout("paddlemix", LlavaConfig.from_dict(config), (OURS,), processor)
+
+
+def _read_original(config: Mapping[str, Any], directory: Path) -> Layout:
+    """LLaVA's own files and PaddleMIX's, which share config.json and differ in the names of weights."""
+    tower = config.get("mm_vision_tower")
+    merge_type = config.get("mm_patch_merge_type") or "flat"
+    text = pick_fields(DecoderConfig, config)
+    layout_config = LlavaConfig(
+        text=text,
+        mm_projector_type=config.get("mm_projector_type") or "linear",
+        mm_vision_select_layer=config.get("mm_vision_select_layer", -2),
+        mm_vision_select_feature=config.get("mm_vision_select_feature") or "patch",
+        image_newline="unpad" in merge_type,
+    )
+    processor = {
+        "chat_template": DEFAULT_TEMPLATE,
+        "image_aspect_ratio": config.get("image_aspect_ratio") or "square",
+        "image_grid_pinpoints": config.get("image_grid_pinpoints"),
+        "mm_patch_merge_type": merge_type,
+        "mm_vision_select_feature": layout_config.mm_vision_select_feature,
+    }
+    return Layout(
+        "original",
+        layout_config,
+        (PADDLEMIX, ORIGINAL),
+        {**processor, **_preprocessor_values(directory)},
+        tower=tower,
+        tower_inside=bool(config.get("unfreeze_mm_vision_tower")),
+    )
+
+
+def _read_hf(config: Mapping[str, Any], directory: Path) -> Layout:
+    next_generation = config["model_type"] == "llava_next"
+    feature = {"default": "patch", "full": "cls_patch"}[config.get("vision_feature_select_strategy", "default")]
+    vision = pick_fields(VisionConfig, {**_HF_TOWER, **config["vision_config"]})
+    layout_config = LlavaConfig(
+        text=pick_fields(DecoderConfig, {**config["text_config"], "tie_word_embeddings": _hf_tied(config)}),
+        vision=vision,
+        mm_projector_type="mlp2x_gelu",
+        mm_vision_select_layer=config.get("vision_feature_layer", -2),
+        mm_vision_select_feature=feature,
+        image_newline=next_generation,
+    )
+    processor = {
+        "chat_template": DEFAULT_TEMPLATE,
+        "image_aspect_ratio": "anyres" if next_generation else "pad",  # LLaVA-1.5 was trained on padded images
+        "image_grid_pinpoints": config.get("image_grid_pinpoints"),
+        "mm_patch_merge_type": "spatial_unpad" if next_generation else "flat",
+        "mm_vision_select_feature": feature,
+        "image_size": vision.image_size,
+        "patch_size": vision.patch_size,
+    }
+    return Layout("hf", layout_config, (HF_OLD, HF_NEW), {**processor, **_preprocessor_values(directory)})
+
+
+def _hf_tied(config: Mapping[str, Any]) -> bool:
+    return bool(config["text_config"].get("tie_word_embeddings", config.get("tie_word_embeddings", False)))
+
+
+def _read_llama(config: Mapping[str, Any], directory: Path) -> Layout:
+    return Layout("llama", LlavaConfig(text=pick_fields(DecoderConfig, config)), (LLAMA,), {"chat_template": DEFAULT_TEMPLATE})
+
+
+def _read_clip(config: Mapping[str, Any], directory: Path) -> Layout:
+    vision = pick_fields(VisionConfig, config.get("vision_config", config))
+    layout_config = LlavaConfig(vision=vision, mm_vision_select_layer=-1)
+    return Layout("clip", layout_config, (CLIP,), {**_tower_values(vision), **_preprocessor_values(directory)})
+
+
+def _is_original(config: Mapping[str, Any]) -> bool:
+    return "mm_vision_tower" in config or "LlavaLlamaForCausalLM" in (config.get("architectures") or [])
+
+
+_READERS = (
+    (lambda config: FORMAT_KEY in config, _read_ours),
+    (lambda config: config.get("model_type") in ("llava", "llava_next") and "text_config" in config, _read_hf),
+    (_is_original, _read_original),
+    (lambda config: config.get("model_type") == "llama", _read_llama),
+    (lambda config: config.get("model_type") in ("clip", "clip_vision_model"), _read_clip),
+)
+
+
+def _tower_values(vision: VisionConfig) -> dict[str, Any]:
+    return {"image_size": vision.image_size, "patch_size": vision.patch_size}
+
+
+def _preprocessor_values(directory: Path) -> dict[str, Any]:
+    """Mean, deviation and crop size from a `preprocessor_config.json`; CLIP's numbers where there is none."""
+    values: dict[str, Any] = {"image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD)}
+    path = directory / PREPROCESSOR_FILE
+    if not path.is_file():
+        return values
+    declared = read_json(path)
+    values.update({key: declared[key] for key in values if declared.get(key)})
+    crop = declared.get("crop_size")
+    size = crop.get("height") if isinstance(crop, dict) else crop
+    return {**values, "image_size": size} if size else values

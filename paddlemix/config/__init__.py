@@ -1,0 +1,1 @@
+"""One JSON file -> one checked `RunConfig`, and the recipes that ship with the package."""

@@ -1,0 +1,127 @@
+"""What a training command takes on its command line, and the text of its `--help`.
+
+Knows the keys, not their meaning: values stay text, `load_config` reads and checks them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import textwrap
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+
+from paddlemix.config.keys import KeySpec
+from paddlemix.config.schema import SPECS
+from paddlemix.errors import UserError, did_you_mean
+
+_ASSIGNMENT = re.compile(r"\w+=")
+_BOOLEAN_WORDS = ("true", "false", "0", "1")
+_TYPE_NAMES = {
+    "bool": "true or false",
+    "int": "whole number",
+    "float": "number",
+    "str": "text",
+    "list[str]": "list of texts",
+    "list": "list",
+    "dict": "object",
+}
+_WIDTH = 100
+
+
+def parse_command_line(argv: list[str], prog: str, description: str) -> tuple[Path | None, list[str]]:
+    """The configuration file and the keys that a command line names.
+
+    Args:
+        argv: the arguments without the program's name: at most one file, `key=value`, `--key value`, `--key=value`;
+            `--key` alone for true, `--key a b c` for a list of texts; a dash in a key counts as an underscore.
+        prog: the command as the user types it.
+        description: what it does, one sentence.
+
+    Returns:
+        The file (None when flags give everything) and "key=value" texts in the order given.
+
+    Raises:
+        UserError: nothing given, a second file, an unknown flag or one without its value.
+        SystemExit: with status 0, after printing the help that `-h` or `--help` asked for.
+    """
+    if "-h" in argv or "--help" in argv:
+        sys.stdout.write(_format_usage(prog, description) + "\n\n" + format_help() + "\n")
+        raise SystemExit(0)
+    path: Path | None = None
+    overrides: list[str] = []
+    rest = list(argv)
+    while rest:
+        item = rest.pop(0)
+        if item.startswith("--"):
+            overrides.append(_take_flag(item[2:], rest))
+        elif _ASSIGNMENT.match(item):
+            overrides.append(item)
+        elif path is None:
+            path = Path(item)
+        else:
+            raise UserError(f"{prog}: '{item}' is a second file after '{path}'; give one, and keys as key=value")
+    if path is None and not overrides:
+        raise UserError(f"{prog}: name a configuration file (CONFIG.json); `{prog} --help` lists its keys")
+    return path, overrides
+
+
+def format_help() -> str:
+    """Every key by group: type, default, unit, range or choices, and what it is for."""
+    blocks = []
+    for group, specs in groupby(SPECS.values(), key=lambda spec: spec.group):
+        title = f"{group} (accepted, without effect)" if group == "compatibility" else group
+        blocks.append("\n".join([title, *(line for spec in specs for line in _format_key(spec))]))
+    return "\n\n".join(blocks)
+
+
+def _format_usage(prog: str, description: str) -> str:
+    return (
+        f"usage: {prog} CONFIG.json [key=value ...]\n\n{description}\n\n"
+        "CONFIG.json holds one object with the keys below; key=value and --key value come after it and win."
+    )
+
+
+def _format_key(spec: KeySpec) -> Iterator[str]:
+    kinds = " or ".join(_TYPE_NAMES[kind] for kind in spec.kinds if kind != "None")
+    facts = [kinds + (f", {spec.unit}" if spec.unit else ""), f"default {json.dumps(spec.default)}"]
+    if spec.choices:
+        facts.append("one of " + ", ".join(choice or '""' for choice in spec.choices))
+    facts += [f"{side} {bound}" for side, bound in (("min", spec.min), ("max", spec.max)) if bound is not None]
+    if spec.status == "ignored" and spec.group != "compatibility":
+        facts.append("without effect")
+    yield from textwrap.wrap(f"{spec.name}: {'; '.join(facts)}", _WIDTH, initial_indent="  ", subsequent_indent=" " * 6)
+    yield from textwrap.wrap(spec.help, _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
+
+
+def _take_flag(flag: str, rest: list[str]) -> str:
+    """One `--flag` as "key=value"; takes its values off the front of `rest`.
+
+    Raises:
+        UserError: there is no such key, or its value is missing.
+    """
+    name, equals, text = flag.partition("=")
+    name = name.replace("-", "_")
+    if name not in SPECS:
+        raise UserError(f"command line: --{flag} is not a known key{did_you_mean(name, SPECS)}")
+    if equals:
+        return f"{name}={text}"
+    kinds = SPECS[name].kinds
+    if "bool" in kinds:
+        return f"{name}={rest.pop(0) if rest and rest[0].lower() in _BOOLEAN_WORDS else 'true'}"
+    values = _take_values(rest, 1 if "list[str]" not in kinds else len(rest))
+    if not values:
+        raise UserError(f"command line: --{name} needs a value after it")
+    if "list[str]" in kinds and not values[0].startswith("["):
+        return f"{name}={json.dumps(values, ensure_ascii=False)}"
+    return f"{name}={values[0]}"
+
+
+def _take_values(rest: list[str], most: int) -> list[str]:
+    """The next items up to the next flag or `key=value` of a known key; they are taken off `rest`."""
+    values: list[str] = []
+    while rest and len(values) < most and not rest[0].startswith("--") and rest[0].partition("=")[0] not in SPECS:
+        values.append(rest.pop(0))
+    return values

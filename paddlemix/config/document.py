@@ -1,0 +1,142 @@
+"""A JSON file as an object that remembers the line of every key, so that an error can name it.
+
+Knows no key by name.  The text is parsed by the standard library; the locator only walks over text that it accepted.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paddlemix.errors import MissingFileError, UserError, did_you_mean
+
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],]')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """One JSON object and where its keys stand.
+
+    Args:
+        values: the object.
+        lines: path of a key -> its line, from 1; "dataset.train[0].name" for inner keys.
+        repeated: (path, its line, the line of the first) of keys that are given again.
+    """
+
+    values: dict[str, Any]
+    lines: dict[str, int]
+    repeated: tuple[tuple[str, int, int], ...] = ()
+
+
+def read_document(path: Path) -> Document:
+    """Read a file that holds one JSON object.
+
+    Args:
+        path: the file, UTF-8, with or without a byte order mark.
+
+    Raises:
+        MissingFileError: there is no such file, or it cannot be read.
+        UserError: it is not UTF-8, not JSON (names line, column and the line itself), or no object.
+    """
+    text = _read_text(path)
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(_explain_syntax(path, text, error)) from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or too deep a nest
+        raise UserError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f'{path}: the file must hold one object of keys, {{"model_name_or_path": ...}}')
+    lines: dict[str, int] = {}
+    repeated = []
+    for key_path, line in locate_keys(text):
+        if key_path in lines:
+            repeated.append((key_path, line, lines[key_path]))
+        else:
+            lines[key_path] = line
+    return Document(values=values, lines=lines, repeated=tuple(repeated))
+
+
+@dataclass
+class _Level:
+    """An object or list that is open while the text is walked over.
+
+    Args:
+        path: its own.
+        is_object: False for a list.
+        index: items passed, of a list.
+        name: the key whose value comes next; None while a key is expected.
+    """
+
+    path: str
+    is_object: bool
+    index: int = 0
+    name: str | None = None
+
+    def value_path(self) -> str:
+        """Path of the value that comes next."""
+        if not self.is_object:
+            return f"{self.path}[{self.index}]"
+        return f"{self.path}.{self.name}" if self.path else str(self.name)
+
+
+def locate_keys(text: str) -> list[tuple[str, int]]:
+    """Every key of a JSON text, in reading order.
+
+    Args:
+        text: valid JSON.
+
+    Returns:
+        (path, line from 1), e.g. [("dataset", 2), ("dataset.train", 3), ("dataset.train[0].name", 4)].
+    """
+    found: list[tuple[str, int]] = []
+    levels: list[_Level] = []
+    line, position = 1, 0
+    for token in _TOKEN.finditer(text):
+        line, position = line + text.count("\n", position, token.start()), token.start()
+        mark = token.group()
+        if mark in "{[":
+            levels.append(_Level(path=levels[-1].value_path() if levels else "", is_object=mark == "{"))
+        elif mark in "}]":
+            levels.pop()
+        elif mark == ",":
+            levels[-1].index += 1
+            levels[-1].name = None
+        elif levels and levels[-1].is_object and levels[-1].name is None:
+            levels[-1].name = json.loads(mark)
+            found.append((levels[-1].value_path(), line))
+    return found
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        siblings = [item.name for item in path.parent.glob("*.json")] if path.parent.is_dir() else []
+        raise MissingFileError(f"configuration file {path} does not exist{did_you_mean(path.name, siblings)}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; name the JSON file inside it") from None
+    except OSError as error:
+        raise MissingFileError(f"configuration file {path} cannot be read: {error.strerror}") from None
+
+
+def _explain_syntax(path: Path, text: str, error: json.JSONDecodeError) -> str:
+    """The message for text that is not JSON, with the line and, for the usual slips, what to do."""
+    if not text.strip():
+        return f'{path} is empty; it must hold one object of keys, {{"model_name_or_path": ...}}'
+    lines = text.splitlines() or [""]
+    shown = lines[min(error.lineno, len(lines)) - 1].strip()
+    here = text[error.pos : error.pos + 1]
+    hint = ""
+    if here in ("/", "#"):
+        hint = "; JSON has no comments, remove it"
+    elif text[: error.pos].rstrip().endswith(",") or "trailing comma" in error.msg:
+        hint = "; remove the comma before the closing bracket"
+    elif error.msg.startswith("Expecting ',' delimiter") and shown.startswith('"') and error.lineno > 1:
+        hint = "; is the comma missing at the end of the line before?"
+    return f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}){hint}: {shown}"

@@ -1,0 +1,204 @@
+"""File and command line -> `RunConfig`, and back to a file.  Every fault is gathered, then all are shown at once.
+
+Order of precedence: the schema's defaults, the command's own, the file, the command line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from paddlemix.config.command_line import format_help, parse_command_line
+from paddlemix.config.document import Document, read_document
+from paddlemix.config.rules import find_conflicts
+from paddlemix.config.schema import SPECS, RunConfig
+from paddlemix.config.structures import InnerFault, check_dataset, check_pairs
+from paddlemix.config.values import check_value, parse_text
+from paddlemix.errors import UserError, did_you_mean
+
+__all__ = ["ConfigError", "format_help", "load_config", "parse_command_line", "save_config"]
+
+COMMAND_LINE = "command line"
+_WHOLE = 10**9  # line of what concerns a whole file
+
+_STRUCTURES: dict[str, Callable[[Any], tuple[Any, list[InnerFault]]]] = {
+    "dataset": check_dataset,
+    "image_grid_pinpoints": lambda value: (value, check_pairs("image_grid_pinpoints", value, least=1)),
+    "skip_data_intervals": lambda value: (value, check_pairs("skip_data_intervals", value, least=0)),
+}
+
+
+class ConfigError(UserError):
+    """A configuration with faults; `str` shows one per line.
+
+    Args:
+        faults: one text each, "lora.json, line 14: learning_rat is not a known key; did you mean 'learning_rate'?".
+    """
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        super().__init__(faults)
+        self.faults = list(faults)
+
+    def __str__(self) -> str:
+        return "\n".join(self.faults)
+
+
+@dataclass(frozen=True, order=True)
+class _Place:
+    """Where a value was set; sorts as a reader meets the places: file by line, whole file, command line.
+
+    Args:
+        rank: 0 in the file, 1 on the command line, 2 in the command's own defaults.
+        line: from 1; `_WHOLE` when no line can be named.
+        source: file or "command line".
+    """
+
+    rank: int
+    line: int
+    source: str
+
+    def __str__(self) -> str:
+        return self.source if self.line == _WHOLE else f"{self.source}, line {self.line}"
+
+
+@dataclass
+class _Draft:
+    """A configuration while it is put together: later settings replace earlier ones, faults gather."""
+
+    whole: _Place
+    lines: Mapping[str, int] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+    places: dict[str, _Place] = field(default_factory=dict)
+    faulty: set[str] = field(default_factory=set)
+    faults: list[tuple[_Place, str]] = field(default_factory=list)
+
+    def line_of(self, path: str) -> _Place:
+        """Place of a key of the file, given by its path."""
+        return _Place(0, self.lines.get(path, _WHOLE), self.whole.source)
+
+    def put(self, name: str, value: object, place: _Place) -> None:
+        """Check one value and keep it, or note what is wrong with it."""
+        if name not in SPECS:
+            self.faults.append((place, f"{name} is not a known key{did_you_mean(name, SPECS)}"))
+            return
+        checked, messages = check_value(SPECS[name], value)
+        faults = [(place, message) for message in messages]
+        if not faults and checked is not None and name in _STRUCTURES:
+            checked, inner = _STRUCTURES[name](checked)
+            faults = [(self.line_of(path) if place.rank == 0 else place, message) for path, message in inner]
+        if faults:
+            self.faulty.add(name)
+            self.faults += faults
+        self.values[name] = checked
+        self.places[name] = place
+
+
+def load_config(
+    path: str | os.PathLike[str] | None,
+    overrides: Iterable[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """The checked configuration of one run.
+
+    Args:
+        path: JSON file with one flat object; None when `overrides` give everything.
+        overrides: "key=value" texts from the command line; they win over the file.
+        defaults: values that the calling command wants where neither file nor command line sets the key.
+
+    Returns:
+        A value for every key; `given` names the keys that file or command line set, `warnings` says which of them
+        have no effect.
+
+    Raises:
+        ConfigError: unknown or repeated keys, wrong types, values out of range, rules between keys; all of them.
+        MissingFileError: there is no such file.
+        UserError: the file is no JSON object.
+    """
+    document = Document(values={}, lines={})
+    draft = _Draft(whole=_Place(1, _WHOLE, COMMAND_LINE))
+    if path is not None:
+        document = read_document(Path(path))
+        draft = _Draft(whole=_Place(0, _WHOLE, os.fspath(path)), lines=document.lines)
+    for name, value in (defaults or {}).items():
+        draft.put(name, value, _Place(2, _WHOLE, "default of the command"))
+    for name, value in document.values.items():
+        draft.put(name, value, draft.line_of(name))
+    for repeated, line, first in document.repeated:
+        place = _Place(0, line, draft.whole.source)
+        draft.faults.append((place, f"{repeated} is given again, first in line {first}; remove one of them"))
+    for override in overrides:
+        _put_override(draft, override)
+    return _finish(draft)
+
+
+def save_config(config: RunConfig, path: str | os.PathLike[str]) -> None:
+    """Write the resolved configuration as a JSON file that `load_config` reads again.
+
+    Holds every key that has an effect, by group, except secrets.  The file appears whole or not at all.
+
+    Args:
+        config: what to write.
+        path: the file; missing folders are made, an existing file is replaced.
+
+    Raises:
+        UserError: the place cannot be written to.
+    """
+    values = {name: getattr(config, name) for name, spec in SPECS.items() if spec.status == "used" and not spec.secret}
+    text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror}; choose another place") from error
+    finally:
+        with contextlib.suppress(OSError):  # after the rename it is gone
+            temporary.unlink()
+
+
+def _put_override(draft: _Draft, override: str) -> None:
+    place = _Place(1, _WHOLE, COMMAND_LINE)
+    name, equals, text = override.partition("=")
+    if not equals:
+        draft.faults.append((place, f"'{override}' is not key=value"))
+    else:
+        draft.put(name, parse_text(SPECS[name], text) if name in SPECS else text, place)
+
+
+def _finish(draft: _Draft) -> RunConfig:
+    """The configuration of a draft without faults.
+
+    Raises:
+        ConfigError: there are faults, of single values or between keys.
+    """
+    given = {name: place for name, place in draft.places.items() if place.rank < 2}
+    config = RunConfig(**draft.values, given=frozenset(given))
+    for conflict in find_conflicts(config):
+        if draft.faulty.isdisjoint(conflict.keys):  # a wrong value was reported already; its default may break rules
+            place = next((given[name] for name in conflict.keys if name in given), draft.whole)
+            draft.faults.append((place, conflict.message))
+    if draft.faults:
+        raise ConfigError([f"{place}: {message}" for place, message in sorted(draft.faults, key=lambda item: item[0])])
+    config.warnings = [
+        f"{place}: {name} has no effect here. {SPECS[name].help}"
+        for name, place in sorted(given.items(), key=lambda item: item[1])
+        if SPECS[name].status == "ignored" and getattr(config, name) != SPECS[name].default
+    ]
+    return _normalised(config)
+
+
+def _normalised(config: RunConfig) -> RunConfig:
+    """The configuration with the several spellings of `report_to` made one: a list of trackers, [] for none."""
+    trackers = [config.report_to] if isinstance(config.report_to, str) else config.report_to
+    config.report_to = [tracker for tracker in trackers if tracker != "none"]
+    return config

@@ -1,0 +1,117 @@
+"""What must hold between keys of one run.  Each rule is a function; `RULES` lists them.
+
+Values arrive checked one by one.  Where PaddleNLP 3.0.0b4 has the same rule, it would raise it later and alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from paddlemix.config.schema import RunConfig
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """A rule that does not hold.
+
+    Args:
+        keys: the keys it is about, the one to change first.
+        message: what is wrong and what to do.
+    """
+
+    keys: tuple[str, ...]
+    message: str
+
+
+def find_conflicts(config: RunConfig) -> list[Conflict]:
+    """Every rule that the run breaks, in the order of `RULES`."""
+    return [conflict for rule in RULES for conflict in rule(config)]
+
+
+def _required(config: RunConfig) -> list[Conflict]:
+    what = {"model_name_or_path": "a model directory or name", "output_dir": "the folder for the results"}
+    return [
+        Conflict((name,), f"{name} is missing; set it to {meaning}")
+        for name, meaning in what.items()
+        if not getattr(config, name)
+    ]
+
+
+def _precision(config: RunConfig) -> list[Conflict]:
+    found: list[Conflict] = []
+    if config.bf16 and config.fp16:
+        found.append(Conflict(("fp16", "bf16"), "bf16 and fp16 are both true; choose one"))
+    if config.bf16_full_eval and config.fp16_full_eval:
+        message = "bf16_full_eval and fp16_full_eval are both true; choose one"
+        found.append(Conflict(("fp16_full_eval", "bf16_full_eval"), message))
+    if config.fp16_opt_level == "O2" and not (config.bf16 or config.fp16):
+        message = 'fp16_opt_level "O2" needs bf16 or fp16 true; else say "O1"'
+        found.append(Conflict(("fp16_opt_level", "bf16", "fp16"), message))
+    for flag, opposite in (("bf16", "float16"), ("fp16", "bfloat16")):
+        if getattr(config, flag) and config.dtype == opposite:
+            found.append(Conflict(("dtype", flag), f'dtype "{opposite}" contradicts {flag} true; remove one of them'))
+    return found
+
+
+def _best_model(config: RunConfig) -> list[Conflict]:
+    if not config.load_best_model_at_end:
+        return []
+    evaluation, saving = config.resolved_evaluation_strategy, config.save_strategy
+    if evaluation != saving:
+        keys = ("load_best_model_at_end", "evaluation_strategy", "save_strategy")
+        message = f'needs save_strategy ("{saving}") equal to evaluation_strategy ("{evaluation}")'
+        return [Conflict(keys, f"load_best_model_at_end {message}")]
+    every = config.eval_steps or config.logging_steps
+    if evaluation == "steps" and config.save_steps % every:
+        keys = ("save_steps", "eval_steps", "load_best_model_at_end")
+        message = f"save_steps {config.save_steps} is not a multiple of eval_steps {every}"
+        return [Conflict(keys, f"{message}; load_best_model_at_end needs that")]
+    return []
+
+
+def _data_is_there(config: RunConfig) -> list[Conflict]:
+    found = []
+    dataset = config.dataset or {}
+    if config.do_train and not dataset.get("train"):
+        found.append(Conflict(("dataset", "do_train"), "dataset.train is missing; do_train needs at least one entry"))
+    if config.resolved_evaluation_strategy != "no" and not dataset.get("eval"):
+        reason = "do_eval true" if config.do_eval else f'evaluation_strategy "{config.evaluation_strategy}"'
+        keys = ("dataset", "do_eval" if config.do_eval else "evaluation_strategy")
+        found.append(Conflict(keys, f"dataset.eval is missing; {reason} needs at least one entry"))
+    return found
+
+
+def _something_to_train(config: RunConfig) -> list[Conflict]:
+    if config.max_steps > 0 or config.num_train_epochs > 0:
+        return []
+    message = f"max_steps {config.max_steps} and num_train_epochs {config.num_train_epochs:g}: no step would be made"
+    return [Conflict(("num_train_epochs", "max_steps"), f"{message}; set one of them above 0")]
+
+
+def _rates(config: RunConfig) -> list[Conflict]:
+    if config.min_learning_rate <= config.learning_rate:
+        return []
+    message = f"min_learning_rate {config.min_learning_rate:g} is above learning_rate {config.learning_rate:g}"
+    return [Conflict(("min_learning_rate", "learning_rate"), f"{message}; lower it")]
+
+
+def _policies(config: RunConfig) -> list[Conflict]:
+    if config.lora or "lora" not in config.given:
+        return []
+    return [
+        Conflict((name, "lora"), f'{name} "lora" contradicts lora false; set lora true or {name} to frozen or full')
+        for name in ("vision_tower", "projector", "language_model")
+        if getattr(config, name) == "lora"
+    ]
+
+
+RULES: tuple[Callable[[RunConfig], list[Conflict]], ...] = (
+    _required,
+    _precision,
+    _best_model,
+    _data_is_there,
+    _something_to_train,
+    _rates,
+    _policies,
+)

@@ -1,0 +1,224 @@
+"""The keys of the training loop, of logging and of distributed runs, and those that are accepted without effect.
+
+Names, types and defaults are those of PaddleNLP 3.0.0b4's TrainingArguments and of PaddleMIX's argument groups, except:
+`logging_steps` 10 (theirs 500), `report_to` nothing, `device` whatever the machine has.  Keys of our own say so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from paddlemix.config.keys import key
+
+_training = partial(key, group="training", target="trainer")
+_training_own = partial(key, group="training")
+_logging = partial(key, group="logging", target="trainer")
+_distributed = partial(key, group="distributed", target="trainer")
+_ignored = partial(key, group="compatibility", status="ignored")
+
+STRATEGIES = ("no", "steps", "epoch")
+SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
+OPTIMIZERS = ("adamw", "adamw_mini", "adamw_custom", "adamw_16bit_moment")  # adafactor is listed there but raises
+SHARDING = ("", "stage1", "stage2", "stage3", "stage1 offload", "stage2 offload", "stage3 offload")
+REPORTERS = ("none", "all", "visualdl", "tensorboard", "wandb")
+
+
+@dataclass(kw_only=True)
+class TrainingKeys:
+    """Steps, optimiser, schedule, precision, evaluation and checkpoints."""
+
+    output_dir: str | None = _training(None, help="Folder for checkpoints and the trained model; required.")
+    overwrite_output_dir: bool = _training(False, help="Start anew although output_dir holds a checkpoint.")
+    resume_from_checkpoint: str | None = _training(None, help="Checkpoint folder to go on from.")
+    do_train: bool = _training(False, help="Train.")
+    do_eval: bool = _training(False, help="Evaluate; an evaluation_strategy other than no does the same.")
+    num_train_epochs: float = _training(1.0, help="Passes over the training data.", unit="epochs", min=0)
+    max_steps: int = _training(-1, help="Optimiser steps; above 0 it replaces num_train_epochs.", unit="steps", min=-1)
+    per_device_train_batch_size: int = _training(8, help="Rows per device and pass.", unit="samples", min=1)
+    per_device_eval_batch_size: int = _training(8, help="Rows per device in evaluation.", unit="samples", min=1)
+    gradient_accumulation_steps: int = _training(1, help="Passes per optimiser step.", unit="passes", min=1)
+    recompute: bool = _training(False, help="Compute activations again in the backward pass, to save memory.")
+    seed: int = _training(42, help="Of weights, shuffling and dropout.", min=0, max=2**32 - 1)
+    device: str | None = _training(
+        None,
+        help="Device, or one card of it; null: the accelerator that is there, else cpu.",
+        choices=("gpu", "npu", "cpu", "xpu", "gpu:0"),
+        pattern=r"(gpu|npu|cpu|xpu)(:\d+)?",
+    )
+
+    learning_rate: float = _training(5e-5, help="Highest rate of the schedule.", min=0)
+    mm_projector_lr: float | None = _training_own(None, help="The projector's rate; null: learning_rate.", min=0)
+    mm_vision_tower_lr: float | None = _training_own(None, help="The vision tower's rate; null: learning_rate.", min=0)
+    min_learning_rate: float = _training_own(0.0, help="Rate that the schedule never goes below.", min=0)
+    lr_scheduler_type: str = _training("linear", help="Shape of the schedule after warm-up.", choices=SCHEDULES)
+    warmup_ratio: float = _training(0.0, help="Share of all steps in which the rate rises.", min=0, max=1)
+    warmup_steps: int = _training(0, help="Steps in which the rate rises; above 0 it wins.", unit="steps", min=0)
+    num_cycles: float = _training(0.5, help="Waves of the cosine schedule.", min=0)
+    lr_end: float = _training(1e-7, help="Last rate of the polynomial schedule.", min=0)
+    power: float = _training(1.0, help="Power of the polynomial schedule.", min=0)
+
+    optim: str = _training("adamw", help="Optimiser.", choices=OPTIMIZERS)
+    weight_decay: float = _training(0.0, help="Decay of weights; biases and norms have none.", min=0)
+    adam_beta1: float = _training(0.9, help="Decay of the gradient's mean.", min=0, max=1)
+    adam_beta2: float = _training(0.999, help="Decay of the squared gradient's mean.", min=0, max=1)
+    adam_epsilon: float = _training(1e-8, help="Added to the denominator.", min=0)
+    max_grad_norm: float = _training(1.0, help="Longest gradient; 0 clips nothing.", min=0)
+    flatten_param_grads: bool | None = _training(False, help="Flat parameter and gradient buffers, npu only.")
+    offload_optim: bool | None = _training(False, help="Keep optimiser states in host memory between steps.")
+    release_grads: bool | None = _training(False, help="Free gradients after every step.")
+
+    bf16: bool = _training(False, help="Compute in bfloat16.")
+    fp16: bool = _training(False, help="Compute in float16 with loss scaling.")
+    fp16_opt_level: str = _training(
+        "O1", help="O1: float32 weights, O2: weights in bf16 or fp16 too, O0: off.", choices=("O0", "O1", "O2")
+    )
+    amp_master_grad: bool = _training(False, help="With O2: float32 gradients for clipping and the update.")
+    scale_loss: float = _training(32768.0, help="First loss scale of fp16.", min=0)
+    bf16_full_eval: bool = _training(False, help="Evaluate wholly in bfloat16.")
+    fp16_full_eval: bool = _training(False, help="Evaluate wholly in float16.")
+    amp_custom_black_list: list[str] | None = _training(None, help="Operators kept in float32.")
+    amp_custom_white_list: list[str] | None = _training(None, help="Operators always computed in low precision.")
+
+    evaluation_strategy: str = _training("no", help="When to evaluate.", choices=STRATEGIES)
+    eval_steps: int | None = _training(None, help="Interval for steps; null: logging_steps.", unit="steps", min=1)
+    eval_accumulation_steps: int | None = _training(
+        None, help="Evaluation passes after which results move to host memory.", unit="passes", min=1
+    )
+    max_evaluate_steps: int = _training(-1, help="Most passes of one evaluation; -1: all.", unit="passes", min=-1)
+    minimum_eval_times: int | None = _training(None, help="Shorten eval_steps to get at least so many.", min=1)
+    prediction_loss_only: bool = _training(False, help="Evaluation reports the loss alone.")
+    load_best_model_at_end: bool | None = _training(False, help="End with the checkpoint that evaluated best.")
+    metric_for_best_model: str | None = _training(None, help="What best means; null: the loss.")
+    greater_is_better: bool | None = _training(None, help="Whether more of that metric is better.")
+
+    save_strategy: str = _training("steps", help="When to save a checkpoint.", choices=STRATEGIES)
+    save_steps: int = _training(500, help="Interval for steps.", unit="steps", min=1)
+    save_total_limit: int | None = _training(None, help="Checkpoints kept; null or 0: all.", min=0)
+    save_on_each_node: bool = _training(False, help="Every machine saves, not the first alone.")
+    unified_checkpoint: bool | None = _training(False, help="Checkpoints in safetensors, of any parallel layout.")
+    unified_checkpoint_config: str | None = _training("", help="Options of that format, separated by spaces.")
+    ckpt_quant_stage: str = _training("O0", help="Compression of saved optimiser states.", choices=("O0", "O1", "O2"))
+    use_async_save: bool | None = _training(False, help="Save while training goes on.")
+    ordered_save_group_size: int = _training(0, help="Processes that save at a time; 0: all.", min=0)
+    output_signal_dir: str | None = _training(None, help="Folder for the marks of asynchronous saving.")
+    ignore_save_lr_and_optim: bool | None = _training(False, help="Save no optimiser state.")
+    ignore_load_lr_and_optim: bool | None = _training(False, help="Resume without the optimiser state.")
+    ignore_data_skip: bool = _training(False, help="Resume at the first sample instead of the next one.")
+    skip_data_intervals: list | None = _training(
+        None, help="Steps whose batches are skipped, a list of [first, last].", unit="steps"
+    )
+    dataloader_num_workers: int = _training(0, help="Processes that prepare samples; 0: the main one.", min=0)
+    dataloader_drop_last: bool = _training(False, help="Drop a last, shorter batch.")
+
+
+@dataclass(kw_only=True)
+class LoggingKeys:
+    """What is reported, where and how often."""
+
+    logging_strategy: str = _logging("steps", help="When to log.", choices=STRATEGIES)
+    logging_steps: int = _logging(10, help="Interval for steps.", unit="steps", min=1)
+    logging_first_step: bool = _logging(False, help="Log the first step too.")
+    logging_dir: str | None = _logging(None, help="Folder for logs; null: inside output_dir.")
+    log_on_each_node: bool = _logging(True, help="Every machine logs, not the first alone.")
+    disable_tqdm: bool | None = _logging(None, help="No progress bar.")
+    report_to: str | list[str] = _logging([], help="Trackers that also get the numbers.", choices=REPORTERS)
+    run_name: str | None = _logging(None, help="Name of the run for trackers; null: output_dir.")
+    wandb_api_key: str | None = _logging(None, help="Key of the wandb tracker; never written to a file.", secret=True)
+    wandb_http_proxy: str | None = _logging(None, help="Proxy of the wandb tracker.")
+    skip_memory_metrics: bool = _logging(True, help="Do not log memory use.")
+    skip_profile_timer: bool | None = _logging(True, help="Do not log the time of each phase.")
+    metrics_output_path: str | None = _logging(None, help="Folder for a JSON file of metrics per process.")
+    count_trained_tokens: bool = _logging(False, help="Count the tokens seen.")
+    pad_token_id: int = _logging(0, help="Token id that count_trained_tokens leaves out.", min=0)
+
+
+@dataclass(kw_only=True)
+class DistributedKeys:
+    """How a run is spread over devices; without a launcher these have no effect."""
+
+    local_rank: int = _distributed(-1, help="Set by the launcher; leave it.", min=-1)
+    sharding: str = _distributed("", help="What is split: states, + gradients, + weights.", choices=SHARDING)
+    sharding_parallel_degree: int = _distributed(-1, help="Devices that share one copy; -1: all.", min=-1)
+    sharding_degree: int = _distributed(-1, help="Old name of sharding_parallel_degree.", min=-1)
+    sharding_comm_buffer_size_MB: int = _distributed(-1, help="Fused gradient buffer; -1: all.", unit="MB", min=-1)
+    sharding_parallel_config: str = _distributed("", help="PaddleNLP's options of sharding.")
+    save_sharded_model: bool = _distributed(False, help="With stage1: every process saves its part.")
+    load_sharded_model: bool = _distributed(False, help="With stage1: read such parts.")
+    save_sharding_stage1_model_include_freeze_params: bool | None = _distributed(
+        False, help="With stage1: save frozen weights in the parts too."
+    )
+    data_parallel_config: str = _distributed("", help="PaddleNLP's options of data parallelism.")
+    ddp_find_unused_parameters: bool | None = _distributed(None, help="Look for weights without a gradient.")
+    tensor_parallel_degree: int = _distributed(-1, help="Devices that split each layer; -1: none.", min=-1)
+    tensor_parallel_config: str = _distributed("", help="PaddleNLP's options of tensor parallelism.")
+    pipeline_parallel_degree: int = _distributed(-1, help="Devices that split the layers' stack; -1: none.", min=-1)
+    pipeline_parallel_config: str = _distributed("", help="PaddleNLP's options of the pipeline.")
+    force_reshard_pp: bool | None = _distributed(False, help="Lay out the pipeline anew on loading.")
+    hybrid_parallel_topo_order: str | None = _distributed(
+        None, help="Order of the process groups.", choices=("pp_first", "sharding_first")
+    )
+    # No LLaVA decoder here splits a sequence or has experts: more than 1 would train something else, so it is an error.
+    sep_parallel_degree: int = _distributed(-1, help="Not available; leave it.", min=-1, max=1)
+    context_parallel_degree: int = _distributed(-1, help="Not available; leave it.", min=-1, max=1)
+    expert_parallel_degree: int = _distributed(-1, help="No experts here; leave it.", min=-1, max=1)
+    expert_tensor_parallel_degree: int = _distributed(-1, help="No experts here; leave it.", min=-1, max=1)
+
+
+@dataclass(kw_only=True)
+class CompatibilityKeys:
+    """Keys of PaddleMIX and PaddleNLP that change nothing here; setting one to another value gives a warning.
+
+    Source: PaddleMIX 6afaf05d `paddlemix/trainer/argument.py`, PaddleNLP 3.0.0b4 `TrainingArguments`.
+    """
+
+    text_model_name_or_path: str | None = _ignored(None, help="LLaVA's language model is part of model_name_or_path.")
+    prefix_tuning: bool = _ignored(False, help="Prefix tuning was never built for LLaVA; set lora.")
+    num_prefix_tokens: int = _ignored(128, help="Prefix tuning was never built for LLaVA.")
+    neftune: bool = _ignored(False, help="Noisy embeddings were never built for LLaVA.")
+    neftune_noise_alpha: float = _ignored(5.0, help="Noisy embeddings were never built for LLaVA.")
+    from_aistudio: bool = _ignored(False, help="Models come from a directory or a name.")
+    save_to_aistudio: bool = _ignored(False, help="Nothing is uploaded; use the hub's own tool on output_dir.")
+    aistudio_repo_id: str | None = _ignored(None, help="Nothing is uploaded.")
+    aistudio_repo_private: bool = _ignored(True, help="Nothing is uploaded.")
+    aistudio_repo_license: str = _ignored("Apache License 2.0", help="Nothing is uploaded.")
+    aistudio_token: str | None = _ignored(None, help="Nothing is uploaded; remove it from the file.", secret=True)
+
+    task_name: str | None = _ignored(None, help="Name the files in dataset.")
+    splits: str | list[str] | None = _ignored(None, help="Give splits inside an entry of dataset.")
+    src_length: int = _ignored(1024, help="One limit holds for a whole sample: max_length.")
+    lazy: bool = _ignored(False, help="Samples are always read as they are needed.")
+    lazy_data_processing: bool | None = _ignored(True, help="Samples are always read as they are needed.")
+    eval_with_do_generation: bool = _ignored(
+        False, help="Evaluation in training is the loss; run the evaluate command."
+    )
+    save_generation_output: bool = _ignored(False, help="Training generates nothing; run the evaluate command.")
+    version: str | None = _ignored(None, help="The template is chat_template; pretraining uses plain.")
+
+    benchmark: bool = _ignored(False, help="Speed is always logged.")
+    profiler_options: str | None = _ignored(None, help="Profiling is PaddleMIX's own; set skip_profile_timer false.")
+    warmup_start_lr: float = _ignored(1e-6, help="Warm-up starts at 0.")
+    eta_min: float = _ignored(1e-5, help="Set min_learning_rate.")
+    lr_scheduler_name: str = _ignored("CosineDecayWithWarmup", help="Set lr_scheduler_type.")
+
+    no_cuda: bool = _ignored(False, help="Set device to cpu.")
+    do_predict: bool = _ignored(False, help="Run the predict command on the trained model.")
+    do_export: bool = _ignored(False, help="Run the convert command on the trained model.")
+    past_index: int = _ignored(-1, help="No LLaVA model carries a state between batches.")
+    remove_unused_columns: bool | None = _ignored(True, help="A batch holds only what the model takes.")
+    label_names: list[str] | None = _ignored(None, help="A batch's labels are known.")
+    distributed_dataloader: bool | None = _ignored(False, help="Every process reads its own share of the data.")
+    refined_recompute: str = _ignored("", help="Set recompute.")
+    sequence_parallel: bool = _ignored(False, help="No LLaVA decoder here splits a sequence.")
+    sequence_parallel_config: str = _ignored("", help="No LLaVA decoder here splits a sequence.")
+    fuse_sequence_parallel_allreduce: bool = _ignored(False, help="No LLaVA decoder here splits a sequence.")
+    split_inputs_sequence_dim: bool = _ignored(True, help="No LLaVA decoder here splits a sequence.")
+    use_expert_parallel: bool | None = _ignored(False, help="No LLaVA decoder here has experts.")
+    expert_max_capacity: int | None = _ignored(2**32, help="No LLaVA decoder here has experts.")
+    expert_min_capacity: int | None = _ignored(1, help="No LLaVA decoder here has experts.")
+    enable_auto_parallel: bool | None = _ignored(False, help="Set sharding instead of automatic parallelism.")
+    auto_parallel_resume_form_hybrid_parallel: bool | None = _ignored(False, help="There is no automatic parallelism.")
+    sharding_parallel_mesh_dimension: str = _ignored("dp", help="There is no automatic parallelism.")
+    to_static: bool | None = _ignored(False, help="Training runs dynamically.")
+    pdc_download_ckpt: bool | None = _ignored(False, help="Checkpoints are read from local folders.")
+    pdc_download_timeout: int | None = _ignored(300, help="Checkpoints are read from local folders.")

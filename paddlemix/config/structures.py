@@ -1,0 +1,94 @@
+"""The keys whose value has an inner structure: `dataset`, and the lists of pairs.
+
+A fault comes with the path of the inner key it is about ("dataset.train[0].data_files"), so that the caller can name
+the line.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from paddlemix.config.values import describe
+from paddlemix.errors import did_you_mean
+
+InnerFault = tuple[str, str]  # path, message
+
+SPLITS = ("train", "eval")
+DEFAULT_DATASET_NAME = "chatml_dataset"
+_ENTRY_KINDS: dict[str, tuple[type, ...]] = {
+    "name": (str,),
+    "data_files": (str, list),
+    "splits": (str, list, type(None)),
+    "chat_template": (str, type(None)),
+    "image_root": (str, type(None)),
+}
+
+
+def check_dataset(value: dict[str, Any]) -> tuple[dict[str, Any], list[InnerFault]]:
+    """The `dataset` key.
+
+    Args:
+        value: {"train": [entry, ...], "eval": [entry, ...]}, each optional; an entry is an object with `data_files`
+            (text or list of texts, required), `name`, `splits`, `chat_template`, `image_root`.
+
+    Returns:
+        The same with every entry's `name` filled in, and the faults.
+    """
+    checked: dict[str, Any] = {}
+    faults: list[InnerFault] = []
+    for split, entries in value.items():
+        path = f"dataset.{split}"
+        if split not in SPLITS:
+            faults.append((path, f"{path} is not a known key{did_you_mean(split, SPLITS)} (allowed: train, eval)"))
+        elif not isinstance(entries, list):
+            faults.append((path, f"{path}: expected a list of entries, got {describe(entries)}; put it in [ ]"))
+        else:
+            results = [_check_entry(f"{path}[{index}]", path, entry) for index, entry in enumerate(entries)]
+            checked[split] = [entry for entry, _ in results]
+            faults += [fault for _, found in results for fault in found]
+    return checked, faults
+
+
+def check_pairs(name: str, value: list[Any], least: int) -> list[InnerFault]:
+    """A list of pairs of whole numbers.
+
+    Args:
+        name: the key.
+        value: e.g. [[336, 672], [672, 336]].
+        least: smallest number allowed.
+
+    Returns:
+        One fault per item that is no such pair.
+    """
+    return [
+        (name, f"{name}: item {index} is {item!r}; expected two whole numbers of at least {least}, e.g. [336, 672]")
+        for index, item in enumerate(value)
+        if not _is_pair(item, least)
+    ]
+
+
+def _is_pair(item: object, least: int) -> bool:
+    return isinstance(item, list) and len(item) == 2 and all(type(side) is int and side >= least for side in item)
+
+
+def _check_entry(path: str, parent: str, entry: object) -> tuple[dict[str, Any], list[InnerFault]]:
+    """One entry of a split; `path` is its own, `parent` that of the split, whose line is known."""
+    if not isinstance(entry, dict):
+        return {}, [(parent, f"{path}: expected an object, got {describe(entry)}")]
+    faults = [fault for key, value in entry.items() for fault in _check_entry_key(f"{path}.{key}", key, value)]
+    if not entry.get("data_files") and not any(place == f"{path}.data_files" for place, _ in faults):
+        place = next((f"{path}.{key}" for key in entry), parent)
+        faults.append((place, f"{path}: data_files is missing; give the JSON file or a list of them"))
+    return {"name": DEFAULT_DATASET_NAME, **entry}, faults
+
+
+def _check_entry_key(path: str, key: str, value: object) -> list[InnerFault]:
+    if key not in _ENTRY_KINDS:
+        allowed = ", ".join(_ENTRY_KINDS)
+        return [(path, f"{path}: {key} is not a known key{did_you_mean(key, _ENTRY_KINDS)} (allowed: {allowed})")]
+    if not isinstance(value, _ENTRY_KINDS[key]):
+        wanted = "text or a list of texts" if list in _ENTRY_KINDS[key] else "text"
+        return [(path, f"{path}: expected {wanted}, got {describe(value)}")]
+    if isinstance(value, list) and not all(isinstance(item, str) for item in value):
+        return [(path, f"{path}: expected a list of texts, got {value!r}")]
+    return []

@@ -1,0 +1,153 @@
+"""One value against its key's declaration: type, range, choice.  Knows no file and no other key.
+
+A fault is returned as text, so that the caller can gather all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+from paddlemix.config.keys import KeySpec
+from paddlemix.errors import did_you_mean
+
+_KIND_NAMES = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "list[str]": "a list of texts",
+    "list": "a list",
+    "dict": "an object",
+    "None": "null",
+}
+_BOOLEAN_TEXTS = {"true": True, "false": False}
+
+
+def check_value(spec: KeySpec, value: object) -> tuple[Any, list[str]]:
+    """A value in its key's own type, or what is wrong with it.
+
+    Args:
+        spec: the key.
+        value: as JSON gave it.  A whole number stands for a number too, and 0 and 1 for false and true.
+
+    Returns:
+        The converted value and []; or the key's default and one text per fault.
+    """
+    if not _fits(spec.kinds, value):
+        return spec.default, [f"{spec.name}: expected {_wanted(spec)}, got {describe(value)}{_hint(spec, value)}"]
+    converted = _convert(spec, value)
+    faults = _range_faults(spec, converted) + _choice_faults(spec, converted)
+    return (spec.default, faults) if faults else (converted, [])
+
+
+def parse_text(spec: KeySpec, text: str) -> object:
+    """The value that a text on the command line stands for.
+
+    Args:
+        spec: the key; a key for text takes `2024` or `true` as text.
+        text: JSON, or plain text; True, False and None as Python writes them are understood too.
+
+    Returns:
+        The value, not yet checked.
+    """
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = _parse_plain(spec, text)
+    return text if "str" in spec.kinds and not _fits(spec.kinds, value) else value
+
+
+def describe(value: object) -> str:
+    """A value in words, for messages: "text '2e-4'", "the number 3", "a list"."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, str):
+        return f"text '{value}'"
+    if isinstance(value, (int, float)):
+        return f"the number {value}"
+    return "a list" if isinstance(value, list) else "an object"
+
+
+def _parse_plain(spec: KeySpec, text: str) -> object:
+    if "bool" in spec.kinds and text.lower() in _BOOLEAN_TEXTS:
+        return _BOOLEAN_TEXTS[text.lower()]
+    if "None" in spec.kinds and text == "None":
+        return None
+    if "float" in spec.kinds and _is_number(text):  # .5 and 1. are numbers, though not in JSON
+        return float(text)
+    return text
+
+
+def _fits(kinds: tuple[str, ...], value: object) -> bool:
+    """Whether a value is of one of the kinds, or stands for one."""
+    if value is None:
+        return "None" in kinds
+    if isinstance(value, bool):
+        return "bool" in kinds
+    if isinstance(value, int):
+        return "int" in kinds or "float" in kinds or ("bool" in kinds and value in (0, 1))
+    if isinstance(value, float):
+        return "float" in kinds and math.isfinite(value)
+    if isinstance(value, list):
+        return "list" in kinds or ("list[str]" in kinds and all(isinstance(item, str) for item in value))
+    return ("str" if isinstance(value, str) else "dict") in kinds
+
+
+def _convert(spec: KeySpec, value: Any) -> Any:
+    if isinstance(value, int) and "int" not in spec.kinds:
+        return bool(value) if "bool" in spec.kinds else float(value)
+    return value
+
+
+def _wanted(spec: KeySpec) -> str:
+    return " or ".join(_KIND_NAMES[kind] for kind in spec.kinds)
+
+
+def _hint(spec: KeySpec, value: object) -> str:
+    """What to do about a value of the wrong type, or ""."""
+    numeric = "int" in spec.kinds or "float" in spec.kinds
+    if isinstance(value, str):
+        if (numeric and _is_number(value)) or ("bool" in spec.kinds and value.lower() in _BOOLEAN_TEXTS):
+            return "; remove the quotes"
+        return f"; write {json.dumps([value], ensure_ascii=False)}" if "list[str]" in spec.kinds else ""
+    if isinstance(value, float) and "int" in spec.kinds and value.is_integer():
+        return f"; write {int(value)}"
+    return "; put it in quotes" if "str" in spec.kinds and isinstance(value, (int, float)) else ""
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _range_faults(spec: KeySpec, value: object) -> list[str]:
+    if not isinstance(value, (int, float)):
+        return []
+    unit = f" {spec.unit}" if spec.unit else ""
+    if spec.min is not None and value < spec.min:
+        return [f"{spec.name}: {value}{unit} is below {spec.min}, the least allowed"]
+    if spec.max is not None and value > spec.max:
+        return [f"{spec.name}: {value}{unit} is above {spec.max}, the most allowed"]
+    return []
+
+
+def _choice_faults(spec: KeySpec, value: object) -> list[str]:
+    """Texts that are none of the choices, each with the nearest one."""
+    if not spec.choices:
+        return []
+    texts = value if isinstance(value, list) else [value]
+    allowed = ", ".join(choice or '""' for choice in spec.choices)
+    return [
+        f"{spec.name}='{text}' is not one of {allowed}{did_you_mean(text, spec.choices)}"
+        for text in texts
+        if isinstance(text, str) and not _is_choice(spec, text)
+    ]
+
+
+def _is_choice(spec: KeySpec, text: str) -> bool:
+    return re.fullmatch(spec.pattern, text) is not None if spec.pattern else text in spec.choices

@@ -1,0 +1,129 @@
+"""Data sets of a run: entries of the JSON's `dataset` key -> one list of Samples, encoded on demand.
+
+Order is a function of (seed, epoch, rank) alone, so a run can stop and go on at any step.  Knows no model and no trainer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from paddlemix.datasets.formats import parse_record, read_records
+from paddlemix.datasets.images import load_image
+from paddlemix.errors import UserError
+from paddlemix.processors.llava import LlavaProcessor
+from paddlemix.sample import Example, Sample
+
+ProcessorFor = Callable[[str | None], LlavaProcessor]
+
+
+class SampleDataset:
+    """The samples of all entries, one after the other.
+
+    Args:
+        entries: items of `dataset["train"]` or `dataset["eval"]`: `data_files` (path or list), optional `image_root` and
+            `chat_template`.
+        processor_for: gives the processor for an entry's `chat_template` (None: the run's own).
+        max_length: most tokens of an example.
+        image_root: folder of images for entries that name none.
+
+    Raises:
+        MissingFileError, UserError: a file or a record cannot be used; the message names the file and the record.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[Mapping[str, Any]],
+        processor_for: ProcessorFor,
+        max_length: int | None = None,
+        image_root: str | None = None,
+    ) -> None:
+        self.samples: list[Sample] = []
+        self._processors: list[LlavaProcessor] = []
+        self._max_length = max_length
+        for entry in entries:
+            processor = processor_for(entry.get("chat_template"))
+            for sample in _entry_samples(entry, entry.get("image_root") or image_root):
+                self.samples.append(sample)
+                self._processors.append(processor)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Example:
+        """Opens the images of a sample and encodes it.
+
+        Raises:
+            UserError: an image or the conversation cannot be used; names file, record and image.
+        """
+        sample = self.samples[index]
+        try:
+            images = [load_image(path) for path in sample.images]
+        except UserError as error:
+            raise UserError(f"{sample.source}: {error}") from error
+        return self._processors[index].encode(sample, images, self._max_length)
+
+
+def _entry_samples(entry: Mapping[str, Any], image_root: str | None) -> Iterator[Sample]:
+    files = entry["data_files"]
+    for path in [files] if isinstance(files, str) else files:
+        for number, record in enumerate(read_records(path)):
+            yield parse_record(record, f"{path} record {number}", image_root)
+
+
+class EpochBatchSampler:
+    """Which samples form each micro-batch of a rank, for one epoch after the other.
+
+    Args:
+        size: number of samples, >= 1.
+        batch_size: samples in a micro-batch of one rank.
+        accumulation: micro-batches that make one optimiser step.
+        seed: of the permutations.
+        rank, world_size: this process among those that share the data.
+        shuffle: new order each epoch; False keeps the file's order.
+
+    The last step of an epoch takes samples from the epoch's beginning until it is full.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        accumulation: int = 1,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: bool = True,
+    ) -> None:
+        if size < 1:
+            raise UserError("the data set is empty")
+        self.size, self.batch_size, self.accumulation = size, batch_size, accumulation
+        self.seed, self.rank, self.world_size, self.shuffle = seed, rank, world_size, shuffle
+        self.epoch = 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps that one pass over the data takes."""
+        return -(-self.size // (self.batch_size * self.accumulation * self.world_size))
+
+    def __len__(self) -> int:
+        """Micro-batches of one epoch on one rank."""
+        return self.steps_per_epoch * self.accumulation
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Sample indices of each micro-batch of this rank in the current epoch."""
+        order = self.order()
+        per_round = self.batch_size * self.world_size
+        for start in range(0, len(order), per_round):
+            first = start + self.rank * self.batch_size
+            yield order[first : first + self.batch_size].tolist()
+
+    def order(self) -> np.ndarray:
+        """int64 [len(self) * batch_size * world_size]: all ranks' samples of the current epoch, in order."""
+        indices = np.arange(self.size)
+        if self.shuffle:
+            indices = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
+        total = len(self) * self.batch_size * self.world_size
+        return np.resize(indices, total)

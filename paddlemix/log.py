@@ -1,0 +1,97 @@
+"""Where messages go: one logger that speaks on rank 0 only, and the writer of `metrics.jsonl`.
+
+Knows nothing of what is logged.  Commands set the level once with `set_verbosity`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def process_rank() -> int:
+    """Rank of this process as `paddle.distributed.launch` sets it, 0 when started alone."""
+    return int(os.environ.get("PADDLE_TRAINER_ID", "0"))
+
+
+class _RankZero(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return process_rank() == 0 or record.levelno >= logging.ERROR
+
+
+class _CurrentStderr(logging.StreamHandler):
+    """Writes to whatever `sys.stderr` is at the time, so that a redirected or replaced stream is honoured."""
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: Any) -> None:
+        pass
+
+
+def _build_logger() -> logging.Logger:
+    built = logging.getLogger("paddlemix")
+    if not built.handlers:
+        handler = _CurrentStderr()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+        handler.addFilter(_RankZero())
+        built.addHandler(handler)
+        built.setLevel(logging.INFO)
+        built.propagate = False
+    return built
+
+
+logger = _build_logger()
+
+
+def set_verbosity(level: int) -> None:
+    """Sets the level of the package's logger, e.g. `logging.WARNING`."""
+    logger.setLevel(level)
+
+
+class MetricsWriter:
+    """Appends one JSON object per logged step to a file.
+
+    Args:
+        path: the file, usually `<output_dir>/metrics.jsonl`; its folder is made when the first line is written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def write(self, values: dict[str, Any]) -> None:
+        """Adds one line.  Each line is written in one call, so a killed run leaves whole lines."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        line = json.dumps(values, ensure_ascii=False) + "\n"
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(line)
+
+    def truncate_after(self, step: int) -> None:
+        """Drops the lines of steps later than `step`: what a resumed run will write again."""
+        if not self.path.is_file():
+            return
+        kept = [line for line in _read_lines(self.path) if line.get("step", 0) <= step]
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept), encoding="utf-8")
+        os.replace(temporary, self.path)
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:  # the last line of a run that was killed while writing
+            continue
+    return lines
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The objects of a `metrics.jsonl`, in order; a half-written last line is left out."""
+    return _read_lines(Path(path))

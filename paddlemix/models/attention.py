@@ -1,0 +1,124 @@
+"""Attention over heads: masks, rotary positions, the key/value cache and the product itself.
+
+Shapes: B batch, L query positions, S key positions, H query heads, K key/value heads, E head width.
+Source: Vaswani et al. 2017; rotary positions as in transformers' Llama (halves, not pairs).
+"""
+
+from __future__ import annotations
+
+import math
+
+import paddle
+from paddle.nn import functional
+
+MASKED = -1e9  # added to a score that must not count; finite, so that a fully masked row stays finite
+
+
+class KVCache:
+    """Keys and values of the positions a model has seen, per layer, and which of them are padding."""
+
+    def __init__(self) -> None:
+        self._keys: list[paddle.Tensor] = []
+        self._values: list[paddle.Tensor] = []
+        self.segment_ids: paddle.Tensor | None = None  # int64 [B, S], only where rows are padded or packed
+
+    @property
+    def length(self) -> int:
+        """Positions held."""
+        return int(self._keys[0].shape[1]) if self._keys else 0
+
+    def append(self, layer: int, keys: paddle.Tensor, values: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """Adds [B, L, K, E] keys and values to a layer and gives all of them, [B, S, K, E]."""
+        if layer == len(self._keys):
+            self._keys.append(keys)
+            self._values.append(values)
+        else:
+            self._keys[layer] = paddle.concat([self._keys[layer], keys], axis=1)
+            self._values[layer] = paddle.concat([self._values[layer], values], axis=1)
+        return self._keys[layer], self._values[layer]
+
+    def truncate(self, length: int) -> None:
+        """Forgets the positions from `length` on."""
+        if length < self.length:
+            self._keys = [keys[:, :length] for keys in self._keys]
+            self._values = [values[:, :length] for values in self._values]
+            if self.segment_ids is not None:
+                self.segment_ids = self.segment_ids[:, :length]
+
+
+def rotary_tables(
+    position_ids: paddle.Tensor, heads: int, head_size: int, theta: float, dtype: paddle.dtype
+) -> tuple[paddle.Tensor, paddle.Tensor]:
+    """Cosines and sines for `rotate`, repeated for every head: a product of equal shapes is many times faster on CPU.
+
+    Args:
+        position_ids: int64 [B, L].
+
+    Returns:
+        Two [B, L, heads, head_size] of `dtype`, computed in float32.
+    """
+    exponents = paddle.arange(0, head_size, 2, dtype="float32") / head_size
+    angles = position_ids.astype("float32").unsqueeze(-1) * (1.0 / theta**exponents)  # [B, L, E/2]
+    angles = paddle.concat([angles, angles], axis=-1).unsqueeze(2)
+    tables = (paddle.cos(angles).astype(dtype), paddle.sin(angles).astype(dtype))
+    return tables[0].tile([1, 1, heads, 1]), tables[1].tile([1, 1, heads, 1])
+
+
+def rotate(states: paddle.Tensor, tables: tuple[paddle.Tensor, paddle.Tensor]) -> paddle.Tensor:
+    """Applies rotary positions to [B, L, heads, E]."""
+    cosines, sines = tables
+    first, second = states.chunk(2, axis=-1)
+    return states * cosines + paddle.concat([-second, first], axis=-1) * sines
+
+
+def attention_bias(
+    query_length: int,
+    key_length: int,
+    query_segments: paddle.Tensor | None,
+    key_segments: paddle.Tensor | None,
+    dtype: paddle.dtype,
+) -> paddle.Tensor | None:
+    """What is added to the scores: 0 where a query may look, else `MASKED`.
+
+    Args:
+        query_segments, key_segments: int64 [B, L] and [B, S]; a query sees only keys of its own segment. None where every
+            row is one sample that begins at position 0.
+
+    Returns:
+        [B or 1, 1, L, S], or None when nothing is masked.
+    """
+    allowed = None
+    if query_length > 1:
+        queries = paddle.arange(key_length - query_length, key_length).unsqueeze(-1)
+        allowed = (paddle.arange(key_length).unsqueeze(0) <= queries).unsqueeze([0, 1])
+    if query_segments is not None and key_segments is not None:
+        same = (query_segments.unsqueeze(-1) == key_segments.unsqueeze(-2)).unsqueeze(1)  # [B, 1, L, S]
+        allowed = same if allowed is None else paddle.logical_and(allowed, same)
+    if allowed is None:
+        return None
+    return (1.0 - allowed.astype("float32")).astype(dtype) * MASKED
+
+
+def attend(
+    queries: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, bias: paddle.Tensor | None
+) -> paddle.Tensor:
+    """Softmax attention.
+
+    Args:
+        queries: [B, L, H, E]; keys, values: [B, S, K, E] with H a multiple of K.
+        bias: see `attention_bias`.
+
+    Returns:
+        [B, L, H * E].
+    """
+    batch, length, heads, head_size = queries.shape
+    groups = heads // keys.shape[2]
+    if groups > 1:
+        keys, values = (states.repeat_interleave(groups, axis=2) for states in (keys, values))
+    queries, keys, values = (states.transpose([0, 2, 1, 3]) for states in (queries, keys, values))  # [B, H, L or S, E]
+    scores = paddle.matmul(queries * (1.0 / math.sqrt(head_size)), keys, transpose_y=True)
+    if bias is not None:
+        scores = scores + bias
+    weights = functional.softmax(scores.astype("float32"), axis=-1).astype(values.dtype)
+    merged = paddle.matmul(weights, values).transpose([0, 2, 1, 3])  # [B, L, H, E]
+    return merged.reshape([batch, length, heads * head_size])

@@ -1,0 +1,146 @@
+"""The language model: a Llama-style decoder from embeddings to hidden states.
+
+Knows no image and no token but its own; logits are taken from the hidden states by the caller.
+Source: Touvron et al. 2023, "LLaMA"; numbers checked against transformers' LlamaModel.
+"""
+
+from __future__ import annotations
+
+import paddle
+from paddle import nn
+from paddle.distributed.fleet.utils import recompute
+from paddle.nn import functional
+
+from paddlemix.models.attention import KVCache, attend, attention_bias, rotary_tables, rotate
+from paddlemix.models.configuration import DecoderConfig
+from paddlemix.models.layers import RMSNorm, linear, normal
+
+RotaryTables = tuple[paddle.Tensor, paddle.Tensor]
+
+
+class DecoderAttention(nn.Layer):
+    """Causal self-attention with rotary positions and grouped key/value heads."""
+
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.head_size = layer, config.head_size
+        self.heads, self.key_value_heads = config.num_attention_heads, config.key_value_heads
+        width, std, bias = config.hidden_size, config.initializer_range, config.attention_bias
+        self.q_proj = linear(width, self.heads * self.head_size, std, bias)
+        self.k_proj = linear(width, self.key_value_heads * self.head_size, std, bias)
+        self.v_proj = linear(width, self.key_value_heads * self.head_size, std, bias)
+        self.o_proj = linear(self.heads * self.head_size, width, std, bias)
+
+    def forward(
+        self, hidden: paddle.Tensor, tables: tuple[RotaryTables, RotaryTables], bias: paddle.Tensor | None, cache: KVCache | None
+    ) -> paddle.Tensor:
+        """[B, L, D] -> [B, L, D]."""
+        batch, length, _ = hidden.shape
+        queries = self.q_proj(hidden).reshape([batch, length, self.heads, self.head_size])
+        keys = self.k_proj(hidden).reshape([batch, length, self.key_value_heads, self.head_size])
+        values = self.v_proj(hidden).reshape([batch, length, self.key_value_heads, self.head_size])
+        queries, keys = rotate(queries, tables[0]), rotate(keys, tables[1])
+        if cache is not None:
+            keys, values = cache.append(self.layer, keys, values)
+        return self.o_proj(attend(queries, keys, values, bias))
+
+
+class DecoderMLP(nn.Layer):
+    """Gated feed-forward part: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        width, inner, std = config.hidden_size, config.intermediate_size, config.initializer_range
+        self.gate_proj = linear(width, inner, std)
+        self.up_proj = linear(width, inner, std)
+        self.down_proj = linear(inner, width, std)
+
+    def forward(self, hidden: paddle.Tensor) -> paddle.Tensor:
+        """[B, L, D] -> [B, L, D]."""
+        return self.down_proj(functional.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
+
+
+class DecoderLayer(nn.Layer):
+    """Attention and feed-forward part, each behind a norm and added to its input."""
+
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = DecoderAttention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = DecoderMLP(config)
+
+    def forward(
+        self, hidden: paddle.Tensor, tables: tuple[RotaryTables, RotaryTables], bias: paddle.Tensor | None, cache: KVCache | None
+    ) -> paddle.Tensor:
+        """[B, L, D] -> [B, L, D]."""
+        hidden = hidden + self.self_attn(self.input_layernorm(hidden), tables, bias, cache)
+        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+
+
+class Decoder(nn.Layer):
+    """Embedding, layers and final norm.
+
+    Args:
+        config: sizes.
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(
+            config.vocab_size,
+            config.hidden_size,
+            weight_attr=paddle.ParamAttr(initializer=normal(config.initializer_range)),
+        )
+        self.layers = nn.LayerList([DecoderLayer(config, layer) for layer in range(config.num_hidden_layers)])
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.enable_recompute = False
+
+    def forward(
+        self,
+        embeds: paddle.Tensor,
+        position_ids: paddle.Tensor,
+        segment_ids: paddle.Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> paddle.Tensor:
+        """Runs all layers.
+
+        Args:
+            embeds: [B, L, D].
+            position_ids: int64 [B, L], of these tokens.
+            segment_ids: int64 [B, L] where rows are packed or padded on the left; None for rows of one sample each that
+                begin at position 0.
+            cache: positions seen before; these tokens are added to it.
+
+        Returns:
+            Hidden states [B, L, D] after the final norm.
+        """
+        length, seen = embeds.shape[1], cache.length if cache is not None else 0
+        bias = attention_bias(length, seen + length, segment_ids, _all_segments(segment_ids, cache), embeds.dtype)
+        tables = self._tables(position_ids, embeds.dtype)
+        hidden = embeds
+        for layer in self.layers:
+            if self.enable_recompute and self.training:
+                hidden = recompute(layer, hidden, tables, bias, None)
+            else:
+                hidden = layer(hidden, tables, bias, cache)
+        return self.norm(hidden)
+
+    def _tables(self, position_ids: paddle.Tensor, dtype: paddle.dtype) -> tuple[RotaryTables, RotaryTables]:
+        config = self.config
+        size, theta = config.head_size, config.rope_theta
+        queries = rotary_tables(position_ids, config.num_attention_heads, size, theta, dtype)
+        if config.key_value_heads == config.num_attention_heads:
+            return queries, queries
+        return queries, rotary_tables(position_ids, config.key_value_heads, size, theta, dtype)
+
+
+def _all_segments(segment_ids: paddle.Tensor | None, cache: KVCache | None) -> paddle.Tensor | None:
+    """Segments of the cached positions and these; remembered in the cache."""
+    if cache is None or segment_ids is None:
+        return segment_ids
+    if cache.segment_ids is not None:
+        segment_ids = paddle.concat([cache.segment_ids, segment_ids], axis=1)
+    cache.segment_ids = segment_ids
+    return segment_ids

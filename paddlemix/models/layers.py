@@ -1,0 +1,60 @@
+"""Building blocks that tower, projector and decoder share, and how their weights begin.
+
+Source of the normalisation: Zhang and Sennrich 2019, "Root Mean Square Layer Normalization".
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import paddle
+from paddle import nn
+
+_initialise = True
+
+
+@contextlib.contextmanager
+def skip_initialisation() -> Iterator[None]:
+    """Within this block new weights are zeros: for models whose weights are read from a checkpoint next."""
+    global _initialise
+    before, _initialise = _initialise, False
+    try:
+        yield
+    finally:
+        _initialise = before
+
+
+def initialising() -> bool:
+    """Whether new weights get start values, i.e. no `skip_initialisation` block is open."""
+    return _initialise
+
+
+def normal(std: float) -> nn.initializer.Initializer:
+    """Normal weights, or zeros inside `skip_initialisation`."""
+    return nn.initializer.Normal(0.0, std) if _initialise else nn.initializer.Constant(0.0)
+
+
+def linear(in_features: int, out_features: int, std: float, bias: bool = False) -> nn.Linear:
+    """A linear layer, weight [in_features, out_features]."""
+    return nn.Linear(
+        in_features,
+        out_features,
+        weight_attr=paddle.ParamAttr(initializer=normal(std)),
+        bias_attr=paddle.ParamAttr(initializer=nn.initializer.Constant(0.0)) if bias else False,
+    )
+
+
+class RMSNorm(nn.Layer):
+    """Scales the last axis to root mean square 1, in float32, then by a learned weight [size]."""
+
+    def __init__(self, size: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = self.create_parameter([size], default_initializer=nn.initializer.Constant(1.0))
+        self.epsilon = epsilon
+
+    def forward(self, hidden_states: paddle.Tensor) -> paddle.Tensor:
+        """[..., size] -> [..., size], same dtype."""
+        wide = hidden_states.astype("float32")
+        scale = paddle.rsqrt((wide * wide).mean(-1, keepdim=True) + self.epsilon)
+        return (wide * scale).astype(hidden_states.dtype) * self.weight

@@ -1,0 +1,98 @@
+"""LLaVA: tower, projector and decoder, joined by one gather.
+
+Where each visual feature stands was decided in numpy (`datasets/collate.py`); this file has no grid logic, no loop over
+samples and no host synchronisation.  Source: Liu et al. 2023, "Visual Instruction Tuning" and LLaVA-1.5.
+"""
+
+from __future__ import annotations
+
+import paddle
+from paddle import nn
+
+from paddlemix.models.attention import KVCache
+from paddlemix.models.configuration import LlavaConfig
+from paddlemix.models.decoder import Decoder
+from paddlemix.models.layers import linear, normal
+from paddlemix.models.projector import build_projector
+from paddlemix.models.vision import VisionTower
+
+
+class LlavaModel(nn.Layer):
+    """A LLaVA model, or its language model alone where the configuration has no tower.
+
+    Args:
+        config: sizes.
+    """
+
+    def __init__(self, config: LlavaConfig) -> None:
+        super().__init__()
+        self.config = config
+        text = config.text
+        if config.vision is not None:
+            self.vision_tower = VisionTower(
+                config.vision, config.num_tower_layers, config.mm_vision_select_feature == "cls_patch"
+            )
+            self.projector = build_projector(
+                config.mm_projector_type, config.vision.hidden_size, text.hidden_size, text.initializer_range
+            )
+        if config.image_newline:
+            start = normal(text.hidden_size**-0.5)  # Source: LLaVA llava_arch.py, randn / sqrt(width)
+            self.image_newline = self.create_parameter([text.hidden_size], default_initializer=start)
+        self.language_model = Decoder(text)
+        if not text.tie_word_embeddings:
+            self.lm_head = linear(text.hidden_size, text.vocab_size, text.initializer_range)
+
+    def forward(
+        self,
+        input_ids: paddle.Tensor,
+        position_ids: paddle.Tensor,
+        segment_ids: paddle.Tensor | None = None,
+        pixel_values: paddle.Tensor | None = None,
+        merge_index: paddle.Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> paddle.Tensor:
+        """Hidden states of a batch; arguments as in `paddlemix.sample.Batch`.
+
+        Args:
+            segment_ids: only needed for packed or left-padded rows.
+            cache: positions seen before; these are added to it.
+
+        Returns:
+            [B, L, D]; `logits` turns them into scores.
+        """
+        features = None if pixel_values is None else self.encode_images(pixel_values)
+        embeds = self.merge(input_ids, features, merge_index)
+        return self.language_model(embeds, position_ids, segment_ids, cache)
+
+    def encode_images(self, pixel_values: paddle.Tensor) -> paddle.Tensor:
+        """Tiles [N, 3, H, W] -> projected features [N * P, D]."""
+        features = self.projector(self.vision_tower(pixel_values))
+        return features.reshape([-1, features.shape[-1]])
+
+    def merge(
+        self, input_ids: paddle.Tensor, features: paddle.Tensor | None, merge_index: paddle.Tensor | None
+    ) -> paddle.Tensor:
+        """Token embeddings with visual features in their places.
+
+        Args:
+            input_ids: int64 [B, L].
+            features: [R, D] or None without image.
+            merge_index: int64 [B * L] into concat(token embeddings [B*L], features [R], newline [1]).
+
+        Returns:
+            [B, L, D].
+        """
+        embeds = self.language_model.embed_tokens(input_ids)
+        if features is None or merge_index is None:
+            return embeds
+        batch, length, width = embeds.shape
+        rows = [embeds.reshape([-1, width]), features.astype(embeds.dtype)]
+        if self.config.image_newline:
+            rows.append(self.image_newline.astype(embeds.dtype).unsqueeze(0))
+        return paddle.gather(paddle.concat(rows), merge_index).reshape([batch, length, width])
+
+    def logits(self, hidden_states: paddle.Tensor) -> paddle.Tensor:
+        """[..., D] -> scores over the vocabulary [..., V]."""
+        if self.config.text.tie_word_embeddings:
+            return paddle.matmul(hidden_states, self.language_model.embed_tokens.weight, transpose_y=True)
+        return self.lm_head(hidden_states)

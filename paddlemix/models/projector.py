@@ -1,0 +1,30 @@
+"""The projector: tower features to the language model's width.
+
+Source: haotian-liu/LLaVA llava/model/multimodal_projector/builder.py (commit c121f04).
+"""
+
+from __future__ import annotations
+
+from paddle import nn
+
+from paddlemix.models.configuration import projector_depth
+from paddlemix.models.layers import linear
+
+
+def build_projector(mm_projector_type: str, in_size: int, out_size: int, std: float = 0.02) -> nn.Sequential:
+    """Builds a projector [.., in_size] -> [.., out_size].
+
+    Args:
+        mm_projector_type: "linear", "mlpNx_gelu" (N linear layers with exact GELU between) or "identity" (no weights).
+        std: standard deviation of new weights.
+
+    Raises:
+        UserError: another type.
+    """
+    depth = projector_depth(mm_projector_type)
+    layers: list[nn.Layer] = []
+    for number in range(depth):
+        if number:
+            layers.append(nn.GELU())
+        layers.append(linear(in_size if number == 0 else out_size, out_size, std, bias=True))
+    return nn.Sequential(*layers)

@@ -1,0 +1,120 @@
+"""The vision tower: a CLIP vision transformer up to the selected hidden state.
+
+Layers behind the selected one and the final norm take no part in LLaVA; they are neither built nor run.
+Source: Radford et al. 2021, "CLIP"; numbers checked against transformers' CLIPVisionModel.
+"""
+
+from __future__ import annotations
+
+import paddle
+from paddle import nn
+from paddle.nn import functional
+
+from paddlemix.models.attention import attend
+from paddlemix.models.configuration import VisionConfig
+from paddlemix.models.layers import linear, normal
+
+
+def quick_gelu(states: paddle.Tensor) -> paddle.Tensor:
+    """The sigmoid approximation of GELU that CLIP was trained with."""
+    return states * functional.sigmoid(states * 1.702)
+
+
+_ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": functional.gelu}
+
+
+class VisionAttention(nn.Layer):
+    """Self-attention over the patches of a tile."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        width, std = config.hidden_size, config.initializer_range
+        self.heads = config.num_attention_heads
+        self.q_proj = linear(width, width, std, bias=True)
+        self.k_proj = linear(width, width, std, bias=True)
+        self.v_proj = linear(width, width, std, bias=True)
+        self.out_proj = linear(width, width, std, bias=True)
+
+    def forward(self, hidden: paddle.Tensor) -> paddle.Tensor:
+        """[N, P+1, C] -> [N, P+1, C]."""
+        tiles, length, width = hidden.shape
+        shape = [tiles, length, self.heads, width // self.heads]
+        queries, keys, values = (part(hidden).reshape(shape) for part in (self.q_proj, self.k_proj, self.v_proj))
+        return self.out_proj(attend(queries, keys, values, None))
+
+
+class VisionMLP(nn.Layer):
+    """Feed-forward part."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.activation = _ACTIVATIONS[config.hidden_act]
+        self.fc1 = linear(config.hidden_size, config.intermediate_size, config.initializer_range, bias=True)
+        self.fc2 = linear(config.intermediate_size, config.hidden_size, config.initializer_range, bias=True)
+
+    def forward(self, hidden: paddle.Tensor) -> paddle.Tensor:
+        """[N, P+1, C] -> [N, P+1, C]."""
+        return self.fc2(self.activation(self.fc1(hidden)))
+
+
+class VisionLayer(nn.Layer):
+    """Attention and feed-forward part, each behind a norm and added to its input."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.self_attn = VisionAttention(config)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.mlp = VisionMLP(config)
+
+    def forward(self, hidden: paddle.Tensor) -> paddle.Tensor:
+        """[N, P+1, C] -> [N, P+1, C]."""
+        hidden = hidden + self.self_attn(self.layer_norm1(hidden))
+        return hidden + self.mlp(self.layer_norm2(hidden))
+
+
+class VisionTower(nn.Layer):
+    """Tiles to patch features.
+
+    Args:
+        config: sizes of the whole tower.
+        num_layers: layers to build and run, see `LlavaConfig.num_tower_layers`.
+        keep_class_token: give the class token's features before the patches'.
+    """
+
+    def __init__(self, config: VisionConfig, num_layers: int, keep_class_token: bool) -> None:
+        super().__init__()
+        self.config, self.keep_class_token = config, keep_class_token
+        width, start = config.hidden_size, normal(config.initializer_range)
+        self.class_embedding = self.create_parameter([width], default_initializer=start)
+        self.patch_embedding = self.create_parameter(
+            [width, config.num_channels, config.patch_size, config.patch_size], default_initializer=start
+        )
+        self.position_embedding = self.create_parameter([config.num_patches + 1, width], default_initializer=start)
+        self.pre_layernorm = nn.LayerNorm(width, config.layer_norm_eps)
+        self.layers = nn.LayerList([VisionLayer(config) for _ in range(num_layers)])
+
+    def forward(self, pixel_values: paddle.Tensor) -> paddle.Tensor:
+        """Features of the selected hidden state.
+
+        Args:
+            pixel_values: [N, 3, H, W] normalised, H = W = `image_size`.
+
+        Returns:
+            [N, P, C], or [N, P+1, C] with the class token first.
+        """
+        hidden = self.pre_layernorm(self._embed(pixel_values))
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return hidden if self.keep_class_token else hidden[:, 1:]
+
+    def _embed(self, pixel_values: paddle.Tensor) -> paddle.Tensor:
+        tiles, channels = pixel_values.shape[:2]
+        patch, side = self.config.patch_size, self.config.image_size // self.config.patch_size
+        cut = pixel_values[:, :, : side * patch, : side * patch]
+        cells = cut.reshape([tiles, channels, side, patch, side, patch])
+        cells = cells.transpose([0, 2, 4, 1, 3, 5]).reshape([tiles, side * side, channels * patch * patch])  # [N, P, 3*p*p]
+        kernel = self.patch_embedding.reshape([self.config.hidden_size, -1])
+        patches = paddle.matmul(cells.astype(kernel.dtype), kernel, transpose_y=True)  # a convolution whose stride is its kernel
+        first = self.class_embedding.reshape([1, 1, -1]).expand([tiles, 1, -1])
+        return paddle.concat([first, patches], axis=1) + self.position_embedding

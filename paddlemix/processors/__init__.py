@@ -1,0 +1,1 @@
+"""Sample -> Example: text, templates and images, in numpy and PIL alone."""

@@ -1,0 +1,95 @@
+"""Resize the short side, crop the centre - in memory that does not grow with the aspect ratio.
+
+A 1 x 20,000 image resized to a short side of 336 has 2.3 gigapixels of which 336 x 336 are kept.  For thin long strips only
+the kept pixels are computed, with the same fixed-point arithmetic as Pillow, so that the result is equal bit for bit.
+
+Source: Pillow src/libImaging/Resample.c (bicubic, a = -0.5, 22 fractional bits); CLIPImageProcessor of transformers for
+sizes and offsets.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+_STRIP_RATIO = 64  # beyond this aspect ratio, where the image also grows, only the kept pixels are computed
+_FRACTION_BITS = 22
+_BICUBIC_SUPPORT = 2.0
+
+
+def resize_shortest_and_crop(image: Image.Image, size: int) -> Image.Image:
+    """Resizes so that the short side is `size` and keeps the centre square.
+
+    Args:
+        image: RGB, sides >= 1 pixel.
+        size: side of the result, pixels.
+    """
+    width, height = image.size
+    short, long = min(width, height), max(width, height)
+    new_long = int(size * long / short)
+    offset = (new_long - size) // 2
+    if long <= _STRIP_RATIO * short or short >= size:
+        resized = (size, new_long) if width <= height else (new_long, size)
+        if resized != image.size:
+            image = image.resize(resized, Image.Resampling.BICUBIC)
+        left, top = (0, offset) if width <= height else (offset, 0)
+        return image.crop((left, top, left + size, top + size))
+    return _tall_strip(image, size, new_long, offset) if width < height else _wide_strip(image, size, new_long, offset)
+
+
+def _tall_strip(image: Image.Image, size: int, new_height: int, offset: int) -> Image.Image:
+    """Pillow enlarges across first, then down."""
+    weights, first = _weights(image.height, new_height, offset, size)
+    rows = image.crop((0, first, image.width, first + weights.shape[1]))
+    across = rows.resize((size, rows.height), Image.Resampling.BICUBIC)
+    return Image.fromarray(_apply(weights, np.asarray(across)))
+
+
+def _wide_strip(image: Image.Image, size: int, new_width: int, offset: int) -> Image.Image:
+    weights, first = _weights(image.width, new_width, offset, size)
+    columns = image.crop((first, 0, first + weights.shape[1], image.height))
+    across = _apply(weights, np.asarray(columns).transpose(1, 0, 2)).transpose(1, 0, 2)
+    return Image.fromarray(np.ascontiguousarray(across)).resize((size, size), Image.Resampling.BICUBIC)
+
+
+def _apply(weights: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """Fixed-point weighted sums along the first axis: [out, in] x uint8 [in, W, 3] -> uint8 [out, W, 3]."""
+    total = np.tensordot(weights, pixels.astype(np.int64), axes=1) + (1 << (_FRACTION_BITS - 1))
+    return np.clip(total >> _FRACTION_BITS, 0, 255).astype(np.uint8)
+
+
+def _weights(old: int, new: int, offset: int, count: int) -> tuple[np.ndarray, int]:
+    """Fixed-point bicubic weights of output positions offset .. offset + count - 1 of an `old` -> `new` resize.
+
+    Returns:
+        int64 [count, span] over the source positions that are read, and the first of these positions."""
+    scale = old / new
+    filter_scale = max(scale, 1.0)
+    support = _BICUBIC_SUPPORT * filter_scale
+    rows = []
+    for position in range(offset, offset + count):
+        centre = (position + 0.5) * scale
+        start = max(int(centre - support + 0.5), 0)
+        stop = min(int(centre + support + 0.5), old)
+        values = [_bicubic((source - centre + 0.5) * (1.0 / filter_scale)) for source in range(start, stop)]
+        total = sum(values)
+        rows.append((start, [_to_fixed(value * (1.0 / total) if total else value) for value in values]))
+    first = min(start for start, _ in rows)
+    last = max(start + len(values) for start, values in rows)
+    weights = np.zeros((count, last - first), dtype=np.int64)
+    for index, (start, values) in enumerate(rows):
+        weights[index, start - first : start - first + len(values)] = values
+    return weights, first
+
+
+def _bicubic(x: float) -> float:
+    x = abs(x)
+    if x < 1.0:
+        return ((-0.5 + 2.0) * x - (-0.5 + 3.0)) * x * x + 1
+    if x < 2.0:
+        return (((x - 5) * x + 8) * x - 4) * -0.5
+    return 0.0
+
+
+def _to_fixed(value: float) -> int:
+    return int(value * (1 << _FRACTION_BITS) + (0.5 if value >= 0 else -0.5))

@@ -1,0 +1,111 @@
+"""The data at each stage, from the user's file to the model: read this file first.
+
+    record (JSON) -> Sample -> Example -> Batch
+
+Plain numpy and dataclasses; nothing here knows a tokenizer, a template, a file or paddle.
+Shapes: B batch, L tokens, N tiles, P patches per tile, T visual tokens, S supervised positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+IMAGE_TOKEN = "<image>"
+IMAGE_TOKEN_INDEX = -200  # Source: haotian-liu/LLaVA llava/constants.py
+IGNORE_INDEX = -100  # label of a position that is not trained; same source
+NEWLINE_INDEX = -1  # in Example.image_index: the learned end-of-row vector of LLaVA-1.6
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """One turn of a conversation.
+
+    Args:
+        role: who speaks.
+        content: text pieces in reading order and, as an integer, the index into `Sample.images` of an image that stands
+            between them, e.g. `(0, "\\nWhat is this?")`.  Text is content: nothing in it is ever parsed again.
+    """
+
+    role: Role
+    content: tuple[str | int, ...]
+
+    @property
+    def text(self) -> str:
+        """The text pieces joined, without the images."""
+        return "".join(piece for piece in self.content if isinstance(piece, str))
+
+    @property
+    def image_indices(self) -> tuple[int, ...]:
+        """Indices into `Sample.images`, in reading order."""
+        return tuple(piece for piece in self.content if isinstance(piece, int))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One training record after parsing, before tokenising.
+
+    Args:
+        messages: the turns; a leading system turn is allowed, then user and assistant alternate.
+        images: path or URL of each image, in the order in which `Message.content` counts them.
+        source: where it came from, for error messages: "train.json record 17".
+    """
+
+    messages: tuple[Message, ...]
+    images: tuple[str, ...]
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One encoded sample.
+
+    Args:
+        input_ids: int64 [L]; every visual token is `IMAGE_TOKEN_INDEX`.
+        labels: int64 [L]; the id itself where it is trained, else `IGNORE_INDEX`.
+        pixel_values: float32 [N, 3, H, W], all tiles of all images, in order; N may be 0.
+        image_index: int64 [T]; for the t-th `IMAGE_TOKEN_INDEX` of `input_ids` the row of the flattened tile features
+            [N * P] that stands there, or `NEWLINE_INDEX`.
+        source: see `Sample`.
+    """
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    pixel_values: np.ndarray
+    image_index: np.ndarray
+    source: str = ""
+
+    @property
+    def num_supervised(self) -> int:
+        """Positions that are trained."""
+        return int((self.labels != IGNORE_INDEX).sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What one forward pass takes, everything that needs arithmetic on positions already done.
+
+    Args:
+        input_ids: int64 [B, L]; 0 where a visual token or padding stands.
+        position_ids: int64 [B, L]; restarts at 0 with every sample of a row.
+        segment_ids: int64 [B, L]; 1, 2, ... for the samples of a row, 0 for padding.
+        pixel_values: float32 [N, 3, H, W] or None when the batch has no image.
+        merge_index: int64 [B * L] or None without image; row of concat(token embeddings [B*L], tile features [N*P],
+            newline [1]) that stands at each position.
+        loss_index: int64 [S]; flat positions (b * L + l) whose next token is trained.
+        loss_targets: int64 [S]; those next tokens.
+        sources: one per sample, for error messages.
+    """
+
+    input_ids: np.ndarray
+    position_ids: np.ndarray
+    segment_ids: np.ndarray
+    pixel_values: np.ndarray | None
+    merge_index: np.ndarray | None
+    loss_index: np.ndarray
+    loss_targets: np.ndarray
+    sources: tuple[str, ...] = ()

@@ -1,0 +1,97 @@
+"""What every command does around its `main`: one-line errors, exit statuses, Ctrl-C and closed pipes.
+
+Nothing here knows any command.  A command file that users run by path, as in `python paddlemix/tools/x.py`, begins with
+
+    from __future__ import annotations
+
+    import sys
+    from pathlib import Path
+
+    if not __package__:  # run by path: modules are looked up from the checkout's root, not from this folder
+        _here = Path(__file__).resolve()
+        sys.path[:] = [str(_here.parents[2]), *(p for p in sys.path if Path(p).resolve() != _here.parent)]
+
+    from paddlemix.tools._command import run_command
+
+(`parents[3]` for a file in `examples/llava/`), defines `main(argv: list[str]) -> int` and ends with
+
+    if __name__ == "__main__":
+        raise SystemExit(run_command(main))
+
+So it runs from a checkout that is not installed, and neighbours named `serve.py` or `evaluate.py` hide no library.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import traceback
+from collections.abc import Callable
+from typing import TextIO
+
+from paddlemix.errors import UserError
+
+STATUS_USER_ERROR = 2
+STATUS_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+STATUS_PIPE_CLOSED = 141  # 128 + SIGPIPE
+
+
+def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> int:
+    """Run a command and turn what a user can cause into a message and an exit status.
+
+    Args:
+        main: the command; takes the arguments without the program's name, returns its status, None for 0.
+        argv: those arguments; None for the process's own.
+
+    Returns:
+        The status of `main`; 2 after a `UserError` (its message on stderr, the traceback too when the environment has
+        PADDLEMIX_TRACEBACK=1); 130 after Ctrl-C; 141, silently, when the reader of the output is gone (`| head`).
+
+    Raises:
+        BaseException: whatever else `main` raises; that is a defect of ours, or argparse's own exit.
+    """
+    try:
+        status = _run(main, sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()  # a closed pipe shows here, not while the interpreter shuts down
+        return status
+    except BrokenPipeError:
+        closed = [stream for stream in (sys.stdout, sys.stderr) if _lost_its_reader(stream)]
+        if not closed:  # some other pipe, a data worker's for one: that is no reason to be silent
+            raise
+        for stream in closed:
+            _discard(stream)
+        return STATUS_PIPE_CLOSED
+
+
+def _run(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
+    """`run_command` without the care for closed pipes."""
+    try:
+        return main(argv) or 0
+    except UserError as error:
+        sys.stdout.flush()  # what was printed before the error also stands before it
+        if os.environ.get("PADDLEMIX_TRACEBACK") == "1":
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return STATUS_USER_ERROR
+    except KeyboardInterrupt:
+        sys.stdout.flush()
+        print("interrupted", file=sys.stderr)
+        return STATUS_INTERRUPTED
+
+
+def _lost_its_reader(stream: TextIO) -> bool:
+    """Whether `stream` is a pipe that nobody reads any more; False for a file, a terminal and a captured stream."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)  # an error is reported without being asked for
+    except (AttributeError, OSError, ValueError):  # no poll on Windows; no descriptor under capture or after close
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _discard(stream: TextIO) -> None:
+    """Send what `stream` still holds to nowhere, or the flush at exit would raise once more."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

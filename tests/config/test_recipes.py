@@ -1,0 +1,181 @@
+"""The shipped recipes, PaddleMIX's own files, and the schema against the PaddleNLP that is installed."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import paddlemix.config
+from paddlemix.config.load import load_config
+from paddlemix.config.schema import SPECS, RunConfig, trainer_keys
+
+RECIPES = Path(paddlemix.config.__file__).parent / "llava"
+SHIPPED = [
+    "pretrain.json",
+    "v1_5/lora_sft_argument.json",
+    "v1_5/lora_sft_argument_stage2.json",
+    "v1_5/sft_argument.json",
+    "v1_6/lora_sft_argument.json",
+    "v1_6/lora_sft_argument_stage2.json",
+    "v1_6/sft_argument.json",
+]
+
+# Keys and values of PaddleMIX's v1_5/lora_sft_argument.json (commit 753d09b3).
+ITS_ENTRY = {"name": "chatml_dataset", "data_files": "train.json", "chat_template": "chat_template.json"}
+ITS_LORA_FILE = {
+    "model_name_or_path": "paddlemix/llava/llava-v1.5-7b",
+    "dataset": {"train": [ITS_ENTRY], "eval": [{**ITS_ENTRY, "data_files": "val.json"}]},
+    "mixtoken": False,
+    "output_dir": "./checkpoints/llava_sft_ckpts",
+    "overwrite_output_dir": True,
+    "recompute": True,
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "per_device_eval_batch_size": 1,
+    "eval_accumulation_steps": 16,
+    "num_train_epochs": 1,
+    "learning_rate": 2e-4,
+    "mm_projector_lr": 2e-5,
+    "weight_decay": 0.0,
+    "warmup_ratio": 0.03,
+    "lr_scheduler_type": "cosine",
+    "logging_steps": 1,
+    "save_steps": 100,
+    "evaluation_strategy": "epoch",
+    "save_strategy": "epoch",
+    "max_length": 2048,
+    "bf16": False,
+    "fp16_opt_level": "O1",
+    "do_train": True,
+    "do_eval": False,
+    "disable_tqdm": True,
+    "load_best_model_at_end": False,
+    "eval_with_do_generation": False,
+    "skip_memory_metrics": False,
+    "benchmark": False,
+    "save_total_limit": 1,
+    "lora": True,
+    "lora_rank": 128,
+    "lora_alpha": 256,
+    "lora_dropout": 0.0,
+    "lora_target_modules": [f"llama.layer.*{name}_proj.*" for name in ("q", "k", "v", "gate", "up", "down", "o")],
+}
+
+
+def trainer_fields() -> dict[str, object]:
+    """Name -> default of PaddleNLP's TrainingArguments, read from its source: importing it takes many seconds."""
+    package = importlib.util.find_spec("paddlenlp")
+    assert package is not None and package.origin is not None
+    source = Path(package.origin).with_name("trainer") / "training_args.py"
+    (declared,) = [
+        node
+        for node in ast.parse(source.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments"
+    ]
+    return {
+        node.target.id: default_of(node.value)
+        for node in declared.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
+
+
+def default_of(value: ast.expr | None) -> object:
+    """The `default=` of a `field(...)` call; "unknown" when it is an expression."""
+    keywords = {item.arg: item.value for item in value.keywords} if isinstance(value, ast.Call) else {}
+    try:
+        return ast.literal_eval(keywords["default"])
+    except (KeyError, ValueError):
+        return "unknown"
+
+
+def test_the_list_of_recipes_is_complete() -> None:
+    found = [path.relative_to(RECIPES).as_posix() for path in RECIPES.glob("*.json")]
+    found += [path.relative_to(RECIPES).as_posix() for path in RECIPES.glob("v1_*/*.json")]
+    assert sorted(found) == SHIPPED
+    documented = (RECIPES / "README.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in documented for name in SHIPPED)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_recipes_load_without_warnings(name: str) -> None:
+    config = load_config(RECIPES / name)
+    assert config.warnings == []
+    assert config.given == set(json.loads((RECIPES / name).read_text(encoding="utf-8")))
+    assert config.do_train and config.bf16 and config.fp16_opt_level == "O2" and config.amp_master_grad
+    assert config.lr_scheduler_type == "cosine" and config.warmup_ratio == 0.03 and config.weight_decay == 0
+    assert config.chat_template == ("plain" if name == "pretrain.json" else "vicuna_v1")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_recipes_have_the_official_numbers(name: str) -> None:
+    """Sources: LLaVA scripts/v1_5/{pretrain,finetune,finetune_lora}.sh; LLaVA-NeXT direct_finetune_clip.sh."""
+    config = load_config(RECIPES / name)
+    on_8_cards = 8 * config.per_device_train_batch_size * config.gradient_accumulation_steps
+    assert on_8_cards == (256 if name == "pretrain.json" else 128)
+    assert config.image_aspect_ratio == {"v1_5": "pad", "v1_6": "anyres"}.get(name[:4], "square")
+    assert config.mm_patch_merge_type == ("spatial_unpad" if "v1_6" in name else None)
+    assert config.group_by_modality_length is (name != "pretrain.json")
+    assert config.max_length > (2928 if "v1_6" in name else 576)  # the largest image fits, with room for text
+    if "lora" in name:
+        rates = (config.learning_rate, config.mm_projector_lr, config.mm_vision_tower_lr)
+        assert rates == (2e-4, 2e-5, None)
+        assert (config.lora, config.lora_rank, config.lora_alpha, config.lora_dropout) == (True, 128, 256, 0.05)
+        assert len(config.lora_target_modules) == 7
+    else:
+        rates = {"pretrain.json": (1e-3, None), "v1_5/sft_argument.json": (2e-5, None)}.get(name, (1e-5, 2e-6))
+        assert (config.learning_rate, config.mm_vision_tower_lr, config.lora) == (*rates, False)
+    assert config.sharding == ("stage2" if "stage2" in name else "")
+
+
+def test_paddlemix_own_file_loads_unchanged(tmp_path: Path) -> None:
+    path = tmp_path / "lora_sft_argument.json"
+    path.write_text(json.dumps(ITS_LORA_FILE), encoding="utf-8")
+    config = load_config(path)
+    assert config.warnings == []  # its keys without effect stand at their defaults
+    for name, value in ITS_LORA_FILE.items():
+        assert getattr(config, name) == value, name
+    ours = json.loads((RECIPES / "v1_5/lora_sft_argument.json").read_text(encoding="utf-8"))
+    without_effect = {name for name in ITS_LORA_FILE if SPECS[name].status == "ignored"}
+    assert set(ITS_LORA_FILE) - without_effect <= set(ours)
+
+
+def test_its_other_keys_only_warn(tmp_path: Path) -> None:
+    keys = {"benchmark": True, "eval_with_do_generation": True, "version": "plain", "top_p": 0.9, "amp_master_grad": 1}
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({**ITS_LORA_FILE, **keys}), encoding="utf-8")
+    warned = load_config(path).warnings
+    assert len(warned) == 4 and all(" has no effect here. " in text for text in warned)
+
+
+def test_every_trainer_argument_is_a_key_with_its_default() -> None:
+    theirs = trainer_fields()
+    assert len(theirs) > 100
+    assert set(theirs) - set(SPECS) == set()
+    assert set(trainer_keys()) <= set(theirs)
+    changed = {
+        name
+        for name, default in theirs.items()
+        if name != "output_dir" and default != "unknown" and SPECS[name].default != default
+    }
+    assert changed == {"logging_steps", "report_to", "device"}
+
+
+def test_every_default_keeps_its_own_key_s_rules() -> None:
+    from paddlemix.config.values import check_value
+
+    for spec in SPECS.values():
+        assert check_value(spec, spec.default) == (spec.default, []), spec.name
+        assert spec.help.endswith("."), spec.name
+    assert RunConfig().report_to is not RunConfig().report_to  # lists are not shared
+
+
+def test_the_configuration_imports_nothing_heavy() -> None:
+    code = "import sys, paddlemix.config.load; print([m for m in ('numpy', 'paddle', 'paddlenlp') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

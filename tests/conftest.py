@@ -1,0 +1,32 @@
+"""What every test file may rely on: the environment that paddle reads at its start, and the shared directory.
+
+Loads neither paddle nor numpy, so that a file that needs neither stays quick.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Read once, when paddle loads.  One thread: the tests' tensors are tiny, and test processes run side by side.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# MKL then takes its AVX2 kernels on processors of every make; without it some get the slow generic ones.
+os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
+
+# A shared machine may stall any example: its time says nothing about the code.
+settings.register_profile("paddlemix", settings(deadline=None))
+settings.load_profile("paddlemix")
+
+
+@pytest.fixture(scope="session")
+def shared_directory() -> Path:
+    """The folder `shared` beside the checkout: golden files and reference notes too large to carry along."""
+    directory = ROOT.parent / "shared"
+    if not directory.is_dir():
+        pytest.skip("there is no folder ../shared beside this checkout; the test reads its golden files")
+    return directory
