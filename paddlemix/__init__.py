@@ -11,7 +11,7 @@ import importlib
 __version__ = "0.1.0"
 
 _MODULE_OF = {
-    "load_pretrained": "paddlemix.checkpoints.pretrained",
+    "load_pretrained": "paddlemix.checkpoints.load",
     "ChatSession": "paddlemix.generation.chat",
 }
 

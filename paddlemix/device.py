@@ -81,9 +81,10 @@ def select_device(name: str | None = None) -> str:
     try:
         paddle.set_device(name)
     except (ValueError, RuntimeError, OSError) as error:
+        reason = str(error).strip().rpartition("\n")[2]  # paddle puts a stack above it
         raise UserError(
-            f"device='{name}' cannot be used here ({str(error).strip().splitlines()[-1]}); available: "
-            f"{', '.join(available_kinds())}. Set \"device\" to one of these or install the paddle build for it."
+            f"device='{name}' cannot be used here ({reason}); available: "
+            f'{", ".join(available_kinds())}. Set "device" to one of these or install the paddle build for it.'
         ) from error
     return paddle.get_device()
 
@@ -111,7 +112,7 @@ def check_dtype(dtype: str, device: str) -> None:
     if dtype in _LOW_PRECISION and device.startswith("cpu"):
         raise UserError(
             f"{dtype} cannot be computed on CPU (paddle has float32 matrix kernels only); remove bf16/fp16/--fp16 "
-            "or choose an accelerator with \"device\": \"gpu\" or \"npu\""
+            'or choose an accelerator with "device": "gpu" or "npu"'
         )
 
 

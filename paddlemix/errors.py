@@ -1,7 +1,7 @@
 """The errors a user can cause, and nothing else.
 
-A command catches `UserError`, prints its one message and ends with status 2; every other exception is a defect of ours and
-keeps its traceback.  Library callers catch the same classes as `ValueError` and `FileNotFoundError`.
+A command catches `UserError`, prints its one message and ends with status 2; every other exception is a defect of ours
+and keeps its traceback.  Library callers catch the same classes as `ValueError` and `FileNotFoundError`.
 """
 
 from __future__ import annotations

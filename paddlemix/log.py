@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from paddlemix.errors import MissingFileError
+
 
 def process_rank() -> int:
     """Rank of this process as `paddle.distributed.launch` sets it, 0 when started alone."""
@@ -84,7 +86,7 @@ class MetricsWriter:
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_text(encoding="utf-8").split("\n"):  # splitlines would also split at U+2028 inside a value
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:  # the last line of a run that was killed while writing
@@ -93,5 +95,12 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The objects of a `metrics.jsonl`, in order; a half-written last line is left out."""
-    return _read_lines(Path(path))
+    """The objects of a `metrics.jsonl`, in order; a half-written last line is left out.
+
+    Raises:
+        MissingFileError: there is no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"metrics file '{path}' does not exist; a run writes it into its output_dir")
+    return _read_lines(path)

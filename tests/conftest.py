@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from paddlemix.processors.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,3 +34,19 @@ def shared_directory() -> Path:
     if not directory.is_dir():
         pytest.skip("there is no folder ../shared beside this checkout; the test reads its golden files")
     return directory
+
+
+@pytest.fixture(scope="session")
+def tokenizer_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files of a small tokenizer of the Llama kind, trained once per session."""
+    from tests.tiny import write_tokenizer
+
+    return write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_directory: Path) -> Tokenizer:
+    """The same, loaded."""
+    from paddlemix.processors.tokenizer import load_tokenizer
+
+    return load_tokenizer(tokenizer_directory)

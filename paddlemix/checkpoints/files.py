@@ -83,29 +83,36 @@ def read_safetensors(path: Path) -> dict[str, TensorEntry]:
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _MAX_HEADER_BYTES + 1
         if length > min(_MAX_HEADER_BYTES, size - 8):
             raise UserError(f"'{path}' is not a safetensors file or is cut short ({size} bytes); copy it again")
-        try:
-            header = json.loads(file.read(length))
-        except ValueError as error:
-            raise UserError(f"'{path}' has a damaged safetensors header; copy it again") from error
-    header.pop("__metadata__", None)
-    end = 8 + length + max((item["data_offsets"][1] for item in header.values()), default=0)
-    if end > size:
-        raise UserError(f"'{path}' is cut short: {size} bytes, its header promises {end}; copy it again")
-    return {name: _mapped_entry(path, 8 + length, item) for name, item in header.items()}
+        encoded = file.read(length)
+    try:
+        header = json.loads(encoded)
+        header.pop("__metadata__", None)
+        end = 8 + length + max((item["data_offsets"][1] for item in header.values()), default=0)
+        if end > size:
+            raise UserError(f"'{path}' is cut short: {size} bytes, its header promises {end}; copy it again")
+        return {name: _mapped_entry(path, 8 + length, item) for name, item in header.items()}
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(f"'{path}' has a damaged safetensors header ({error!r}); copy it again") from error
 
 
 def _mapped_entry(path: Path, start: int, item: Mapping[str, Any]) -> TensorEntry:
     dtype, shape = item["dtype"], tuple(item["shape"])
     if dtype not in NUMPY_TYPES:
         raise UserError(f"'{path}' holds a tensor of type {dtype}; allowed: {', '.join(NUMPY_TYPES)}")
-    offset = start + item["data_offsets"][0]
+    begin, end = item["data_offsets"]
+    offset = start + begin
 
     def read() -> np.ndarray:
         if 0 in shape:
             return np.zeros(shape, dtype=NUMPY_TYPES[dtype])
         return np.memmap(path, dtype=NUMPY_TYPES[dtype], mode="r", offset=offset, shape=shape)
 
-    return TensorEntry(dtype, shape, read)
+    entry = TensorEntry(dtype, shape, read)
+    if begin < 0 or end - begin != entry.num_bytes:
+        raise ValueError(f"bytes {begin} to {end} for {dtype} {list(shape)}")
+    return entry
 
 
 def read_weights(directory: Path) -> dict[str, TensorEntry]:
@@ -121,11 +128,12 @@ def read_weights(directory: Path) -> dict[str, TensorEntry]:
             raise MissingFileError(f"no weights in {directory}: expected {SINGLE_FILE} or {INDEX_FILE}")
         return read_safetensors(directory / SINGLE_FILE)
     try:
-        weight_map = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = dict(json.loads(index_path.read_text(encoding="utf-8"))["weight_map"])
+        names = sorted({str(shard) for shard in weight_map.values()})
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"'{index_path}' is not a weight index: {error}") from error
+        raise UserError(f"'{index_path}' is not a weight index: {error!r}; copy it again") from error
     shards: dict[str, dict[str, TensorEntry]] = {}
-    for shard in sorted(set(weight_map.values())):
+    for shard in names:
         if not (directory / shard).is_file():
             raise MissingFileError(f"{index_path} names the shard '{shard}', which is missing; copy it again")
         shards[shard] = read_safetensors(directory / shard)
@@ -176,9 +184,10 @@ def write_weights(
         write_safetensors(directory / SINGLE_FILE, shards[0], metadata)
         return
     names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
-    for shard_name, shard in zip(names, shards):
+    named = dict(zip(names, shards, strict=True))
+    for shard_name, shard in named.items():
         write_safetensors(directory / shard_name, shard, metadata)
-    weight_map = {name: shard_name for shard_name, shard in zip(names, shards) for name in shard}
+    weight_map = {name: shard_name for shard_name, shard in named.items() for name in shard}
     total = sum(entry.num_bytes for entry in tensors.values())
     write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
@@ -191,7 +200,8 @@ def writing(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except OSError as error:
-        raise UserError(f"cannot write '{path}': {error.strerror or error}; free space or choose another place") from error
+        reason = error.strerror or error
+        raise UserError(f"cannot write '{path}': {reason}; free space or choose another place") from error
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -232,6 +242,9 @@ def atomic_directory(target: Path, keep: Sequence[str] = ()) -> Iterator[Path]:
     Args:
         target: replaced whole if it exists.
         keep: names inside an existing `target` to carry over.
+
+    Raises:
+        UserError: the disk is full or cannot be written; what was there before is untouched.
     """
     target = Path(os.path.abspath(target))
     with writing(target):
@@ -240,27 +253,36 @@ def atomic_directory(target: Path, keep: Sequence[str] = ()) -> Iterator[Path]:
     try:
         with writing(target):
             yield temporary
-            for name in keep:
-                if (target / name).exists() and not (temporary / name).exists():
-                    os.rename(target / name, temporary / name)
-            _publish(temporary, target)
+            os.chmod(temporary, 0o777 & ~_umask())
+            for path in temporary.rglob("*"):
+                if path.is_file():
+                    _sync(path)
+            if target.exists():
+                _exchange(temporary, target, keep)
+            else:
+                os.rename(temporary, target)
+            _sync(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _publish(temporary: Path, target: Path) -> None:
-    os.chmod(temporary, 0o777 & ~_umask())
-    for path in temporary.rglob("*"):
-        if path.is_file():
-            _sync(path)
-    if target.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-        os.rename(target, old / "old")
-        os.rename(temporary, target)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        os.rename(temporary, target)
-    _sync(target.parent)
+def _exchange(temporary: Path, target: Path, keep: Sequence[str]) -> None:
+    """Puts `temporary` in the place of `target`, with what `target` has of `keep`; a failed step is taken back."""
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    moves = [(target / name, temporary / name) for name in keep]
+    moves = [(source, place) for source, place in moves if source.exists() and not place.exists()]
+    moves += [(target, old / "old"), (temporary, target)]
+    done: list[tuple[Path, Path]] = []
+    try:
+        for source, place in moves:
+            os.rename(source, place)
+            done.append((source, place))
+    except BaseException:
+        for source, place in reversed(done):
+            os.rename(place, source)
+        old.rmdir()
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

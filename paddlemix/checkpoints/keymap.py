@@ -52,6 +52,7 @@ class KeyMap:
         tower: (ours, theirs) behind the tower's prefix.
         inside_layers: (ours, theirs) inside a tower layer's name.
         transposed: whether linear weights are [out, in].
+        ignored: prefixes of weights that the layout has and no model of ours needs.
     """
 
     name: str
@@ -59,14 +60,15 @@ class KeyMap:
     tower: Pairs = _TOWER_TORCH
     inside_layers: Pairs = ()
     transposed: bool = True
+    ignored: tuple[str, ...] = ()
 
     def to_ours(self, key: str) -> str | None:
-        """Our name of one of the layout's weights; None for a buffer that no model needs.
+        """Our name of one of the layout's weights; None for one that no model needs.
 
         Raises:
             KeyError: the layout has no such weight.
         """
-        if _IGNORED.fullmatch(key):
+        if _IGNORED.fullmatch(key) or key.startswith(self.ignored):
             return None
         for ours, theirs in self.prefixes:
             if key.startswith(theirs):
@@ -158,7 +160,12 @@ PADDLEMIX = KeyMap(
     transposed=False,
 )
 LLAMA = KeyMap("Llama", (("lm_head.", "lm_head."), ("language_model.", "model.")))
-CLIP = KeyMap("CLIP", (("vision_tower.", "vision_model."),))
+# a whole CLIP model is a tower too: its text half and the two projections into the common space are left out
+CLIP = KeyMap(
+    "CLIP",
+    (("vision_tower.", "vision_model."),),
+    ignored=("text_model.", "text_projection.", "visual_projection.", "logit_scale"),
+)
 
 
 def is_linear_weight(name: str, shape: tuple[int, ...]) -> bool:

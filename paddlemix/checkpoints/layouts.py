@@ -1,6 +1,6 @@
 """What a directory holds: its layout, recognised by content, and its declared facts in our terms.
 
-No name or path of a directory decides anything.  Reads `config.json` and the processor files; weights are read elsewhere.
+No name or path of a directory decides anything.  Reads `config.json` and the processor files, no weights.
 
 Sources: config.json of liuhaotian/llava-v1.5-7b, llava-v1.6-vicuna-7b, llava-hf/*, lmsys/vicuna-*, openai/clip-vit-*.
 """
@@ -32,6 +32,15 @@ _HF_TOWER = {
     "image_size": 336,
     "patch_size": 14,
 }
+# the same for a CLIP model of its own: the defaults of transformers' CLIPVisionConfig, ViT-B/32
+_CLIP_TOWER = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 32,
+}
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,7 @@ class Layout:
     Args:
         kind: "paddlemix", "original", "hf", "llama" or "clip".
         config: sizes; without a tower for "llama" and where an original checkpoint's tower is elsewhere.
-        keymaps: names its weights may have; the one that fits the first weight is used.
+        keymaps: names its weights may have; the first that knows all of them is used.
         processor: content of a `processor_config.json`, as far as the files tell.
         tower: where the vision tower is when it is not inside: a path or a model name.
         tower_inside: whether tower weights inside the checkpoint win over those of `tower`.
@@ -78,17 +87,19 @@ def recognise(directory: Path) -> Layout:
                 return read(config, directory)
     except UserError as error:
         raise UserError(f"{config_path}: {error}") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise UserError(f"{config_path} cannot be understood: {error!r}") from error
     raise UserError(
-        f"{config_path}: model_type '{config.get('model_type')}' with architectures {config.get('architectures')} is not "
-        "supported; allowed: LLaVA (original, llava-hf, PaddleMIX), Llama/Vicuna, CLIP"
+        f"{config_path}: model_type '{config.get('model_type')}' with architectures {config.get('architectures')} is "
+        "not supported; allowed: LLaVA (original, llava-hf, PaddleMIX), Llama/Vicuna, CLIP"
     )
 
 
 def _read_ours(config: Mapping[str, Any], directory: Path) -> Layout:
     if config[FORMAT_KEY] > FORMAT_VERSION:
-        raise UserError(f"{FORMAT_KEY} {config[FORMAT_KEY]} is newer than this version reads ({FORMAT_VERSION}); update paddlemix")
+        raise UserError(
+            f"{FORMAT_KEY} {config[FORMAT_KEY]} is newer than this version reads ({FORMAT_VERSION}); update paddlemix"
+        )
     processor_path = directory / PROCESSOR_FILE
     processor = read_json(processor_path) if processor_path.is_file() else {}
     return Layout("paddlemix", LlavaConfig.from_dict(config), (OURS,), processor)
@@ -152,11 +163,13 @@ def _hf_tied(config: Mapping[str, Any]) -> bool:
 
 
 def _read_llama(config: Mapping[str, Any], directory: Path) -> Layout:
-    return Layout("llama", LlavaConfig(text=pick_fields(DecoderConfig, config)), (LLAMA,), {"chat_template": DEFAULT_TEMPLATE})
+    return Layout(
+        "llama", LlavaConfig(text=pick_fields(DecoderConfig, config)), (LLAMA,), {"chat_template": DEFAULT_TEMPLATE}
+    )
 
 
 def _read_clip(config: Mapping[str, Any], directory: Path) -> Layout:
-    vision = pick_fields(VisionConfig, config.get("vision_config", config))
+    vision = pick_fields(VisionConfig, {**_CLIP_TOWER, **config.get("vision_config", config)})
     layout_config = LlavaConfig(vision=vision, mm_vision_select_layer=-1)
     return Layout("clip", layout_config, (CLIP,), {**_tower_values(vision), **_preprocessor_values(directory)})
 

@@ -1,6 +1,6 @@
 """Directory <-> model and processor, whatever the layout; every weight accounted for.
 
-    loaded = load_pretrained("runs/demo/lora")        # a model or an adapter directory
+    loaded = load_model("llava-v1.5-7b")
     save_model(loaded, "out")
 
 Loading is strict (a missing, an extra and a misshapen weight are errors, listed together) and goes tensor by tensor.
@@ -15,18 +15,20 @@ from pathlib import Path
 import numpy as np
 import paddle
 
-from paddlemix.checkpoints.files import TensorEntry, atomic_directory, write_json, write_weights
+from paddlemix.checkpoints.files import TensorEntry, array_entry, atomic_directory, write_json, write_weights
 from paddlemix.checkpoints.layouts import ADAPTER_FILE, CONFIG_FILE, FORMAT_KEY, FORMAT_VERSION
 from paddlemix.checkpoints.source import Source
 from paddlemix.errors import UserError
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.models.layers import skip_initialisation
 from paddlemix.models.llava import LlavaModel
+from paddlemix.peft.lora import LoRAConfig
 from paddlemix.processors.llava import PROCESSOR_FILE, LlavaProcessor, processor_from_dict
 
 MAX_SHARD_BYTES = 5 * 1024**3
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _MAX_LISTED = 8
+_TOWER_LAYERS = "vision_tower.layers."
 # a text-only model has no images; these stand in until a tower brings its own
 _NO_TOWER = {
     "image_size": 336,
@@ -44,12 +46,16 @@ class Pretrained:
     Args:
         model: its weights are loaded; in evaluation mode.
         processor: None where the directory has no tokenizer.
+        directory: where it was read from.
         unused: tower weights behind the selected layer: not built, kept so that saving loses nothing.
+        adapter: settings of the adapter that was added to it, if any.
     """
 
     model: LlavaModel
     processor: LlavaProcessor | None
+    directory: Path
     unused: dict[str, TensorEntry] = field(default_factory=dict)
+    adapter: LoRAConfig | None = None
 
 
 def load_model(path: str | Path, dtype: str = "float32") -> Pretrained:
@@ -67,7 +73,7 @@ def load_model(path: str | Path, dtype: str = "float32") -> Pretrained:
     model = build_model(source.config, dtype)
     unused = fill_model(model, source.tensors(), str(path))
     model.eval()
-    return Pretrained(model, load_processor(source), unused)
+    return Pretrained(model, load_processor(source), source.directory, unused)
 
 
 def open_source(path: str | Path) -> Source:
@@ -120,13 +126,14 @@ def fill_model(
         may_miss: whether a parameter may keep its start value, e.g. a new projector.
 
     Returns:
-        Tower weights that belong to layers which are not built.
+        Tower weights that belong to layers which are not built, in memory: their file may be replaced before they
+        are written.
 
     Raises:
         UserError: lists every missing, extra and misshapen weight; the model is then not usable.
     """
     parameters = dict(model.named_parameters())
-    unused = {name: entry for name, entry in tensors.items() if name not in parameters and _behind_selection(name)}
+    unused = {name: entry for name, entry in tensors.items() if _behind_selection(name, parameters)}
     tied = {"lm_head.weight"} - parameters.keys()
     missing = sorted(name for name in parameters.keys() - tensors.keys() if not may_miss(name))
     extra = sorted(tensors.keys() - parameters.keys() - unused.keys() - tied)
@@ -135,16 +142,22 @@ def fill_model(
         for name in sorted(parameters.keys() & tensors.keys())
         if tuple(tensors[name].shape) != tuple(parameters[name].shape)
     ]
-    faults = [_list(kind, names) for kind, names in (("missing", missing), ("extra", extra), ("misshapen", wrong)) if names]
+    kinds = {"missing": missing, "extra": extra, "misshapen": wrong}
+    faults = [_list(kind, names) for kind, names in kinds.items() if names]
     if faults:
         raise UserError(f"the weights of {source} do not fit its config.json: {'; '.join(faults)}")
-    for name in parameters.keys() & tensors.keys():
-        copy_into(parameters[name], tensors[name])
-    return unused
+    for name, entry in tensors.items():  # in the order of the file
+        if name in parameters:
+            copy_into(parameters[name], entry)
+    return {name: array_entry(np.array(entry.read()), entry.dtype) for name, entry in unused.items()}
 
 
-def _behind_selection(name: str) -> bool:
-    return name.startswith(("vision_tower.layers.", "vision_tower.post_layernorm."))
+def _behind_selection(name: str, parameters: Mapping[str, paddle.Tensor]) -> bool:
+    """Whether a weight is of a tower layer that has no parameter in the model, or of the norm behind the last."""
+    if name.startswith(_TOWER_LAYERS):
+        layer = name[len(_TOWER_LAYERS) :].partition(".")[0]
+        return layer.isdecimal() and not any(built.startswith(f"{_TOWER_LAYERS}{layer}.") for built in parameters)
+    return name in ("vision_tower.post_layernorm.weight", "vision_tower.post_layernorm.bias")
 
 
 def _list(kind: str, names: list[str]) -> str:
@@ -158,14 +171,17 @@ def copy_into(parameter: paddle.Tensor, entry: TensorEntry) -> None:
     parameter.set_value(loaded.astype(parameter.dtype).numpy())
 
 
+def tensor_entry(tensor: paddle.Tensor) -> TensorEntry:
+    """A tensor as it can be written; it is copied to the host when it is read."""
+    dtype = _DTYPES[str(tensor.dtype).rsplit(".", 1)[-1]]
+    return TensorEntry(dtype, tuple(tensor.shape), tensor.numpy)
+
+
 def parameter_entries(model: paddle.nn.Layer, names: set[str] | None = None) -> dict[str, TensorEntry]:
-    """The weights of a model as they can be written; a low-precision weight is copied to the host when it is read."""
-    entries = {}
-    for name, parameter in model.named_parameters():
-        if names is None or name in names:
-            dtype = _DTYPES[str(parameter.dtype).rsplit(".", 1)[-1]]
-            entries[name] = TensorEntry(dtype, tuple(parameter.shape), parameter.numpy)
-    return entries
+    """The weights of a model, or those of `names`, as they can be written."""
+    return {
+        name: tensor_entry(parameter) for name, parameter in model.named_parameters() if names is None or name in names
+    }
 
 
 def save_model(
@@ -203,5 +219,3 @@ def write_processor(processor: LlavaProcessor | None, directory: Path) -> None:
     if processor is not None:
         processor.tokenizer.save(directory)
         write_json(directory / PROCESSOR_FILE, processor.to_dict())
-
-

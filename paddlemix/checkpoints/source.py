@@ -1,7 +1,7 @@
 """An opened checkpoint: its complete configuration and its weights under our names, not yet read.
 
-Joins what some layouts keep apart (an original LLaVA-1.5 has its vision tower beside it).  Both loading into a model and
-converting between layouts start here.
+Joins what some layouts keep apart (an original LLaVA-1.5 has its vision tower beside it).  Both loading into a model
+and converting between layouts start here.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ def _with_tower(source: Source, layout: Layout) -> Source:
 
 
 def _holds_tower(source: Source) -> bool:
-    return any(name.startswith(_TOWER) for name in rename(read_weights(source.directory), source.keymaps, source.directory))
+    inside = rename(read_weights(source.directory), source.keymaps, source.directory)
+    return any(name.startswith(_TOWER) for name in inside)
 
 
 def find_tower(directory: Path, tower: str) -> Path:
@@ -124,11 +125,8 @@ def rename(tensors: Mapping[str, TensorEntry], keymaps: tuple[KeyMap, ...], dire
             return renamed
         if best is None or len(unknown) < len(best):
             best = unknown
-    listed = ", ".join(sorted(best or [])[:8])
-    raise UserError(
-        f"{directory} holds {len(best or [])} weights that a {' or '.join(k.name for k in keymaps)} checkpoint does not "
-        f"have: {listed}"
-    )
+    listed, layouts = ", ".join(sorted(best or [])[:8]), " or ".join(keymap.name for keymap in keymaps)
+    raise UserError(f"{directory} holds {len(best or [])} weights that a {layouts} checkpoint does not have: {listed}")
 
 
 def _apply(tensors: Mapping[str, TensorEntry], keymap: KeyMap) -> tuple[dict[str, TensorEntry], list[str]]:

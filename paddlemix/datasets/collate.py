@@ -13,9 +13,7 @@ import numpy as np
 from paddlemix.sample import IGNORE_INDEX, IMAGE_TOKEN_INDEX, NEWLINE_INDEX, Batch, Example
 
 
-def collate(
-    examples: Sequence[Example], tokens_per_tile: int, padding: Literal["right", "left"] = "right"
-) -> Batch:
+def collate(examples: Sequence[Example], tokens_per_tile: int, padding: Literal["right", "left"] = "right") -> Batch:
     """Pads examples to the longest and resolves every position.
 
     Args:
@@ -74,7 +72,7 @@ def _merge_index(examples: Sequence[Example], is_image: np.ndarray, tokens_per_t
     first_rows = positions + np.cumsum([0, *tile_counts[:-1]]) * tokens_per_tile
     sources = [
         np.where(example.image_index == NEWLINE_INDEX, newline, example.image_index + first)
-        for example, first in zip(examples, first_rows)
+        for example, first in zip(examples, first_rows, strict=True)
     ]
     index = np.arange(positions, dtype=np.int64)
     index[is_image.reshape(-1)] = np.concatenate(sources)

@@ -1,8 +1,8 @@
 """Records of a data file -> Samples.
 
-Reads JSON arrays and recognises per record the form of its conversation: PaddleMIX's pairs (`[["<image>\\nQ", "A"], ...]`) and
-LLaVA's turns (`[{"from": "human", "value": ...}, ...]`).  Here, and only here, `<image>` in a user's text becomes a place.
-Knows no template and opens no image.
+Reads JSON arrays and recognises per record the form of its conversation: PaddleMIX's pairs
+(`[["<image>\\nQ", "A"], ...]`) and LLaVA's turns (`[{"from": "human", "value": ...}, ...]`).  Here, and only here,
+`<image>` in a user's text becomes a place.  Knows no template and opens no image.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ from typing import Any
 from paddlemix.errors import MissingFileError, UserError, did_you_mean
 from paddlemix.sample import IMAGE_TOKEN, Message, Role, Sample
 
-_ROLES: dict[str, Role] = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+_ROLES: dict[str, Role] = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
@@ -25,18 +31,23 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
         path: a JSON array of objects, UTF-8.
 
     Raises:
-        MissingFileError: there is no such file.
+        MissingFileError: there is no such file, or it cannot be read.
         UserError: the file is not JSON, not an array, or an item is not an object.
     """
     path = Path(path)
     if not path.is_file():
-        raise MissingFileError(f"data file '{path}' does not exist (looked in {Path.cwd()}); check dataset.data_files")
+        problem = "is a folder" if path.is_dir() else f"does not exist (looked in {Path.cwd()})"
+        raise MissingFileError(f"data file '{path}' {problem}; check dataset.data_files")
     try:
         records = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise MissingFileError(f"data file '{path}' cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"data file '{path}' is not UTF-8 (byte {error.start}); save it as UTF-8") from error
     except json.JSONDecodeError as error:
-        raise UserError(f"data file '{path}' is not JSON: line {error.lineno}, column {error.colno}: {error.msg}") from error
+        raise UserError(
+            f"data file '{path}' is not JSON: line {error.lineno}, column {error.colno}: {error.msg}"
+        ) from error
     if not isinstance(records, list):
         raise UserError(f"data file '{path}' holds a JSON {_kind(records)}, expected an array of records")
     if not records:
@@ -59,8 +70,8 @@ def parse_record(record: dict[str, Any], source: str, image_root: str | Path | N
         A Sample whose messages name each of its images exactly once.
 
     Raises:
-        UserError: no conversation, wrong form, roles out of order, an empty answer, or a number of `<image>` that is not
-            the number of images.
+        UserError: no conversation, wrong form, roles out of order, an empty answer, text that is not Unicode, or a
+            number of `<image>` that is not the number of images.
     """
     try:
         images = tuple(_locate(path, image_root) for path in _image_paths(record))
@@ -104,7 +115,9 @@ def _messages(record: dict[str, Any]) -> list[tuple[Role, str]]:
 
 def _turn_message(turn: dict[str, Any], number: int) -> tuple[Role, str]:
     if not {"from", "value"} <= turn.keys():
-        raise UserError(f"turn {number} has the keys {', '.join(map(str, turn)) or 'none'}, expected 'from' and 'value'")
+        raise UserError(
+            f"turn {number} has the keys {', '.join(map(str, turn)) or 'none'}, expected 'from' and 'value'"
+        )
     role = _ROLES.get(str(turn["from"]))
     if role is None:
         raise UserError(f"turn {number}: from='{turn['from']}' is not one of {', '.join(_ROLES)}")
@@ -115,20 +128,34 @@ def _turn_message(turn: dict[str, Any], number: int) -> tuple[Role, str]:
 
 def _pair_messages(pair: Sequence[Any], number: int) -> list[tuple[Role, str]]:
     if len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-        raise UserError(f"pair {number} is {json.dumps(pair, ensure_ascii=False)[:80]}, expected [question, answer] texts")
+        raise UserError(
+            f"pair {number} is {json.dumps(pair, ensure_ascii=False)[:80]}, expected [question, answer] texts"
+        )
     return [("user", pair[0]), ("assistant", pair[1])]
 
 
 def _check_turns(messages: Sequence[tuple[Role, str]]) -> None:
     turns = messages[1:] if messages[0][0] == "system" else messages
+    for _, text in messages:
+        _check_unicode(text)
     for number, (role, text) in enumerate(turns, 1):
         expected = "user" if number % 2 else "assistant"
         if role != expected:
-            raise UserError(f"turn {number} is by the {role}, expected the {expected}: turns alternate, the user begins")
+            raise UserError(
+                f"turn {number} is by the {role}, expected the {expected}: turns alternate, the user begins"
+            )
         if role == "assistant" and not text.strip():
             raise UserError(f"turn {number}: the answer is empty, so there is nothing to learn")
     if len(turns) % 2 or not turns:
         raise UserError(f"{len(turns)} turns: the last question has no answer, so there is nothing to learn from it")
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        found, before = ascii(text[error.start]), text[max(0, error.start - 20) : error.start]
+        raise UserError(f"half a character, {found}, follows the text {before!r}; write the whole one") from error
 
 
 def _place_images(messages: Sequence[tuple[Role, str]], image_count: int) -> tuple[Message, ...]:

@@ -1,18 +1,21 @@
 """Data sets of a run: entries of the JSON's `dataset` key -> one list of Samples, encoded on demand.
 
-Order is a function of (seed, epoch, rank) alone, so a run can stop and go on at any step.  Knows no model and no trainer.
+Order is a function of (seed, epoch, rank) alone, so a run can stop and go on at any step.  Knows no model and no
+trainer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from paddlemix.datasets.formats import parse_record, read_records
-from paddlemix.datasets.images import load_image
+from paddlemix.datasets.images import check_image, load_image
 from paddlemix.errors import UserError
+from paddlemix.processors.conversation import render
 from paddlemix.processors.llava import LlavaProcessor
 from paddlemix.sample import Example, Sample
 
@@ -23,8 +26,8 @@ class SampleDataset:
     """The samples of all entries, one after the other.
 
     Args:
-        entries: items of `dataset["train"]` or `dataset["eval"]`: `data_files` (path or list), optional `image_root` and
-            `chat_template`.
+        entries: items of `dataset["train"]` or `dataset["eval"]`: `data_files` (path or list), optional `image_root`
+            and `chat_template`.
         processor_for: gives the processor for an entry's `chat_template` (None: the run's own).
         max_length: most tokens of an example.
         image_root: folder of images for entries that name none.
@@ -52,17 +55,36 @@ class SampleDataset:
     def __len__(self) -> int:
         return len(self.samples)
 
+    def check(self) -> None:
+        """Looks for what would stop a run later: a conversation that its template cannot write, an image that is
+        missing or no image.  Reads the headers of local images, no pixel.
+
+        Raises:
+            MissingFileError, UserError: names file, record and image.
+        """
+        known: set[str] = set()
+        for sample, processor in zip(self.samples, self._processors, strict=True):
+            try:
+                render(processor.template, sample.messages)
+                for path in sample.images:
+                    if path not in known:
+                        check_image(path)
+                        known.add(path)
+            except UserError as error:
+                raise type(error)(f"{sample.source}: {error}") from error
+
     def __getitem__(self, index: int) -> Example:
         """Opens the images of a sample and encodes it.
 
         Raises:
-            UserError: an image or the conversation cannot be used; names file, record and image.
+            MissingFileError: an image does not exist.
+            UserError: an image or the conversation cannot be used.  Both name file, record and image.
         """
         sample = self.samples[index]
         try:
             images = [load_image(path) for path in sample.images]
         except UserError as error:
-            raise UserError(f"{sample.source}: {error}") from error
+            raise type(error)(f"{sample.source}: {error}") from error
         return self._processors[index].encode(sample, images, self._max_length)
 
 
@@ -73,6 +95,7 @@ def _entry_samples(entry: Mapping[str, Any], image_root: str | None) -> Iterator
             yield parse_record(record, f"{path} record {number}", image_root)
 
 
+@dataclass
 class EpochBatchSampler:
     """Which samples form each micro-batch of a rank, for one epoch after the other.
 
@@ -84,24 +107,27 @@ class EpochBatchSampler:
         rank, world_size: this process among those that share the data.
         shuffle: new order each epoch; False keeps the file's order.
 
+    Attributes:
+        epoch: which pass over the data `__iter__` and `order` give; the caller sets it.
+
     The last step of an epoch takes samples from the epoch's beginning until it is full.
+
+    Raises:
+        UserError: `size` is 0.
     """
 
-    def __init__(
-        self,
-        size: int,
-        batch_size: int,
-        accumulation: int = 1,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        shuffle: bool = True,
-    ) -> None:
-        if size < 1:
-            raise UserError("the data set is empty")
-        self.size, self.batch_size, self.accumulation = size, batch_size, accumulation
-        self.seed, self.rank, self.world_size, self.shuffle = seed, rank, world_size, shuffle
-        self.epoch = 0
+    size: int
+    batch_size: int
+    accumulation: int = 1
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    shuffle: bool = True
+    epoch: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise UserError("the data set is empty: no record in dataset.data_files")
 
     @property
     def steps_per_epoch(self) -> int:

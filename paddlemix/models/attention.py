@@ -39,7 +39,9 @@ class KVCache:
 
     def truncate(self, length: int) -> None:
         """Forgets the positions from `length` on."""
-        if length < self.length:
+        if length == 0:
+            self._keys, self._values, self.segment_ids = [], [], None
+        elif length < self.length:
             self._keys = [keys[:, :length] for keys in self._keys]
             self._values = [values[:, :length] for values in self._values]
             if self.segment_ids is not None:
@@ -76,16 +78,15 @@ def attention_bias(
     key_length: int,
     query_segments: paddle.Tensor | None,
     key_segments: paddle.Tensor | None,
-    dtype: paddle.dtype,
 ) -> paddle.Tensor | None:
     """What is added to the scores: 0 where a query may look, else `MASKED`.
 
     Args:
-        query_segments, key_segments: int64 [B, L] and [B, S]; a query sees only keys of its own segment. None where every
-            row is one sample that begins at position 0.
+        query_segments, key_segments: int64 [B, L] and [B, S]; a query sees only keys of its own segment. None where
+            every row is one sample that begins at position 0.
 
     Returns:
-        [B or 1, 1, L, S], or None when nothing is masked.
+        float32 [B or 1, 1, L, S] (`MASKED` is infinite in float16), or None when nothing is masked.
     """
     allowed = None
     if query_length > 1:
@@ -96,7 +97,7 @@ def attention_bias(
         allowed = same if allowed is None else paddle.logical_and(allowed, same)
     if allowed is None:
         return None
-    return (1.0 - allowed.astype("float32")).astype(dtype) * MASKED
+    return (1.0 - allowed.astype("float32")) * MASKED
 
 
 def attend(
@@ -116,9 +117,9 @@ def attend(
     if groups > 1:
         keys, values = (states.repeat_interleave(groups, axis=2) for states in (keys, values))
     queries, keys, values = (states.transpose([0, 2, 1, 3]) for states in (queries, keys, values))  # [B, H, L or S, E]
-    scores = paddle.matmul(queries * (1.0 / math.sqrt(head_size)), keys, transpose_y=True)
+    scores = paddle.matmul(queries * (1.0 / math.sqrt(head_size)), keys, transpose_y=True).astype("float32")
     if bias is not None:
         scores = scores + bias
-    weights = functional.softmax(scores.astype("float32"), axis=-1).astype(values.dtype)
+    weights = functional.softmax(scores, axis=-1).astype(values.dtype)
     merged = paddle.matmul(weights, values).transpose([0, 2, 1, 3])  # [B, L, H, E]
     return merged.reshape([batch, length, heads * head_size])

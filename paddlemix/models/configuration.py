@@ -18,7 +18,7 @@ _MLP_PROJECTOR = re.compile(r"mlp([1-9]\d*)x_gelu")
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """A Llama-style decoder.
+    """A Llama-style decoder.  What a checkpoint leaves out is as in transformers' LlamaConfig, which leaves it out.
 
     Args:
         vocab_size: rows of the embedding.
@@ -26,7 +26,7 @@ class DecoderConfig:
         intermediate_size: width of the gated feed-forward part.
         num_hidden_layers: layers.
         num_attention_heads: query heads H; `num_key_value_heads` K divides it.
-        head_dim: width E of a head; None means hidden_size / num_attention_heads.
+        head_dim: width E of a head, even; None means hidden_size / num_attention_heads.
         rms_norm_eps, rope_theta: as in the paper; `max_position_embeddings` is the longest sequence trained on.
         tie_word_embeddings: the output layer is the embedding.
         initializer_range: standard deviation of new weights.
@@ -40,8 +40,8 @@ class DecoderConfig:
     num_key_value_heads: int | None = None
     head_dim: int | None = None
     hidden_act: str = "silu"
-    max_position_embeddings: int = 4096
-    rms_norm_eps: float = 1e-5
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     rope_scaling: dict[str, Any] | None = None
     attention_bias: bool = False
@@ -54,6 +54,13 @@ class DecoderConfig:
                 f"num_attention_heads {self.num_attention_heads} is not a multiple of "
                 f"num_key_value_heads {self.key_value_heads}"
             )
+        if not self.head_dim and self.hidden_size % self.num_attention_heads:
+            raise UserError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}; "
+                "give head_dim"
+            )
+        if self.head_size % 2:
+            raise UserError(f"head width {self.head_size} is odd; rotary positions need an even head_dim")
         if self.hidden_act != "silu":
             raise UserError(f"hidden_act '{self.hidden_act}' is not supported in the language model; allowed: silu")
         if self.rope_scaling:
@@ -93,6 +100,11 @@ class VisionConfig:
     def __post_init__(self) -> None:
         if self.hidden_act not in ("quick_gelu", "gelu"):
             raise UserError(f"vision hidden_act '{self.hidden_act}' is not one of quick_gelu, gelu")
+        if self.hidden_size % self.num_attention_heads:
+            raise UserError(
+                f"vision hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
+                f"{self.num_attention_heads}"
+            )
 
     @property
     def num_patches(self) -> int:
@@ -127,21 +139,27 @@ class LlavaConfig:
                 f"mm_vision_select_feature '{self.mm_vision_select_feature}' is not one of patch, cls_patch"
             )
         if self.vision is not None:
-            self.num_tower_layers
+            self._check_tower(self.vision)
+
+    def _check_tower(self, vision: VisionConfig) -> None:
+        total = vision.num_hidden_layers
+        if not 0 <= self.num_tower_layers <= total:
+            raise UserError(
+                f"mm_vision_select_layer {self.mm_vision_select_layer} is outside the tower's {total} layers; "
+                f"allowed: {-total - 1} to {total}"
+            )
+        if self.mm_projector_type == "identity" and vision.hidden_size != self.text.hidden_size:
+            raise UserError(
+                f"mm_projector_type 'identity' needs equal widths; the tower has {vision.hidden_size}, the language "
+                f"model {self.text.hidden_size}"
+            )
 
     @property
     def num_tower_layers(self) -> int:
-        """Tower layers up to the selected hidden state; later ones are neither built nor run.
-
-        Raises:
-            UserError: there is no such hidden state.
-        """
+        """Tower layers up to the selected hidden state; later ones are neither built nor run."""
         assert self.vision is not None
-        total, selected = self.vision.num_hidden_layers, self.mm_vision_select_layer
-        layers = selected if selected >= 0 else total + 1 + selected
-        if not 0 <= layers <= total:
-            raise UserError(f"mm_vision_select_layer {selected} is outside the tower's {total} layers")
-        return layers
+        selected = self.mm_vision_select_layer
+        return selected if selected >= 0 else self.vision.num_hidden_layers + 1 + selected
 
     @property
     def tokens_per_tile(self) -> int:

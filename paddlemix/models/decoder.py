@@ -32,7 +32,11 @@ class DecoderAttention(nn.Layer):
         self.o_proj = linear(self.heads * self.head_size, width, std, bias)
 
     def forward(
-        self, hidden: paddle.Tensor, tables: tuple[RotaryTables, RotaryTables], bias: paddle.Tensor | None, cache: KVCache | None
+        self,
+        hidden: paddle.Tensor,
+        tables: tuple[RotaryTables, RotaryTables],
+        bias: paddle.Tensor | None,
+        cache: KVCache | None,
     ) -> paddle.Tensor:
         """[B, L, D] -> [B, L, D]."""
         batch, length, _ = hidden.shape
@@ -71,7 +75,11 @@ class DecoderLayer(nn.Layer):
         self.mlp = DecoderMLP(config)
 
     def forward(
-        self, hidden: paddle.Tensor, tables: tuple[RotaryTables, RotaryTables], bias: paddle.Tensor | None, cache: KVCache | None
+        self,
+        hidden: paddle.Tensor,
+        tables: tuple[RotaryTables, RotaryTables],
+        bias: paddle.Tensor | None,
+        cache: KVCache | None,
     ) -> paddle.Tensor:
         """[B, L, D] -> [B, L, D]."""
         hidden = hidden + self.self_attn(self.input_layernorm(hidden), tables, bias, cache)
@@ -117,12 +125,13 @@ class Decoder(nn.Layer):
             Hidden states [B, L, D] after the final norm.
         """
         length, seen = embeds.shape[1], cache.length if cache is not None else 0
-        bias = attention_bias(length, seen + length, segment_ids, _all_segments(segment_ids, cache), embeds.dtype)
+        bias = attention_bias(length, seen + length, *_segments(segment_ids, embeds.shape[:2], cache))
         tables = self._tables(position_ids, embeds.dtype)
         hidden = embeds
         for layer in self.layers:
-            if self.enable_recompute and self.training:
-                hidden = recompute(layer, hidden, tables, bias, None)
+            if self.enable_recompute and self.training and cache is None:
+                # the reentrant form gives no gradient at all where the embeddings are frozen, as with LoRA
+                hidden = recompute(layer, hidden, tables, bias, None, use_reentrant=False)
             else:
                 hidden = layer(hidden, tables, bias, cache)
         return self.norm(hidden)
@@ -136,11 +145,25 @@ class Decoder(nn.Layer):
         return queries, rotary_tables(position_ids, config.key_value_heads, size, theta, dtype)
 
 
-def _all_segments(segment_ids: paddle.Tensor | None, cache: KVCache | None) -> paddle.Tensor | None:
-    """Segments of the cached positions and these; remembered in the cache."""
-    if cache is None or segment_ids is None:
-        return segment_ids
-    if cache.segment_ids is not None:
-        segment_ids = paddle.concat([cache.segment_ids, segment_ids], axis=1)
-    cache.segment_ids = segment_ids
-    return segment_ids
+def _segments(
+    segment_ids: paddle.Tensor | None, shape: list[int], cache: KVCache | None
+) -> tuple[paddle.Tensor | None, paddle.Tensor | None]:
+    """Segments of these positions and of all, cached ones included; remembered in the cache.
+
+    Args:
+        shape: [B, L] of these positions.
+
+    Returns:
+        int64 [B, L] and [B, S]; None twice where neither these nor the cached positions have segments.
+    """
+    before = cache.segment_ids if cache is not None else None
+    if segment_ids is None and before is None:
+        return None, None
+    if segment_ids is None:
+        segment_ids = paddle.ones(shape, dtype="int64")  # the number that a row's only sample has in a batch
+    if cache is None:
+        return segment_ids, segment_ids
+    if before is None and cache.length:
+        before = paddle.ones([shape[0], cache.length], dtype="int64")
+    cache.segment_ids = segment_ids if before is None else paddle.concat([before, segment_ids], axis=1)
+    return segment_ids, cache.segment_ids

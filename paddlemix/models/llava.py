@@ -81,10 +81,15 @@ class LlavaModel(nn.Layer):
 
         Returns:
             [B, L, D].
+
+        Raises:
+            ValueError: only one of `features` and `merge_index` is given.
         """
         embeds = self.language_model.embed_tokens(input_ids)
-        if features is None or merge_index is None:
+        if features is None and merge_index is None:
             return embeds
+        if features is None or merge_index is None:
+            raise ValueError("visual features and merge_index go together: give both or neither")
         batch, length, width = embeds.shape
         rows = [embeds.reshape([-1, width]), features.astype(embeds.dtype)]
         if self.config.image_newline:

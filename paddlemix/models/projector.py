@@ -11,8 +11,10 @@ from paddlemix.models.configuration import projector_depth
 from paddlemix.models.layers import linear
 
 
-def build_projector(mm_projector_type: str, in_size: int, out_size: int, std: float = 0.02) -> nn.Sequential:
+def build_projector(mm_projector_type: str, in_size: int, out_size: int, std: float = 0.02) -> nn.Layer:
     """Builds a projector [.., in_size] -> [.., out_size].
+
+    A "linear" one is the layer itself and not a sequence of one, so that its weights have the reference's names.
 
     Args:
         mm_projector_type: "linear", "mlpNx_gelu" (N linear layers with exact GELU between) or "identity" (no weights).
@@ -21,6 +23,8 @@ def build_projector(mm_projector_type: str, in_size: int, out_size: int, std: fl
     Raises:
         UserError: another type.
     """
+    if mm_projector_type == "linear":
+        return linear(in_size, out_size, std, bias=True)
     depth = projector_depth(mm_projector_type)
     layers: list[nn.Layer] = []
     for number in range(depth):

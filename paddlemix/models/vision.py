@@ -113,8 +113,10 @@ class VisionTower(nn.Layer):
         patch, side = self.config.patch_size, self.config.image_size // self.config.patch_size
         cut = pixel_values[:, :, : side * patch, : side * patch]
         cells = cut.reshape([tiles, channels, side, patch, side, patch])
-        cells = cells.transpose([0, 2, 4, 1, 3, 5]).reshape([tiles, side * side, channels * patch * patch])  # [N, P, 3*p*p]
+        # [N, 3, side, p, side, p] -> [N, P, 3 * p * p]
+        cells = cells.transpose([0, 2, 4, 1, 3, 5]).reshape([tiles, side * side, channels * patch * patch])
         kernel = self.patch_embedding.reshape([self.config.hidden_size, -1])
-        patches = paddle.matmul(cells.astype(kernel.dtype), kernel, transpose_y=True)  # a convolution whose stride is its kernel
+        # a convolution whose stride is its kernel
+        patches = paddle.matmul(cells.astype(kernel.dtype), kernel, transpose_y=True)
         first = self.class_embedding.reshape([1, 1, -1]).expand([tiles, 1, -1])
         return paddle.concat([first, patches], axis=1) + self.position_embedding

@@ -57,17 +57,19 @@ def lora_config_from_dict(values: dict[str, Any]) -> LoRAConfig:
     """Reads an adapter's settings.
 
     Raises:
-        UserError: a key is missing.
+        UserError: a key is missing or a value is not allowed.
     """
     try:
         return LoRAConfig(
             r=int(values["r"]),
-            lora_alpha=values["lora_alpha"],
+            lora_alpha=float(values["lora_alpha"]),
             lora_dropout=float(values.get("lora_dropout", 0.0)),
             modules=tuple(values["modules"]),
         )
     except KeyError as error:
         raise UserError(f"the adapter's settings have no key {error}") from error
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the adapter's settings cannot be understood: {error}") from error
 
 
 class LoRALinear(nn.Layer):
@@ -113,13 +115,16 @@ def add_lora(model: nn.Layer, config: LoRAConfig) -> None:
     """Replaces the linear layers that `config.modules` names, in place.  Outputs do not change until B is trained.
 
     Raises:
-        UserError: a name is no linear layer of the model.
+        UserError: a name is no linear layer of the model; nothing is replaced then.
     """
-    for name in config.modules:
-        parent, child, layer = _find(model, name)
+    found = [_find(model, name) for name in config.modules]
+    for name, (_, _, layer) in zip(config.modules, found, strict=True):
         if not isinstance(layer, nn.Linear):
             raise UserError(f"LoRA module '{name}' is no linear layer of this model; is the adapter for another base?")
-        setattr(parent, child, LoRALinear(layer, config))
+    for parent, child, layer in found:
+        adapted = LoRALinear(layer, config)
+        adapted.training = layer.training  # a new layer starts in training mode, where dropout acts
+        setattr(parent, child, adapted)
 
 
 def merge_lora(model: nn.Layer) -> int:
@@ -150,7 +155,7 @@ def _find(model: nn.Layer, name: str) -> tuple[nn.Layer, str, Any]:
     *path, child = name.split(".")
     parent = model
     for part in path:
-        parent = getattr(parent, part, None)  # type: ignore[assignment]
+        parent = getattr(parent, part, None)
         if parent is None:
             raise UserError(f"LoRA module '{name}' does not exist in this model; is the adapter for another base?")
     return parent, child, getattr(parent, child, None)

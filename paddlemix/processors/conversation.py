@@ -1,7 +1,7 @@
 """Conversation templates as data, and their rendering to pieces.
 
-`render` turns messages into text pieces, special tokens and images, each marked as trained or not; it never tokenises and
-nothing parses what it made.  What is trained is by construction every answer and the token that ends it.
+`render` turns messages into text pieces, special tokens and images, each marked as trained or not; it never tokenises
+and nothing parses what it made.  What is trained is by construction every answer and the token that ends it.
 
 Source of names, system texts and separators: haotian-liu/LLaVA llava/conversation.py (commit c121f04).
 """
@@ -103,8 +103,12 @@ def render(template: Template, messages: Sequence[Message], add_generation_promp
         Pieces in order, neighbouring unsupervised texts joined.  BOS is not among them.
 
     Raises:
-        UserError: the roles do not alternate, or the template cannot write such a conversation.
+        UserError: the roles do not alternate, an image stands outside a user's turn, or the template cannot write such
+            a conversation.
     """
+    for message in messages:
+        if message.role != "user" and message.image_indices:
+            raise UserError(f"an image stands in a turn of the {message.role}; only a user's turn can show one")
     system, turns = _split_system(template, messages)
     _check_order(turns, add_generation_prompt)
     return _join(_STYLES[template.style](template, system, turns, add_generation_prompt))
@@ -135,8 +139,8 @@ def _check_order(turns: Sequence[Message], add_generation_prompt: bool) -> None:
 
 
 def _content(message: Message) -> list[Piece]:
-    """Pieces of a user's turn.  A single image moves to the front, followed by a line break, and the text loses outer white
-    space, as the reference's preprocess_multimodal does; several images stay where they are."""
+    """Pieces of a user's turn.  A single image moves to the front, followed by a line break, and the text loses outer
+    white space, as the reference's preprocess_multimodal does; several images stay where they are."""
     images = message.image_indices
     if len(images) == 1:
         pieces = [_image(images[0])]

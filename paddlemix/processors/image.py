@@ -1,7 +1,7 @@
 """Images to tiles, and tiles to visual tokens: how many there are and in which order, from sizes alone.
 
-`count_visual_tokens`, `visual_token_index` and `image_tiles` share one layout function, so the number that is counted, the
-rows that are gathered and the pixels that are encoded cannot disagree.  Knows no file, no model and no tokenizer.
+`count_visual_tokens`, `visual_token_index` and `image_tiles` share one layout function, so the number that is counted,
+the rows that are gathered and the pixels that are encoded cannot disagree.  Knows no file, no model and no tokenizer.
 
 Source: haotian-liu/LLaVA llava/mm_utils.py and llava/model/llava_arch.py (commit c121f04); CLIPImageProcessor of
 transformers for resize, crop and normalisation.
@@ -58,10 +58,17 @@ class ImageSpec:
         _check_choice("mm_patch_merge_type", self.merge_type, MERGE_TYPES)
         if self.tile_size < self.patch_size or self.patch_size < 1:
             raise UserError(f"image size {self.tile_size} is smaller than one patch of {self.patch_size} pixels")
+        if len(self.mean) != 3 or len(self.std) != 3 or 0 in self.std:
+            raise UserError(
+                f"image_mean {list(self.mean)} and image_std {list(self.std)}: expected three numbers each, "
+                "one per channel, and no deviation of 0"
+            )
         if self.aspect_mode != "anyres":
             return
         if not self.grid_pinpoints:
-            raise UserError("image_aspect_ratio 'anyres' needs image_grid_pinpoints, a list of [width, height] in pixels")
+            raise UserError(
+                "image_aspect_ratio 'anyres' needs image_grid_pinpoints, a list of [width, height] in pixels"
+            )
         for width, height in self.grid_pinpoints:
             if width % self.tile_size or height % self.tile_size or min(width, height) < 1:
                 raise UserError(
@@ -95,6 +102,11 @@ def _check_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
         raise UserError(f"{key}='{value}' is not one of {', '.join(allowed)}{did_you_mean(value, allowed)}")
 
 
+def _check_size(width: int, height: int) -> None:
+    if width < 1 or height < 1:
+        raise UserError(f"image size {width}x{height}: both sides must be at least 1 pixel")
+
+
 def best_resolution(width: int, height: int, spec: ImageSpec) -> tuple[int, int]:
     """The allowed grid that keeps most of an image: largest effective resolution, then least waste, then first listed.
 
@@ -104,8 +116,7 @@ def best_resolution(width: int, height: int, spec: ImageSpec) -> tuple[int, int]
     Returns:
         (width, height) in pixels, one of `spec.grid_pinpoints`.
     """
-    if width < 1 or height < 1:
-        raise UserError(f"image size {width}x{height}: both sides must be at least 1 pixel")
+    _check_size(width, height)
     best, best_effective, best_wasted = spec.grid_pinpoints[0], 0, math.inf
     for grid_width, grid_height in spec.grid_pinpoints:
         scale = min(grid_width / width, grid_height / height)
@@ -125,7 +136,12 @@ def grid_shape(width: int, height: int, spec: ImageSpec) -> tuple[int, int]:
 
 
 def count_tiles(width: int, height: int, spec: ImageSpec) -> int:
-    """Tiles that one image becomes: 1, or for "anyres" the whole image and its grid."""
+    """Tiles that one image becomes: 1, or for "anyres" the whole image and its grid.
+
+    Raises:
+        UserError: a side is 0.
+    """
+    _check_size(width, height)
     if spec.aspect_mode != "anyres":
         return 1
     across, down = grid_shape(width, height, spec)

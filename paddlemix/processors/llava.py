@@ -50,25 +50,34 @@ class LlavaProcessor:
 
         Raises:
             UserError: the first question and answer alone are too long, nothing is supervised, or the template cannot
-                write this conversation.
+                write this conversation; begins with the sample's source.
         """
-        sizes = [image.size for image in images]
-        messages, whole = sample.messages, self.encode_text(sample.messages, sizes)
-        while max_length is not None and len(whole.input_ids) > max_length:
-            if len([message for message in messages if message.role == "assistant"]) == 1:
-                raise UserError(
-                    f"{sample.source}: the first question and answer take {len(whole.input_ids)} tokens "
-                    f"({len(whole.image_index)} of them visual), max_length is {max_length}; "
-                    "raise max_length or remove the record"
-                )
-            messages = messages[:-2]
-            whole = self.encode_text(messages, sizes)
+        try:
+            messages, text = self._fit(sample.messages, [image.size for image in images], max_length)
+        except UserError as error:
+            raise UserError(f"{sample.source}: {error}") from error
         dropped = len(sample.messages) - len(messages)
         if dropped:
             logger.warning("%s: the last %d turns do not fit max_length %s", sample.source, dropped, max_length)
-        if not whole.num_supervised:
-            raise UserError(f"{sample.source}: nothing to learn, every answer is empty")
-        return replace(whole, pixel_values=self._pixels(messages, images), source=sample.source)
+        return replace(text, pixel_values=self._pixels(messages, images), source=sample.source)
+
+    def _fit(
+        self, messages: Sequence[Message], sizes: Sequence[tuple[int, int]], max_length: int | None
+    ) -> tuple[Sequence[Message], Example]:
+        """The messages without the last question-answer pairs that are too much, and their encoding."""
+        text = self.encode_text(messages, sizes)
+        while max_length is not None and len(text.input_ids) > max_length:
+            if sum(message.role == "assistant" for message in messages) == 1:
+                raise UserError(
+                    f"the first question and answer take {len(text.input_ids)} tokens "
+                    f"({len(text.image_index)} of them visual), max_length is {max_length}; "
+                    "raise max_length or remove the record"
+                )
+            messages = messages[:-2]
+            text = self.encode_text(messages, sizes)
+        if not text.num_supervised:
+            raise UserError("nothing to learn, every answer is empty")
+        return messages, text
 
     def encode_prompt(self, messages: Sequence[Message], images: Sequence[Image.Image]) -> Example:
         """Encodes a conversation that ends with a question, ready for an answer; nothing is supervised."""
@@ -98,7 +107,7 @@ class LlavaProcessor:
         )
 
     def _visual_indices(self, pieces: Sequence[Piece], sizes: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-        """For each image of the text, in reading order, the feature rows of its tokens; tiles are numbered in that order."""
+        """For each image of the text, in reading order, the feature rows of its tokens; tiles count in that order."""
         indices, first_row = [], 0
         for piece in pieces:
             if piece.image is None:
@@ -157,19 +166,25 @@ def image_spec_from_dict(values: dict[str, Any]) -> ImageSpec:
     """The image part of a `processor_config.json`; keys as `LlavaProcessor.to_dict` writes them.
 
     Raises:
+        KeyError: a key is missing.
         UserError: a value is not allowed.
     """
     pinpoints = values.get("image_grid_pinpoints") or ()
-    return ImageSpec(
-        tile_size=int(values["image_size"]),
-        patch_size=int(values["patch_size"]),
-        aspect_mode=values["image_aspect_ratio"],
-        grid_pinpoints=tuple((int(width), int(height)) for width, height in pinpoints),
-        merge_type=values.get("mm_patch_merge_type") or "flat",
-        mean=tuple(values["image_mean"]),
-        std=tuple(values["image_std"]),
-        cls_token=values.get("mm_vision_select_feature") == "cls_patch",
-    )
+    try:
+        return ImageSpec(
+            tile_size=int(values["image_size"]),
+            patch_size=int(values["patch_size"]),
+            aspect_mode=values["image_aspect_ratio"],
+            grid_pinpoints=tuple((int(width), int(height)) for width, height in pinpoints),
+            merge_type=values.get("mm_patch_merge_type") or "flat",
+            mean=tuple(values["image_mean"]),
+            std=tuple(values["image_std"]),
+            cls_token=values.get("mm_vision_select_feature") == "cls_patch",
+        )
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the image settings {values} cannot be read: {error}") from error
 
 
 def processor_from_dict(values: dict[str, Any], directory: str | Path) -> LlavaProcessor:

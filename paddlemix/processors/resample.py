@@ -1,7 +1,8 @@
 """Resize the short side, crop the centre - in memory that does not grow with the aspect ratio.
 
-A 1 x 20,000 image resized to a short side of 336 has 2.3 gigapixels of which 336 x 336 are kept.  For thin long strips only
-the kept pixels are computed, with the same fixed-point arithmetic as Pillow, so that the result is equal bit for bit.
+A 1 x 20,000 image resized to a short side of 336 has 2.3 gigapixels of which 336 x 336 are kept.  For thin long strips
+only the kept pixels are computed, with the same fixed-point arithmetic as Pillow, so that the result is equal bit for
+bit.
 
 Source: Pillow src/libImaging/Resample.c (bicubic, a = -0.5, 22 fractional bits); CLIPImageProcessor of transformers for
 sizes and offsets.
@@ -66,7 +67,7 @@ def _weights(old: int, new: int, offset: int, count: int) -> tuple[np.ndarray, i
     scale = old / new
     filter_scale = max(scale, 1.0)
     support = _BICUBIC_SUPPORT * filter_scale
-    rows = []
+    rows: list[tuple[int, list[int]]] = []
     for position in range(offset, offset + count):
         centre = (position + 0.5) * scale
         start = max(int(centre - support + 0.5), 0)
@@ -75,10 +76,10 @@ def _weights(old: int, new: int, offset: int, count: int) -> tuple[np.ndarray, i
         total = sum(values)
         rows.append((start, [_to_fixed(value * (1.0 / total) if total else value) for value in values]))
     first = min(start for start, _ in rows)
-    last = max(start + len(values) for start, values in rows)
+    last = max(start + len(fixed) for start, fixed in rows)
     weights = np.zeros((count, last - first), dtype=np.int64)
-    for index, (start, values) in enumerate(rows):
-        weights[index, start - first : start - first + len(values)] = values
+    for index, (start, fixed) in enumerate(rows):
+        weights[index, start - first : start - first + len(fixed)] = fixed
     return weights, first
 
 

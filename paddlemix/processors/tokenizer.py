@@ -1,8 +1,8 @@
 """Text to token ids and back, over the tokenizer files of a checkpoint.
 
-Gives the ids of the reference's tokenizer for pieces of text whose neighbourhood is known, so that a caller can build ids
-and labels side by side.  Knows no template and no image.  Special tokens are never parsed out of text: `</s>` inside a
-user's sentence is four characters.
+Gives the ids of the reference's tokenizer for pieces of text whose neighbourhood is known, so that a caller can build
+ids and labels side by side.  Knows no template and no image.  Special tokens are never parsed out of text: `</s>`
+inside a user's sentence is four characters.
 
 Source: transformers' LlamaTokenizer (legacy and non-legacy prefix rule).
 """
@@ -39,7 +39,7 @@ class Tokenizer:
 
     def __init__(self, hf_tokenizer: Any, directory: Path | None = None) -> None:
         self._hf = hf_tokenizer
-        self._sentencepiece = getattr(hf_tokenizer, "sp_model", None)
+        self._sentencepiece: Any = getattr(hf_tokenizer, "sp_model", None)
         self._legacy = bool(getattr(hf_tokenizer, "legacy", False))
         self._special_ids = {index for index in hf_tokenizer.all_special_ids if index is not None}
         self.directory = directory
@@ -73,18 +73,20 @@ class Tokenizer:
         text = text.replace(_SPACE, " ")
         if after == "start" or (after == "special" and self._legacy):
             text = " " + text
-        if self._legacy and not text.startswith(" "):
-            return self._encode_unprefixed(text)
-        if self._legacy:
-            return self._sentencepiece.encode(text[1:]) if after != "text" else self._encode_unprefixed(text)
+        if self._legacy:  # SentencePiece itself puts the first space there
+            return self._encode_unprefixed(text) if after == "text" else self._sentencepiece.encode(text[1:])
         return self._encode_unprefixed(text) if text.startswith(" ") else self._sentencepiece.encode(text)
 
     def _encode_unprefixed(self, text: str) -> list[int]:
-        """Ids of `text` exactly as written: SentencePiece adds or drops a space only at its very beginning, so a known
-        token is put in front and its pieces are taken away again."""
-        guard = str(self._hf.unk_token)
-        skip = len(self._sentencepiece.encode(guard))
-        return self._sentencepiece.encode(guard + text)[skip:]
+        """Ids of `text` exactly as written: SentencePiece adds or drops a space only at its very beginning, so a guard
+        is put in front and its pieces are taken away again.  Where the guard's end grows into the text (`>` and `=`),
+        another one is taken."""
+        for guard in (str(self._hf.unk_token), "\n"):
+            own = self._sentencepiece.encode(guard)
+            ids = self._sentencepiece.encode(guard + text)
+            if ids[: len(own)] == own:
+                return ids[len(own) :]
+        raise UserError(f"the tokenizer in {self.directory} joins line breaks with the text {text[:20]!r} behind them")
 
     def special_id(self, token: str) -> int | None:
         """Id of a special or added token such as `</s>`; None where the vocabulary has no such token."""
@@ -139,8 +141,7 @@ def _load_sentencepiece(directory: Path) -> Any:
     from transformers import LlamaTokenizer
 
     options: dict[str, Any] = {} if (directory / "tokenizer_config.json").is_file() else {"legacy": False}
-    tokenizer = LlamaTokenizer.from_pretrained(str(directory), local_files_only=True, **options)
-    return tokenizer
+    return LlamaTokenizer.from_pretrained(str(directory), local_files_only=True, **options)
 
 
 def _load_fast(directory: Path) -> Any:
@@ -150,4 +151,6 @@ def _load_fast(directory: Path) -> Any:
 
 
 def _adds_bos(hf_tokenizer: Any) -> bool:
-    return bool(getattr(hf_tokenizer, "add_bos_token", False))
+    """Asked of the tokenizer's own output: only the slow classes have the flag `add_bos_token`."""
+    begin = hf_tokenizer.bos_token_id
+    return begin is not None and hf_tokenizer.encode("a")[:1] == [begin]

@@ -1,0 +1,134 @@
+"""Adapter directories: LoRA weights, the other trained weights, tokenizer, processor and where the base is.
+
+    lora_config.json            settings, adapted layers, base, fingerprint of the base
+    adapter_model.safetensors   lora_A, lora_B and every weight that was trained whole (e.g. the projector)
+    processor_config.json       with the tokenizer files: everything but the base's weights
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import paddle
+
+from paddlemix.checkpoints.files import (
+    TensorEntry,
+    atomic_directory,
+    read_json,
+    read_safetensors,
+    write_json,
+    write_safetensors,
+)
+from paddlemix.checkpoints.layouts import ADAPTER_FILE, FORMAT_KEY, FORMAT_VERSION
+from paddlemix.checkpoints.pretrained import parameter_entries, write_processor
+from paddlemix.errors import UserError
+from paddlemix.peft.lora import LoRAConfig, lora_config_from_dict
+from paddlemix.processors.llava import PROCESSOR_FILE, LlavaProcessor
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_SAMPLED_ROWS = 64
+
+
+@dataclass(frozen=True)
+class AdapterFiles:
+    """An adapter directory, read but for its weights.
+
+    Args:
+        directory: where it is.
+        config: rank, scaling and adapted layers.
+        base: how to put the base together, see `load.BaseSpec`, and its places relative to the adapter.
+        fingerprint: of the base's weights.
+        processor: content of its `processor_config.json`.
+    """
+
+    directory: Path
+    config: LoRAConfig
+    base: dict[str, Any]
+    fingerprint: str
+    processor: dict[str, Any]
+
+    def tensors(self) -> dict[str, TensorEntry]:
+        """Its weights under our names, unread."""
+        return read_safetensors(self.directory / ADAPTER_WEIGHTS)
+
+    def base_names(self, model: paddle.nn.Layer) -> set[str]:
+        """Names of a model's weights that come from the base: all but the adapter's own layers."""
+        return {name for name, _ in model.named_parameters() if not name.endswith((".lora_A", ".lora_B"))}
+
+
+def read_adapter(directory: Path) -> AdapterFiles:
+    """Reads an adapter's settings.
+
+    Raises:
+        MissingFileError: a file is missing.
+        UserError: the directory is an adapter of another program, or a setting is missing.
+    """
+    values = read_json(directory / ADAPTER_FILE)
+    if FORMAT_KEY not in values:
+        raise UserError(f"{directory / ADAPTER_FILE} has no '{FORMAT_KEY}': it is an adapter of another program")
+    try:
+        return AdapterFiles(
+            directory,
+            lora_config_from_dict(values),
+            dict(values["base"]),
+            values["base_fingerprint"],
+            read_json(directory / PROCESSOR_FILE),
+        )
+    except KeyError as error:
+        raise UserError(f"{directory / ADAPTER_FILE} has no key {error}") from error
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """What an adapter directory declares besides weights; see `AdapterFiles`."""
+
+    config: LoRAConfig
+    base: dict[str, Any]
+    fingerprint: str
+
+
+def write_adapter(
+    model: paddle.nn.Layer, processor: LlavaProcessor | None, settings: AdapterSettings, directory: Path
+) -> None:
+    """Writes an adapter's files into an existing directory: every weight that trains, and what belongs to it."""
+    trained = {name for name, parameter in model.named_parameters() if not parameter.stop_gradient}
+    write_processor(processor, directory)
+    write_safetensors(directory / ADAPTER_WEIGHTS, parameter_entries(model, trained), {"format": "paddlemix"})
+    write_json(
+        directory / ADAPTER_FILE,
+        {
+            FORMAT_KEY: FORMAT_VERSION,
+            **settings.config.to_dict(),
+            "base_model_name_or_path": settings.base["model"],
+            "base": settings.base,
+            "base_fingerprint": settings.fingerprint,
+        },
+    )
+
+
+def save_adapter(
+    model: paddle.nn.Layer, processor: LlavaProcessor | None, settings: AdapterSettings, directory: str | Path
+) -> None:
+    """Writes an adapter directory; it appears whole or not at all."""
+    with atomic_directory(Path(directory)) as temporary:
+        write_adapter(model, processor, settings, temporary)
+
+
+def fingerprint(model: paddle.nn.Layer) -> str:
+    """Tells base models apart: a hash over names, shapes and samples of the weights an adapter does not change.
+
+    Norms and rows of the token embedding are sampled, rounded to bfloat16 so that the dtype they were loaded in does not
+    matter; new or trained projectors do not count.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if name.startswith(("projector.", "image_newline")) or name.endswith((".lora_A", ".lora_B")):
+            continue
+        digest.update(f"{name}{list(parameter.shape)}".encode())
+        if name.startswith("language_model.") and (name.endswith("norm.weight") or "embed_tokens" in name):
+            step = max(parameter.shape[0] // _SAMPLED_ROWS, 1)
+            digest.update(parameter.detach()[::step].astype("bfloat16").numpy().tobytes())
+    return digest.hexdigest()

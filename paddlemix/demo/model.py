@@ -1,0 +1,56 @@
+"""The tiny model of the demo: LLaVA's real architecture at 1.2 million parameters, with random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from paddlemix.checkpoints.pretrained import Pretrained, build_model, save_model
+from paddlemix.device import set_seed
+from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionConfig
+from paddlemix.processors.conversation import get_template
+from paddlemix.processors.image import ImageSpec
+from paddlemix.processors.llava import LlavaProcessor
+from paddlemix.processors.tokenizer import load_tokenizer
+
+IMAGE_SIZE, PATCH_SIZE, WIDTH = 32, 8, 128
+
+
+def tiny_config(vocab_size: int) -> LlavaConfig:
+    """Sizes of the demo's model: CLIP 4 x 128 at 32 px with patches of 8, decoder 3 x 128."""
+    return LlavaConfig(
+        text=DecoderConfig(
+            vocab_size=vocab_size,
+            hidden_size=WIDTH,
+            intermediate_size=352,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=512,
+        ),
+        vision=VisionConfig(
+            hidden_size=WIDTH,
+            intermediate_size=4 * WIDTH,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            image_size=IMAGE_SIZE,
+            patch_size=PATCH_SIZE,
+        ),
+        mm_vision_select_layer=-1,
+    )
+
+
+def write_start_model(tokenizer_directory: Path, directory: Path, seed: int = 0) -> None:
+    """Writes the untrained model as a self-contained model directory.
+
+    Args:
+        tokenizer_directory: holds the tokenizer's files.
+        directory: replaced if it exists.
+    """
+    set_seed(seed)
+    tokenizer = load_tokenizer(tokenizer_directory)
+    processor = LlavaProcessor(
+        tokenizer=tokenizer,
+        template=get_template("vicuna_v1"),
+        image_spec=ImageSpec(tile_size=IMAGE_SIZE, patch_size=PATCH_SIZE, aspect_mode="pad"),
+    )
+    model = build_model(tiny_config(len(tokenizer)), initialise=True)
+    save_model(Pretrained(model, processor, directory), directory)

@@ -1,0 +1,33 @@
+"""Fine-tunes a model on conversations: `python paddlemix/tools/supervised_finetune.py CONFIG.json [key=value ...]`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run by path: modules are looked up from the checkout's root, not from this folder
+    _here = Path(__file__).resolve()
+    sys.path[:] = [str(_here.parents[2]), *(p for p in sys.path if Path(p).resolve() != _here.parent)]
+
+from paddlemix.config.load import load_config, parse_command_line
+from paddlemix.tools._command import run_command
+
+
+def main(argv: list[str]) -> int:
+    """Runs the recipe that a JSON file describes.
+
+    Raises:
+        UserError: the file, or anything that it names, cannot be used.
+    """
+    path, overrides = parse_command_line(
+        argv, "supervised_finetune.py", "Fine-tune a LLaVA model, whole or with LoRA, as one JSON file says."
+    )
+    config = load_config(path, overrides)
+    from paddlemix.trainer.recipe import run_recipe  # loads paddle: not before the file is known to be right
+
+    run_recipe(config)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))

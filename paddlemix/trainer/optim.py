@@ -1,0 +1,91 @@
+"""Optimiser and schedule: learning rate per part, no decay on biases and norms, one gradient norm over everything.
+
+Rates of parts are set as a factor on each parameter and not as parameter groups, because paddle clips every group by its own
+norm.  Source of the schedules: transformers' optimization.py (linear, cosine, constant, polynomial with warm-up).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import paddle
+from paddle import nn
+
+from paddlemix.config.schema import RunConfig
+from paddlemix.trainer.parts import part_of
+
+
+def set_learning_rates(model: nn.Layer, config: RunConfig) -> None:
+    """Gives each trained parameter its part's rate, as a factor on `learning_rate`."""
+    rates = {"projector": config.mm_projector_lr, "vision_tower": config.mm_vision_tower_lr}
+    for name, parameter in model.named_parameters():
+        rate = rates.get(part_of(name))
+        factor = 1.0 if rate is None or not config.learning_rate else rate / config.learning_rate
+        parameter.optimize_attr["learning_rate"] = factor
+
+
+def undecayed(model: nn.Layer) -> set[str]:
+    """Paddle's names of the parameters without weight decay: biases, norms, the newline and class vectors."""
+    return {
+        parameter.name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim == 1 or name.endswith(".bias") or "norm" in name
+    }
+
+
+def build_optimizer(
+    model: nn.Layer, config: RunConfig, schedule: paddle.optimizer.lr.LRScheduler
+) -> paddle.optimizer.Optimizer:
+    """AdamW over the parameters that train.
+
+    Args:
+        schedule: gives the learning rate of each step.
+    """
+    without_decay = undecayed(model)
+    low_precision = config.fp16_opt_level == "O2" and (config.bf16 or config.fp16)
+    return paddle.optimizer.AdamW(
+        learning_rate=schedule,
+        beta1=config.adam_beta1,
+        beta2=config.adam_beta2,
+        epsilon=config.adam_epsilon,
+        parameters=[parameter for parameter in model.parameters() if not parameter.stop_gradient],
+        weight_decay=config.weight_decay,
+        apply_decay_param_fun=lambda name: name not in without_decay,
+        grad_clip=nn.ClipGradByGlobalNorm(config.max_grad_norm) if config.max_grad_norm > 0 else None,
+        multi_precision=low_precision,
+    )
+
+
+def build_schedule(config: RunConfig, total_steps: int) -> paddle.optimizer.lr.LambdaDecay:
+    """Learning rate of every step.
+
+    Args:
+        total_steps: optimiser steps of the run, >= 1.
+
+    Returns:
+        A schedule that rises linearly from 0 over the warm-up and never falls below `min_learning_rate` afterwards.
+    """
+    warmup = config.warmup_steps or math.ceil(total_steps * config.warmup_ratio)
+    shape = _shape(config)
+    floor = config.min_learning_rate / config.learning_rate if config.learning_rate else 0.0
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return step / max(1, warmup)
+        return max(shape((step - warmup) / max(1, total_steps - warmup)), floor)
+
+    return paddle.optimizer.lr.LambdaDecay(config.learning_rate, factor)
+
+
+def _shape(config: RunConfig) -> Callable[[float], float]:
+    """Share of the highest rate after a share 0..1 of the steps behind the warm-up."""
+    end = config.lr_end / config.learning_rate if config.learning_rate else 0.0
+    shapes: dict[str, Callable[[float], float]] = {
+        "constant": lambda done: 1.0,
+        "constant_with_warmup": lambda done: 1.0,
+        "linear": lambda done: max(0.0, 1.0 - done),
+        "cosine": lambda done: max(0.0, 0.5 * (1.0 + math.cos(math.pi * config.num_cycles * 2.0 * done))),
+        "polynomial": lambda done: (1.0 - end) * (1.0 - min(done, 1.0)) ** config.power + end,
+    }
+    return shapes[config.lr_scheduler_type]

@@ -1,0 +1,145 @@
+"""What trains: policies per part, PaddleMIX's freeze patterns and LoRA targets, resolved to parameter names.
+
+Parts are the vision tower, the projector and the language model (with output layer and newline vector).  Patterns are matched
+against our parameter names and PaddleMIX's.  Source of the pattern rules: PaddleMIX paddlemix/utils/freeze_utils.py
+(fnmatch, include without exclude freezes) and PaddleNLP's LoRAModel (regular expression, whole name).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from paddle import nn
+
+from paddlemix.checkpoints.keymap import PADDLEMIX
+from paddlemix.config.schema import RunConfig
+from paddlemix.errors import UserError
+from paddlemix.peft.lora import linear_names
+
+PARTS = ("vision_tower", "projector", "language_model")
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What a run trains.
+
+    Args:
+        policies: "frozen", "lora" or "full" for each part.
+        lora_modules: names of the linear layers that get an adapter.
+    """
+
+    policies: dict[str, str]
+    lora_modules: tuple[str, ...]
+
+
+def part_of(name: str) -> str:
+    """The part that a parameter or layer belongs to."""
+    return next((part for part in PARTS if name.startswith(f"{part}.")), "language_model")
+
+
+def names_for_patterns(name: str) -> tuple[str, ...]:
+    """The spellings of a parameter or layer name that a pattern may match: ours and PaddleMIX's."""
+    try:
+        return name, PADDLEMIX.to_theirs(name)
+    except KeyError:
+        return (name,)
+
+
+def plan_training(model: nn.Layer, config: RunConfig) -> TrainingPlan:
+    """Resolves the keys `vision_tower`, `projector`, `language_model`, `lora` and `lora_target_modules`.
+
+    Raises:
+        UserError: a LoRA pattern matches no linear layer.
+    """
+    policies = {
+        "vision_tower": config.vision_tower or "frozen",
+        "projector": config.projector or "full",
+        "language_model": config.language_model or ("lora" if config.lora else "full"),
+    }
+    if "lora" not in policies.values():
+        return TrainingPlan(policies, ())
+    modules = _lora_modules(linear_names(model), config, policies)
+    for part in {part_of(name) for name in modules}:
+        policies[part] = "lora"
+    return TrainingPlan(policies, modules)
+
+
+def _lora_modules(available: Sequence[str], config: RunConfig, policies: dict[str, str]) -> tuple[str, ...]:
+    explicit_frozen = {part for part in PARTS if getattr(config, part) == "frozen"}
+    patterns = config.lora_target_modules
+    by_default = [name for name in available if policies[part_of(name)] == "lora" and not name.startswith("lm_head")]
+    if not patterns or patterns == [ALL_LINEAR]:
+        return tuple(by_default)
+    matched: set[str] = set()
+    for pattern in patterns:
+        hits = {name for name in available if _fullmatch(pattern, name)}
+        if not hits:
+            examples = ", ".join(names_for_patterns(available[0])) if available else "none"
+            raise UserError(
+                f"lora_target_modules: '{pattern}' matches no linear layer of the model (layers are named like {examples})"
+            )
+        matched |= {name for name in hits if part_of(name) not in explicit_frozen}
+    # Patterns are written for the language model; another part with policy "lora" that none of them names is taken whole.
+    named = {part_of(name) for name in matched}
+    matched |= {name for name in by_default if part_of(name) not in named and part_of(name) != "language_model"}
+    return tuple(name for name in available if name in matched)
+
+
+def _fullmatch(pattern: str, name: str) -> bool:
+    try:
+        return any(re.fullmatch(pattern, spelling) for spelling in names_for_patterns(name))
+    except re.error as error:
+        raise UserError(f"lora_target_modules: '{pattern}' is no regular expression: {error}") from error
+
+
+def set_trainable(model: nn.Layer, plan: TrainingPlan, config: RunConfig) -> None:
+    """Marks every parameter as trained or frozen.  A policy decides first, then the freeze patterns; freeze means freeze.
+
+    Raises:
+        UserError: a freeze pattern matches no parameter, or nothing is left to train.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    included, excluded = (
+        _matching(names, patterns, key)
+        for patterns, key in ((config.freeze_include, "freeze_include"), (config.freeze_exclude, "freeze_exclude"))
+    )
+    trained = 0
+    for name, parameter in model.named_parameters():
+        is_adapter = name.endswith((".lora_A", ".lora_B"))
+        trains = is_adapter or plan.policies[part_of(name)] == "full"
+        if name in included and name not in excluded and not is_adapter:
+            trains = False
+        if name in excluded and name not in included:
+            trains = True
+        parameter.stop_gradient = not trains
+        trained += trains
+    if not trained:
+        raise UserError("nothing trains: every part is frozen; set projector, language_model or vision_tower to lora or full")
+
+
+def _matching(names: Iterable[str], patterns: Sequence[str] | None, key: str) -> set[str]:
+    found: set[str] = set()
+    names = list(names)
+    for pattern in patterns or ():
+        hits = {name for name in names if any(fnmatch.fnmatchcase(s, pattern) for s in names_for_patterns(name))}
+        if not hits:
+            raise UserError(
+                f"{key}: '{pattern}' matches no parameter of the model (parameters are named like "
+                f"{' or '.join(names_for_patterns(names[0]))})"
+            )
+        found |= hits
+    return found
+
+
+def count_parameters(model: nn.Layer) -> dict[str, tuple[int, int]]:
+    """(trained, all) numbers of each part."""
+    counts = {part: [0, 0] for part in PARTS}
+    for name, parameter in model.named_parameters():
+        entry = counts[part_of(name)]
+        entry[1] += parameter.size
+        entry[0] += 0 if parameter.stop_gradient else parameter.size
+    return {part: (trained, total) for part, (trained, total) in counts.items()}

@@ -1,0 +1,232 @@
+"""The one recipe: from a checked configuration to a trained model or adapter.
+
+Pretraining, full fine-tuning and LoRA differ in the configuration alone.  Everything that can be wrong with the input is
+found before anything is written.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from paddlemix.checkpoints.adapter import AdapterSettings, fingerprint, read_adapter, write_adapter
+from paddlemix.checkpoints.load import BaseSpec, apply_adapter, base_reference, load_base
+from paddlemix.checkpoints.pretrained import Pretrained, write_model
+from paddlemix.config.load import save_config
+from paddlemix.config.schema import RunConfig, trainer_keys
+from paddlemix.datasets.loading import LoadingSettings
+from paddlemix.datasets.mixture import SampleDataset
+from paddlemix.device import check_dtype, select_device, set_seed
+from paddlemix.errors import UserError
+from paddlemix.log import logger, process_rank
+from paddlemix.peft.lora import LoRAConfig, add_lora
+from paddlemix.processors.chat_template import resolve_template
+from paddlemix.processors.llava import LlavaProcessor, image_spec_from_dict
+from paddlemix.trainer.callbacks import Progress, SeedEachStep
+from paddlemix.trainer.compat import PrinterCallback, ProgressCallback, TrainingArguments
+from paddlemix.trainer.loss import LossModel
+from paddlemix.trainer.output import RUN_CONFIG_FILE, clear_earlier_run, find_resume_point, publish
+from paddlemix.trainer.parts import count_parameters, plan_training, set_trainable
+from paddlemix.trainer.trainer import LlavaTrainer
+
+
+@dataclass
+class _Run:
+    """What the stages of a run hand on."""
+
+    config: RunConfig
+    device: str
+    loaded: Pretrained
+    processor: LlavaProcessor
+    write_result: Callable[[Path], None]
+    train: SampleDataset | None
+    evaluation: SampleDataset | None
+
+
+def run_recipe(config: RunConfig) -> dict[str, float]:
+    """Trains and evaluates as a configuration says.
+
+    Args:
+        config: checked, see `paddlemix.config.load.load_config`.
+
+    Returns:
+        `train_loss` and `steps` of a training, the metrics of a last evaluation.
+
+    Raises:
+        UserError: anything that is wrong with the configuration's paths, model, data or device.
+    """
+    for warning in config.warnings:
+        logger.warning(warning)
+    device = select_device(config.device)
+    check_dtype(_compute_dtype(config), device)
+    resume = find_resume_point(config)
+    set_seed(config.seed)
+    run = _prepare(config, device)
+    _report_parts(run)
+    return _execute(run, resume)
+
+
+def _compute_dtype(config: RunConfig) -> str:
+    return "bfloat16" if config.bf16 else "float16" if config.fp16 else config.dtype or "float32"
+
+
+def _weight_dtype(config: RunConfig) -> str:
+    if config.dtype is not None:
+        return config.dtype
+    return _compute_dtype(config) if config.fp16_opt_level == "O2" else "float32"
+
+
+def _prepare(config: RunConfig, device: str) -> _Run:
+    spec = _base_spec(config)
+    loaded = load_base(spec, _weight_dtype(config))
+    if loaded.processor is None:
+        raise UserError(f"{spec.model} has no tokenizer files; copy tokenizer.model from the model it was made of")
+    loaded.processor = processor = _adjusted(loaded.processor, config, loaded)
+    train = _read_data(config, "train", loaded, processor) if config.do_train else None
+    wants_evaluation = config.resolved_evaluation_strategy != "no"
+    evaluation = _read_data(config, "eval", loaded, processor) if wants_evaluation else None
+    write_result = _add_training(config, spec, loaded)
+    return _Run(config, device, loaded, processor, write_result, train, evaluation)
+
+
+def _base_spec(config: RunConfig) -> BaseSpec:
+    given = {
+        "mm_projector_type": config.mm_projector_type,
+        "mm_vision_select_layer": config.mm_vision_select_layer,
+        "mm_vision_select_feature": config.mm_vision_select_feature,
+    }
+    return BaseSpec(
+        model=str(config.model_name_or_path),
+        tower=config.mm_vision_tower,
+        projector_file=config.pretrain_mm_mlp_adapter,
+        image_newline="unpad" in (config.mm_patch_merge_type or ""),
+        **{key: value for key, value in given.items() if value is not None},  # type: ignore[arg-type]
+    )
+
+
+def _adjusted(processor: LlavaProcessor, config: RunConfig, loaded: Pretrained) -> LlavaProcessor:
+    """The checkpoint's processor with what the run's configuration says otherwise."""
+    keys = ("image_aspect_ratio", "image_grid_pinpoints", "mm_patch_merge_type")
+    changes = {key: getattr(config, key) for key in keys if getattr(config, key) is not None}
+    spec = image_spec_from_dict({**processor.to_dict(), **changes})
+    needs_newline = spec.aspect_mode == "anyres" and "unpad" in spec.merge_type
+    if needs_newline and loaded.model.config.vision is not None and not loaded.model.config.image_newline:
+        raise UserError(
+            f"mm_patch_merge_type '{spec.merge_type}' needs a model with an image_newline vector (LLaVA-1.6); "
+            f"{config.model_name_or_path} has none, use 'spatial' or 'flat'"
+        )
+    template = resolve_template(config.chat_template) if config.chat_template else processor.template
+    return replace(processor, image_spec=spec, template=template)
+
+
+def _read_data(config: RunConfig, split: str, loaded: Pretrained, processor: LlavaProcessor) -> SampleDataset:
+    def processor_for(chat_template: str | None) -> LlavaProcessor:
+        return processor if chat_template is None else replace(processor, template=resolve_template(chat_template))
+
+    dataset = SampleDataset((config.dataset or {})[split], processor_for, config.max_length, config.image_root)
+    dataset.check()
+    with_images = next((sample for sample in dataset.samples if sample.images), None)
+    if with_images is not None and loaded.model.config.vision is None:
+        raise UserError(
+            f"{with_images.source} has an image, but {config.model_name_or_path} has no vision tower; set mm_vision_tower"
+        )
+    return dataset
+
+
+def _add_training(config: RunConfig, spec: BaseSpec, loaded: Pretrained) -> Callable[[Path], None]:
+    """Adds LoRA where asked for, marks what trains, and gives the function that writes the result's files."""
+    model, mark = loaded.model, fingerprint(loaded.model)
+    plan = plan_training(model, config)
+    if config.lora_path:
+        loaded.adapter = apply_adapter(loaded, read_adapter(Path(config.lora_path))).adapter
+    elif plan.lora_modules:
+        loaded.adapter = LoRAConfig(
+            r=config.lora_rank,
+            lora_alpha=config.lora_alpha,
+            lora_dropout=config.lora_dropout,
+            modules=plan.lora_modules,
+        )
+        add_lora(model, loaded.adapter)
+    set_trainable(model, plan, config)
+    if loaded.adapter is None:
+        return lambda directory: write_model(loaded, directory)
+    adapter = loaded.adapter
+
+    def write_result(directory: Path) -> None:
+        settings = AdapterSettings(adapter, base_reference(spec, directory), mark)
+        write_adapter(model, loaded.processor, settings, directory)
+
+    return write_result
+
+
+def _report_parts(run: _Run) -> None:
+    for part, (trained, total) in count_parameters(run.loaded.model).items():
+        if total:
+            logger.info("%-15s %13d parameters, %13d trained", part, total, trained)
+    for name, dataset in (("training", run.train), ("evaluation", run.evaluation)):
+        if dataset is not None:
+            logger.info("%d %s samples", len(dataset), name)
+
+
+def _execute(run: _Run, resume: Path | None) -> dict[str, float]:
+    config = run.config
+    output_dir = Path(str(config.output_dir))
+    if config.do_train and process_rank() == 0:
+        if config.overwrite_output_dir and resume is None:
+            clear_earlier_run(output_dir)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        save_config(config, output_dir / RUN_CONFIG_FILE)
+    trainer = _build_trainer(run)
+    results: dict[str, float] = {}
+    if config.do_train:
+        result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        results |= {"train_loss": result.training_loss, "steps": result.global_step}
+        if process_rank() == 0:
+            publish(output_dir, run.write_result)
+            logger.info("saved to %s", output_dir)
+    elif run.evaluation is not None:
+        results |= trainer.evaluate()
+    return results
+
+
+def _build_trainer(run: _Run) -> LlavaTrainer:
+    config, spec = run.config, run.processor.image_spec
+    arguments = _training_arguments(config, run.device)
+    has_tower = run.loaded.model.config.vision is not None
+    tile = (1, 3, spec.tile_size, spec.tile_size)
+    loading = LoadingSettings(
+        tokens_per_tile=spec.tokens_per_tile,
+        dummy_tile=tile if has_tower and arguments.world_size > 1 else None,
+        num_workers=config.dataloader_num_workers,
+    )
+    model = LossModel(run.loaded.model)
+    run.loaded.model.language_model.enable_recompute = config.recompute
+    progress = Progress(
+        Path(str(config.output_dir)), run.device, lambda: trainer.tokens_seen, not config.disable_tqdm
+    )
+    trainer = LlavaTrainer(
+        model, config, arguments, run.train, run.evaluation, loading, run.write_result, [SeedEachStep(), progress]
+    )
+    for callback in (PrinterCallback, ProgressCallback):  # ours shows the same and more
+        trainer.remove_callback(callback)
+    return trainer
+
+
+def _training_arguments(config: RunConfig, device: str) -> TrainingArguments:
+    """PaddleNLP's view of the run; what our trainer does itself is switched off there."""
+    values: dict[str, Any] = {name: getattr(config, name) for name in trainer_keys()}
+    values |= {
+        "device": device.split(":")[0],
+        "remove_unused_columns": False,
+        "load_best_model_at_end": False,
+        "unified_checkpoint": False,
+        "recompute": False,
+        "evaluation_strategy": config.resolved_evaluation_strategy,
+        "resume_from_checkpoint": None,
+        "overwrite_output_dir": True,
+        "logging_dir": config.logging_dir or os.path.join(str(config.output_dir), "logs"),
+    }
+    return TrainingArguments(**values)

@@ -1,0 +1,195 @@
+"""Checkpoints of a run: complete or absent, enough to go on bit for bit, and themselves usable as models.
+
+    checkpoint-N/  the model's or adapter's own files
+                   optimizer.safetensors   moments and master weights under our parameter names
+                   training_state.json     step, schedule, loss scale, the run's configuration
+                   trainer_state.json      PaddleNLP's progress record
+
+Nothing is pickled.  Random numbers need no state: those of a step depend on seed and step alone.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+
+from paddlemix.checkpoints.adapter import ADAPTER_WEIGHTS
+from paddlemix.checkpoints.files import (
+    TensorEntry,
+    atomic_directory,
+    read_json,
+    read_safetensors,
+    read_weights,
+    write_json,
+    write_safetensors,
+)
+from paddlemix.checkpoints.pretrained import copy_into, tensor_entry
+from paddlemix.errors import UserError
+from paddlemix.log import logger
+
+OPTIMIZER_FILE, STATE_FILE, PROGRESS_FILE = "optimizer.safetensors", "training_state.json", "trainer_state.json"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_SCALARS = re.compile(r"(.+)_(beta[12]_pow_acc|moment[12]|moment2_max)_0")
+
+
+def list_checkpoints(output_dir: Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first."""
+    if not output_dir.is_dir():
+        return []
+    found = {int(match.group(1)): path for path in output_dir.iterdir() if (match := _CHECKPOINT.fullmatch(path.name))}
+    return [found[step] for step in sorted(found) if (found[step] / STATE_FILE).is_file()]
+
+
+def save_checkpoint(trainer: Any, metrics: dict[str, float] | None) -> Path:
+    """Writes `checkpoint-N` of the current step and removes those beyond `save_total_limit`.
+
+    Raises:
+        UserError: it cannot be written; earlier checkpoints are untouched.
+    """
+    output_dir = Path(trainer.config.output_dir)
+    target = output_dir / f"checkpoint-{trainer.state.global_step}"
+    _note_best(trainer, metrics, target)
+    if trainer.args.should_save:
+        with atomic_directory(target) as temporary:
+            trainer.write_model(temporary)
+            if not trainer.config.ignore_save_lr_and_optim:
+                write_safetensors(temporary / OPTIMIZER_FILE, _optimizer_entries(trainer))
+            trainer.state.save_to_json(str(temporary / PROGRESS_FILE))
+            write_json(temporary / STATE_FILE, _state_values(trainer))
+        _rotate(output_dir, trainer.config.save_total_limit, trainer.state.best_model_checkpoint)
+    return target
+
+
+def _state_values(trainer: Any) -> dict[str, Any]:
+    scaler = trainer.scaler.state_dict() if trainer.do_grad_scaling else {}
+    return {
+        "global_step": trainer.state.global_step,
+        "schedule": trainer.lr_scheduler.state_dict(),
+        "scaler": {key: np.asarray(value).tolist() for key, value in scaler.items()},
+        "tokens_seen": trainer.tokens_seen,
+    }
+
+
+def _note_best(trainer: Any, metrics: dict[str, float] | None, target: Path) -> None:
+    if not metrics:
+        return
+    name = trainer.config.metric_for_best_model or "loss"
+    key = name if name.startswith("eval_") else f"eval_{name}"
+    if key not in metrics:
+        raise UserError(f"metric_for_best_model='{name}' is not measured; measured are {', '.join(metrics)}")
+    greater = trainer.config.greater_is_better
+    if greater is None:
+        greater = not key.endswith("loss")
+    best = trainer.state.best_metric
+    if best is None or (metrics[key] > best if greater else metrics[key] < best):
+        trainer.state.best_metric, trainer.state.best_model_checkpoint = metrics[key], str(target)
+
+
+def _rotate(output_dir: Path, limit: int | None, best: str | None) -> None:
+    """Removes the oldest checkpoints until `limit` are left; the best and the newest always stay."""
+    if not limit:
+        return
+    checkpoints = list_checkpoints(output_dir)
+    kept = {checkpoints[-1], *([Path(best)] if best else [])}
+    for path in checkpoints:
+        if len(list_checkpoints(output_dir)) <= limit:
+            return
+        if path not in kept:
+            shutil.rmtree(path)
+
+
+def _optimizer_entries(trainer: Any) -> dict[str, TensorEntry]:
+    """The optimiser's tensors as `<our parameter name>|<kind>`; paddle's own names differ from process to process."""
+    ours = {parameter.name: name for name, parameter in trainer.model.model.named_parameters()}
+    state = trainer.optimizer.state_dict()
+    entries = {}
+    for key, value in state.items():
+        match = _SCALARS.fullmatch(key)
+        if match is not None and isinstance(value, paddle.Tensor):
+            name, kind = match.groups()
+            # With master weights paddle keys a moment by the master weight's name.
+            entries[f"{ours[_parameter_name(name, ours)]}|{kind}"] = tensor_entry(value)
+    for name, value in state.get("master_weights", {}).items():
+        entries[f"{ours[name]}|master_weight"] = tensor_entry(value)
+    return entries
+
+
+def _parameter_name(name: str, known: dict[str, str]) -> str:
+    return name if name in known else name.removesuffix("_fp32_master_0")
+
+
+def load_training_state(trainer: Any, checkpoint: Path) -> int:
+    """Restores weights, optimiser, schedule and loss scale.
+
+    Returns:
+        The optimiser steps done.
+
+    Raises:
+        MissingFileError, UserError: the checkpoint lacks a file or does not fit the model.
+    """
+    values = read_json(checkpoint / STATE_FILE)
+    load_weights(trainer.model.model, checkpoint)
+    trainer.tokens_seen = values["tokens_seen"]
+    if not trainer.config.ignore_load_lr_and_optim:
+        _load_optimizer(trainer, checkpoint)
+        trainer.lr_scheduler.set_state_dict(values["schedule"])
+        if trainer.do_grad_scaling and values["scaler"]:
+            trainer.scaler.load_state_dict({key: np.asarray(item) for key, item in values["scaler"].items()})
+    logger.info("resumed from %s at step %d", checkpoint, values["global_step"])
+    return int(values["global_step"])
+
+
+def load_weights(model: paddle.nn.Layer, checkpoint: Path) -> None:
+    """Copies the weights of a checkpoint of this run into the model.
+
+    Raises:
+        UserError: a trained weight is not in the checkpoint.
+    """
+    is_adapter = (checkpoint / ADAPTER_WEIGHTS).is_file()
+    entries = read_safetensors(checkpoint / ADAPTER_WEIGHTS) if is_adapter else read_weights(checkpoint)
+    for name, parameter in model.named_parameters():
+        if name in entries:
+            if tuple(parameter.shape) != entries[name].shape:
+                raise UserError(
+                    f"{checkpoint}: {name} is {list(entries[name].shape)}, the run's is {parameter.shape}; resume needs "
+                    "the settings of the run that saved it"
+                )
+            copy_into(parameter, entries[name])
+        elif not parameter.stop_gradient:
+            raise UserError(f"{checkpoint} has no weight '{name}', which trains in this run; resume needs the same settings")
+
+
+def _load_optimizer(trainer: Any, checkpoint: Path) -> None:
+    path = checkpoint / OPTIMIZER_FILE
+    saved = read_safetensors(path)
+    parameters = dict(trainer.model.model.named_parameters())
+    unknown = sorted({key.split("|")[0] for key in saved} - parameters.keys())
+    if unknown:
+        raise UserError(f"{path} holds the optimiser's state of '{unknown[0]}', which this run does not have")
+    state: dict[str, Any] = dict(_optimizer_state(saved, parameters))
+    masters = {
+        parameters[key.split("|")[0]].name: paddle.to_tensor(np.ascontiguousarray(entry.read()))
+        for key, entry in saved.items()
+        if key.endswith("|master_weight")
+    }
+    for name, tensor in masters.items():
+        tensor.name = f"{name}_fp32_master_0"
+    if masters:
+        state["master_weights"] = masters
+    state["LR_Scheduler"] = trainer.lr_scheduler.state_dict()
+    trainer.optimizer.set_state_dict(state)
+
+
+def _optimizer_state(saved: dict[str, TensorEntry], parameters: dict[str, Any]) -> Iterator[tuple[str, paddle.Tensor]]:
+    has_master = {key.split("|")[0] for key in saved if key.endswith("|master_weight")}
+    for key, entry in saved.items():
+        name, kind = key.split("|")
+        if kind != "master_weight":
+            paddle_name = parameters[name].name + ("_fp32_master_0" if name in has_master else "")
+            yield f"{paddle_name}_{kind}_0", paddle.to_tensor(np.ascontiguousarray(entry.read()))

@@ -1,0 +1,198 @@
+"""Our Trainer: PaddleNLP's loop with our batches, loss, schedule, evaluation and checkpoints.
+
+What PaddleNLP's own version of each overridden method does wrong for us is said where it is overridden.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import paddle
+import paddle.distributed as dist
+
+from paddlemix.config.schema import RunConfig
+from paddlemix.datasets.loading import ExampleDataset, LoadingSettings, iterate_batches
+from paddlemix.datasets.mixture import EpochBatchSampler
+from paddlemix.errors import UserError
+from paddlemix.trainer.compat import Trainer, TrainingArguments
+from paddlemix.trainer.loader import BatchLoader, Inputs, batch_inputs
+from paddlemix.trainer.loss import LossModel
+from paddlemix.trainer.optim import build_optimizer, build_schedule, set_learning_rates
+from paddlemix.trainer.saving import load_training_state, load_weights, save_checkpoint
+
+ModelWriter = Callable[[Path], None]
+_NOT_FOR_THE_MODEL = ("num_supervised", "num_tokens", "sources")
+
+
+class LlavaTrainer(Trainer):
+    """Trains a LossModel.
+
+    Args:
+        model: the model and its loss; parameters that do not train have `stop_gradient` set.
+        config: the run.
+        arguments: PaddleNLP's view of the same run.
+        train_dataset, eval_dataset: examples by index.
+        loading: how batches are made.
+        write_model: writes the model's or adapter's own files into a directory.
+        callbacks: PaddleNLP callbacks.
+    """
+
+    def __init__(
+        self,
+        model: LossModel,
+        config: RunConfig,
+        arguments: TrainingArguments,
+        train_dataset: ExampleDataset | None,
+        eval_dataset: ExampleDataset | None,
+        loading: LoadingSettings,
+        write_model: ModelWriter,
+        callbacks: list[Any],
+    ) -> None:
+        self.config, self.loading, self.write_model = config, loading, write_model
+        self.tokens_seen = 0
+        self._loader: BatchLoader | None = None
+        super().__init__(
+            model=model,
+            args=arguments,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            data_collator=list,  # batches are collated by the loader
+            callbacks=callbacks,
+        )
+
+    # ---- data ----
+
+    def get_train_dataloader(self) -> BatchLoader:
+        """PaddleNLP's shuffles by global random state and reads all earlier batches again to resume."""
+        if self._loader is None:
+            assert self.train_dataset is not None
+            sampler = EpochBatchSampler(
+                len(self.train_dataset),
+                self.args.per_device_train_batch_size,
+                self.args.gradient_accumulation_steps,
+                self.args.seed,
+                self.args.dataset_rank,
+                self.args.dataset_world_size,
+            )
+            self._loader = BatchLoader(
+                self.train_dataset, sampler, self.loading, lambda count: int(self._sum_over_ranks(count)[0])
+            )
+        return self._loader
+
+    def _sum_over_ranks(self, *values: float) -> list[float]:
+        """Sums over the processes that share the data; those that hold parts of one model count once."""
+        if self.args.dataset_world_size <= 1:
+            return list(values)
+        total = paddle.to_tensor(list(values), dtype="float32")  # integer sums are missing on some devices
+        dist.all_reduce(total)
+        return [value * self.args.dataset_world_size / dist.get_world_size() for value in total.tolist()]
+
+    # ---- one step ----
+
+    def create_scheduler(self, num_training_steps: int) -> paddle.optimizer.lr.LRScheduler:
+        """PaddleNLP's rounds the warm-up down and has no floor."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = build_schedule(self.config, num_training_steps)
+        return self.lr_scheduler
+
+    def create_optimizer(self, lr_scheduler: Any = None) -> paddle.optimizer.Optimizer:
+        """PaddleNLP's knows no rate per part."""
+        if self.optimizer is None:
+            set_learning_rates(self.model.model, self.config)
+            self.optimizer = build_optimizer(self.model.model, self.config, lr_scheduler or self.lr_scheduler)
+        return self.optimizer
+
+    def training_step(self, model: Any, inputs: Inputs, step_control: int = 0) -> paddle.Tensor:
+        """Forward and backward pass of one micro-batch.
+
+        The loss is divided by the supervised tokens of the whole optimiser step; PaddleNLP averages micro-batch means, which
+        weighs a token by the company it comes in.
+        """
+        model.train()
+        total = inputs["num_supervised"]
+        self.tokens_seen += inputs["num_tokens"] * self.args.dataset_world_size
+        with self.autocast_smart_context_manager():
+            loss_sum, _ = model(**model_inputs(inputs))
+        # Gradients are averaged over processes, so each counts its share of the sum.
+        loss = loss_sum * (self.args.dataset_world_size / max(total, 1))
+        if self.do_grad_scaling:
+            self.scaler.scale(loss).backward()
+        else:
+            loss.backward()
+        return loss.detach()
+
+    # ---- evaluation ----
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Loss and accuracy per supervised token over the evaluation set.
+
+        PaddleNLP's averages the means of batches.
+
+        Returns:
+            `eval_loss`, `eval_token_accuracy` (0..1), `eval_runtime` (seconds).
+        """
+        dataset = eval_dataset or self.eval_dataset
+        if dataset is None:
+            raise UserError("evaluation needs dataset.eval in the JSON file")
+        started = time.time()
+        loss_total, right_total, count = self._sum_over_ranks(*self._evaluate_own_share(dataset))
+        metrics = {
+            f"{metric_key_prefix}_loss": loss_total / max(count, 1.0),
+            f"{metric_key_prefix}_token_accuracy": right_total / max(count, 1.0),
+            f"{metric_key_prefix}_runtime": round(time.time() - started, 3),
+        }
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _evaluate_own_share(self, dataset: ExampleDataset) -> tuple[float, float, float]:
+        """Summed loss, right guesses and supervised tokens of this process's samples."""
+        rows = list(range(self.args.dataset_rank, len(dataset), self.args.dataset_world_size))
+        size = self.args.per_device_eval_batch_size
+        batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+        if self.args.max_evaluate_steps > 0:
+            batches = batches[: self.args.max_evaluate_steps]
+        loss_total = right_total = count = 0.0
+        self.model.eval()
+        for batch in iterate_batches(dataset, batches, self.loading):
+            with paddle.no_grad(), self.autocast_smart_context_manager():
+                loss_sum, right = self.model(**model_inputs(batch_inputs(batch)))
+            loss_total, right_total = loss_total + loss_sum.item(), right_total + right.item()
+            count += len(batch.loss_index)
+        self.model.train()
+        return loss_total, right_total, count
+
+    # ---- checkpoints ----
+
+    def _save_checkpoint(self, model: Any, metrics: dict[str, float] | None = None) -> None:
+        """PaddleNLP writes in place, so that a killed run leaves half a checkpoint, and keeps pickles."""
+        save_checkpoint(self, metrics)
+
+    def train(self, resume_from_checkpoint: str | None = None, **_: Any) -> Any:
+        """Trains, from a checkpoint where one is given; ends with the best checkpoint's weights where that is asked for."""
+        result = super().train(resume_from_checkpoint=resume_from_checkpoint)
+        if self.config.load_best_model_at_end and self.state.best_model_checkpoint:
+            load_weights(self.model.model, Path(self.state.best_model_checkpoint))
+        return result
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str | None = None) -> None:
+        """The model's weights are read together with the optimiser's, see `_load_optimizer_and_scheduler`."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Weights, optimiser, schedule and the place in the data."""
+        if checkpoint is not None:
+            step = load_training_state(self, Path(checkpoint))
+            self.get_train_dataloader().start_at(step)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Nothing to load: random numbers of a step depend on seed and step alone (`callbacks.SeedEachStep`)."""
+
+
+def model_inputs(inputs: Inputs) -> Inputs:
+    """Those of a batch's values that the model takes."""
+    return {key: value for key, value in inputs.items() if key not in _NOT_FOR_THE_MODEL}
