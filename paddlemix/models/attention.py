@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import paddle
 from paddle.nn import functional
 
+RotaryTables = tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]
 MASKED = -1e9  # added to a score that must not count; finite, so that a fully masked row stays finite
 
 
@@ -50,27 +52,36 @@ class KVCache:
 
 def rotary_tables(
     position_ids: paddle.Tensor, heads: int, head_size: int, theta: float, dtype: paddle.dtype
-) -> tuple[paddle.Tensor, paddle.Tensor]:
-    """Cosines and sines for `rotate`, repeated for every head: a product of equal shapes is many times faster on CPU.
+) -> RotaryTables:
+    """What `rotate` needs: cosines, sines and the half turn.
+
+    Cosines and sines are repeated for every head, because a product of equal shapes is many times faster on CPU.
 
     Args:
         position_ids: int64 [B, L].
 
     Returns:
-        Two [B, L, heads, head_size] of `dtype`, computed in float32.
+        [B, L, heads, E] twice and [E, E], of `dtype`; angles are computed in float32.
     """
     exponents = paddle.arange(0, head_size, 2, dtype="float32") / head_size
     angles = position_ids.astype("float32").unsqueeze(-1) * (1.0 / theta**exponents)  # [B, L, E/2]
     angles = paddle.concat([angles, angles], axis=-1).unsqueeze(2)
-    tables = (paddle.cos(angles).astype(dtype), paddle.sin(angles).astype(dtype))
-    return tables[0].tile([1, 1, heads, 1]), tables[1].tile([1, 1, heads, 1])
+    cosines, sines = (part.astype(dtype).tile([1, 1, heads, 1]) for part in (paddle.cos(angles), paddle.sin(angles)))
+    return cosines, sines, paddle.to_tensor(_half_turn(head_size)).astype(dtype)
 
 
-def rotate(states: paddle.Tensor, tables: tuple[paddle.Tensor, paddle.Tensor]) -> paddle.Tensor:
-    """Applies rotary positions to [B, L, heads, E]."""
-    cosines, sines = tables
-    first, second = states.chunk(2, axis=-1)
-    return states * cosines + paddle.concat([-second, first], axis=-1) * sines
+def _half_turn(size: int) -> np.ndarray:
+    """float32 [size, size]: x @ it = concat(-second half of x, first half of x)."""
+    identity = np.eye(size // 2, dtype=np.float32)
+    zero = np.zeros_like(identity)
+    return np.block([[zero, identity], [-identity, zero]])
+
+
+def rotate(states: paddle.Tensor, tables: RotaryTables) -> paddle.Tensor:
+    """Applies rotary positions to [B, L, heads, E].  The half turn is a product, whose gradient is one too: slicing and
+    concatenating takes four times as long on CPU."""
+    cosines, sines, half_turn = tables
+    return states * cosines + paddle.matmul(states, half_turn) * sines
 
 
 def attention_bias(
@@ -86,12 +97,13 @@ def attention_bias(
             every row is one sample that begins at position 0.
 
     Returns:
-        float32 [B or 1, 1, L, S] (`MASKED` is infinite in float16), or None when nothing is masked.
+        float32 [L, S] or [B, 1, L, S] (`MASKED` is infinite in float16), or None when nothing is masked.  On CPU a matrix
+        is added ten times faster than the same with leading axes of 1.
     """
     allowed = None
     if query_length > 1:
         queries = paddle.arange(key_length - query_length, key_length).unsqueeze(-1)
-        allowed = (paddle.arange(key_length).unsqueeze(0) <= queries).unsqueeze([0, 1])
+        allowed = paddle.arange(key_length).unsqueeze(0) <= queries  # [L, S]
     if query_segments is not None and key_segments is not None:
         same = (query_segments.unsqueeze(-1) == key_segments.unsqueeze(-2)).unsqueeze(1)  # [B, 1, L, S]
         allowed = same if allowed is None else paddle.logical_and(allowed, same)

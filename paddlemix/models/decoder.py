@@ -11,11 +11,10 @@ from paddle import nn
 from paddle.distributed.fleet.utils import recompute
 from paddle.nn import functional
 
-from paddlemix.models.attention import KVCache, attend, attention_bias, rotary_tables, rotate
+from paddlemix.models.attention import KVCache, RotaryTables, attend, attention_bias, rotary_tables, rotate
 from paddlemix.models.configuration import DecoderConfig
 from paddlemix.models.layers import RMSNorm, linear, normal
 
-RotaryTables = tuple[paddle.Tensor, paddle.Tensor]
 
 
 class DecoderAttention(nn.Layer):

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import paddle
 from paddle import nn
 
+from paddlemix.models.kernels import RMSNormFunction
+
 _initialise = True
 
 
@@ -55,6 +57,4 @@ class RMSNorm(nn.Layer):
 
     def forward(self, hidden_states: paddle.Tensor) -> paddle.Tensor:
         """[..., size] -> [..., size], same dtype."""
-        wide = hidden_states.astype("float32")
-        scale = paddle.rsqrt((wide * wide).mean(-1, keepdim=True) + self.epsilon)
-        return (wide * scale).astype(hidden_states.dtype) * self.weight
+        return RMSNormFunction.apply(hidden_states, self.weight, self.epsilon)

@@ -80,7 +80,7 @@ class LlavaProcessor:
         return messages, text
 
     def encode_prompt(self, messages: Sequence[Message], images: Sequence[Image.Image]) -> Example:
-        """Encodes a conversation that ends with a question, ready for an answer; nothing is supervised."""
+        """Encodes a conversation that ends with a question, ready for its answer; labels mark the answers before."""
         text = self.encode_text(messages, [image.size for image in images], add_generation_prompt=True)
         return replace(text, pixel_values=self._pixels(messages, images))
 

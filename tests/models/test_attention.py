@@ -21,7 +21,7 @@ def allowed(*arguments: object) -> list[list[int]]:
     """1 where the bias lets a query look, of the first row."""
     bias = attention_bias(*arguments)
     assert bias is not None
-    return (bias.numpy()[0, 0] == 0).astype(int).tolist()
+    return (bias.numpy().reshape([-1, *bias.shape[-2:]])[0] == 0).astype(int).tolist()
 
 
 def test_a_query_sees_itself_and_what_is_before_it() -> None:

@@ -177,8 +177,7 @@ def test_segments_may_begin_behind_a_cache_without_them(decoder: Decoder) -> Non
     np.testing.assert_allclose(found, run(decoder, embeds, counted(0, 5))[:, 3:], atol=1e-5)
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_adapters_get_gradients_above_frozen_embeddings(recompute: bool) -> None:
+def test_recompute_gives_adapters_the_same_gradients_above_frozen_embeddings() -> None:
     decoder = randomise(Decoder(tiny_text()))
     add_lora(decoder, LoRAConfig(r=2, modules=("layers.0.self_attn.q_proj", "layers.1.mlp.up_proj")))
     for name, parameter in decoder.named_parameters():
@@ -187,7 +186,7 @@ def test_adapters_get_gradients_above_frozen_embeddings(recompute: bool) -> None
         parameter.set_value(draw(*parameter.shape, seed=len(name)))
     decoder.train()
     gradients = []
-    for decoder.enable_recompute in (False, recompute):
+    for decoder.enable_recompute in (False, True):
         states = decoder(decoder.embed_tokens(paddle.to_tensor([[1, 2, 3]])), paddle.arange(3).unsqueeze(0))
         (states * states).sum().backward()
         gradients.append([parameter.grad.numpy() for _, parameter in lora_parameters(decoder)])

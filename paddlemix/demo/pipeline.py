@@ -1,0 +1,160 @@
+"""The demo from beginning to end, through the commands a user types.
+
+    data and untrained model -> full fine-tuning on scenes -> LoRA on digits -> table, pictures, result.json -> a chat
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import paddlemix
+from paddlemix.demo.digits import DigitFiles, write_digits
+from paddlemix.demo.questioning import answer_questions
+from paddlemix.demo.model import write_start_model
+from paddlemix.demo.report import accuracy, format_table, write_picture, write_result
+from paddlemix.demo.scenes import SceneFiles, write_scenes
+from paddlemix.demo.vocabulary import corpus, train_tokenizer
+from paddlemix.errors import UserError
+
+PACKAGE = Path(paddlemix.__file__).parent
+RECIPES = PACKAGE / "config" / "llava" / "tiny"
+DEFAULT_FOLDER = Path("runs/demo")
+CHAT_QUESTIONS = ("What digit is this?", "Is it even?")
+
+
+@dataclass(frozen=True)
+class DemoFolder:
+    """Where everything of one demo is.
+
+    Args:
+        root: "runs/demo" unless the user says otherwise.
+    """
+
+    root: Path
+
+    @property
+    def data(self) -> Path:
+        """Images and JSON lists."""
+        return self.root / "data"
+
+    @property
+    def start(self) -> Path:
+        """The untrained model."""
+        return self.root / "start"
+
+    @property
+    def scenes(self) -> Path:
+        """The model after full fine-tuning on the scenes."""
+        return self.root / "scenes"
+
+    @property
+    def digits(self) -> Path:
+        """The adapter after LoRA on the digits."""
+        return self.root / "digits"
+
+
+def prepare(folder: DemoFolder) -> tuple[SceneFiles, DigitFiles]:
+    """Writes data, tokenizer and untrained model."""
+    say("drawing 8,500 scenes and 1,797 handwritten digits")
+    scenes, digits = write_scenes(folder.data), write_digits(folder.data)
+    train_tokenizer(corpus((*scenes.lists, *digits.lists)), folder.root / "tokenizer")
+    write_start_model(folder.root / "tokenizer", folder.start)
+    return scenes, digits
+
+
+def run_demo(folder: DemoFolder) -> dict[str, object]:
+    """Runs the whole demo.
+
+    Returns:
+        The content of `result.json`.
+
+    Raises:
+        UserError: a command of the demo failed; its own message stands above.
+    """
+    started = time.time()
+    scenes, digits = prepare(folder)
+    finetune(folder, "sft_argument.json", folder.start, folder.scenes)
+    scene_verdicts = answer_questions(folder.scenes, scenes.held_out, folder.data)
+    say(f"held-out scenes: {accuracy(scene_verdicts):.1%} of {len(scene_verdicts)} questions answered exactly")
+    before = answer_questions(folder.scenes, digits.held_out, folder.data)
+    finetune(folder, "lora_sft_argument.json", folder.scenes, folder.digits)
+    after = answer_questions(folder.digits, digits.held_out, folder.data)
+    write_picture(folder.root / "digits.png", after, "Held-out digits after LoRA")
+    write_picture(folder.root / "scenes.png", scene_verdicts, "Held-out scenes after full fine-tuning")
+    result: dict[str, object] = {
+        "accuracy_before": accuracy(before),
+        "accuracy_after": accuracy(after),
+        "scene_accuracy": accuracy(scene_verdicts),
+        "held_out_images": len(after),
+        "seconds": round(time.time() - started, 1),
+    }
+    write_result(folder.root / "result.json", result)
+    rows = [
+        ("held-out scenes, after full fine-tuning", str(len(scene_verdicts)), f"{result['scene_accuracy']:.1%}"),
+        ("held-out digits, before LoRA", str(len(before)), f"{result['accuracy_before']:.1%}"),
+        ("held-out digits, after LoRA", str(len(after)), f"{result['accuracy_after']:.1%}"),
+    ]
+    print(format_table(rows, ("", "images", "exact answers")))
+    print(f"loss curves: {folder.scenes / 'loss.png'}, {folder.digits / 'loss.png'}")
+    print(f"pictures: {folder.root / 'digits.png'}, {folder.root / 'scenes.png'}")
+    chat(folder, after[0].image_path)
+    return result
+
+
+def finetune(folder: DemoFolder, recipe: str, model: Path, output: Path) -> None:
+    """Runs the fine-tuning command with a shipped recipe, on the demo's folder."""
+    overrides = [f"model_name_or_path={model}", f"output_dir={output}"]
+    if folder.root != DEFAULT_FOLDER:
+        overrides += [f"image_root={folder.data}", f"dataset={json.dumps(_moved(recipe, folder))}"]
+    run_command_line(["tools/supervised_finetune.py", str(RECIPES / recipe), *overrides])
+
+
+def _moved(recipe: str, folder: DemoFolder) -> dict[str, object]:
+    """The recipe's `dataset` with its files in the demo's folder."""
+    values = json.loads((RECIPES / recipe).read_text(encoding="utf-8"))["dataset"]
+    return {
+        split: [{**entry, "data_files": str(folder.data / Path(entry["data_files"]).name)} for entry in entries]
+        for split, entries in values.items()
+    }
+
+
+def chat(folder: DemoFolder, image: Path) -> None:
+    """Holds a chat of two rounds about an image, as a user would with piped questions."""
+    arguments = ["--model-path", str(folder.digits), "--image-file", str(image), "--temperature", "0"]
+    run_command_line(["examples/llava/run_predict_multiround.py", *arguments], "\n".join(CHAT_QUESTIONS) + "\n")
+    print()
+
+
+def run_command_line(arguments: Sequence[str], typed: str | None = None) -> None:
+    """Shows a command and runs it in a process of its own.
+
+    Args:
+        arguments: the command's file inside the package, then its arguments.
+        typed: its standard input.
+
+    Raises:
+        UserError: it ended with another status than 0.
+    """
+    shown = shlex.join(["python", f"paddlemix/{arguments[0]}", *map(_short, arguments[1:])])
+    say(shown if typed is None else f"printf {shlex.quote(typed)} | {shown}")
+    command = [sys.executable, str(PACKAGE / arguments[0]), *arguments[1:]]
+    status = subprocess.run(command, input=typed, text=True, check=False).returncode
+    if status:
+        raise UserError(f"this step of the demo ended with status {status}; its message stands above")
+
+
+def _short(argument: str) -> str:
+    """A path inside the package as it reads from the checkout."""
+    return argument.replace(str(PACKAGE), "paddlemix")
+
+
+def say(text: str) -> None:
+    """Prints what comes next."""
+    print(f"\n== {text}", flush=True)
