@@ -6,10 +6,13 @@ Sources: Paddle's flag documentation; measurements of the CPU settings in `bench
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import io
 import os
 import random
 import sys
+import warnings
 from pathlib import Path
 
 from paddlemix.errors import UserError, did_you_mean
@@ -32,6 +35,18 @@ def prepare_environment() -> None:
         # Transposed views cost more than copies on CPU (7.3 against 0.14 ms for one attention transpose).
         os.environ.setdefault("FLAGS_use_stride_kernel", "0")
         _keep_freed_memory()
+    _import_quietly()
+
+
+def _import_quietly() -> None:
+    """Loads paddle without its notices on a compiler cache and on threads: nothing that a user could act on."""
+    warnings.filterwarnings("ignore", message="No ccache found")
+    notices = io.StringIO()
+    with contextlib.redirect_stderr(notices):
+        import paddle  # noqa: F401
+    rest = [line for line in notices.getvalue().splitlines() if "OMP_NUM_THREADS" not in line]
+    if rest:
+        sys.stderr.write("\n".join(rest) + "\n")
 
 
 def _is_amd() -> bool:

@@ -12,9 +12,9 @@ from PIL import Image, ImageDraw
 
 from paddlemix.datasets.formats import parse_record
 from paddlemix.demo.vocabulary import SYSTEM_PROMPT, train_tokenizer
-from paddlemix.processors.conversation import get_template
 from paddlemix.processors.image import ImageSpec
 from paddlemix.processors.llava import LlavaProcessor
+from paddlemix.processors.templates import get_template
 from paddlemix.processors.tokenizer import Tokenizer
 from paddlemix.sample import Sample
 
@@ -31,13 +31,14 @@ _TEXTS = (
     "USER: Where is the small cat? ASSISTANT: On the mat, 0.25, 0.33.",
     "USER: How many? ASSISTANT: 1, 2, 3 or 45",
     "USER: 这是什么颜色? ASSISTANT: 红色的公交车。",
-    ">= <= -> << >> </ <s> :- ?! (a) [b] {c}",
+    "a>=b c>=d <= -> << >> </ <s> :- ?! (a) [b] {c}",
+    "x>=1 y>=2 z>=3 a>>b c>>d",  # the guard `<unk>` of the tokenizer would grow into these
 )
 
 
 def write_tokenizer(directory: Path) -> Path:
     """Trains a tokenizer of the Llama kind and writes its files into `directory`, which comes back."""
-    train_tokenizer([text for text in _TEXTS for _ in range(4)], directory, vocab_size=420)
+    train_tokenizer([text for text in _TEXTS for _ in range(4)], directory, vocab_size=480)
     return directory
 
 

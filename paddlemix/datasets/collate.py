@@ -37,7 +37,7 @@ def collate(examples: Sequence[Example], tokens_per_tile: int, padding: Literal[
         labels[row, span] = example.labels
         position_ids[row, span] = np.arange(count)
         segment_ids[row, span] = 1
-    loss_index, loss_targets = _supervised(labels)
+    loss_index, loss_targets = _supervised(labels, segment_ids)
     return Batch(
         input_ids=input_ids,
         position_ids=position_ids,
@@ -50,10 +50,10 @@ def collate(examples: Sequence[Example], tokens_per_tile: int, padding: Literal[
     )
 
 
-def _supervised(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Flat positions whose next token is trained, and those tokens.  The first token of a row has nothing before it."""
+def _supervised(labels: np.ndarray, segment_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Flat positions whose next token is trained, and those tokens.  A sample's first token has nothing before it."""
     length = labels.shape[1]
-    rows, columns = np.nonzero(labels[:, 1:] != IGNORE_INDEX)
+    rows, columns = np.nonzero((labels[:, 1:] != IGNORE_INDEX) & (segment_ids[:, 1:] == segment_ids[:, :-1]))
     return rows * length + columns, labels[rows, columns + 1]
 
 

@@ -36,8 +36,8 @@ class LoadingSettings:
 
     Args:
         tokens_per_tile: feature rows that the tower gives for a tile.
-        dummy_tile: shape [1, 3, H, W] of an unused tile for a batch without image, so that every process of a distributed
-            run computes the same layers; None to leave such batches alone.
+        dummy_tile: shape [1, 3, H, W] of an unused tile for a batch without image, so that every process of a
+            distributed run computes the same layers; None to leave such batches alone.
         num_workers: processes that make batches; 0 uses a thread of this process.
     """
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from paddlemix.checkpoints.pretrained import Pretrained, build_model, save_model
 from paddlemix.device import set_seed
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionConfig
-from paddlemix.processors.conversation import get_template
 from paddlemix.processors.image import ImageSpec
 from paddlemix.processors.llava import LlavaProcessor
+from paddlemix.processors.templates import get_template
 from paddlemix.processors.tokenizer import load_tokenizer
 
 IMAGE_SIZE, PATCH_SIZE, WIDTH = 32, 8, 128
+_INITIALIZER_RANGE = WIDTH**-0.5  # the usual 0.02 suits widths of thousands; here images would be learned much later
 
 
 def tiny_config(vocab_size: int) -> LlavaConfig:
@@ -25,6 +26,7 @@ def tiny_config(vocab_size: int) -> LlavaConfig:
             num_hidden_layers=3,
             num_attention_heads=4,
             max_position_embeddings=512,
+            initializer_range=_INITIALIZER_RANGE,
         ),
         vision=VisionConfig(
             hidden_size=WIDTH,
@@ -33,6 +35,7 @@ def tiny_config(vocab_size: int) -> LlavaConfig:
             num_attention_heads=4,
             image_size=IMAGE_SIZE,
             patch_size=PATCH_SIZE,
+            initializer_range=_INITIALIZER_RANGE,
         ),
         mm_vision_select_layer=-1,
     )

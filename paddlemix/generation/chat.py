@@ -4,8 +4,8 @@
     for piece in session.ask("What is this?", images=[Image.open("a.png")]):
         print(piece, end="", flush=True)
 
-The history is written by the template from the answers' texts, exactly as training wrote it; what of it equals the tokens
-already in the cache is not computed again, and an image is encoded once.
+The history is written by the template from the answers' texts, exactly as training wrote it; what of it equals the
+tokens already in the cache is not computed again, and an image is encoded once.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from PIL import Image
 
 from paddlemix.checkpoints.pretrained import Pretrained
 from paddlemix.errors import UserError
-from paddlemix.generation.generate import check_context
+from paddlemix.generation.generate import answer_budget
 from paddlemix.generation.sampling import GenerationSettings, Sampler
 from paddlemix.models.attention import KVCache
-from paddlemix.processors.conversation import Template, prompt_text, render
+from paddlemix.processors.conversation import prompt_text, render
 from paddlemix.processors.image import preprocess_image
 from paddlemix.processors.llava import LlavaProcessor
+from paddlemix.processors.templates import Template
 from paddlemix.sample import IMAGE_TOKEN_INDEX, NEWLINE_INDEX, Message
 
 _REPLACEMENT = "\ufffd"  # what half a character decodes to
@@ -102,7 +103,7 @@ class ChatSession:
         """Brings the cache up to the open question; gives the hidden state [1, D] of its last token."""
         example = self.processor.encode_text(self.messages, self._sizes, add_generation_prompt=True)
         ids = example.input_ids
-        check_context(self.model, len(ids), self.settings.max_new_tokens)
+        answer_budget(self.model, len(ids), self.settings.max_new_tokens)
         same = min(_common_prefix(ids, self._ids), len(ids) - 1)
         self._cache.truncate(same)
         self._ids = ids[:same]
@@ -129,10 +130,11 @@ class ChatSession:
     def _answer(self, hidden: paddle.Tensor) -> Iterator[str]:
         tokenizer, stops = self.processor.tokenizer, self.processor.template.stop
         sampler = Sampler(self.settings)
+        budget = answer_budget(self.model, len(self._ids), self.settings.max_new_tokens)
         tokens: list[int] = []
         text, shown = "", 0
         try:
-            while len(tokens) < self.settings.max_new_tokens:
+            while len(tokens) < budget:
                 token = self._next_token(hidden, sampler)
                 if token == tokenizer.eos_token_id:
                     break

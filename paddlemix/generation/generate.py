@@ -31,13 +31,15 @@ def generate(
         end_ids: tokens that end an answer.
 
     Returns:
-        New token ids per prompt, without the token that ended it.
+        New token ids per prompt, without the token that ended it; an answer also ends with the model's context.
 
     Raises:
-        UserError: a prompt has an image and the model no tower, or prompt and answer exceed the model's context.
+        UserError: a prompt has an image and the model no tower, or it fills the model's context.
     """
+    if not prompts:
+        return []
     tokens_per_tile = model.config.tokens_per_tile if model.config.vision is not None else 1
-    check_context(model, max(len(prompt.input_ids) for prompt in prompts), settings.max_new_tokens)
+    budgets = np.array([answer_budget(model, len(prompt.input_ids), settings.max_new_tokens) for prompt in prompts])
     batch = collate(prompts, tokens_per_tile, padding="left")
     if batch.pixel_values is not None and model.config.vision is None:
         raise UserError("the prompt has an image, but the model has no vision tower")
@@ -47,23 +49,25 @@ def generate(
         running &= ~np.isin(tokens, list(end_ids))
         for row in np.flatnonzero(running):
             answers[row].append(int(tokens[row]))
-        if not running.any() or max(map(len, answers)) >= settings.max_new_tokens:
+        running &= np.array([len(answer) for answer in answers]) < budgets
+        if not running.any():
             break
     return answers
 
 
-def check_context(model: LlavaModel, prompt_length: int, max_new_tokens: int) -> None:
-    """Refuses what does not fit the positions that the model was trained on.
+def answer_budget(model: LlavaModel, prompt_length: int, max_new_tokens: int) -> int:
+    """Most tokens of an answer: `max_new_tokens`, or what the positions that the model was trained on leave.
 
     Raises:
-        UserError: says by how much it is too long.
+        UserError: they leave nothing; says by how much the prompt is too long.
     """
     limit = model.config.text.max_position_embeddings
     if prompt_length >= limit:
         raise UserError(
-            f"the conversation takes {prompt_length} tokens, {prompt_length - limit + 1} more than the model's context of "
-            f"{limit} leaves room for; shorten it"
+            f"the conversation takes {prompt_length} tokens, {prompt_length - limit + 1} more than the model's context "
+            f"of {limit} leaves room for; shorten it"
         )
+    return min(max_new_tokens, limit - prompt_length)
 
 
 def _steps(model: LlavaModel, batch: Batch, sampler: Sampler) -> Iterator[np.ndarray]:

@@ -1,6 +1,7 @@
-"""From scores to the next token: greedy, temperature, top-k, top-p.  numpy only, so that a seed gives the same on any device.
+"""From scores to the next token: greedy, temperature, top-k, top-p.
 
-Source of the filters: Fan et al. 2018 (top-k), Holtzman et al. 2020 (top-p); order as in transformers: temperature, k, p.
+numpy only, so that a seed gives the same on any device.  Source of the filters: Fan et al. 2018 (top-k), Holtzman
+et al. 2020 (top-p); order as in transformers: temperature, k, p.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from paddlemix.errors import MissingFileError, UserError
-from paddlemix.processors.conversation import TEMPLATES, Template, get_template
+from paddlemix.processors.templates import TEMPLATES, Template, get_template
 
 _USER = re.compile(r"\s*USER:?\s*\{\{\s*user\s*\}\}\s*")
 _ASSISTANT = re.compile(r"\s*ASSISTANT:?\s*\{\{\s*bot\s*\}\}\s*(</s>)?\s*")

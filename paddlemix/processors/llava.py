@@ -15,8 +15,9 @@ from PIL import Image
 
 from paddlemix.errors import UserError
 from paddlemix.log import logger
-from paddlemix.processors.conversation import Piece, Template, get_template, render
+from paddlemix.processors.conversation import Piece, render
 from paddlemix.processors.image import ImageSpec, count_tiles, preprocess_image, visual_token_index
+from paddlemix.processors.templates import Template, get_template
 from paddlemix.processors.tokenizer import Neighbour, Tokenizer, load_tokenizer
 from paddlemix.sample import IGNORE_INDEX, IMAGE_TOKEN_INDEX, NEWLINE_INDEX, Example, Message, Sample
 

@@ -18,7 +18,7 @@ _SEED_STRIDE = 1_000_003  # a prime, so that neighbouring seeds do not share ste
 
 
 class SeedEachStep(TrainerCallback):
-    """Seeds all random numbers from (seed, step, process), so that a resumed run draws what an undisturbed one draws."""
+    """Seeds all random numbers from (seed, step, process), so that a resumed run draws the same."""
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Called before each optimiser step."""
@@ -26,7 +26,7 @@ class SeedEachStep(TrainerCallback):
 
 
 class Progress(TrainerCallback):
-    """Bar with time left, loss, learning rate, tokens per second and memory; and one line of `metrics.jsonl` per report.
+    """Bar with time left, loss, learning rate, tokens per second and memory; one line of `metrics.jsonl` per report.
 
     Args:
         output_dir: where `metrics.jsonl` and the loss curve go.
@@ -50,9 +50,11 @@ class Progress(TrainerCallback):
         self._time, self._tokens = time.time(), float(self.tokens_seen())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Moves the bar."""
+        """Moves the bar; the last step is always reported."""
         if self.bar is not None:
             self.bar.update(1)
+        if state.global_step >= state.max_steps and args.logging_strategy.value == "steps":
+            control.should_log = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Writes a report."""
@@ -74,7 +76,9 @@ class Progress(TrainerCallback):
 
     def _show(self, values: dict[str, Any], state: Any) -> None:
         if "loss" in values:
-            shown = f"loss {values['loss']:.4f} lr {values['learning_rate']:.2e} {values['tokens_per_second']:.0f} tok/s"
+            shown = (
+                f"loss {values['loss']:.4f} lr {values['learning_rate']:.2e} {values['tokens_per_second']:.0f} tok/s"
+            )
             shown += f" {values['memory_gib']:.1f} GiB"
             self.bar.set_postfix_str(shown)
             if self.bar.disable:
@@ -92,7 +96,7 @@ class Progress(TrainerCallback):
 
 
 def draw_loss_curve(metrics_path: Path, picture_path: Path) -> None:
-    """Draws training and evaluation loss over steps from a `metrics.jsonl` as PNG; nothing where no loss was reported."""
+    """Draws training and evaluation loss over steps from a `metrics.jsonl` as PNG; nothing where none was reported."""
     reports = read_metrics(metrics_path) if metrics_path.is_file() else []
     curves = {
         label: [(item["step"], item[key]) for item in reports if key in item]

@@ -11,7 +11,6 @@ import warnings
 import paddle.nn.functional as functional
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is looked up on a hub behind the user's back
 
 _linear = functional.linear
 with warnings.catch_warnings():

@@ -1,6 +1,6 @@
 """Batches for the Trainer: as tensors, with what a whole optimiser step needs to know.
 
-Order is that of `EpochBatchSampler`, so a run that is taken up again goes on at its next batch without reading earlier ones.
+Order is that of `EpochBatchSampler`, so a run that is taken up again goes on at its next batch and reads none before.
 """
 
 from __future__ import annotations

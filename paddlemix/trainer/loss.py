@@ -1,7 +1,7 @@
 """The loss: cross entropy of the next token on supervised positions alone, in float32.
 
-The output layer runs on those positions only, so the full [B, L, V] logits never exist.  Means are taken over the supervised
-tokens of a whole optimiser step, whatever micro-batches and devices it is split into.
+The output layer runs on those positions only, so the full [B, L, V] logits never exist.  Means are taken over the
+supervised tokens of a whole optimiser step, whatever micro-batches and devices it is split into.
 """
 
 from __future__ import annotations

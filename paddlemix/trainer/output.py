@@ -8,17 +8,26 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from paddlemix.checkpoints.files import writing
+from paddlemix.checkpoints.adapter import ADAPTER_WEIGHTS
+from paddlemix.checkpoints.directories import writing
+from paddlemix.checkpoints.files import INDEX_FILE, SINGLE_FILE
 from paddlemix.checkpoints.layouts import ADAPTER_FILE, CONFIG_FILE
 from paddlemix.config.schema import RunConfig
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.log import logger
+from paddlemix.processors.llava import PROCESSOR_FILE
+from paddlemix.processors.tokenizer import TOKENIZER_FILES
+from paddlemix.trainer.callbacks import CURVE_FILE, METRICS_FILE
 from paddlemix.trainer.saving import STATE_FILE, list_checkpoints
 
 RUN_CONFIG_FILE = "run_config.json"
 # what a directory is recognised by comes last, so that half a result is never taken for a model
 _LAST = (CONFIG_FILE, ADAPTER_FILE)
-_OWN_FILES = ("*.safetensors", "*.json", "*.jsonl", "loss.png", "tokenizer.model", "checkpoint-*")
+_WEIGHTS = (SINGLE_FILE, INDEX_FILE, "model-*-of-*.safetensors")
+_OWN_FILES = (
+    *(*_LAST, *_WEIGHTS, ADAPTER_WEIGHTS, PROCESSOR_FILE, *TOKENIZER_FILES),
+    *(RUN_CONFIG_FILE, METRICS_FILE, CURVE_FILE, "checkpoint-[0-9]*", ".checkpoint-[0-9]*"),
+)
 
 
 def find_resume_point(config: RunConfig) -> Path | None:
@@ -41,13 +50,14 @@ def find_resume_point(config: RunConfig) -> Path | None:
         if not (checkpoint / STATE_FILE).is_file():
             raise MissingFileError(f"resume_from_checkpoint '{checkpoint}' is no complete checkpoint (no {STATE_FILE})")
         return checkpoint
+    _check_inputs_are_elsewhere(config, output_dir)
     if not config.do_train or config.overwrite_output_dir or not output_dir.is_dir() or not any(output_dir.iterdir()):
         return None
     checkpoints = list_checkpoints(output_dir)
     if not checkpoints:
         raise UserError(
-            f"output_dir '{output_dir}' is not empty and holds no checkpoint to go on from; set overwrite_output_dir to "
-            "true or choose another folder"
+            f"output_dir '{output_dir}' is not empty and holds no checkpoint to go on from; set overwrite_output_dir "
+            "to true or choose another folder"
         )
     logger.info("going on from %s (set overwrite_output_dir to start anew)", checkpoints[-1])
     return checkpoints[-1]
@@ -61,15 +71,37 @@ def _check_writable(output_dir: Path) -> None:
         raise UserError(f"output_dir '{output_dir}' cannot be written: no permission in {existing}")
 
 
+def _check_inputs_are_elsewhere(config: RunConfig, output_dir: Path) -> None:
+    """What a run starts from must not be what it replaces: an adapter would then stand on nothing."""
+    if not config.do_train:
+        return
+    replaced = [output_dir.resolve()]
+    if config.overwrite_output_dir:
+        replaced += [path.resolve() for path in _earlier_run(output_dir)]
+    for key in ("model_name_or_path", "mm_vision_tower", "lora_path", "pretrain_mm_mlp_adapter"):
+        value = getattr(config, key)
+        given = Path(value).resolve() if value else None
+        inside = given is not None and any(path in given.parents for path in replaced[1:])
+        if given in replaced or inside:
+            raise UserError(
+                f"output_dir '{output_dir}': the run would replace its own {key} '{value}'; choose another folder"
+            )
+
+
+def _earlier_run(output_dir: Path) -> list[Path]:
+    return [path for pattern in _OWN_FILES for path in sorted(output_dir.glob(pattern))]
+
+
 def clear_earlier_run(output_dir: Path) -> None:
     """Removes what an earlier run left, and only that, so that nothing of it is taken for this run's."""
-    for pattern in _OWN_FILES:
-        for path in output_dir.glob(pattern):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in _earlier_run(output_dir):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def publish(output_dir: Path, write: Callable[[Path], None]) -> None:
     """Writes a result beside `output_dir` and moves its files in when all are complete.
+
+    Weights and settings of an earlier model or adapter there go; other files stay.
 
     Args:
         write: writes the files into the directory it is given.
@@ -85,6 +117,8 @@ def publish(output_dir: Path, write: Callable[[Path], None]) -> None:
             write(temporary)
             for name in _LAST:
                 (output_dir / name).unlink(missing_ok=True)
+            for path in [path for pattern in _WEIGHTS for path in output_dir.glob(pattern)]:
+                path.unlink()  # an index that stays behind would win over the new file
             for path in sorted(temporary.iterdir(), key=lambda path: path.name in _LAST):
                 os.replace(path, output_dir / path.name)
         finally:

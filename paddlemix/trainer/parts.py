@@ -1,7 +1,7 @@
 """What trains: policies per part, PaddleMIX's freeze patterns and LoRA targets, resolved to parameter names.
 
-Parts are the vision tower, the projector and the language model (with output layer and newline vector).  Patterns are matched
-against our parameter names and PaddleMIX's.  Source of the pattern rules: PaddleMIX paddlemix/utils/freeze_utils.py
+Parts are the vision tower, the projector and the language model (with output layer and newline vector).  Patterns are
+matched against our parameter names and PaddleMIX's.  Source of the pattern rules: PaddleMIX paddlemix/utils/freeze_utils.py
 (fnmatch, include without exclude freezes) and PaddleNLP's LoRAModel (regular expression, whole name).
 """
 
@@ -53,19 +53,34 @@ def plan_training(model: nn.Layer, config: RunConfig) -> TrainingPlan:
     """Resolves the keys `vision_tower`, `projector`, `language_model`, `lora` and `lora_target_modules`.
 
     Raises:
-        UserError: a LoRA pattern matches no linear layer.
+        UserError: a LoRA pattern matches no linear layer, or LoRA is asked for and adapts nothing.
     """
     policies = {
         "vision_tower": config.vision_tower or "frozen",
         "projector": config.projector or "full",
-        "language_model": config.language_model or ("lora" if config.lora else "full"),
+        "language_model": config.language_model or ("lora" if config.lora or config.lora_path else "full"),
     }
     if "lora" not in policies.values():
+        if config.lora:
+            raise UserError(f"lora is true, but no part is left for it ({_said(policies)}); set one of them to lora")
         return TrainingPlan(policies, ())
     modules = _lora_modules(linear_names(model), config, policies)
+    if not modules:
+        raise UserError(
+            f"LoRA has no layer to adapt ({_said(policies)}, lora_target_modules {config.lora_target_modules})"
+        )
     for part in {part_of(name) for name in modules}:
         policies[part] = "lora"
     return TrainingPlan(policies, modules)
+
+
+def _said(policies: dict[str, str]) -> str:
+    return ", ".join(f"{part} {policy}" for part, policy in policies.items())
+
+
+def plan_of_adapter(plan: TrainingPlan, modules: Sequence[str]) -> TrainingPlan:
+    """The plan of a run that goes on with an adapter: the layers that it adapts are trained through it."""
+    return TrainingPlan({**plan.policies, **{part_of(name): "lora" for name in modules}}, tuple(modules))
 
 
 def _lora_modules(available: Sequence[str], config: RunConfig, policies: dict[str, str]) -> tuple[str, ...]:
@@ -80,10 +95,11 @@ def _lora_modules(available: Sequence[str], config: RunConfig, policies: dict[st
         if not hits:
             examples = ", ".join(names_for_patterns(available[0])) if available else "none"
             raise UserError(
-                f"lora_target_modules: '{pattern}' matches no linear layer of the model (layers are named like {examples})"
+                f"lora_target_modules: '{pattern}' matches no linear layer of the model (layers are named like "
+                f"{examples})"
             )
         matched |= {name for name in hits if part_of(name) not in explicit_frozen}
-    # Patterns are written for the language model; another part with policy "lora" that none of them names is taken whole.
+    # Patterns are written for the language model; another part with policy "lora" that none names is taken whole.
     named = {part_of(name) for name in matched}
     matched |= {name for name in by_default if part_of(name) not in named and part_of(name) != "language_model"}
     return tuple(name for name in available if name in matched)
@@ -97,7 +113,7 @@ def _fullmatch(pattern: str, name: str) -> bool:
 
 
 def set_trainable(model: nn.Layer, plan: TrainingPlan, config: RunConfig) -> None:
-    """Marks every parameter as trained or frozen.  A policy decides first, then the freeze patterns; freeze means freeze.
+    """Marks every parameter as trained or frozen.  A policy decides first, then the freeze patterns.
 
     Raises:
         UserError: a freeze pattern matches no parameter, or nothing is left to train.
@@ -118,7 +134,9 @@ def set_trainable(model: nn.Layer, plan: TrainingPlan, config: RunConfig) -> Non
         parameter.stop_gradient = not trains
         trained += trains
     if not trained:
-        raise UserError("nothing trains: every part is frozen; set projector, language_model or vision_tower to lora or full")
+        raise UserError(
+            "nothing trains: every part is frozen; set projector, language_model or vision_tower to lora or full"
+        )
 
 
 def _matching(names: Iterable[str], patterns: Sequence[str] | None, key: str) -> set[str]:

@@ -1,7 +1,7 @@
 """The one recipe: from a checked configuration to a trained model or adapter.
 
-Pretraining, full fine-tuning and LoRA differ in the configuration alone.  Everything that can be wrong with the input is
-found before anything is written.
+Pretraining, full fine-tuning and LoRA differ in the configuration alone.  Everything that can be wrong with the input
+is found before anything is written.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.checkpoints.adapter import AdapterSettings, fingerprint, read_adapter, write_adapter
-from paddlemix.checkpoints.load import BaseSpec, apply_adapter, base_reference, load_base
+from paddlemix.checkpoints.load import NEW_PARTS, BaseSpec, apply_adapter, base_reference, load_base
 from paddlemix.checkpoints.pretrained import Pretrained, write_model
 from paddlemix.config.load import save_config
 from paddlemix.config.schema import RunConfig, trainer_keys
@@ -24,13 +24,14 @@ from paddlemix.errors import UserError
 from paddlemix.log import logger, process_rank
 from paddlemix.peft.lora import LoRAConfig, add_lora
 from paddlemix.processors.chat_template import resolve_template
-from paddlemix.processors.llava import LlavaProcessor, image_spec_from_dict
+from paddlemix.processors.llava import LlavaProcessor, image_spec_from_dict, processor_from_dict
 from paddlemix.trainer.callbacks import Progress, SeedEachStep
 from paddlemix.trainer.compat import PrinterCallback, ProgressCallback, TrainingArguments
 from paddlemix.trainer.loss import LossModel
 from paddlemix.trainer.output import RUN_CONFIG_FILE, clear_earlier_run, find_resume_point, publish
-from paddlemix.trainer.parts import count_parameters, plan_training, set_trainable
-from paddlemix.trainer.trainer import LlavaTrainer
+from paddlemix.trainer.parts import count_parameters, plan_of_adapter, plan_training, set_trainable
+from paddlemix.trainer.saving import best_metric
+from paddlemix.trainer.trainer import LlavaTrainer, RunData
 
 
 @dataclass
@@ -62,6 +63,7 @@ def run_recipe(config: RunConfig) -> dict[str, float]:
         logger.warning(warning)
     device = select_device(config.device)
     check_dtype(_compute_dtype(config), device)
+    best_metric(config)
     resume = find_resume_point(config)
     set_seed(config.seed)
     run = _prepare(config, device)
@@ -84,6 +86,9 @@ def _prepare(config: RunConfig, device: str) -> _Run:
     loaded = load_base(spec, _weight_dtype(config))
     if loaded.processor is None:
         raise UserError(f"{spec.model} has no tokenizer files; copy tokenizer.model from the model it was made of")
+    if config.lora_path:
+        earlier = read_adapter(Path(config.lora_path))
+        loaded.processor = processor_from_dict(earlier.processor, earlier.directory)
     loaded.processor = processor = _adjusted(loaded.processor, config, loaded)
     train = _read_data(config, "train", loaded, processor) if config.do_train else None
     wants_evaluation = config.resolved_evaluation_strategy != "no"
@@ -131,7 +136,8 @@ def _read_data(config: RunConfig, split: str, loaded: Pretrained, processor: Lla
     with_images = next((sample for sample in dataset.samples if sample.images), None)
     if with_images is not None and loaded.model.config.vision is None:
         raise UserError(
-            f"{with_images.source} has an image, but {config.model_name_or_path} has no vision tower; set mm_vision_tower"
+            f"{with_images.source} has an image, but {config.model_name_or_path} has no vision tower; "
+            "set mm_vision_tower"
         )
     return dataset
 
@@ -140,8 +146,12 @@ def _add_training(config: RunConfig, spec: BaseSpec, loaded: Pretrained) -> Call
     """Adds LoRA where asked for, marks what trains, and gives the function that writes the result's files."""
     model, mark = loaded.model, fingerprint(loaded.model)
     plan = plan_training(model, config)
+    # a projector that was begun beside the base is nowhere else
+    carried = {name for name, _ in model.named_parameters() if spec.tower is not None and name.startswith(NEW_PARTS)}
     if config.lora_path:
-        loaded.adapter = apply_adapter(loaded, read_adapter(Path(config.lora_path))).adapter
+        earlier = read_adapter(Path(config.lora_path))
+        loaded.adapter, carried = apply_adapter(loaded, earlier).adapter, carried | earlier.tensors().keys()
+        plan = plan_of_adapter(plan, earlier.config.modules)
     elif plan.lora_modules:
         loaded.adapter = LoRAConfig(
             r=config.lora_rank,
@@ -156,7 +166,7 @@ def _add_training(config: RunConfig, spec: BaseSpec, loaded: Pretrained) -> Call
     adapter = loaded.adapter
 
     def write_result(directory: Path) -> None:
-        settings = AdapterSettings(adapter, base_reference(spec, directory), mark)
+        settings = AdapterSettings(adapter, base_reference(spec, directory), mark, frozenset(carried))
         write_adapter(model, loaded.processor, settings, directory)
 
     return write_result
@@ -182,13 +192,13 @@ def _execute(run: _Run, resume: Path | None) -> dict[str, float]:
     trainer = _build_trainer(run)
     results: dict[str, float] = {}
     if config.do_train:
-        result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-        results |= {"train_loss": result.training_loss, "steps": result.global_step}
+        results |= trainer.run(resume)
         if process_rank() == 0:
             publish(output_dir, run.write_result)
             logger.info("saved to %s", output_dir)
     elif run.evaluation is not None:
         results |= trainer.evaluate()
+        logger.info(" ".join(f"{name} {value:.4f}" for name, value in results.items()))
     return results
 
 
@@ -204,12 +214,10 @@ def _build_trainer(run: _Run) -> LlavaTrainer:
     )
     model = LossModel(run.loaded.model)
     run.loaded.model.language_model.enable_recompute = config.recompute
-    progress = Progress(
-        Path(str(config.output_dir)), run.device, lambda: trainer.tokens_seen, not config.disable_tqdm
-    )
-    trainer = LlavaTrainer(
-        model, config, arguments, run.train, run.evaluation, loading, run.write_result, [SeedEachStep(), progress]
-    )
+    data = RunData(train=run.train, evaluation=run.evaluation, loading=loading)
+    trainer = LlavaTrainer(model, config, arguments, data, run.write_result, [SeedEachStep()])
+    output_dir = Path(str(config.output_dir))
+    trainer.add_callback(Progress(output_dir, run.device, lambda: trainer.tokens_seen, not config.disable_tqdm))
     for callback in (PrinterCallback, ProgressCallback):  # ours shows the same and more
         trainer.remove_callback(callback)
     return trainer
@@ -226,6 +234,7 @@ def _training_arguments(config: RunConfig, device: str) -> TrainingArguments:
         "recompute": False,
         "evaluation_strategy": config.resolved_evaluation_strategy,
         "resume_from_checkpoint": None,
+        "ignore_load_lr_and_optim": False,  # would begin to count steps anew
         "overwrite_output_dir": True,
         "logging_dir": config.logging_dir or os.path.join(str(config.output_dir), "logs"),
     }

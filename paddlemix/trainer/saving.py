@@ -20,20 +20,16 @@ import numpy as np
 import paddle
 
 from paddlemix.checkpoints.adapter import ADAPTER_WEIGHTS
-from paddlemix.checkpoints.files import (
-    TensorEntry,
-    atomic_directory,
-    read_json,
-    read_safetensors,
-    read_weights,
-    write_json,
-    write_safetensors,
-)
+from paddlemix.checkpoints.directories import atomic_directory
+from paddlemix.checkpoints.files import read_json, read_safetensors, read_weights, write_json, write_safetensors
 from paddlemix.checkpoints.pretrained import copy_into, tensor_entry
-from paddlemix.errors import UserError
+from paddlemix.checkpoints.tensors import TensorEntry
+from paddlemix.config.schema import RunConfig
+from paddlemix.errors import UserError, did_you_mean
 from paddlemix.log import logger
 
 OPTIMIZER_FILE, STATE_FILE, PROGRESS_FILE = "optimizer.safetensors", "training_state.json", "trainer_state.json"
+METRICS = ("loss", "token_accuracy")  # that tell one checkpoint from another; reported as eval_loss, ...
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _SCALARS = re.compile(r"(.+)_(beta[12]_pow_acc|moment[12]|moment2_max)_0")
 
@@ -44,6 +40,15 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
         return []
     found = {int(match.group(1)): path for path in output_dir.iterdir() if (match := _CHECKPOINT.fullmatch(path.name))}
     return [found[step] for step in sorted(found) if (found[step] / STATE_FILE).is_file()]
+
+
+def completed_steps(checkpoint: Path) -> int:
+    """Optimiser steps that a checkpoint has behind it.
+
+    Raises:
+        MissingFileError, UserError: the checkpoint is not complete.
+    """
+    return int(read_json(checkpoint / STATE_FILE)["global_step"])
 
 
 def save_checkpoint(trainer: Any, metrics: dict[str, float] | None) -> Path:
@@ -62,7 +67,8 @@ def save_checkpoint(trainer: Any, metrics: dict[str, float] | None) -> Path:
                 write_safetensors(temporary / OPTIMIZER_FILE, _optimizer_entries(trainer))
             trainer.state.save_to_json(str(temporary / PROGRESS_FILE))
             write_json(temporary / STATE_FILE, _state_values(trainer))
-        _rotate(output_dir, trainer.config.save_total_limit, trainer.state.best_model_checkpoint)
+        best = trainer.state.best_model_checkpoint
+        _rotate(output_dir, trainer.config.save_total_limit, {target, *([Path(best)] if best else [])})
     return target
 
 
@@ -76,13 +82,24 @@ def _state_values(trainer: Any) -> dict[str, Any]:
     }
 
 
+def best_metric(config: RunConfig) -> str:
+    """The metric that tells the best checkpoint, e.g. "eval_loss".
+
+    Raises:
+        UserError: `metric_for_best_model` is none that an evaluation measures.
+    """
+    name = config.metric_for_best_model or "loss"
+    if name.removeprefix("eval_") not in METRICS:
+        raise UserError(
+            f"metric_for_best_model='{name}' is not one of {', '.join(METRICS)}{did_you_mean(name, METRICS)}"
+        )
+    return f"eval_{name.removeprefix('eval_')}"
+
+
 def _note_best(trainer: Any, metrics: dict[str, float] | None, target: Path) -> None:
     if not metrics:
         return
-    name = trainer.config.metric_for_best_model or "loss"
-    key = name if name.startswith("eval_") else f"eval_{name}"
-    if key not in metrics:
-        raise UserError(f"metric_for_best_model='{name}' is not measured; measured are {', '.join(metrics)}")
+    key = best_metric(trainer.config)
     greater = trainer.config.greater_is_better
     if greater is None:
         greater = not key.endswith("loss")
@@ -91,17 +108,14 @@ def _note_best(trainer: Any, metrics: dict[str, float] | None, target: Path) -> 
         trainer.state.best_metric, trainer.state.best_model_checkpoint = metrics[key], str(target)
 
 
-def _rotate(output_dir: Path, limit: int | None, best: str | None) -> None:
-    """Removes the oldest checkpoints until `limit` are left; the best and the newest always stay."""
-    if not limit:
-        return
+def _rotate(output_dir: Path, limit: int | None, kept: set[Path]) -> None:
+    """Removes the oldest checkpoints until `limit` are left; those of `kept`, the best and the new one, always stay."""
     checkpoints = list_checkpoints(output_dir)
-    kept = {checkpoints[-1], *([Path(best)] if best else [])}
+    surplus = len(checkpoints) - limit if limit else 0
     for path in checkpoints:
-        if len(list_checkpoints(output_dir)) <= limit:
-            return
-        if path not in kept:
+        if surplus > 0 and path not in kept:
             shutil.rmtree(path)
+            surplus -= 1
 
 
 def _optimizer_entries(trainer: Any) -> dict[str, TensorEntry]:
@@ -157,12 +171,14 @@ def load_weights(model: paddle.nn.Layer, checkpoint: Path) -> None:
         if name in entries:
             if tuple(parameter.shape) != entries[name].shape:
                 raise UserError(
-                    f"{checkpoint}: {name} is {list(entries[name].shape)}, the run's is {parameter.shape}; resume needs "
-                    "the settings of the run that saved it"
+                    f"{checkpoint}: {name} is {list(entries[name].shape)}, the run's is {parameter.shape}; resume "
+                    "needs the settings of the run that saved it"
                 )
             copy_into(parameter, entries[name])
         elif not parameter.stop_gradient:
-            raise UserError(f"{checkpoint} has no weight '{name}', which trains in this run; resume needs the same settings")
+            raise UserError(
+                f"{checkpoint} has no weight '{name}', which trains in this run; resume needs the same settings"
+            )
 
 
 def _load_optimizer(trainer: Any, checkpoint: Path) -> None:

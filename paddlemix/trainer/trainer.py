@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,35 @@ from paddlemix.config.schema import RunConfig
 from paddlemix.datasets.loading import ExampleDataset, LoadingSettings, iterate_batches
 from paddlemix.datasets.mixture import EpochBatchSampler
 from paddlemix.errors import UserError
-from paddlemix.trainer.compat import Trainer, TrainingArguments
+from paddlemix.log import logger
+from paddlemix.trainer.compat import Trainer, TrainerState, TrainingArguments
 from paddlemix.trainer.loader import BatchLoader, Inputs, batch_inputs
 from paddlemix.trainer.loss import LossModel
 from paddlemix.trainer.optim import build_optimizer, build_schedule, set_learning_rates
-from paddlemix.trainer.saving import load_training_state, load_weights, save_checkpoint
+from paddlemix.trainer.saving import (
+    PROGRESS_FILE,
+    completed_steps,
+    load_training_state,
+    load_weights,
+    save_checkpoint,
+)
 
 ModelWriter = Callable[[Path], None]
 _NOT_FOR_THE_MODEL = ("num_supervised", "num_tokens", "sources")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunData:
+    """What a run reads.
+
+    Args:
+        train, evaluation: examples by index; None where nothing is trained or evaluated.
+        loading: how batches are made of them.
+    """
+
+    train: ExampleDataset | None
+    evaluation: ExampleDataset | None
+    loading: LoadingSettings
 
 
 class LlavaTrainer(Trainer):
@@ -34,31 +56,32 @@ class LlavaTrainer(Trainer):
         model: the model and its loss; parameters that do not train have `stop_gradient` set.
         config: the run.
         arguments: PaddleNLP's view of the same run.
-        train_dataset, eval_dataset: examples by index.
-        loading: how batches are made.
+        data: training and evaluation set.
         write_model: writes the model's or adapter's own files into a directory.
         callbacks: PaddleNLP callbacks.
     """
+
+    lr_scheduler: Any
+    optimizer: Any
+    control: Any
 
     def __init__(
         self,
         model: LossModel,
         config: RunConfig,
         arguments: TrainingArguments,
-        train_dataset: ExampleDataset | None,
-        eval_dataset: ExampleDataset | None,
-        loading: LoadingSettings,
+        data: RunData,
         write_model: ModelWriter,
         callbacks: list[Any],
     ) -> None:
-        self.config, self.loading, self.write_model = config, loading, write_model
+        self.config, self.loading, self.write_model = config, data.loading, write_model
         self.tokens_seen = 0
         self._loader: BatchLoader | None = None
         super().__init__(
             model=model,
             args=arguments,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
+            train_dataset=data.train,
+            eval_dataset=data.evaluation,
             data_collator=list,  # batches are collated by the loader
             callbacks=callbacks,
         )
@@ -108,8 +131,8 @@ class LlavaTrainer(Trainer):
     def training_step(self, model: Any, inputs: Inputs, step_control: int = 0) -> paddle.Tensor:
         """Forward and backward pass of one micro-batch.
 
-        The loss is divided by the supervised tokens of the whole optimiser step; PaddleNLP averages micro-batch means, which
-        weighs a token by the company it comes in.
+        The loss is divided by the supervised tokens of the whole optimiser step; PaddleNLP averages micro-batch means,
+        which weighs a token by the company it comes in.
         """
         model.train()
         total = inputs["num_supervised"]
@@ -173,12 +196,32 @@ class LlavaTrainer(Trainer):
         """PaddleNLP writes in place, so that a killed run leaves half a checkpoint, and keeps pickles."""
         save_checkpoint(self, metrics)
 
-    def train(self, resume_from_checkpoint: str | None = None, **_: Any) -> Any:
-        """Trains, from a checkpoint where one is given; ends with the best checkpoint's weights where that is asked for."""
-        result = super().train(resume_from_checkpoint=resume_from_checkpoint)
+    def run(self, resume: Path | None) -> dict[str, float]:
+        """Trains, from a checkpoint where one is given; ends with the best checkpoint's weights where asked to.
+
+        Returns:
+            `steps` done in all, and `train_loss`, nats per supervised token over the steps of this call.
+        """
+        before = completed_steps(resume) if resume is not None else 0
+        if resume is not None and before >= self._total_steps():  # PaddleNLP's loop would make one step more
+            logger.info("%s is the end of this run, nothing is left to train", resume)
+            load_weights(self.model.model, resume)
+            self.state = TrainerState.load_from_json(str(resume / PROGRESS_FILE))
+            results: dict[str, float] = {"steps": before}
+        else:
+            output = self.train(resume_from_checkpoint=str(resume) if resume is not None else None)
+            # PaddleNLP divides the loss of this call by the steps of all calls
+            share = output.global_step / max(output.global_step - before, 1)
+            results = {"train_loss": output.training_loss * share, "steps": output.global_step}
         if self.config.load_best_model_at_end and self.state.best_model_checkpoint:
             load_weights(self.model.model, Path(self.state.best_model_checkpoint))
-        return result
+        return results
+
+    def _total_steps(self) -> int:
+        """Optimiser steps of the whole run, as PaddleNLP counts them."""
+        if self.config.max_steps > 0:
+            return self.config.max_steps
+        return int(self.get_train_dataloader().sampler.steps_per_epoch * self.config.num_train_epochs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str | None = None) -> None:
         """The model's weights are read together with the optimiser's, see `_load_optimizer_and_scheduler`."""
@@ -186,8 +229,8 @@ class LlavaTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Weights, optimiser, schedule and the place in the data."""
         if checkpoint is not None:
-            step = load_training_state(self, Path(checkpoint))
-            self.get_train_dataloader().start_at(step)
+            step, loader = load_training_state(self, Path(checkpoint)), self.get_train_dataloader()
+            loader.start_at(step - step % loader.sampler.steps_per_epoch if self.config.ignore_data_skip else step)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Nothing to load: random numbers of a step depend on seed and step alone (`callbacks.SeedEachStep`)."""

@@ -49,23 +49,35 @@ def assert_pixels(path: Path, expected: np.ndarray) -> None:
 def test_orientation(tmp_path: Path, orientation: int, kind: str) -> None:
     path = tmp_path / f"a.{kind}"
     stored = np.ascontiguousarray(STORED[orientation](np.asarray(UPRIGHT)))
-    options = {"lossless": True} if kind == "webp" else {}
+    options: dict[str, Any] = {"lossless": True} if kind == "webp" else {}
     Image.fromarray(stored).save(path, exif=exif(orientation), **options)
     assert_pixels(path, np.asarray(UPRIGHT))
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize(
     "damaged",
     [
         exif(9).tobytes(),
+        exif(6).tobytes().replace(struct.pack(">HH", 0x0112, 3), struct.pack(">HH", 0x0112, 2)),
         exif(6).tobytes()[:20],
-        exif(6).tobytes().replace(struct.pack("<HHL", 0x0112, 3, 1), struct.pack("<HHL", 0x0112, 2, 1)),
         b"Exif\0\0II*\0",
         b"Exif\0\0nonsense",
     ],
+    ids=["unknown", "text", "cut", "empty", "nonsense"],
 )
 def test_damaged_exif_does_not_cost_the_image(tmp_path: Path, damaged: bytes) -> None:
     UPRIGHT.save(tmp_path / "a.png", exif=damaged)
+    assert_pixels(tmp_path / "a.png", np.asarray(UPRIGHT))
+
+
+@pytest.mark.parametrize("kind", [1, 2, 7])
+def test_orientation_beside_a_damaged_tag(tmp_path: Path, kind: int) -> None:
+    tags = exif(6)
+    tags[0x011A] = 72.0  # resolution, a fraction, declared as bytes or text
+    damaged = tags.tobytes().replace(struct.pack(">HH", 0x011A, 5), struct.pack(">HH", 0x011A, kind))
+    assert damaged != tags.tobytes()
+    Image.fromarray(np.ascontiguousarray(STORED[6](np.asarray(UPRIGHT)))).save(tmp_path / "a.png", exif=damaged)
     assert_pixels(tmp_path / "a.png", np.asarray(UPRIGHT))
 
 

@@ -144,7 +144,9 @@ def test_index_equals_slow_version(merge_type: str, width: int, height: int) -> 
 def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
     short, long = min(image.size), max(image.size)
     new_long = int(size * long / short)
-    resized = image.resize((size, new_long) if image.width <= image.height else (new_long, size), Image.Resampling.BICUBIC)
+    resized = image.resize(
+        (size, new_long) if image.width <= image.height else (new_long, size), Image.Resampling.BICUBIC
+    )
     left, top = (resized.width - size) // 2, (resized.height - size) // 2
     return resized.crop((left, top, left + size, top + size))
 
@@ -215,7 +217,10 @@ def test_side_of_zero(spec: ImageSpec, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"aspect_mode": "sqare"}, r"image_aspect_ratio='sqare' is not one of square, pad, anyres; did you mean 'square'"),
+        (
+            {"aspect_mode": "sqare"},
+            r"image_aspect_ratio='sqare' is not one of square, pad, anyres; did you mean 'square'",
+        ),
         ({"merge_type": "unpad"}, "mm_patch_merge_type='unpad' is not one of flat, spatial, spatial_unpad"),
         ({"tile_size": 10}, "image size 10 is smaller than one patch of 14"),
         ({"tile_size": 10, "patch_size": 0}, "smaller than one patch of 0"),

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from paddlemix.datasets.formats import parse_record
 from paddlemix.errors import MissingFileError, UserError
-from paddlemix.processors.conversation import prompt_text, render, template_names
+from paddlemix.processors.conversation import prompt_text, render
 from paddlemix.processors.image import count_visual_tokens, preprocess_image, visual_token_index
 from paddlemix.processors.llava import LlavaProcessor, image_spec_from_dict, processor_from_dict
+from paddlemix.processors.templates import get_template, template_names
 from paddlemix.processors.tokenizer import Tokenizer, load_tokenizer
 from paddlemix.sample import IGNORE_INDEX, IMAGE_TOKEN_INDEX, NEWLINE_INDEX, Example, Message
 from tests.tiny import ANYRES_SPEC, PAD_SPEC, make_processor, make_sample, noise_picture
@@ -27,7 +28,22 @@ GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "conversations.json"
 CASES = [case for case in GOLDEN if case["version"] in template_names() and case["input_ids"] is not None]
 
 # Texts that a parser of the rendered prompt would trip over.
-ODD = ["USER: ", "ASSISTANT:", " ASSISTANT: ", "</s>", "<s>", "<unk>", "<image>", "\n", "  ", "\t", "###", ":", "是", "a"]
+ODD = [
+    "USER: ",
+    "ASSISTANT:",
+    " ASSISTANT: ",
+    "</s>",
+    "<s>",
+    "<unk>",
+    "<image>",
+    "\n",
+    "  ",
+    "\t",
+    "###",
+    ":",
+    "是",
+    "a",
+]
 ANSWER = st.one_of(st.text(max_size=20), st.lists(st.sampled_from(ODD), max_size=6).map("".join))
 ANSWER = ANSWER.filter(lambda text: text.strip() and "▁" not in text)
 QUESTION = ANSWER.map(lambda text: text.replace("<image>", ""))
@@ -87,7 +103,9 @@ def test_supervised_is_answer_and_end(
     assert encoded.num_supervised == (encoded.labels != IGNORE_INDEX).sum()
 
 
-@given(st.lists(ANSWER.filter(lambda text: "<s>" not in text and "</s>" not in text and "<unk>" not in text), min_size=2))
+@given(
+    st.lists(ANSWER.filter(lambda text: "<s>" not in text and "</s>" not in text and "<unk>" not in text), min_size=2)
+)
 def test_piecewise_equals_joint(processor: LlavaProcessor, tokenizer_directory: Path, texts: list[str]) -> None:
     """Without images, the ids are those of the reference's tokenizer on the whole prompt."""
     texts = [text.replace("<image>", "") or "?" for text in texts[: len(texts) // 2 * 2]]
@@ -176,12 +194,10 @@ def test_long_sample_loses_its_last_pairs_and_their_images(
     processor: LlavaProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warnings: list[str] = []
-    monkeypatch.setattr(
-        logging.getLogger("paddlemix"), "warning", lambda text, *values: warnings.append(text % values)
-    )
+    monkeypatch.setattr(logging.getLogger("paddlemix"), "warning", lambda text, *values: warnings.append(text % values))
     images = [noise_picture(30, 40, seed) for seed in range(2)]
-    sample = make_sample("<image>\nOne?", "1", "<image>\nTwo?", "2")
-    short = processor.encode(make_sample("<image>\nOne?", "1"), images[:1])
+    sample = make_sample("<image>\nOne?", "1", "Two?", "2", "<image>\nThree?", "3")
+    short = processor.encode(make_sample("<image>\nOne?", "1", "Two?", "2"), images[:1])
     whole = processor.encode(sample, images)
     fits = processor.encode(sample, images, max_length=len(whole.input_ids))
     np.testing.assert_array_equal(fits.input_ids, whole.input_ids)
@@ -207,7 +223,7 @@ def test_conversation_that_the_template_cannot_write_is_named(tokenizer: Tokeniz
 
 
 def test_nothing_supervised(processor: LlavaProcessor) -> None:
-    silent = replace(processor, template=replace(processor.template, style="plain", end=""))
+    silent = replace(processor, template=replace(get_template("plain"), end=""))
     messages = (Message(role="user", content=(0,)), Message(role="assistant", content=("",)))
     with pytest.raises(UserError, match="nothing to learn, every answer is empty"):
         silent.encode(replace(make_sample("<image>", "A"), messages=messages), [noise_picture(9, 9)])

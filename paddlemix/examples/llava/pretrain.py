@@ -1,7 +1,7 @@
 """Trains the projector on captions: `python paddlemix/examples/llava/pretrain.py CONFIG.json [key=value ...]`.
 
-The recipe is that of `tools/supervised_finetune.py`; only the defaults differ: template `plain`, images cropped square, and
-everything but the projector frozen.
+The recipe is that of `tools/supervised_finetune.py`; only the defaults differ: template `plain`, images cropped
+square, and everything but the projector frozen.
 """
 
 from __future__ import annotations

@@ -18,11 +18,10 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
     sys.path[:] = [str(_here.parents[3]), *(p for p in sys.path if Path(p).resolve() != _here.parent)]
 
 
+from paddlemix.errors import UserError
 from paddlemix.tools._command import run_command
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from paddlemix.generation.chat import ChatSession
 
 
@@ -49,10 +48,10 @@ def main(argv: list[str]) -> int:
         UserError: the model, the image or an argument cannot be used.
     """
     arguments = build_parser().parse_args(argv)
-    session = _open_session(arguments)
     from paddlemix.datasets.images import load_image
 
-    images = [load_image(arguments.image_file)]
+    images = [load_image(arguments.image_file)]  # before the model, which takes longer
+    session = _open_session(arguments)
     while question := _read_question():
         print("ASSISTANT: ", end="", flush=True)
         for piece in session.ask(question, images):
@@ -70,6 +69,8 @@ def _read_question() -> str:
         return input("USER: ").strip()
     except EOFError:
         return ""
+    except UnicodeDecodeError as error:
+        raise UserError(f"the question is not UTF-8 text (byte {error.start}); type or pipe UTF-8") from error
 
 
 def _open_session(arguments: argparse.Namespace) -> ChatSession:
@@ -81,7 +82,7 @@ def _open_session(arguments: argparse.Namespace) -> ChatSession:
     from paddlemix.checkpoints.load import load_pretrained
     from paddlemix.device import check_dtype, select_device, set_seed
     from paddlemix.generation.chat import ChatSession
-    from paddlemix.processors.conversation import get_template
+    from paddlemix.processors.templates import get_template
 
     template = get_template(arguments.conv_mode) if arguments.conv_mode else None
     device = select_device(arguments.device)

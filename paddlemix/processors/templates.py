@@ -1,0 +1,263 @@
+"""Conversation templates as data.  `conversation.py` renders them; a family is added here and nowhere else.
+
+Sources: haotian-liu/LLaVA llava/conversation.py (commit c121f04); LLaVA-VL/LLaVA-NeXT (df17966) for llama_3, qwen and gemma;
+OpenGVLab/InternVL internvl_chat_llava (2410d1d) for internlm, internlm2 and phi3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from paddlemix.errors import UserError, did_you_mean
+
+CONTENT, SYSTEM, IMAGE = "{content}", "{system}", "{image}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """One way to write a conversation down: `first_user answer between user answer ...`.
+
+    Args:
+        name: the key users give in JSON or with `--conv-mode`.
+        system: the text for `{system}`; "" for none.
+        first_user: the first question, with `{system}` and `{content}`; used where there is a system text.
+        user: every other question, with `{content}`.
+        assistant: what opens an answer; generation starts behind it.
+        answer: the answer, with `{content}`; trained.
+        end: what ends an answer; trained, and ends generation.
+        after_answer: what follows every end, not trained.
+        between: what stands before every question but the first.
+        image: how an image is written, with `{image}`.
+        stop: further texts that end generation.
+        captions: the question is replaced by its image (projector pretraining).
+    """
+
+    name: str
+    system: str = ""
+    first_user: str = ""
+    user: str
+    assistant: str
+    answer: str = CONTENT
+    end: str
+    after_answer: str = ""
+    between: str = ""
+    image: str = IMAGE
+    stop: tuple[str, ...] = ()
+    captions: bool = False
+
+
+# Tokens that have an id of their own where a vocabulary knows them; recognised in templates, never in content.
+SPECIAL_TOKENS = (
+    *("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"),
+    *("<start_of_turn>", "<end_of_turn>", "<|User|>", "<|Bot|>", "<eoh>", "<eoa>", "<|system|>", "<|user|>"),
+    *("<|assistant|>", "<|end|>", "<im_start>", "<im_end>"),
+)
+
+_CHAT = (
+    "A chat between a curious {who} and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the {who}'s questions."
+)
+_CURIOUS_USER, _CURIOUS_HUMAN = _CHAT.format(who="user"), _CHAT.format(who="human")
+_VISION_SYSTEM = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language."
+)
+_TAG_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant is able to understand the "
+    "visual content that the user provides, and assist the user with a variety of tasks using natural language."
+    "The visual content will be provided with the following format: <Image>visual content</Image>."
+)
+_LLAMA_2_SYSTEM = (
+    "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, while being safe.  "
+    "Your answers should not include any harmful, unethical, racist, sexist, toxic, dangerous, or illegal content. "
+    "Please ensure that your responses are socially unbiased and positive in nature.\n\n"
+    "If a question does not make any sense, or is not factually coherent, explain why instead of answering something "
+    "not correct. If you don't know the answer to a question, please don't share false information."
+)
+_LLAMA_2_TAG_SYSTEM = (
+    "Answer the questions about the visual content that the user provides."
+    "The visual content will be provided with the following format: <Image>visual content</Image>."
+)
+_MPT_SYSTEM = (
+    "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest answers."
+)
+_ORCA_SYSTEM = (
+    "You are MistralOrca, a large language model trained by Alignment Lab AI. Write out your reasoning step-by-step "
+    "to be sure you get the right answers!"
+)
+_QWEN_25_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+_INTERNLM_SYSTEM = (
+    "A chat between a curious <|User|> and an <|Bot|>. The <|Bot|> gives helpful, detailed, and polite answers to the "
+    "<|User|>'s questions.\n\n"
+)
+_TAGGED_IMAGE = f"<Image>{IMAGE}</Image>"
+
+
+def _vicuna(name: str, system: str, image: str = IMAGE) -> Template:
+    """`system USER: q ASSISTANT: a</s>USER: q ASSISTANT: a</s>`"""
+    return Template(
+        name=name,
+        system=system,
+        first_user=f"{SYSTEM} USER: {CONTENT} ",
+        user=f"USER: {CONTENT} ",
+        assistant="ASSISTANT:",
+        answer=f" {CONTENT}",
+        end="</s>",
+        image=image,
+    )
+
+
+def _hashes(name: str, system: str, image: str = IMAGE) -> Template:
+    """`system###Human: q###Assistant: a###`"""
+    return Template(
+        name=name,
+        system=system,
+        first_user=f"{SYSTEM}###Human: {CONTENT}###",
+        user=f"Human: {CONTENT}###",
+        assistant="Assistant:",
+        answer=f" {CONTENT}",
+        end="###",
+        image=image,
+    )
+
+
+def _inst(name: str, system: str, between: str, image: str = IMAGE) -> Template:
+    """`[INST] <<SYS>>system<</SYS>>q [/INST] a </s>[INST] q [/INST] a </s>`"""
+    return Template(
+        name=name,
+        system=system,
+        first_user=f"[INST] <<SYS>>\n{SYSTEM}\n<</SYS>>\n\n{CONTENT} [/INST]",
+        user=f"[INST] {CONTENT} [/INST]",
+        assistant="",
+        answer=f" {CONTENT} ",
+        end="</s>",
+        between=between,
+        image=image,
+    )
+
+
+def _chatml(name: str, system: str, after: str = "") -> Template:
+    """`<|im_start|>system\\nsystem<|im_end|><|im_start|>user\\nq<|im_end|><|im_start|>assistant\\na<|im_end|>`"""
+    user = f"<|im_start|>user\n{CONTENT}<|im_end|>{after}"
+    return Template(
+        name=name,
+        system=system,
+        first_user=f"<|im_start|>system\n{SYSTEM}<|im_end|>{after}{user}",
+        user=user,
+        assistant="<|im_start|>assistant\n",
+        end="<|im_end|>",
+        after_answer=after,
+    )
+
+
+def _llama_3(name: str, system: str) -> Template:
+    user = f"<|start_header_id|>user<|end_header_id|>\n\n{CONTENT}<|eot_id|>"
+    return Template(
+        name=name,
+        system=system,
+        first_user=f"<|start_header_id|>system<|end_header_id|>\n\n{SYSTEM}<|eot_id|>{user}",
+        user=user,
+        assistant="<|start_header_id|>assistant<|end_header_id|>\n\n",
+        end="<|eot_id|>",
+    )
+
+
+_TEMPLATES = (
+    _vicuna("vicuna_v1", _CURIOUS_USER),
+    _vicuna("llava_v1", _CURIOUS_HUMAN),
+    _vicuna("v1_mmtag", _TAG_SYSTEM, _TAGGED_IMAGE),
+    _hashes("v0", _CURIOUS_HUMAN),
+    _hashes("v0_mmtag", _TAG_SYSTEM, _TAGGED_IMAGE),
+    _inst("llama_2", _LLAMA_2_SYSTEM, between="<s>"),
+    _inst("llava_llama_2", _VISION_SYSTEM, between="<s>"),
+    _inst("llava_llama_2_simple", "Answer the questions about the visual content that the user provides.", "<s>"),
+    _inst("llava_llama_2_mmtag", _LLAMA_2_TAG_SYSTEM, "<s>", _TAGGED_IMAGE),
+    _inst("mistral_instruct", "", between=""),
+    _chatml("chatml_direct", "Answer the questions."),
+    _chatml("mpt", _MPT_SYSTEM),
+    _chatml("mistral_orca", _ORCA_SYSTEM),
+    _chatml("qwen_1_5", "You are a helpful assistant.", after="\n"),
+    _chatml("qwen_2_5", _QWEN_25_SYSTEM, after="\n"),
+    _chatml("internlm2_chat", "You are an AI assistant whose name is InternLM (书生·浦语)."),
+    _llama_3("llava_llama_3", _VISION_SYSTEM),
+    Template(
+        name="mistral_zephyr",
+        system="You are a helpful AI assistant.",
+        first_user=f"<|system|>\n{SYSTEM}</s><|user|>\n{CONTENT}</s>",
+        user=f"<|user|>\n{CONTENT}</s>",
+        assistant="<|assistant|>\n",
+        end="</s>",
+    ),
+    Template(
+        name="gemma_instruct",
+        user=f"<start_of_turn>user\n{CONTENT}<end_of_turn>\n",
+        assistant="<start_of_turn>model\n",
+        end="<end_of_turn>\n",
+    ),
+    Template(
+        name="internlm",
+        system=_INTERNLM_SYSTEM,
+        first_user=f"{SYSTEM}<s><|User|>:{CONTENT}<eoh>\n",
+        user=f"<s><|User|>:{CONTENT}<eoh>\n",
+        assistant="<|Bot|>:",
+        end="<eoa>",
+        after_answer="\n",
+        stop=("<|User|>",),
+    ),
+    Template(
+        name="internvl_zh",
+        user=f"<human>: {CONTENT} ",
+        assistant="<bot>:",
+        answer=f" {CONTENT}",
+        end="</s>",
+    ),
+    Template(
+        name="phi3_chat",
+        system="You are an AI assistant whose name is Phi-3.",
+        first_user=f"<|system|>\n{SYSTEM}<|end|><|user|>\n{CONTENT}<|end|>",
+        user=f"<|user|>\n{CONTENT}<|end|>",
+        assistant="<|assistant|>\n",
+        end="<|end|>",
+    ),
+    Template(name="plain", user=IMAGE, assistant="", end="\n", captions=True),
+)
+_ALIASES = {
+    "v1": "vicuna_v1",
+    "default": "v0",
+    "llava_v0": "v0",
+    "llava_v0_mmtag": "v0_mmtag",
+    "llava_v1_mmtag": "v1_mmtag",
+    "llava_mistral_instruct": "mistral_instruct",
+    "mistral_direct": "chatml_direct",
+    "Hermes-2": "chatml_direct",
+    "qwen_2": "qwen_1_5",
+    "llama_3": "llava_llama_3",
+    "internlm2-chat": "internlm2_chat",
+    "internlm2": "internlm2_chat",
+    "phi3-chat": "phi3_chat",
+    "v0_plain": "plain",
+}
+TEMPLATES = {template.name: template for template in _TEMPLATES}
+
+
+def template_names() -> list[str]:
+    """Every name that `get_template` takes."""
+    return sorted([*TEMPLATES, *_ALIASES])
+
+
+def get_template(name: str) -> Template:
+    """Looks a template up.
+
+    Raises:
+        UserError: no template has this name; lists those that exist.
+    """
+    template = TEMPLATES.get(_ALIASES.get(name, name))
+    if template is None:
+        names = template_names()
+        raise UserError(f"conversation template '{name}' is not one of {', '.join(names)}{did_you_mean(name, names)}")
+    return template
+
+
+def with_image_markers(template: Template) -> Template:
+    """The template for models with `mm_use_im_start_end`: `<im_start>` and `<im_end>` around every image."""
+    return replace(template, image=f"<im_start>{IMAGE}<im_end>")
