@@ -32,6 +32,7 @@ COMMANDS = {
     "pretrain": Command("paddlemix.examples.llava.pretrain", "train the projector on captions, from a JSON file"),
     "chat": Command("paddlemix.examples.llava.run_predict_multiround", "talk with a model about an image"),
     "merge-lora": Command("paddlemix.tools.merge_lora_params", "fold a LoRA adapter into the weights of its model"),
+    "convert": Command("paddlemix.tools.convert_checkpoint", "convert a checkpoint between LLaVA's layouts"),
     "demo": Command("paddlemix.tools.demo", "train and question a tiny model here, without any download"),
 }
 

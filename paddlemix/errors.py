@@ -17,9 +17,6 @@ class UserError(ValueError):
 class MissingFileError(UserError, FileNotFoundError):
     """A path that was named does not exist or cannot be read."""
 
-    def __str__(self) -> str:  # FileNotFoundError would print its argument tuple
-        return str(self.args[0]) if self.args else ""
-
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """Suggestion to append to an error about an unknown name.

@@ -14,6 +14,7 @@ from hypothesis import settings
 
 if TYPE_CHECKING:
     from paddlemix.processors.tokenizer import Tokenizer
+    from tests.tiny_world import World
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -21,6 +22,9 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # MKL then takes its AVX2 kernels on processors of every make; without it some get the slow generic ones.
 os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
+
+# No test asks a server for a model; those of downloads serve themselves.
+os.environ.setdefault("PADDLEMIX_OFFLINE", "1")
 
 # A shared machine may stall any example: its time says nothing about the code.
 settings.register_profile("paddlemix", settings(deadline=None))
@@ -50,3 +54,22 @@ def tokenizer(tokenizer_directory: Path) -> Tokenizer:
     from paddlemix.processors.tokenizer import load_tokenizer
 
     return load_tokenizer(tokenizer_directory)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> World:
+    """Pictures, conversations and a tiny model to train; only to be read."""
+    from tests.tiny_world import build_world
+
+    return build_world(tmp_path_factory.mktemp("world"), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def adapter(tmp_path_factory: pytest.TempPathFactory, world: World) -> Path:
+    """An adapter trained for four steps on the world's model; only to be read."""
+    from paddlemix.trainer.recipe import run_recipe
+    from tests.tiny_world import LORA
+
+    directory = tmp_path_factory.mktemp("adapter") / "adapter"
+    run_recipe(world.config(directory, learning_rate=0.02, **LORA))
+    return directory

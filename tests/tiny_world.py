@@ -1,6 +1,7 @@
-"""A world small enough to train in a second: pictures, conversations, a tokenizer, a model and what pretraining starts from.
+"""A world small enough to train in a second: pictures, conversations, a model and what pretraining starts from.
 
-One is built per session (fixture `world` in conftest.py); tests write nothing into it.  Every run gets a folder of its own.
+One is built per session (fixture `world` in conftest.py); tests write nothing into it.  Every run gets a folder of its
+own.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class World:
         """The same as a file, `folder`/recipe.json; the results go to `folder`/out unless `changes` say otherwise."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "recipe.json"
-        write_json(path, self.values(folder / "out", **changes))
+        write_json(path, {**self.values(folder / "out"), **changes})
         return path
 
     def config(self, output_dir: Path, **changes: Any) -> RunConfig:
@@ -149,7 +150,7 @@ def _write_data(directory: Path) -> None:
 def _record(number: int, shift: int = 0) -> dict[str, Any]:
     """Every fourth is text only, every third has two rounds; answers are of different lengths."""
     question, answer = _QUESTIONS[(number + shift) % 4]
-    second = [[item for item in _QUESTIONS[(number + 1) % 4]]] if number % 3 == 0 else []
+    second = [list(_QUESTIONS[(number + 1) % 4])] if number % 3 == 0 else []
     if number % 4 == 3:
         return {"conversations": [[question, answer], *second]}
     return {"image": f"images/{number % 6}.png", "conversations": [[f"<image>\n{question}", answer], *second]}

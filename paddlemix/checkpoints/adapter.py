@@ -1,8 +1,8 @@
 """Adapter directories: LoRA weights, the other trained weights, tokenizer, processor and where the base is.
 
-    lora_config.json            settings, adapted layers, base, fingerprint of the base
-    adapter_model.safetensors   lora_A, lora_B and every weight that was trained whole (e.g. the projector)
-    processor_config.json       with the tokenizer files: everything but the base's weights
+lora_config.json            settings, adapted layers, base, fingerprint of the base
+adapter_model.safetensors   lora_A, lora_B and every weight that was trained whole (e.g. the projector)
+processor_config.json       with the tokenizer files: everything but the base's weights
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from paddlemix.checkpoints.files import (
     write_json,
     write_safetensors,
 )
-from paddlemix.checkpoints.layouts import ADAPTER_FILE, FORMAT_KEY, FORMAT_VERSION
+from paddlemix.checkpoints.foreign_adapter import read_foreign_adapter
+from paddlemix.checkpoints.layouts import ADAPTER_FILE, FORMAT_KEY, FORMAT_VERSION, PEFT_ADAPTER_FILE
 from paddlemix.checkpoints.pretrained import parameter_entries, write_processor
 from paddlemix.errors import UserError
 from paddlemix.peft.lora import LoRAConfig, lora_config_from_dict
@@ -40,8 +41,9 @@ class AdapterFiles:
         directory: where it is.
         config: rank, scaling and adapted layers.
         base: how to put the base together, see `load.BaseSpec`, and its places relative to the adapter.
-        fingerprint: of the base's weights.
-        processor: content of its `processor_config.json`.
+        fingerprint: of the base's weights; "" for an adapter of another program, which has none.
+        processor: content of its `processor_config.json`; of another program's, what its `config.json` declares.
+        foreign: the weights of an adapter of another program.
     """
 
     directory: Path
@@ -49,10 +51,11 @@ class AdapterFiles:
     base: dict[str, Any]
     fingerprint: str
     processor: dict[str, Any]
+    foreign: dict[str, TensorEntry] | None = None
 
     def tensors(self) -> dict[str, TensorEntry]:
         """Its weights under our names, unread."""
-        return read_safetensors(self.directory / ADAPTER_WEIGHTS)
+        return read_safetensors(self.directory / ADAPTER_WEIGHTS) if self.foreign is None else self.foreign
 
     def base_names(self, model: paddle.nn.Layer) -> set[str]:
         """Names of a model's weights that come from the base: all but the adapter's own layers."""
@@ -60,15 +63,16 @@ class AdapterFiles:
 
 
 def read_adapter(directory: Path) -> AdapterFiles:
-    """Reads an adapter's settings.
+    """Reads an adapter's settings: ours, PaddleMIX's or original LLaVA's (PEFT).
 
     Raises:
         MissingFileError: a file is missing.
-        UserError: the directory is an adapter of another program, or a setting is missing.
+        UserError: a setting is missing or not supported.
     """
-    values = read_json(directory / ADAPTER_FILE)
+    values = {} if (directory / PEFT_ADAPTER_FILE).is_file() else read_json(directory / ADAPTER_FILE)
     if FORMAT_KEY not in values:
-        raise UserError(f"{directory / ADAPTER_FILE} has no '{FORMAT_KEY}': it is an adapter of another program")
+        other = read_foreign_adapter(directory)
+        return AdapterFiles(directory, other.config, other.base, "", other.processor, other.tensors)
     try:
         return AdapterFiles(
             directory,
@@ -83,18 +87,23 @@ def read_adapter(directory: Path) -> AdapterFiles:
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """What an adapter directory declares besides weights; see `AdapterFiles`."""
+    """What an adapter directory declares besides weights; see `AdapterFiles`.
+
+    Args:
+        carried: weights of an earlier adapter that this one goes on from; they are written whether they train or not.
+    """
 
     config: LoRAConfig
     base: dict[str, Any]
     fingerprint: str
+    carried: frozenset[str] = frozenset()
 
 
 def write_adapter(
     model: paddle.nn.Layer, processor: LlavaProcessor | None, settings: AdapterSettings, directory: Path
 ) -> None:
-    """Writes an adapter's files into an existing directory: every weight that trains, and what belongs to it."""
-    trained = {name for name, parameter in model.named_parameters() if not parameter.stop_gradient}
+    """Writes an adapter's files into an existing directory: the weights that are not the base's, and the rest."""
+    trained = {name for name, parameter in model.named_parameters() if not parameter.stop_gradient} | settings.carried
     write_processor(processor, directory)
     write_safetensors(directory / ADAPTER_WEIGHTS, parameter_entries(model, trained), {"format": "paddlemix"})
     write_json(
@@ -120,8 +129,8 @@ def save_adapter(
 def fingerprint(model: paddle.nn.Layer) -> str:
     """Tells base models apart: a hash over names, shapes and samples of the weights an adapter does not change.
 
-    Norms and rows of the token embedding are sampled, rounded to bfloat16 so that the dtype they were loaded in does not
-    matter; new or trained projectors do not count.
+    Norms and rows of the token embedding are sampled, rounded to bfloat16 so that the dtype they were loaded in does
+    not matter; new or trained projectors do not count.
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):

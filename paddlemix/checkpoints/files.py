@@ -1,71 +1,34 @@
-"""Weight files on disk, tensor by tensor, and directories that appear whole or not at all.
+"""Weight files on disk, tensor by tensor.
 
 Reads safetensors through a memory map and writes them in one streaming pass, so that the memory needed is that of one
-tensor.  A bfloat16 tensor is a numpy uint16 array here, as it is for paddle.  Knows no weight's meaning.
+tensor; finds the weight files of a directory, pickled ones of torch and Paddle included.  Knows no weight's meaning.
 
 Source of the format: https://huggingface.co/docs/safetensors
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
 import struct
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from paddlemix.checkpoints.directories import atomic_directory as atomic_directory
+from paddlemix.checkpoints.directories import writing
+from paddlemix.checkpoints.pickles import read_paddle, read_torch
+from paddlemix.checkpoints.tensors import NUMPY_TYPES, TensorEntry, Tensors
+from paddlemix.checkpoints.tensors import array_entry as array_entry
 from paddlemix.errors import MissingFileError, UserError
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
-NUMPY_TYPES: dict[str, Any] = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": np.uint16,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16,
-    "I8": np.int8,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
-}
 _MAX_HEADER_BYTES = 100 * 1024 * 1024
-
-
-@dataclass(frozen=True)
-class TensorEntry:
-    """A tensor that has not been read yet.
-
-    Args:
-        dtype: as safetensors names it, e.g. "F16", "BF16".
-        shape: its shape.
-        read: reads it into a numpy array of that shape; bfloat16 as uint16.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    read: Callable[[], np.ndarray]
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes on disk."""
-        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(NUMPY_TYPES[self.dtype]).itemsize
-
-
-Tensors = Mapping[str, TensorEntry]
-
-
-def array_entry(array: np.ndarray, dtype: str | None = None) -> TensorEntry:
-    """Wraps an array that is in memory; `dtype` only where numpy's type does not tell, i.e. "BF16" for uint16."""
-    names = {np.dtype(kind): name for name, kind in NUMPY_TYPES.items()}
-    return TensorEntry(dtype or names[array.dtype], tuple(array.shape), lambda: array)
+_SAMPLED = 512  # elements at either end of a tensor by which two files of the same names are told apart
+# gets a tensor's name and, piece by piece, its bytes as they were written
+OnWritten = Callable[[str, memoryview], None]
 
 
 def read_safetensors(path: Path) -> dict[str, TensorEntry]:
@@ -115,18 +78,59 @@ def _mapped_entry(path: Path, start: int, item: Mapping[str, Any]) -> TensorEntr
     return entry
 
 
+# index, single file and reader of each kind of weight file, the preferred kind first
+_KINDS: tuple[tuple[str, str, Callable[[Path], dict[str, TensorEntry]]], ...] = (
+    (INDEX_FILE, SINGLE_FILE, read_safetensors),
+    ("pytorch_model.bin.index.json", "pytorch_model.bin", read_torch),
+    ("model_state.pdparams.index.json", "model_state.pdparams", read_paddle),
+)
+
+
 def read_weights(directory: Path) -> dict[str, TensorEntry]:
-    """Lists the tensors of a checkpoint directory: `model.safetensors`, or the shards that its index names.
+    """Lists the tensors of a checkpoint directory: safetensors, torch's .bin or Paddle's .pdparams, whole or in shards.
 
     Raises:
-        MissingFileError: neither is there, or the index names a shard that is missing.
-        UserError: a file is damaged, or a tensor that the index promises is in no shard.
+        MissingFileError: there are none, or an index names a shard that is missing.
+        UserError: a file is damaged, a tensor that an index promises is in no shard, or the directory holds two sets of
+            weights that differ.
     """
-    index_path = directory / INDEX_FILE
-    if not index_path.is_file():
-        if not (directory / SINGLE_FILE).is_file():
-            raise MissingFileError(f"no weights in {directory}: expected {SINGLE_FILE} or {INDEX_FILE}")
-        return read_safetensors(directory / SINGLE_FILE)
+    found: list[tuple[str, Callable[[], dict[str, TensorEntry]]]] = []
+    for index, single, read in _KINDS:
+        if (directory / index).is_file():
+            found.append((index, lambda index=index, read=read: _read_shards(directory / index, read)))  # type: ignore[misc]
+        if (directory / single).is_file():
+            found.append((single, lambda single=single, read=read: read(directory / single)))  # type: ignore[misc]
+    if not found:
+        expected = ", ".join(f"{single} or {index}" for index, single, _ in _KINDS)
+        raise MissingFileError(f"no weights in {directory}: expected {expected}")
+    (first, read_first), *others = found
+    tensors = read_first()
+    for name, read_other in others:
+        difference = _difference(tensors, read_other())
+        if difference:
+            raise UserError(
+                f"{directory} holds two different sets of weights, {first} and {name} ({difference}); remove the "
+                "one that does not belong there"
+            )
+    return tensors
+
+
+def read_weight_file(path: Path) -> dict[str, TensorEntry]:
+    """Lists the tensors of one file; its ending tells the kind: .safetensors, .bin, .pt, .pth or .pdparams.
+
+    Raises:
+        MissingFileError: no such file.
+        UserError: another ending, or the file is damaged.
+    """
+    kinds = {".safetensors": read_safetensors, ".pdparams": read_paddle}
+    kinds |= dict.fromkeys((".bin", ".pt", ".pth"), read_torch)
+    if path.suffix not in kinds:
+        raise UserError(f"'{path}' is no weight file; allowed endings: {', '.join(kinds)}")
+    return kinds[path.suffix](path)
+
+
+def _read_shards(index_path: Path, read: Callable[[Path], dict[str, TensorEntry]]) -> dict[str, TensorEntry]:
+    directory = index_path.parent
     try:
         weight_map = dict(json.loads(index_path.read_text(encoding="utf-8"))["weight_map"])
         names = sorted({str(shard) for shard in weight_map.values()})
@@ -136,14 +140,45 @@ def read_weights(directory: Path) -> dict[str, TensorEntry]:
     for shard in names:
         if not (directory / shard).is_file():
             raise MissingFileError(f"{index_path} names the shard '{shard}', which is missing; copy it again")
-        shards[shard] = read_safetensors(directory / shard)
+        shards[shard] = read(directory / shard)
     lost = [name for name, shard in weight_map.items() if name not in shards[shard]]
     if lost:
         raise UserError(f"{index_path} promises {len(lost)} tensors that no shard holds, e.g. '{lost[0]}'")
     return {name: shards[shard][name] for name, shard in weight_map.items()}
 
 
-def write_safetensors(path: Path, tensors: Tensors, metadata: Mapping[str, str] | None = None) -> None:
+def _difference(first: Tensors, second: Tensors) -> str:
+    """In a few words, how two sets of weights differ; "" where they do not.  Integers are buffers, no weights."""
+    sets = [{name: entry for name, entry in tensors.items() if "I" not in entry.dtype} for tensors in (first, second)]
+    alone = sorted(sets[0].keys() ^ sets[1].keys())
+    if alone:
+        return f"only one of them has '{alone[0]}'"
+    for name, entry in sets[0].items():
+        other = sets[1][name]
+        if (entry.dtype, entry.shape) != (other.dtype, other.shape):
+            return f"'{name}' is {entry.dtype} {list(entry.shape)} and {other.dtype} {list(other.shape)}"
+        ours, theirs = entry.read().reshape(-1), other.read().reshape(-1)
+        for end in (slice(_SAMPLED), slice(-_SAMPLED, None)):
+            if ours[end].tobytes() != theirs[end].tobytes():
+                return f"'{name}' has other numbers"
+    return ""
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts that a safetensors file carries besides its tensors.
+
+    Raises:
+        MissingFileError, UserError: see `read_safetensors`.
+    """
+    read_safetensors(path)  # says what is wrong with a damaged file
+    with open(path, "rb") as file:
+        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+    return dict(header.get("__metadata__") or {})
+
+
+def write_safetensors(
+    path: Path, tensors: Tensors, metadata: Mapping[str, str] | None = None, on_written: OnWritten | None = None
+) -> None:
     """Writes a file tensor by tensor; each is read when its turn comes and let go afterwards.
 
     Raises:
@@ -162,14 +197,22 @@ def write_safetensors(path: Path, tensors: Tensors, metadata: Mapping[str, str] 
     encoded += b" " * (-len(encoded) % 8)
     with writing(path), open(path, "wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
-        for entry in tensors.values():
-            file.write(np.ascontiguousarray(entry.read()).reshape(-1).view(np.uint8).data)
+        for name, entry in tensors.items():
+            for piece in entry.pieces():
+                content = piece.reshape(-1).view(np.uint8).data
+                file.write(content)
+                if on_written is not None:
+                    on_written(name, content)
         file.flush()
         os.fsync(file.fileno())
 
 
 def write_weights(
-    directory: Path, tensors: Tensors, max_shard_bytes: int, metadata: Mapping[str, str] | None = None
+    directory: Path,
+    tensors: Tensors,
+    max_shard_bytes: int,
+    metadata: Mapping[str, str] | None = None,
+    on_written: OnWritten | None = None,
 ) -> None:
     """Writes `model.safetensors`, or shards of at most `max_shard_bytes` (one tensor at least) and their index."""
     shards: list[dict[str, TensorEntry]] = [{}]
@@ -181,27 +224,15 @@ def write_weights(
         shards[-1][name] = entry
         used += entry.num_bytes
     if len(shards) == 1:
-        write_safetensors(directory / SINGLE_FILE, shards[0], metadata)
+        write_safetensors(directory / SINGLE_FILE, shards[0], metadata, on_written)
         return
     names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
     named = dict(zip(names, shards, strict=True))
     for shard_name, shard in named.items():
-        write_safetensors(directory / shard_name, shard, metadata)
+        write_safetensors(directory / shard_name, shard, metadata, on_written)
     weight_map = {name: shard_name for shard_name, shard in named.items() for name in shard}
     total = sum(entry.num_bytes for entry in tensors.values())
     write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turns a failed write (full disk, no permission) into a UserError that names the path."""
-    try:
-        yield
-    except UserError:
-        raise
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"cannot write '{path}': {reason}; free space or choose another place") from error
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -233,67 +264,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"'{path}' holds no JSON object")
     return values
-
-
-@contextlib.contextmanager
-def atomic_directory(target: Path, keep: Sequence[str] = ()) -> Iterator[Path]:
-    """Gives a temporary directory that becomes `target` when the block ends well and vanishes when it does not.
-
-    Args:
-        target: replaced whole if it exists.
-        keep: names inside an existing `target` to carry over.
-
-    Raises:
-        UserError: the disk is full or cannot be written; what was there before is untouched.
-    """
-    target = Path(os.path.abspath(target))
-    with writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        with writing(target):
-            yield temporary
-            os.chmod(temporary, 0o777 & ~_umask())
-            for path in temporary.rglob("*"):
-                if path.is_file():
-                    _sync(path)
-            if target.exists():
-                _exchange(temporary, target, keep)
-            else:
-                os.rename(temporary, target)
-            _sync(target.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _exchange(temporary: Path, target: Path, keep: Sequence[str]) -> None:
-    """Puts `temporary` in the place of `target`, with what `target` has of `keep`; a failed step is taken back."""
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-    moves = [(target / name, temporary / name) for name in keep]
-    moves = [(source, place) for source, place in moves if source.exists() and not place.exists()]
-    moves += [(target, old / "old"), (temporary, target)]
-    done: list[tuple[Path, Path]] = []
-    try:
-        for source, place in moves:
-            os.rename(source, place)
-            done.append((source, place))
-    except BaseException:
-        for source, place in reversed(done):
-            os.rename(place, source)
-        old.rmdir()
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -160,11 +160,28 @@ PADDLEMIX = KeyMap(
     transposed=False,
 )
 LLAMA = KeyMap("Llama", (("lm_head.", "lm_head."), ("language_model.", "model.")))
+# what LLaVA's LoRA training writes besides the adapter
+PEFT_PROJECTOR = KeyMap(
+    "LLaVA LoRA",
+    (
+        ("projector.", "base_model.model.model.mm_projector."),
+        ("image_newline", "base_model.model.model.image_newline"),
+    ),
+)
 # a whole CLIP model is a tower too: its text half and the two projections into the common space are left out
 CLIP = KeyMap(
     "CLIP",
     (("vision_tower.", "vision_model."),),
     ignored=("text_model.", "text_projection.", "visual_projection.", "logit_scale"),
+)
+# the same as PaddleMIX keeps it
+CLIP_PADDLEMIX = KeyMap(
+    "PaddleMIX CLIP",
+    (("vision_tower.", "vision_model."),),
+    tower=_TOWER_PADDLEMIX,
+    inside_layers=_LAYER_PADDLEMIX,
+    transposed=False,
+    ignored=("text_model.", "text_projection", "visual_projection", "vision_projection", "logit_scale"),
 )
 
 

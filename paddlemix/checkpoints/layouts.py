@@ -7,20 +7,24 @@ Sources: config.json of liuhaotian/llava-v1.5-7b, llava-v1.6-vicuna-7b, llava-hf
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from paddlemix.checkpoints.files import read_json
-from paddlemix.checkpoints.keymap import CLIP, HF_NEW, HF_OLD, LLAMA, ORIGINAL, OURS, PADDLEMIX, KeyMap
+from paddlemix.checkpoints.keymap import CLIP, CLIP_PADDLEMIX, HF_NEW, HF_OLD, LLAMA, ORIGINAL, OURS, PADDLEMIX, KeyMap
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionConfig, pick_fields
 from paddlemix.processors.image import CLIP_MEAN, CLIP_STD
 from paddlemix.processors.llava import PROCESSOR_FILE
 
 CONFIG_FILE, PREPROCESSOR_FILE, ADAPTER_FILE = "config.json", "preprocessor_config.json", "lora_config.json"
+PEFT_ADAPTER_FILE = "adapter_config.json"
 FORMAT_KEY, FORMAT_VERSION = "paddlemix_format", 1
+TEMPLATE_KEY = "chat_template_name"  # our own key in config.json of layouts that have none
+FUSED_OPTIONS = ("fuse_attention_qkv", "fuse_attention_ffn")
 DEFAULT_TEMPLATE = "vicuna_v1"  # what LLaVA-1.5 and 1.6-vicuna are trained with; their files do not say
 
 # vision_config of llava-hf files leaves out what equals transformers' LlavaConfig default, CLIP ViT-L/14-336
@@ -41,6 +45,14 @@ _CLIP_TOWER = {
     "image_size": 224,
     "patch_size": 32,
 }
+# a text-only model has no images; these stand in until a tower brings its own
+NO_TOWER: dict[str, Any] = {
+    "image_size": 336,
+    "patch_size": 14,
+    "image_aspect_ratio": "pad",
+    "image_mean": [0.5] * 3,
+    "image_std": [0.5] * 3,
+}
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,7 @@ class Layout:
         processor: content of a `processor_config.json`, as far as the files tell.
         tower: where the vision tower is when it is not inside: a path or a model name.
         tower_inside: whether tower weights inside the checkpoint win over those of `tower`.
+        fused: options of PaddleMIX under which weights are joined, as far as they are on.
     """
 
     kind: str
@@ -62,6 +75,7 @@ class Layout:
     processor: dict[str, Any]
     tower: str | None = None
     tower_inside: bool = True
+    fused: tuple[str, ...] = ()
 
 
 def recognise(directory: Path) -> Layout:
@@ -87,12 +101,31 @@ def recognise(directory: Path) -> Layout:
                 return read(config, directory)
     except UserError as error:
         raise UserError(f"{config_path}: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError, SyntaxError) as error:
         raise UserError(f"{config_path} cannot be understood: {error!r}") from error
     raise UserError(
         f"{config_path}: model_type '{config.get('model_type')}' with architectures {config.get('architectures')} is "
         "not supported; allowed: LLaVA (original, llava-hf, PaddleMIX), Llama/Vicuna, CLIP"
     )
+
+
+def is_adapter(directory: Path) -> bool:
+    """Whether a directory holds an adapter: ours, PaddleMIX's or original LLaVA's (PEFT)."""
+    return any((directory / name).is_file() for name in (ADAPTER_FILE, PEFT_ADAPTER_FILE))
+
+
+def config_values(config: LlavaConfig) -> dict[str, Any]:
+    """The content of our own `config.json`."""
+    return {FORMAT_KEY: FORMAT_VERSION, "model_type": "paddlemix_llava", **config.to_dict()}
+
+
+def read_processor_values(directory: Path) -> dict[str, Any]:
+    """The processor values that an adapter's `config.json` declares, as far as it has one."""
+    config = read_json(directory / CONFIG_FILE) if (directory / CONFIG_FILE).is_file() else {}
+    values = {key: config.get(key) for key in ("image_aspect_ratio", "mm_patch_merge_type", "mm_vision_select_feature")}
+    values["image_grid_pinpoints"] = _pinpoints(config.get("image_grid_pinpoints"))
+    values["chat_template"] = config.get(TEMPLATE_KEY)
+    return {key: value for key, value in values.items() if value}
 
 
 def _read_ours(config: Mapping[str, Any], directory: Path) -> Layout:
@@ -118,9 +151,9 @@ def _read_original(config: Mapping[str, Any], directory: Path) -> Layout:
         image_newline="unpad" in merge_type,
     )
     processor = {
-        "chat_template": DEFAULT_TEMPLATE,
+        "chat_template": config.get(TEMPLATE_KEY) or DEFAULT_TEMPLATE,
         "image_aspect_ratio": config.get("image_aspect_ratio") or "square",
-        "image_grid_pinpoints": config.get("image_grid_pinpoints"),
+        "image_grid_pinpoints": _pinpoints(config.get("image_grid_pinpoints")),
         "mm_patch_merge_type": merge_type,
         "mm_vision_select_feature": layout_config.mm_vision_select_feature,
     }
@@ -131,7 +164,13 @@ def _read_original(config: Mapping[str, Any], directory: Path) -> Layout:
         {**processor, **_preprocessor_values(directory)},
         tower=tower,
         tower_inside=bool(config.get("unfreeze_mm_vision_tower")),
+        fused=tuple(option for option in FUSED_OPTIONS if config.get(option)),
     )
+
+
+def _pinpoints(value: Any) -> Any:
+    """LLaVA's trainer writes the list as text, "[(336, 672), ...]"."""
+    return [list(pair) for pair in ast.literal_eval(value)] if isinstance(value, str) else value
 
 
 def _read_hf(config: Mapping[str, Any], directory: Path) -> Layout:
@@ -147,15 +186,29 @@ def _read_hf(config: Mapping[str, Any], directory: Path) -> Layout:
         image_newline=next_generation,
     )
     processor = {
-        "chat_template": DEFAULT_TEMPLATE,
-        "image_aspect_ratio": "anyres" if next_generation else "pad",  # LLaVA-1.5 was trained on padded images
-        "image_grid_pinpoints": config.get("image_grid_pinpoints"),
+        "chat_template": config.get(TEMPLATE_KEY) or DEFAULT_TEMPLATE,
+        # LLaVA-1.5 was trained on padded images
+        "image_aspect_ratio": config.get("image_aspect_ratio") or ("anyres" if next_generation else "pad"),
+        "image_grid_pinpoints": exchange_sides(config.get("image_grid_pinpoints")),
         "mm_patch_merge_type": "spatial_unpad" if next_generation else "flat",
         "mm_vision_select_feature": feature,
         "image_size": vision.image_size,
         "patch_size": vision.patch_size,
     }
-    return Layout("hf", layout_config, (HF_OLD, HF_NEW), {**processor, **_preprocessor_values(directory)})
+    return Layout("hf", layout_config, (HF_OLD, HF_NEW), {**processor, **_pixels(directory)})
+
+
+def exchange_sides(pinpoints: list[list[int]] | None) -> list[list[int]] | None:
+    """Grids of llava-hf, (height, width), as ours, (width, height), or back.
+
+    A list that holds every grid both ways, as that of LLaVA-1.6 does, stays as it is: llava-hf's files took it over
+    unchanged, and its order decides ties.
+    """
+    if pinpoints is None:
+        return None
+    turned = [[second, first] for first, second in pinpoints]
+    same = sorted(turned) == sorted([first, second] for first, second in pinpoints)
+    return [list(pinpoint) for pinpoint in pinpoints] if same else turned
 
 
 def _hf_tied(config: Mapping[str, Any]) -> bool:
@@ -164,14 +217,17 @@ def _hf_tied(config: Mapping[str, Any]) -> bool:
 
 def _read_llama(config: Mapping[str, Any], directory: Path) -> Layout:
     return Layout(
-        "llama", LlavaConfig(text=pick_fields(DecoderConfig, config)), (LLAMA,), {"chat_template": DEFAULT_TEMPLATE}
+        "llama",
+        LlavaConfig(text=pick_fields(DecoderConfig, config)),
+        (LLAMA,),
+        {"chat_template": config.get(TEMPLATE_KEY) or DEFAULT_TEMPLATE},
     )
 
 
 def _read_clip(config: Mapping[str, Any], directory: Path) -> Layout:
     vision = pick_fields(VisionConfig, {**_CLIP_TOWER, **config.get("vision_config", config)})
     layout_config = LlavaConfig(vision=vision, mm_vision_select_layer=-1)
-    return Layout("clip", layout_config, (CLIP,), {**_tower_values(vision), **_preprocessor_values(directory)})
+    return Layout("clip", layout_config, (CLIP, CLIP_PADDLEMIX), {**_tower_values(vision), **_pixels(directory)})
 
 
 def _is_original(config: Mapping[str, Any]) -> bool:
@@ -191,14 +247,20 @@ def _tower_values(vision: VisionConfig) -> dict[str, Any]:
     return {"image_size": vision.image_size, "patch_size": vision.patch_size}
 
 
+def _pixels(directory: Path) -> dict[str, Any]:
+    """What a directory declares about pixels; CLIP's numbers where it says nothing."""
+    return {"image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD), **_preprocessor_values(directory)}
+
+
 def _preprocessor_values(directory: Path) -> dict[str, Any]:
-    """Mean, deviation and crop size from a `preprocessor_config.json`; CLIP's numbers where there is none."""
-    values: dict[str, Any] = {"image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD)}
-    path = directory / PREPROCESSOR_FILE
-    if not path.is_file():
-        return values
+    """Mean, deviation and crop size as far as a `preprocessor_config.json` has them; PaddleMIX keeps one for training
+    and one for inference in folders of their own."""
+    places = (directory, directory / "processor" / "eval", directory / "processor" / "train")
+    path = next((place / PREPROCESSOR_FILE for place in places if (place / PREPROCESSOR_FILE).is_file()), None)
+    if path is None:
+        return {}
     declared = read_json(path)
-    values.update({key: declared[key] for key in values if declared.get(key)})
+    values = {key: declared[key] for key in ("image_mean", "image_std") if declared.get(key)}
     crop = declared.get("crop_size")
     size = crop.get("height") if isinstance(crop, dict) else crop
     return {**values, "image_size": size} if size else values

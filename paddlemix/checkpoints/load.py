@@ -1,7 +1,7 @@
 """One entry for every directory: a whole model, an adapter with its base, or a text-only model that gets a tower.
 
-    loaded = load_pretrained("runs/demo/digits")
-    base = load_base(BaseSpec(model="vicuna-7b-v1.5", tower="clip-vit-large-patch14-336"))
+loaded = load_pretrained("runs/demo/digits")
+base = load_base(BaseSpec(model="vicuna-7b-v1.5", tower="clip-vit-large-patch14-336"))
 """
 
 from __future__ import annotations
@@ -14,27 +14,30 @@ from typing import Any
 import paddle
 
 from paddlemix.checkpoints.adapter import AdapterFiles, fingerprint, read_adapter
-from paddlemix.checkpoints.files import TensorEntry, read_safetensors
-from paddlemix.checkpoints.keymap import ORIGINAL, OURS
-from paddlemix.checkpoints.layouts import ADAPTER_FILE
+from paddlemix.checkpoints.files import read_weight_file
+from paddlemix.checkpoints.hub import is_model_name, resolve_model
+from paddlemix.checkpoints.keymap import ORIGINAL, OURS, PADDLEMIX, PEFT_PROJECTOR
+from paddlemix.checkpoints.layouts import ADAPTER_FILE, is_adapter
 from paddlemix.checkpoints.pretrained import (
     Pretrained,
     build_model,
     copy_into,
     fill_model,
     load_processor,
-    open_source,
+    read_carried,
 )
-from paddlemix.checkpoints.source import Source, rename
+from paddlemix.checkpoints.source import Source, open_source, rename
+from paddlemix.checkpoints.tensors import TensorEntry
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.log import logger
 from paddlemix.models.layers import normal
 from paddlemix.models.llava import LlavaModel
 from paddlemix.models.projector import build_projector
-from paddlemix.peft.lora import LoRAConfig, add_lora
-from paddlemix.processors.llava import processor_from_dict
+from paddlemix.peft.lora import LoRAConfig, add_lora, linear_names
+from paddlemix.processors.llava import LlavaProcessor, image_spec_from_dict, processor_from_dict
+from paddlemix.processors.templates import get_template
 
-_NEW_PARTS = ("projector.", "image_newline")
+NEW_PARTS = ("projector.", "image_newline")  # what a text-only model gets besides the tower
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +45,11 @@ class BaseSpec:
     """What a model is put together from before training.
 
     Args:
-        model: its directory.
-        tower: directory of a CLIP tower, used where `model` has none.
+        model: its directory or name.
+        tower: directory or name of a CLIP tower, used where `model` has none.
         mm_projector_type, mm_vision_select_layer, mm_vision_select_feature: of the projector that is then new.
         image_newline: whether the new parts include the end-of-row vector (LLaVA-1.6).
-        projector_file: safetensors file with projector weights to start from.
+        projector_file: file with projector weights to start from.
     """
 
     model: str
@@ -58,12 +61,13 @@ class BaseSpec:
     projector_file: str | None = None
 
 
-def load_pretrained(path: str | Path, dtype: str = "float32") -> Pretrained:
+def load_pretrained(path: str | Path, dtype: str = "float32", base: str | None = None) -> Pretrained:
     """Loads a model directory of any layout, or an adapter directory together with its base.
 
     Args:
-        path: the directory.
+        path: the directory, or a name, see `hub.resolve_model`.
         dtype: "float32", "float16" or "bfloat16", of the weights in memory.
+        base: an adapter's base model; None for the one that it names.
 
     Returns:
         The model in evaluation mode, its processor, and the adapter's settings where there is one.
@@ -72,15 +76,18 @@ def load_pretrained(path: str | Path, dtype: str = "float32") -> Pretrained:
         MissingFileError: a directory or file is missing.
         UserError: the layout is unknown, weights are missing, extra or misshapen, or the base is not the adapter's.
     """
-    directory = Path(path)
-    if not (directory / ADAPTER_FILE).is_file():
+    directory = resolve_model(path)
+    if not is_adapter(directory):
         return load_base(BaseSpec(model=str(path)), dtype)
     adapter = read_adapter(directory)
-    return apply_adapter(load_base(base_of(adapter), dtype), adapter)
+    return apply_adapter(load_base(base_of(adapter, base), dtype), adapter)
 
 
-def base_of(adapter: AdapterFiles) -> BaseSpec:
+def base_of(adapter: AdapterFiles, model: str | None = None) -> BaseSpec:
     """Where an adapter's base is now: beside it as when it was saved, else at the place it had then.
+
+    Args:
+        model: the base model's directory where the user says it; a tower and the rest are still the adapter's.
 
     Raises:
         MissingFileError: at neither place.
@@ -88,30 +95,50 @@ def base_of(adapter: AdapterFiles) -> BaseSpec:
     known = {item.name for item in fields(BaseSpec)}
     spec = BaseSpec(**{key: value for key, value in adapter.base.items() if key in known})
     relative = adapter.base.get("relative", {})
-    found = {}
+    found: dict[str, Any] = {}
     for key in ("model", "tower", "projector_file"):
         value = getattr(spec, key)
         if value is None:
             continue
+        if key == "model" and model is not None:
+            found[key] = model
+            continue
+        if key == "tower" and adapter.foreign is not None and not _needs_tower(found.get("model", spec.model), adapter):
+            found[key] = None
+            continue
         candidates = [adapter.directory / relative[key]] if key in relative else []
-        candidates.append(Path(value))
+        candidates += [Path(value), adapter.directory.parent / Path(value).name]
         there = next((candidate for candidate in candidates if candidate.exists()), None)
+        if there is None and is_model_name(value):
+            continue  # loading finds what it names
         if there is None:
             looked = ", ".join(os.path.normpath(candidate) for candidate in candidates)
             raise MissingFileError(
-                f"the base {key} of the adapter {adapter.directory} was not found (looked at {looked}); put it back, or "
-                f"edit 'base' in {adapter.directory / ADAPTER_FILE}"
+                f"the base {key} of the adapter {adapter.directory} was not found (looked at {looked}); put it back, "
+                f"or edit 'base' in {adapter.directory / ADAPTER_FILE}"
             )
         found[key] = str(there)
     return replace(spec, **found)
 
 
+def _needs_tower(model: str, adapter: AdapterFiles) -> bool:
+    """Whether a foreign adapter's base is a language model alone, which then needs the adapter's projector too."""
+    if open_source(resolve_model(model)).config.vision is not None:
+        return False
+    if not any(name.startswith(NEW_PARTS) for name in adapter.tensors()):
+        raise MissingFileError(
+            f"the adapter {adapter.directory} has no projector weights and its base {model} neither; LLaVA writes "
+            "them to non_lora_trainables.bin when training ends, copy that file too"
+        )
+    return True
+
+
 def base_reference(spec: BaseSpec, directory: Path) -> dict[str, Any]:
-    """A base as an adapter in `directory` remembers it: absolute places, and the same relative to the adapter."""
+    """A base as an adapter in `directory` remembers it: names, and places absolute and relative to the adapter."""
     values: dict[str, Any] = asdict(spec)
     relative = {}
     for key in ("model", "tower", "projector_file"):
-        if values[key] is not None:
+        if values[key] is not None and (os.path.exists(values[key]) or not is_model_name(values[key])):
             values[key] = os.path.abspath(values[key])
             relative[key] = os.path.relpath(values[key], os.path.abspath(directory))
     return {**values, "relative": relative}
@@ -124,17 +151,30 @@ def apply_adapter(base: Pretrained, adapter: AdapterFiles) -> Pretrained:
         UserError: the base is another model, or weights are missing, extra or misshapen.
     """
     found = fingerprint(base.model)
-    if found != adapter.fingerprint:
+    if adapter.foreign is None and found != adapter.fingerprint:
         raise UserError(
             f"the adapter {adapter.directory} was trained on another base than {base.directory} (its weights differ: "
             f"{found[:12]}, expected {adapter.fingerprint[:12]})"
         )
-    add_lora(base.model, adapter.config)
-    loaded = adapter.tensors()
+    loaded, names = adapter.tensors(), set(linear_names(base.model))
+    unbuilt = {name for name in adapter.config.modules if name.startswith("vision_tower.layers.")} - names
+    config = replace(adapter.config, modules=tuple(name for name in adapter.config.modules if name not in unbuilt))
+    add_lora(base.model, config)
     fill_model(base.model, loaded, str(adapter.directory), may_miss=lambda name: name in adapter.base_names(base.model))
     base.model.eval()
-    processor = processor_from_dict(adapter.processor, adapter.directory)
-    return replace(base, processor=processor, adapter=adapter.config, directory=adapter.directory)
+    processor = _adapter_processor(base, adapter)
+    return replace(base, processor=processor, adapter=config, directory=adapter.directory)
+
+
+def _adapter_processor(base: Pretrained, adapter: AdapterFiles) -> LlavaProcessor | None:
+    """An adapter's own processor; for one of another program the base's with what the adapter declares otherwise."""
+    if adapter.foreign is None:
+        return processor_from_dict(adapter.processor, adapter.directory)
+    if base.processor is None:
+        return None
+    values = {**base.processor.to_dict(), **adapter.processor}
+    template, spec = get_template(values["chat_template"]), image_spec_from_dict(values)
+    return replace(base.processor, template=template, image_spec=spec)
 
 
 def load_base(spec: BaseSpec, dtype: str = "float32") -> Pretrained:
@@ -152,17 +192,17 @@ def load_base(spec: BaseSpec, dtype: str = "float32") -> Pretrained:
         source = _attach(source, tower, spec)
     model = build_model(source.config, dtype)
     tensors = source.tensors() if tower is None else {**source.tensors(), **tower.tensors()}
-    unused = fill_model(model, tensors, spec.model, lambda name: tower is not None and name.startswith(_NEW_PARTS))
+    unused = fill_model(model, tensors, spec.model, lambda name: tower is not None and name.startswith(NEW_PARTS))
     if tower is not None:
         _start_new_parts(model, dtype)
     if spec.projector_file is not None:
         _load_projector(model, Path(spec.projector_file))
     model.eval()
-    return Pretrained(model, load_processor(source), Path(spec.model), unused)
+    return Pretrained(model, load_processor(source), source.directory, unused, carried=read_carried(source.directory))
 
 
 def _open_tower(tower: str) -> Source:
-    source = Source.open(Path(tower))
+    source = Source.open(resolve_model(tower))
     if source.kind != "clip":
         raise UserError(f"mm_vision_tower '{tower}' is no CLIP vision tower (its layout is {source.kind})")
     return source
@@ -203,21 +243,25 @@ def _start_new_parts(model: LlavaModel, dtype: str) -> None:
 
 
 def _load_projector(model: LlavaModel, path: Path) -> None:
-    """Fills the projector from a file that holds its weights under our names or original LLaVA's."""
-    if path.suffix != ".safetensors":
-        raise UserError(f"pretrain_mm_mlp_adapter '{path}' is not a .safetensors file; convert it first")
-    parameters = {name: value for name, value in model.named_parameters() if name.startswith(_NEW_PARTS)}
-    entries = rename(read_safetensors(path), (OURS, ORIGINAL), path)
-    found: dict[str, TensorEntry] = {name: entry for name, entry in entries.items() if name.startswith(_NEW_PARTS)}
+    """Fills the projector from a file that holds its weights: original LLaVA's mm_projector.bin or
+    non_lora_trainables.bin, PaddleMIX's, or safetensors under any of their names or ours.
+
+    LLaVA writes no newline vector to these files, so a new one may keep its start values.
+    """
+    parameters = {name: value for name, value in model.named_parameters() if name.startswith(NEW_PARTS)}
+    entries = rename(read_weight_file(path), (OURS, ORIGINAL, PADDLEMIX, PEFT_PROJECTOR), path)
+    found: dict[str, TensorEntry] = {name: entry for name, entry in entries.items() if name.startswith(NEW_PARTS)}
     wrong = sorted(
         name
         for name in parameters.keys() | found.keys()
-        if name not in found or name not in parameters or list(found[name].shape) != parameters[name].shape
+        if (name not in found and name != "image_newline")
+        or name not in parameters
+        or (name in found and list(found[name].shape) != parameters[name].shape)
     )
     if wrong:
         raise UserError(f"pretrain_mm_mlp_adapter '{path}' does not fit the model's projector: {', '.join(wrong)}")
-    for name, parameter in parameters.items():
-        copy_into(parameter, found[name])
+    for name, entry in found.items():
+        copy_into(parameters[name], entry)
 
 
 def new_adapter(model: LlavaModel, config: LoRAConfig) -> str:

@@ -15,10 +15,12 @@ from pathlib import Path
 import numpy as np
 import paddle
 
-from paddlemix.checkpoints.files import TensorEntry, array_entry, atomic_directory, write_json, write_weights
-from paddlemix.checkpoints.layouts import ADAPTER_FILE, CONFIG_FILE, FORMAT_KEY, FORMAT_VERSION
-from paddlemix.checkpoints.source import Source
-from paddlemix.errors import UserError
+from paddlemix.checkpoints.files import atomic_directory, write_json, write_weights
+from paddlemix.checkpoints.layouts import CONFIG_FILE, NO_TOWER, config_values
+from paddlemix.checkpoints.source import Source, open_source
+from paddlemix.checkpoints.strict import check_vocabulary, check_weights
+from paddlemix.checkpoints.tensors import FLOAT_TYPES, TensorEntry, array_entry
+from paddlemix.checkpoints.vocabulary import HF_VOCABULARY_FILE
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.models.layers import skip_initialisation
 from paddlemix.models.llava import LlavaModel
@@ -26,17 +28,6 @@ from paddlemix.peft.lora import LoRAConfig
 from paddlemix.processors.llava import PROCESSOR_FILE, LlavaProcessor, processor_from_dict
 
 MAX_SHARD_BYTES = 5 * 1024**3
-_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-_MAX_LISTED = 8
-_TOWER_LAYERS = "vision_tower.layers."
-# a text-only model has no images; these stand in until a tower brings its own
-_NO_TOWER = {
-    "image_size": 336,
-    "patch_size": 14,
-    "image_aspect_ratio": "pad",
-    "image_mean": [0.5] * 3,
-    "image_std": [0.5] * 3,
-}
 
 
 @dataclass
@@ -49,6 +40,7 @@ class Pretrained:
         directory: where it was read from.
         unused: tower weights behind the selected layer: not built, kept so that saving loses nothing.
         adapter: settings of the adapter that was added to it, if any.
+        carried: files that travel with the weights as they are, name -> content; see `vocabulary`.
     """
 
     model: LlavaModel
@@ -56,6 +48,7 @@ class Pretrained:
     directory: Path
     unused: dict[str, TensorEntry] = field(default_factory=dict)
     adapter: LoRAConfig | None = None
+    carried: dict[str, bytes] = field(default_factory=dict)
 
 
 def load_model(path: str | Path, dtype: str = "float32") -> Pretrained:
@@ -73,30 +66,27 @@ def load_model(path: str | Path, dtype: str = "float32") -> Pretrained:
     model = build_model(source.config, dtype)
     unused = fill_model(model, source.tensors(), str(path))
     model.eval()
-    return Pretrained(model, load_processor(source), source.directory, unused)
+    return Pretrained(model, load_processor(source), source.directory, unused, carried=read_carried(source.directory))
 
 
-def open_source(path: str | Path) -> Source:
-    """Opens a model directory, with a plain word where it is an adapter or a tower."""
-    directory = Path(path)
-    if (directory / ADAPTER_FILE).is_file():
-        raise UserError(f"{directory} is an adapter, expected a whole model; merge it first (paddlemix merge-lora)")
-    source = Source.open(directory)
-    if source.kind == "clip":
-        raise UserError(f"{directory} is a CLIP tower, expected a language model; give it as mm_vision_tower")
-    return source
+def read_carried(directory: Path) -> dict[str, bytes]:
+    """The files of a model directory that travel with its weights as they are."""
+    path = directory / HF_VOCABULARY_FILE
+    return {HF_VOCABULARY_FILE: path.read_bytes()} if path.is_file() else {}
 
 
 def load_processor(source: Source) -> LlavaProcessor | None:
     """The processor of an opened checkpoint; None where it has no tokenizer files.
 
     Raises:
-        UserError: a processor or tokenizer file cannot be understood.
+        UserError: a processor or tokenizer file cannot be understood, or the tokenizer has more ids than the model.
     """
     if not any((source.directory / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
         return None
-    values = source.processor if source.config.vision is not None else {**_NO_TOWER, **source.processor}
-    return processor_from_dict(values, source.directory)
+    values = source.processor if source.config.vision is not None else {**NO_TOWER, **source.processor}
+    processor = processor_from_dict(values, source.directory)
+    check_vocabulary(len(processor.tokenizer), source.config.text.vocab_size, str(source.directory))
+    return processor
 
 
 def build_model(config: LlavaConfig, dtype: str = "float32", initialise: bool = False) -> LlavaModel:
@@ -133,36 +123,12 @@ def fill_model(
         UserError: lists every missing, extra and misshapen weight; the model is then not usable.
     """
     parameters = dict(model.named_parameters())
-    unused = {name: entry for name, entry in tensors.items() if _behind_selection(name, parameters)}
-    tied = {"lm_head.weight"} - parameters.keys()
-    missing = sorted(name for name in parameters.keys() - tensors.keys() if not may_miss(name))
-    extra = sorted(tensors.keys() - parameters.keys() - unused.keys() - tied)
-    wrong = [
-        f"{name} is {list(tensors[name].shape)}, expected {list(parameters[name].shape)}"
-        for name in sorted(parameters.keys() & tensors.keys())
-        if tuple(tensors[name].shape) != tuple(parameters[name].shape)
-    ]
-    kinds = {"missing": missing, "extra": extra, "misshapen": wrong}
-    faults = [_list(kind, names) for kind, names in kinds.items() if names]
-    if faults:
-        raise UserError(f"the weights of {source} do not fit its config.json: {'; '.join(faults)}")
+    expected = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    unused = check_weights(expected, tensors, source, may_miss)
     for name, entry in tensors.items():  # in the order of the file
         if name in parameters:
             copy_into(parameters[name], entry)
-    return {name: array_entry(np.array(entry.read()), entry.dtype) for name, entry in unused.items()}
-
-
-def _behind_selection(name: str, parameters: Mapping[str, paddle.Tensor]) -> bool:
-    """Whether a weight is of a tower layer that has no parameter in the model, or of the norm behind the last."""
-    if name.startswith(_TOWER_LAYERS):
-        layer = name[len(_TOWER_LAYERS) :].partition(".")[0]
-        return layer.isdecimal() and not any(built.startswith(f"{_TOWER_LAYERS}{layer}.") for built in parameters)
-    return name in ("vision_tower.post_layernorm.weight", "vision_tower.post_layernorm.bias")
-
-
-def _list(kind: str, names: list[str]) -> str:
-    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
-    return f"{len(names)} {kind}: {', '.join(names[:_MAX_LISTED])}{more}"
+    return {name: array_entry(np.array(entry.read()), entry.dtype) for name, entry in tensors.items() if name in unused}
 
 
 def copy_into(parameter: paddle.Tensor, entry: TensorEntry) -> None:
@@ -173,7 +139,7 @@ def copy_into(parameter: paddle.Tensor, entry: TensorEntry) -> None:
 
 def tensor_entry(tensor: paddle.Tensor) -> TensorEntry:
     """A tensor as it can be written; it is copied to the host when it is read."""
-    dtype = _DTYPES[str(tensor.dtype).rsplit(".", 1)[-1]]
+    dtype = FLOAT_TYPES[str(tensor.dtype).rsplit(".", 1)[-1]]
     return TensorEntry(dtype, tuple(tensor.shape), tensor.numpy)
 
 
@@ -206,12 +172,9 @@ def write_model(loaded: Pretrained, directory: Path, max_shard_bytes: int = MAX_
     write_json(directory / CONFIG_FILE, config_values(loaded.model.config))
     write_processor(loaded.processor, directory)
     tensors = {**parameter_entries(loaded.model), **loaded.unused}
+    for name, content in loaded.carried.items():
+        (directory / name).write_bytes(content)
     write_weights(directory, tensors, max_shard_bytes, {"format": "paddlemix"})
-
-
-def config_values(config: LlavaConfig) -> dict[str, object]:
-    """The content of our own `config.json`."""
-    return {FORMAT_KEY: FORMAT_VERSION, "model_type": "paddlemix_llava", **config.to_dict()}
 
 
 def write_processor(processor: LlavaProcessor | None, directory: Path) -> None:

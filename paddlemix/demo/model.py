@@ -22,7 +22,7 @@ def tiny_config(vocab_size: int) -> LlavaConfig:
         text=DecoderConfig(
             vocab_size=vocab_size,
             hidden_size=WIDTH,
-            intermediate_size=352,
+            intermediate_size=2 * WIDTH,
             num_hidden_layers=3,
             num_attention_heads=4,
             max_position_embeddings=512,

@@ -9,6 +9,7 @@ from paddlemix.datasets.formats import parse_record, read_records
 from paddlemix.datasets.images import load_image
 from paddlemix.demo.report import Verdict
 from paddlemix.errors import UserError
+from paddlemix.generation.ending import ending_of
 from paddlemix.generation.generate import generate
 from paddlemix.generation.sampling import GenerationSettings
 
@@ -40,7 +41,7 @@ def answer_questions(model_directory: Path, questions: Path, image_root: Path) -
             processor.encode_prompt(sample.messages[:1], [load_image(path) for path in sample.images])
             for sample in chosen
         ]
-        answers = generate(loaded.model, prompts, settings, {processor.tokenizer.eos_token_id})
+        answers = generate(loaded.model, prompts, settings, ending_of(processor).ids)
         for sample, answer in zip(chosen, answers, strict=True):
             verdicts.append(
                 Verdict(

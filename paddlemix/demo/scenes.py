@@ -28,6 +28,8 @@ EVAL_COUNT = 100  # records of scenes_eval.json
 CAPTION_COUNT = 1000  # at most, of scenes_captions.json
 MAX_SCENES = 100_000  # file names count with five digits
 CHINESE_SHARE = 0.25
+LONG_SHARES = (0.2, 0.25, 0.55)  # of records without a long answer, with a box, with a description of the scene
+TURNS = (5,)  # questions of a training record: each costs little once the picture is read
 
 # (English, Chinese) everywhere below: the index into such a pair is the language.
 COLOURS = (("red", "红色"), ("green", "绿色"), ("blue", "蓝色"), ("yellow", "黄色"), ("purple", "紫色"))
@@ -55,6 +57,10 @@ PHRASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "count": (
         ("How many shapes are there?", "How many shapes do you see?", "Count the shapes."),
         ("有几个图形?", "图中一共有几个图形？"),
+    ),
+    "describe": (
+        ("Describe the picture.", "What do you see?", "What is in the picture?"),
+        ("描述这张图片。", "图中有什么？"),
     ),
     "colour_count": (
         ("How many {colour} shapes are there?", "How many shapes are {colour}?", "Count the {colour} shapes."),
@@ -164,9 +170,9 @@ def write_scenes(directory: Path, train_count: int = 8000, held_out_count: int =
     held_out = scenes_outside(set(), held_out_count, rng)
     held_out_records = _write_part(directory, 0, held_out, (1,), rng)
     evaluation = scenes_outside(set(held_out), EVAL_COUNT, rng)
-    eval_records = _write_part(directory, held_out_count, evaluation, (2, 3), rng)
+    eval_records = _write_part(directory, held_out_count, evaluation, TURNS, rng)
     train = scenes_outside({*held_out, *evaluation}, train_count, rng)
-    train_records = _write_part(directory, held_out_count + EVAL_COUNT, train, (2, 3), rng)
+    train_records = _write_part(directory, held_out_count + EVAL_COUNT, train, TURNS, rng)
     captions = [
         {"image": record["image"], "conversations": [["<image>\n", caption(scene)]]}
         for record, scene in zip(train_records[:CAPTION_COUNT], train[:CAPTION_COUNT], strict=True)
@@ -274,13 +280,22 @@ def questions(scene: Scene, language: int, rng: random.Random) -> dict[str, list
 
 
 def caption(scene: Scene) -> str:
-    """The whole scene in words: "a red circle in the top left and a blue square in the bottom right"."""
+    """The whole scene in English words: "a red circle in the top left and a blue square in the bottom right"."""
+    return describe(scene, 0)
+
+
+def describe(scene: Scene, language: int) -> str:
+    """The whole scene in words, cell by cell; `language` 0 English, 1 Chinese."""
+    forms = ("a {colour} {shape} in the {position}", "{position}是{colour}{shape}")
     parts = [
-        f"a {COLOURS[item.colour][0]} {SHAPES[item.shape][0]} in the {position[0]}"
+        forms[language].format(
+            colour=COLOURS[item.colour][language], shape=SHAPES[item.shape][language], position=position[language]
+        )
         for position, item in zip(POSITIONS, scene.cells, strict=True)
         if item is not None
     ]
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+    comma, last = ((", ", " and "), ("，", "，"))[language]
+    return last.join([comma.join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def _write_part(
@@ -296,13 +311,24 @@ def _write_part(
 
 
 def _record(name: str, scene: Scene, turns: int, rng: random.Random) -> dict[str, Any]:
-    """A record with `turns` questions of different kinds, all in one language."""
+    """A record with `turns` different questions, all in one language; with one less where one of them has a long answer
+    (a box, a description), so that records are of like length and need little padding."""
     language = int(rng.random() < CHINESE_SHARE)
     found = questions(scene, language, rng)
-    pairs = []
-    for kind in rng.sample(sorted(found), turns):
+    kinds = [kind for kind in rng.choices(sorted(found), k=8 * turns) if kind != "box"]
+    if turns > 1:
+        found["describe"] = [({}, describe(scene, language))]
+        long = rng.choices((None, "box", "describe"), LONG_SHARES)[0]
+        if long in found:
+            turns -= 1
+            kinds.insert(rng.randrange(turns), long)
+    pairs: list[list[str]] = []
+    asked: set[tuple[str, ...]] = set()
+    for kind in kinds:
         words, answer = rng.choice(found[kind])
-        pairs.append([rng.choice(PHRASES[kind][language]).format(**words), answer])
+        if len(pairs) < turns and (kind, *words.values()) not in asked:
+            asked.add((kind, *words.values()))
+            pairs.append([rng.choice(PHRASES[kind][language]).format(**words), answer])
     pairs[0][0] = "<image>\n" + pairs[0][0]
     return {"image": name, "conversations": pairs}
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 from paddlemix.checkpoints.pretrained import Pretrained
 from paddlemix.errors import UserError
+from paddlemix.generation.ending import ending_of
 from paddlemix.generation.generate import answer_budget
 from paddlemix.generation.sampling import GenerationSettings, Sampler
 from paddlemix.models.attention import KVCache
@@ -27,8 +28,6 @@ from paddlemix.processors.image import preprocess_image
 from paddlemix.processors.llava import LlavaProcessor
 from paddlemix.processors.templates import Template
 from paddlemix.sample import IMAGE_TOKEN_INDEX, NEWLINE_INDEX, Message
-
-_REPLACEMENT = "\ufffd"  # what half a character decodes to
 
 
 class ChatSession:
@@ -51,6 +50,7 @@ class ChatSession:
         self.model = loaded.model
         self.processor: LlavaProcessor = replace(loaded.processor, template=template or loaded.processor.template)
         self.settings = settings or GenerationSettings()
+        self._ending = ending_of(self.processor)
         self.messages: list[Message] = []
         self._sizes: list[tuple[int, int]] = []
         self._features: list[paddle.Tensor] = []  # one per image: [tiles * P, D]
@@ -128,7 +128,6 @@ class ChatSession:
         return hidden[:, -1]
 
     def _answer(self, hidden: paddle.Tensor) -> Iterator[str]:
-        tokenizer, stops = self.processor.tokenizer, self.processor.template.stop
         sampler = Sampler(self.settings)
         budget = answer_budget(self.model, len(self._ids), self.settings.max_new_tokens)
         tokens: list[int] = []
@@ -136,15 +135,15 @@ class ChatSession:
         try:
             while len(tokens) < budget:
                 token = self._next_token(hidden, sampler)
-                if token == tokenizer.eos_token_id:
+                if token in self._ending.ids:
                     break
                 tokens.append(token)
-                text, stopped = _cut_at_stop(tokenizer.decode(tokens).lstrip(), stops)
-                certain = len(text) if stopped else _certain_length(text, stops)
+                text, ended = self._ending.cut(self.processor.tokenizer.decode(tokens).lstrip())
+                certain = len(text) if ended else self._ending.certain_length(text)
                 if certain > shown:
                     yield text[shown:certain]
                     shown = certain
-                if stopped:
+                if ended:
                     return
                 with paddle.no_grad():
                     hidden = self._feed(np.array([token], dtype=np.int64), np.zeros(0, dtype=np.int64))
@@ -163,20 +162,3 @@ def _common_prefix(first: np.ndarray, second: np.ndarray) -> int:
     length = min(len(first), len(second))
     different = np.flatnonzero(first[:length] != second[:length])
     return int(different[0]) if len(different) else length
-
-
-def _cut_at_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-    """The text up to the first stop, and whether there is one."""
-    places = [place for stop in stops if (place := text.find(stop)) >= 0]
-    return (text[: min(places)], True) if places else (text, False)
-
-
-def _certain_length(text: str, stops: Sequence[str]) -> int:
-    """Characters that later tokens cannot change: no half character and no beginning of a stop at the end."""
-    length = len(text.rstrip(_REPLACEMENT))
-    for stop in stops:
-        for size in range(len(stop) - 1, 0, -1):
-            if text.endswith(stop[:size]):
-                length = min(length, len(text) - size)
-                break
-    return length

@@ -1,7 +1,7 @@
 """Messages -> pieces: the rendering of a conversation by its template.
 
-`render` gives text pieces, special tokens and images, each marked as trained or not; it never tokenises, and nothing parses
-what it made.  What is trained is by construction every answer and what ends it.
+`render` gives text pieces, special tokens and images, each marked as trained or not; it never tokenises, and nothing
+parses what it made.  What is trained is by construction every answer and what ends it.
 
 Source of the rules on images: haotian-liu/LLaVA llava/train/train.py, preprocess_multimodal (commit c121f04).
 """
@@ -59,6 +59,8 @@ def render(template: Template, messages: Sequence[Message], add_generation_promp
     has_system = bool(messages) and messages[0].role == "system"
     system = messages[0].text if has_system else template.system
     turns = messages[1:] if has_system else messages
+    if system and not template.first_user and not template.captions:
+        raise UserError(f"template '{template.name}' has no place for a system text; remove the turn of the system")
     _check_order(turns, add_generation_prompt)
     if template.captions:
         _check_caption(template, turns)

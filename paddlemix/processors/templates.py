@@ -1,7 +1,7 @@
 """Conversation templates as data.  `conversation.py` renders them; a family is added here and nowhere else.
 
-Sources: haotian-liu/LLaVA llava/conversation.py (commit c121f04); LLaVA-VL/LLaVA-NeXT (df17966) for llama_3, qwen and gemma;
-OpenGVLab/InternVL internvl_chat_llava (2410d1d) for internlm, internlm2 and phi3.
+Sources: haotian-liu/LLaVA llava/conversation.py (commit c121f04); LLaVA-VL/LLaVA-NeXT (df17966) for llama_3, qwen and
+gemma; OpenGVLab/InternVL internvl_chat_llava (2410d1d) for internlm, internlm2 and phi3.
 """
 
 from __future__ import annotations

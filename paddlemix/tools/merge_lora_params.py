@@ -1,6 +1,6 @@
 """Folds an adapter into the weights of its base model.
 
-    python paddlemix/tools/merge_lora_params.py --model_name_or_path BASE --lora_path ADAPTER --merge_model_path OUT
+python paddlemix/tools/merge_lora_params.py --model_name_or_path BASE --lora_path ADAPTER --merge_model_path OUT
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
-    """Merges; the result is a self-contained model directory.
+    """Merges; the result is a self-contained model directory.  Files there that are no model's or adapter's stay.
 
     Raises:
         UserError: a directory cannot be used, or the adapter belongs to another base.
@@ -39,10 +39,11 @@ def main(argv: list[str]) -> int:
     arguments = build_parser().parse_args(argv)
     from paddlemix.checkpoints.adapter import read_adapter
     from paddlemix.checkpoints.layouts import ADAPTER_FILE
-    from paddlemix.checkpoints.load import BaseSpec, apply_adapter, base_of, load_base
-    from paddlemix.checkpoints.pretrained import save_model
+    from paddlemix.checkpoints.load import apply_adapter, base_of, load_base
+    from paddlemix.checkpoints.pretrained import write_model
     from paddlemix.device import select_device
     from paddlemix.peft.lora import merge_lora
+    from paddlemix.trainer.output import publish
 
     adapter_path = Path(arguments.lora_path)
     if not (adapter_path / ADAPTER_FILE).is_file():
@@ -50,11 +51,15 @@ def main(argv: list[str]) -> int:
     target = Path(arguments.merge_model_path or adapter_path)
     select_device(arguments.device)
     adapter = read_adapter(adapter_path)
-    spec = BaseSpec(model=arguments.model_name_or_path) if arguments.model_name_or_path else base_of(adapter)
+    spec = base_of(adapter, arguments.model_name_or_path)
+    if target.resolve() == Path(spec.model).resolve():
+        raise UserError(
+            f"merge_model_path '{target}' is the base model, which other adapters need; choose another folder"
+        )
     loaded = apply_adapter(load_base(spec), adapter)
     count = merge_lora(loaded.model)
     loaded.model.to(dtype=arguments.dtype)
-    save_model(loaded, target)
+    publish(target, lambda directory: write_model(loaded, directory))
     print(f"merged {count} layers of {adapter_path} into {target}")
     return 0
 

@@ -1,7 +1,8 @@
 """Optimiser and schedule: learning rate per part, no decay on biases and norms, one gradient norm over everything.
 
 Rates of parts are set as a factor on each parameter and not as parameter groups, because paddle clips every group by
-its own norm.  Source of the schedules: transformers' optimization.py (linear, cosine, constant, polynomial with warm-up).
+its own norm.  Source of the schedules: transformers' optimization.py (linear, cosine, constant, polynomial with
+warm-up).
 """
 
 from __future__ import annotations

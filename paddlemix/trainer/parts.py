@@ -1,8 +1,9 @@
 """What trains: policies per part, PaddleMIX's freeze patterns and LoRA targets, resolved to parameter names.
 
 Parts are the vision tower, the projector and the language model (with output layer and newline vector).  Patterns are
-matched against our parameter names and PaddleMIX's.  Source of the pattern rules: PaddleMIX paddlemix/utils/freeze_utils.py
-(fnmatch, include without exclude freezes) and PaddleNLP's LoRAModel (regular expression, whole name).
+matched against our parameter names and PaddleMIX's.  Source of the pattern rules: PaddleMIX's
+paddlemix/utils/freeze_utils.py (fnmatch, include without exclude freezes), PaddleNLP's LoRAModel (regular expression,
+whole name).
 """
 
 from __future__ import annotations

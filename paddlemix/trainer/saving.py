@@ -171,8 +171,8 @@ def load_weights(model: paddle.nn.Layer, checkpoint: Path) -> None:
         if name in entries:
             if tuple(parameter.shape) != entries[name].shape:
                 raise UserError(
-                    f"{checkpoint}: {name} is {list(entries[name].shape)}, the run's is {parameter.shape}; resume "
-                    "needs the settings of the run that saved it"
+                    f"{checkpoint}: {name} is {list(entries[name].shape)}, the run's is {list(parameter.shape)}; "
+                    "resume needs the settings of the run that saved it"
                 )
             copy_into(parameter, entries[name])
         elif not parameter.stop_gradient:
@@ -188,7 +188,10 @@ def _load_optimizer(trainer: Any, checkpoint: Path) -> None:
     unknown = sorted({key.split("|")[0] for key in saved} - parameters.keys())
     if unknown:
         raise UserError(f"{path} holds the optimiser's state of '{unknown[0]}', which this run does not have")
-    state: dict[str, Any] = dict(_optimizer_state(saved, parameters))
+    state: dict[str, Any] = {
+        **dict(_optimizer_state(saved, parameters)),
+        **dict(_start_state(saved, parameters, trainer.config)),
+    }
     masters = {
         parameters[key.split("|")[0]].name: paddle.to_tensor(np.ascontiguousarray(entry.read()))
         for key, entry in saved.items()
@@ -209,3 +212,21 @@ def _optimizer_state(saved: dict[str, TensorEntry], parameters: dict[str, Any]) 
         if kind != "master_weight":
             paddle_name = parameters[name].name + ("_fp32_master_0" if name in has_master else "")
             yield f"{paddle_name}_{kind}_0", paddle.to_tensor(np.ascontiguousarray(entry.read()))
+
+
+def _start_state(
+    saved: dict[str, TensorEntry], parameters: dict[str, Any], config: RunConfig
+) -> Iterator[tuple[str, paddle.Tensor]]:
+    """State of the weights that had no gradient yet, as of a projector when every sample so far was text.
+
+    Paddle makes it at the first gradient, but not any more in an optimiser that was given a state.
+    """
+    begun = {key.split("|")[0] for key in saved}
+    for name, parameter in parameters.items():
+        if name in begun or parameter.stop_gradient:
+            continue
+        master = "_fp32_master_0" if parameter.dtype in (paddle.float16, paddle.bfloat16) else ""
+        for kind in ("moment1", "moment2"):
+            yield f"{parameter.name}{master}_{kind}_0", paddle.zeros(parameter.shape, dtype="float32")
+        for kind, beta in (("beta1", config.adam_beta1), ("beta2", config.adam_beta2)):
+            yield f"{parameter.name}{master}_{kind}_pow_acc_0", paddle.full([1], beta, dtype="float32")

@@ -106,7 +106,7 @@ def test_a_preprocessor_file_is_honoured(place: Callable[..., Path], crop: Any) 
 
 
 def test_without_a_preprocessor_file_the_numbers_are_clips(place: Callable[..., Path]) -> None:
-    assert recognise(place(LLAMA | {"mm_vision_tower": "x"})).processor["image_mean"] == list(CLIP_MEAN)
+    assert recognise(place({"model_type": "clip_vision_model"})).processor["image_mean"] == list(CLIP_MEAN)
 
 
 @pytest.mark.parametrize(

@@ -70,9 +70,18 @@ def see(path: Path) -> dict[str, tuple[str, str, str]]:
     return found
 
 
+DESCRIPTIONS = ("Describe the picture.", "What do you see?", "What is in the picture?", "描述这张图片。", "图中有什么？")
+
+
 def answer_from_pixels(question: str, seen: dict[str, tuple[str, str, str]]) -> str:
     """The answer to any question of the scenes, in English; `question` has its Chinese names replaced already."""
     names = "|".join(("circle", "square", "triangle"))
+    if question.replace("<image>", "").strip() in DESCRIPTIONS:
+        items = [(colour, shape, corner) for corner, (colour, shape, _) in seen.items()]
+        if question.isascii() and "图" not in question:
+            parts = [f"a {colour} {shape} in the {corner}" for colour, shape, corner in items]
+            return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+        return "，".join(f"{corner}是{colour}{shape}" for colour, shape, corner in items)
     corner = next((corner for corner in CORNERS if corner in question), None)
     colour = next((colour for colour in PURE if colour in question), None)
     shape = re.search(rf"\b({names})\b|({names})的?", question)
@@ -125,7 +134,7 @@ def test_scene_records_have_the_pair_form(scene_lists: scenes.SceneFiles) -> Non
             assert Image.open(path.parent / record["image"]).size == (32, 32)
             turns = record["conversations"]
             single = path in (scene_lists.held_out, scene_lists.captions)
-            assert len(turns) == 1 if single else len(turns) in (2, 3)
+            assert len(turns) == 1 if single else len(turns) in (4, 5)
             assert [question.count("<image>") for question, _ in turns] == [1] + [0] * (len(turns) - 1)
             assert turns[0][0].startswith("<image>\n") and all(answer for _, answer in turns)
             chinese += not turns[0][0].isascii()

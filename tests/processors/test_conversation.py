@@ -84,10 +84,12 @@ def test_generation_prompt_opens_an_answer() -> None:
     assert plain == [Piece("image", "<image>", image=0)]
 
 
-def test_generation_prompt_begins_as_training_does() -> None:
-    messages = make_sample("One?", "1", "Two?", "2").messages
-    trained = prompt_text(render(VICUNA, messages))
-    assert trained == prompt_text(render(VICUNA, messages[:-1], add_generation_prompt=True)) + " 2</s>"
+@pytest.mark.parametrize("name", sorted(set(TEMPLATES) - {"plain"}))
+def test_generation_prompt_begins_as_training_does(name: str) -> None:
+    template, messages = TEMPLATES[name], make_sample("<image>\nOne?", "1", "Two?", "2").messages
+    prompt = prompt_text(render(template, messages[:-1], add_generation_prompt=True))
+    answer = template.answer.replace("{content}", "2") + template.end + template.after_answer
+    assert prompt_text(render(template, messages)) == prompt + answer
 
 
 def test_system_turn_replaces_the_templates_own() -> None:
@@ -96,6 +98,19 @@ def test_system_turn_replaces_the_templates_own() -> None:
     assert text == "Be brief. USER: Q ASSISTANT: A</s>"
     silent = Message(role="system", content=("",))
     assert prompt_text(render(VICUNA, [silent, *make_sample("Q", "A").messages])) == "USER: Q ASSISTANT: A</s>"
+
+
+@pytest.mark.parametrize("name", sorted(set(TEMPLATES) - {"plain"}))
+def test_system_turn_is_written_or_refused(name: str) -> None:
+    template, system = TEMPLATES[name], Message(role="system", content=("Be </s> brief.",))
+    messages = [system, *make_sample("Q", "A").messages]
+    if not template.first_user:
+        with pytest.raises(UserError, match=f"template '{name}' has no place for a system text"):
+            render(template, messages)
+        return
+    pieces = render(template, messages)
+    assert any("Be </s> brief." in piece.text for piece in pieces if piece.kind == "text")
+    assert not template.system or template.system not in prompt_text(pieces)
 
 
 def test_aliases_and_unknown_names() -> None:

@@ -19,7 +19,7 @@ from paddlemix.errors import MissingFileError, UserError
 from paddlemix.processors.conversation import prompt_text, render
 from paddlemix.processors.image import count_visual_tokens, preprocess_image, visual_token_index
 from paddlemix.processors.llava import LlavaProcessor, image_spec_from_dict, processor_from_dict
-from paddlemix.processors.templates import get_template, template_names
+from paddlemix.processors.templates import TEMPLATES, get_template, template_names
 from paddlemix.processors.tokenizer import Tokenizer, load_tokenizer
 from paddlemix.sample import IGNORE_INDEX, IMAGE_TOKEN_INDEX, NEWLINE_INDEX, Example, Message
 from tests.tiny import ANYRES_SPEC, PAD_SPEC, make_processor, make_sample, noise_picture
@@ -132,6 +132,20 @@ def reference_tokenizer(directory: str) -> Any:
     from transformers import LlamaTokenizer
 
     return LlamaTokenizer.from_pretrained(directory, legacy=False)
+
+
+@pytest.mark.parametrize("name", sorted(set(TEMPLATES) - {"plain"}))
+def test_supervised_ids_of_every_template(tokenizer: Tokenizer, name: str) -> None:
+    template, answers = TEMPLATES[name], ["It is red.", "</s> 是\n"]
+    messages = make_sample("<image>\nWhat?", answers[0], "Where?", answers[1]).messages
+    encoded = make_processor(tokenizer, template=name).encode_text(messages, [(9, 9)])
+    trained = encoded.labels != IGNORE_INDEX
+    np.testing.assert_array_equal(encoded.labels[trained], encoded.input_ids[trained])
+    starts = np.flatnonzero(trained & ~np.roll(trained, 1))
+    stretches = [encoded.labels[a:b][trained[a:b]] for a, b in zip(starts, [*starts[1:], None], strict=True)]
+    expected = [template.answer.replace("{content}", answer) + template.end for answer in answers]
+    decoded = [tokenizer.decode(stretch.tolist(), skip_special_tokens=False) for stretch in stretches]
+    assert [text.strip(" ") for text in decoded] == [text.strip(" ") for text in expected]
 
 
 def test_special_token_that_the_vocabulary_lacks_is_text(processor: LlavaProcessor, tokenizer: Tokenizer) -> None:

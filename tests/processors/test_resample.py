@@ -60,9 +60,9 @@ def test_extreme_strip_stays_small(monkeypatch: pytest.MonkeyPatch, size: tuple[
     """Resized whole it would have 336 x 6,720,000 pixels."""
     image, resize = noise_picture(*size), Image.Image.resize
 
-    def resize_small(self: Image.Image, size: tuple[int, int], *options: Image.Resampling) -> Image.Image:
+    def resize_small(self: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
         assert size[0] * size[1] <= 336 * 400
-        return resize(self, size, *options)
+        return resize(self, size, resample)
 
     monkeypatch.setattr(Image.Image, "resize", resize_small)
     assert resize_shortest_and_crop(image, 336).size == (336, 336)

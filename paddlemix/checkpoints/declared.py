@@ -1,0 +1,196 @@
+"""Our facts as the declared files of the other layouts: config.json and the processor files.
+
+The reverse of `layouts.py`; keys are those that the reference's own files have.  Knows no weights.
+Sources: config.json and processor files of liuhaotian/llava-v1.5-7b, llava-v1.6-vicuna-7b and llava-hf/*.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from paddlemix.checkpoints.layouts import NO_TOWER, TEMPLATE_KEY, exchange_sides
+from paddlemix.checkpoints.vocabulary import BASE_KEY, IMAGE_TOKEN, HfVocabulary
+from paddlemix.errors import UserError
+from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionConfig
+from paddlemix.processors.llava import image_spec_from_dict
+from paddlemix.processors.templates import get_template
+
+TOWER_DIRECTORY = "vision_tower"
+_BICUBIC = 3  # PIL's number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What every layout's declared files are written from.
+
+    Args:
+        config: sizes.
+        processor: content of our `processor_config.json`.
+        special_ids: `bos_token_id`, `eos_token_id`, `pad_token_id`.
+        dtype: of the weights, e.g. "float16".
+    """
+
+    config: LlavaConfig
+    processor: dict[str, Any]
+    special_ids: dict[str, int]
+    dtype: str
+
+    @property
+    def anyres(self) -> bool:
+        """Whether images are tiled, as LLaVA-1.6 does."""
+        return self.processor["image_aspect_ratio"] == "anyres"
+
+
+def complete_processor(config: LlavaConfig, processor: dict[str, Any]) -> dict[str, Any]:
+    """Processor values with every key, checked.
+
+    Raises:
+        UserError: a value is not allowed.
+    """
+    values = {
+        **({} if config.vision is not None else NO_TOWER),
+        "image_grid_pinpoints": None,
+        "mm_patch_merge_type": "flat",
+        "mm_vision_select_feature": config.mm_vision_select_feature,
+        **processor,
+    }
+    try:
+        image_spec_from_dict(values)
+        get_template(values["chat_template"])
+    except KeyError as error:
+        raise UserError(f"the processor's settings have no key {error}") from error
+    return values
+
+
+def original_config(facts: Facts) -> dict[str, Any]:
+    """config.json of `LlavaLlamaForCausalLM`; the tower stands beside it."""
+    config, processor = facts.config, facts.processor
+    assert config.vision is not None
+    return {
+        **_text_values(config.text),
+        **facts.special_ids,
+        "architectures": ["LlavaLlamaForCausalLM"],
+        "model_type": "llava_llama",
+        "torch_dtype": facts.dtype,
+        "mm_hidden_size": config.vision.hidden_size,
+        "mm_projector_type": config.mm_projector_type,
+        "mm_vision_tower": TOWER_DIRECTORY,
+        # the weights inside are the tower's; LLaVA takes them from there only under this key
+        "unfreeze_mm_vision_tower": True,
+        "mm_vision_select_layer": config.mm_vision_select_layer,
+        "mm_vision_select_feature": config.mm_vision_select_feature,
+        "mm_patch_merge_type": processor["mm_patch_merge_type"],
+        "image_aspect_ratio": processor["image_aspect_ratio"],
+        **({"image_grid_pinpoints": processor["image_grid_pinpoints"]} if processor["image_grid_pinpoints"] else {}),
+        "mm_use_im_start_end": False,
+        "mm_use_im_patch_token": False,
+        "use_mm_proj": True,
+        "tune_mm_mlp_adapter": False,
+        "freeze_mm_mlp_adapter": False,
+        "tokenizer_padding_side": "right",
+        "tokenizer_model_max_length": config.text.max_position_embeddings,
+        TEMPLATE_KEY: processor["chat_template"],
+    }
+
+
+def _text_values(text: DecoderConfig) -> dict[str, Any]:
+    values = {key: value for key, value in asdict(text).items() if value is not None}
+    return {**values, "num_key_value_heads": text.key_value_heads, "use_cache": True}
+
+
+def clip_config(vision: VisionConfig, dtype: str) -> dict[str, Any]:
+    """config.json of a `CLIPVisionModel`."""
+    values = {"architectures": ["CLIPVisionModel"], "model_type": "clip_vision_model", "torch_dtype": dtype}
+    return {**values, **asdict(vision), "projection_dim": vision.hidden_size}
+
+
+def clip_preprocessor(processor: dict[str, Any]) -> dict[str, Any]:
+    """preprocessor_config.json of a CLIP tower."""
+    size = processor["image_size"]
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "crop_size": {"height": size, "width": size},
+        "do_center_crop": True,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": list(processor["image_mean"]),
+        "image_std": list(processor["image_std"]),
+        "resample": _BICUBIC,
+        "rescale_factor": 1 / 255,
+        "size": {"shortest_edge": size},
+    }
+
+
+def check_hf(facts: Facts) -> None:
+    """Whether llava-hf has a place for a model.
+
+    Raises:
+        UserError: lists what it has none for.
+    """
+    config, processor, faults = facts.config, facts.processor, []
+    if config.mm_projector_type != "mlp2x_gelu":
+        faults.append(f"mm_projector_type '{config.mm_projector_type}' (only mlp2x_gelu)")
+    if facts.anyres and not (config.image_newline and processor["mm_patch_merge_type"] == "spatial_unpad"):
+        faults.append(f"mm_patch_merge_type '{processor['mm_patch_merge_type']}' with anyres (only spatial_unpad)")
+    if faults:
+        raise UserError(f"llava-hf has no place for {'; '.join(faults)}; use --to llava or --to paddlemix")
+
+
+def hf_config(facts: Facts, vocabulary: HfVocabulary) -> dict[str, Any]:
+    """config.json of `LlavaForConditionalGeneration` or `LlavaNextForConditionalGeneration`."""
+    config, processor = facts.config, facts.processor
+    assert config.vision is not None
+    text = {**_text_values(config.text), **facts.special_ids, "model_type": "llama", "torch_dtype": facts.dtype}
+    vision = {**asdict(config.vision), "model_type": "clip_vision_model", "projection_dim": config.vision.hidden_size}
+    strategy = {"patch": "default", "cls_patch": "full"}[config.mm_vision_select_feature]
+    return {
+        "architectures": [f"Llava{'Next' if facts.anyres else ''}ForConditionalGeneration"],
+        "model_type": "llava_next" if facts.anyres else "llava",
+        "torch_dtype": facts.dtype,
+        "ignore_index": -100,
+        "image_token_index": vocabulary.image_token,
+        "pad_token_id": hf_pad_token(facts, vocabulary),
+        "image_seq_length": config.tokens_per_tile,
+        "projector_hidden_act": "gelu",
+        "multimodal_projector_bias": True,
+        "vision_feature_layer": config.mm_vision_select_layer,
+        "vision_feature_select_strategy": strategy,
+        **({"image_grid_pinpoints": exchange_sides(processor["image_grid_pinpoints"])} if facts.anyres else {}),
+        "tie_word_embeddings": config.text.tie_word_embeddings,
+        "text_config": {**text, "vocab_size": vocabulary.size},
+        "vision_config": vision,
+        "image_aspect_ratio": processor["image_aspect_ratio"],
+        TEMPLATE_KEY: processor["chat_template"],
+        BASE_KEY: vocabulary.base,
+    }
+
+
+def hf_pad_token(facts: Facts, vocabulary: HfVocabulary) -> int:
+    """Id of `<pad>`, right behind `<image>` where rows were added, else the model's own."""
+    return vocabulary.image_token + 1 if vocabulary.rows else facts.special_ids["pad_token_id"]
+
+
+def hf_processor_files(facts: Facts) -> dict[str, dict[str, Any]]:
+    """preprocessor_config.json and processor_config.json of llava-hf."""
+    config, processor = facts.config, facts.processor
+    assert config.vision is not None
+    name = "LlavaNextProcessor" if facts.anyres else "LlavaProcessor"
+    pixels = {**clip_preprocessor(processor), "processor_class": name}
+    if facts.anyres:
+        pixels["image_processor_type"] = "LlavaNextImageProcessor"
+        pixels |= {"do_pad": True, "image_grid_pinpoints": exchange_sides(processor["image_grid_pinpoints"])}
+    elif processor["image_aspect_ratio"] == "pad":
+        pixels |= {"image_processor_type": "LlavaImageProcessor", "do_pad": True}
+    return {
+        "preprocessor_config.json": pixels,
+        "processor_config.json": {
+            "processor_class": name,
+            "image_token": IMAGE_TOKEN,
+            "num_additional_image_tokens": 1,
+            "patch_size": config.vision.patch_size,
+            "vision_feature_select_strategy": "full" if config.mm_vision_select_feature == "cls_patch" else "default",
+        },
+    }

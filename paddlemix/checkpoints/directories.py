@@ -1,0 +1,88 @@
+"""Directories that appear whole or not at all, and write errors as a user can act on them.  Knows no file format."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from paddlemix.errors import UserError
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns a failed write (full disk, no permission) into a UserError that names the path."""
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write '{path}': {reason}; free space or choose another place") from error
+
+
+@contextlib.contextmanager
+def atomic_directory(target: Path, keep: Sequence[str] = ()) -> Iterator[Path]:
+    """Gives a temporary directory that becomes `target` when the block ends well and vanishes when it does not.
+
+    Args:
+        target: replaced whole if it exists.
+        keep: names inside an existing `target` to carry over.
+
+    Raises:
+        UserError: the disk is full or cannot be written; what was there before is untouched.
+    """
+    target = Path(os.path.abspath(target))
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        with writing(target):
+            yield temporary
+            os.chmod(temporary, 0o777 & ~_umask())
+            for path in temporary.rglob("*"):
+                if path.is_file():
+                    _sync(path)
+            if target.exists():
+                _exchange(temporary, target, keep)
+            else:
+                os.rename(temporary, target)
+            _sync(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _exchange(temporary: Path, target: Path, keep: Sequence[str]) -> None:
+    """Puts `temporary` in the place of `target`, with what `target` has of `keep`; a failed step is taken back."""
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    moves = [(target / name, temporary / name) for name in keep]
+    moves = [(source, place) for source, place in moves if source.exists() and not place.exists()]
+    moves += [(target, old / "old"), (temporary, target)]
+    done: list[tuple[Path, Path]] = []
+    try:
+        for source, place in moves:
+            os.rename(source, place)
+            done.append((source, place))
+    except BaseException:
+        for source, place in reversed(done):
+            os.rename(place, source)
+        old.rmdir()
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,216 @@
+"""One checkpoint layout into another: streaming, verified, whole or not at all.
+
+    convert_checkpoint("llava-v1.5-7b-hf", "llava-v1.5-7b", Conversion(to="llava"))
+
+Weights pass through tensor by tensor and no model is built, so that memory is that of a few tensors.  What each layout
+declares is in `declared.py`, what its weights are called in `keymap.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from paddlemix.checkpoints import declared
+from paddlemix.checkpoints.files import (
+    atomic_directory,
+    read_json,
+    write_json,
+    write_safetensors,
+)
+from paddlemix.checkpoints.keymap import CLIP, HF_OLD, ORIGINAL, OURS, KeyMap, is_linear_weight
+from paddlemix.checkpoints.layouts import CONFIG_FILE, PREPROCESSOR_FILE, config_values
+from paddlemix.checkpoints.source import open_source
+from paddlemix.checkpoints.strict import check_vocabulary, check_weights, expected_shapes
+from paddlemix.checkpoints.tensors import FLOAT_TYPES, TensorEntry, Tensors, converted, transposed
+from paddlemix.checkpoints.tokenizer_files import (
+    copy_tokenizer,
+    declare_added_tokens,
+    has_tokenizer,
+    remove_added_tokens,
+)
+from paddlemix.checkpoints.verified import Conversion, Report, write_verified
+from paddlemix.checkpoints.vocabulary import (
+    HF_VOCABULARY_FILE,
+    HfVocabulary,
+    choose_vocabulary,
+    put_back,
+    read_carried_vocabulary,
+    take_off,
+)
+from paddlemix.errors import UserError
+from paddlemix.log import logger
+from paddlemix.processors.llava import PROCESSOR_FILE
+from paddlemix.processors.tokenizer import load_tokenizer
+
+TARGETS = ("paddlemix", "llava", "hf")
+_GENERATION_FILE = "generation_config.json"
+_TOWER = "vision_tower."
+# Source: Llama's own config.json
+_LLAMA_IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint between two layouts: complete, under our names, unread.
+
+    Args:
+        directory: where it comes from.
+        facts: what its files declare.
+        tensors: every weight, without rows that llava-hf added.
+        added: those rows, where the source is llava-hf or once was.
+    """
+
+    directory: Path
+    facts: declared.Facts
+    tensors: dict[str, TensorEntry]
+    added: HfVocabulary | None
+
+
+def convert_checkpoint(source: str | Path, target: str | Path, conversion: Conversion) -> Report:
+    """Converts a model directory.
+
+    Args:
+        source: of any layout that is read.
+        target: must not exist, or be empty; appears when everything is written and verified.
+
+    Raises:
+        MissingFileError, UserError: the source cannot be used, the target's layout has no place for it, or the target
+            cannot be written.
+    """
+    target = Path(target)
+    if conversion.to not in TARGETS:
+        raise UserError(f"--to '{conversion.to}' is not one of {', '.join(TARGETS)}")
+    check_target(target)
+    checkpoint = read_checkpoint(Path(source), conversion.dtype)
+    if conversion.to != "paddlemix" and checkpoint.facts.config.vision is None:
+        raise UserError(
+            f"{source} is a language model alone; --to {conversion.to} needs a vision tower, use --to paddlemix"
+        )
+    with atomic_directory(target) as temporary:
+        return _WRITERS[conversion.to](checkpoint, temporary, conversion)
+
+
+def check_target(target: Path) -> None:
+    """Whether a directory may be made.
+
+    Raises:
+        UserError: it exists and is not empty.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"output '{target}' exists and is not empty; choose a new folder or remove it first")
+
+
+def read_checkpoint(directory: Path, dtype: str | None = None) -> Checkpoint:
+    """Opens a model directory of any layout and checks every weight's name and shape.
+
+    Args:
+        dtype: to convert floating-point weights to.
+
+    Raises:
+        MissingFileError, UserError: it cannot be used, see `convert_checkpoint`.
+    """
+    source = open_source(directory)
+    tensors, config = source.tensors(), source.config
+    check_weights(expected_shapes(config), tensors, str(directory))
+    tokenizer = load_tokenizer(directory) if has_tokenizer(directory) else None
+    raw = read_json(directory / CONFIG_FILE)
+    if tokenizer is not None:
+        check_vocabulary(len(tokenizer), config.text.vocab_size, str(directory))
+    added = read_carried_vocabulary(directory, config.text.vocab_size)
+    if source.kind == "hf":
+        tensors, added = take_off(raw, directory, tensors, config.text.vocab_size)
+        config = replace(config, text=replace(config.text, vocab_size=added.base))
+    if dtype is not None:
+        tensors = {name: converted(entry, FLOAT_TYPES[dtype]) for name, entry in tensors.items()}
+    facts = declared.Facts(
+        config=config,
+        processor=declared.complete_processor(config, source.processor),
+        special_ids=_special_ids(raw, config.text.vocab_size),
+        dtype={value: key for key, value in FLOAT_TYPES.items()}[tensors["language_model.embed_tokens.weight"].dtype],
+    )
+    return Checkpoint(source.directory, facts, tensors, added)
+
+
+def _special_ids(raw: dict[str, Any], vocab_size: int) -> dict[str, int]:
+    """The ids that config.json declares; Llama's where it says nothing or names an added row."""
+    declared_ids = {**(raw.get("text_config") or {}), **raw}
+    found = {key: declared_ids.get(key) for key in _LLAMA_IDS}
+    return {
+        key: value if isinstance(value, int) and 0 <= value < vocab_size else _LLAMA_IDS[key]
+        for key, value in found.items()
+    }
+
+
+def _write_ours(checkpoint: Checkpoint, directory: Path, conversion: Conversion) -> Report:
+    facts = checkpoint.facts
+    write_json(directory / CONFIG_FILE, {**config_values(facts.config), **facts.special_ids})
+    write_json(directory / PROCESSOR_FILE, facts.processor)
+    _write_common(checkpoint, directory)
+    return write_verified({directory: to_layout(checkpoint.tensors, OURS)}, "paddlemix", conversion)
+
+
+def _write_original(checkpoint: Checkpoint, directory: Path, conversion: Conversion) -> Report:
+    facts = checkpoint.facts
+    assert facts.config.vision is not None
+    tower = directory / declared.TOWER_DIRECTORY
+    tower.mkdir()
+    write_json(directory / CONFIG_FILE, declared.original_config(facts))
+    write_json(tower / CONFIG_FILE, declared.clip_config(facts.config.vision, facts.dtype))
+    write_json(tower / PREPROCESSOR_FILE, declared.clip_preprocessor(facts.processor))
+    _write_common(checkpoint, directory)
+    inside = {name: entry for name, entry in checkpoint.tensors.items() if name.startswith(_TOWER)}
+    parts = {directory: to_layout(checkpoint.tensors, ORIGINAL), tower: to_layout(inside, CLIP)}
+    return write_verified(parts, "pt", conversion)
+
+
+def _write_hf(checkpoint: Checkpoint, directory: Path, conversion: Conversion) -> Report:
+    facts, tensors = checkpoint.facts, checkpoint.tensors
+    declared.check_hf(facts)
+    vocabulary = checkpoint.added or choose_vocabulary(checkpoint.directory, tensors, facts.config.text.vocab_size)
+    write_json(directory / CONFIG_FILE, declared.hf_config(facts, vocabulary))
+    for name, values in declared.hf_processor_files(facts).items():
+        write_json(directory / name, values)
+    pad = declared.hf_pad_token(facts, vocabulary)
+    write_json(directory / _GENERATION_FILE, {"_from_model_config": True, **facts.special_ids, "pad_token_id": pad})
+    copy_tokenizer(checkpoint.directory, directory)
+    if vocabulary.rows and has_tokenizer(directory):
+        declare_added_tokens(directory, vocabulary.image_token)
+    if "image_newline" in tensors and not facts.anyres:
+        logger.warning("image_newline is left out: without tiles no image uses it, and llava-hf has no place for it")
+        tensors = {name: entry for name, entry in tensors.items() if name != "image_newline"}
+    return write_verified({directory: to_layout(put_back(tensors, vocabulary), HF_OLD)}, "pt", conversion)
+
+
+_WRITERS = {"paddlemix": _write_ours, "llava": _write_original, "hf": _write_hf}
+
+
+def _write_common(checkpoint: Checkpoint, directory: Path) -> None:
+    """Tokenizer, generation settings and the rows that llava-hf added, for layouts that have none of these."""
+    copy_tokenizer(checkpoint.directory, directory)
+    generation = checkpoint.directory / _GENERATION_FILE
+    added, ids = checkpoint.added, checkpoint.facts.special_ids
+    if generation.is_file():
+        write_json(directory / _GENERATION_FILE, {**read_json(generation), **ids})
+    if added is not None:
+        if added.rows:
+            remove_added_tokens(directory, added.base)
+        write_safetensors(directory / HF_VOCABULARY_FILE, added.rows, added.metadata())
+
+
+def to_layout(tensors: Tensors, keymap: KeyMap) -> dict[str, TensorEntry]:
+    """Weights under another layout's names and in its orientation, unread.
+
+    Raises:
+        UserError: the layout has no place for a weight.
+    """
+    renamed = {}
+    for name, entry in tensors.items():
+        try:
+            theirs = keymap.to_theirs(name)
+        except KeyError as error:
+            raise UserError(f"a {keymap.name} checkpoint has no place for the weight '{name}'") from error
+        turn = keymap.transposed and is_linear_weight(name, entry.shape)
+        renamed[theirs] = transposed(entry) if turn else entry
+    return renamed

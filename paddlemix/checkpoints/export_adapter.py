@@ -1,0 +1,142 @@
+"""Our adapter as one that original LLaVA loads: PEFT's two files, `non_lora_trainables.bin` and LLaVA's config.json.
+
+Knows how torch.save lays out a file, so that torch is not needed to write one.
+Sources: peft's save_pretrained; haotian-liu/LLaVA llava/train/train.py (commit c121f04); torch/serialization.py.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paddlemix.checkpoints.adapter import AdapterFiles, read_adapter
+from paddlemix.checkpoints.declared import Facts, original_config
+from paddlemix.checkpoints.export import check_target, read_checkpoint
+from paddlemix.checkpoints.files import atomic_directory, write_json, write_safetensors
+from paddlemix.checkpoints.foreign_adapter import PEFT_OTHER_WEIGHTS, PEFT_WEIGHTS
+from paddlemix.checkpoints.keymap import ORIGINAL, is_linear_weight
+from paddlemix.checkpoints.layouts import CONFIG_FILE, PEFT_ADAPTER_FILE
+from paddlemix.checkpoints.load import base_of
+from paddlemix.checkpoints.tensors import FLOAT_TYPES, TensorEntry, converted, transposed
+from paddlemix.errors import UserError
+
+_WRAPPER = "base_model.model."
+_STORAGES = {"F32": "FloatStorage", "F16": "HalfStorage", "BF16": "BFloat16Storage"}
+
+
+def export_adapter(source: str | Path, target: str | Path, dtype: str | None = None) -> int:
+    """Writes an adapter directory for original LLaVA.
+
+    Args:
+        source: an adapter directory of ours or PaddleMIX's; its base must be in place, for the config.json.
+        target: must not exist, or be empty; appears whole or not at all.
+        dtype: of the written weights; None keeps them.
+
+    Returns:
+        The number of weights.
+
+    Raises:
+        MissingFileError, UserError: the adapter or its base cannot be used, or the target cannot be written.
+    """
+    source, target = Path(source), Path(target)
+    check_target(target)
+    adapter = read_adapter(source)
+    tensors = adapter.tensors()
+    if dtype is not None:
+        tensors = {name: converted(entry, FLOAT_TYPES[dtype]) for name, entry in tensors.items()}
+    lora = {name: entry for name, entry in tensors.items() if name.endswith((".lora_A", ".lora_B"))}
+    other = {name: entry for name, entry in tensors.items() if name not in lora}
+    with atomic_directory(target) as temporary:
+        write_json(temporary / PEFT_ADAPTER_FILE, _peft_config(adapter))
+        write_json(temporary / CONFIG_FILE, _config(adapter))
+        write_safetensors(temporary / PEFT_WEIGHTS[0], dict(_peft_lora(lora)), {"format": "pt"})
+        write_torch(temporary / PEFT_OTHER_WEIGHTS, dict(_peft_whole(other)))
+    return len(tensors)
+
+
+def _peft_lora(lora: Mapping[str, TensorEntry]) -> Iterator[tuple[str, TensorEntry]]:
+    for name, entry in lora.items():
+        module, _, part = name.rpartition(".")
+        yield f"{_WRAPPER}{_module(module)}.{part}.weight", transposed(entry)
+
+
+def _peft_whole(tensors: Mapping[str, TensorEntry]) -> Iterator[tuple[str, TensorEntry]]:
+    for name, entry in tensors.items():
+        turned = transposed(entry) if is_linear_weight(name, entry.shape) else entry
+        yield _WRAPPER + ORIGINAL.to_theirs(name), turned
+
+
+def _module(name: str) -> str:
+    """A layer's name in original LLaVA."""
+    return ORIGINAL.to_theirs(f"{name}.weight").removesuffix(".weight")
+
+
+def _peft_config(adapter: AdapterFiles) -> dict[str, Any]:
+    config = adapter.config
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": adapter.base["model"],
+        "r": config.r,
+        "lora_alpha": config.lora_alpha,
+        "lora_dropout": config.lora_dropout,
+        "target_modules": [_module(name) for name in config.modules],
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+    }
+
+
+def _config(adapter: AdapterFiles) -> dict[str, Any]:
+    """The base's config.json as original LLaVA's, with what the adapter's processor says."""
+    spec = base_of(adapter)
+    base = read_checkpoint(Path(spec.model))
+    if base.facts.config.vision is None:
+        raise UserError(
+            f"the adapter's base {spec.model} is a language model alone; merge the adapter first "
+            "(paddlemix merge-lora) and convert the result"
+        )
+    facts = base.facts
+    processor = {**facts.processor, **adapter.processor}
+    values = original_config(Facts(**{**vars(facts), "processor": processor}))
+    # the base has its own tower; the folder beside a converted model does not stand beside an adapter
+    return {**values, "mm_vision_tower": str(Path(spec.model).resolve() / values["mm_vision_tower"])}
+
+
+def write_torch(path: Path, tensors: Mapping[str, TensorEntry]) -> None:
+    """Writes a file that `torch.load` reads, weights_only too: a dict of tensors in torch's zip format."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        root = path.stem
+        archive.writestr(f"{root}/data.pkl", _pickled(tensors))
+        archive.writestr(f"{root}/byteorder", "little")
+        for number, entry in enumerate(tensors.values()):
+            archive.writestr(f"{root}/data/{number}", np.ascontiguousarray(entry.read()).tobytes())
+        archive.writestr(f"{root}/version", "3\n")
+
+
+def _pickled(tensors: Mapping[str, TensorEntry]) -> bytes:
+    """The pickle, written by hand (protocol 2): its functions belong to torch, which pickle would want to import."""
+    code = bytearray(b"\x80\x02}(")
+    for number, (name, entry) in enumerate(tensors.items()):
+        strides = [int(np.prod(entry.shape[axis + 1 :], dtype=np.int64)) for axis in range(len(entry.shape))]
+        code += _text(name) + b"ctorch._utils\n_rebuild_tensor_v2\n(("
+        code += _text("storage") + f"ctorch\n{_STORAGES[entry.dtype]}\n".encode() + _text(str(number)) + _text("cpu")
+        code += _number(int(np.prod(entry.shape, dtype=np.int64))) + b"tQ" + _number(0)
+        code += b"(" + b"".join(map(_number, entry.shape)) + b"t(" + b"".join(map(_number, strides)) + b"t"
+        code += b"\x89ccollections\nOrderedDict\n)RtR"
+    return bytes(code + b"u.")
+
+
+def _text(text: str) -> bytes:
+    encoded = text.encode()
+    return b"X" + len(encoded).to_bytes(4, "little") + encoded
+
+
+def _number(value: int) -> bytes:
+    return b"\x8a\x08" + value.to_bytes(8, "little", signed=True)

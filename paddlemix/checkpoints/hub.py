@@ -1,0 +1,165 @@
+"""Model names -> directories: a directory as it is, else a local cache that has the model, else a download.
+
+    resolve_model("liuhaotian/llava-v1.5-7b")  # e.g. ~/.paddlemix/models/liuhaotian/llava-v1.5-7b
+
+Knows where models are kept, not what they hold nor how files come over the network (`download.py`).
+
+Sources: PaddleMIX's cache folders (its documentation); huggingface_hub's cache layout
+(https://huggingface.co/docs/huggingface_hub/guides/manage-cache).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from paddlemix.checkpoints.directories import writing
+from paddlemix.checkpoints.download import download_model
+from paddlemix.checkpoints.files import read_json
+from paddlemix.checkpoints.remote import ADAPTER_WEIGHTS, PADDLEMIX, SMALL_FILE, WEIGHTS, UnavailableError, shards_of
+from paddlemix.errors import MissingFileError, UserError, did_you_mean
+from paddlemix.models.presets import PUBLISHED_NAMES
+
+KNOWN_NAMES = (
+    *PUBLISHED_NAMES,
+    "llava-hf/llava-1.5-7b-hf",
+    "llava-hf/llava-1.5-13b-hf",
+    "llava-hf/llava-v1.6-vicuna-7b-hf",
+    "llava-hf/llava-v1.6-vicuna-13b-hf",
+)
+_PART = r"[A-Za-z0-9_][\w.\-]*"
+_NAME = re.compile(rf"paddlemix(/{_PART})+|{_PART}/{_PART}", re.ASCII)
+
+
+def resolve_model(name_or_path: str | Path) -> Path:
+    """The directory of a model.
+
+    Args:
+        name_or_path: an existing directory, or a name: `owner/name` on Hugging Face, `paddlemix/...` on PaddleMIX's
+            server.  A name is looked for in the caches of PaddleMIX, PaddleNLP and Hugging Face, then downloaded
+            unless PADDLEMIX_OFFLINE or HF_HUB_OFFLINE is 1.
+
+    Raises:
+        MissingFileError: it is nowhere and cannot be downloaded; says every place that was tried.
+        UserError: a download cannot be written.
+    """
+    name = str(name_or_path)
+    path = Path(os.path.expanduser(name))
+    if name and path.is_dir():
+        return path
+    if not is_model_name(name):
+        kind = "is a file" if path.is_file() else "does not exist"
+        raise MissingFileError(f"model directory '{name}' {kind} (looked from {Path.cwd()}){_suggestion(name)}")
+    found = local_model(name)
+    if found is not None:
+        return found
+    try:
+        _check_download_allowed(name)
+        return download_model(name, candidates(name)[0], lambda: local_model(name))
+    except UnavailableError as error:
+        raise MissingFileError(_not_found(name, str(error))) from error
+
+
+def is_model_name(text: str) -> bool:
+    """Whether a text may name a model: `owner/name` or `paddlemix/...`, with no leading "./", "/" or "~"."""
+    return _NAME.fullmatch(text) is not None
+
+
+def local_model(name: str) -> Path | None:
+    """The first cache that has a model whole, without any network; None where none has.
+
+    Args:
+        name: see `is_model_name`.
+
+    Raises:
+        UserError: PaddleMIX's two halves of a cached model cannot be joined because its folder cannot be written.
+    """
+    paddlemix, paddlenlp, *others = candidates(name)
+    if _lacks(paddlemix) == "config.json" and (paddlenlp / "config.json").is_file():
+        _copy_small_files(paddlenlp, paddlemix)  # PaddleMIX keeps weights in the first, all else in the second
+    return next((path for path in (paddlemix, paddlenlp, *others) if _lacks(path) is None), None)
+
+
+def candidates(name: str) -> list[Path]:
+    """Where a model may be on this machine, in the order of preference; a download goes to the first."""
+    paddlenlp = Path(os.environ.get("PPNLP_HOME") or "~/.paddlenlp").expanduser()
+    places = [_paddlemix_home() / "models" / name, paddlenlp / "models" / name]
+    if not name.startswith(PADDLEMIX):
+        cached = _hugging_face_cache() / f"models--{name.replace('/', '--')}"
+        revision = cached / "refs" / "main"
+        places.append(cached / "snapshots" / (revision.read_text().strip() if revision.is_file() else "main"))
+    return places
+
+
+def _paddlemix_home() -> Path:
+    return Path(os.environ.get("PPMIX_HOME") or "~/.paddlemix").expanduser()
+
+
+def _hugging_face_cache() -> Path:
+    for variable, below in (("HF_HUB_CACHE", ""), ("HF_HOME", "hub"), ("XDG_CACHE_HOME", "huggingface/hub")):
+        if os.environ.get(variable):
+            return Path(os.environ[variable]).expanduser() / below
+    return Path("~/.cache/huggingface/hub").expanduser()
+
+
+def _lacks(directory: Path) -> str | None:
+    """What keeps a directory from being a whole model; None where nothing does."""
+    if not directory.is_dir():
+        return "no such directory"
+    if not any(_holds(directory, name) for name in (*WEIGHTS, *ADAPTER_WEIGHTS[:2])):
+        return "weights"
+    return None if (directory / "config.json").is_file() else "config.json"
+
+
+def _holds(directory: Path, weights: str) -> bool:
+    index = directory / f"{weights}.index.json"
+    try:
+        return all((directory / shard).is_file() for shard in shards_of(read_json(index)))
+    except UserError:  # no index, or a damaged one
+        return (directory / weights).is_file()
+
+
+def _copy_small_files(source: Path, target: Path) -> None:
+    """Copies what is no weight and is not there yet, `config.json` last: it makes the directory whole."""
+    names = [path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()]
+    with writing(target):
+        for name in sorted(filter(SMALL_FILE.fullmatch, names), key=lambda name: name == "config.json"):
+            if not (target / name).exists() and not name.endswith(".index.json"):
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                temporary = target / f"{name}.{os.getpid()}"
+                shutil.copyfile(source / name, temporary)
+                os.replace(temporary, target / name)
+
+
+def _not_found(name: str, reason: str) -> str:
+    lines = [f"model '{name}' is not on this machine and was not downloaded: {reason}", "looked at:"]
+    lines.append(f"  {Path.cwd() / name} (no such directory)")
+    for place in candidates(name):
+        lacks = _lacks(place)
+        lines.append(f"  {place} ({lacks if lacks == 'no such directory' else f'incomplete: no {lacks}'})")
+    lines.append(
+        f"to place it by hand, copy its files (config.json, tokenizer, weights) into {candidates(name)[0]}, or give "
+        "the path of a directory that holds them"
+    )
+    same = [other for other, kind in PUBLISHED_NAMES.items() if kind == PUBLISHED_NAMES.get(name) and other != name]
+    if same:
+        lines.append(f"the same model is published as {', '.join(same)}")
+    return "\n".join(lines) + _suggestion(name)
+
+
+def _suggestion(name: str) -> str:
+    if name in KNOWN_NAMES:
+        return ""
+    without_owner = [known for known in KNOWN_NAMES if known.endswith(f"/{name}")]
+    return did_you_mean(name, KNOWN_NAMES) if not without_owner else f"; did you mean '{without_owner[0]}'?"
+
+
+def _check_download_allowed(name: str) -> None:
+    for variable in ("PADDLEMIX_OFFLINE", "HF_HUB_OFFLINE"):
+        if os.environ.get(variable, "").lower() in ("1", "true", "yes", "on"):
+            raise UnavailableError(f"{variable} is set")
+    owner = name.split("/")[0]
+    if name not in KNOWN_NAMES and Path(owner).is_dir():
+        raise UnavailableError(f"the folder '{owner}' is here ({Path.cwd()}), so this is taken for a path in it")

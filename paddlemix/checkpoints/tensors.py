@@ -1,0 +1,187 @@
+"""Tensors that have not been read yet: type, shape and how to get them, and what can be done to them unread.
+
+A bfloat16 tensor is a numpy uint16 array here, as it is for paddle.  Knows no file and no weight's meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from paddlemix.errors import UserError
+
+NUMPY_TYPES: dict[str, Any] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": np.uint16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+FLOAT_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+# Rows and columns that are turned, and elements that are converted, at once: they stay in the processor's cache.
+_ROWS, _COLUMNS = 64, 256
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """A tensor that has not been read yet.
+
+    Args:
+        dtype: as safetensors names it, e.g. "F16", "BF16".
+        shape: its shape.
+        read: reads it into a numpy array of that shape; bfloat16 as uint16.
+        turned_from: the matrix that this one is the transpose of, if it was made so.
+        stream: gives the same numbers piece by piece, in order; each piece is valid until the next.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+    turned_from: TensorEntry | None = None
+    stream: Callable[[], Iterator[np.ndarray]] | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes on disk."""
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(NUMPY_TYPES[self.dtype]).itemsize
+
+    def pieces(self) -> Iterator[np.ndarray]:
+        """Its numbers in order, as contiguous arrays; each is valid until the next is asked for.
+
+        New memory costs more than anything else here, so what is turned or converted goes through one small buffer.
+        """
+        if self.stream is None:
+            yield np.ascontiguousarray(self.read())
+        else:
+            yield from self.stream()
+
+
+Tensors = Mapping[str, TensorEntry]
+
+
+def array_entry(array: np.ndarray, dtype: str | None = None) -> TensorEntry:
+    """Wraps an array that is in memory; `dtype` only where numpy's type does not tell, i.e. "BF16" for uint16."""
+    names = {np.dtype(kind): name for name, kind in NUMPY_TYPES.items()}
+    return TensorEntry(dtype or names[array.dtype], tuple(array.shape), lambda: array)
+
+
+def transposed(entry: TensorEntry) -> TensorEntry:
+    """The same matrix with its axes exchanged, read when it is needed; turned twice it is the first one again."""
+    if entry.turned_from is not None:
+        return entry.turned_from
+
+    def strips() -> Iterator[np.ndarray]:
+        return _turned_strips(entry.read())
+
+    def read() -> np.ndarray:
+        turned = np.empty(entry.shape[::-1], dtype=NUMPY_TYPES[entry.dtype])
+        first = 0
+        for strip in strips():
+            turned[first : first + len(strip)] = strip
+            first += len(strip)
+        return turned
+
+    return TensorEntry(entry.dtype, entry.shape[::-1], read, turned_from=entry, stream=strips)
+
+
+def _turned_strips(matrix: np.ndarray) -> Iterator[np.ndarray]:
+    """The transpose of a matrix, some rows at a time, put together of square blocks that fit the processor's cache."""
+    rows, columns = matrix.shape
+    buffer = np.empty((min(_COLUMNS, columns), rows), dtype=matrix.dtype)
+    tile = np.empty((_ROWS, _COLUMNS), dtype=matrix.dtype)  # turned from here, twice as fast as out of the wide matrix
+    for column in range(0, columns, _COLUMNS):
+        strip = buffer[: min(_COLUMNS, columns - column)]
+        for row in range(0, rows, _ROWS):
+            block = tile[: min(_ROWS, rows - row), : len(strip)]
+            np.copyto(block, matrix[row : row + _ROWS, column : column + _COLUMNS])
+            strip[:, row : row + _ROWS] = block.T
+        yield strip
+
+
+def selected(entry: TensorEntry, columns: np.ndarray | slice, axis: int) -> TensorEntry:
+    """Some rows (axis 0) or columns (axis 1) of a tensor, in the given order.
+
+    Args:
+        columns: a slice with non-negative ends, or indices.
+    """
+    size = entry.shape[axis]
+    count = len(range(*columns.indices(size))) if isinstance(columns, slice) else len(columns)
+    where = (slice(None),) * axis + (columns,)
+    shape = entry.shape[:axis] + (count,) + entry.shape[axis + 1 :]
+    return TensorEntry(entry.dtype, shape, lambda: np.ascontiguousarray(entry.read()[where]))
+
+
+def joined(first: TensorEntry, second: TensorEntry, axis: int) -> TensorEntry:
+    """Two tensors of one dtype, one behind the other along `axis`."""
+    shape = list(first.shape)
+    shape[axis] += second.shape[axis]
+    return TensorEntry(first.dtype, tuple(shape), lambda: np.concatenate([first.read(), second.read()], axis=axis))
+
+
+def converted(entry: TensorEntry, dtype: str) -> TensorEntry:
+    """The same tensor in another floating-point type, rounded to nearest, ties to even; integers stay as they are.
+
+    Args:
+        dtype: "F32", "F16" or "BF16".
+    """
+    if entry.dtype == dtype or entry.dtype not in ("F64", "F32", "F16", "BF16"):
+        return entry
+
+    def stream() -> Iterator[np.ndarray]:
+        for piece in entry.pieces():
+            flat = piece.reshape(-1)
+            for start in range(0, flat.size, _CHUNK):
+                yield _convert(flat[start : start + _CHUNK], entry.dtype, dtype)
+
+    return TensorEntry(dtype, entry.shape, lambda: convert(entry.read(), entry.dtype, dtype), stream=stream)
+
+
+def convert(array: np.ndarray, source: str, target: str) -> np.ndarray:
+    """Values of one floating-point type as another; see `converted`.
+
+    Raises:
+        UserError: a finite number is too large for float16.
+    """
+    flat = np.ascontiguousarray(array).reshape(-1)
+    result = np.empty(flat.shape, dtype=NUMPY_TYPES[target])
+    for start in range(0, flat.size, _CHUNK):
+        result[start : start + _CHUNK] = _convert(flat[start : start + _CHUNK], source, target)
+    return result.reshape(array.shape)
+
+
+def _convert(part: np.ndarray, source: str, target: str) -> np.ndarray:
+    wide = _widened(part) if source == "BF16" else part
+    return bfloat16_bits(wide.astype(np.float32)) if target == "BF16" else _cast(wide, target)
+
+
+def _widened(bits: np.ndarray) -> np.ndarray:
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def _cast(values: np.ndarray, target: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        result = values.astype(NUMPY_TYPES[target])
+    lost = np.isinf(result) & np.isfinite(values)
+    if lost.any():
+        largest = float(values[lost][0])
+        raise UserError(
+            f"a weight of {largest:g} is too large for {target.replace('F', 'float')}; use bfloat16 or float32"
+        )
+    return result
+
+
+def bfloat16_bits(values: np.ndarray) -> np.ndarray:
+    """Float32 numbers [n] as bfloat16, uint16 [n]: rounded to nearest, ties to even; a NaN stays one."""
+    raw = values.view(np.uint32)
+    rounded = ((raw + (np.uint32(0x7FFF) + ((raw >> 16) & 1))) >> 16).astype(np.uint16)
+    quiet = ((raw >> 16) | 0x40).astype(np.uint16)
+    return np.where(np.isnan(values), quiet, rounded)

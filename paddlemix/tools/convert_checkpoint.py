@@ -1,0 +1,98 @@
+"""Converts a checkpoint between layouts: ours, original LLaVA's and llava-hf's.
+
+    python paddlemix/tools/convert_checkpoint.py --input DIR --output DIR --to {paddlemix,llava,hf}
+
+Reads those and PaddleMIX's (.pdparams), Llama's and Vicuna's; with an adapter directory, --to llava writes an adapter
+that original LLaVA loads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+if not __package__:  # run by path: modules are looked up from the checkout's root, not from this folder
+    _here = Path(__file__).resolve()
+    sys.path[:] = [str(_here.parents[2]), *(p for p in sys.path if Path(p).resolve() != _here.parent)]
+
+from paddlemix.errors import UserError
+from paddlemix.tools._command import run_command
+
+_UNITS = {"": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "KIB": 1024, "MIB": 1024**2, "GIB": 1024**3}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--input", type=Path, required=True, help="the checkpoint's folder, of any layout that is read")
+    parser.add_argument("--output", type=Path, required=True, help="a new folder; it appears whole or not at all")
+    parser.add_argument("--to", required=True, choices=("paddlemix", "llava", "hf"), help="the layout to write")
+    parser.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), help="of the written weights; default: as they are"
+    )
+    parser.add_argument("--shard-size", default="5GB", help="largest weight file, e.g. 5GB or 500MB (5GB)")
+    return parser
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as "5GB", "500MB", "2GiB" or "1000".
+
+    Raises:
+        UserError: it is none, or not above 0.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    if match is None or match.group(2).upper() not in _UNITS or not float(match.group(1)):
+        raise UserError(f"--shard-size '{text}' is no size; give a number with MB or GB, for example 5GB")
+    return int(float(match.group(1)) * _UNITS[match.group(2).upper()])
+
+
+def main(argv: list[str]) -> int:
+    """Converts and verifies.
+
+    Raises:
+        UserError: the checkpoint cannot be used, or the target has no place for it or cannot be written.
+    """
+    arguments = build_parser().parse_args(argv)
+    max_shard_bytes = parse_size(arguments.shard_size)
+    from tqdm import tqdm
+
+    from paddlemix.checkpoints.export import convert_checkpoint
+    from paddlemix.checkpoints.layouts import is_adapter
+    from paddlemix.checkpoints.verified import Conversion
+
+    if is_adapter(arguments.input):
+        return _convert_adapter(arguments)
+    with tqdm(desc="convert, verify", unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        conversion = Conversion(
+            to=arguments.to, dtype=arguments.dtype, max_shard_bytes=max_shard_bytes, on_progress=show
+        )
+        report = convert_checkpoint(arguments.input, arguments.output, conversion)
+    print(
+        f"wrote and verified {report.num_tensors} weights, {report.num_bytes / 1e9:.2f} GB, of {arguments.input} as "
+        f"{arguments.to} in {arguments.output}"
+    )
+    return 0
+
+
+def _convert_adapter(arguments: argparse.Namespace) -> int:
+    from paddlemix.checkpoints.export_adapter import export_adapter
+
+    if arguments.to != "llava":
+        raise UserError(
+            f"{arguments.input} is an adapter; it can be written --to llava, or merged into its base first "
+            "(paddlemix merge-lora)"
+        )
+    count = export_adapter(arguments.input, arguments.output, arguments.dtype)
+    print(f"wrote an adapter of {count} weights for original LLaVA in {arguments.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))

@@ -1,0 +1,123 @@
+"""Micro-batches for the trainer: order, the counts of a whole step, going on in the middle, worker processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+import pytest
+
+from paddlemix.datasets.loading import LoadingSettings
+from paddlemix.datasets.mixture import EpochBatchSampler, SampleDataset
+from paddlemix.errors import UserError
+from paddlemix.processors.tokenizer import Tokenizer
+from paddlemix.trainer.loader import BatchLoader, Inputs
+from tests.tiny import make_processor
+from tests.tiny_world import World
+
+SETTINGS = LoadingSettings(tokens_per_tile=4)
+
+
+def dataset(world: World, tokenizer: Tokenizer, path: Path | None = None) -> SampleDataset:
+    files = str(path or world.data / "train.json")
+    return SampleDataset([{"data_files": files}], lambda template: make_processor(tokenizer), 256, str(world.data))
+
+
+def loader(data: SampleDataset, settings: LoadingSettings = SETTINGS, **changes: Any) -> BatchLoader:
+    values = {"batch_size": 2, "accumulation": 2, "seed": 7, **changes}
+    return BatchLoader(data, EpochBatchSampler(len(data), **values), settings)
+
+
+def assert_same(first: Inputs, second: Inputs) -> None:
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        if isinstance(value, paddle.Tensor):
+            assert value.dtype == second[key].dtype
+            assert value.numpy().tobytes() == second[key].numpy().tobytes(), key
+        else:
+            assert value == second[key], key
+
+
+def test_every_micro_batch_knows_the_tokens_of_its_whole_step(world: World, tokenizer: Tokenizer) -> None:
+    data = dataset(world, tokenizer)
+    batches = list(loader(data))
+    assert len(batches) == len(loader(data)) == 6
+    for first, second in zip(batches[::2], batches[1::2], strict=True):
+        assert first is not None and second is not None
+        own = len(first["loss_index"]), len(second["loss_index"])
+        assert first["num_supervised"] == second["num_supervised"] == sum(own)
+    assert len({len(batch["loss_index"]) for batch in batches if batch}) > 1
+    sources = [source for batch in batches if batch for source in batch["sources"]]
+    assert sorted(sources) == sorted(sample.source for sample in data.samples)
+
+
+def test_counts_are_summed_over_processes(world: World, tokenizer: Tokenizer) -> None:
+    data = dataset(world, tokenizer)
+    sampler = EpochBatchSampler(len(data), 2, 2, 7)
+    plain, summed = BatchLoader(data, sampler, SETTINGS), BatchLoader(data, sampler, SETTINGS, lambda count: 3 * count)
+    for one, three in zip(plain, summed, strict=True):
+        assert one is not None and three is not None
+        assert three["num_supervised"] == 3 * one["num_supervised"]
+
+
+def test_text_only_batches_have_no_picture_and_tokens_exclude_padding(world: World, tokenizer: Tokenizer) -> None:
+    data = dataset(world, tokenizer)
+    batches = [batch for batch in loader(data, batch_size=1, accumulation=1) if batch]
+    assert {"pixel_values" in batch for batch in batches} == {True, False}
+    assert not any("segment_ids" in batch for batch in batches)
+    pair = next(batch for batch in loader(data, accumulation=1) if batch)
+    lengths = [len(data[index].input_ids) for index in next(iter(EpochBatchSampler(12, 2, 1, 7)))]
+    assert lengths[0] != lengths[1]
+    assert pair["num_tokens"] == sum(lengths)
+
+
+def test_epochs_differ_and_repeat(world: World, tokenizer: Tokenizer) -> None:
+    data = dataset(world, tokenizer)
+    first, again = loader(data), loader(data)
+    epochs = [[batch["sources"] for batch in first if batch] for _ in range(2)]
+    assert epochs[0] != epochs[1]
+    assert epochs == [[batch["sources"] for batch in again if batch] for _ in range(2)]
+
+
+@pytest.mark.parametrize("step", [0, 1, 2, 3, 4, 7])
+def test_going_on_at_a_step_gives_the_rest(world: World, tokenizer: Tokenizer, step: int) -> None:
+    """An epoch is three steps of two micro-batches."""
+    data = dataset(world, tokenizer)
+    undisturbed, resumed = loader(data), loader(data)
+    wanted = [batch for _ in range(4) for batch in undisturbed]
+    resumed.start_at(step)
+    found = [batch for _ in range(4 - step // 3) for batch in resumed]
+    skipped = step % 3 * 2
+    assert found[:skipped] == [None] * skipped
+    for one, other in zip(wanted[2 * step :], found[skipped:], strict=True):
+        assert one is not None and other is not None
+        assert_same(one, other)
+
+
+def test_worker_processes_give_the_same_batches_and_errors(world: World, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    records = json.loads((world.data / "train.json").read_text(encoding="utf-8"))
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(world.picture.read_bytes()[:200])  # its header is whole, its pixels are not
+    records[8]["image"] = str(cut)
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(records), encoding="utf-8")
+    messages, batches = [], []
+    for workers in (0, 2):
+        data = dataset(world, tokenizer, path)
+        found: list[Inputs] = []
+        with pytest.raises(UserError) as caught:
+            found.extend(
+                batch
+                for batch in loader(data, LoadingSettings(4, num_workers=workers), batch_size=1, accumulation=1)
+                if batch
+            )
+        messages.append(str(caught.value))
+        batches.append(found)
+    assert messages[0] == messages[1]
+    assert f"{path} record 8: image '{cut}' is broken" in messages[0] and "\n" not in messages[0]
+    assert len(batches[0]) == list(np.concatenate(list(EpochBatchSampler(12, 1, 1, 7)))).index(8)
+    for one, other in zip(*batches, strict=True):
+        assert_same(one, other)

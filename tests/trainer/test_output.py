@@ -1,0 +1,153 @@
+"""The output directory: may it be used, what of it goes, and how a result gets there."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paddlemix.config.load import load_config
+from paddlemix.config.schema import RunConfig
+from paddlemix.errors import MissingFileError, UserError
+from paddlemix.trainer.output import clear_earlier_run, find_resume_point, publish
+
+
+def settings(output_dir: Path, **values: Any) -> RunConfig:
+    given = {
+        "model_name_or_path": "model",
+        "output_dir": str(output_dir),
+        "do_train": True,
+        "dataset": {"train": [{"data_files": "train.json"}]},
+        **values,
+    }
+    return load_config(None, [f"{key}={json.dumps(value)}" for key, value in given.items()])
+
+
+def add_checkpoint(output_dir: Path, step: int, complete: bool = True) -> Path:
+    path = output_dir / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    if complete:
+        (path / "training_state.json").write_text("{}", encoding="utf-8")
+    return path
+
+
+def listing(directory: Path) -> list[str]:
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*"))
+
+
+def test_a_new_or_empty_folder_starts_at_the_beginning(tmp_path: Path) -> None:
+    assert find_resume_point(settings(tmp_path / "new" / "deep")) is None
+    assert find_resume_point(settings(tmp_path)) is None
+    assert listing(tmp_path) == []
+
+
+def test_the_newest_complete_checkpoint_is_gone_on_from(tmp_path: Path) -> None:
+    for step in (900, 1000):
+        add_checkpoint(tmp_path, step)
+    add_checkpoint(tmp_path, 1100, complete=False)
+    (tmp_path / "checkpoint-old").mkdir()
+    assert find_resume_point(settings(tmp_path)) == tmp_path / "checkpoint-1000"
+    assert find_resume_point(settings(tmp_path, overwrite_output_dir=True)) is None
+    named = settings(tmp_path, overwrite_output_dir=True, resume_from_checkpoint=str(tmp_path / "checkpoint-900"))
+    assert find_resume_point(named) == tmp_path / "checkpoint-900"
+
+
+def test_an_incomplete_checkpoint_is_not_gone_on_from(tmp_path: Path) -> None:
+    path = add_checkpoint(tmp_path, 5, complete=False)
+    with pytest.raises(MissingFileError, match="checkpoint-5' is no complete checkpoint"):
+        find_resume_point(settings(tmp_path, resume_from_checkpoint=str(path)))
+
+
+def test_foreign_content_needs_a_word(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match="is not empty and holds no checkpoint .* overwrite_output_dir"):
+        find_resume_point(settings(tmp_path))
+    assert find_resume_point(settings(tmp_path, overwrite_output_dir=True)) is None
+    assert find_resume_point(settings(tmp_path, do_train=False)) is None  # an evaluation writes nothing there
+
+
+def test_a_file_and_a_closed_folder_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(UserError, match="file' is a file; name a folder"):
+        find_resume_point(settings(tmp_path / "file"))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UserError, match=f"cannot be written: no permission in {tmp_path}"):
+        find_resume_point(settings(tmp_path / "a" / "b"))
+
+
+def test_clearing_takes_a_runs_own_files_and_no_other(tmp_path: Path) -> None:
+    own = [
+        *("config.json", "model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json"),
+        *("lora_config.json", "adapter_model.safetensors", "processor_config.json", "tokenizer.model"),
+        *("tokenizer_config.json", "run_config.json", "metrics.jsonl", "loss.png"),
+    ]
+    foreign = ["train.json", "recipe.json", "notes.jsonl", "other.safetensors", "projector.safetensors", "figure.png"]
+    for name in (*own, *foreign):
+        (tmp_path / name).write_text("", encoding="utf-8")
+    for name in ("checkpoint-5", ".checkpoint-7.abc", "images", "checkpoint-notes"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("", encoding="utf-8")
+    clear_earlier_run(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*foreign, "images", "checkpoint-notes"])
+    clear_earlier_run(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("key", ["model_name_or_path", "mm_vision_tower", "lora_path"])
+def test_a_run_may_not_replace_what_it_starts_from(tmp_path: Path, key: str) -> None:
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    again = tmp_path / "x" / ".."
+    (tmp_path / "x").mkdir()
+    with pytest.raises(UserError, match=f"the run would replace its own {key}"):
+        find_resume_point(settings(tmp_path, overwrite_output_dir=True, **{key: str(again)}))
+    inside = add_checkpoint(tmp_path, 3)
+    with pytest.raises(UserError, match=f"the run would replace its own {key} .*checkpoint-3"):
+        find_resume_point(settings(tmp_path, overwrite_output_dir=True, **{key: str(inside)}))
+    beside = settings(tmp_path, overwrite_output_dir=True, **{key: str(tmp_path / "x")})
+    assert find_resume_point(beside) is None
+
+
+def test_a_projector_file_inside_is_safe_unless_its_name_is_ours(tmp_path: Path) -> None:
+    for name in ("projector.safetensors", "model.safetensors"):
+        (tmp_path / name).write_text("", encoding="utf-8")
+    given = {"overwrite_output_dir": True, "pretrain_mm_mlp_adapter": str(tmp_path / "projector.safetensors")}
+    assert find_resume_point(settings(tmp_path, **given)) is None
+    with pytest.raises(UserError, match="would replace its own pretrain_mm_mlp_adapter"):
+        find_resume_point(
+            settings(tmp_path, **{**given, "pretrain_mm_mlp_adapter": str(tmp_path / "model.safetensors")})
+        )
+
+
+def write_model_files(directory: Path) -> None:
+    for name in ("config.json", "model.safetensors", "tokenizer.model"):
+        (directory / name).write_text("new", encoding="utf-8")
+
+
+def test_a_result_replaces_an_earlier_model_and_nothing_else(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    add_checkpoint(out, 3)
+    old = ("lora_config.json", "model.safetensors.index.json", "model-00001-of-00001.safetensors", "config.json")
+    for name in (*old, "metrics.jsonl", "mine.txt"):
+        (out / name).write_text("old", encoding="utf-8")
+    publish(out, write_model_files)
+    names = ["checkpoint-3", "config.json", "metrics.jsonl", "mine.txt", "model.safetensors", "tokenizer.model"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    assert (out / "config.json").read_text(encoding="utf-8") == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]  # no temporary folder is left
+
+
+def test_a_result_that_cannot_be_written_changes_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "config.json").write_text("old", encoding="utf-8")
+
+    def fail(directory: Path) -> None:
+        write_model_files(directory)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match="cannot write '.*out': No space left on device"):
+        publish(out, fail)
+    assert listing(tmp_path) == ["out", "out/config.json"]
+    assert (out / "config.json").read_text(encoding="utf-8") == "old"
