@@ -53,8 +53,12 @@ def make_checkpoint(directory: Path, layers: int) -> int:
     processor = declared.complete_processor(
         config,
         {
-            **{"chat_template": "vicuna_v1", "image_aspect_ratio": "pad", "image_size": 336, "patch_size": 14},
-            **{"image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+            "chat_template": "vicuna_v1",
+            "image_aspect_ratio": "pad",
+            "image_size": 336,
+            "patch_size": 14,
+            "image_mean": [0.5] * 3,
+            "image_std": [0.5] * 3,
         },
     )
     facts = declared.Facts(config=config, processor=processor, special_ids={}, dtype="float16")

@@ -1,6 +1,7 @@
 """The demo from beginning to end, through the commands a user types.
 
-    data and untrained model -> full fine-tuning on scenes -> LoRA on digits -> table, pictures, result.json -> a chat
+    data and untrained model -> pretraining on captions -> full fine-tuning on questions about the same scenes
+    -> LoRA on digits -> table, pictures, result.json -> a chat
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from paddlemix.errors import UserError
 PACKAGE = Path(paddlemix.__file__).parent
 RECIPES = PACKAGE / "config" / "llava" / "tiny"
 DEFAULT_FOLDER = Path("runs/demo")
+_FINETUNE = "tools/supervised_finetune.py"
 CHAT_QUESTIONS = ("What digit is this?", "Is it even?")
 
 
@@ -48,6 +50,11 @@ class DemoFolder:
     def start(self) -> Path:
         """The untrained model."""
         return self.root / "start"
+
+    @property
+    def pretrained(self) -> Path:
+        """The model after pretraining on the scenes' captions."""
+        return self.root / "pretrained"
 
     @property
     def scenes(self) -> Path:
@@ -80,11 +87,12 @@ def run_demo(folder: DemoFolder) -> dict[str, object]:
     """
     started = time.time()
     scenes, digits = prepare(folder)
-    finetune(folder, "sft_argument.json", folder.start, folder.scenes)
+    train(folder, "examples/llava/pretrain.py", "pretrain.json", folder.start, folder.pretrained)
+    train(folder, _FINETUNE, "sft_argument.json", folder.pretrained, folder.scenes)
     scene_verdicts = answer_questions(folder.scenes, scenes.held_out, folder.data)
     say(f"held-out scenes: {accuracy(scene_verdicts):.1%} of {len(scene_verdicts)} questions answered exactly")
     before = answer_questions(folder.scenes, digits.held_out, folder.data)
-    finetune(folder, "lora_sft_argument.json", folder.scenes, folder.digits)
+    train(folder, _FINETUNE, "lora_sft_argument.json", folder.scenes, folder.digits)
     after = answer_questions(folder.digits, digits.held_out, folder.data)
     write_picture(folder.root / "digits.png", after, "Held-out digits after LoRA")
     write_picture(folder.root / "scenes.png", scene_verdicts, "Held-out scenes after full fine-tuning")
@@ -108,12 +116,12 @@ def run_demo(folder: DemoFolder) -> dict[str, object]:
     return result
 
 
-def finetune(folder: DemoFolder, recipe: str, model: Path, output: Path) -> None:
-    """Runs the fine-tuning command with a shipped recipe, on the demo's folder."""
+def train(folder: DemoFolder, command: str, recipe: str, model: Path, output: Path) -> None:
+    """Runs a training command with a shipped recipe, on the demo's folder."""
     overrides = [f"model_name_or_path={model}", f"output_dir={output}"]
     if folder.root != DEFAULT_FOLDER:
         overrides += [f"image_root={folder.data}", f"dataset={json.dumps(_moved(recipe, folder))}"]
-    run_command_line(["tools/supervised_finetune.py", str(RECIPES / recipe), *overrides])
+    run_command_line([command, str(RECIPES / recipe), *overrides])
 
 
 def _moved(recipe: str, folder: DemoFolder) -> dict[str, object]:

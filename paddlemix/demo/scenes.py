@@ -25,7 +25,7 @@ from paddlemix.errors import MissingFileError, UserError
 IMAGE_SIZE = 32  # pixels, one side
 CELL_SIZE = 16
 EVAL_COUNT = 100  # records of scenes_eval.json
-CAPTION_COUNT = 1000  # at most, of scenes_captions.json
+CAPTION_COUNT = 8000  # at most, of scenes_captions.json
 MAX_SCENES = 100_000  # file names count with five digits
 CHINESE_SHARE = 0.25
 LONG_SHARES = (0.2, 0.25, 0.55)  # of records without a long answer, with a box, with a description of the scene

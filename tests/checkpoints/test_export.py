@@ -100,7 +100,7 @@ def test_weights_are_rounded_on_the_way(tmp_path: Path, dtype: str, to: str) -> 
 
 @pytest.fixture
 def with_tokenizer(tmp_path: Path, tokenizer_directory: Path) -> Path:
-    """An original LLaVA-1.5 whose vocabulary is that of the small tokenizer, with a template that is not the default."""
+    """An original LLaVA-1.5 with the vocabulary of the small tokenizer and a template that is not the default."""
     from paddlemix.processors.tokenizer import load_tokenizer
 
     directory = Path(shutil.copytree(V15 / "original", tmp_path / "start"))
@@ -167,9 +167,10 @@ def test_the_added_rows_survive_loading_and_saving(tmp_path: Path, with_tokenize
 
 
 def test_a_tokenizer_larger_than_the_vocabulary_is_refused(tmp_path: Path, with_tokenizer: Path) -> None:
-    (with_tokenizer / "added_tokens.json").write_text(
-        json.dumps({"<extra>": read_json(with_tokenizer / "config.json")["vocab_size"]})
-    )
+    path, rows = with_tokenizer / "tokenizer_config.json", read_json(with_tokenizer / "config.json")["vocab_size"]
+    values = read_json(path)
+    values["added_tokens_decoder"][str(rows)] = {"content": "<extra>", "special": True}
+    write_json(path, values)
     for use in (load_pretrained, lambda path: chain(path, tmp_path / "out", "paddlemix")):
         with pytest.raises(
             UserError, match="has 4.. tokens, but the embedding only 4.. rows: they do not belong together"
