@@ -34,6 +34,7 @@ def prepared(monkeypatch: pytest.MonkeyPatch, amd: bool = False, accelerator: bo
     monkeypatch.setattr(device, "_is_amd", lambda: amd)
     monkeypatch.setattr(device, "_accelerator_expected", lambda: accelerator)
     monkeypatch.setattr(device, "_keep_freed_memory", lambda: None)  # it acts on this whole process
+    monkeypatch.setattr(device, "_import_quietly", lambda: None)  # it is loaded already
     monkeypatch.delitem(sys.modules, "paddle", raising=False)
     prepare_environment()
     return {name: os.environ[name] for name in NAMES if name in os.environ}

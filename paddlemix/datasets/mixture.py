@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from paddlemix.datasets.formats import parse_record, read_records
+from paddlemix.datasets.grouping import group_by_modality
 from paddlemix.datasets.images import check_image, load_image
 from paddlemix.errors import UserError
 from paddlemix.processors.conversation import render
@@ -106,6 +107,7 @@ class EpochBatchSampler:
         seed: of the permutations.
         rank, world_size: this process among those that share the data.
         shuffle: new order each epoch; False keeps the file's order.
+        lengths: see `grouping.modality_lengths`; then each step holds one modality. None mixes freely.
 
     Attributes:
         epoch: which pass over the data `__iter__` and `order` give; the caller sets it.
@@ -123,6 +125,7 @@ class EpochBatchSampler:
     rank: int = 0
     world_size: int = 1
     shuffle: bool = True
+    lengths: np.ndarray | None = None
     epoch: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -148,8 +151,10 @@ class EpochBatchSampler:
 
     def order(self) -> np.ndarray:
         """int64 [len(self) * batch_size * world_size]: all ranks' samples of the current epoch, in order."""
-        indices = np.arange(self.size)
-        if self.shuffle:
-            indices = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
+        random = np.random.default_rng([self.seed, self.epoch])
+        if self.lengths is not None:
+            indices = group_by_modality(self.lengths, self.batch_size, self.accumulation * self.world_size, random)
+        else:
+            indices = random.permutation(self.size) if self.shuffle else np.arange(self.size)
         total = len(self) * self.batch_size * self.world_size
         return np.resize(indices, total)

@@ -17,6 +17,7 @@ from paddlemix.checkpoints.load import NEW_PARTS, BaseSpec, apply_adapter, base_
 from paddlemix.checkpoints.pretrained import Pretrained, write_model
 from paddlemix.config.load import save_config
 from paddlemix.config.schema import RunConfig, trainer_keys
+from paddlemix.datasets.grouping import modality_lengths
 from paddlemix.datasets.loading import LoadingSettings
 from paddlemix.datasets.mixture import SampleDataset
 from paddlemix.device import check_dtype, select_device, set_seed
@@ -214,7 +215,9 @@ def _build_trainer(run: _Run) -> LlavaTrainer:
     )
     model = LossModel(run.loaded.model)
     run.loaded.model.language_model.enable_recompute = config.recompute
-    data = RunData(train=run.train, evaluation=run.evaluation, loading=loading)
+    grouped = run.train is not None and config.group_by_modality_length
+    lengths = modality_lengths(run.train.samples) if grouped and run.train else None
+    data = RunData(train=run.train, evaluation=run.evaluation, loading=loading, lengths=lengths)
     trainer = LlavaTrainer(model, config, arguments, data, run.write_result, [SeedEachStep()])
     output_dir = Path(str(config.output_dir))
     trainer.add_callback(Progress(output_dir, run.device, lambda: trainer.tokens_seen, not config.disable_tqdm))

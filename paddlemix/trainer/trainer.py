@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import paddle
 import paddle.distributed as dist
 
@@ -42,11 +43,13 @@ class RunData:
     Args:
         train, evaluation: examples by index; None where nothing is trained or evaluated.
         loading: how batches are made of them.
+        lengths: of the training samples, to group them by modality (`datasets/grouping.py`); None mixes freely.
     """
 
     train: ExampleDataset | None
     evaluation: ExampleDataset | None
     loading: LoadingSettings
+    lengths: np.ndarray | None = None
 
 
 class LlavaTrainer(Trainer):
@@ -75,6 +78,7 @@ class LlavaTrainer(Trainer):
         callbacks: list[Any],
     ) -> None:
         self.config, self.loading, self.write_model = config, data.loading, write_model
+        self.lengths = data.lengths
         self.tokens_seen = 0
         self._loader: BatchLoader | None = None
         super().__init__(
@@ -99,6 +103,7 @@ class LlavaTrainer(Trainer):
                 self.args.seed,
                 self.args.dataset_rank,
                 self.args.dataset_world_size,
+                lengths=self.lengths,
             )
             self._loader = BatchLoader(
                 self.train_dataset, sampler, self.loading, lambda count: int(self._sum_over_ranks(count)[0])

@@ -1,4 +1,4 @@
-"""What other programs wrote: directories of PaddleMIX, shards of torch, projector files, PEFT's and PaddleMIX's adapters."""
+"""What other programs wrote: PaddleMIX's directories, torch's shards, projector files and adapters."""
 
 from __future__ import annotations
 
