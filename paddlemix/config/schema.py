@@ -31,7 +31,9 @@ class ModelKeys:
         help="Precision of the weights in memory; null: what bf16, fp16 and fp16_opt_level ask for.",
         choices=("float32", "bfloat16", "float16"),
     )
-    use_flash_attention: bool = _model(False, help="Compute attention with the device's fused kernel.")
+    use_flash_attention: bool = _model(
+        False, help="Fused attention is not available yet; the plain form is computed.", status="ignored"
+    )
     image_aspect_ratio: str | None = _model(
         None,
         help="How an image becomes tiles: square crops the centre, pad fills to a square, anyres cuts a grid; "
@@ -115,7 +117,7 @@ class DataKeys:
         None, help="Folder that relative image paths start from; an entry's own comes first."
     )
     max_length: int = _data(2048, help="Longest sample, visual tokens included.", unit="tokens", min=1)
-    mixtoken: bool = _data(False, help="Pack several samples into one row of max_length.")
+    mixtoken: bool = _data(False, help="Packing is not available yet; rows hold one sample each.", status="ignored")
     group_by_modality_length: bool = _data(
         False, help="Fill batches with samples of like length, with or without images."
     )

@@ -19,7 +19,7 @@ _ignored = partial(key, group="compatibility", status="ignored")
 
 STRATEGIES = ("no", "steps", "epoch")
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
-OPTIMIZERS = ("adamw", "adamw_mini", "adamw_custom", "adamw_16bit_moment")  # adafactor is listed there but raises
+OPTIMIZERS = ("adamw",)
 SHARDING = ("", "stage1", "stage2", "stage3", "stage1 offload", "stage2 offload", "stage3 offload")
 REPORTERS = ("none", "all", "visualdl", "tensorboard", "wandb")
 
@@ -87,7 +87,6 @@ class TrainingKeys:
     )
     max_evaluate_steps: int = _training(-1, help="Most passes of one evaluation; -1: all.", unit="passes", min=-1)
     minimum_eval_times: int | None = _training(None, help="Shorten eval_steps to get at least so many.", min=1)
-    prediction_loss_only: bool = _training(False, help="Evaluation reports the loss alone.")
     load_best_model_at_end: bool | None = _training(False, help="End with the checkpoint that evaluated best.")
     metric_for_best_model: str | None = _training(None, help="What best means; null: the loss.")
     greater_is_better: bool | None = _training(None, help="Whether more of that metric is better.")
@@ -95,13 +94,6 @@ class TrainingKeys:
     save_strategy: str = _training("steps", help="When to save a checkpoint.", choices=STRATEGIES)
     save_steps: int = _training(500, help="Interval for steps.", unit="steps", min=1)
     save_total_limit: int | None = _training(None, help="Checkpoints kept; null or 0: all.", min=0)
-    save_on_each_node: bool = _training(False, help="Every machine saves, not the first alone.")
-    unified_checkpoint: bool | None = _training(False, help="Checkpoints in safetensors, of any parallel layout.")
-    unified_checkpoint_config: str | None = _training("", help="Options of that format, separated by spaces.")
-    ckpt_quant_stage: str = _training("O0", help="Compression of saved optimiser states.", choices=("O0", "O1", "O2"))
-    use_async_save: bool | None = _training(False, help="Save while training goes on.")
-    ordered_save_group_size: int = _training(0, help="Processes that save at a time; 0: all.", min=0)
-    output_signal_dir: str | None = _training(None, help="Folder for the marks of asynchronous saving.")
     ignore_save_lr_and_optim: bool | None = _training(False, help="Save no optimiser state.")
     ignore_load_lr_and_optim: bool | None = _training(False, help="Resume without the optimiser state.")
     ignore_data_skip: bool = _training(False, help="Resume at the first sample instead of the next one.")
@@ -109,7 +101,6 @@ class TrainingKeys:
         None, help="Steps whose batches are skipped, a list of [first, last].", unit="steps"
     )
     dataloader_num_workers: int = _training(0, help="Processes that prepare samples; 0: the main one.", min=0)
-    dataloader_drop_last: bool = _training(False, help="Drop a last, shorter batch.")
 
 
 @dataclass(kw_only=True)
@@ -150,15 +141,15 @@ class DistributedKeys:
     )
     data_parallel_config: str = _distributed("", help="PaddleNLP's options of data parallelism.")
     ddp_find_unused_parameters: bool | None = _distributed(None, help="Look for weights without a gradient.")
-    tensor_parallel_degree: int = _distributed(-1, help="Devices that split each layer; -1: none.", min=-1)
     tensor_parallel_config: str = _distributed("", help="PaddleNLP's options of tensor parallelism.")
-    pipeline_parallel_degree: int = _distributed(-1, help="Devices that split the layers' stack; -1: none.", min=-1)
     pipeline_parallel_config: str = _distributed("", help="PaddleNLP's options of the pipeline.")
     force_reshard_pp: bool | None = _distributed(False, help="Lay out the pipeline anew on loading.")
     hybrid_parallel_topo_order: str | None = _distributed(
         None, help="Order of the process groups.", choices=("pp_first", "sharding_first")
     )
-    # No LLaVA decoder here splits a sequence or has experts: more than 1 would train something else, so it is an error.
+    # The decoder here does not split its layers, its stack or a sequence, and has no experts: more than 1 is an error.
+    tensor_parallel_degree: int = _distributed(-1, help="Not available; leave it.", min=-1, max=1)
+    pipeline_parallel_degree: int = _distributed(-1, help="Not available; leave it.", min=-1, max=1)
     sep_parallel_degree: int = _distributed(-1, help="Not available; leave it.", min=-1, max=1)
     context_parallel_degree: int = _distributed(-1, help="Not available; leave it.", min=-1, max=1)
     expert_parallel_degree: int = _distributed(-1, help="No experts here; leave it.", min=-1, max=1)
@@ -194,6 +185,16 @@ class CompatibilityKeys:
     )
     save_generation_output: bool = _ignored(False, help="Training generates nothing; run the evaluate command.")
     version: str | None = _ignored(None, help="The template is chat_template; pretraining uses plain.")
+
+    unified_checkpoint: bool | None = _ignored(False, help="Checkpoints are in safetensors anyway.")
+    unified_checkpoint_config: str | None = _ignored("", help="Checkpoints have one form.")
+    ckpt_quant_stage: str = _ignored("O0", help="Optimiser states are saved as they are.")
+    use_async_save: bool | None = _ignored(False, help="Checkpoints are complete when the next step begins.")
+    ordered_save_group_size: int = _ignored(0, help="One process saves.")
+    output_signal_dir: str | None = _ignored(None, help="Checkpoints are complete when they appear.")
+    prediction_loss_only: bool = _ignored(False, help="Evaluation reports loss and token accuracy.")
+    dataloader_drop_last: bool = _ignored(False, help="The last step of an epoch is filled, nothing is dropped.")
+    save_on_each_node: bool = _ignored(False, help="The first process saves.")
 
     benchmark: bool = _ignored(False, help="Speed is always logged.")
     profiler_options: str | None = _ignored(None, help="Profiling is PaddleMIX's own; set skip_profile_timer false.")

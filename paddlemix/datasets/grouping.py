@@ -1,7 +1,7 @@
 """An order of samples in which every optimiser step holds one modality and its batches are of like total length.
 
-Source: haotian-liu/LLaVA llava/train/llava_trainer.py, `get_modality_length_grouped_indices` (commit c121f04); one modality
-alone is grouped by length as there.
+Source: haotian-liu/LLaVA llava/train/llava_trainer.py, `get_modality_length_grouped_indices` (commit c121f04); one
+modality alone is grouped by length as there.
 """
 
 from __future__ import annotations

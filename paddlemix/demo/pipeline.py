@@ -1,7 +1,7 @@
 """The demo from beginning to end, through the commands a user types.
 
-    data and untrained model -> pretraining on captions -> full fine-tuning on questions about the same scenes
-    -> LoRA on digits -> table, pictures, result.json -> a chat
+data and untrained model -> pretraining on captions -> full fine-tuning on questions about the same scenes
+-> LoRA on digits -> table, pictures, result.json -> a chat
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 
 import paddlemix
 from paddlemix.demo.digits import DigitFiles, write_digits
-from paddlemix.demo.questioning import answer_questions
 from paddlemix.demo.model import write_start_model
+from paddlemix.demo.questioning import answer_questions
 from paddlemix.demo.report import accuracy, format_table, write_picture, write_result
 from paddlemix.demo.scenes import SceneFiles, write_scenes
 from paddlemix.demo.vocabulary import corpus, train_tokenizer

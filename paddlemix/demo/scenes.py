@@ -28,7 +28,7 @@ EVAL_COUNT = 100  # records of scenes_eval.json
 CAPTION_COUNT = 8000  # at most, of scenes_captions.json
 MAX_SCENES = 100_000  # file names count with five digits
 CHINESE_SHARE = 0.25
-LONG_SHARES = (0.2, 0.25, 0.55)  # of records without a long answer, with a box, with a description of the scene
+BOX_SHARE = 0.3  # of records, that ask for a box
 TURNS = (5,)  # questions of a training record: each costs little once the picture is read
 
 # (English, Chinese) everywhere below: the index into such a pair is the language.
@@ -43,37 +43,15 @@ PLACES = ((2, 2, 12), (2, 2, 8), (6, 2, 8), (2, 6, 8), (6, 6, 8))
 
 PHRASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "colour": (
-        (
-            "What colour is the shape in the {position}?",
-            "What color is in the {position}?",
-            "Which colour does the {position} shape have?",
-        ),
-        ("{position}是什么颜色?", "{position}的图形是什么颜色？"),
+        ("What colour is the shape in the {position}?", "Which colour is in the {position}?"),
+        ("{position}是什么颜色?",),
     ),
-    "shape": (
-        ("What shape is in the {position}?", "Which shape is in the {position}?", "Name the shape in the {position}."),
-        ("{position}是什么形状?", "{position}有什么图形？"),
-    ),
-    "count": (
-        ("How many shapes are there?", "How many shapes do you see?", "Count the shapes."),
-        ("有几个图形?", "图中一共有几个图形？"),
-    ),
-    "describe": (
-        ("Describe the picture.", "What do you see?", "What is in the picture?"),
-        ("描述这张图片。", "图中有什么？"),
-    ),
-    "colour_count": (
-        ("How many {colour} shapes are there?", "How many shapes are {colour}?", "Count the {colour} shapes."),
-        ("有几个{colour}的图形?", "{colour}的图形有几个？"),
-    ),
+    "count": (("How many shapes are there?", "Count the shapes."), ("有几个图形?",)),
     "position": (
         ("Where is the {colour} {shape}?", "In which corner is the {colour} {shape}?"),
-        ("{colour}的{shape}在哪里?", "{colour}的{shape}在哪个角？"),
+        ("{colour}的{shape}在哪里?",),
     ),
-    "box": (
-        ("Give the box of the {colour} {shape}.", "What is the box of the {colour} {shape}?"),
-        ("给出{colour}的{shape}的边框。", "{colour}的{shape}的边框是什么？"),
-    ),
+    "box": (("Give the box of the {colour} {shape}.",), ("给出{colour}的{shape}的边框。",)),
 }
 
 
@@ -83,7 +61,7 @@ class SceneFiles:
 
     Args:
         directory: holds the lists and `images/`; image paths in the lists are relative to it.
-        train: two or three questions per record.
+        train: four or five questions per record.
         evaluation: 100 records like those of `train`, for the loss during training.
         held_out: one question per record; no picture of it is in another list.
         captions: one caption per record, on pictures of `train`, for pretraining.
@@ -245,29 +223,22 @@ def _cover(shape: int, size: int) -> np.ndarray:
     return (np.asarray(canvas.reduce(scale), dtype=np.float32) / 255)[:, :, None]
 
 
-def questions(scene: Scene, language: int, rng: random.Random) -> dict[str, list[tuple[dict[str, str], str]]]:
+def questions(scene: Scene, language: int) -> dict[str, list[tuple[dict[str, str], str]]]:
     """Every question that has exactly one right answer.
 
     Args:
         scene: what is shown.
         language: 0 English, 1 Chinese.
-        rng: picks the one absent colour that may be counted, so that "0" is not the usual answer.
 
     Returns:
         For each kind of `PHRASES` the list of (words to fill into a phrase, answer); "position" and "box" are left out
         when every shape of the scene has a twin.
     """
-    found: dict[str, list[tuple[dict[str, str], str]]] = {"colour": [], "shape": []}
+    found: dict[str, list[tuple[dict[str, str], str]]] = {"colour": []}
     for position, item in zip(POSITIONS, scene.cells, strict=True):
         words = {"position": position[language]}
         found["colour"].append((words, (COLOURS[item.colour] if item else NONE)[language]))
-        found["shape"].append((words, (SHAPES[item.shape] if item else NONE)[language]))
     found["count"] = [({}, str(len(scene.items)))]
-
-    present = [item.colour for item in scene.items]
-    absent = rng.choice([colour for colour in range(len(COLOURS)) if colour not in present])
-    counted = [*sorted(set(present)), absent]
-    found["colour_count"] = [({"colour": COLOURS[c][language]}, str(present.count(c))) for c in counted]
 
     kinds = [(item.colour, item.shape) for item in scene.items]
     for position, item in zip(POSITIONS, scene.cells, strict=True):
@@ -280,22 +251,13 @@ def questions(scene: Scene, language: int, rng: random.Random) -> dict[str, list
 
 
 def caption(scene: Scene) -> str:
-    """The whole scene in English words: "a red circle in the top left and a blue square in the bottom right"."""
-    return describe(scene, 0)
-
-
-def describe(scene: Scene, language: int) -> str:
-    """The whole scene in words, cell by cell; `language` 0 English, 1 Chinese."""
-    forms = ("a {colour} {shape} in the {position}", "{position}是{colour}{shape}")
+    """The whole scene in words: "a red circle in the top left and a blue square in the bottom right"."""
     parts = [
-        forms[language].format(
-            colour=COLOURS[item.colour][language], shape=SHAPES[item.shape][language], position=position[language]
-        )
+        f"a {COLOURS[item.colour][0]} {SHAPES[item.shape][0]} in the {position[0]}"
         for position, item in zip(POSITIONS, scene.cells, strict=True)
         if item is not None
     ]
-    comma, last = ((", ", " and "), ("，", "，"))[language]
-    return last.join([comma.join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def _write_part(
@@ -311,24 +273,16 @@ def _write_part(
 
 
 def _record(name: str, scene: Scene, turns: int, rng: random.Random) -> dict[str, Any]:
-    """A record with `turns` different questions, all in one language; with one less where one of them has a long answer
-    (a box, a description), so that records are of like length and need little padding."""
+    """A record with `turns` different questions, all in one language; with one less where one of them asks for a box.
+    That answer is long, and records of like length need little padding."""
     language = int(rng.random() < CHINESE_SHARE)
-    found = questions(scene, language, rng)
-    kinds = [kind for kind in rng.choices(sorted(found), k=8 * turns) if kind != "box"]
-    if turns > 1:
-        found["describe"] = [({}, describe(scene, language))]
-        long = rng.choices((None, "box", "describe"), LONG_SHARES)[0]
-        if long in found:
-            turns -= 1
-            kinds.insert(rng.randrange(turns), long)
-    pairs: list[list[str]] = []
-    asked: set[tuple[str, ...]] = set()
-    for kind in kinds:
-        words, answer = rng.choice(found[kind])
-        if len(pairs) < turns and (kind, *words.values()) not in asked:
-            asked.add((kind, *words.values()))
-            pairs.append([rng.choice(PHRASES[kind][language]).format(**words), answer])
+    asked = [(kind, *item) for kind, items in questions(scene, language).items() for item in items if kind != "box"]
+    asked = rng.sample(asked, min(turns, len(asked)))
+    boxes = questions(scene, language).get("box")
+    if turns > 1 and boxes and rng.random() < BOX_SHARE:
+        asked[rng.randrange(turns - 1)] = ("box", *rng.choice(boxes))
+        asked = asked[: turns - 1]
+    pairs = [[rng.choice(PHRASES[kind][language]).format(**words), answer] for kind, words, answer in asked]
     pairs[0][0] = "<image>\n" + pairs[0][0]
     return {"image": name, "conversations": pairs}
 

@@ -97,8 +97,8 @@ def attention_bias(
             every row is one sample that begins at position 0.
 
     Returns:
-        float32 [L, S] or [B, 1, L, S] (`MASKED` is infinite in float16), or None when nothing is masked.  On CPU a matrix
-        is added ten times faster than the same with leading axes of 1.
+        float32 [L, S] or [B, 1, L, S] (`MASKED` is infinite in float16), or None when nothing is masked.  On CPU a
+        matrix is added ten times faster than the same with leading axes of 1.
     """
     allowed = None
     if query_length > 1:

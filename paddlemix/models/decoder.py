@@ -16,7 +16,6 @@ from paddlemix.models.configuration import DecoderConfig
 from paddlemix.models.layers import RMSNorm, linear, normal
 
 
-
 class DecoderAttention(nn.Layer):
     """Causal self-attention with rotary positions and grouped key/value heads."""
 

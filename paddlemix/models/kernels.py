@@ -1,7 +1,7 @@
 """Forward and backward passes written out where paddle's automatic ones are slow or keep too much.
 
-Each equals the plain formula in its docstring; tests compare values and gradients.  On CPU the gain is in the backward pass:
-reductions are products with ones, and one tensor is kept instead of four.
+Each equals the plain formula in its docstring; tests compare values and gradients.  On CPU the gain is in the backward
+pass: reductions are products with ones, and one tensor is kept instead of four.
 """
 
 from __future__ import annotations

@@ -18,7 +18,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder for everything (runs/demo)")
     parser.add_argument(
-        "--prepare-only", action="store_true", help="write data and untrained model, for the recipes in config/llava/tiny"
+        "--prepare-only",
+        action="store_true",
+        help="write data and untrained model, for the recipes in config/llava/tiny",
     )
     return parser
 

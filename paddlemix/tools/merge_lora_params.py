@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     """
     arguments = build_parser().parse_args(argv)
     from paddlemix.checkpoints.adapter import read_adapter
-    from paddlemix.checkpoints.layouts import ADAPTER_FILE
+    from paddlemix.checkpoints.layouts import is_adapter
     from paddlemix.checkpoints.load import apply_adapter, base_of, load_base
     from paddlemix.checkpoints.pretrained import write_model
     from paddlemix.device import select_device
@@ -46,8 +46,10 @@ def main(argv: list[str]) -> int:
     from paddlemix.trainer.output import publish
 
     adapter_path = Path(arguments.lora_path)
-    if not (adapter_path / ADAPTER_FILE).is_file():
-        raise UserError(f"lora_path '{adapter_path}' is no adapter directory: it has no {ADAPTER_FILE}")
+    if not is_adapter(adapter_path):
+        raise UserError(
+            f"lora_path '{adapter_path}' is no adapter directory: no lora_config.json or adapter_config.json"
+        )
     target = Path(arguments.merge_model_path or adapter_path)
     select_device(arguments.device)
     adapter = read_adapter(adapter_path)
