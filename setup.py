@@ -47,6 +47,7 @@ PINNED_FOR_PADDLENLP = [
 
 REQUIRED = [
     *PINNED_FOR_PADDLENLP,
+    "filelock",  # several processes that start at once download a model once
     "matplotlib",  # loss curve and evaluation pictures
     "pillow>=9.1",  # `Image.Resampling` came with 9.1
     "requests",  # images given by URL

@@ -183,9 +183,9 @@ def _phrase(phrases: tuple[str, ...], rng: random.Random) -> str:
 
 
 def _record(name: str, digit: int, rng: random.Random) -> dict[str, Any]:
-    """Which digit, then whether it is even (60 %); or only one of the two questions (20 % each)."""
+    """Which digit, then whether it is even (30 %); or only which digit (60 %) or whether it is even (10 %)."""
     language = int(rng.random() < CHINESE_SHARE)
     which = [_phrase(DIGIT_PHRASES[language], rng), str(digit)]
     even = [_phrase(EVEN_PHRASES[language], rng), YES_NO[language][digit % 2]]
-    turns = rng.choices(([which, even], [which], [even]), weights=(3, 1, 1))[0]
+    turns = rng.choices(([which, even], [which], [even]), weights=(3, 6, 1))[0]
     return {"image": name, "conversations": [_pair(*turns[0]), *turns[1:]]}

@@ -1,4 +1,4 @@
-"""The tiny model of the demo: LLaVA's real architecture at 1.2 million parameters, with random weights."""
+"""The tiny model of the demo: LLaVA's real architecture at 1.5 million parameters, with random weights."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from paddlemix.processors.templates import get_template
 from paddlemix.processors.tokenizer import load_tokenizer
 
 IMAGE_SIZE, PATCH_SIZE, WIDTH = 32, 8, 128
+TEMPLATE = "mistral_instruct"  # without a system text, which would be half of every row
 _INITIALIZER_RANGE = WIDTH**-0.5  # the usual 0.02 suits widths of thousands; here images would be learned much later
 
 
@@ -52,7 +53,7 @@ def write_start_model(tokenizer_directory: Path, directory: Path, seed: int = 0)
     tokenizer = load_tokenizer(tokenizer_directory)
     processor = LlavaProcessor(
         tokenizer=tokenizer,
-        template=get_template("vicuna_v1"),
+        template=get_template(TEMPLATE),
         image_spec=ImageSpec(tile_size=IMAGE_SIZE, patch_size=PATCH_SIZE, aspect_mode="pad"),
     )
     model = build_model(tiny_config(len(tokenizer)), initialise=True)

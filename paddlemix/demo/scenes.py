@@ -2,7 +2,7 @@
 
 A scene is a 32x32 picture of 2x2 cells; a cell is empty or holds one shape.  Questions, in English and Chinese, are
 read off the same description that is drawn, so an answer is right by construction; a question with more than one right
-answer is never asked.  Knows no model and no tokenizer.  All sizes are ours: small enough for a model of 1 M weights.
+answer is never asked.  Knows no model and no tokenizer.  All sizes are ours: small enough for a model of 1.5 M weights.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ EVAL_COUNT = 100  # records of scenes_eval.json
 CAPTION_COUNT = 8000  # at most, of scenes_captions.json
 MAX_SCENES = 100_000  # file names count with five digits
 CHINESE_SHARE = 0.25
-BOX_SHARE = 0.3  # of records, that ask for a box
+COLOURS_ASKED = 2  # of the four cells of a training record
+BOX_SHARE = 0.2  # of records, that ask for a box
 TURNS = (5,)  # questions of a training record: each costs little once the picture is read
 
 # (English, Chinese) everywhere below: the index into such a pair is the language.
@@ -61,7 +62,7 @@ class SceneFiles:
 
     Args:
         directory: holds the lists and `images/`; image paths in the lists are relative to it.
-        train: four or five questions per record.
+        train: three to five questions per record.
         evaluation: 100 records like those of `train`, for the loss during training.
         held_out: one question per record; no picture of it is in another list.
         captions: one caption per record, on pictures of `train`, for pretraining.
@@ -276,11 +277,14 @@ def _record(name: str, scene: Scene, turns: int, rng: random.Random) -> dict[str
     """A record with `turns` different questions, all in one language; with one less where one of them asks for a box.
     That answer is long, and records of like length need little padding."""
     language = int(rng.random() < CHINESE_SHARE)
-    asked = [(kind, *item) for kind, items in questions(scene, language).items() for item in items if kind != "box"]
+    found = questions(scene, language)
+    boxes = found.pop("box", None)
+    if turns > 1:  # colours are learned soonest, so that fewer of them are enough
+        found["colour"] = rng.sample(found["colour"], COLOURS_ASKED)
+    asked = [(kind, *item) for kind, items in found.items() for item in items]
     asked = rng.sample(asked, min(turns, len(asked)))
-    boxes = questions(scene, language).get("box")
     if turns > 1 and boxes and rng.random() < BOX_SHARE:
-        asked[rng.randrange(turns - 1)] = ("box", *rng.choice(boxes))
+        asked[rng.randrange(len(asked) - 1)] = ("box", *rng.choice(boxes))
         asked = asked[: turns - 1]
     pairs = [[rng.choice(PHRASES[kind][language]).format(**words), answer] for kind, words, answer in asked]
     pairs[0][0] = "<image>\n" + pairs[0][0]

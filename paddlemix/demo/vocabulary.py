@@ -20,12 +20,6 @@ from paddlemix.sample import IMAGE_TOKEN
 VOCAB_SIZE = 640  # at most, with 3 special and 256 byte pieces; a small output layer is a fast one
 MODEL_MAX_LENGTH = 512
 
-# Source: haotian-liu/LLaVA llava/conversation.py, conv_vicuna_v1
-SYSTEM_PROMPT = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
-
 
 def corpus(files: Iterable[Path]) -> Iterator[str]:
     """The texts that a model of the demo reads, in order.
@@ -34,8 +28,8 @@ def corpus(files: Iterable[Path]) -> Iterator[str]:
         files: JSON lists of records with `conversations` as [question, answer] pairs.
 
     Yields:
-        For every record the system prompt, then "USER: question" and "ASSISTANT: answer" for each turn; without
-        `<image>` and line ends, which are no words.
+        "[INST] question [/INST] answer" for each turn, as the template `mistral_instruct` writes it; without `<image>`
+        and line ends, which are no words.
 
     Raises:
         MissingFileError: a list does not exist.
@@ -44,10 +38,8 @@ def corpus(files: Iterable[Path]) -> Iterator[str]:
         if not path.is_file():
             raise MissingFileError(f"there is no list {path} to take texts from; make the demo data first")
         for record in json.loads(path.read_text(encoding="utf-8")):
-            yield SYSTEM_PROMPT
             for question, answer in record["conversations"]:
-                yield f"USER: {question.replace(IMAGE_TOKEN, '').strip()}".strip()
-                yield f"ASSISTANT: {answer}"
+                yield f"[INST] {question.replace(IMAGE_TOKEN, '').strip()} [/INST] {answer}"
 
 
 def train_tokenizer(texts: Iterable[str], directory: Path, vocab_size: int = VOCAB_SIZE) -> int:

@@ -135,7 +135,7 @@ def test_scene_records_have_the_pair_form(scene_lists: scenes.SceneFiles) -> Non
             assert Image.open(path.parent / record["image"]).size == (32, 32)
             turns = record["conversations"]
             single = path in (scene_lists.held_out, scene_lists.captions)
-            assert len(turns) == 1 if single else len(turns) in (4, 5)
+            assert len(turns) == 1 if single else 3 <= len(turns) <= 5
             assert [question.count("<image>") for question, _ in turns] == [1] + [0] * (len(turns) - 1)
             assert turns[0][0].startswith("<image>\n") and all(answer for _, answer in turns)
             chinese += not turns[0][0].isascii()
@@ -276,12 +276,12 @@ def test_tokenizer_round_trip(
 
     tokenizer = LlamaTokenizer.from_pretrained(tokenizer_directory, legacy=False)
     texts = set(vocabulary.corpus([*scene_lists.lists, *digit_lists.lists]))
-    assert vocabulary.SYSTEM_PROMPT in texts and "USER: What digit is this?" in texts
+    assert "[INST] What digit is this? [/INST] 7" in texts
     for text in (*texts, "Größe: 7 €", "你好，世界！", "two\nlines", "two  spaces "):
         ids = tokenizer(text, add_special_tokens=False).input_ids
         assert tokenizer.decode(ids) == text
         assert tokenizer.unk_token_id not in ids
-    assert len(tokenizer(vocabulary.SYSTEM_PROMPT).input_ids) < 40
+    assert len(tokenizer("[INST] What digit is this? [/INST] 7").input_ids) < 16
 
 
 def test_tokenizer_is_of_the_llama_kind(tokenizer_directory: Path) -> None:
@@ -298,7 +298,7 @@ def test_tokenizer_is_of_the_llama_kind(tokenizer_directory: Path) -> None:
 
 
 def test_tokenizer_is_the_same_for_the_same_texts(tmp_path: Path) -> None:
-    texts = [vocabulary.SYSTEM_PROMPT, "USER: 左上角是什么颜色?", "ASSISTANT: red"]
+    texts = ["[INST] What digit is this? [/INST] 7", "[INST] 左上角是什么颜色? [/INST] red"]
     sizes = [vocabulary.train_tokenizer(iter(texts), tmp_path / name, 400) for name in "ab"]
     assert sizes[0] == sizes[1] <= 400
     assert tree(tmp_path / "a") == tree(tmp_path / "b")

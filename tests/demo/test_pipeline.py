@@ -81,7 +81,7 @@ def test_prepare_only(small: list[list[str]], tmp_path: Path, capsys: pytest.Cap
     assert f"wrote {folder.data} and {folder.start}" in capsys.readouterr().out
     loaded = load_pretrained(folder.start)
     assert loaded.processor is not None
-    assert loaded.processor.template.name == "vicuna_v1"
+    assert loaded.processor.template.name == "mistral_instruct"
     assert len(loaded.processor.tokenizer) == loaded.model.config.text.vocab_size
     assert (folder.data / "scenes_captions.json").is_file()
 
