@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from paddlemix.datasets.formats import parse_record
-from paddlemix.demo.vocabulary import SYSTEM_PROMPT, train_tokenizer
+from paddlemix.demo.vocabulary import train_tokenizer
 from paddlemix.processors.image import ImageSpec
 from paddlemix.processors.llava import LlavaProcessor
 from paddlemix.processors.templates import get_template
@@ -26,7 +26,7 @@ ANYRES_SPEC = ImageSpec(
 )
 
 _TEXTS = (
-    SYSTEM_PROMPT,
+    get_template("vicuna_v1").system,
     "USER: What is the colour of the big bus? ASSISTANT: It is red.",
     "USER: Where is the small cat? ASSISTANT: On the mat, 0.25, 0.33.",
     "USER: How many? ASSISTANT: 1, 2, 3 or 45",

@@ -219,7 +219,7 @@ def _read_llama(config: Mapping[str, Any], directory: Path) -> Layout:
     return Layout(
         "llama",
         LlavaConfig(text=pick_fields(DecoderConfig, config)),
-        (LLAMA,),
+        (LLAMA, PADDLEMIX),  # PaddleNLP writes the same config.json with its own names of weights
         {"chat_template": config.get(TEMPLATE_KEY) or DEFAULT_TEMPLATE},
     )
 

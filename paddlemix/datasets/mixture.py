@@ -6,6 +6,7 @@ trainer.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,12 +15,13 @@ import numpy as np
 
 from paddlemix.datasets.formats import parse_record, read_records
 from paddlemix.datasets.grouping import group_by_modality
-from paddlemix.datasets.images import check_image, load_image
+from paddlemix.datasets.images import check_image, is_url, load_image
 from paddlemix.errors import UserError
 from paddlemix.processors.conversation import render
 from paddlemix.processors.llava import LlavaProcessor
 from paddlemix.sample import Example, Sample
 
+_DECODED_BYTES = 128 * 1024**2  # a few seconds of decoding, before anything of the run is written
 ProcessorFor = Callable[[str | None], LlavaProcessor]
 
 
@@ -58,19 +60,24 @@ class SampleDataset:
 
     def check(self) -> None:
         """Looks for what would stop a run later: a conversation that its template cannot write, an image that is
-        missing or no image.  Reads the headers of local images, no pixel.
+        missing, no image or cut short.  Local images are decoded up to `_DECODED_BYTES`, of later ones the header is read.
 
         Raises:
             MissingFileError, UserError: names file, record and image.
         """
         known: set[str] = set()
+        decoded = 0
         for sample, processor in zip(self.samples, self._processors, strict=True):
             try:
                 render(processor.template, sample.messages)
                 for path in sample.images:
-                    if path not in known:
-                        check_image(path)
-                        known.add(path)
+                    if path in known:
+                        continue
+                    known.add(path)
+                    check_image(path)
+                    if not is_url(path) and decoded < _DECODED_BYTES:
+                        decoded += os.path.getsize(path)
+                        load_image(path)
             except UserError as error:
                 raise type(error)(f"{sample.source}: {error}") from error
 

@@ -59,9 +59,11 @@ def main(argv: list[str]) -> int:
     from tqdm import tqdm
 
     from paddlemix.checkpoints.export import convert_checkpoint
+    from paddlemix.checkpoints.hub import resolve_model
     from paddlemix.checkpoints.layouts import is_adapter
     from paddlemix.checkpoints.verified import Conversion
 
+    arguments.input = resolve_model(arguments.input)
     if is_adapter(arguments.input):
         return _convert_adapter(arguments)
     with tqdm(desc="convert, verify", unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import paddle
 import pytest
 
+from paddlemix.checkpoints.keymap import PADDLEMIX
 from paddlemix.checkpoints.layouts import FORMAT_KEY, FORMAT_VERSION, PREPROCESSOR_FILE, recognise
-from paddlemix.checkpoints.pretrained import config_values
+from paddlemix.checkpoints.pretrained import config_values, load_model
 from paddlemix.errors import MissingFileError, UserError
+from paddlemix.models.configuration import LlavaConfig
 from paddlemix.processors.image import CLIP_MEAN
-from tests.tiny_models import GOLDEN, tiny_llava
+from tests.tiny_models import GOLDEN, tiny_llava, tiny_model, tiny_text
 
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "num_attention_heads": 4}
 CLIP_VISION = {"hidden_size": 48, "num_attention_heads": 4, "num_hidden_layers": 3, "image_size": 28, "patch_size": 14}
@@ -152,3 +156,15 @@ def test_a_directory_without_config_says_what_it_holds(tmp_path: Path) -> None:
     (tmp_path / "model.bin").touch()
     with pytest.raises(MissingFileError, match="holds model.bin"):
         recognise(tmp_path)
+
+
+def test_a_llama_with_the_names_of_paddlenlp(tmp_path: Path) -> None:
+    """The same config.json as transformers writes, other names of weights, linear weights not turned."""
+    model = tiny_model(LlavaConfig(text=tiny_text()))
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **asdict(model.config.text)}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    theirs = {PADDLEMIX.to_theirs(name): value for name, value in model.state_dict().items()}
+    paddle.save(theirs, str(tmp_path / "model_state.pdparams"))
+    loaded = load_model(tmp_path).model
+    for name, value in model.state_dict().items():
+        assert (loaded.state_dict()[name] == value).all()

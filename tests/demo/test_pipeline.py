@@ -19,12 +19,13 @@ from paddlemix.demo.pipeline import DemoFolder, run_demo
 from paddlemix.demo.questioning import answer_questions
 from paddlemix.demo.scenes import write_scenes
 from paddlemix.errors import UserError
-from paddlemix.examples.llava import run_predict_multiround
+from paddlemix.examples.llava import pretrain, run_predict_multiround
 from paddlemix.tools import demo, supervised_finetune
 from paddlemix.tools._command import run_command
 from tests.tiny_world import World, changed, weights
 
 MAINS = {
+    "examples/llava/pretrain.py": pretrain.main,
     "tools/supervised_finetune.py": supervised_finetune.main,
     "examples/llava/run_predict_multiround.py": run_predict_multiround.main,
 }
@@ -39,7 +40,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     def run(arguments: Sequence[str], typed: str | None = None) -> None:
         commands.append(list(arguments))
         monkeypatch.setattr(sys, "stdin", io.StringIO(typed or ""))
-        more = FEW if "finetune" in arguments[0] else ["--max-new-tokens", "4"]
+        more = FEW if "predict" not in arguments[0] else ["--max-new-tokens", "4"]
         assert run_command(MAINS[arguments[0]], [*arguments[1:], *more]) == 0
 
     def write_few_digits(directory: Path) -> object:
@@ -67,7 +68,7 @@ def test_the_whole_demo(small: list[list[str]], tmp_path: Path, capsys: pytest.C
     for path in ("digits.png", "scenes.png", "digits/loss.png", "scenes/loss.png"):
         assert (folder.root / path).read_bytes()[:4] == b"\x89PNG"
     names = [Path(command[0]).stem for command in small]
-    assert names == ["supervised_finetune", "supervised_finetune", "run_predict_multiround"]
+    assert names == ["pretrain", "supervised_finetune", "supervised_finetune", "run_predict_multiround"]
     shown = capsys.readouterr().out
     assert "held-out digits, after LoRA" in shown and shown.count("ASSISTANT: ") == 2
     assert not [path for path in tmp_path.iterdir() if path != folder.root]

@@ -15,7 +15,6 @@ from PIL import Image
 
 from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.checkpoints.pretrained import Pretrained
-from paddlemix.demo.vocabulary import SYSTEM_PROMPT
 from paddlemix.errors import UserError
 from paddlemix.generation.chat import ChatSession
 from paddlemix.generation.generate import generate
@@ -121,7 +120,7 @@ def test_the_history_is_exactly_the_templates(loaded: Pretrained, images: list[I
     session = ChatSession(loaded, settings=SETTINGS)
     first, second = (ask(session, QUESTIONS[0], images[0]).strip(), ask(session, QUESTIONS[1]).strip())
     assert session.prompt() == (
-        f"{SYSTEM_PROMPT} USER: <image>\n{QUESTIONS[0]} ASSISTANT: {first}</s>"
+        f"{get_template('vicuna_v1').system} USER: <image>\n{QUESTIONS[0]} ASSISTANT: {first}</s>"
         f"USER: {QUESTIONS[1]} ASSISTANT: {second}</s>"
     )
 

@@ -136,15 +136,25 @@ def test_a_bad_record_is_named(
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_picture_that_breaks_off_ends_the_run_when_its_turn_comes(
-    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    """Its header is whole, so that only reading its pixels shows it."""
+    """Its header is whole, and the data set is too large to decode every picture beforehand."""
+    monkeypatch.setattr("paddlemix.datasets.mixture._DECODED_BYTES", 0)
     (tmp_path / "cut.png").write_bytes(world.picture.read_bytes()[:300])
     data = write_records(tmp_path, world, (0, {"image": str(tmp_path / "cut.png")}))
     recipe = world.recipe(tmp_path, **data, max_steps=6, dataloader_num_workers=workers)
     found = error_of(capsys, finetune(recipe))
     assert found.startswith(f"{tmp_path / 'records.json'} record 0: image '{tmp_path / 'cut.png'}' is broken: ")
     assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_a_picture_that_breaks_off_is_found_before_anything_is_written(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cut.png").write_bytes(world.picture.read_bytes()[:300])
+    recipe = world.recipe(tmp_path, **write_records(tmp_path, world, (2, {"image": str(tmp_path / "cut.png")})))
+    assert f"records.json record 2: image '{tmp_path / 'cut.png'}' is broken: " in error_of(capsys, finetune(recipe))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_sample_longer_than_the_limit(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
