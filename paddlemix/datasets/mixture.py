@@ -60,7 +60,8 @@ class SampleDataset:
 
     def check(self) -> None:
         """Looks for what would stop a run later: a conversation that its template cannot write, an image that is
-        missing, no image or cut short.  Local images are decoded up to `_DECODED_BYTES`, of later ones the header is read.
+        missing, no image or cut short.  Local images are decoded up to `_DECODED_BYTES`; of later ones the header is
+        read.
 
         Raises:
             MissingFileError, UserError: names file, record and image.
