@@ -109,6 +109,8 @@ def main() -> int:
     """Measures and prints a line of JSON and a table."""
     arguments = build_parser().parse_args()
     layers = FULL_LAYERS if arguments.full else arguments.layers
+    if arguments.folder is not None:
+        Path(arguments.folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         num_bytes = make_checkpoint(folder / "source", layers)
