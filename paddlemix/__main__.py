@@ -33,6 +33,12 @@ COMMANDS = {
     "chat": Command("paddlemix.examples.llava.run_predict_multiround", "talk with a model about an image"),
     "merge-lora": Command("paddlemix.tools.merge_lora_params", "fold a LoRA adapter into the weights of its model"),
     "convert": Command("paddlemix.tools.convert_checkpoint", "convert a checkpoint between LLaVA's layouts"),
+    "quantize": Command("paddlemix.tools.quantize", "write a model with its language model in 8 or 4 bits"),
+    "check-data": Command("paddlemix.tools.check_data", "check data files and images before a run does"),
+    "show-data": Command("paddlemix.tools.show_data", "show records as a model is trained on them: tokens, tiles"),
+    "convert-data": Command(
+        "paddlemix.tools.convert_data", "convert a VQA table or records of any form to LLaVA's JSON"
+    ),
     "demo": Command("paddlemix.tools.demo", "train and question a tiny model here, without any download"),
 }
 

@@ -1,4 +1,4 @@
-"""The errors a user can cause, and nothing else.
+"""The errors a user can cause, the end that a user can ask for, and nothing else.
 
 A command catches `UserError`, prints its one message and ends with status 2; every other exception is a defect of ours
 and keeps its traceback.  Library callers catch the same classes as `ValueError` and `FileNotFoundError`.
@@ -16,6 +16,17 @@ class UserError(ValueError):
 
 class MissingFileError(UserError, FileNotFoundError):
     """A path that was named does not exist or cannot be read."""
+
+
+class Stopped(SystemExit):
+    """A run that ended in order because of a signal; the process's status is that of a shell, 128 + the signal.
+
+    Args:
+        number: the signal, e.g. `signal.SIGTERM`.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:

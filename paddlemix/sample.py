@@ -1,6 +1,6 @@
 """The data at each stage, from the user's file to the model: read this file first.
 
-    record (JSON) -> Sample -> Example -> Batch
+    record (JSON) -> Sample -> Example -> Row -> Batch
 
 Plain numpy and dataclasses; nothing here knows a tokenizer, a template, a file or paddle.
 Shapes: B batch, L tokens, N tiles, P patches per tile, T visual tokens, S supervised positions.
@@ -21,6 +21,21 @@ NEWLINE_INDEX = -1  # in Example.image_index: the learned end-of-row vector of L
 Role = Literal["system", "user", "assistant"]
 
 
+@dataclass(frozen=True)
+class Box:
+    """A place in an image; it becomes text once the image's size is known (`processors/boxes.py`).
+
+    Args:
+        image: index into `Sample.images`.
+        corners: left, top, right, bottom; pixels of the upright image, or shares of its sides.
+        normalised: whether `corners` are shares, 0..1.
+    """
+
+    image: int
+    corners: tuple[float, float, float, float]
+    normalised: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Message:
     """One turn of a conversation.
@@ -28,15 +43,16 @@ class Message:
     Args:
         role: who speaks.
         content: text pieces in reading order and, as an integer, the index into `Sample.images` of an image that stands
-            between them, e.g. `(0, "\\nWhat is this?")`.  Text is content: nothing in it is ever parsed again.
+            between them, e.g. `(0, "\\nWhat is this?")`; a `Box` stands where its coordinates will be written.  Text is
+            content: nothing in it is ever parsed again.
     """
 
     role: Role
-    content: tuple[str | int, ...]
+    content: tuple[str | int | Box, ...]
 
     @property
     def text(self) -> str:
-        """The text pieces joined, without the images."""
+        """The text pieces joined, without images and boxes."""
         return "".join(piece for piece in self.content if isinstance(piece, str))
 
     @property
@@ -51,7 +67,7 @@ class Sample:
 
     Args:
         messages: the turns; a leading system turn is allowed, then user and assistant alternate.
-        images: path or URL of each image, in the order in which `Message.content` counts them.
+        images: path, http(s) URL or `data:` URI of each image, in the order in which `Message.content` counts them.
         source: where it came from, for error messages: "train.json record 17".
     """
 
@@ -85,6 +101,34 @@ class Example:
         return int((self.labels != IGNORE_INDEX).sum())
 
 
+@dataclass(frozen=True)
+class Skip:
+    """A sample that was left out because the user asked for that.
+
+    Args:
+        index: its number in the data set.
+        reason: why; begins with the sample's source.
+        too_long: left out by `on_too_long`, so that it does not count as bad.
+    """
+
+    index: int
+    reason: str
+    too_long: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a batch: a single example, or several that were packed.
+
+    Args:
+        examples: in order; empty where all were skipped.
+        skipped: the samples that should have stood here too.
+    """
+
+    examples: tuple[Example, ...]
+    skipped: tuple[Skip, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """What one forward pass takes, everything that needs arithmetic on positions already done.
@@ -99,6 +143,8 @@ class Batch:
         loss_index: int64 [S]; flat positions (b * L + l) whose next token is trained.
         loss_targets: int64 [S]; those next tokens.
         sources: one per sample, for error messages.
+        num_visual: positions that hold a visual token.
+        skipped: samples that were left out of this batch.
     """
 
     input_ids: np.ndarray
@@ -109,3 +155,5 @@ class Batch:
     loss_index: np.ndarray
     loss_targets: np.ndarray
     sources: tuple[str, ...] = ()
+    num_visual: int = 0
+    skipped: tuple[Skip, ...] = ()

@@ -5,7 +5,10 @@ Loads neither paddle nor numpy, so that a file that needs neither stays quick.
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +28,10 @@ os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
 
 # No test asks a server for a model; those of downloads serve themselves.
 os.environ.setdefault("PADDLEMIX_OFFLINE", "1")
+
+# What is kept between runs is kept for this one alone.
+os.environ["PADDLEMIX_CACHE"] = tempfile.mkdtemp(prefix="paddlemix-cache-")
+atexit.register(shutil.rmtree, os.environ["PADDLEMIX_CACHE"], ignore_errors=True)
 
 # A shared machine may stall any example: its time says nothing about the code.
 settings.register_profile("paddlemix", settings(deadline=None))

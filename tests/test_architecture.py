@@ -27,7 +27,7 @@ LEVELS = (
     ("generation",),
     ("checkpoints", "peft", "datasets"),
     ("models", "processors"),
-    ("config", "sample", "device", "log"),
+    ("config", "sample", "device", "log", "cache"),
     ("errors",),
     ("__init__",),
 )
@@ -42,7 +42,7 @@ ONLY_IN = {
 }
 # Importing these rooms and modules loads neither paddle nor paddlenlp, directly or through others.
 WITHOUT_PADDLE = (
-    *("processors", "datasets", "config", "sample", "log", "errors"),
+    *("processors", "datasets", "config", "sample", "log", "cache", "errors"),
     *("demo.scenes", "demo.digits", "demo.vocabulary", "demo.report"),
 )
 

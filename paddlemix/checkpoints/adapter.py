@@ -1,7 +1,7 @@
 """Adapter directories: LoRA weights, the other trained weights, tokenizer, processor and where the base is.
 
 lora_config.json            settings, adapted layers, base, fingerprint of the base
-adapter_model.safetensors   lora_A, lora_B and every weight that was trained whole (e.g. the projector)
+adapter_model.safetensors   lora_A, lora_B, ... and every weight that was trained whole (e.g. the projector)
 processor_config.json       with the tokenizer files: everything but the base's weights
 """
 
@@ -26,7 +26,8 @@ from paddlemix.checkpoints.foreign_adapter import read_foreign_adapter
 from paddlemix.checkpoints.layouts import ADAPTER_FILE, FORMAT_KEY, FORMAT_VERSION, PEFT_ADAPTER_FILE
 from paddlemix.checkpoints.pretrained import parameter_entries, write_processor
 from paddlemix.errors import UserError
-from paddlemix.peft.lora import LoRAConfig, lora_config_from_dict
+from paddlemix.peft.lora import lora_parameters, quantized_layers
+from paddlemix.peft.settings import LoRAConfig, is_adapter_weight, is_start_value, lora_config_from_dict
 from paddlemix.processors.llava import PROCESSOR_FILE, LlavaProcessor
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -58,8 +59,13 @@ class AdapterFiles:
         return read_safetensors(self.directory / ADAPTER_WEIGHTS) if self.foreign is None else self.foreign
 
     def base_names(self, model: paddle.nn.Layer) -> set[str]:
-        """Names of a model's weights that come from the base: all but the adapter's own layers."""
-        return {name for name, _ in model.named_parameters() if not name.endswith((".lora_A", ".lora_B"))}
+        """Names of a model's weights that come from the base: all but the adapter's own.
+
+        PiSSA's start values too where another program trained it, which computes them from the base and saves none.
+        """
+        names = [name for name, _ in model.named_parameters()]
+        computed = {name for name in names if is_start_value(name)} if self.foreign is not None else set()
+        return {name for name in names if not is_adapter_weight(name)} | computed
 
 
 def read_adapter(directory: Path) -> AdapterFiles:
@@ -103,9 +109,10 @@ def write_adapter(
     model: paddle.nn.Layer, processor: LlavaProcessor | None, settings: AdapterSettings, directory: Path
 ) -> None:
     """Writes an adapter's files into an existing directory: the weights that are not the base's, and the rest."""
-    trained = {name for name, parameter in model.named_parameters() if not parameter.stop_gradient} | settings.carried
+    trained = {name for name, parameter in model.named_parameters() if not parameter.stop_gradient}
+    written = trained | {name for name, _ in lora_parameters(model)} | settings.carried
     write_processor(processor, directory)
-    write_safetensors(directory / ADAPTER_WEIGHTS, parameter_entries(model, trained), {"format": "paddlemix"})
+    write_safetensors(directory / ADAPTER_WEIGHTS, parameter_entries(model, written), {"format": "paddlemix"})
     write_json(
         directory / ADAPTER_FILE,
         {
@@ -130,14 +137,30 @@ def fingerprint(model: paddle.nn.Layer) -> str:
     """Tells base models apart: a hash over names, shapes and samples of the weights an adapter does not change.
 
     Norms and rows of the token embedding are sampled, rounded to bfloat16 so that the dtype they were loaded in does
-    not matter; new or trained projectors do not count.
+    not matter; new or trained projectors do not count.  A quantised model has the mark of the one it was made of.
     """
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        if name.startswith(("projector.", "image_newline")) or name.endswith((".lora_A", ".lora_B")):
-            continue
-        digest.update(f"{name}{list(parameter.shape)}".encode())
+    parameters = dict(model.named_parameters())
+    for name, shape in sorted(_base_shapes(model).items()):
+        digest.update(f"{name}{shape}".encode())
         if name.startswith("language_model.") and (name.endswith("norm.weight") or "embed_tokens" in name):
-            step = max(parameter.shape[0] // _SAMPLED_ROWS, 1)
-            digest.update(parameter.detach()[::step].astype("bfloat16").numpy().tobytes())
+            step = max(shape[0] // _SAMPLED_ROWS, 1)
+            digest.update(parameters[name].detach()[::step].astype("bfloat16").numpy().tobytes())
     return digest.hexdigest()
+
+
+def _base_shapes(model: paddle.nn.Layer) -> dict[str, list[int]]:
+    """Name -> shape of the weights that a base is told by; those of quantised layers as they were before."""
+    found = dict(quantized_layers(model))
+    inside = tuple(f"{name}." for name in found)
+    shapes = {
+        name: list(parameter.shape)
+        for name, parameter in model.named_parameters()
+        if not (name.startswith(inside) or is_adapter_weight(name))
+    }
+    for name, layer in found.items():
+        plain = name.removesuffix(".base")  # as it stands inside an adapted layer
+        shapes[f"{plain}.weight"] = list(layer.weight_shape)
+        if layer.bias is not None:
+            shapes[f"{plain}.bias"] = list(layer.bias.shape)
+    return {name: shape for name, shape in shapes.items() if not name.startswith(("projector.", "image_newline"))}

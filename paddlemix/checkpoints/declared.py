@@ -13,8 +13,8 @@ from paddlemix.checkpoints.layouts import NO_TOWER, TEMPLATE_KEY, exchange_sides
 from paddlemix.checkpoints.vocabulary import BASE_KEY, IMAGE_TOKEN, HfVocabulary
 from paddlemix.errors import UserError
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionConfig
+from paddlemix.processors.chat_template import read_template
 from paddlemix.processors.llava import image_spec_from_dict
-from paddlemix.processors.templates import get_template
 
 TOWER_DIRECTORY = "vision_tower"
 _BICUBIC = 3  # PIL's number
@@ -57,7 +57,7 @@ def complete_processor(config: LlavaConfig, processor: dict[str, Any]) -> dict[s
     }
     try:
         image_spec_from_dict(values)
-        get_template(values["chat_template"])
+        read_template(values["chat_template"])
     except KeyError as error:
         raise UserError(f"the processor's settings have no key {error}") from error
     return values
@@ -83,7 +83,7 @@ def original_config(facts: Facts) -> dict[str, Any]:
         "mm_patch_merge_type": processor["mm_patch_merge_type"],
         "image_aspect_ratio": processor["image_aspect_ratio"],
         **({"image_grid_pinpoints": processor["image_grid_pinpoints"]} if processor["image_grid_pinpoints"] else {}),
-        "mm_use_im_start_end": False,
+        "mm_use_im_start_end": bool(processor.get("mm_use_im_start_end")),
         "mm_use_im_patch_token": False,
         "use_mm_proj": True,
         "tune_mm_mlp_adapter": False,
@@ -135,6 +135,8 @@ def check_hf(facts: Facts) -> None:
         faults.append(f"mm_projector_type '{config.mm_projector_type}' (only mlp2x_gelu)")
     if facts.anyres and not (config.image_newline and processor["mm_patch_merge_type"] == "spatial_unpad"):
         faults.append(f"mm_patch_merge_type '{processor['mm_patch_merge_type']}' with anyres (only spatial_unpad)")
+    if processor.get("mm_use_im_start_end"):
+        faults.append("mm_use_im_start_end (its prompts have no tokens around an image)")
     if faults:
         raise UserError(f"llava-hf has no place for {'; '.join(faults)}; use --to llava or --to paddlemix")
 

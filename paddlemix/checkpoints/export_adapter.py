@@ -21,8 +21,9 @@ from paddlemix.checkpoints.foreign_adapter import PEFT_OTHER_WEIGHTS, PEFT_WEIGH
 from paddlemix.checkpoints.keymap import ORIGINAL, is_linear_weight
 from paddlemix.checkpoints.layouts import CONFIG_FILE, PEFT_ADAPTER_FILE
 from paddlemix.checkpoints.load import base_of
-from paddlemix.checkpoints.tensors import FLOAT_TYPES, TensorEntry, converted, transposed
+from paddlemix.checkpoints.tensors import FLOAT_TYPES, TensorEntry, converted, joined, transposed
 from paddlemix.errors import UserError
+from paddlemix.peft.settings import MAGNITUDE, LoRAConfig, is_adapter_weight
 
 _WRAPPER = "base_model.model."
 _STORAGES = {"F32": "FloatStorage", "F16": "HalfStorage", "BF16": "BFloat16Storage"}
@@ -48,8 +49,10 @@ def export_adapter(source: str | Path, target: str | Path, dtype: str | None = N
     tensors = adapter.tensors()
     if dtype is not None:
         tensors = {name: converted(entry, FLOAT_TYPES[dtype]) for name, entry in tensors.items()}
-    lora = {name: entry for name, entry in tensors.items() if name.endswith((".lora_A", ".lora_B"))}
+    lora = {name: entry for name, entry in tensors.items() if is_adapter_weight(name)}
     other = {name: entry for name, entry in tensors.items() if name not in lora}
+    if adapter.config.pissa:
+        lora = dict(_plain_of_pissa(lora))
     with atomic_directory(target) as temporary:
         write_json(temporary / PEFT_ADAPTER_FILE, _peft_config(adapter))
         write_json(temporary / CONFIG_FILE, _config(adapter))
@@ -61,7 +64,26 @@ def export_adapter(source: str | Path, target: str | Path, dtype: str | None = N
 def _peft_lora(lora: Mapping[str, TensorEntry]) -> Iterator[tuple[str, TensorEntry]]:
     for name, entry in lora.items():
         module, _, part = name.rpartition(".")
-        yield f"{_WRAPPER}{_module(module)}.{part}.weight", transposed(entry)
+        theirs = f"{_WRAPPER}{_module(module)}.{part}"
+        yield (theirs, entry) if part == MAGNITUDE else (f"{theirs}.weight", transposed(entry))
+
+
+def _plain_of_pissa(lora: Mapping[str, TensorEntry]) -> Iterator[tuple[str, TensorEntry]]:
+    """The same update from twice as many components, [A A0] [B; -B0]: what it began from is taken off again."""
+    for name, entry in lora.items():
+        start = lora.get(f"{name}_start")
+        if name.endswith(".lora_A") and start is not None:
+            yield name, joined(entry, start, axis=1)
+        elif name.endswith(".lora_B") and start is not None:
+            yield name, joined(entry, _negated(start), axis=0)
+
+
+def _negated(entry: TensorEntry) -> TensorEntry:
+    def read() -> np.ndarray:
+        values = entry.read()
+        return values ^ np.uint16(0x8000) if entry.dtype == "BF16" else -values  # the sign is the first bit
+
+    return TensorEntry(entry.dtype, entry.shape, read)
 
 
 def _peft_whole(tensors: Mapping[str, TensorEntry]) -> Iterator[tuple[str, TensorEntry]]:
@@ -77,20 +99,32 @@ def _module(name: str) -> str:
 
 def _peft_config(adapter: AdapterFiles) -> dict[str, Any]:
     config = adapter.config
+    rank, alpha = _rank_and_alpha(config, "")
+    others = {module: _rank_and_alpha(config, module) for module in config.modules}
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": adapter.base["model"],
-        "r": config.r,
-        "lora_alpha": config.lora_alpha,
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {_module(module): r for module, (r, _) in others.items() if r != rank},
+        "alpha_pattern": {_module(module): a for module, (_, a) in others.items() if a != alpha},
+        "use_rslora": config.rslora and not config.pissa,
+        "use_dora": config.use_dora,
         "lora_dropout": config.lora_dropout,
         "target_modules": [_module(name) for name in config.modules],
-        "bias": "none",
+        "bias": config.bias,
         "fan_in_fan_out": False,
         "inference_mode": True,
         "init_lora_weights": True,
         "modules_to_save": None,
     }
+
+
+def _rank_and_alpha(config: LoRAConfig, module: str) -> tuple[int, float]:
+    """Of a layer, "" for the adapter; PiSSA's as those of the plain adapter it is written as, with the same scaling."""
+    rank = config.rank_of(module)
+    return (2 * rank, 2 * rank * config.scaling_of(module)) if config.pissa else (rank, config.alpha_of(module))
 
 
 def _config(adapter: AdapterFiles) -> dict[str, Any]:

@@ -20,21 +20,29 @@ from paddlemix.checkpoints.layouts import ADAPTER_FILE, CONFIG_FILE, PEFT_ADAPTE
 from paddlemix.checkpoints.source import rename
 from paddlemix.checkpoints.tensors import TensorEntry, transposed
 from paddlemix.errors import MissingFileError, UserError
-from paddlemix.peft.lora import LoRAConfig
+from paddlemix.peft.settings import MAGNITUDE, LoRAConfig
 
 PEFT_WEIGHTS, PEFT_OTHER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin"), "non_lora_trainables.bin"
 PADDLEMIX_WEIGHTS = "lora_model_state.pdparams"
-_LORA = re.compile(r"(.+)\.(lora_[AB])(?:\.default)?(?:\.weight)?")
+_LORA = re.compile(r"(.+)\.(lora_[AB]|lora_magnitude_vector)(?:\.default)?(?:\.weight)?")
 # settings that change the computation and that we do not have: key -> values that change nothing
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "use_dora": (False, None),
     "fan_in_fan_out": (False, None),
-    "bias": ("none", None),
-    "lora_bias": (False, None),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-    "trainable_bias": (None, "none", False),
+    "lora_bias": (False, None),  # a bias of lora_B
+    # those that change the base's weights, but for PiSSA, which can be computed again
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva", "pissa"),
+    "layer_replication": (None, []),
+    "target_parameters": (None, []),
+    "trainable_token_indices": (None, [], {}),
+    "alora_invocation_tokens": (None, []),
+    "arrow_config": (None,),
+    "kasa_config": (None,),
+    "use_qalora": (False, None),
+    "use_bdlora": (False, None),
     "enable_lora_list": (None, []),
+    "lora_use_mixer": (False, None),
+    "use_mora": (False, None),
+    "loraga": (False, None),
     "do_qat": (False, None),
     "use_quick_lora": (False, None, True),  # another order of the same sums
 }
@@ -78,7 +86,7 @@ def read_foreign_adapter(directory: Path) -> ForeignAdapter:
     named = _under_our_names(tensors, keymap, directory)
     declared = _declared(directory)
     spec = {**declared, "model": base, "relative": {"model": base}}
-    return ForeignAdapter(_lora_config(values, named, path), spec, read_processor_values(directory), named)
+    return ForeignAdapter(_lora_config(values, named, keymap, path), spec, read_processor_values(directory), named)
 
 
 def _peft_tensors(directory: Path) -> dict[str, TensorEntry]:
@@ -106,7 +114,7 @@ def _under_our_names(tensors: Mapping[str, TensorEntry], keymap: KeyMap, directo
     for key, entry in tensors.items():
         match = _LORA.fullmatch(key)
         if match is None:
-            whole[key] = entry
+            whole[key.replace(".base_layer.", ".")] = entry  # PEFT's name of a trained bias
             continue
         module, part = match.groups()
         try:
@@ -114,24 +122,60 @@ def _under_our_names(tensors: Mapping[str, TensorEntry], keymap: KeyMap, directo
         except KeyError as error:
             raise UserError(f"{directory}: the adapter weight '{key}' is of no layer that a LLaVA model has") from error
         if name is not None:
-            named[f"{name.removesuffix('.weight')}.{part}"] = transposed(entry) if keymap.transposed else entry
+            turned = keymap.transposed and part != MAGNITUDE
+            named[f"{name.removesuffix('.weight')}.{part}"] = transposed(entry) if turned else entry
     return {**named, **rename(whole, (keymap,), directory)}
 
 
-def _lora_config(values: Mapping[str, Any], tensors: Mapping[str, TensorEntry], path: Path) -> LoRAConfig:
+def _lora_config(
+    values: Mapping[str, Any], tensors: Mapping[str, TensorEntry], keymap: KeyMap, path: Path
+) -> LoRAConfig:
+    """Settings in our terms; what PEFT's patterns say is told per layer."""
     modules = tuple(name.removesuffix(".lora_A") for name in tensors if name.endswith(".lora_A"))
     odd = sorted(name for name in modules if f"{name}.lora_B" not in tensors)
     if odd or not modules:
         raise UserError(f"{path.parent} has " + (f"no lora_B for '{odd[0]}'" if odd else "no LoRA weights"))
+    theirs = {module: keymap.to_theirs(f"{module}.weight").removesuffix(".weight") for module in modules}
+    is_paddlenlp_pissa = bool(values.get("pissa"))
     try:
         rank, alpha = int(values["r"]), float(values["lora_alpha"])
-        if values.get("use_rslora") or values.get("rslora"):
-            alpha *= rank**0.5  # its scaling is alpha / sqrt(r), ours alpha / r
-        return LoRAConfig(
-            r=rank, lora_alpha=alpha, lora_dropout=float(values.get("lora_dropout") or 0), modules=modules
+        if is_paddlenlp_pissa:
+            alpha = float(rank)  # its scaling is then 1
+        ranks = {module: _patterned(values.get("rank_pattern"), theirs[module], rank) for module in modules}
+        alphas = {module: _patterned(values.get("alpha_pattern"), theirs[module], alpha) for module in modules}
+        config = LoRAConfig(
+            r=rank,
+            lora_alpha=alpha,
+            lora_dropout=float(values.get("lora_dropout") or 0),
+            modules=modules,
+            rslora=bool(values.get("use_rslora") or values.get("rslora")) and not is_paddlenlp_pissa,
+            use_dora=bool(values.get("use_dora")),
+            pissa=is_paddlenlp_pissa or values.get("init_lora_weights") == "pissa",
+            bias=_bias(values),
+            rank_pattern={module: int(value) for module, value in ranks.items() if value != rank},
+            alpha_pattern={module: float(value) for module, value in alphas.items() if value != alpha},
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (AttributeError, KeyError, TypeError, ValueError, re.error) as error:
         raise UserError(f"{path} cannot be understood: {error!r}") from error
+    for module in modules:
+        if tensors[f"{module}.lora_A"].shape[1] != config.rank_of(module):
+            found = f"of rank {tensors[f'{module}.lora_A'].shape[1]}, {path} says {config.rank_of(module)}"
+            raise UserError(f"lora_A of '{theirs[module]}' is {found}; the two files are of different adapters")
+    return config
+
+
+def _patterned(pattern: Mapping[str, Any] | None, module: str, otherwise: float) -> float:
+    """The value of the first pattern that fits the end of a layer's name, as PEFT looks it up."""
+    fitting = (value for key, value in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", module))
+    return next(fitting, otherwise)
+
+
+def _bias(values: Mapping[str, Any]) -> str:
+    """Which biases train, from PEFT's `bias` or PaddleNLP's `trainable_bias`."""
+    said = values.get("bias") or values.get("trainable_bias") or "none"
+    return "lora_only" if said == "lora" else said
 
 
 def _declared(directory: Path) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def read_processor_values(directory: Path) -> dict[str, Any]:
     config = read_json(directory / CONFIG_FILE) if (directory / CONFIG_FILE).is_file() else {}
     values = {key: config.get(key) for key in ("image_aspect_ratio", "mm_patch_merge_type", "mm_vision_select_feature")}
     values["image_grid_pinpoints"] = _pinpoints(config.get("image_grid_pinpoints"))
-    values["chat_template"] = config.get(TEMPLATE_KEY)
+    values |= {"chat_template": config.get(TEMPLATE_KEY), "mm_use_im_start_end": config.get("mm_use_im_start_end")}
     return {key: value for key, value in values.items() if value}
 
 
@@ -156,6 +156,7 @@ def _read_original(config: Mapping[str, Any], directory: Path) -> Layout:
         "image_grid_pinpoints": _pinpoints(config.get("image_grid_pinpoints")),
         "mm_patch_merge_type": merge_type,
         "mm_vision_select_feature": layout_config.mm_vision_select_feature,
+        "mm_use_im_start_end": bool(config.get("mm_use_im_start_end")),
     }
     return Layout(
         "original",

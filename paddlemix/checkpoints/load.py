@@ -26,6 +26,7 @@ from paddlemix.checkpoints.pretrained import (
     load_processor,
     read_carried,
 )
+from paddlemix.checkpoints.quantized import choose_quantization
 from paddlemix.checkpoints.source import Source, open_source, rename
 from paddlemix.checkpoints.tensors import TensorEntry
 from paddlemix.errors import MissingFileError, UserError
@@ -34,8 +35,8 @@ from paddlemix.models.layers import normal
 from paddlemix.models.llava import LlavaModel
 from paddlemix.models.projector import build_projector
 from paddlemix.peft.lora import LoRAConfig, add_lora, linear_names
+from paddlemix.processors.chat_template import read_template
 from paddlemix.processors.llava import LlavaProcessor, image_spec_from_dict, processor_from_dict
-from paddlemix.processors.templates import get_template
 
 NEW_PARTS = ("projector.", "image_newline")  # what a text-only model gets besides the tower
 
@@ -50,6 +51,7 @@ class BaseSpec:
         mm_projector_type, mm_vision_select_layer, mm_vision_select_feature: of the projector that is then new.
         image_newline: whether the new parts include the end-of-row vector (LLaVA-1.6).
         projector_file: file with projector weights to start from.
+        quantize: how the language model's linear layers are held, see `peft/codes.py`; None as the directory has them.
     """
 
     model: str
@@ -59,28 +61,35 @@ class BaseSpec:
     mm_vision_select_feature: str = "patch"
     image_newline: bool = False
     projector_file: str | None = None
+    quantize: str | None = None
 
 
-def load_pretrained(path: str | Path, dtype: str = "float32", base: str | None = None) -> Pretrained:
+def load_pretrained(
+    path: str | Path, dtype: str = "float32", base: str | None = None, quantize: str | None = None
+) -> Pretrained:
     """Loads a model directory of any layout, or an adapter directory together with its base.
 
     Args:
         path: the directory, or a name, see `hub.resolve_model`.
         dtype: "float32", "float16" or "bfloat16", of the weights in memory.
         base: an adapter's base model; None for the one that it names.
+        quantize: "int8", "nf4", "bfloat16" or "float16": the language model's linear layers are held so, coded while
+            they are read; None as the directory has them, or as an adapter was trained.
 
     Returns:
         The model in evaluation mode, its processor, and the adapter's settings where there is one.
 
     Raises:
         MissingFileError: a directory or file is missing.
-        UserError: the layout is unknown, weights are missing, extra or misshapen, or the base is not the adapter's.
+        UserError: the layout is unknown, weights are missing, extra or misshapen, the base is not the adapter's, or the
+            model is quantised in another way already.
     """
     directory = resolve_model(path)
     if not is_adapter(directory):
-        return load_base(BaseSpec(model=str(path)), dtype)
+        return load_base(BaseSpec(model=str(path), quantize=quantize), dtype)
     adapter = read_adapter(directory)
-    return apply_adapter(load_base(base_of(adapter, base), dtype), adapter)
+    spec = base_of(adapter, base)
+    return apply_adapter(load_base(replace(spec, quantize=quantize or spec.quantize), dtype), adapter)
 
 
 def base_of(adapter: AdapterFiles, model: str | None = None) -> BaseSpec:
@@ -159,7 +168,7 @@ def apply_adapter(base: Pretrained, adapter: AdapterFiles) -> Pretrained:
     loaded, names = adapter.tensors(), set(linear_names(base.model))
     unbuilt = {name for name in adapter.config.modules if name.startswith("vision_tower.layers.")} - names
     config = replace(adapter.config, modules=tuple(name for name in adapter.config.modules if name not in unbuilt))
-    add_lora(base.model, config)
+    add_lora(base.model, config, loaded.keys())
     fill_model(base.model, loaded, str(adapter.directory), may_miss=lambda name: name in adapter.base_names(base.model))
     base.model.eval()
     processor = _adapter_processor(base, adapter)
@@ -173,8 +182,9 @@ def _adapter_processor(base: Pretrained, adapter: AdapterFiles) -> LlavaProcesso
     if base.processor is None:
         return None
     values = {**base.processor.to_dict(), **adapter.processor}
-    template, spec = get_template(values["chat_template"]), image_spec_from_dict(values)
-    return replace(base.processor, template=template, image_spec=spec)
+    template, spec = read_template(values["chat_template"]), image_spec_from_dict(values)
+    markers = bool(values["mm_use_im_start_end"])
+    return replace(base.processor, template=template, image_spec=spec, image_markers=markers)
 
 
 def load_base(spec: BaseSpec, dtype: str = "float32") -> Pretrained:
@@ -190,7 +200,7 @@ def load_base(spec: BaseSpec, dtype: str = "float32") -> Pretrained:
     tower = _open_tower(spec.tower) if attached and spec.tower else None
     if tower is not None:
         source = _attach(source, tower, spec)
-    model = build_model(source.config, dtype)
+    model = build_model(source.config, dtype, quantization=choose_quantization(source.directory, spec.quantize))
     tensors = source.tensors() if tower is None else {**source.tensors(), **tower.tensors()}
     unused = fill_model(model, tensors, spec.model, lambda name: tower is not None and name.startswith(NEW_PARTS))
     if tower is not None:

@@ -8,6 +8,7 @@ Loading is strict (a missing, an extra and a misshapen weight are errors, listed
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,14 +18,22 @@ import paddle
 
 from paddlemix.checkpoints.files import atomic_directory, write_json, write_weights
 from paddlemix.checkpoints.layouts import CONFIG_FILE, NO_TOWER, config_values
+from paddlemix.checkpoints.quantized import (
+    choose_quantization,
+    coded,
+    quantization_values,
+    stored_entries,
+    unfilled_arrays,
+)
 from paddlemix.checkpoints.source import Source, open_source
 from paddlemix.checkpoints.strict import check_vocabulary, check_weights
-from paddlemix.checkpoints.tensors import FLOAT_TYPES, TensorEntry, array_entry
+from paddlemix.checkpoints.tensors import FLOAT_TYPES, TensorEntry, array_entry, convert
 from paddlemix.checkpoints.vocabulary import HF_VOCABULARY_FILE
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.models.layers import skip_initialisation
 from paddlemix.models.llava import LlavaModel
 from paddlemix.peft.lora import LoRAConfig
+from paddlemix.peft.quantize import QuantizationConfig, prepare_quantized
 from paddlemix.processors.llava import PROCESSOR_FILE, LlavaProcessor, processor_from_dict
 
 MAX_SHARD_BYTES = 5 * 1024**3
@@ -63,7 +72,7 @@ def load_model(path: str | Path, dtype: str = "float32") -> Pretrained:
         UserError: the layout is unknown, or weights are missing, extra or of the wrong shape.
     """
     source = open_source(path)
-    model = build_model(source.config, dtype)
+    model = build_model(source.config, dtype, quantization=choose_quantization(source.directory, None))
     unused = fill_model(model, source.tensors(), str(path))
     model.eval()
     return Pretrained(model, load_processor(source), source.directory, unused, carried=read_carried(source.directory))
@@ -89,15 +98,33 @@ def load_processor(source: Source) -> LlavaProcessor | None:
     return processor
 
 
-def build_model(config: LlavaConfig, dtype: str = "float32", initialise: bool = False) -> LlavaModel:
-    """A model of the given sizes; its weights are zeros unless `initialise`."""
+def build_model(
+    config: LlavaConfig,
+    dtype: str = "float32",
+    initialise: bool = False,
+    quantization: QuantizationConfig | None = None,
+) -> LlavaModel:
+    """A model of the given sizes; its weights are zeros unless `initialise`.
+
+    Args:
+        quantization: how the language model's linear layers are held; they begin without codes, and no float weight of
+            theirs is ever made.
+
+    Raises:
+        UserError: a pattern of `quantization.skip` matches nothing.
+    """
     before = paddle.get_default_dtype()
     paddle.set_default_dtype(dtype)
     try:
         if initialise:
             return LlavaModel(config)
-        with skip_initialisation():
-            return LlavaModel(config)
+        with skip_initialisation(), contextlib.nullcontext() if quantization is None else paddle.LazyGuard():
+            model = LlavaModel(config)
+        if quantization is not None:
+            prepare_quantized(model, quantization)
+            for parameter in model.parameters():
+                parameter.initialize()
+        return model
     finally:
         paddle.set_default_dtype(before)
 
@@ -108,7 +135,7 @@ def fill_model(
     source: str,
     may_miss: Callable[[str], bool] = lambda name: False,
 ) -> dict[str, TensorEntry]:
-    """Copies weights into a model, one at a time.
+    """Copies weights into a model, one at a time; those of quantised layers without codes are coded on the way.
 
     Args:
         tensors: under our names.
@@ -122,19 +149,29 @@ def fill_model(
     Raises:
         UserError: lists every missing, extra and misshapen weight; the model is then not usable.
     """
-    parameters = dict(model.named_parameters())
+    parameters, codes = dict(model.named_parameters()), unfilled_arrays(model)
     expected = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    expected |= {name: layer.arrays[part][1] for name, (layer, part) in codes.items()}
+    tensors = coded(tensors, model, source)
     unused = check_weights(expected, tensors, source, may_miss)
     for name, entry in tensors.items():  # in the order of the file
         if name in parameters:
             copy_into(parameters[name], entry)
+        elif name in codes:
+            layer, part = codes[name]
+            layer.store(part, entry.read())
     return {name: array_entry(np.array(entry.read()), entry.dtype) for name, entry in tensors.items() if name in unused}
 
 
 def copy_into(parameter: paddle.Tensor, entry: TensorEntry) -> None:
-    """Reads a weight and copies it into a parameter of the same shape, converted to the parameter's dtype."""
-    loaded = paddle.to_tensor(np.ascontiguousarray(entry.read()), place=paddle.CPUPlace())
-    parameter.set_value(loaded.astype(parameter.dtype).numpy())
+    """Reads a weight and copies it into a parameter of the same shape, converted to the parameter's dtype.
+
+    Raises:
+        UserError: a finite number is too large for float16.
+    """
+    dtype = FLOAT_TYPES[str(parameter.dtype).rsplit(".", 1)[-1]]
+    array = np.asarray(entry.read())
+    parameter.set_value(np.ascontiguousarray(array if entry.dtype == dtype else convert(array, entry.dtype, dtype)))
 
 
 def tensor_entry(tensor: paddle.Tensor) -> TensorEntry:
@@ -169,9 +206,9 @@ def save_model(
 
 def write_model(loaded: Pretrained, directory: Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
     """Writes a model's files into an existing directory."""
-    write_json(directory / CONFIG_FILE, config_values(loaded.model.config))
+    write_json(directory / CONFIG_FILE, {**config_values(loaded.model.config), **quantization_values(loaded.model)})
     write_processor(loaded.processor, directory)
-    tensors = {**parameter_entries(loaded.model), **loaded.unused}
+    tensors = {**parameter_entries(loaded.model), **stored_entries(loaded.model), **loaded.unused}
     for name, content in loaded.carried.items():
         (directory / name).write_bytes(content)
     write_weights(directory, tensors, max_shard_bytes, {"format": "paddlemix"})

@@ -70,6 +70,13 @@ def _best_model(config: RunConfig) -> list[Conflict]:
     return []
 
 
+def _early_stopping(config: RunConfig) -> list[Conflict]:
+    if config.early_stopping_patience is None or config.resolved_evaluation_strategy != "no":
+        return []
+    message = "early_stopping_patience needs evaluations; set evaluation_strategy to steps or epoch"
+    return [Conflict(("early_stopping_patience", "evaluation_strategy"), message)]
+
+
 def _data_is_there(config: RunConfig) -> list[Conflict]:
     found = []
     dataset = config.dataset or {}
@@ -106,12 +113,50 @@ def _policies(config: RunConfig) -> list[Conflict]:
     ]
 
 
+def _one_order(config: RunConfig) -> list[Conflict]:
+    keys = tuple(name for name in ("mixtoken", "group_by_length", "group_by_modality_length") if getattr(config, name))
+    if len(keys) < 2:
+        return []
+    message = f"{' and '.join(keys)} are both true; choose one: mixtoken fills rows, the others sort samples"
+    return [Conflict(keys, message)]
+
+
+def _adapters(config: RunConfig) -> list[Conflict]:
+    """The keys of adapter kinds: not two kinds at once, and none where no adapter trains."""
+    found: list[Conflict] = []
+    if config.use_dora and config.pissa:
+        found.append(Conflict(("pissa", "use_dora"), "use_dora and pissa are both true; choose one"))
+    policies = (config.vision_tower, config.projector, config.language_model)
+    if not (config.lora or config.lora_path or "lora" in policies):
+        keys = [name for name, plain in _ADAPTER_KEYS.items() if getattr(config, name) != plain]
+        message = "needs lora true, or a part with policy lora"
+        found += [Conflict((name, "lora"), f"{name} {message}; add that or remove {name}") for name in keys]
+    if config.vision_tower in ("frozen", "full"):
+        keys = [name for name in ("vision_lora_rank", "vision_lora_alpha") if getattr(config, name) is not None]
+        message = f'contradicts vision_tower "{config.vision_tower}"; set it to lora'
+        found += [Conflict((name, "vision_tower"), f"{name} {message} or remove {name}") for name in keys]
+    return found
+
+
+_ADAPTER_KEYS = {
+    "lora_bias": "none",
+    "rslora": False,
+    "use_dora": False,
+    "pissa": False,
+    "lora_plus_scale": 1.0,
+    "vision_lora_rank": None,
+    "vision_lora_alpha": None,
+}
+
 RULES: tuple[Callable[[RunConfig], list[Conflict]], ...] = (
     _required,
     _precision,
     _best_model,
+    _early_stopping,
     _data_is_there,
     _something_to_train,
     _rates,
     _policies,
+    _one_order,
+    _adapters,
 )

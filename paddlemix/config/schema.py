@@ -94,8 +94,24 @@ class LoraKeys:
     lora_rank: int = _lora(8, help="Rank of each adapter.", min=1)
     lora_alpha: int = _lora(16, help="Scale: an adapter's output is multiplied by lora_alpha / lora_rank.", min=1)
     lora_dropout: float = _lora(0.05, help="Share of an adapter's inputs dropped in training.", min=0, max=1)
-    lora_target_modules: list[str] | None = _lora(
-        None, help="Regular expressions of the layers that get an adapter; null: the language model's linear layers."
+    lora_target_modules: str | list[str] | None = _lora(
+        None,
+        help="Regular expressions of the layers that get an adapter; all-linear or null: the linear layers of every "
+        "part with policy lora, without the output layer.",
+    )
+    lora_bias: str = _lora(
+        "none",
+        help="Biases that train too: lora_only of the adapted layers, all of the parts that have adapters.",
+        choices=("none", "lora_only", "all"),
+    )
+    rslora: bool = _lora(False, help="Scale by lora_alpha / sqrt(lora_rank), which suits high ranks.")
+    use_dora: bool = _lora(False, help="DoRA: learn the length of each output's weights apart from their direction.")
+    pissa: bool = _lora(False, help="PiSSA: begin with the principal components of the weights.")
+    lora_plus_scale: float = _lora(1.0, help="LoRA+: the rate of lora_B as a multiple of that of lora_A.", min=0)
+    vision_lora_rank: int | None = _lora(None, help="Rank of the vision tower's adapters; null: lora_rank.", min=1)
+    vision_lora_alpha: int | None = _lora(None, help="Scale of the vision tower's; null: lora_alpha.", min=1)
+    use_quick_lora: bool = _lora(
+        False, help="The faster order of an adapter's products is always chosen.", status="ignored"
     )
 
 
@@ -105,8 +121,8 @@ class DataKeys:
 
     dataset: dict | None = _data(
         None,
-        help='{"train": [entry, ...], "eval": [...]}; an entry has data_files and may have name, splits, '
-        "chat_template, image_root.",
+        help='{"train": [entry, ...], "eval": [...]}; an entry has data_files (path or path#N, or a list) and may have '
+        "name, image_root, chat_template, split, weight, splits.",
     )
     chat_template: str | None = _data(
         None,
@@ -116,10 +132,33 @@ class DataKeys:
     image_root: str | None = _data(
         None, help="Folder that relative image paths start from; an entry's own comes first."
     )
-    max_length: int = _data(2048, help="Longest sample, visual tokens included.", unit="tokens", min=1)
-    mixtoken: bool = _data(False, help="Packing is not available yet; rows hold one sample each.", status="ignored")
+    max_length: int = _data(
+        2048, help="Longest sample, visual tokens included; with mixtoken also of a row.", unit="tokens", min=1
+    )
+    mixtoken: bool = _data(False, help="Pack several samples into each row of max_length; none of them sees another.")
     group_by_modality_length: bool = _data(
-        False, help="Fill batches with samples of like length, with or without images."
+        False, help="Fill steps with samples of like length, all with or all without images (LLaVA's sampler)."
+    )
+    group_by_length: bool = _data(False, help="Fill batches with samples of like length in tokens.")
+    on_too_long: str = _data(
+        "truncate_turns",
+        help="A sample above max_length: leave out its last question-answer pairs, skip it, or stop. No image is cut.",
+        choices=("truncate_turns", "skip", "error"),
+    )
+    on_bad_sample: str = _data(
+        "error",
+        help="A record or image that cannot be used: stop, or skip it, count it and name it in skipped.jsonl.",
+        choices=("error", "skip"),
+    )
+    max_bad_fraction: float = _data(
+        0.01, help="Most bad samples, as a share of all, that on_bad_sample skip accepts.", min=0, max=1
+    )
+    max_image_bytes: int = _data(64 * 1024**2, help="Largest image file or download.", unit="bytes", min=1)
+    max_image_pixels: int = _data(178_956_970, help="Largest image, width times height.", unit="pixels", min=1)
+    image_timeout: float = _data(30.0, help="Longest wait for a server's next bytes.", unit="seconds", min=0.1)
+    image_retries: int = _data(3, help="Further attempts after a failed download.", min=0)
+    allow_local_network: bool = _data(
+        False, help="Let data name http(s) addresses of this machine and of the local network."
     )
 
 

@@ -90,12 +90,19 @@ class TrainingKeys:
     load_best_model_at_end: bool | None = _training(False, help="End with the checkpoint that evaluated best.")
     metric_for_best_model: str | None = _training(None, help="What best means; null: the loss.")
     greater_is_better: bool | None = _training(None, help="Whether more of that metric is better.")
+    early_stopping_patience: int | None = _training_own(
+        None, help="End the run after so many evaluations that are no better; null: never.", min=1
+    )
+    early_stopping_threshold: float = _training_own(0.0, help="Least gain that counts as better.", min=0)
 
     save_strategy: str = _training("steps", help="When to save a checkpoint.", choices=STRATEGIES)
     save_steps: int = _training(500, help="Interval for steps.", unit="steps", min=1)
     save_total_limit: int | None = _training(None, help="Checkpoints kept; null or 0: all.", min=0)
     ignore_save_lr_and_optim: bool | None = _training(False, help="Save no optimiser state.")
     ignore_load_lr_and_optim: bool | None = _training(False, help="Resume without the optimiser state.")
+    allow_changed_recipe: bool = _training_own(
+        False, help="Resume although keys that change the result differ from those of the checkpoint."
+    )
     ignore_data_skip: bool = _training(False, help="Resume at the first sample instead of the next one.")
     skip_data_intervals: list | None = _training(
         None, help="Steps whose batches are skipped, a list of [first, last].", unit="steps"

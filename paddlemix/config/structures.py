@@ -6,6 +6,7 @@ the line.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from paddlemix.config.values import describe
@@ -15,12 +16,16 @@ InnerFault = tuple[str, str]  # path, message
 
 SPLITS = ("train", "eval")
 DEFAULT_DATASET_NAME = "chatml_dataset"
+_BOUND = r"(?:\d+(?:\.\d+)?%|\d+)"
+SLICE = re.compile(rf"\w*\[(?P<first>{_BOUND})?:(?P<last>{_BOUND})?\]")  # of an entry's `split`: "[:90%]"
 _ENTRY_KINDS: dict[str, tuple[type, ...]] = {
     "name": (str,),
     "data_files": (str, list),
     "splits": (str, list, type(None)),
     "chat_template": (str, type(None)),
     "image_root": (str, type(None)),
+    "split": (str, type(None)),
+    "weight": (int, float, type(None)),
 }
 
 
@@ -29,7 +34,7 @@ def check_dataset(value: dict[str, Any]) -> tuple[dict[str, Any], list[InnerFaul
 
     Args:
         value: {"train": [entry, ...], "eval": [entry, ...]}, each optional; an entry is an object with `data_files`
-            (text or list of texts, required), `name`, `splits`, `chat_template`, `image_root`.
+            (text or list of texts, required), `name`, `image_root`, `chat_template`, `split`, `weight`, `splits`.
 
     Returns:
         The same with every entry's `name` filled in, and the faults.
@@ -86,9 +91,14 @@ def _check_entry_key(path: str, key: str, value: object) -> list[InnerFault]:
     if key not in _ENTRY_KINDS:
         allowed = ", ".join(_ENTRY_KINDS)
         return [(path, f"{path}: {key} is not a known key{did_you_mean(key, _ENTRY_KINDS)} (allowed: {allowed})")]
-    if not isinstance(value, _ENTRY_KINDS[key]):
-        wanted = "text or a list of texts" if list in _ENTRY_KINDS[key] else "text"
+    if not isinstance(value, _ENTRY_KINDS[key]) or isinstance(value, bool):
+        kinds = _ENTRY_KINDS[key]
+        wanted = "text or a list of texts" if list in kinds else "a number" if float in kinds else "text"
         return [(path, f"{path}: expected {wanted}, got {describe(value)}")]
     if isinstance(value, list) and not all(isinstance(item, str) for item in value):
         return [(path, f"{path}: expected a list of texts, got {value!r}")]
+    if key == "weight" and isinstance(value, int | float) and not 0 < value < float("inf"):
+        return [(path, f"{path}: {value} is not above 0; 0.5 takes half of the records, 2 takes each twice")]
+    if key == "split" and isinstance(value, str) and not SLICE.fullmatch(value):
+        return [(path, f"{path}: '{value}' is not a slice; write [:90%], [90%:], [100:200] or the like")]
     return []

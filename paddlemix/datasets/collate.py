@@ -1,4 +1,4 @@
-"""Examples -> Batch: padding, positions, the merge index and the supervised positions, all in numpy.
+"""Rows -> Batch: padding, positions, segments, the merge index and the supervised positions, all in numpy.
 
 After this nothing needs arithmetic on positions: the model gathers.  Knows no file and no model.
 """
@@ -10,36 +10,46 @@ from typing import Literal
 
 import numpy as np
 
-from paddlemix.sample import IGNORE_INDEX, IMAGE_TOKEN_INDEX, NEWLINE_INDEX, Batch, Example
+from paddlemix.sample import IGNORE_INDEX, IMAGE_TOKEN_INDEX, NEWLINE_INDEX, Batch, Example, Row
 
 
-def collate(examples: Sequence[Example], tokens_per_tile: int, padding: Literal["right", "left"] = "right") -> Batch:
-    """Pads examples to the longest and resolves every position.
+def collate(
+    rows: Sequence[Row | Example],
+    tokens_per_tile: int,
+    padding: Literal["right", "left"] = "right",
+    pad_to_multiple_of: int = 1,
+) -> Batch:
+    """Pads rows to the longest and resolves every position.
 
     Args:
-        examples: at least one; text-only and image examples may be mixed.
+        rows: at least one; an example is a row of its own; text-only and image examples may be mixed.  A row whose
+            samples were all skipped becomes one position that nothing is learned from.
         tokens_per_tile: feature rows the tower gives for one tile (P).
         padding: "right" for training, "left" for generating in a batch.
+        pad_to_multiple_of: positions of a row are padded up to a multiple of it, >= 1.
 
     Returns:
-        One row per example.
+        One row per row.
     """
-    length = max(len(example.input_ids) for example in examples)
-    shape = (len(examples), length)
-    input_ids, position_ids, segment_ids = (np.zeros(shape, dtype=np.int64) for _ in range(3))
-    labels = np.full(shape, IGNORE_INDEX, dtype=np.int64)
-    is_image = np.zeros(shape, dtype=bool)
-    for row, example in enumerate(examples):
-        count = len(example.input_ids)
-        span = slice(length - count, length) if padding == "left" else slice(0, count)
-        is_image[row, span] = example.input_ids == IMAGE_TOKEN_INDEX
-        input_ids[row, span] = np.where(is_image[row, span], 0, example.input_ids)
-        labels[row, span] = example.labels
-        position_ids[row, span] = np.arange(count)
-        segment_ids[row, span] = 1
+    whole_rows = [Row((row,)) if isinstance(row, Example) else row for row in rows]
+    counts = [max(sum(len(example.input_ids) for example in row.examples), 1) for row in whole_rows]
+    length = -(-max(counts) // pad_to_multiple_of) * pad_to_multiple_of
+    ids, position_ids, segment_ids = (np.zeros((len(rows), length), dtype=np.int64) for _ in range(3))
+    labels = np.full_like(ids, IGNORE_INDEX)
+    for number, (row, count) in enumerate(zip(whole_rows, counts, strict=True)):
+        start = length - count if padding == "left" else 0
+        segment_ids[number, start : start + count] = 1  # also where the row has no example
+        for segment, example in enumerate(row.examples, start=1):
+            span = slice(start, start + len(example.input_ids))
+            ids[number, span], labels[number, span] = example.input_ids, example.labels
+            position_ids[number, span] = np.arange(len(example.input_ids))
+            segment_ids[number, span] = segment
+            start = span.stop
+    examples = [example for row in whole_rows for example in row.examples]
+    is_image = ids == IMAGE_TOKEN_INDEX
     loss_index, loss_targets = _supervised(labels, segment_ids)
     return Batch(
-        input_ids=input_ids,
+        input_ids=np.where(is_image, 0, ids),
         position_ids=position_ids,
         segment_ids=segment_ids,
         pixel_values=_stack_tiles(examples),
@@ -47,6 +57,8 @@ def collate(examples: Sequence[Example], tokens_per_tile: int, padding: Literal[
         loss_index=loss_index,
         loss_targets=loss_targets,
         sources=tuple(example.source for example in examples),
+        num_visual=int(is_image.sum()),
+        skipped=tuple(skip for row in whole_rows for skip in row.skipped),
     )
 
 

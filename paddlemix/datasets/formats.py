@@ -1,153 +1,77 @@
 """Records of a data file -> Samples.
 
-Reads JSON arrays and recognises per record the form of its conversation: PaddleMIX's pairs
-(`[["<image>\\nQ", "A"], ...]`) and LLaVA's turns (`[{"from": "human", "value": ...}, ...]`).  Here, and only here,
-`<image>` in a user's text becomes a place.  Knows no template and opens no image.
+The form of a conversation is recognised record by record (`dialects.py`); here its images and boxes are placed and its
+turns checked.  Knows no template and opens no image.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from paddlemix.errors import MissingFileError, UserError, did_you_mean
-from paddlemix.sample import IMAGE_TOKEN, Message, Role, Sample
+from paddlemix.datasets.dialects import FORM_READERS, Turn, read_turns
+from paddlemix.datasets.objects import place_objects, read_objects
+from paddlemix.datasets.record_images import Shown, image_addresses, locate
+from paddlemix.errors import UserError
+from paddlemix.sample import IMAGE_TOKEN, Message, Sample
 
-_ROLES: dict[str, Role] = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-}
+FORMS = ("chatml_dataset", *FORM_READERS)  # names of PaddleMIX's data sets; of the first the records tell their form
 
 
-def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """Reads a data file.
-
-    Args:
-        path: a JSON array of objects, UTF-8.
-
-    Raises:
-        MissingFileError: there is no such file, or it cannot be read.
-        UserError: the file is not JSON, not an array, or an item is not an object.
-    """
-    path = Path(path)
-    if not path.is_file():
-        problem = "is a folder" if path.is_dir() else f"does not exist (looked in {Path.cwd()})"
-        raise MissingFileError(f"data file '{path}' {problem}; check dataset.data_files")
-    try:
-        records = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise MissingFileError(f"data file '{path}' cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"data file '{path}' is not UTF-8 (byte {error.start}); save it as UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"data file '{path}' is not JSON: line {error.lineno}, column {error.colno}: {error.msg}"
-        ) from error
-    if not isinstance(records, list):
-        raise UserError(f"data file '{path}' holds a JSON {_kind(records)}, expected an array of records")
-    if not records:
-        raise UserError(f"data file '{path}' holds no record")
-    for number, record in enumerate(records):
-        if not isinstance(record, dict):
-            raise UserError(f"{path} record {number}: a JSON {_kind(record)}, expected an object with 'conversations'")
-    return records
-
-
-def parse_record(record: dict[str, Any], source: str, image_root: str | Path | None = None) -> Sample:
-    """Turns one record into a Sample.
+def parse_record(
+    record: dict[str, Any], source: str, image_root: str | Path | None = None, form: str | None = None
+) -> Sample:
+    """Turns one record of any known form into a Sample.
 
     Args:
-        record: `conversations` and, where images are used, `image`: a path, a URL or a list of them.
+        record: a conversation as `conversations`, `messages` or `query` with `response`; where images are used, `image`
+            or `images` (an address, an object with `path` or `url`, or a list of them) or parts of its messages; and
+            perhaps `system` and `objects`.  Keys that mean nothing here are passed over.
         source: where the record is, e.g. "train.json record 17"; begins every error.
         image_root: folder that relative image paths start from; None for the working directory.
+        form: `name` of the data set: coco_caption and vg_caption read `image` and `caption`, coco_vqa reads `image`,
+            `question` and `answer`; any other leaves it to the record.
 
     Returns:
-        A Sample whose messages name each of its images exactly once.
+        A Sample whose messages name each of its images exactly once, in reading order.
 
     Raises:
-        UserError: no conversation, wrong form, roles out of order, an empty answer, text that is not Unicode, or a
-            number of `<image>` that is not the number of images.
+        UserError: the record is of no known form or of two, has what is not supported (tool calls, videos, preference
+            pairs), its roles are out of order, an answer is empty, a text is not Unicode, or places and images, or
+            places and boxes, are not equally many.
     """
     try:
-        images = tuple(_locate(path, image_root) for path in _image_paths(record))
-        messages = _messages(record)
-        _check_turns(messages)
-        return Sample(messages=_place_images(messages, len(images)), images=images, source=source)
+        turns = read_turns(record, form)
+        _check_turns(turns)
+        messages, images = _place_images(turns, image_addresses(record))
+        objects = read_objects(record, len(images))
+        if objects is not None:
+            messages = place_objects(messages, objects)
+        for address in images:
+            _check_unicode(address)
+        return Sample(messages=messages, images=tuple(locate(path, image_root) for path in images), source=source)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
 
 
-def _image_paths(record: dict[str, Any]) -> list[str]:
-    value = record.get("image")
-    if value is None:
-        return []
-    paths = value if isinstance(value, list) else [value]
-    for path in paths:
-        if not isinstance(path, str) or not path:
-            raise UserError(f"image is {json.dumps(path)}, expected a path or URL, or a list of them")
-    return paths
-
-
-def _locate(path: str, image_root: str | Path | None) -> str:
-    if image_root is None or path.startswith(("http://", "https://")) or Path(path).is_absolute():
-        return path
-    return str(Path(image_root) / path)
-
-
-def _messages(record: dict[str, Any]) -> list[tuple[Role, str]]:
-    turns = record.get("conversations")
-    if turns is None:
-        keys = ", ".join(map(str, record)) or "none"
-        raise UserError(f"no key 'conversations' (keys: {keys}){did_you_mean('conversations', map(str, record))}")
-    if not isinstance(turns, list) or not turns:
-        raise UserError("'conversations' is not a list of turns or is empty")
-    if all(isinstance(turn, dict) for turn in turns):
-        return [_turn_message(turn, number) for number, turn in enumerate(turns, 1)]
-    if all(isinstance(turn, list) for turn in turns):
-        return [message for number, pair in enumerate(turns, 1) for message in _pair_messages(pair, number)]
-    raise UserError("'conversations' holds neither [question, answer] pairs nor {'from', 'value'} turns throughout")
-
-
-def _turn_message(turn: dict[str, Any], number: int) -> tuple[Role, str]:
-    if not {"from", "value"} <= turn.keys():
-        raise UserError(
-            f"turn {number} has the keys {', '.join(map(str, turn)) or 'none'}, expected 'from' and 'value'"
-        )
-    role = _ROLES.get(str(turn["from"]))
-    if role is None:
-        raise UserError(f"turn {number}: from='{turn['from']}' is not one of {', '.join(_ROLES)}")
-    if not isinstance(turn["value"], str):
-        raise UserError(f"turn {number}: value is a JSON {_kind(turn['value'])}, expected text")
-    return role, turn["value"]
-
-
-def _pair_messages(pair: Sequence[Any], number: int) -> list[tuple[Role, str]]:
-    if len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-        raise UserError(
-            f"pair {number} is {json.dumps(pair, ensure_ascii=False)[:80]}, expected [question, answer] texts"
-        )
-    return [("user", pair[0]), ("assistant", pair[1])]
-
-
-def _check_turns(messages: Sequence[tuple[Role, str]]) -> None:
-    turns = messages[1:] if messages[0][0] == "system" else messages
-    for _, text in messages:
-        _check_unicode(text)
-    for number, (role, text) in enumerate(turns, 1):
+def _check_turns(turns: Sequence[Turn]) -> None:
+    for _, content in turns:
+        for piece in content:
+            if isinstance(piece, str):
+                _check_unicode(piece)
+    first = 1 if turns[0][0] == "system" else 0
+    for number, (role, content) in enumerate(turns[first:], 1):
         expected = "user" if number % 2 else "assistant"
         if role != expected:
             raise UserError(
                 f"turn {number} is by the {role}, expected the {expected}: turns alternate, the user begins"
             )
-        if role == "assistant" and not text.strip():
+        if role == "assistant" and not any(isinstance(piece, str) and piece.strip() for piece in content):
             raise UserError(f"turn {number}: the answer is empty, so there is nothing to learn")
-    if len(turns) % 2 or not turns:
-        raise UserError(f"{len(turns)} turns: the last question has no answer, so there is nothing to learn from it")
+    count = len(turns) - first
+    if count % 2 or not count:
+        raise UserError(f"{count} turns: the last question has no answer, so there is nothing to learn from it")
 
 
 def _check_unicode(text: str) -> None:
@@ -158,24 +82,22 @@ def _check_unicode(text: str) -> None:
         raise UserError(f"half a character, {found}, follows the text {before!r}; write the whole one") from error
 
 
-def _place_images(messages: Sequence[tuple[Role, str]], image_count: int) -> tuple[Message, ...]:
-    placed, used = [], 0
-    for role, text in messages:
-        content: list[str | int] = []
-        for position, piece in enumerate(text.split(IMAGE_TOKEN) if role == "user" else [text]):
-            if position:
-                content.append(used)
-                used += 1
-            if piece:
-                content.append(piece)
-        placed.append(Message(role=role, content=tuple(content)))
-    if used != image_count:
+def _place_images(turns: Sequence[Turn], listed: Sequence[str]) -> tuple[tuple[Message, ...], list[str]]:
+    """Messages with images counted in reading order, and the address of each."""
+    images: list[str] = []
+    messages, places, remaining = [], 0, iter(listed)
+    for role, content in turns:
+        placed: list[str | int] = []
+        for piece in content:
+            if not isinstance(piece, Shown):
+                placed += [piece] if piece else []
+                continue
+            places += piece.address is None
+            placed.append(len(images))
+            images.append(piece.address if piece.address is not None else next(remaining, ""))
+        messages.append(Message(role=role, content=tuple(placed)))
+    if places != len(listed):
         raise UserError(
-            f"{used} {IMAGE_TOKEN} in the questions but {image_count} in 'image'; each image needs one {IMAGE_TOKEN}"
+            f"{places} {IMAGE_TOKEN} in the questions but {len(listed)} in 'image'; each image needs one {IMAGE_TOKEN}"
         )
-    return tuple(placed)
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "object", list: "array", str: "text", bool: "boolean", type(None): "null"}
-    return names.get(type(value), "number")
+    return tuple(messages), images

@@ -1,33 +1,29 @@
-"""An order of samples in which every optimiser step holds one modality and its batches are of like total length.
+"""Orders of samples in which those that meet in a batch are alike: of one modality, or of like length.
 
-Source: haotian-liu/LLaVA llava/train/llava_trainer.py, `get_modality_length_grouped_indices` (commit c121f04); one
-modality alone is grouped by length as there.
+Sources: haotian-liu/LLaVA llava/train/llava_trainer.py, `get_modality_length_grouped_indices` (commit c121f04), where
+one modality alone is grouped by length too; transformers trainer_pt_utils.py, `get_length_grouped_indices` (v4.55).
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 
 from paddlemix.sample import Sample
 
+_STEPS_PER_SORT = 50  # Source: transformers, `mega_batch_mult`
 
-def modality_lengths(samples: Sequence[Sample]) -> np.ndarray:
-    """int64 [samples]: words of each conversation, `<image>` counted as one; negative where there is no image."""
-    lengths = [
-        max(sum(len(message.text.split()) + len(message.image_indices) for message in sample.messages), 1)
-        * (1 if sample.images else -1)
-        for sample in samples
-    ]
-    return np.array(lengths, dtype=np.int64)
+
+def count_words(sample: Sample) -> int:
+    """Words of a conversation, `<image>` counted as one, at least 1; negative where there is no image."""
+    words = sum(len(message.text.split()) + len(message.image_indices) for message in sample.messages)
+    return max(words, 1) * (1 if sample.images else -1)
 
 
 def group_by_modality(lengths: np.ndarray, batch_size: int, batches: int, random: np.random.Generator) -> np.ndarray:
-    """Orders samples for steps of `batches` batches of `batch_size`.
+    """Orders samples for steps of `batches` batches of `batch_size`; a step's batches are of like total length.
 
     Args:
-        lengths: as `modality_lengths` gives them.
+        lengths: int [samples], see `count_words`; a bad record's 0 counts as text.
         batch_size: samples of one batch on one device.
         batches: batches of a whole optimiser step, over devices and accumulation.
         random: draws the order.
@@ -37,7 +33,7 @@ def group_by_modality(lengths: np.ndarray, batch_size: int, batches: int, random
     """
     full: list[np.ndarray] = []
     rest: list[np.ndarray] = []
-    for members in (np.flatnonzero(lengths > 0), np.flatnonzero(lengths < 0)):
+    for members in (np.flatnonzero(lengths > 0), np.flatnonzero(lengths <= 0)):
         shuffled = random.permutation(members)
         whole = len(shuffled) - len(shuffled) % (batch_size * batches)
         rest.append(shuffled[whole:])
@@ -55,3 +51,38 @@ def _balanced(step: np.ndarray, lengths: np.ndarray, batches: int) -> np.ndarray
         chunks[chunk].append(int(index))
         totals[chunk] = totals[chunk] + abs(lengths[index]) if len(chunks[chunk]) < room else np.inf
     return np.array([index for chunk in chunks for index in chunk], dtype=np.int64)
+
+
+def group_by_length(lengths: np.ndarray, batch_size: int, batches: int, random: np.random.Generator) -> np.ndarray:
+    """Batches of samples of like length, so that little is padded, and steps whose batches are of like length, so that
+    no device waits for another.
+
+    The shuffled samples are sorted within groups of up to 50 steps, cut into steps, and the steps shuffled: what meets
+    in a batch still changes from epoch to epoch.
+
+    Args:
+        lengths: int [samples], tokens; a sample of 0, which is skipped, is spread among the others.
+        batch_size, batches, random: see `group_by_modality`.
+
+    Returns:
+        Every index once.  The samples of the last, incomplete step are drawn from all lengths.
+    """
+    step = batch_size * batches
+    keys = _filled(np.abs(lengths), random)
+    shuffled = random.permutation(len(keys))
+    whole = len(shuffled) - len(shuffled) % step
+    steps: list[np.ndarray] = []
+    for group in np.array_split(shuffled[:whole].reshape(-1, step), max(-(-whole // (step * _STEPS_PER_SORT)), 1)):
+        samples = group.reshape(-1)
+        steps += list(samples[np.argsort(-keys[samples], kind="stable")].reshape(-1, step))
+    rest = shuffled[whole:]
+    rest = rest[np.argsort(-keys[rest], kind="stable")]
+    return np.concatenate([*(steps[index] for index in random.permutation(len(steps))), rest])
+
+
+def _filled(lengths: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """The lengths with a drawn one in place of each 0, or there would be steps of nothing but skipped samples."""
+    known = lengths[lengths > 0]
+    if not len(known) or len(known) == len(lengths):
+        return lengths
+    return np.where(lengths > 0, lengths, random.choice(known, len(lengths)))

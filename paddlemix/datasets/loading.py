@@ -5,29 +5,27 @@ Knows nothing of order or steps; it is given the rows of each batch.
 
 from __future__ import annotations
 
-import multiprocessing
 import queue
 import threading
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
 from paddlemix.datasets.collate import collate
-from paddlemix.sample import Batch, Example
+from paddlemix.datasets.workers import WorkerPool
+from paddlemix.sample import Batch, Row
 
-_AHEAD = 2  # batches that are ready before they are asked for, per producer
+_AHEAD = 2  # batches that the thread makes before they are asked for
 
 
-class ExampleDataset(Protocol):
-    """Anything that gives examples by index."""
+class RowDataset(Protocol):
+    """Anything that gives rows by index: of one example, of several that were packed, or of none."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Example: ...
+    def __getitem__(self, index: int, /) -> Row: ...
 
 
 @dataclass(frozen=True)
@@ -39,36 +37,82 @@ class LoadingSettings:
         dummy_tile: shape [1, 3, H, W] of an unused tile for a batch without image, so that every process of a
             distributed run computes the same layers; None to leave such batches alone.
         num_workers: processes that make batches; 0 uses a thread of this process.
+        pad_to_multiple_of: positions of a row are padded up to a multiple of it, >= 1.
     """
 
     tokens_per_tile: int
     dummy_tile: tuple[int, ...] | None = None
     num_workers: int = 0
+    pad_to_multiple_of: int = 1
 
 
-def make_batch(dataset: ExampleDataset, rows: Sequence[int], settings: LoadingSettings) -> Batch:
-    """Encodes and collates the samples of one batch."""
-    batch = collate([dataset[row] for row in rows], settings.tokens_per_tile)
+def make_batch(dataset: RowDataset, rows: Sequence[int], settings: LoadingSettings) -> Batch:
+    """Encodes and collates the rows of one batch."""
+    found = [dataset[row] for row in rows]
+    batch = collate(found, settings.tokens_per_tile, pad_to_multiple_of=settings.pad_to_multiple_of)
     if batch.pixel_values is not None or settings.dummy_tile is None:
         return batch
     own_tokens = np.arange(batch.input_ids.size, dtype=np.int64)  # every position keeps its token: the tile is not used
     return replace(batch, pixel_values=np.zeros(settings.dummy_tile, dtype=np.float32), merge_index=own_tokens)
 
 
+class BatchMaker:
+    """Makes batches of one data set, ahead of their use.
+
+    Its worker processes start with the first batch and serve every later `batches`; `close` ends them, and so does
+    dropping the maker.
+
+    Args:
+        dataset: has to survive pickling where there are workers.
+        settings: how batches are made.
+    """
+
+    def __init__(self, dataset: RowDataset, settings: LoadingSettings) -> None:
+        self._dataset, self._settings = dataset, settings
+        self._pool: WorkerPool[tuple[RowDataset, LoadingSettings], list[int], Batch] | None = None
+        if settings.num_workers:
+            self._pool = WorkerPool(_make_in_worker, (dataset, settings), settings.num_workers)
+
+    def batches(self, rows: Iterable[Sequence[int]]) -> Iterator[Batch]:
+        """Batches in order.
+
+        Args:
+            rows: the rows of each batch; it may have no end.
+
+        Raises:
+            UserError: what encoding a sample raised, when its batch is asked for; or a worker process ended.
+        """
+        if self._pool is not None:
+            return self._pool.map(list(batch) for batch in rows)
+        return _by_thread(make_batch(self._dataset, batch, self._settings) for batch in rows)
+
+    def close(self) -> None:
+        """Ends the worker processes; the maker can be used again."""
+        if self._pool is not None:
+            self._pool.close()
+
+
 def iterate_batches(
-    dataset: ExampleDataset, batches: Iterable[Sequence[int]], settings: LoadingSettings
+    dataset: RowDataset, batches: Iterable[Sequence[int]], settings: LoadingSettings
 ) -> Iterator[Batch]:
-    """Makes batches in order, ahead of their use.
+    """Batches of one pass, in order, made ahead of their use; see `BatchMaker`, whose workers it starts and ends.
 
     Args:
         batches: the rows of each batch.
 
     Raises:
-        UserError: what encoding a sample raised, when its batch is asked for.
+        UserError: see `BatchMaker.batches`.
     """
-    if settings.num_workers:
-        return _by_processes(dataset, batches, settings)
-    return _by_thread(make_batch(dataset, rows, settings) for rows in batches)
+    maker = BatchMaker(dataset, settings)
+    try:
+        yield from maker.batches(batches)
+    finally:
+        maker.close()
+
+
+def _make_in_worker(context: tuple[RowDataset, LoadingSettings], rows: list[int]) -> Batch:
+    dataset, settings = context
+    return make_batch(dataset, rows, settings)
 
 
 def _by_thread(batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -109,35 +153,3 @@ def _put(
             continue
         return True
     return False
-
-
-_worker: tuple[ExampleDataset, LoadingSettings] | None = None
-
-
-def _start_worker(dataset: ExampleDataset, settings: LoadingSettings) -> None:
-    global _worker
-    _worker = (dataset, settings)
-
-
-def _work(rows: Sequence[int]) -> Batch:
-    assert _worker is not None
-    return make_batch(_worker[0], rows, _worker[1])
-
-
-def _by_processes(
-    dataset: ExampleDataset, batches: Iterable[Sequence[int]], settings: LoadingSettings
-) -> Iterator[Batch]:
-    # "spawn": a fork of a process whose paddle threads are running can hang
-    pool = ProcessPoolExecutor(
-        settings.num_workers, multiprocessing.get_context("spawn"), _start_worker, (dataset, settings)
-    )
-    waiting: deque[Future[Batch]] = deque()
-    try:
-        for rows in batches:
-            waiting.append(pool.submit(_work, rows))
-            if len(waiting) > settings.num_workers * _AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)

@@ -1,15 +1,18 @@
 """Forward and backward passes written out where paddle's automatic ones are slow or keep too much.
 
-Each equals the plain formula in its docstring; tests compare values and gradients.  On CPU the gain is in the backward
-pass: reductions are products with ones, and one tensor is kept instead of four.
+Each equals the plain formula in its docstring; tests compare values and gradients.  What is gained, mostly on CPU:
+reductions are products with ones, results are written in place, and less is kept for the backward pass.
+None of them has a second derivative.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import paddle
 from paddle.autograd import PyLayer
+from paddle.nn import functional
 
 
 class RMSNormFunction(PyLayer):
@@ -40,3 +43,159 @@ class RMSNormFunction(PyLayer):
             return inputs_grad, None
         weight_grad = paddle.matmul(paddle.ones([1, rows], dtype="float32"), flat * normalised).reshape([width])
         return inputs_grad, weight_grad.astype(weight.dtype)
+
+
+class GatedFunction(PyLayer):
+    """silu(gate) * up, where silu(x) = x * sigmoid(x)."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: paddle.Tensor, up: paddle.Tensor) -> paddle.Tensor:
+        """Twice [..., D] -> [..., D]."""
+        ctx.save_for_backward(gate, up)
+        return functional.silu(gate).multiply_(up)
+
+    @staticmethod
+    def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """Gradients of gate and up."""
+        gate, up = ctx.saved_tensor()
+        sigmoid = functional.sigmoid(gate)
+        active = gate * sigmoid
+        up_grad = grad * active
+        # silu'(x) = sigmoid + active * (1 - sigmoid)
+        slope = (active * sigmoid).scale_(-1.0).add_(active).add_(sigmoid)
+        return slope.multiply_(grad).multiply_(up), up_grad
+
+
+class RotaryFunction(PyLayer):
+    """x * cosines + (x @ half_turn) * sines.  Keeps the tables alone, which all layers share."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: paddle.Tensor, cosines: paddle.Tensor, sines: paddle.Tensor, half_turn: paddle.Tensor
+    ) -> paddle.Tensor:
+        """[B, L, H, E] three times and [E, E] -> [B, L, H, E]."""
+        ctx.save_for_backward(cosines, sines, half_turn)
+        return (states * cosines).add_(paddle.matmul(states, half_turn).multiply_(sines))
+
+    @staticmethod
+    def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
+        """Gradient of the states."""
+        cosines, sines, half_turn = ctx.saved_tensor()
+        turned = paddle.matmul(grad * sines, half_turn, transpose_y=True)
+        return (grad * cosines).add_(turned), None, None, None
+
+
+class AttentionFunction(PyLayer):
+    """softmax(q k^T / sqrt(E) + bias) v for every head, the softmax in float32.
+
+    Of causal scores only the blocks that hold a visible key are computed: `block` queries at a time with the keys up to
+    the last of them.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        queries: paddle.Tensor,
+        keys: paddle.Tensor,
+        values: paddle.Tensor,
+        bias: paddle.Tensor | None,
+        block: int | None,
+    ) -> paddle.Tensor:
+        """[B, L, H, E], twice [B, S, H, E] -> [B, L, H, E].
+
+        Args:
+            bias: float32, broadcast to [B, H, L, S]; None adds nothing.
+            block: queries of a block, where the bias is [L, S] and hides every key behind its query; None for all at
+                once.
+        """
+        queries, keys, values = (states.transpose([0, 2, 1, 3]) for states in (queries, keys, values))  # [B, H, ., E]
+        ctx.scale, ctx.num_biases = 1.0 / math.sqrt(queries.shape[-1]), int(bias is not None)
+        ctx.blocks = _causal_blocks(queries.shape[2], keys.shape[2], block)
+        queries = queries * ctx.scale
+        weights, merged = [], []
+        for start, stop, end in ctx.blocks:
+            scores = paddle.matmul(queries[:, :, start:stop], keys[:, :, :end], transpose_y=True).astype("float32")
+            if bias is not None:
+                scores.add_(bias if len(ctx.blocks) == 1 else bias[start:stop, :end])
+            weights.append(functional.softmax_(scores, axis=-1).astype(values.dtype))
+            merged.append(paddle.matmul(weights[-1], values[:, :, :end]))
+        output = merged[0] if len(merged) == 1 else paddle.concat(merged, axis=2)
+        ctx.save_for_backward(queries, keys, values, output, *weights)
+        return output.transpose([0, 2, 1, 3])
+
+    @staticmethod
+    def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
+        """Gradients of queries, keys and values; None for a bias."""
+        queries, keys, values, output, *weights = ctx.saved_tensor()
+        grad = grad.transpose([0, 2, 1, 3])  # [B, H, L, E]
+        ones = paddle.ones([grad.shape[-1], 1], dtype="float32")
+        # [B, H, L, 1]: the weights' gradients, averaged by the weights
+        means = paddle.matmul((grad * output).astype("float32"), ones)
+        parts: list[list[paddle.Tensor]] = [[], [], []]
+        for (start, stop, end), weight in zip(ctx.blocks, weights, strict=True):
+            part = grad[:, :, start:stop]
+            scores_grad = paddle.matmul(part, values[:, :, :end], transpose_y=True).astype("float32")
+            scores_grad.subtract_(means[:, :, start:stop]).multiply_(weight.astype("float32"))
+            scores_grad = scores_grad.astype(queries.dtype)
+            parts[0].append(paddle.matmul(scores_grad, keys[:, :, :end]))
+            parts[1].append(paddle.matmul(scores_grad, queries[:, :, start:stop], transpose_x=True))
+            parts[2].append(paddle.matmul(weight, part, transpose_x=True))
+        queries_grad = parts[0][0] if len(weights) == 1 else paddle.concat(parts[0], axis=2)
+        grads = queries_grad.scale_(ctx.scale), _sum_prefixes(parts[1]), _sum_prefixes(parts[2])
+        return (*(part.transpose([0, 2, 1, 3]) for part in grads), *[None] * ctx.num_biases)
+
+
+def _causal_blocks(length: int, key_length: int, block: int | None) -> list[tuple[int, int, int]]:
+    """(first query, query behind the last, keys that the last sees) of each block; all blocks of nearly one size."""
+    count = 1 if block is None else max(1, round(length / block))
+    stops = [length * number // count for number in range(count + 1)]
+    seen = key_length - length
+    return [(start, stop, key_length if count == 1 else seen + stop) for start, stop in zip(stops, stops[1:])]
+
+
+def _sum_prefixes(parts: list[paddle.Tensor]) -> paddle.Tensor:
+    """Sum of [B, H, s, E] of growing s, each standing at the beginning of the last."""
+    total = parts[-1]
+    for part in parts[:-1]:
+        missing = total.shape[2] - part.shape[2]
+        total.add_(functional.pad(part, [0, 0, 0, 0, 0, missing, 0, 0], pad_from_left_axis=True))
+    return total
+
+
+class LowRankLinearFunction(PyLayer):
+    """x (W + scaling A B), as one product forward and one back to x.
+
+    Only for float32: in other types the sum would lose the last bits of the update.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        inputs: paddle.Tensor,
+        weight: paddle.Tensor,
+        down: paddle.Tensor,
+        up: paddle.Tensor,
+        scaling: float,
+    ) -> paddle.Tensor:
+        """[..., in], [in, out], [in, r], [r, out] -> [..., out]."""
+        ctx.save_for_backward(inputs, weight, down, up)
+        ctx.scaling, ctx.needs_inputs = scaling, not inputs.stop_gradient
+        return paddle.matmul(inputs, _updated(weight, down, up, scaling))
+
+    @staticmethod
+    def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
+        """Gradients of inputs, of the update's two factors, and of the weight where it trains."""
+        inputs, weight, down, up = ctx.saved_tensor()
+        inputs_grad = None
+        if ctx.needs_inputs:
+            inputs_grad = paddle.matmul(grad, _updated(weight, down, up, ctx.scaling), transpose_y=True)
+        flat, grad = inputs.reshape([-1, inputs.shape[-1]]), grad.reshape([-1, grad.shape[-1]])
+        narrow = paddle.matmul(grad, up * ctx.scaling, transpose_y=True)  # [rows, r]
+        down_grad = paddle.matmul(flat, narrow, transpose_x=True)
+        up_grad = paddle.matmul(paddle.matmul(flat, down * ctx.scaling), grad, transpose_x=True)
+        weight_grad = None if weight.stop_gradient else paddle.matmul(flat, grad, transpose_x=True)
+        return inputs_grad, weight_grad, down_grad, up_grad
+
+
+def _updated(weight: paddle.Tensor, down: paddle.Tensor, up: paddle.Tensor, scaling: float) -> paddle.Tensor:
+    return paddle.matmul(down * scaling, up).add_(weight)

@@ -11,11 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from paddlemix.errors import UserError
 from paddlemix.processors.templates import CONTENT, IMAGE, SPECIAL_TOKENS, SYSTEM, Template
-from paddlemix.sample import IMAGE_TOKEN, Message
+from paddlemix.sample import IMAGE_TOKEN, Box, Message
 
 PieceKind = Literal["text", "special", "image"]
 _SPECIAL = re.compile("(" + "|".join(map(re.escape, SPECIAL_TOKENS)) + ")")
@@ -47,15 +48,24 @@ def render(template: Template, messages: Sequence[Message], add_generation_promp
         add_generation_prompt: end with the opening of an assistant's turn; the last message is then the user's.
 
     Returns:
-        Pieces in order, neighbouring texts of equal kind joined.  BOS is not among them.
+        Pieces in order, neighbouring texts of equal kind joined within a pair.  BOS is not among them.
 
     Raises:
-        UserError: the roles do not alternate, an image stands outside a user's turn, or the template cannot write such
-            a conversation.
+        UserError: the roles do not alternate, an image stands outside a user's turn, a box is not written yet, or the
+            template cannot write such a conversation.
+    """
+    return [piece for pieces in render_rounds(template, messages, add_generation_prompt) for piece in pieces]
+
+
+def render_rounds(
+    template: Template, messages: Sequence[Message], add_generation_prompt: bool = False
+) -> list[list[Piece]]:
+    """As `render`, one list for each question-answer pair; the system text belongs to the first.
+
+    The pieces of the first pairs are those of a conversation that has only these.
     """
     for message in messages:
-        if message.role != "user" and message.image_indices:
-            raise UserError(f"an image stands in a turn of the {message.role}; only a user's turn can show one")
+        _check_content(message)
     has_system = bool(messages) and messages[0].role == "system"
     system = messages[0].text if has_system else template.system
     turns = messages[1:] if has_system else messages
@@ -64,12 +74,23 @@ def render(template: Template, messages: Sequence[Message], add_generation_promp
     _check_order(turns, add_generation_prompt)
     if template.captions:
         _check_caption(template, turns)
-    return _join(_write(template, system, turns))
+    return [
+        _join(_write_pair(template, system if number == 0 else "", turns[number : number + 2], number == 0))
+        for number in range(0, len(turns), 2)
+    ]
 
 
 def prompt_text(pieces: Sequence[Piece]) -> str:
     """The rendered text for people to read, `<image>` where an image stands."""
     return "".join(piece.text for piece in pieces)
+
+
+def _check_content(message: Message) -> None:
+    for piece in message.content:
+        if isinstance(piece, Box):
+            raise UserError(f"the box {list(piece.corners)} is no text yet; processors.boxes.write_boxes makes it one")
+        if isinstance(piece, int) and message.role != "user":
+            raise UserError(f"an image stands in a turn of the {message.role}; only a user's turn can show one")
 
 
 def _check_order(turns: Sequence[Message], add_generation_prompt: bool) -> None:
@@ -94,18 +115,16 @@ def _check_caption(template: Template, turns: Sequence[Message]) -> None:
         )
 
 
-def _write(template: Template, system: str, turns: Sequence[Message]) -> Iterator[Piece]:
-    for number, message in enumerate(turns):
-        if message.role == "assistant":
-            before, after = template.answer.split(CONTENT)
-            yield Piece("text", before + message.text + after, supervised=True)
-            yield from _fixed(template.end, supervised=True)
-            yield from _fixed(template.after_answer)
-            continue
-        if number:
-            yield from _fixed(template.between)
-        yield from _question(template, system if number == 0 else "", message)
-        yield from _fixed(template.assistant)
+def _write_pair(template: Template, system: str, turns: Sequence[Message], first: bool) -> Iterator[Piece]:
+    if not first:
+        yield from _fixed(template.between)
+    yield from _question(template, system, turns[0])
+    yield from _fixed(template.assistant)
+    if len(turns) == 2:
+        before, after = template.answer.split(CONTENT)
+        yield Piece("text", before + turns[1].text + after, supervised=True)
+        yield from _fixed(template.end, supervised=True)
+        yield from _fixed(template.after_answer)
 
 
 def _question(template: Template, system: str, message: Message) -> Iterator[Piece]:
@@ -133,7 +152,7 @@ def _content(template: Template, message: Message) -> Iterator[Piece]:
         for part in message.content:
             if isinstance(part, int):
                 yield from _image(template, part)
-            else:
+            elif isinstance(part, str):
                 yield Piece("text", part)
         return
     yield from _image(template, images[0])
@@ -149,11 +168,11 @@ def _image(template: Template, index: int) -> Iterator[Piece]:
     yield from _fixed(after)
 
 
-def _fixed(text: str, supervised: bool = False) -> Iterator[Piece]:
+@lru_cache(maxsize=512)
+def _fixed(text: str, supervised: bool = False) -> tuple[Piece, ...]:
     """Pieces of a template's own text, its special tokens apart."""
-    for number, part in enumerate(_SPECIAL.split(text)):
-        if part:
-            yield Piece("special" if number % 2 else "text", part, supervised)
+    parts = enumerate(_SPECIAL.split(text))
+    return tuple(Piece("special" if number % 2 else "text", part, supervised) for number, part in parts if part)
 
 
 def _join(pieces: Iterator[Piece]) -> list[Piece]:

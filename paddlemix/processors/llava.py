@@ -5,23 +5,41 @@ Ids and labels come out of one pass; the length is exact before the model runs. 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from paddlemix.errors import UserError
+from paddlemix.errors import UserError, did_you_mean
 from paddlemix.log import logger
-from paddlemix.processors.conversation import Piece, render
-from paddlemix.processors.image import ImageSpec, count_tiles, preprocess_image, visual_token_index
-from paddlemix.processors.templates import Template, get_template
-from paddlemix.processors.tokenizer import Neighbour, Tokenizer, load_tokenizer
-from paddlemix.sample import IGNORE_INDEX, IMAGE_TOKEN_INDEX, NEWLINE_INDEX, Example, Message, Sample
+from paddlemix.processors.boxes import write_boxes
+from paddlemix.processors.chat_template import read_template, template_value
+from paddlemix.processors.conversation import render, render_rounds
+from paddlemix.processors.encoding import EncodedPair, encode_pairs, expand_pairs
+from paddlemix.processors.image import (
+    ImageSpec,
+    count_tiles,
+    count_visual_tokens,
+    preprocess_image,
+    visual_token_index,
+)
+from paddlemix.processors.templates import IMAGE_END, IMAGE_START, Template, with_image_markers
+from paddlemix.processors.tokenizer import Tokenizer, load_tokenizer
+from paddlemix.sample import NEWLINE_INDEX, Box, Example, Message, Sample
 
 PROCESSOR_FILE = "processor_config.json"
+ON_TOO_LONG = ("truncate_turns", "skip", "error")
+_SHOWN_TRUNCATIONS = 3  # of a million, more tell nothing new
+_truncations = itertools.count(1)
+
+
+class TooLongError(UserError):
+    """A sample that does not fit `max_length` and is not to be, or cannot be, shortened."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,58 +50,99 @@ class LlavaProcessor:
         tokenizer: of the language model.
         template: how conversations are written; stored with the checkpoint.
         image_spec: how images become tiles and tokens.
+        image_markers: the model's `mm_use_im_start_end`: `<im_start>` and `<im_end>` stand around every image, whatever
+            the template.
     """
 
     tokenizer: Tokenizer
     template: Template
     image_spec: ImageSpec
+    image_markers: bool = False
 
-    def encode(self, sample: Sample, images: Sequence[Image.Image], max_length: int | None = None) -> Example:
+    def __post_init__(self) -> None:
+        if not self.image_markers:
+            return
+        missing = [token for token in (IMAGE_START, IMAGE_END) if self.tokenizer.special_id(token) is None]
+        if missing:
+            raise UserError(
+                f"mm_use_im_start_end is set, but the tokenizer has no token {' and no '.join(missing)}; "
+                "copy added_tokens.json and tokenizer_config.json of the model too"
+            )
+
+    @cached_property
+    def _written(self) -> Template:
+        """The template with the markers that the model wants."""
+        return with_image_markers(self.template) if self.image_markers else self.template
+
+    def encode(
+        self,
+        sample: Sample,
+        images: Sequence[Image.Image],
+        max_length: int | None = None,
+        on_too_long: str = "truncate_turns",
+    ) -> Example:
         """Encodes a training sample.
 
         Args:
             sample: its messages end with an answer.
             images: RGB, one for each of `sample.images`.
             max_length: most tokens, visual ones included; None for no limit.
+            on_too_long: "truncate_turns" leaves out the last question-answer pairs, as many as needed, and says so for
+                the first few samples; "skip" and "error" raise.
 
         Returns:
-            The example; where the whole is too long, without its last question-answer pairs.  An image is never cut.
+            The example.  An image is never cut.
 
         Raises:
-            UserError: the first question and answer alone are too long, nothing is supervised, or the template cannot
-                write this conversation; begins with the sample's source.
+            TooLongError: the sample is too long and is not to be truncated, or its first question and answer alone are.
+            UserError: nothing is supervised, a box lies outside of its image, or the template cannot write this
+                conversation.  All begin with the sample's source.
         """
-        try:
-            messages, text = self._fit(sample.messages, [image.size for image in images], max_length)
-        except UserError as error:
-            raise UserError(f"{sample.source}: {error}") from error
-        dropped = len(sample.messages) - len(messages)
+        sizes = [image.size for image in images]
+        pairs = self._fit(sample, sizes, max_length, on_too_long)
+        dropped = sum(message.role == "assistant" for message in sample.messages) - len(pairs)
         if dropped:
-            logger.warning("%s: the last %d turns do not fit max_length %s", sample.source, dropped, max_length)
-        return replace(text, pixel_values=self._pixels(messages, images), source=sample.source)
+            _tell_truncation(sample.source, 2 * dropped, max_length)
+        return replace(self._example(pairs, sizes), pixel_values=self._pixels(pairs, images), source=sample.source)
 
-    def _fit(
-        self, messages: Sequence[Message], sizes: Sequence[tuple[int, int]], max_length: int | None
-    ) -> tuple[Sequence[Message], Example]:
-        """The messages without the last question-answer pairs that are too much, and their encoding."""
-        text = self.encode_text(messages, sizes)
-        while max_length is not None and len(text.input_ids) > max_length:
-            if sum(message.role == "assistant" for message in messages) == 1:
-                raise UserError(
-                    f"the first question and answer take {len(text.input_ids)} tokens "
-                    f"({len(text.image_index)} of them visual), max_length is {max_length}; "
-                    "raise max_length or remove the record"
-                )
-            messages = messages[:-2]
-            text = self.encode_text(messages, sizes)
-        if not text.num_supervised:
-            raise UserError("nothing to learn, every answer is empty")
-        return messages, text
+    def measure(
+        self,
+        sample: Sample,
+        sizes: Sequence[tuple[int, int]],
+        max_length: int | None = None,
+        on_too_long: str = "truncate_turns",
+    ) -> tuple[int, int]:
+        """Length of what `encode` makes of a sample, from image sizes alone.
+
+        Args:
+            sizes: (width, height) of each of `sample.images`, pixels, upright.
+
+        Returns:
+            Tokens, visual ones included, and how many of them are visual.
+
+        Raises:
+            TooLongError, UserError: as `encode`.
+        """
+        pairs = self._fit(sample, sizes, max_length, on_too_long)
+        return sum(pair.length for pair in pairs), sum(pair.num_visual for pair in pairs)
+
+    def check(self, sample: Sample) -> None:
+        """Whether the template can write a sample's conversation; needs neither images nor their sizes.
+
+        Raises:
+            UserError: it cannot.
+        """
+        messages = [
+            replace(message, content=tuple("[]" if isinstance(piece, Box) else piece for piece in message.content))
+            for message in sample.messages
+        ]
+        render(self._written, messages)
 
     def encode_prompt(self, messages: Sequence[Message], images: Sequence[Image.Image]) -> Example:
         """Encodes a conversation that ends with a question, ready for its answer; labels mark the answers before."""
-        text = self.encode_text(messages, [image.size for image in images], add_generation_prompt=True)
-        return replace(text, pixel_values=self._pixels(messages, images))
+        sizes = [image.size for image in images]
+        pairs = list(self._pairs(messages, sizes, add_generation_prompt=True))
+        return replace(self._example(pairs, sizes), pixel_values=self._pixels(pairs, images))
 
     def encode_text(
         self, messages: Sequence[Message], sizes: Sequence[tuple[int, int]], add_generation_prompt: bool = False
@@ -96,62 +155,70 @@ class LlavaProcessor:
         Returns:
             An example without tiles (`pixel_values` [0, 3, H, W]).
         """
-        pieces = render(self.template, messages, add_generation_prompt)
-        indices = self._visual_indices(pieces, sizes)
-        ids, labels = self._encode_pieces(pieces, [len(index) for index in indices])
+        return self._example(list(self._pairs(messages, sizes, add_generation_prompt)), sizes)
+
+    def _pairs(
+        self, messages: Sequence[Message], sizes: Sequence[tuple[int, int]], add_generation_prompt: bool = False
+    ) -> Iterator[EncodedPair]:
+        messages = write_boxes(messages, sizes, self.image_spec)
+        rounds = render_rounds(self._written, messages, add_generation_prompt)
+        return encode_pairs(rounds, self.tokenizer, lambda image: count_visual_tokens(*sizes[image], self.image_spec))
+
+    def _fit(
+        self, sample: Sample, sizes: Sequence[tuple[int, int]], max_length: int | None, on_too_long: str
+    ) -> list[EncodedPair]:
+        """The pairs that fit; later ones are not even tokenised."""
+        try:
+            if on_too_long not in ON_TOO_LONG:
+                hint = did_you_mean(on_too_long, ON_TOO_LONG)
+                raise UserError(f"on_too_long='{on_too_long}' is not one of {', '.join(ON_TOO_LONG)}{hint}")
+            kept: list[EncodedPair] = []
+            length, pairs = 0, self._pairs(sample.messages, sizes)
+            for pair in pairs:
+                length += pair.length
+                if max_length is not None and length > max_length:
+                    if not kept or on_too_long != "truncate_turns":
+                        raise _too_long([*kept, pair, *pairs], max_length, on_too_long)
+                    break
+                kept.append(pair)
+            if not any(pair.trained for pair in kept):
+                raise UserError("nothing to learn, every answer is empty")
+        except UserError as error:
+            raise type(error)(f"{sample.source}: {error}") from error
+        return kept
+
+    def _example(self, pairs: Sequence[EncodedPair], sizes: Sequence[tuple[int, int]]) -> Example:
+        ids, labels = expand_pairs(pairs)
+        indices = self._visual_indices([sizes[image] for pair in pairs for image in pair.images])
         size = self.image_spec.tile_size
         return Example(
-            input_ids=np.array(ids, dtype=np.int64),
-            labels=np.array(labels, dtype=np.int64),
+            input_ids=ids,
+            labels=labels,
             pixel_values=np.zeros((0, 3, size, size), dtype=np.float32),
             image_index=np.concatenate(indices) if indices else np.zeros(0, dtype=np.int64),
         )
 
-    def _visual_indices(self, pieces: Sequence[Piece], sizes: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-        """For each image of the text, in reading order, the feature rows of its tokens; tiles count in that order."""
+    def _visual_indices(self, sizes: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+        """For each image in reading order, the feature rows of its tokens; tiles count in that order."""
         indices, first_row = [], 0
-        for piece in pieces:
-            if piece.image is None:
-                continue
-            width, height = sizes[piece.image]
+        for width, height in sizes:
             index = visual_token_index(width, height, self.image_spec)
             indices.append(np.where(index == NEWLINE_INDEX, NEWLINE_INDEX, index + first_row))
             first_row += count_tiles(width, height, self.image_spec) * self.image_spec.tokens_per_tile
         return indices
 
-    def _encode_pieces(self, pieces: Sequence[Piece], visual_counts: Sequence[int]) -> tuple[list[int], list[int]]:
-        bos = self.tokenizer.bos_token_id
-        ids: list[int] = [] if bos is None else [bos]
-        labels = [IGNORE_INDEX] * len(ids)
-        counts = iter(visual_counts)
-        after: Neighbour = "start"
-        for piece in pieces:
-            piece_ids, after = self._encode_piece(piece, after, counts)
-            ids += piece_ids
-            labels += piece_ids if piece.supervised else [IGNORE_INDEX] * len(piece_ids)
-        return ids, labels
-
-    def _encode_piece(self, piece: Piece, after: Neighbour, counts: Any) -> tuple[list[int], Neighbour]:
-        if piece.kind == "image":
-            return [IMAGE_TOKEN_INDEX] * next(counts), "start"  # the text behind an image is tokenised on its own
-        if piece.kind == "special":
-            special = self.tokenizer.special_id(piece.text)
-            if special is not None:
-                return [special], "special"
-        return self.tokenizer.encode(piece.text, after), "text"
-
-    def _pixels(self, messages: Sequence[Message], images: Sequence[Image.Image]) -> np.ndarray:
-        """Tiles of the images that `messages` name, in reading order: float32 [N, 3, H, W]."""
+    def _pixels(self, pairs: Sequence[EncodedPair], images: Sequence[Image.Image]) -> np.ndarray:
+        """Tiles of the images of `pairs`, in reading order: float32 [N, 3, H, W]."""
         size = self.image_spec.tile_size
-        order = [index for message in messages for index in message.image_indices]
-        tiles = [preprocess_image(images[index], self.image_spec) for index in order]
+        tiles = [preprocess_image(images[index], self.image_spec) for pair in pairs for index in pair.images]
         return np.concatenate(tiles) if tiles else np.zeros((0, 3, size, size), dtype=np.float32)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `processor_config.json`."""
         spec = self.image_spec
         return {
-            "chat_template": self.template.name,
+            "chat_template": template_value(self.template),
+            "mm_use_im_start_end": self.image_markers,
             "image_aspect_ratio": spec.aspect_mode,
             "image_grid_pinpoints": [list(pinpoint) for pinpoint in spec.grid_pinpoints] or None,
             "mm_patch_merge_type": spec.merge_type,
@@ -161,6 +228,24 @@ class LlavaProcessor:
             "image_mean": list(spec.mean),
             "image_std": list(spec.std),
         }
+
+
+def _tell_truncation(source: str, turns: int, max_length: int | None) -> None:
+    number = next(_truncations)
+    if number <= _SHOWN_TRUNCATIONS:
+        last = "; further ones are not shown" if number == _SHOWN_TRUNCATIONS else ""
+        logger.warning("%s: the last %d turns do not fit max_length %s%s", source, turns, max_length, last)
+
+
+def _too_long(pairs: Sequence[EncodedPair], max_length: int, on_too_long: str) -> TooLongError:
+    first = on_too_long == "truncate_turns" or len(pairs) == 1 or pairs[0].length > max_length
+    counted = pairs[:1] if first else pairs
+    length, visual = sum(pair.length for pair in counted), sum(pair.num_visual for pair in counted)
+    what = "the first question and answer take" if first else "the conversation takes"
+    remedy = "remove the record" if first else "set on_too_long to truncate_turns"
+    return TooLongError(
+        f"{what} {length} tokens ({visual} of them visual), max_length is {max_length}; raise max_length or {remedy}"
+    )
 
 
 def image_spec_from_dict(values: dict[str, Any]) -> ImageSpec:
@@ -197,7 +282,12 @@ def processor_from_dict(values: dict[str, Any], directory: str | Path) -> LlavaP
     """
     try:
         spec = image_spec_from_dict(values)
-        template = get_template(values["chat_template"])
+        template = read_template(values["chat_template"])
     except KeyError as error:
         raise UserError(f"{Path(directory) / PROCESSOR_FILE} has no key {error}") from error
-    return LlavaProcessor(tokenizer=load_tokenizer(directory), template=template, image_spec=spec)
+    return LlavaProcessor(
+        tokenizer=load_tokenizer(directory),
+        template=template,
+        image_spec=spec,
+        image_markers=bool(values.get("mm_use_im_start_end")),
+    )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from paddlemix.errors import UserError, did_you_mean
 
 CONTENT, SYSTEM, IMAGE = "{content}", "{system}", "{image}"
+IMAGE_START, IMAGE_END = "<im_start>", "<im_end>"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,8 @@ class Template:
 SPECIAL_TOKENS = (
     *("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"),
     *("<start_of_turn>", "<end_of_turn>", "<|User|>", "<|Bot|>", "<eoh>", "<eoa>", "<|system|>", "<|user|>"),
-    *("<|assistant|>", "<|end|>", "<im_start>", "<im_end>"),
+    *("<|assistant|>", "<|end|>", IMAGE_START, IMAGE_END),
+    *("<|endoftext|>", "<|begin_of_text|>", "<|end_of_text|>", "<|eom_id|>", "<eos>", "<bos>"),  # of users' own files
 )
 
 _CHAT = (
@@ -259,5 +261,8 @@ def get_template(name: str) -> Template:
 
 
 def with_image_markers(template: Template) -> Template:
-    """The template for models with `mm_use_im_start_end`: `<im_start>` and `<im_end>` around every image."""
-    return replace(template, image=f"<im_start>{IMAGE}<im_end>")
+    """The template for models with `mm_use_im_start_end`: `<im_start>` and `<im_end>` right around every image.
+
+    Source: haotian-liu/LLaVA llava/train/train.py, preprocess_multimodal (commit c121f04).
+    """
+    return replace(template, image=template.image.replace(IMAGE, f"{IMAGE_START}{IMAGE}{IMAGE_END}"))

@@ -9,11 +9,13 @@ Source: transformers' LlamaTokenizer (legacy and non-legacy prefix rule).
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from paddlemix.cache import cache_key
 from paddlemix.errors import MissingFileError, UserError
 
 Neighbour = Literal["start", "special", "text"]
@@ -54,6 +56,14 @@ class Tokenizer:
     def __len__(self) -> int:
         """Number of token ids, added tokens included."""
         return len(self._hf)
+
+    @property
+    def fingerprint(self) -> str:
+        """Differs between tokenizers that give different ids."""
+        if self.directory is None:
+            return cache_key(sorted(self._hf.get_vocab().items()), self._legacy)
+        files = [self.directory / name for name in TOKENIZER_FILES]
+        return cache_key(*(hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()))
 
     def encode(self, text: str, after: Neighbour = "start") -> list[int]:
         """Token ids of a piece of text, without BOS or EOS.

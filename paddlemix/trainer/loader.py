@@ -6,36 +6,79 @@ Order is that of `EpochBatchSampler`, so a run that is taken up again goes on at
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import paddle
 
-from paddlemix.datasets.loading import ExampleDataset, LoadingSettings, iterate_batches
-from paddlemix.datasets.mixture import EpochBatchSampler
+from paddlemix.datasets.loading import BatchMaker, LoadingSettings, RowDataset
+from paddlemix.datasets.order import EpochBatchSampler
+from paddlemix.models.attention import packed_segments
 from paddlemix.sample import Batch
 
 Inputs = dict[str, Any]
 _TENSORS = ("input_ids", "position_ids", "pixel_values", "merge_index", "loss_index", "loss_targets")
 
 
-class BatchLoader:
-    """Iterates over the micro-batches of one epoch after the other.
+@dataclass
+class PositionCounts:
+    """What the positions held that were handed out so far.
 
     Args:
-        dataset: gives examples by index.
+        positions: all, padding included.
+        tokens: those that are no padding.
+        visual: tokens that stand for a part of an image.
+    """
+
+    positions: int = 0
+    tokens: int = 0
+    visual: int = 0
+
+    @property
+    def padding_share(self) -> float:
+        """Padding among all positions, 0..1."""
+        return (self.positions - self.tokens) / max(self.positions, 1)
+
+    @property
+    def visual_share(self) -> float:
+        """Visual tokens among all tokens, 0..1."""
+        return self.visual / max(self.tokens, 1)
+
+    def add(self, batch: Batch) -> None:
+        """Counts a batch."""
+        self.positions += batch.segment_ids.size
+        self.tokens += int((batch.segment_ids > 0).sum())
+        self.visual += batch.num_visual
+
+    def since(self, earlier: PositionCounts) -> PositionCounts:
+        """What was added since an earlier count."""
+        return PositionCounts(
+            self.positions - earlier.positions, self.tokens - earlier.tokens, self.visual - earlier.visual
+        )
+
+
+class BatchLoader:
+    """Iterates over the micro-batches of one epoch after the other; worker processes serve all of them.
+
+    Args:
+        dataset: gives rows by index.
         sampler: which indices form a batch.
         settings: how batches are made.
         total_over_ranks: turns this process's number of supervised tokens in a step into that of all processes.
+
+    Attributes:
+        counts: positions of the micro-batches handed out so far, on this process.
     """
 
     def __init__(
         self,
-        dataset: ExampleDataset,
+        dataset: RowDataset,
         sampler: EpochBatchSampler,
         settings: LoadingSettings,
         total_over_ranks: Callable[[int], int] = lambda count: count,
     ) -> None:
-        self.dataset, self.sampler, self.settings = dataset, sampler, settings
+        self.sampler, self.counts = sampler, PositionCounts()
+        self._maker = BatchMaker(dataset, settings)
         self._total_over_ranks = total_over_ranks
         self._next_epoch, self._skip = 0, 0
 
@@ -54,21 +97,32 @@ class BatchLoader:
         self._next_epoch, self._skip = self._next_epoch + 1, 0
         yield from [None] * skip
         window: list[Batch] = []
-        for batch in iterate_batches(self.dataset, list(self.sampler)[skip:], self.settings):
+        for batch in self._maker.batches(list(self.sampler)[skip:]):
             window.append(batch)
             if len(window) == self.sampler.accumulation:
                 total = self._total_over_ranks(sum(len(item.loss_index) for item in window))
-                yield from ({**batch_inputs(item), "num_supervised": total} for item in window)
+                for item in window:
+                    self.counts.add(item)
+                    yield {**batch_inputs(item), "num_supervised": total}
                 window = []
+
+    def close(self) -> None:
+        """Ends the worker processes."""
+        self._maker.close()
 
 
 def batch_inputs(batch: Batch) -> Inputs:
-    """Model inputs of a batch as tensors on the current device, its `num_tokens` (padding not counted) and `sources`.
+    """Model inputs of a batch as tensors on the current device, and what the trainer wants to know of it: `num_tokens`
+    (padding not counted), `sources` and `skipped`.
 
-    `segment_ids` is among them only where rows hold several samples; a row of one sample needs none.
+    `segment_ids` is among them only where rows hold several samples, see `packed_segments`; a row of one sample needs
+    none.
     """
-    names = [name for name in _TENSORS if getattr(batch, name) is not None]
-    if batch.segment_ids.max() > 1:
-        names.append("segment_ids")
-    inputs: Inputs = {name: paddle.to_tensor(getattr(batch, name)) for name in names}
-    return {**inputs, "num_tokens": int((batch.segment_ids > 0).sum()), "sources": batch.sources}
+    inputs: Inputs = {
+        name: paddle.to_tensor(getattr(batch, name)) for name in _TENSORS if getattr(batch, name) is not None
+    }
+    segments = packed_segments(batch.segment_ids)
+    if segments is not None:
+        inputs["segment_ids"] = segments
+    num_tokens = int((batch.segment_ids > 0).sum())
+    return {**inputs, "num_tokens": num_tokens, "sources": batch.sources, "skipped": batch.skipped}

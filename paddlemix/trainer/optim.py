@@ -18,12 +18,16 @@ from paddlemix.trainer.parts import part_of
 
 
 def set_learning_rates(model: nn.Layer, config: RunConfig) -> None:
-    """Gives each trained parameter its part's rate, as a factor on `learning_rate`."""
+    """Gives each trained parameter its part's rate, as a factor on `learning_rate`; lora_B its multiple of it.
+
+    Source of the multiple: Hayou et al. 2024, "LoRA+".
+    """
     rates = {"projector": config.mm_projector_lr, "vision_tower": config.mm_vision_tower_lr}
     for name, parameter in model.named_parameters():
         rate = rates.get(part_of(name))
         factor = 1.0 if rate is None or not config.learning_rate else rate / config.learning_rate
-        parameter.optimize_attr["learning_rate"] = factor
+        is_second = name.endswith(".lora_B")
+        parameter.optimize_attr["learning_rate"] = factor * config.lora_plus_scale if is_second else factor
 
 
 def undecayed(model: nn.Layer) -> set[str]:

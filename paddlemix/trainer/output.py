@@ -19,6 +19,7 @@ from paddlemix.processors.llava import PROCESSOR_FILE
 from paddlemix.processors.tokenizer import TOKENIZER_FILES
 from paddlemix.trainer.callbacks import CURVE_FILE, METRICS_FILE
 from paddlemix.trainer.saving import STATE_FILE, list_checkpoints
+from paddlemix.trainer.skipping import SKIPPED_FILE
 
 RUN_CONFIG_FILE = "run_config.json"
 # what a directory is recognised by comes last, so that half a result is never taken for a model
@@ -26,7 +27,8 @@ _LAST = (CONFIG_FILE, ADAPTER_FILE)
 _WEIGHTS = (SINGLE_FILE, INDEX_FILE, "model-*-of-*.safetensors")
 _OWN_FILES = (
     *(*_LAST, *_WEIGHTS, ADAPTER_WEIGHTS, PROCESSOR_FILE, *TOKENIZER_FILES),
-    *(RUN_CONFIG_FILE, METRICS_FILE, CURVE_FILE, "checkpoint-[0-9]*", ".checkpoint-[0-9]*"),
+    *(RUN_CONFIG_FILE, METRICS_FILE, CURVE_FILE, SKIPPED_FILE, "skipped-rank*.jsonl"),
+    *("checkpoint-[0-9]*", ".checkpoint-[0-9]*"),
 )
 
 

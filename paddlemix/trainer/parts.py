@@ -9,6 +9,7 @@ whole name).
 from __future__ import annotations
 
 import fnmatch
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from paddlemix.checkpoints.keymap import PADDLEMIX
 from paddlemix.config.schema import RunConfig
 from paddlemix.errors import UserError
 from paddlemix.peft.lora import linear_names
+from paddlemix.peft.settings import LoRAConfig, is_adapter_weight, is_start_value
 
 PARTS = ("vision_tower", "projector", "language_model")
 ALL_LINEAR = "all-linear"
@@ -31,10 +33,12 @@ class TrainingPlan:
     Args:
         policies: "frozen", "lora" or "full" for each part.
         lora_modules: names of the linear layers that get an adapter.
+        lora_bias: biases that train beside it: "none", "lora_only" or "all", see `LoRAConfig`.
     """
 
     policies: dict[str, str]
     lora_modules: tuple[str, ...]
+    lora_bias: str = "none"
 
 
 def part_of(name: str) -> str:
@@ -72,27 +76,77 @@ def plan_training(model: nn.Layer, config: RunConfig) -> TrainingPlan:
         )
     for part in {part_of(name) for name in modules}:
         policies[part] = "lora"
-    return TrainingPlan(policies, modules)
+    return TrainingPlan(policies, modules, config.lora_bias)
 
 
 def _said(policies: dict[str, str]) -> str:
     return ", ".join(f"{part} {policy}" for part, policy in policies.items())
 
 
-def plan_of_adapter(plan: TrainingPlan, modules: Sequence[str]) -> TrainingPlan:
+def adapter_config(config: RunConfig, plan: TrainingPlan) -> LoRAConfig:
+    """Settings of the new adapter that a run asks for.
+
+    Raises:
+        UserError: the tower has a rank or scale of its own, but none of its layers gets an adapter.
+    """
+    tower = PARTS[0]
+    own = {"vision_lora_rank": config.vision_lora_rank, "vision_lora_alpha": config.vision_lora_alpha}
+    unused = [key for key, value in own.items() if value is not None]
+    if unused and not any(part_of(name) == tower for name in plan.lora_modules):
+        raise UserError(
+            f"{unused[0]} {own[unused[0]]}: no layer of the vision tower gets an adapter; set vision_tower to lora"
+        )
+    return LoRAConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        modules=plan.lora_modules,
+        rslora=config.rslora,
+        use_dora=config.use_dora,
+        pissa=config.pissa,
+        bias=config.lora_bias,
+        rank_pattern={} if config.vision_lora_rank is None else {tower: config.vision_lora_rank},
+        alpha_pattern={} if config.vision_lora_alpha is None else {tower: config.vision_lora_alpha},
+    )
+
+
+def plan_of_adapter(plan: TrainingPlan, modules: Sequence[str], bias: str = "none") -> TrainingPlan:
     """The plan of a run that goes on with an adapter: the layers that it adapts are trained through it."""
-    return TrainingPlan({**plan.policies, **{part_of(name): "lora" for name in modules}}, tuple(modules))
+    return TrainingPlan({**plan.policies, **{part_of(name): "lora" for name in modules}}, tuple(modules), bias)
+
+
+def check_adapter_keys(config: RunConfig, adapter: LoRAConfig) -> None:
+    """Whether the kind of adapter that a run asks for is that of the adapter it goes on with.
+
+    Raises:
+        UserError: a key was set to something else.
+    """
+    for key, found in (
+        ("rslora", adapter.rslora),
+        ("use_dora", adapter.use_dora),
+        ("pissa", adapter.pissa),
+        ("lora_bias", adapter.bias),
+        ("vision_lora_rank", adapter.rank_of(PARTS[0])),
+        ("vision_lora_alpha", adapter.alpha_of(PARTS[0])),
+    ):
+        wanted = getattr(config, key)
+        if key in config.given and wanted is not None and wanted != found:
+            raise UserError(
+                f"{key} {json.dumps(wanted)} contradicts the adapter {config.lora_path}, which has "
+                f"{json.dumps(found)}; remove {key}, or start a new adapter without lora_path"
+            )
 
 
 def _lora_modules(available: Sequence[str], config: RunConfig, policies: dict[str, str]) -> tuple[str, ...]:
     explicit_frozen = {part for part in PARTS if getattr(config, part) == "frozen"}
-    patterns = config.lora_target_modules
+    targets = config.lora_target_modules
+    patterns = [targets] if isinstance(targets, str) else targets
     by_default = [name for name in available if policies[part_of(name)] == "lora" and not name.startswith("lm_head")]
-    if not patterns or patterns == [ALL_LINEAR]:
+    if not patterns:
         return tuple(by_default)
     matched: set[str] = set()
     for pattern in patterns:
-        hits = {name for name in available if _fullmatch(pattern, name)}
+        hits = set(by_default if pattern == ALL_LINEAR else (name for name in available if _fullmatch(pattern, name)))
         if not hits:
             examples = ", ".join(names_for_patterns(available[0])) if available else "none"
             raise UserError(
@@ -117,27 +171,44 @@ def set_trainable(model: nn.Layer, plan: TrainingPlan, config: RunConfig) -> Non
     """Marks every parameter as trained or frozen.  A policy decides first, then the freeze patterns.
 
     Raises:
-        UserError: a freeze pattern matches no parameter, or nothing is left to train.
+        UserError: a freeze pattern matches no parameter, biases are to train and there are none, or nothing is left to
+            train.
     """
     names = [name for name, _ in model.named_parameters()]
     included, excluded = (
         _matching(names, patterns, key)
         for patterns, key in ((config.freeze_include, "freeze_include"), (config.freeze_exclude, "freeze_exclude"))
     )
+    biases = _trained_biases(names, plan)
     trained = 0
     for name, parameter in model.named_parameters():
-        is_adapter = name.endswith((".lora_A", ".lora_B"))
-        trains = is_adapter or plan.policies[part_of(name)] == "full"
+        is_adapter = is_adapter_weight(name)
+        trains = is_adapter or name in biases or plan.policies[part_of(name)] == "full"
         if name in included and name not in excluded and not is_adapter:
             trains = False
         if name in excluded and name not in included:
             trains = True
+        trains = trains and not is_start_value(name)
         parameter.stop_gradient = not trains
         trained += trains
     if not trained:
         raise UserError(
             "nothing trains: every part is frozen; set projector, language_model or vision_tower to lora or full"
         )
+
+
+def _trained_biases(names: Sequence[str], plan: TrainingPlan) -> set[str]:
+    """The biases that train beside an adapter."""
+    if plan.lora_bias == "none" or not plan.lora_modules:
+        return set()
+    adapted = {f"{name}.bias" for name in plan.lora_modules}
+    parts = {part_of(name) for name in plan.lora_modules}
+    every = plan.lora_bias == "all"
+    found = {name for name in names if name in adapted or (every and name.endswith(".bias") and part_of(name) in parts)}
+    if not found:
+        where = f"the {' and '.join(sorted(parts))}" if every else "the adapted layers"
+        raise UserError(f'lora_bias "{plan.lora_bias}": {where} have no bias in this model; set lora_bias to none')
+    return found
 
 
 def _matching(names: Iterable[str], patterns: Sequence[str] | None, key: str) -> set[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +17,31 @@ from paddlemix.checkpoints.load import NEW_PARTS, BaseSpec, apply_adapter, base_
 from paddlemix.checkpoints.pretrained import Pretrained, write_model
 from paddlemix.config.load import save_config
 from paddlemix.config.schema import RunConfig, trainer_keys
-from paddlemix.datasets.grouping import modality_lengths
 from paddlemix.datasets.loading import LoadingSettings
 from paddlemix.datasets.mixture import SampleDataset
 from paddlemix.device import check_dtype, select_device, set_seed
-from paddlemix.errors import UserError
+from paddlemix.errors import Stopped, UserError
 from paddlemix.log import logger, process_rank
-from paddlemix.peft.lora import LoRAConfig, add_lora
+from paddlemix.peft.lora import add_lora
 from paddlemix.processors.chat_template import resolve_template
 from paddlemix.processors.llava import LlavaProcessor, image_spec_from_dict, processor_from_dict
 from paddlemix.trainer.callbacks import Progress, SeedEachStep
 from paddlemix.trainer.compat import PrinterCallback, ProgressCallback, TrainingArguments
+from paddlemix.trainer.guards import StopEarly, StopOnSignal
 from paddlemix.trainer.loss import LossModel
 from paddlemix.trainer.output import RUN_CONFIG_FILE, clear_earlier_run, find_resume_point, publish
-from paddlemix.trainer.parts import count_parameters, plan_of_adapter, plan_training, set_trainable
-from paddlemix.trainer.saving import best_metric
+from paddlemix.trainer.parts import (
+    adapter_config,
+    check_adapter_keys,
+    count_parameters,
+    plan_of_adapter,
+    plan_training,
+    set_trainable,
+)
+from paddlemix.trainer.run_data import TrainingRows, arrange, read_samples
+from paddlemix.trainer.same_recipe import check_same_recipe
+from paddlemix.trainer.saving import best_metric, saved_recipe
+from paddlemix.trainer.skipping import SkipLog
 from paddlemix.trainer.trainer import LlavaTrainer, RunData
 
 
@@ -44,8 +54,9 @@ class _Run:
     loaded: Pretrained
     processor: LlavaProcessor
     write_result: Callable[[Path], None]
-    train: SampleDataset | None
+    train: TrainingRows | None
     evaluation: SampleDataset | None
+    stop: StopOnSignal = field(default_factory=StopOnSignal)
 
 
 def run_recipe(config: RunConfig) -> dict[str, float]:
@@ -66,6 +77,8 @@ def run_recipe(config: RunConfig) -> dict[str, float]:
     check_dtype(_compute_dtype(config), device)
     best_metric(config)
     resume = find_resume_point(config)
+    if resume is not None:
+        check_same_recipe(resume, saved_recipe(resume), config)
     set_seed(config.seed)
     run = _prepare(config, device)
     _report_parts(run)
@@ -91,9 +104,10 @@ def _prepare(config: RunConfig, device: str) -> _Run:
         earlier = read_adapter(Path(config.lora_path))
         loaded.processor = processor_from_dict(earlier.processor, earlier.directory)
     loaded.processor = processor = _adjusted(loaded.processor, config, loaded)
-    train = _read_data(config, "train", loaded, processor) if config.do_train else None
+    has_tower = loaded.model.config.vision is not None
+    train = arrange(config, read_samples(config, "train", processor, has_tower)) if config.do_train else None
     wants_evaluation = config.resolved_evaluation_strategy != "no"
-    evaluation = _read_data(config, "eval", loaded, processor) if wants_evaluation else None
+    evaluation = read_samples(config, "eval", processor, has_tower) if wants_evaluation else None
     write_result = _add_training(config, spec, loaded)
     return _Run(config, device, loaded, processor, write_result, train, evaluation)
 
@@ -128,21 +142,6 @@ def _adjusted(processor: LlavaProcessor, config: RunConfig, loaded: Pretrained) 
     return replace(processor, image_spec=spec, template=template)
 
 
-def _read_data(config: RunConfig, split: str, loaded: Pretrained, processor: LlavaProcessor) -> SampleDataset:
-    def processor_for(chat_template: str | None) -> LlavaProcessor:
-        return processor if chat_template is None else replace(processor, template=resolve_template(chat_template))
-
-    dataset = SampleDataset((config.dataset or {})[split], processor_for, config.max_length, config.image_root)
-    dataset.check()
-    with_images = next((sample for sample in dataset.samples if sample.images), None)
-    if with_images is not None and loaded.model.config.vision is None:
-        raise UserError(
-            f"{with_images.source} has an image, but {config.model_name_or_path} has no vision tower; "
-            "set mm_vision_tower"
-        )
-    return dataset
-
-
 def _add_training(config: RunConfig, spec: BaseSpec, loaded: Pretrained) -> Callable[[Path], None]:
     """Adds LoRA where asked for, marks what trains, and gives the function that writes the result's files."""
     model, mark = loaded.model, fingerprint(loaded.model)
@@ -151,15 +150,11 @@ def _add_training(config: RunConfig, spec: BaseSpec, loaded: Pretrained) -> Call
     carried = {name for name, _ in model.named_parameters() if spec.tower is not None and name.startswith(NEW_PARTS)}
     if config.lora_path:
         earlier = read_adapter(Path(config.lora_path))
+        check_adapter_keys(config, earlier.config)
         loaded.adapter, carried = apply_adapter(loaded, earlier).adapter, carried | earlier.tensors().keys()
-        plan = plan_of_adapter(plan, earlier.config.modules)
+        plan = plan_of_adapter(plan, earlier.config.modules, earlier.config.bias)
     elif plan.lora_modules:
-        loaded.adapter = LoRAConfig(
-            r=config.lora_rank,
-            lora_alpha=config.lora_alpha,
-            lora_dropout=config.lora_dropout,
-            modules=plan.lora_modules,
-        )
+        loaded.adapter = adapter_config(config, plan)
         add_lora(model, loaded.adapter)
     set_trainable(model, plan, config)
     if loaded.adapter is None:
@@ -177,9 +172,8 @@ def _report_parts(run: _Run) -> None:
     for part, (trained, total) in count_parameters(run.loaded.model).items():
         if total:
             logger.info("%-15s %13d parameters, %13d trained", part, total, trained)
-    for name, dataset in (("training", run.train), ("evaluation", run.evaluation)):
-        if dataset is not None:
-            logger.info("%d %s samples", len(dataset), name)
+    if run.evaluation is not None:
+        logger.info("%d evaluation samples", len(run.evaluation))
 
 
 def _execute(run: _Run, resume: Path | None) -> dict[str, float]:
@@ -194,6 +188,10 @@ def _execute(run: _Run, resume: Path | None) -> dict[str, float]:
     results: dict[str, float] = {}
     if config.do_train:
         results |= trainer.run(resume)
+        if run.stop.received is not None:
+            raise Stopped(run.stop.received)
+        if trainer.skips is not None and trainer.skips.count:
+            logger.warning("%d samples were left out, see %s", trainer.skips.count, trainer.skips.path)
         if process_rank() == 0:
             publish(output_dir, run.write_result)
             logger.info("saved to %s", output_dir)
@@ -215,11 +213,12 @@ def _build_trainer(run: _Run) -> LlavaTrainer:
     )
     model = LossModel(run.loaded.model)
     run.loaded.model.language_model.enable_recompute = config.recompute
-    grouped = run.train is not None and config.group_by_modality_length
-    lengths = modality_lengths(run.train.samples) if grouped and run.train else None
-    data = RunData(train=run.train, evaluation=run.evaluation, loading=loading, lengths=lengths)
-    trainer = LlavaTrainer(model, config, arguments, data, run.write_result, [SeedEachStep()])
     output_dir = Path(str(config.output_dir))
+    skips = SkipLog(output_dir, run.train.samples) if run.train else None
+    data = RunData(train=run.train, evaluation=run.evaluation, loading=loading, skips=skips)
+    trainer = LlavaTrainer(model, config, arguments, data, run.write_result, [SeedEachStep(), run.stop])
+    if config.early_stopping_patience is not None:
+        trainer.add_callback(StopEarly(config, lambda: trainer.evaluations))
     trainer.add_callback(Progress(output_dir, run.device, lambda: trainer.tokens_seen, not config.disable_tqdm))
     for callback in (PrinterCallback, ProgressCallback):  # ours shows the same and more
         trainer.remove_callback(callback)

@@ -27,6 +27,7 @@ from paddlemix.checkpoints.tensors import TensorEntry
 from paddlemix.config.schema import RunConfig
 from paddlemix.errors import UserError, did_you_mean
 from paddlemix.log import logger
+from paddlemix.trainer.same_recipe import recipe_values
 
 OPTIMIZER_FILE, STATE_FILE, PROGRESS_FILE = "optimizer.safetensors", "training_state.json", "trainer_state.json"
 METRICS = ("loss", "token_accuracy")  # that tell one checkpoint from another; reported as eval_loss, ...
@@ -49,6 +50,11 @@ def completed_steps(checkpoint: Path) -> int:
         MissingFileError, UserError: the checkpoint is not complete.
     """
     return int(read_json(checkpoint / STATE_FILE)["global_step"])
+
+
+def saved_recipe(checkpoint: Path) -> dict[str, Any]:
+    """The keys and values that decided what the checkpoint's run computed; {} where it did not say."""
+    return dict(read_json(checkpoint / STATE_FILE).get("recipe", {}))
 
 
 def save_checkpoint(trainer: Any, metrics: dict[str, float] | None) -> Path:
@@ -79,6 +85,8 @@ def _state_values(trainer: Any) -> dict[str, Any]:
         "schedule": trainer.lr_scheduler.state_dict(),
         "scaler": {key: np.asarray(value).tolist() for key, value in scaler.items()},
         "tokens_seen": trainer.tokens_seen,
+        "evaluations": trainer.evaluations,
+        "recipe": recipe_values(trainer.config),
     }
 
 
@@ -96,15 +104,19 @@ def best_metric(config: RunConfig) -> str:
     return f"eval_{name.removeprefix('eval_')}"
 
 
+def is_better(config: RunConfig, value: float, best: float, threshold: float = 0.0) -> bool:
+    """Whether a value of the best-model metric beats another by more than `threshold`."""
+    greater = config.greater_is_better
+    if greater is None:
+        greater = not best_metric(config).endswith("loss")
+    return value - best > threshold if greater else best - value > threshold
+
+
 def _note_best(trainer: Any, metrics: dict[str, float] | None, target: Path) -> None:
     if not metrics:
         return
-    key = best_metric(trainer.config)
-    greater = trainer.config.greater_is_better
-    if greater is None:
-        greater = not key.endswith("loss")
-    best = trainer.state.best_metric
-    if best is None or (metrics[key] > best if greater else metrics[key] < best):
+    key, best = best_metric(trainer.config), trainer.state.best_metric
+    if best is None or is_better(trainer.config, metrics[key], best):
         trainer.state.best_metric, trainer.state.best_model_checkpoint = metrics[key], str(target)
 
 
@@ -149,7 +161,7 @@ def load_training_state(trainer: Any, checkpoint: Path) -> int:
     """
     values = read_json(checkpoint / STATE_FILE)
     load_weights(trainer.model.model, checkpoint)
-    trainer.tokens_seen = values["tokens_seen"]
+    trainer.tokens_seen, trainer.evaluations = values["tokens_seen"], values.get("evaluations", [])
     if not trainer.config.ignore_load_lr_and_optim:
         _load_optimizer(trainer, checkpoint)
         trainer.lr_scheduler.set_state_dict(values["schedule"])

@@ -11,29 +11,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import paddle
 import paddle.distributed as dist
 
 from paddlemix.config.schema import RunConfig
-from paddlemix.datasets.loading import ExampleDataset, LoadingSettings, iterate_batches
-from paddlemix.datasets.mixture import EpochBatchSampler
+from paddlemix.datasets.loading import LoadingSettings, RowDataset, iterate_batches
+from paddlemix.datasets.order import EpochBatchSampler
 from paddlemix.errors import UserError
 from paddlemix.log import logger
 from paddlemix.trainer.compat import Trainer, TrainerState, TrainingArguments
+from paddlemix.trainer.guards import StepLosses
 from paddlemix.trainer.loader import BatchLoader, Inputs, batch_inputs
 from paddlemix.trainer.loss import LossModel
 from paddlemix.trainer.optim import build_optimizer, build_schedule, set_learning_rates
+from paddlemix.trainer.run_data import TrainingRows
 from paddlemix.trainer.saving import (
     PROGRESS_FILE,
+    best_metric,
     completed_steps,
     load_training_state,
     load_weights,
     save_checkpoint,
 )
+from paddlemix.trainer.skipping import SkipLog
 
 ModelWriter = Callable[[Path], None]
-_NOT_FOR_THE_MODEL = ("num_supervised", "num_tokens", "sources")
+_NOT_FOR_THE_MODEL = ("num_supervised", "num_tokens", "sources", "skipped")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +44,15 @@ class RunData:
     """What a run reads.
 
     Args:
-        train, evaluation: examples by index; None where nothing is trained or evaluated.
+        train, evaluation: rows by index; None where nothing is trained or evaluated.
         loading: how batches are made of them.
-        lengths: of the training samples, to group them by modality (`datasets/grouping.py`); None mixes freely.
+        skips: takes note of the training samples that are left out; None where nothing is trained.
     """
 
-    train: ExampleDataset | None
-    evaluation: ExampleDataset | None
+    train: TrainingRows | None
+    evaluation: RowDataset | None
     loading: LoadingSettings
-    lengths: np.ndarray | None = None
+    skips: SkipLog | None = None
 
 
 class LlavaTrainer(Trainer):
@@ -78,13 +81,15 @@ class LlavaTrainer(Trainer):
         callbacks: list[Any],
     ) -> None:
         self.config, self.loading, self.write_model = config, data.loading, write_model
-        self.lengths = data.lengths
+        self.rows, self.skips = data.train, data.skips
         self.tokens_seen = 0
         self._loader: BatchLoader | None = None
+        self._step_losses = StepLosses()
+        self.evaluations: list[float] = []  # of the metric that tells the best checkpoint, oldest first
         super().__init__(
             model=model,
             args=arguments,
-            train_dataset=data.train,
+            train_dataset=data.train.rows if data.train else None,
             eval_dataset=data.evaluation,
             data_collator=list,  # batches are collated by the loader
             callbacks=callbacks,
@@ -95,18 +100,19 @@ class LlavaTrainer(Trainer):
     def get_train_dataloader(self) -> BatchLoader:
         """PaddleNLP's shuffles by global random state and reads all earlier batches again to resume."""
         if self._loader is None:
-            assert self.train_dataset is not None
+            assert self.rows is not None
             sampler = EpochBatchSampler(
-                len(self.train_dataset),
+                len(self.rows.rows),
                 self.args.per_device_train_batch_size,
                 self.args.gradient_accumulation_steps,
                 self.args.seed,
                 self.args.dataset_rank,
                 self.args.dataset_world_size,
-                lengths=self.lengths,
+                grouping=self.rows.grouping,
+                lengths=self.rows.lengths,
             )
             self._loader = BatchLoader(
-                self.train_dataset, sampler, self.loading, lambda count: int(self._sum_over_ranks(count)[0])
+                self.rows.rows, sampler, self.loading, lambda count: int(self._sum_over_ranks(count)[0])
             )
         return self._loader
 
@@ -140,10 +146,13 @@ class LlavaTrainer(Trainer):
         which weighs a token by the company it comes in.
         """
         model.train()
+        if self.skips is not None:
+            self.skips.add(inputs["skipped"])
         total = inputs["num_supervised"]
         self.tokens_seen += inputs["num_tokens"] * self.args.dataset_world_size
         with self.autocast_smart_context_manager():
             loss_sum, _ = model(**model_inputs(inputs))
+        self._step_losses.add(loss_sum, inputs["sources"])
         # Gradients are averaged over processes, so each counts its share of the sum.
         loss = loss_sum * (self.args.dataset_world_size / max(total, 1))
         if self.do_grad_scaling:
@@ -151,6 +160,10 @@ class LlavaTrainer(Trainer):
         else:
             loss.backward()
         return loss.detach()
+
+    def _check_loss_valid(self, loss: paddle.Tensor) -> None:
+        """Called before the optimiser's step; PaddleNLP's looks only where an environment variable says so."""
+        self._step_losses.check(self.state.global_step)
 
     # ---- evaluation ----
 
@@ -174,11 +187,13 @@ class LlavaTrainer(Trainer):
             f"{metric_key_prefix}_token_accuracy": right_total / max(count, 1.0),
             f"{metric_key_prefix}_runtime": round(time.time() - started, 3),
         }
+        if metric_key_prefix == "eval":
+            self.evaluations.append(metrics[best_metric(self.config)])
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _evaluate_own_share(self, dataset: ExampleDataset) -> tuple[float, float, float]:
+    def _evaluate_own_share(self, dataset: RowDataset) -> tuple[float, float, float]:
         """Summed loss, right guesses and supervised tokens of this process's samples."""
         rows = list(range(self.args.dataset_rank, len(dataset), self.args.dataset_world_size))
         size = self.args.per_device_eval_batch_size
@@ -214,6 +229,8 @@ class LlavaTrainer(Trainer):
             self.state = TrainerState.load_from_json(str(resume / PROGRESS_FILE))
             results: dict[str, float] = {"steps": before}
         else:
+            if self.skips is not None:
+                self.skips.start(resumed=resume is not None)
             output = self.train(resume_from_checkpoint=str(resume) if resume is not None else None)
             # PaddleNLP divides the loss of this call by the steps of all calls
             share = output.global_step / max(output.global_step - before, 1)

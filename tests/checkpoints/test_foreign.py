@@ -24,6 +24,7 @@ from paddlemix.checkpoints.files import (
 )
 from paddlemix.checkpoints.keymap import CLIP, CLIP_PADDLEMIX, LLAMA, ORIGINAL, PADDLEMIX
 from paddlemix.checkpoints.load import BaseSpec, load_base, load_pretrained
+from paddlemix.checkpoints.pickles import read_torch
 from paddlemix.checkpoints.source import Source
 from paddlemix.checkpoints.tensors import TensorEntry
 from paddlemix.errors import MissingFileError, UserError
@@ -277,11 +278,86 @@ def test_an_adapter_on_a_text_model_brings_projector_and_tower(tmp_path: Path, v
         load_pretrained(directory)
 
 
-@pytest.mark.parametrize("changes", [{"use_dora": True}, {"bias": "all"}, {"rank_pattern": {"q_proj": 4}}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"lora_bias": True}, {"init_lora_weights": "olora"}, {"init_lora_weights": "pissa_niter_4"}, {"use_qalora": True}],
+)
 def test_settings_that_would_change_the_numbers_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     directory = write_peft(tmp_path / "lora", str(BASE), **changes)
     with pytest.raises(UserError, match=f"adapter_config.json: {next(iter(changes))}=.* is not supported"):
         load_pretrained(directory)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"rank_pattern": {"q_proj": 4}},
+            "lora_A of 'model.layers.0.self_attn.q_proj' is of rank 3, .* says 4; the two",
+        ),
+        ({"r": 4}, "is of rank 3, .* says 4"),
+        ({"bias": "some"}, "adapter_config.json: lora_bias 'some' is not one of none, lora_only, all"),
+        ({"alpha_pattern": 3}, "adapter_config.json cannot be understood"),
+        ({"use_dora": True, "init_lora_weights": "pissa"}, "adapter_config.json: use_dora and pissa are both true"),
+    ],
+)
+def test_settings_that_do_not_fit(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    directory = write_peft(tmp_path / "lora", str(BASE), **changes)
+    with pytest.raises(UserError, match=message):
+        load_pretrained(directory)
+
+
+def test_patterns_of_peft(tmp_path: Path) -> None:
+    patterns = {"rank_pattern": {"q_proj": 3, r"layers\.2\..*": 3}, "alpha_pattern": {"down_proj": 6}, "r": 8}
+    layers = load_pretrained(write_peft(tmp_path / "lora", str(BASE), **patterns)).model.language_model.layers
+    assert (layers[0].self_attn.q_proj.scaling, layers[2].mlp.down_proj.scaling) == (4, 2)
+
+
+def add_weights(directory: Path, added: dict[str, np.ndarray]) -> None:
+    """More weights, under their own names, into the adapter file that `write_peft` wrote."""
+    path = directory / "adapter_model.bin"
+    tensors = {name: array_entry(np.array(entry.read())) for name, entry in read_torch(path).items()}
+    write_torch(path, {**tensors, **{name: array_entry(array) for name, array in added.items()}})
+
+
+@pytest.mark.parametrize("suffix", ["", ".weight", ".default.weight"])
+def test_dora_of_peft(tmp_path: Path, suffix: str) -> None:
+    directory = write_peft(tmp_path / "lora", str(BASE), use_dora=True)
+    with pytest.raises(UserError, match="2 missing: .*q_proj.lora_magnitude_vector"):
+        load_pretrained(directory)
+    shapes = {module: Source.open(BASE).tensors()[f"{module}.weight"].shape for module in MODULES}
+    added = {module: np.abs(np.random.RandomState(2).randn(shapes[module][1])).astype("float32") for module in MODULES}
+    names = {module: ORIGINAL.to_theirs(f"{module}.weight").removesuffix(".weight") for module in MODULES}
+    wrapped = {f"base_model.model.{names[m]}.lora_magnitude_vector{suffix}": array for m, array in added.items()}
+    add_weights(directory, wrapped)
+    loaded = load_pretrained(directory)
+    assert loaded.adapter is not None and loaded.adapter.use_dora
+    assert_adapted(loaded.model, 4)
+    for module, array in added.items():
+        np.testing.assert_array_equal(dict(loaded.model.named_parameters())[f"{module}.lora_magnitude_vector"], array)
+
+
+def test_biases_that_peft_trained(tmp_path: Path) -> None:
+    directory = write_peft(tmp_path / "lora", str(BASE), bias="lora_only")
+    name = "vision_tower.layers.0.self_attn.q_proj"
+    bias = np.arange(Source.open(BASE).tensors()[f"{name}.bias"].shape[0], dtype="float32")
+    theirs = ORIGINAL.to_theirs(f"{name}.bias").replace(".bias", ".base_layer.bias")
+    add_weights(directory, {f"base_model.model.{theirs}": bias})
+    loaded = load_pretrained(directory)
+    assert loaded.adapter is not None and loaded.adapter.bias == "lora_only"
+    np.testing.assert_array_equal(dict(loaded.model.named_parameters())[f"{name}.bias"].numpy(), bias)
+
+
+def test_pissa_of_peft_begins_from_the_base(tmp_path: Path) -> None:
+    """Peft saves what it trained; the principal components that it took out of the base have to be computed again."""
+    loaded = load_pretrained(write_peft(tmp_path / "lora", str(BASE), init_lora_weights="pissa"))
+    assert_adapted(loaded.model, 4)
+    weight = Source.open(BASE).tensors()[f"{MODULES[0]}.weight"].read()
+    u, s, v = np.linalg.svd(weight, full_matrices=False)
+    arrays = lora_weights()
+    wanted = weight - (u[:, :3] * s[:3]) @ v[:3] + 4 * arrays[f"{MODULES[0]}.lora_A"] @ arrays[f"{MODULES[0]}.lora_B"]
+    merged = loaded.model.language_model.layers[0].self_attn.q_proj.merged_weight().numpy()
+    np.testing.assert_allclose(merged, wanted, atol=1e-5)
 
 
 def test_rank_stabilised_scaling(tmp_path: Path) -> None:
@@ -302,6 +378,13 @@ def test_an_adapter_of_paddlemix(tmp_path: Path) -> None:
         tensors[PADDLEMIX.to_theirs(f"{module}.{part}")] = paddle.to_tensor(array)
     paddle.save(tensors, str(directory / "lora_model_state.pdparams"))
     assert_adapted(load_pretrained(directory).model, 4)
+    write_json(
+        directory / "lora_config.json",
+        {**settings, "pissa": True, "rslora": True, "base_model_name_or_path": str(BASE)},
+    )
+    loaded = load_pretrained(directory)
+    assert loaded.adapter is not None and loaded.adapter.pissa
+    assert_adapted(loaded.model, 1)  # PaddleNLP's scaling of PiSSA
     write_json(directory / "lora_config.json", settings)
     with pytest.raises(UserError, match="names no base model; set base_model_name_or_path"):
         load_pretrained(directory)

@@ -167,7 +167,7 @@ def test_all_faults_come_together_in_the_order_of_the_file(tmp_path: Path) -> No
         ", line 7: weight_decay: expected a number, got text '0.1'; remove the quotes",
         ", line 8: seed is given again, first in line 6; remove one of them",
         ", line 12: dataset.train[1].data_file: data_file is not a known key; did you mean 'data_files'? "
-        "(allowed: name, data_files, splits, chat_template, image_root)",
+        "(allowed: name, data_files, splits, chat_template, image_root, split, weight)",
         ", line 12: dataset.train[1]: data_files is missing; give the JSON file or a list of them",
         ": output_dir is missing; set it to the folder for the results",
         "command line: lr_scheduler_type='cosin' is not one of linear, cosine, constant, constant_with_warmup, "

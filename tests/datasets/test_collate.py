@@ -1,4 +1,4 @@
-"""Examples -> Batch, checked against loops and against an embedding gathered by hand."""
+"""Rows -> Batch, checked against loops, against an embedding gathered by hand, and packed against one by one."""
 
 from __future__ import annotations
 
@@ -11,29 +11,12 @@ from hypothesis import strategies as st
 
 from paddlemix.datasets.collate import collate
 from paddlemix.processors.tokenizer import Tokenizer
-from paddlemix.sample import IGNORE_INDEX, IMAGE_TOKEN_INDEX, NEWLINE_INDEX, Batch, Example
+from paddlemix.sample import IGNORE_INDEX, IMAGE_TOKEN_INDEX, NEWLINE_INDEX, Batch, Example, Row, Skip
+from tests.rows import PER_TILE, build_example
 from tests.tiny import ANYRES_SPEC, make_processor, make_sample, noise_picture
 
 Side = Literal["right", "left"]
 SIDES: list[Side] = ["right", "left"]
-PER_TILE = 4
-
-
-def build_example(length: int, tiles: int, seed: int) -> Example:
-    """Random ids, labels on random positions, and visual tokens that read random rows of `tiles` tiles."""
-    random = np.random.default_rng(seed)
-    ids = random.integers(1, 400, length)
-    visual = random.integers(0, 2, length).astype(bool) & (tiles > 0)
-    ids[visual] = IMAGE_TOKEN_INDEX
-    trained = random.integers(0, 2, length).astype(bool) & ~visual
-    return Example(
-        input_ids=ids,
-        labels=np.where(trained, ids, IGNORE_INDEX),
-        pixel_values=random.random((tiles, 3, 2, 2), dtype=np.float32),
-        image_index=random.integers(NEWLINE_INDEX, max(tiles * PER_TILE, 1), int(visual.sum())),
-        source=f"example {seed}",
-    )
-
 
 EXAMPLES = st.lists(
     st.builds(build_example, length=st.integers(1, 12), tiles=st.integers(0, 3), seed=st.integers(0, 999)),
@@ -145,3 +128,88 @@ def test_batch_without_image() -> None:
     batch = collate([build_example(3, 0, 1), build_example(5, 0, 2)], PER_TILE)
     assert batch.merge_index is None and batch.pixel_values is None
     assert batch.input_ids.shape == (2, 5)
+
+
+ROWS = st.lists(st.lists(EXAMPLES.map(lambda found: found[0]), max_size=4), min_size=1, max_size=3)
+
+
+@pytest.mark.parametrize("padding", SIDES)
+@given(rows=ROWS)
+def test_a_packed_row_is_its_samples_one_behind_the_other(rows: list[list[Example]], padding: Side) -> None:
+    batch = collate([Row(tuple(row)) for row in rows], PER_TILE, padding)
+    length = batch.input_ids.shape[1]
+    trained = dict(zip(batch.loss_index.tolist(), batch.loss_targets.tolist(), strict=True))
+    count = 0
+    for number, row in enumerate(rows):
+        place = number * length
+        if padding == "left":
+            place += length - max(sum(len(example.input_ids) for example in row), 1)
+        for segment, example in enumerate(row, start=1):
+            alone, size = collate([example], PER_TILE), len(example.input_ids)
+            span = slice(place, place + size)
+            np.testing.assert_array_equal(batch.input_ids.reshape(-1)[span], alone.input_ids[0])
+            np.testing.assert_array_equal(batch.position_ids.reshape(-1)[span], np.arange(size))
+            assert (batch.segment_ids.reshape(-1)[span] == segment).all()
+            wanted = dict(zip((alone.loss_index + place).tolist(), alone.loss_targets.tolist(), strict=True))
+            assert {index: token for index, token in trained.items() if place <= index < place + size} == wanted
+            count += len(wanted)
+            place += size
+    assert count == len(trained)  # nothing else is trained: no token learns from the sample before
+    assert batch.num_visual == sum(len(example.image_index) for row in rows for example in row)
+    assert batch.sources == tuple(example.source for row in rows for example in row)
+
+
+@given(rows=ROWS)
+def test_packed_images_stand_in_their_places(rows: list[list[Example]]) -> None:
+    """Gathering from a packed batch gives what gathering from each sample alone gives."""
+    batch = collate([Row(tuple(row)) for row in rows], PER_TILE)
+    examples = [example for row in rows for example in row]
+    if batch.merge_index is None or batch.pixel_values is None:
+        assert not any(len(example.pixel_values) for example in examples)
+        return
+    np.testing.assert_array_equal(
+        batch.pixel_values, np.concatenate([part.pixel_values for part in examples if len(part.pixel_values)])
+    )
+    table, newline = -np.arange(500.0)[:, None], np.array([0.5])
+    # in a packed batch tile features follow each other over all samples: tell them apart by tile and row
+    features = np.arange(len(batch.pixel_values) * PER_TILE)[:, None] + 1000.0
+    everything = np.concatenate([table[batch.input_ids.reshape(-1)], features, newline[None]])
+    found = everything[batch.merge_index][batch.segment_ids.reshape(-1) > 0]
+    wanted, first = [], 0
+    for row in rows:
+        for example in row:
+            ids = example.input_ids.copy()
+            values = table[np.where(ids == IMAGE_TOKEN_INDEX, 0, ids)]
+            own = np.where(example.image_index == NEWLINE_INDEX, 0.5, example.image_index + first + 1000.0)
+            values[ids == IMAGE_TOKEN_INDEX] = own[:, None]
+            wanted.append(values)
+            first += len(example.pixel_values) * PER_TILE
+        if not row:
+            wanted.append(table[:1])  # the one position of a row without samples
+    np.testing.assert_array_equal(found, np.concatenate(wanted))
+
+
+def test_a_row_whose_samples_were_all_skipped_keeps_its_place() -> None:
+    skip = Skip(7, "train.json record 7: image 'a.png' is broken")
+    batch = collate([Row((), (skip,)), build_example(3, 0, 1)], PER_TILE)
+    assert batch.skipped == (skip,)
+    assert batch.segment_ids.tolist() == [[1, 0, 0], [1, 1, 1]]
+    assert batch.input_ids[0].tolist() == [0, 0, 0]
+    assert (batch.loss_index >= 3).all()
+
+
+def test_a_batch_of_nothing_but_skipped_samples_has_a_shape() -> None:
+    batch = collate([Row(()), Row(())], PER_TILE)
+    assert batch.input_ids.shape == (2, 1)
+    assert batch.loss_index.size == batch.num_visual == 0
+    assert batch.merge_index is None and batch.pixel_values is None and batch.sources == ()
+
+
+def test_rows_are_padded_to_a_multiple() -> None:
+    examples = [build_example(9, 1, 1), build_example(5, 0, 2)]
+    batch, plain = collate(examples, PER_TILE, pad_to_multiple_of=8), collate(examples, PER_TILE)
+    assert batch.input_ids.shape == (2, 16)
+    np.testing.assert_array_equal(batch.input_ids[:, :9], plain.input_ids)
+    assert not batch.segment_ids[:, 9:].any()
+    assert batch.loss_targets.tolist() == plain.loss_targets.tolist()
+    assert collate(examples, PER_TILE, pad_to_multiple_of=9).input_ids.shape == (2, 9)

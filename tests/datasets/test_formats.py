@@ -1,8 +1,7 @@
-"""Records -> Samples: both conversation forms, places of images, and errors that name what they found."""
+"""Records -> Samples: every form of conversation, places of images, and errors that name what they found."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -12,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paddlemix.datasets.formats import parse_record, read_records
-from paddlemix.errors import MissingFileError, UserError
+from paddlemix.datasets.formats import FORMS, parse_record
+from paddlemix.errors import UserError
 from paddlemix.sample import Message, Sample
 
 
@@ -25,8 +24,16 @@ def turns(*values: tuple[str, str], **keys: Any) -> dict[str, Any]:
     return {"conversations": [{"from": role, "value": text} for role, text in values], **keys}
 
 
-def parse(record: dict[str, Any], image_root: str | None = None) -> Sample:
-    return parse_record(record, "train.json record 17", image_root)
+def messages(*values: tuple[str, Any], **keys: Any) -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": content} for role, content in values], **keys}
+
+
+def text_part(text: Any) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+def parse(record: dict[str, Any], image_root: str | None = None, form: str | None = None) -> Sample:
+    return parse_record(record, "train.json record 17", image_root, form)
 
 
 def test_pairs() -> None:
@@ -87,8 +94,12 @@ def test_image_root(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"conversation": [["Q", "A"]]}, r"no key 'conversations' (keys: conversation); did you mean 'conversation'?"),
-        ({}, "no key 'conversations' (keys: none)"),
+        ({"conversation": [["Q", "A"]]}, "of no known form (keys: conversation); a record has one of 'conversations'"),
+        ({"mesages": []}, "; did you mean 'messages'?"),
+        ({"id": 3, "text": "x"}, "of no known form (keys: id, text)"),
+        ({}, "of no known form (keys: none)"),
+        (pairs(["Q", "A"], messages=[]), "'conversations' and 'messages' are each a conversation of its own"),
+        (messages(("user", "Q"), query="Q", response="A"), "'messages' and 'query' are each a conversation"),
         ({"conversations": []}, "'conversations' is not a list of turns or is empty"),
         ({"conversations": "Q"}, "'conversations' is not a list of turns or is empty"),
         ({"conversations": [["Q", "A"], {"from": "human"}]}, "neither [question, answer] pairs nor {'from', 'value'}"),
@@ -115,6 +126,47 @@ def test_image_root(tmp_path: Path) -> None:
         (pairs(["Q", "A"], image="a.png"), "0 <image> in the questions but 1 in 'image'"),
         (pairs(["<image>", "A"], ["<image>", "A"], image="a.png"), "2 <image> in the questions but 1 in 'image'"),
         (pairs(["<image>", "A"]), "1 <image> in the questions but 0 in 'image'; each image needs one <image>"),
+        (pairs(["<image>", "A"], image="a.png", images=["b.png"]), "'image' and 'images' name different images"),
+        (pairs(["<image>", "A"], image={"bytes": "aGk="}), "image has its image as 'bytes', which JSON cannot hold"),
+        (pairs(["<image>", "A"], images=["a.png", None]), "images is null, expected a path or URL"),
+        (pairs(["<image>", "A"], image="a\0.png"), "a path has no NUL character"),
+        (pairs(["<image>", "A"], image="a\ud83d.png"), "half a character"),
+        (pairs(["Q", "A"], rejected_response="B"), "'rejected_response' is not supported: preference data"),
+        (pairs(["Q", "A"], videos=["a.mp4"]), "'videos' is not supported: only images are"),
+        (pairs(["Q", "A"], tools="[{}]"), "'tools' is not supported: tool calls"),
+        (pairs(["Q", "A"], system=3), "system is a JSON number, expected text"),
+        (turns(("system", "S"), ("human", "Q"), ("gpt", "A"), system="T"), "both give a system text; keep one"),
+        (turns(("human", "Q"), ("observation", "A")), "turn 2: from='observation' is not supported: tool calls"),
+        ({"messages": "Q"}, "'messages' is not a list of {'role', 'content'} turns or is empty"),
+        ({"messages": []}, "'messages' is not a list"),
+        ({"messages": [["Q", "A"]]}, "'messages' is not a list"),
+        ({"messages": [{"role": "user"}]}, "turn 1 has the keys role, expected 'role' and 'content'"),
+        (messages(("user", "Q"), ("tool", "A")), "turn 2: role='tool' is not supported: tool calls"),
+        (messages(("user", None)), "turn 1: content is a JSON null, expected text or a list of parts"),
+        (messages(("user", ["Q"])), "turn 1: content is a JSON array, expected text or a list of parts"),
+        (messages(("user", [{"text": "Q"}])), "turn 1: a part of type null is not one of text, image_url, image"),
+        (messages(("user", [{"type": "input_audio"}])), 'turn 1: a part of type "input_audio" is not one of'),
+        (messages(("user", [text_part(3)])), "turn 1: the text of a part is a JSON number, expected text"),
+        (messages(("user", [{"type": "image_url"}])), "turn 1: image_url is null, expected a path or URL"),
+        (messages(("user", [{"type": "image_url", "image_url": {}}])), "turn 1: image_url is {}, expected"),
+        (
+            messages(("user", "Q"), ("assistant", [{"type": "image", "image": "a.png"}])),
+            "turn 2: an image stands in a turn of the assistant",
+        ),
+        (messages(("user", [{"type": "image"}]), ("assistant", "A")), "1 <image> in the questions but 0 in 'image'"),
+        (messages(("user", "<image>"), ("assistant", "A"), images=["a", "b"]), "1 <image> in the questions but 2"),
+        (
+            {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A", "tool_calls": [{}]}]},
+            "turn 2: 'tool_calls' is not supported: tool calls",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A", "loss": False}]},
+            "turn 2: 'loss' false is not supported: every answer is trained",
+        ),
+        ({"query": "Q"}, "response is a JSON null, expected text"),
+        ({"query": ["Q"], "response": "A"}, "query is a JSON array, expected text"),
+        ({"query": "Q", "response": "A", "history": "H"}, "history is a JSON text, expected a list of"),
+        ({"query": "Q", "response": "A", "history": [["Q"]]}, 'history pair 1 is ["Q"], expected'),
     ],
 )
 def test_record_that_cannot_be_used(record: dict[str, Any], message: str) -> None:
@@ -122,47 +174,111 @@ def test_record_that_cannot_be_used(record: dict[str, Any], message: str) -> Non
         parse(record)
 
 
-def test_read_records(tmp_path: Path) -> None:
-    path = tmp_path / "train.json"
-    records = [pairs(["问题", "A"]), pairs(["Q", "A"])]
-    path.write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
-    assert read_records(path) == records
-    path.write_text(json.dumps(records), encoding="utf-8-sig")  # with a byte order mark, as Windows editors write
-    assert read_records(str(path)) == records
+QUESTION, ANSWER = Message(role="user", content=(0, "What is it?")), Message(role="assistant", content=("A cat.",))
+MORE = (Message(role="user", content=("Sure?",)), Message(role="assistant", content=("Yes",)))
+PART = {"type": "image_url", "image_url": {"url": "a.jpg", "detail": "low"}}
+ONE = [
+    pairs(["<image>What is it?", "A cat."], image="a.jpg"),
+    pairs(["<image>What is it?", "A cat."], images=["a.jpg"], image=["a.jpg"], messages=None, query=None),
+    pairs(["<image>What is it?", "A cat."], images=[{"path": "a.jpg", "bytes": None}]),
+    pairs(["<image>What is it?", "A cat."], image={"url": "a.jpg"}),
+    turns(("human", "<image>What is it?"), ("gpt", "A cat."), images=["a.jpg"], tools=[], videos=None, id=[1]),
+    {"conversations": messages(("user", "<image>What is it?"), ("assistant", "A cat."))["messages"], "image": "a.jpg"},
+    messages(("user", [PART, text_part("What is it?")]), ("assistant", [text_part("A cat.")])),
+    messages(("user", [{**PART, "image_url": "a.jpg"}, text_part("What is it?")]), ("assistant", "A cat.")),
+    messages(("user", [{"type": "image", "image": "a.jpg"}, text_part("What is it?")]), ("assistant", "A cat.")),
+    messages(("user", [{"type": "image"}, text_part("What is it?")]), ("assistant", "A cat."), images=["a.jpg"]),
+    messages(("user", "<image>What is it?"), ("assistant", "A cat."), images=["a.jpg"]),
+    messages(("user", "What is it?"), ("assistant", "A cat."), images=["a.jpg"]),
+    {"query": "What is it?", "response": "A cat.", "images": ["a.jpg"]},
+    {"query": "<image>What is it?", "response": "A cat.", "images": ["a.jpg"], "history": None},
+]
+
+
+@pytest.mark.parametrize("record", ONE)
+def test_every_form_gives_the_same_sample(record: dict[str, Any]) -> None:
+    sample = parse(record)
+    assert (sample.messages, sample.images) == ((QUESTION, ANSWER), ("a.jpg",))
+
+
+def test_history_comes_first_and_takes_the_images() -> None:
+    sample = parse({"query": "Sure?", "response": "Yes", "history": [["What is it?", "A cat."]], "images": ["a.jpg"]})
+    assert sample.messages == (QUESTION, ANSWER, *MORE)
+
+
+def test_images_of_later_turns_and_of_both_sources() -> None:
+    user = [{"type": "image"}, text_part("like"), {"type": "image_url", "image_url": "data:image/png;base64,AA=="}]
+    record = messages(("user", user), ("assistant", "No"), ("user", [{"type": "image"}]), ("assistant", "Yes"))
+    sample = parse({**record, "images": ["a.jpg", "https://x.org/b.jpg"]}, "/root")
+    assert sample.messages[0].content == (0, "like", 1) and sample.messages[2].content == (2,)
+    assert sample.images == (os.path.join("/root", "a.jpg"), "data:image/png;base64,AA==", "https://x.org/b.jpg")
+
+
+def test_placeholder_in_a_text_part_is_text() -> None:
+    assert parse(messages(("user", [text_part("Write <image>.")]), ("assistant", "A"))).messages[0].content == (
+        "Write <image>.",
+    )
+
+
+def test_system_key() -> None:
+    sample = parse({"query": "Q", "response": "A", "system": "Be brief."})
+    assert [message.role for message in sample.messages] == ["system", "user", "assistant"]
+    assert sample.messages[0].text == "Be brief."
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("form", "record", "question", "answer"),
     [
-        (b"[{]", "is not JSON: line 1, column 3"),
-        (b'{"a": 1}\n{"a": 2}\n', "is not JSON: line 2, column 1: Extra data"),
-        (b"", "is not JSON: line 1, column 1"),
-        ('["é"]'.encode("latin-1"), "is not UTF-8 (byte 2); save it as UTF-8"),
-        (b'{"conversations": []}', "holds a JSON object, expected an array of records"),
-        (b'"text"', "holds a JSON text, expected an array"),
-        (b"null", "holds a JSON null, expected an array"),
-        (b"[]", "holds no record"),
-        (b"[{}, [1]]", "train.json record 1: a JSON array, expected an object with 'conversations'"),
+        ("coco_caption", {"caption": "A red bus.", "image_id": "coco_1"}, (0,), "A red bus."),
+        ("vg_caption", {"caption": ["A bus.", "A red bus."]}, (0,), "A bus."),
+        ("coco_vqa", {"question": "Colour?", "answer": ["blue", "red", "red"]}, (0, "\nColour?"), "red"),
+        ("coco_vqa", {"question": "Colour?", "answer": ["blue", "red"]}, (0, "\nColour?"), "blue"),
+        ("coco_vqa", {"question": "Colour?", "answer": "red"}, (0, "\nColour?"), "red"),
     ],
 )
-def test_file_that_cannot_be_used(tmp_path: Path, content: bytes, message: str) -> None:
-    path = tmp_path / "train.json"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=re.escape(message)) as caught:
-        read_records(path)
-    assert str(path) in str(caught.value)
+def test_forms_of_paddlemix(form: str, record: dict[str, Any], question: tuple[Any, ...], answer: str) -> None:
+    sample = parse({"image": "a.jpg", **record}, "images", form)
+    assert form in FORMS
+    assert [message.content for message in sample.messages] == [question, (answer,)]
+    assert sample.images == (os.path.join("images", "a.jpg"),)
 
 
-def test_file_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(MissingFileError, match=r"absent.json' does not exist \(looked in .*check dataset.data_files"):
-        read_records(tmp_path / "absent.json")
-    with pytest.raises(MissingFileError, match="is a folder; check dataset.data_files"):
-        read_records(tmp_path)
-    (tmp_path / "locked.json").write_text("[]")
+@pytest.mark.parametrize("form", ["chatml_dataset", "my_own", None])
+def test_other_names_leave_the_form_to_the_record(form: str | None) -> None:
+    assert parse(ONE[0], form=form) == parse(ONE[0])
 
-    def refuse(*_: Any, **__: Any) -> str:
-        raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_text", refuse)
-    with pytest.raises(MissingFileError, match="locked.json' cannot be read: Permission denied"):
-        read_records(tmp_path / "locked.json")
+@pytest.mark.parametrize(
+    ("form", "record", "message"),
+    [
+        ("coco_caption", {"image": "a"}, "caption is a JSON null, expected text"),
+        ("coco_caption", {"image": "a", "caption": []}, "caption is a JSON array, expected text"),
+        ("vg_caption", {"image": "a", "caption": " "}, "turn 2: the answer is empty"),
+        ("coco_caption", {"caption": "A bus."}, "1 <image> in the questions but 0 in 'image'"),
+        ("coco_vqa", {"image": "a", "question": "Q"}, "answer is null, expected a text or a list of texts"),
+        ("coco_vqa", {"image": "a", "question": "Q", "answer": []}, "answer is [], expected"),
+        ("coco_vqa", {"image": "a", "answer": ["A"]}, "question is a JSON null, expected text"),
+    ],
+)
+def test_record_that_its_form_does_not_fit(form: str, record: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match="^train.json record 17: .*" + re.escape(message)):
+        parse(record, form=form)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just("<image>"),
+    lambda items: st.lists(items, max_size=3) | st.dictionaries(st.text(max_size=5), items, max_size=3),
+    max_leaves=5,
+)
+KEYS = st.sampled_from(["conversations", "messages", "query", "response", "history", "image", "images", "objects"])
+TURN = st.fixed_dictionaries({"from": st.sampled_from(["human", "gpt"]) | JSON, "value": JSON, "role": JSON})
+
+
+@given(record=st.dictionaries(KEYS | st.text(max_size=5), JSON | st.lists(TURN, max_size=3), max_size=4))
+def test_any_json_is_a_sample_or_a_named_error(record: dict[str, Any]) -> None:
+    try:
+        sample = parse(record)
+    except UserError as error:
+        assert str(error).startswith("train.json record 17: ")
+    else:
+        assert sample.messages[-1].role == "assistant"

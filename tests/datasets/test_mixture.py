@@ -1,4 +1,4 @@
-"""Entries -> examples, and which of them a rank sees when: a function of seed, epoch and rank alone."""
+"""Entries -> rows: which records, read how, and what is left out."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
-from hypothesis import strategies as st
 
-from paddlemix.datasets.mixture import EpochBatchSampler, SampleDataset
+from paddlemix.datasets.mixture import DataSettings, SampleDataset
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.processors.llava import LlavaProcessor
 from paddlemix.processors.tokenizer import Tokenizer
@@ -46,22 +44,22 @@ def test_entries_follow_each_other(tmp_path: Path, processor_for: Any) -> None:
             "image_root": str(tmp_path / "own"),
         },
     ]
-    dataset = SampleDataset(entries, processor_for, image_root=str(tmp_path))
+    dataset = SampleDataset(entries, processor_for, DataSettings(image_root=str(tmp_path)))
     dataset.check()
     assert len(dataset) == 4
-    examples = [dataset[index] for index in range(4)]
+    examples = [example for index in range(4) for example in dataset[index].examples]
     assert [example.source.rpartition("/")[2] for example in examples] == [
         *["1.json record 0", "2.json record 0", "2.json record 1", "3.json record 0"]
     ]
     assert [len(example.pixel_values) for example in examples] == [1, 1, 1, 0]
     np.testing.assert_array_equal(examples[1].pixel_values, examples[2].pixel_values)
     assert (examples[0].pixel_values != examples[1].pixel_values).any()  # another image_root
-    plain = processor_for("plain").encode_text(dataset.samples[0].messages, [(30, 40)])
+    plain = processor_for("plain").encode_text(dataset.sample(0).messages, [(30, 40)])
     np.testing.assert_array_equal(examples[0].input_ids, plain.input_ids)
 
 
 def test_max_length_reaches_the_processor(tmp_path: Path, processor_for: Any) -> None:
-    dataset = SampleDataset([{"data_files": write(tmp_path / "1.json", ["Q", "A"])}], processor_for, max_length=3)
+    dataset = SampleDataset([{"data_files": write(tmp_path / "1.json", ["Q", "A"])}], processor_for, DataSettings(max_length=3))
     with pytest.raises(UserError, match=r"1.json record 0: .*max_length is 3"):
         dataset[0]
 
@@ -83,7 +81,7 @@ def use(dataset: SampleDataset) -> None:
 @pytest.mark.parametrize("look", [SampleDataset.check, use])
 def test_bad_image_is_named(tmp_path: Path, processor_for: Any, look: Callable[[SampleDataset], None]) -> None:
     path = write(tmp_path / "1.json", ["<image>", "A"], image="a.png")
-    dataset = SampleDataset([{"data_files": path}], processor_for, image_root=str(tmp_path))
+    dataset = SampleDataset([{"data_files": path}], processor_for, DataSettings(image_root=str(tmp_path)))
     with pytest.raises(MissingFileError, match=r"1.json record 0: image '.*a.png' does not exist"):
         look(dataset)
     (tmp_path / "a.png").write_bytes(b"no image")
@@ -100,72 +98,90 @@ def test_conversation_the_template_cannot_write_is_named(
         look(SampleDataset([entry], processor_for))
 
 
-SIZES = st.integers(1, 60)
-COUNTS = st.integers(1, 4)
+def skipping(**settings: Any) -> DataSettings:
+    return DataSettings(on_bad_sample="skip", max_bad_fraction=0.5, **settings)
 
 
-def epoch_of(sampler: EpochBatchSampler, epoch: int) -> list[list[int]]:
-    sampler.epoch = epoch
-    return list(sampler)
+def test_bad_records_are_left_out(tmp_path: Path, processor_for: Any) -> None:
+    path = write(tmp_path / "1.json", ["Q", "one"], ["Q", ""], ["Q", "three"])
+    dataset = SampleDataset([{"data_files": path}], processor_for, skipping())
+    assert [dataset.sample(index).source.rpartition(" ")[2] for index in range(len(dataset))] == ["0", "2"]
+    [(source, reason)] = dataset.unreadable
+    assert source.endswith("1.json record 1") and "the answer is empty" in reason
+    dataset.check()
 
 
-@given(size=SIZES, batch=COUNTS, accumulation=COUNTS, world=COUNTS, epoch=st.integers(0, 3), shuffle=st.booleans())
-def test_ranks_share_an_epoch(size: int, batch: int, accumulation: int, world: int, epoch: int, shuffle: bool) -> None:
-    samplers = [
-        EpochBatchSampler(size, batch, accumulation, seed=5, rank=rank, world_size=world, shuffle=shuffle)
-        for rank in range(world)
+def test_too_many_bad_records(tmp_path: Path, processor_for: Any) -> None:
+    path = write(tmp_path / "1.json", ["Q", ""], ["Q", ""], ["Q", "three"])
+    with pytest.raises(UserError, match=r"2 of 3 samples cannot be used, max_bad_fraction 0.5 allows 1; the first: .*1"):
+        SampleDataset([{"data_files": path}], processor_for, skipping())
+
+
+def test_bad_records_outside_the_split_do_not_count(tmp_path: Path, processor_for: Any) -> None:
+    path = write(tmp_path / "1.json", ["Q", ""], ["Q", "two"], ["Q", "three"])
+    dataset = SampleDataset([{"data_files": path, "split": "[1:]"}], processor_for, skipping())
+    assert len(dataset) == 2 and not dataset.unreadable
+
+
+def test_a_bad_image_is_left_out_when_its_turn_comes(tmp_path: Path, processor_for: Any) -> None:
+    path = write(tmp_path / "1.json", ["<image>", "A"], image="a.png")
+    dataset = SampleDataset([{"data_files": path}], processor_for, skipping(image_root=str(tmp_path)))
+    row = dataset[0]
+    assert row.examples == () and row.skipped[0].index == 0 and not row.skipped[0].too_long
+    assert "1.json record 0: image" in row.skipped[0].reason
+    assert dataset.measure(0) == (0, 0)
+    with pytest.raises(UserError, match="1 of 1 samples cannot be used"):
+        dataset.check()
+
+
+@pytest.mark.parametrize("policy", ["truncate_turns", "skip", "error"])
+def test_too_long(tmp_path: Path, processor_for: Any, policy: str) -> None:
+    path = tmp_path / "1.json"
+    path.write_text(json.dumps([{"conversations": [["How many?", "It is red."], ["How many?", "It is red."]]}]))
+    whole = SampleDataset([{"data_files": str(path)}], processor_for).measure(0)[0]
+    settings = DataSettings(max_length=whole - 1, on_too_long=policy)
+    dataset = SampleDataset([{"data_files": str(path)}], processor_for, settings)
+    if policy == "error":
+        with pytest.raises(UserError, match="1.json record 0"):
+            dataset[0]
+        return
+    row = dataset[0]
+    if policy == "skip":
+        assert not row.examples and row.skipped[0].too_long
+        assert dataset.measure(0) == (0, 0)
+    else:
+        assert len(row.examples[0].input_ids) == dataset.measure(0)[0] < whole
+
+
+def test_measured_is_encoded(tmp_path: Path, processor_for: Any) -> None:
+    noise_picture(30, 40, seed=1).save(tmp_path / "a.png")
+    entries = [
+        {"data_files": write(tmp_path / "1.json", ["<image>\nQ", "red"], image="a.png")},
+        {"data_files": write(tmp_path / "2.json", ["How many?", "two"])},
     ]
-    ranks = [epoch_of(sampler, epoch) for sampler in samplers]
-    per_step = batch * accumulation * world
-    steps = -(-size // per_step)
-    for sampler, batches in zip(samplers, ranks, strict=True):
-        assert sampler.steps_per_epoch == steps
-        assert len(batches) == len(sampler) == steps * accumulation
-        assert {len(rows) for rows in batches} == {batch}  # the last step is full
-    together = [index for micro in zip(*ranks, strict=True) for rows in micro for index in rows]
-    np.testing.assert_array_equal(together, samplers[0].order())
-    assert sorted(together[:size]) == list(range(size))  # each sample once
-    assert together[size:] == (together[:size] * per_step)[: len(together) - size]  # then again from the beginning
+    dataset = SampleDataset(entries, processor_for, DataSettings(image_root=str(tmp_path)))
+    for index in range(2):
+        [example] = dataset[index].examples
+        assert dataset.measure(index) == (len(example.input_ids), len(example.image_index))
+    assert dataset.words.tolist()[0] > 0 > dataset.words.tolist()[1]
 
 
-def test_last_step_is_filled_even_from_a_small_set() -> None:
-    sampler = EpochBatchSampler(2, 3, accumulation=2, shuffle=False)
-    assert list(sampler) == [[0, 1, 0], [1, 0, 1]]
+def test_fingerprint(tmp_path: Path, processor_for: Any) -> None:
+    path = write(tmp_path / "1.json", ["Q", "one"], ["Q", "two"])
+
+    def mark(settings: DataSettings | None = None, **entry: Any) -> str:
+        return SampleDataset([{"data_files": path, **entry}], processor_for, settings).fingerprint
+
+    marks = [mark(), mark(DataSettings(max_length=9)), mark(split="[:1]"), mark(chat_template="mpt")]
+    assert len(set(marks)) == 4
+    assert mark() == marks[0]
+    write(tmp_path / "1.json", ["Q", "one"], ["Q", "another"])
+    assert mark() != marks[0]
 
 
-@given(size=st.integers(2, 60), seed=st.integers(0, 2**31), epoch=st.integers(0, 5))
-def test_order_depends_on_seed_epoch_and_rank_alone(size: int, seed: int, epoch: int) -> None:
-    first = EpochBatchSampler(size, 2, seed=seed, rank=1, world_size=2)
-    for other in range(epoch):  # having gone through earlier epochs, partly or wholly, changes nothing
-        next(iter(first))
-        epoch_of(first, other)
-    np.random.seed(epoch)
-    expected = epoch_of(EpochBatchSampler(size, 2, seed=seed, rank=1, world_size=2), epoch)
-    assert epoch_of(first, epoch) == expected == epoch_of(first, epoch)
-
-
-@given(seed=st.integers(0, 1000), other=st.integers(0, 1000))
-def test_other_seed_or_epoch_is_another_order(seed: int, other: int) -> None:
-    assume(seed != other)
-    orders = []
-    for chosen, epoch in ((seed, 0), (seed, 1), (other, 0), (other, 1)):
-        sampler = EpochBatchSampler(50, 1, seed=chosen)
-        sampler.epoch = epoch
-        orders.append(tuple(sampler.order()))
-    assert len(set(orders)) == 4
-
-
-def test_file_order() -> None:
-    sampler = EpochBatchSampler(4, 1, rank=1, world_size=2, shuffle=False)
-    assert epoch_of(sampler, 0) == epoch_of(sampler, 1) == [[1], [3]]
-
-
-def test_no_sample() -> None:
-    with pytest.raises(UserError, match="the data set is empty"):
-        EpochBatchSampler(0, 1)
-
-
-def test_sampler_goes_to_another_process() -> None:
-    sampler = EpochBatchSampler(10, 2, seed=3)
-    sampler.epoch = 2
-    assert list(pickle.loads(pickle.dumps(sampler))) == list(sampler)
+def test_a_data_set_goes_to_another_process(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = write(tmp_path / "1.json", ["Q", "one"], ["Q", "two"])
+    processor = make_processor(tokenizer, template="vicuna_v1")
+    dataset = SampleDataset([{"data_files": path}], lambda name: processor)
+    copy = pickle.loads(pickle.dumps(dataset))
+    np.testing.assert_array_equal(copy[1].examples[0].input_ids, dataset[1].examples[0].input_ids)

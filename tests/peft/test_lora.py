@@ -18,7 +18,6 @@ from paddlemix.peft.lora import (
     LoRALinear,
     add_lora,
     linear_names,
-    lora_config_from_dict,
     lora_parameters,
     merge_lora,
 )
@@ -164,28 +163,3 @@ def test_an_unknown_module_is_refused_and_nothing_replaced(module: str, message:
     with pytest.raises(UserError, match=message):
         add_lora(model, LoRAConfig(r=2, modules=("lm_head", module)))
     assert not list(lora_parameters(model))
-
-
-def test_settings_survive_a_file() -> None:
-    config = LoRAConfig(r=4, lora_alpha=32, lora_dropout=0.1, modules=("lm_head", "projector.0"))
-    assert lora_config_from_dict(config.to_dict()) == config
-    assert config.to_dict()["scaling"] == config.scaling == 8.0
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"r": 2, "lora_alpha": 4}, "have no key 'modules'"),
-        ({"r": "two", "lora_alpha": 4, "modules": []}, "cannot be understood: .*two"),
-        ({"r": 2, "lora_alpha": None, "modules": []}, "cannot be understood"),
-        ({"r": 2, "lora_alpha": 4, "modules": 3}, "cannot be understood"),
-        ({"r": 0, "lora_alpha": 4, "modules": []}, "lora_rank 0 must be at least 1"),
-        (
-            {"r": 2, "lora_alpha": 4, "lora_dropout": 1, "modules": []},
-            "lora_dropout 1.0 must be at least 0 and below 1",
-        ),
-    ],
-)
-def test_settings_that_are_none(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        lora_config_from_dict(values)

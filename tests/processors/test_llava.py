@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from dataclasses import replace
@@ -16,9 +17,10 @@ from hypothesis import strategies as st
 
 from paddlemix.datasets.formats import parse_record
 from paddlemix.errors import MissingFileError, UserError
+from paddlemix.processors import llava
 from paddlemix.processors.conversation import prompt_text, render
 from paddlemix.processors.image import count_visual_tokens, preprocess_image, visual_token_index
-from paddlemix.processors.llava import LlavaProcessor, image_spec_from_dict, processor_from_dict
+from paddlemix.processors.llava import LlavaProcessor, TooLongError, image_spec_from_dict, processor_from_dict
 from paddlemix.processors.templates import TEMPLATES, get_template, template_names
 from paddlemix.processors.tokenizer import Tokenizer, load_tokenizer
 from paddlemix.sample import IGNORE_INDEX, IMAGE_TOKEN_INDEX, NEWLINE_INDEX, Example, Message
@@ -204,11 +206,16 @@ def test_text_only_sample(processor: LlavaProcessor) -> None:
     assert encoded.source == "test.json record 0"
 
 
-def test_long_sample_loses_its_last_pairs_and_their_images(
-    processor: LlavaProcessor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    warnings: list[str] = []
-    monkeypatch.setattr(logging.getLogger("paddlemix"), "warning", lambda text, *values: warnings.append(text % values))
+@pytest.fixture
+def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is warned of during the test, as if the process had not warned before."""
+    seen: list[str] = []
+    monkeypatch.setattr(logging.getLogger("paddlemix"), "warning", lambda text, *values: seen.append(text % values))
+    monkeypatch.setattr(llava, "_truncations", itertools.count(1))
+    return seen
+
+
+def test_long_sample_loses_its_last_pairs_and_their_images(processor: LlavaProcessor, warnings: list[str]) -> None:
     images = [noise_picture(30, 40, seed) for seed in range(2)]
     sample = make_sample("<image>\nOne?", "1", "Two?", "2", "<image>\nThree?", "3")
     short = processor.encode(make_sample("<image>\nOne?", "1", "Two?", "2"), images[:1])
@@ -223,12 +230,39 @@ def test_long_sample_loses_its_last_pairs_and_their_images(
     assert warnings == [f"test.json record 0: the last 2 turns do not fit max_length {limit}"]
 
 
-def test_first_pair_that_is_too_long(processor: LlavaProcessor) -> None:
+def test_only_the_first_truncations_are_told(processor: LlavaProcessor, warnings: list[str]) -> None:
+    sample = make_sample("One?", "1", "Two?", "2")
+    for _ in range(10):
+        processor.encode(sample, [], processor.measure(sample, [])[0] - 1)
+    assert [text.endswith("; further ones are not shown") for text in warnings] == [False, False, True]
+
+
+@pytest.mark.parametrize("policy", ["truncate_turns", "skip", "error"])
+def test_first_pair_that_is_too_long(processor: LlavaProcessor, policy: str) -> None:
     sample, images = make_sample("<image>\nOne?", "1", "Two?", "2"), [noise_picture(30, 40)]
     length = len(processor.encode(make_sample("<image>\nOne?", "1"), images).input_ids)
     expected = rf"^test.json record 0: .* take {length} tokens \(4 of them visual\), max_length is {length - 1}; raise"
-    with pytest.raises(UserError, match=expected):
-        processor.encode(sample, images, max_length=length - 1)
+    with pytest.raises(TooLongError, match=expected):
+        processor.encode(sample, images, length - 1, policy)
+    with pytest.raises(TooLongError, match=expected):
+        processor.measure(sample, [(30, 40)], length - 1, policy)
+
+
+@pytest.mark.parametrize("policy", ["skip", "error"])
+def test_sample_that_is_not_to_be_truncated(processor: LlavaProcessor, policy: str) -> None:
+    sample, images = make_sample("<image>\nOne?", "1", "Two?", "2"), [noise_picture(30, 40)]
+    length = len(processor.encode(sample, images).input_ids)
+    assert processor.measure(sample, [(30, 40)], length, policy) == (length, 4)
+    expected = (
+        rf"the conversation takes {length} tokens \(4 of them visual\), max_length is {length - 1}; .*truncate_turns"
+    )
+    with pytest.raises(TooLongError, match=expected):
+        processor.encode(sample, images, length - 1, policy)
+
+
+def test_unknown_policy(processor: LlavaProcessor) -> None:
+    with pytest.raises(UserError, match="on_too_long='skipp' is not one of .*did you mean 'skip'"):
+        processor.measure(make_sample("Q", "A"), [], 9, "skipp")
 
 
 def test_conversation_that_the_template_cannot_write_is_named(tokenizer: Tokenizer) -> None:

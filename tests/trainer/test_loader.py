@@ -10,11 +10,16 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix.datasets.loading import LoadingSettings
-from paddlemix.datasets.mixture import EpochBatchSampler, SampleDataset
+from paddlemix.datasets.loading import LoadingSettings, RowDataset
+from paddlemix.datasets.mixture import DataSettings, SampleDataset
+from paddlemix.datasets.order import EpochBatchSampler
+from paddlemix.datasets.packing import PackedDataset, pack_rows
 from paddlemix.errors import UserError
+from paddlemix.models.attention import SegmentLengths
 from paddlemix.processors.tokenizer import Tokenizer
-from paddlemix.trainer.loader import BatchLoader, Inputs
+from paddlemix.sample import Row
+from paddlemix.trainer.loader import BatchLoader, Inputs, PositionCounts
+from tests.rows import NumberedRows, build_example
 from tests.tiny import make_processor
 from tests.tiny_world import World
 
@@ -23,10 +28,12 @@ SETTINGS = LoadingSettings(tokens_per_tile=4)
 
 def dataset(world: World, tokenizer: Tokenizer, path: Path | None = None) -> SampleDataset:
     files = str(path or world.data / "train.json")
-    return SampleDataset([{"data_files": files}], lambda template: make_processor(tokenizer), 256, str(world.data))
+    processor = make_processor(tokenizer)
+    settings = DataSettings(max_length=256, image_root=str(world.data))
+    return SampleDataset([{"data_files": files}], lambda template: processor, settings)
 
 
-def loader(data: SampleDataset, settings: LoadingSettings = SETTINGS, **changes: Any) -> BatchLoader:
+def loader(data: RowDataset, settings: LoadingSettings = SETTINGS, **changes: Any) -> BatchLoader:
     values = {"batch_size": 2, "accumulation": 2, "seed": 7, **changes}
     return BatchLoader(data, EpochBatchSampler(len(data), **values), settings)
 
@@ -51,7 +58,7 @@ def test_every_micro_batch_knows_the_tokens_of_its_whole_step(world: World, toke
         assert first["num_supervised"] == second["num_supervised"] == sum(own)
     assert len({len(batch["loss_index"]) for batch in batches if batch}) > 1
     sources = [source for batch in batches if batch for source in batch["sources"]]
-    assert sorted(sources) == sorted(sample.source for sample in data.samples)
+    assert sorted(sources) == sorted(data.sample(index).source for index in range(len(data)))
 
 
 def test_counts_are_summed_over_processes(world: World, tokenizer: Tokenizer) -> None:
@@ -69,7 +76,7 @@ def test_text_only_batches_have_no_picture_and_tokens_exclude_padding(world: Wor
     assert {"pixel_values" in batch for batch in batches} == {True, False}
     assert not any("segment_ids" in batch for batch in batches)
     pair = next(batch for batch in loader(data, accumulation=1) if batch)
-    lengths = [len(data[index].input_ids) for index in next(iter(EpochBatchSampler(12, 2, 1, 7)))]
+    lengths = [len(data[index].examples[0].input_ids) for index in next(iter(EpochBatchSampler(12, 2, 1, 7)))]
     assert lengths[0] != lengths[1]
     assert pair["num_tokens"] == sum(lengths)
 
@@ -121,3 +128,46 @@ def test_worker_processes_give_the_same_batches_and_errors(world: World, tokeniz
     assert len(batches[0]) == list(np.concatenate(list(EpochBatchSampler(12, 1, 1, 7)))).index(8)
     for one, other in zip(*batches, strict=True):
         assert_same(one, other)
+
+
+def test_packed_rows_bring_their_segments(world: World, tokenizer: Tokenizer) -> None:
+    data = dataset(world, tokenizer)
+    lengths = np.array([data.measure(index)[0] for index in range(len(data))])
+    packed = PackedDataset(data, pack_rows(lengths, 256, 0))
+    sources = []
+    for inputs in loader(packed, batch_size=1, accumulation=1):
+        assert inputs is not None
+        members = len(inputs["sources"])
+        assert isinstance(inputs.get("segment_ids"), SegmentLengths if members > 1 else type(None))
+        if members > 1:
+            assert len(inputs["segment_ids"].lengths) == members
+            assert sum(inputs["segment_ids"].lengths) == inputs["input_ids"].size
+        sources += inputs["sources"]
+    assert len(set(sources)) == 12
+
+
+def test_what_is_left_out_travels_with_its_batch() -> None:
+    found = list(loader(NumberedRows(np.array([3, 0, 4, 0])), batch_size=1, accumulation=2))
+    assert sorted(skip.index for inputs in found if inputs for skip in inputs["skipped"]) == [1, 3]
+
+
+def test_positions_are_counted_as_they_are_handed_out() -> None:
+    class Images:
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> Row:
+            return Row((build_example(5 + index, 1, index),))
+
+    batches = loader(Images(), batch_size=2, accumulation=1)
+    assert batches.counts == PositionCounts() and batches.counts.padding_share == 0
+    visual = 0
+    for inputs in batches:
+        assert inputs is not None
+        visual += int((inputs["merge_index"] >= inputs["input_ids"].size).sum())
+    counts = batches.counts
+    assert counts.tokens == 5 + 6 + 7 + 8 and counts.visual == visual > 0
+    assert counts.positions >= 2 * (8 + 6)
+    assert counts.padding_share == pytest.approx(1 - counts.tokens / counts.positions)
+    assert counts.visual_share == pytest.approx(visual / counts.tokens)
+    assert counts.since(PositionCounts(10, 8, 2)) == PositionCounts(counts.positions - 10, 18, visual - 2)

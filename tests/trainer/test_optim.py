@@ -71,6 +71,19 @@ def test_an_adapter_has_the_rate_of_its_part() -> None:
     np.testing.assert_allclose(steps["lm_head.lora_B"], -0.01, rtol=1e-3)
 
 
+def test_lora_plus_multiplies_the_rate_of_the_second_matrix_alone() -> None:
+    model = tiny_model()
+    add_lora(model, LoRAConfig(r=2, use_dora=True, modules=("projector.0", "lm_head")))
+    config = settings(
+        lora=True, lora_plus_scale=4.0, lr_scheduler_type="constant", mm_projector_lr=0.002, max_grad_norm=0
+    )
+    wanted = {"projector.0.lora_A": 0.002, "projector.0.lora_B": 0.008, "projector.0.weight": 0.002}
+    wanted |= {"lm_head.lora_A": 0.01, "lm_head.lora_B": 0.04, "lm_head.lora_magnitude_vector": 0.01}
+    steps = one_step(config, 1.0, model)
+    for name, rate in wanted.items():
+        np.testing.assert_allclose(steps[name], -rate, rtol=2e-3, err_msg=name)
+
+
 def test_biases_norms_and_vectors_do_not_decay() -> None:
     model = tiny_model()
     before = {name: parameter.numpy() for name, parameter in model.named_parameters()}

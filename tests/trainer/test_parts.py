@@ -12,7 +12,16 @@ from paddlemix.config.schema import RunConfig
 from paddlemix.errors import UserError
 from paddlemix.models.llava import LlavaModel
 from paddlemix.peft.lora import LoRAConfig, add_lora
-from paddlemix.trainer.parts import TrainingPlan, count_parameters, part_of, plan_training, set_trainable
+from paddlemix.trainer.parts import (
+    TrainingPlan,
+    adapter_config,
+    check_adapter_keys,
+    count_parameters,
+    part_of,
+    plan_of_adapter,
+    plan_training,
+    set_trainable,
+)
 from tests.conftest import ROOT
 from tests.tiny_models import tiny_llava, tiny_model, tiny_text
 
@@ -99,6 +108,9 @@ def test_policies_and_freeze_patterns(values: dict[str, Any], prefixes: tuple[st
     [
         ({}, {"language_model"}),
         ({"lora_target_modules": ["all-linear"]}, {"language_model"}),
+        ({"lora_target_modules": "all-linear", "vision_tower": "lora"}, {"language_model", "vision_tower"}),
+        ({"lora_target_modules": ["all-linear", "projector.*"]}, {"language_model", "projector"}),
+        ({"lora_target_modules": "llama.vision_tower.*q_proj"}, {"vision_tower"}),
         ({"vision_tower": "lora"}, {"language_model", "vision_tower"}),
         ({"vision_tower": "lora", "projector": "lora"}, {"language_model", "vision_tower", "projector"}),
         ({"vision_tower": "lora", "language_model": "frozen"}, {"vision_tower"}),
@@ -165,3 +177,86 @@ def test_counts_of_each_part() -> None:
     assert sum(entry[1] for entry in counts.values()) == total
     assert counts["projector"][0] == counts["projector"][1] > 0
     assert counts["vision_tower"][0] == counts["language_model"][0] == 0
+
+
+QUERY = "vision_tower.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    ("values", "biases"),
+    [
+        ({}, ()),
+        ({"lora_bias": "lora_only"}, (f"{QUERY}.bias",)),
+        ({"lora_bias": "all"}, ("vision_tower.",)),
+        ({"lora_bias": "all", "freeze_include": ["*norm*.bias"]}, ("vision_tower.layers.", "vision_tower.p")),
+    ],
+)
+def test_biases_that_train_beside_adapters(values: dict[str, Any], biases: tuple[str, ...]) -> None:
+    found = trained(settings(lora=True, lora_target_modules=[QUERY], projector="frozen", **values))
+    frozen = "freeze_include" in values
+    wanted = {
+        name for name in names(*biases or ("none",)) if name.endswith(".bias") and not (frozen and "norm" in name)
+    }
+    assert found == wanted | {f"{QUERY}.lora_A", f"{QUERY}.lora_B"}
+
+
+@pytest.mark.parametrize("bias", ["lora_only", "all"])
+def test_biases_that_are_not_there(bias: str) -> None:
+    with pytest.raises(
+        UserError, match=f'lora_bias "{bias}": the .* have no bias in this model; set lora_bias to none'
+    ):
+        trained(settings(lora=True, lora_bias=bias))
+
+
+def test_start_values_of_an_adapter_never_train() -> None:
+    model, config = tiny_model(), settings(lora=True, freeze_exclude=["*lora_A_start*"], projector="frozen")
+    plan = plan_training(model, config)
+    add_lora(model, LoRAConfig(r=2, pissa=True, modules=plan.lora_modules))
+    set_trainable(model, plan, config)
+    found = {name.rpartition(".")[2] for name, value in model.named_parameters() if not value.stop_gradient}
+    assert found == {"lora_A", "lora_B"}
+
+
+def test_the_settings_of_a_new_adapter() -> None:
+    given = {"lora_rank": 4, "lora_alpha": 6, "lora_dropout": 0.1, "rslora": True, "use_dora": True}
+    config = settings(lora=True, vision_tower="lora", vision_lora_rank=2, vision_lora_alpha=3, lora_bias="all", **given)
+    plan = plan_training(tiny_model(), config)
+    adapter = adapter_config(config, plan)
+    assert (adapter.r, adapter.lora_alpha, adapter.lora_dropout, adapter.bias) == (4, 6, 0.1, "all")
+    assert adapter.rslora and adapter.use_dora and not adapter.pissa
+    assert adapter.modules == plan.lora_modules
+    assert (adapter.rank_of(QUERY), adapter.alpha_of(QUERY), adapter.rank_of("lm_head")) == (2, 3, 4)
+
+
+def test_a_rank_of_the_tower_without_adapters_there_is_refused() -> None:
+    config = settings(lora=True, vision_lora_rank=2)
+    with pytest.raises(
+        UserError, match="vision_lora_rank 2: no layer of the vision tower gets an adapter; set vision_"
+    ):
+        adapter_config(config, plan_training(tiny_model(), config))
+
+
+def test_going_on_with_an_adapter() -> None:
+    adapter = LoRAConfig(r=2, use_dora=True, bias="lora_only", modules=(QUERY,))
+    config = settings(lora_path="earlier", use_dora=True, lora_plus_scale=2.0, projector="frozen")
+    check_adapter_keys(config, adapter)
+    model = tiny_model()
+    plan = plan_of_adapter(plan_training(model, config), adapter.modules, adapter.bias)
+    add_lora(model, adapter)
+    set_trainable(model, plan, config)
+    own = {f"{QUERY}.{name}" for name in ("lora_A", "lora_B", "lora_magnitude_vector", "bias")}
+    assert {name for name, parameter in model.named_parameters() if not parameter.stop_gradient} == own
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"pissa": True}, "pissa true contradicts the adapter earlier, which has false; remove pissa, or start a new"),
+        ({"use_dora": False}, "use_dora false contradicts the adapter earlier, which has true"),
+        ({"lora_bias": "all"}, 'lora_bias "all" contradicts the adapter earlier, which has "none"'),
+        ({"vision_lora_rank": 4}, "vision_lora_rank 4 contradicts the adapter earlier, which has 2"),
+    ],
+)
+def test_keys_that_contradict_the_adapter(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_adapter_keys(settings(lora_path="earlier", **values), LoRAConfig(r=2, use_dora=True, modules=(QUERY,)))

@@ -18,7 +18,8 @@ from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.checkpoints.pretrained import Pretrained
 from paddlemix.config.load import load_config
 from paddlemix.datasets.collate import collate
-from paddlemix.datasets.mixture import EpochBatchSampler, SampleDataset
+from paddlemix.datasets.mixture import DataSettings, SampleDataset
+from paddlemix.datasets.order import EpochBatchSampler
 from paddlemix.errors import UserError
 from paddlemix.examples.llava.pretrain import DEFAULTS
 from paddlemix.peft.lora import lora_parameters
@@ -34,14 +35,15 @@ FREEZE_ALL_BUT_PROJECTOR = {"freeze_include": ["*llama*", "*lm_head*"], "freeze_
 def read(world: World, name: str, loaded: Pretrained) -> SampleDataset:
     assert loaded.processor is not None
     processor = loaded.processor
-    return SampleDataset([{"data_files": str(world.data / name)}], lambda template: processor, 256, str(world.data))
+    settings = DataSettings(max_length=256, image_root=str(world.data))
+    return SampleDataset([{"data_files": str(world.data / name)}], lambda template: processor, settings)
 
 
 def token_losses(loaded: Pretrained, data: SampleDataset, rows: list[int]) -> np.ndarray:
     """Loss of every supervised token of some samples, one sample at a time, from full logits and in numpy."""
     losses = []
     for row in rows:
-        example = data[row]
+        [example] = data[row].examples
         scores = prompt_logits(loaded, data, row).astype(np.float64)
         for place, label in enumerate(example.labels):
             if label != IGNORE_INDEX:

@@ -162,8 +162,10 @@ def test_going_on_from_an_earlier_one_keeps_the_new_one(world: World, tmp_path: 
 
 def test_other_settings_cannot_go_on(world: World, tmp_path: Path) -> None:
     run_recipe(world.config(tmp_path, **{**EVERY, "max_steps": 2}))
-    with pytest.raises(UserError, match="has no weight '.*lora_A', which trains in this run"):
+    with pytest.raises(UserError, match="other settings: lora False -> True"):
         run_recipe(world.config(tmp_path, **EVERY, lora=True))
+    with pytest.raises(UserError, match="has no weight '.*lora_A', which trains in this run"):
+        run_recipe(world.config(tmp_path, **EVERY, lora=True, allow_changed_recipe=True))
 
 
 def test_a_part_that_had_no_gradient_yet_goes_on_as_if_nothing_had_happened(world: World, tmp_path: Path) -> None:

@@ -1,0 +1,71 @@
+"""Where things that can be made again are kept between runs: indices of data files, image sizes, downloaded images.
+
+Knows no content.  Everything below the folder may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from paddlemix.errors import UserError
+
+_UMASK = os.umask(0o022)
+os.umask(_UMASK)
+
+
+def cache_directory(kind: str) -> Path:
+    """The folder for one kind of cached files, made where it is missing.
+
+    Args:
+        kind: name of a subfolder, e.g. "records".
+
+    Returns:
+        `$PADDLEMIX_CACHE/kind`, else `$XDG_CACHE_HOME/paddlemix/kind`, else `~/.cache/paddlemix/kind`.
+
+    Raises:
+        UserError: the folder cannot be made.
+    """
+    base = os.environ.get("PADDLEMIX_CACHE")
+    if not base:
+        base = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "paddlemix")
+    directory = Path(base) / kind
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"the cache folder {directory} cannot be made: {error.strerror}; set PADDLEMIX_CACHE to another folder"
+        ) from error
+    return directory
+
+
+def cache_key(*parts: object) -> str:
+    """A file name's stem, 32 hexadecimal digits, that differs where any part's text differs."""
+    return hashlib.sha256("\0".join(map(str, parts)).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends well; a failed block leaves nothing.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    try:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        os.close(descriptor)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o666 & ~_UMASK)  # temporary files are private, what is kept need not be
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,150 @@
+"""Quantised checkpoints: what config.json declares, and weights that are coded while they are read.
+
+Our own layout with `quantization_config` in config.json; a quantised layer has the arrays of `peft/codes.py` under its
+name where the float one has `weight`.  Formats and layers are in `peft/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from paddle import nn
+
+from paddlemix.checkpoints.files import read_json
+from paddlemix.checkpoints.layouts import CONFIG_FILE
+from paddlemix.checkpoints.strict import check_weights
+from paddlemix.checkpoints.tensors import NUMPY_TYPES, TensorEntry, Tensors
+from paddlemix.errors import UserError
+from paddlemix.peft.codes import QuantizedWeight, quantize_weight
+from paddlemix.peft.quantize import QUANT_METHOD, QuantizationConfig, quantization_of, quantized_linears
+from paddlemix.peft.quantized_linear import QuantizedLinear
+
+QUANTIZATION_KEY = "quantization_config"
+_STORED_TYPES = {np.dtype(kind): name for name, kind in NUMPY_TYPES.items()}  # uint16 is bfloat16
+
+
+def read_quantization(directory: Path) -> QuantizationConfig | None:
+    """How a model directory declares that it is quantised; None where it does not.
+
+    Raises:
+        MissingFileError: no config.json.
+        UserError: it is quantised by another program, or in a way that this version does not know.
+    """
+    declared = read_json(directory / CONFIG_FILE).get(QUANTIZATION_KEY)
+    if declared is None:
+        return None
+    method = declared.get("quant_method") if isinstance(declared, dict) else declared
+    if method != QUANT_METHOD:
+        raise UserError(
+            f"{directory} is quantised by '{method}', which cannot be read; take the model that it was made of and "
+            "quantise that (paddlemix quantize)"
+        )
+    try:
+        return QuantizationConfig(kind=str(declared["kind"]), skip=tuple(declared.get("skip", ())))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{directory / CONFIG_FILE}: {QUANTIZATION_KEY} cannot be understood: {error!r}") from error
+
+
+def choose_quantization(directory: Path, kind: str | None) -> QuantizationConfig | None:
+    """How a model is to be held: as its directory declares, or as asked for.
+
+    Args:
+        kind: one of `codes.KINDS`; None as it is.
+
+    Raises:
+        UserError: unknown kind, or the directory is quantised in another way already.
+    """
+    declared = read_quantization(directory)
+    asked = None if kind is None else QuantizationConfig(kind=kind)
+    if declared is None or asked is None:
+        return declared or asked
+    if declared.kind != asked.kind:
+        raise UserError(
+            f"{directory} is quantised already ({declared.kind}), so it cannot become {asked.kind}; begin with the "
+            "model that it was made of"
+        )
+    return declared
+
+
+def quantization_values(model: nn.Layer) -> dict[str, Any]:
+    """The keys that a quantised model adds to config.json; none for another."""
+    config = quantization_of(model)
+    return {} if config is None else {QUANTIZATION_KEY: config.to_dict()}
+
+
+def stored_entries(model: nn.Layer) -> dict[str, TensorEntry]:
+    """The codes of a model's quantised layers, as they can be written."""
+    entries = {}
+    for name, layer in quantized_linears(model).items():
+        for part, (dtype, shape) in layer.arrays.items():
+
+            def read(layer: QuantizedLinear = layer, part: str = part) -> np.ndarray:
+                return layer.stored(part)
+
+            entries[f"{name}.{part}"] = TensorEntry(_STORED_TYPES[dtype], shape, read)
+    return entries
+
+
+def unfilled_arrays(model: nn.Layer) -> dict[str, tuple[QuantizedLinear, str]]:
+    """Full name -> (layer, array) of the codes that a prepared model waits for."""
+    waiting = {name: layer for name, layer in quantized_linears(model).items() if not layer.filled}
+    return {f"{name}.{part}": (layer, part) for name, layer in waiting.items() for part in layer.arrays}
+
+
+def coded(tensors: Tensors, model: nn.Layer, source: str) -> dict[str, TensorEntry]:
+    """Tensors with codes in place of the weights that a prepared model holds as such; coded when they are read.
+
+    Args:
+        tensors: under our names; those of a checkpoint that is quantised already pass through.
+        source: for messages.
+
+    Raises:
+        UserError: weights are misshapen, or codes are of another type.
+    """
+    waiting = {f"{name}.weight": layer for name, layer in quantized_linears(model).items() if not layer.filled}
+    floats = {name: layer.weight_shape for name, layer in waiting.items() if name in tensors}
+    check_weights(floats, {name: tensors[name] for name in floats}, source)
+    for name, (layer, part) in unfilled_arrays(model).items():
+        if name in tensors and tensors[name].dtype != _STORED_TYPES[layer.arrays[part][0]]:
+            expected = _STORED_TYPES[layer.arrays[part][0]]
+            raise UserError(
+                f"'{name}' of {source} is {tensors[name].dtype}, but {layer.kind}, which its config.json declares, has "
+                f"{expected} there; copy the directory again"
+            )
+    result: dict[str, TensorEntry] = {}
+    for name, entry in tensors.items():
+        result |= _coded_entries(name, entry, waiting[name]) if name in floats else {name: entry}
+    return result
+
+
+def _coded_entries(name: str, entry: TensorEntry, layer: QuantizedLinear) -> Mapping[str, TensorEntry]:
+    """One weight's arrays; the first that is read codes it, and it is let go with the last."""
+    held: list[QuantizedWeight] = []
+    left: set[str] = set()
+
+    def read(part: str) -> np.ndarray:
+        if not held:
+            # a torch checkpoint holds it output-major, as codes are: it is not turned
+            array = entry.read() if entry.turned_from is None else entry.turned_from.read().T
+            try:
+                held.append(quantize_weight(array, layer.kind))
+            except UserError as error:
+                raise UserError(f"'{name}' cannot be quantised: {error}") from error
+            left.update(layer.arrays)
+        array = held[0].arrays[part]
+        left.discard(part)
+        if not left:
+            held.clear()
+        return array
+
+    return {
+        f"{name.removesuffix('weight')}{part}": TensorEntry(
+            _STORED_TYPES[dtype],
+            shape,
+            lambda part=part: read(part),  # type: ignore[misc]
+        )
+        for part, (dtype, shape) in layer.arrays.items()
+    }

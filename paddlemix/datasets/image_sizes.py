@@ -1,0 +1,280 @@
+"""Sizes of images, kept between runs: a header is read once for each file, and again when the file has changed.
+
+One SQLite file in the cache, shared by all processes and runs.  Knows no record and no model.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filelock import FileLock
+
+from paddlemix.cache import cache_directory
+from paddlemix.datasets.image_sources import ImageSettings, is_data_uri, is_url, local_path
+from paddlemix.datasets.images import check_limits, image_size
+from paddlemix.datasets.remote import cached
+from paddlemix.errors import UserError
+from paddlemix.log import logger
+
+_FILE = "sizes-1.sqlite3"  # the number counts changes of the table
+_TABLE = (
+    "CREATE TABLE IF NOT EXISTS sizes (path BLOB PRIMARY KEY, bytes INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, "
+    "width INTEGER NOT NULL, height INTEGER NOT NULL, decoded INTEGER NOT NULL) WITHOUT ROWID"
+)
+# Another process may have decoded the same state of the file meanwhile.
+_STORE = (
+    "INSERT INTO sizes VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (path) DO UPDATE SET bytes = excluded.bytes, "
+    "mtime_ns = excluded.mtime_ns, width = excluded.width, height = excluded.height, decoded = excluded.decoded OR "
+    "(decoded AND bytes = excluded.bytes AND mtime_ns = excluded.mtime_ns)"
+)
+_BUSY_SECONDS = 30.0
+_BLOCK = 2048  # files between two commits
+_VARIABLES = 512  # of one SELECT; SQLite's own limit was 999
+_THREADS = 8  # they wait for the disk or for servers
+_READ_FROM = 4  # new files; fewer are read without threads
+
+
+class _Entry(NamedTuple):
+    """What is known of a file: its state when it was read, the image's sides, and whether all of it decoded well."""
+
+    bytes: int
+    mtime_ns: int
+    width: int
+    height: int
+    decoded: int
+
+
+_Header = tuple[tuple[int, int] | UserError, tuple[bytes, _Entry] | None]  # the size, and what to store of it
+
+
+class ImageSizes:
+    """Sizes of images by path, http(s) address or `data:` URI; may be pickled and carried into other processes.
+
+    Args:
+        settings: limits on images; they hold for images that are known, too.
+
+    A database that is damaged is made anew, one that cannot be written is replaced by memory; both give a warning.
+    """
+
+    def __init__(self, settings: ImageSettings | None = None) -> None:
+        self._settings = settings or ImageSettings()
+        self._index = _Index()
+
+    def get(self, path: str) -> tuple[int, int]:
+        """Width and height in pixels of what `load_image` gives.
+
+        Raises:
+            MissingFileError, UserError: as `image_size`.
+        """
+        size = self.get_many([path])[0]
+        if isinstance(size, UserError):
+            raise size
+        return size
+
+    def get_many(self, paths: Sequence[str]) -> list[tuple[int, int] | UserError]:
+        """The same for many, in their order; an image that cannot be used gives its error instead."""
+        found: dict[str, tuple[int, int] | UserError] = {}
+        for block in _blocks(list(dict.fromkeys(paths)), _BLOCK):
+            found.update(zip(block, self._look_up(block), strict=True))
+        return [found[path] for path in paths]
+
+    def mark_decoded(self, paths: Iterable[str]) -> None:
+        """Notes that images were decoded without an error.  `data:` URIs and images with an error are passed over."""
+        for block in _blocks([path for path in dict.fromkeys(paths) if not is_data_uri(path)], _BLOCK):
+            self.get_many(block)
+            states = filter(None, map(_state, block))
+            known = self._index.read([key for key, _ in states])
+            self._index.write({key: entry._replace(decoded=1) for key, entry in known.items() if not entry.decoded})
+
+    def is_decoded(self, path: str) -> bool:
+        """Whether the image was decoded without an error and has not changed since."""
+        state = _state(path)
+        entry = None if state is None else self._index.read([state[0]]).get(state[0])
+        return entry is not None and _is_of(entry, state) and bool(entry.decoded)
+
+    def _look_up(self, paths: list[str]) -> list[tuple[int, int] | UserError]:
+        """`get_many` for a block of different paths."""
+        states = [_state(path) for path in paths]
+        known = self._index.read([state[0] for state in states if state is not None])
+        entries = [known.get(state[0]) if state is not None else None for state in states]
+        new = [
+            number
+            for number, (entry, state) in enumerate(zip(entries, states, strict=True))
+            if entry is None or not _is_of(entry, state)
+        ]
+        read = dict(zip(new, self._read_headers([paths[number] for number in new]), strict=True))
+        self._index.write(dict(stored for _, stored in read.values() if stored is not None))
+        return [
+            read[number][0] if number in read else self._within_limits(path, entry)
+            for number, (path, entry) in enumerate(zip(paths, entries, strict=True))
+        ]
+
+    def _within_limits(self, path: str, entry: _Entry | None) -> tuple[int, int] | UserError:
+        size = (entry.width, entry.height) if entry is not None else (0, 0)
+        try:
+            check_limits(path, entry.bytes if entry is not None else 0, size, self._settings)
+        except UserError as error:
+            return error
+        return size
+
+    def _read_headers(self, paths: list[str]) -> list[_Header]:
+        if len(paths) < _READ_FROM:
+            return list(map(self._read_header, paths))
+        with ThreadPoolExecutor(_THREADS) as pool:
+            return list(pool.map(self._read_header, paths))
+
+    def _read_header(self, path: str) -> _Header:
+        try:
+            if not is_data_uri(path):
+                local_path(path, self._settings)  # now a URL has a file
+            state = _state(path)  # before the header: a change in between is seen the next time
+            size = image_size(path, self._settings)
+        except UserError as error:
+            return error, None
+        return size, None if state is None else (state[0], _Entry(*state[1], *size, 0))
+
+
+def _state(path: str) -> tuple[bytes, tuple[int, int]] | None:
+    """The key of an image's file, with its bytes and time of change; None where there is no file (yet)."""
+    file = cached(path) if is_url(path) else None if is_data_uri(path) else path
+    if file is None:
+        return None
+    try:
+        status = os.stat(file)
+    except (OSError, ValueError):  # ValueError: a zero character in the path
+        return None
+    return os.fsencode(os.path.abspath(file)), (status.st_size, status.st_mtime_ns)
+
+
+def _is_of(entry: _Entry, state: tuple[bytes, tuple[int, int]] | None) -> bool:
+    return state is not None and entry[:2] == state[1]
+
+
+def _blocks(items: list[Any], size: int) -> Iterator[list[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+class _Index:
+    """The table, or memory in its stead.  Each thread of each process has its own connection."""
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+        self._memory: dict[bytes, _Entry] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_memory": self._memory}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _local=threading.local())
+
+    def read(self, keys: Sequence[bytes]) -> dict[bytes, _Entry]:
+        """What is known of some files."""
+        if not keys:
+            return {}
+        rows: list[tuple[Any, ...]] | None = self._run(lambda database: _select(database, keys))
+        if rows is None:
+            memory = self._memory or {}
+            return {key: memory[key] for key in keys if key in memory}
+        return {row[0]: _Entry(*row[1:]) for row in rows}
+
+    def write(self, entries: dict[bytes, _Entry]) -> None:
+        """Stores entries in the place of earlier ones."""
+        if entries and self._run(lambda database: _replace(database, entries)) is None and self._memory is not None:
+            self._memory.update(entries)
+
+    def _run(self, action: Any) -> Any:
+        """What the action gives, or None once memory has taken the database's place."""
+        for last in (False, True):
+            if self._memory is not None:
+                return None
+            try:
+                return action(self._database())
+            except sqlite3.OperationalError as error:  # locked for too long, read-only, full, no such folder
+                self._forsake(error)
+            except sqlite3.DatabaseError as error:
+                if last:
+                    self._forsake(error)
+                else:
+                    self._rebuild(error)
+            except (UserError, OSError) as error:  # no folder for the cache
+                self._forsake(error)
+        return None
+
+    def _database(self) -> sqlite3.Connection:
+        """This thread's connection; one that came through a fork is left alone."""
+        if getattr(self._local, "process", None) != os.getpid():
+            self._local.inherited = getattr(self._local, "database", None)  # closing it would disturb the parent
+            self._local.database = _connect(cache_directory("images") / _FILE)
+            self._local.process = os.getpid()
+        return self._local.database
+
+    def _forsake(self, error: Exception) -> None:
+        logger.warning("the sizes of images are kept in memory only, the index in the cache cannot be used: %s", error)
+        self._memory = {}
+
+    def _rebuild(self, error: Exception) -> None:
+        path = cache_directory("images") / _FILE
+        self._local = threading.local()
+        try:
+            with FileLock(path.with_suffix(".rebuild.lock")):
+                if _is_whole(path):  # another process was first
+                    return
+                logger.warning("the index of image sizes, %s, is damaged (%s) and is made anew", path, error)
+                for suffix in ("", "-wal", "-shm"):
+                    Path(f"{path}{suffix}").unlink(missing_ok=True)
+        except OSError as problem:
+            self._forsake(problem)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
+    try:
+        database.execute("PRAGMA synchronous=NORMAL")
+        if database.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+            with FileLock(path.with_suffix(".lock"), timeout=_BUSY_SECONDS):  # SQLite does not wait here by itself
+                database.execute("PRAGMA journal_mode=WAL")  # then readers and a writer do not wait for each other
+        database.execute(_TABLE)
+    except sqlite3.Error:
+        database.close()
+        raise
+    return database
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        database = _connect(path)
+    except sqlite3.DatabaseError:
+        return False
+    try:
+        return database.execute("PRAGMA quick_check").fetchone() == ("ok",)
+    except sqlite3.DatabaseError:
+        return False
+    finally:
+        database.close()
+
+
+def _select(database: sqlite3.Connection, keys: Sequence[bytes]) -> list[tuple[Any, ...]]:
+    rows: list[tuple[Any, ...]] = []
+    for start in range(0, len(keys), _VARIABLES):
+        some = keys[start : start + _VARIABLES]
+        marks = ",".join("?" * len(some))
+        rows += database.execute(f"SELECT * FROM sizes WHERE path IN ({marks})", some).fetchall()
+    return rows
+
+
+def _replace(database: sqlite3.Connection, entries: dict[bytes, _Entry]) -> bool:
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        database.executemany(_STORE, [(key, *entry) for key, entry in entries.items()])
+    except sqlite3.Error:
+        database.execute("ROLLBACK")
+        raise
+    database.execute("COMMIT")
+    return True

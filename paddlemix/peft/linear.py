@@ -1,0 +1,132 @@
+"""The layer that an adapter puts in the place of a linear layer, and the kind of quantised layer it can stand on.
+
+    y = x W + scaling * dropout(x) A B        A [in, r] random, B [r, out] zero at the start
+
+Parameter names are the linear layer's own plus `lora_A` and `lora_B`, as in PaddleMIX and PaddleNLP.
+Source: Hu et al. 2021, "LoRA"; start values as in PEFT (Kaiming uniform with a = sqrt(5)).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol, runtime_checkable
+
+import paddle
+from paddle import nn
+from paddle.nn import functional
+
+from paddlemix.models.layers import initialising
+from paddlemix.peft.settings import LoRAConfig
+
+_NARROW_COST = 3
+
+
+@runtime_checkable
+class QuantizedBase(Protocol):
+    """A linear layer whose weight is kept in fewer bits; called with [..., in], it gives [..., out].
+
+    Args:
+        weight_shape: (in, out).
+        bias: [out] or None; calling the layer adds it.
+    """
+
+    weight_shape: tuple[int, int]
+    bias: paddle.Tensor | None
+
+    def __call__(self, inputs: paddle.Tensor) -> paddle.Tensor: ...
+
+    def dequantized(self) -> paddle.Tensor:
+        """[in, out] float32."""
+        ...
+
+
+class LoRALinear(nn.Layer):
+    """A linear layer with a low-rank update.
+
+    Args:
+        base: a linear layer, weight [in, out], whose weight this layer takes; or a `QuantizedBase`, which it keeps
+            as its sublayer `base`.  On such a one the adapter is float32.
+        config: rank, scaling, dropout.
+        name: of the replaced layer in the model, for the patterns of `config`.
+
+    Inside `skip_initialisation` the adapter's weights are zeros.
+    """
+
+    OWN: tuple[str, ...] = ("lora_A", "lora_B")
+
+    def __init__(self, base: Any, config: LoRAConfig, name: str = "") -> None:
+        super().__init__()
+        self.is_quantized = isinstance(base, QuantizedBase)
+        if self.is_quantized:
+            self.base = base
+            in_features, out_features = base.weight_shape
+        else:
+            self.weight = base.weight
+            in_features, out_features = base.weight.shape
+        self.bias = base.bias
+        self.in_features, self.out_features = in_features, out_features
+        self.rank, self.scaling, self.dropout = config.rank_of(name), config.scaling_of(name), config.lora_dropout
+        self.adapter_dtype = paddle.float32 if self.is_quantized else base.weight.dtype
+        # Adding the update to the weight first costs a product of full size in the backward pass but saves the narrow
+        # ones, which run at about a third of the rate.  In low precision the sum would lose the update's last bits.
+        both = in_features + out_features
+        small = in_features * out_features <= 3 * _NARROW_COST * self.rank * both
+        self._one_product = not self.is_quantized and self.adapter_dtype == paddle.float32 and small
+        # For few rows, as of a decoded token, the product of A and B is the dearer one.
+        self._least_rows = in_features * out_features / (_NARROW_COST * both)
+        bound = 1 / math.sqrt(in_features)  # Kaiming uniform with a = sqrt(5)
+        start = nn.initializer.Uniform(-bound, bound) if initialising() else nn.initializer.Constant(0.0)
+        self.lora_A = self._new([in_features, self.rank], start)
+        self.lora_B = self._new([self.rank, out_features])
+
+    def _new(self, shape: list[int], start: nn.initializer.Initializer | None = None) -> paddle.Tensor:
+        start = start or nn.initializer.Constant(0.0)
+        return self.create_parameter(shape, dtype=self.adapter_dtype, default_initializer=start)
+
+    def forward(self, inputs: paddle.Tensor) -> paddle.Tensor:
+        """[..., in] -> [..., out]."""
+        dropping = self.dropout > 0 and self.training
+        if self._is_added_first(inputs) and not dropping:
+            return functional.linear(inputs, self._sum(self.weight), self.bias)
+        outputs = self._plain(inputs, with_bias=True)
+        if dropping:
+            inputs = functional.dropout(inputs, self.dropout, training=True)
+        return outputs + self._update(inputs)
+
+    def factors(self) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """Two matrices [in, k] and [k, out] whose product, times the scaling, is the update of the weight."""
+        return self.lora_A, self.lora_B
+
+    def merged_weight(self) -> paddle.Tensor:
+        """[in, out] float32: the weight of the plain linear layer that gives the same outputs."""
+        return self._sum(self.base_weight())
+
+    def base_weight(self) -> paddle.Tensor:
+        """[in, out] float32: the weight without the adapter."""
+        return self.base.dequantized() if self.is_quantized else self.weight.astype("float32")
+
+    def _is_added_first(self, inputs: paddle.Tensor) -> bool:
+        enough = self._one_product and inputs.size >= self._least_rows * self.in_features
+        return enough and not paddle.amp.is_autocast_enabled()
+
+    def _plain(self, inputs: paddle.Tensor, with_bias: bool) -> paddle.Tensor:
+        """The base layer's outputs."""
+        if not self.is_quantized:
+            return functional.linear(inputs, self.weight, self.bias if with_bias else None)
+        outputs = self.base(inputs)
+        return outputs if with_bias or self.bias is None else outputs - self.bias.astype(outputs.dtype)
+
+    def _update(self, inputs: paddle.Tensor) -> paddle.Tensor:
+        """What the adapter adds to the base layer's outputs."""
+        first, second = (_as(factor, inputs.dtype) if self.is_quantized else factor for factor in self.factors())
+        return paddle.matmul(paddle.matmul(inputs, first), second) * self.scaling
+
+    def _sum(self, weight: paddle.Tensor) -> paddle.Tensor:
+        """A weight [in, out] with the update added, in the weight's dtype."""
+        first, second = (_as(factor, weight.dtype) for factor in self.factors())
+        return weight + paddle.matmul(first, second) * self.scaling
+
+
+def _as(tensor: paddle.Tensor, dtype: paddle.dtype) -> paddle.Tensor:
+    """The tensor in a dtype; itself where it has it, since paddle's cast would put a step into the gradient's way."""
+    return tensor if tensor.dtype == dtype else tensor.astype(dtype)

@@ -1,0 +1,146 @@
+"""A model whose language model's linear layers are held in few bits.
+
+    quantize_model(model, QuantizationConfig(kind="nf4"))      # in place, layer by layer
+
+Tower, projector, embeddings and output layer stay as they are.  The layer is in `quantized_linear.py`, formats in
+`codes.py`; how a checkpoint is coded while it is read, in `checkpoints/quantized.py`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import paddle
+from paddle import nn
+
+from paddlemix.errors import UserError
+from paddlemix.peft.codes import check_kind, quantize_weight
+from paddlemix.peft.linear import LoRALinear
+from paddlemix.peft.quantized_linear import QuantizedLinear
+
+QUANT_METHOD = "paddlemix"  # of `quantization_config` in config.json
+_PART = "language_model."  # tower, projector and output layer are small or sensitive: they stay as they are
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizationConfig:
+    """How the linear layers of a language model are held.
+
+    Args:
+        kind: "int8", "nf4", "bfloat16" or "float16", see `codes`.
+        skip: patterns (`fnmatch`) of full layer names that stay as they are, e.g. "*.down_proj".
+    """
+
+    kind: str
+    skip: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_kind(self.kind)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The value of `quantization_config` in config.json."""
+        return {"quant_method": QUANT_METHOD, "kind": self.kind, "skip": list(self.skip)}
+
+
+def quantizable_names(model: nn.Layer, skip: tuple[str, ...] = ()) -> list[str]:
+    """Full names of the linear layers that `quantize_model` replaces.
+
+    Raises:
+        UserError: a pattern of `skip` matches none of them, or the model is quantised already or has an
+            adapter.
+    """
+    for layer in model.sublayers():
+        if isinstance(layer, QuantizedLinear):
+            raise UserError(f"the model is quantised already ({layer.kind}); begin with the one it was made of")
+        if isinstance(layer, LoRALinear):
+            raise UserError("the model has an adapter; quantise it before, or merge the adapter first")
+    names = [name for name, layer in model.named_sublayers() if name.startswith(_PART) and isinstance(layer, nn.Linear)]
+    for pattern in skip:
+        if not fnmatch.filter(names, pattern):
+            raise UserError(
+                f"skip: '{pattern}' matches no linear layer of the language model (they are named like "
+                f"{names[0] if names else 'none'})"
+            )
+    return [name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in skip)]
+
+
+def quantize_model(model: nn.Layer, config: QuantizationConfig) -> int:
+    """Replaces the language model's linear layers in place, one at a time.
+
+    Returns:
+        Number of layers replaced.
+
+    Raises:
+        UserError: the model is quantised already, a pattern matches nothing, or a weight cannot be coded.
+    """
+    names = quantizable_names(model, config.skip)
+    for name in names:
+        parent, child, layer = _find(model, name)
+        shape = tuple(layer.weight.shape)
+        try:
+            weight = quantize_weight(layer.weight.numpy(), config.kind)
+        except UserError as error:
+            raise UserError(f"'{name}.weight' cannot be quantised: {error}") from error
+        replacement = _replace(parent, child, QuantizedLinear(config.kind, shape, layer.bias))
+        replacement.fill(weight)
+    return len(names)
+
+
+def prepare_quantized(model: nn.Layer, config: QuantizationConfig) -> int:
+    """Replaces the same layers by ones without codes; they are filled from a checkpoint next.
+
+    Returns, raises: see `quantize_model`.
+    """
+    names = quantizable_names(model, config.skip)
+    for name in names:
+        parent, child, layer = _find(model, name)
+        _replace(parent, child, QuantizedLinear(config.kind, tuple(layer.weight.shape), layer.bias))
+    return len(names)
+
+
+def dequantize_model(model: nn.Layer, dtype: str = "float32") -> int:
+    """Puts plain linear layers with the weights that the codes stand for in place of quantised ones.
+
+    Returns:
+        Number of layers replaced.
+    """
+    found = quantized_linears(model)
+    for name, layer in found.items():
+        parent, child, _ = _find(model, name)
+        plain = nn.Linear(1, 1, bias_attr=False)
+        with paddle.no_grad():
+            plain.weight = plain.create_parameter(layer.weight_shape, dtype=dtype)
+            plain.weight.set_value(layer.dequantized().astype(dtype))
+        plain.bias = layer.bias
+        _replace(parent, child, plain)
+    return len(found)
+
+
+def quantization_of(model: nn.Layer) -> QuantizationConfig | None:
+    """How a model is held, so that another can be prepared alike; None where no layer is quantised."""
+    found = quantized_linears(model)
+    if not found:
+        return None
+    plain = (name for name, layer in model.named_sublayers() if isinstance(layer, nn.Linear))
+    skip = tuple(name for name in plain if name.startswith(_PART))
+    return QuantizationConfig(kind=next(iter(found.values())).kind, skip=skip)
+
+
+def quantized_linears(model: nn.Layer) -> dict[str, QuantizedLinear]:
+    """Full name -> layer, for every quantised layer of a model."""
+    return {name: layer for name, layer in model.named_sublayers() if isinstance(layer, QuantizedLinear)}
+
+
+def _replace(parent: nn.Layer, child: str, layer: nn.Layer) -> Any:
+    layer.training = getattr(parent, child).training
+    setattr(parent, child, layer)
+    return layer
+
+
+def _find(model: nn.Layer, name: str) -> tuple[nn.Layer, str, Any]:
+    *path, child = name.split(".")
+    parent = functools.reduce(getattr, path, model)
+    return parent, child, getattr(parent, child)

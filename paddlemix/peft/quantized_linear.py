@@ -1,0 +1,180 @@
+"""A linear layer whose weight is held in few bits and made wide again, some outputs at a time, whenever it is used.
+
+Plain Paddle operators only (cast, gather, product), so that one layer serves CPU, GPU and NPU.  Neither pass keeps the
+wide weight: the backward pass makes it once more.  Formats are in `codes.py`; knows no model.
+
+Source: Dettmers et al. 2023, "QLoRA".
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import nn
+from paddle.autograd import PyLayer
+
+from paddlemix.peft.codes import NF4_BLOCK, NF4_LEVELS, SCALE_GROUP, QuantizedWeight, padded_size, stored_arrays
+
+# Of the wide weight that exist at once; smaller pieces cost more calls, larger ones the processor's cache.
+_WIDE_BYTES = 8 * 1024**2
+
+
+class QuantizedLinear(nn.Layer):
+    """A linear layer that holds its weight as codes; they are buffers, never trained, and keep their types.
+
+    It begins without codes: `fill` or `store` gives them.
+
+    Args:
+        kind: one of `codes.KINDS`.
+        weight_shape: (in, out).
+        bias: [out], taken over from the layer it replaces.
+    """
+
+    def __init__(self, kind: str, weight_shape: tuple[int, int], bias: paddle.Tensor | None = None) -> None:
+        super().__init__()
+        self.kind, self.weight_shape, self.bias = kind, weight_shape, bias
+        self.arrays = stored_arrays(kind, *weight_shape)
+        self._rows = _ROWS.get(kind, _half_rows)
+
+    @property
+    def filled(self) -> bool:
+        """Whether all codes are there."""
+        return all(name in self._buffers for name in self.arrays)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that the weight takes; the bias not counted."""
+        return sum(dtype.itemsize * math.prod(shape) for dtype, shape in self.arrays.values())
+
+    def store(self, name: str, array: np.ndarray) -> None:
+        """Takes one of the arrays of `codes.stored_arrays`.
+
+        Raises:
+            ValueError: there is no such array, or its type or shape is another.
+        """
+        expected = self.arrays.get(name)
+        if expected != (array.dtype, array.shape):
+            raise ValueError(f"array '{name}' is {array.dtype} {list(array.shape)}, expected {expected}")
+        if self.kind == "nf4" and name == "weight_codes":
+            array = np.ascontiguousarray(array).view(np.int16)  # four weights are looked up at once
+        self.register_buffer(name, paddle.to_tensor(np.ascontiguousarray(array)))
+
+    def stored(self, name: str) -> np.ndarray:
+        """One of the arrays, as `store` takes it."""
+        return self._buffers[name].numpy().view(self.arrays[name][0])
+
+    def fill(self, weight: QuantizedWeight) -> None:
+        """Takes a coded weight.
+
+        Raises:
+            ValueError: it is of another kind or shape.
+        """
+        if (weight.kind, weight.shape) != (self.kind, self.weight_shape):
+            raise ValueError(f"{weight.kind} {weight.shape} does not fit a layer of {self.kind} {self.weight_shape}")
+        for name, array in weight.arrays.items():
+            self.store(name, array)
+
+    def forward(self, inputs: paddle.Tensor) -> paddle.Tensor:
+        """[..., in] -> [..., out]."""
+        in_features, out_features = self.weight_shape
+        outputs = _Product.apply(inputs.reshape([-1, in_features]), self)
+        outputs = outputs.reshape([*inputs.shape[:-1], out_features])
+        return outputs if self.bias is None else outputs + self.bias.astype(outputs.dtype)
+
+    def dequantized(self) -> paddle.Tensor:
+        """[in, out] float32: the weight of the plain linear layer that gives the same outputs."""
+        with paddle.no_grad():
+            rows = paddle.concat([rows for _, rows in self.wide_rows("float32", scaled=True)])
+            return rows.transpose([1, 0])
+
+    def wide_rows(self, dtype: Any, scaled: bool) -> Iterator[tuple[slice, paddle.Tensor]]:
+        """(outputs, their weights [n, in]), piece by piece.
+
+        Args:
+            dtype: of the pieces.
+            scaled: False leaves the factors that `output_scale` gives to the outputs.
+        """
+        in_features, out_features = self.weight_shape
+        step = max(_WIDE_BYTES // (4 * padded_size(in_features)), 1)
+        for start in range(0, out_features, step):
+            outputs = slice(start, min(start + step, out_features))
+            yield outputs, self._rows(self, outputs, scaled).astype(dtype)
+
+    def output_scale(self) -> paddle.Tensor | None:
+        """float32 [out], where a kind has one factor per output: cheaper on the outputs than on the weight."""
+        return self.weight_scale if self.kind == "int8" else None
+
+    def _apply(self, func: Any, device: Any, dtype: Any, blocking: Any, include_sublayers: bool = True) -> None:
+        """`Layer.to`: moves to a device, but codes and scales keep their types."""
+        super()._apply(func, device, None, blocking, include_sublayers)
+
+
+class _Product(PyLayer):
+    """inputs [n, in] x weight [in, out]; the gradient is that of the inputs alone."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: paddle.Tensor, layer: QuantizedLinear) -> paddle.Tensor:
+        ctx.layer, ctx.dtype = layer, inputs.dtype
+        scale = _scale_outside(layer, inputs)
+        wide = layer.wide_rows(inputs.dtype, scaled=scale is None)
+        outputs = [paddle.matmul(inputs, rows, transpose_y=True) for _, rows in wide]
+        joined = outputs[0] if len(outputs) == 1 else paddle.concat(outputs, axis=-1)
+        return joined if scale is None else joined * scale
+
+    @staticmethod
+    def backward(ctx: Any, grad: paddle.Tensor) -> paddle.Tensor:
+        scale = _scale_outside(ctx.layer, grad)
+        if scale is not None:
+            grad = grad * scale
+        wide = ctx.layer.wide_rows(grad.dtype, scaled=scale is None)
+        parts = (paddle.matmul(grad[:, outputs], rows).astype("float32") for outputs, rows in wide)
+        return functools.reduce(operator.add, parts).astype(ctx.dtype)
+
+
+def _scale_outside(layer: QuantizedLinear, values: paddle.Tensor) -> paddle.Tensor | None:
+    """The factors of the outputs, where they may be left out of the product: elsewhere it may run in float16, whose
+    range unscaled codes exceed."""
+    return layer.output_scale() if values.place.is_cpu_place() and values.dtype == paddle.float32 else None
+
+
+def _int8_rows(layer: QuantizedLinear, outputs: slice, scaled: bool) -> paddle.Tensor:
+    """float32 [n, in]."""
+    codes = layer.weight_codes[outputs].astype("float32")
+    return codes * layer.weight_scale[outputs].unsqueeze(-1) if scaled else codes
+
+
+def _nf4_rows(layer: QuantizedLinear, outputs: slice, scaled: bool) -> paddle.Tensor:
+    """float32 [n, in]."""
+    in_features = layer.weight_shape[0]
+    blocks, count = padded_size(in_features) // NF4_BLOCK, outputs.stop - outputs.start
+    first, last = outputs.start * blocks, outputs.stop * blocks
+    groups = slice(first // SCALE_GROUP, -(-last // SCALE_GROUP))
+    scales = layer.weight_scale_codes[groups].astype("float32") * layer.weight_scale_steps[groups].unsqueeze(-1)
+    scales = (scales + layer.weight_scale_offset).flatten()
+    scales = scales[first - groups.start * SCALE_GROUP : last - groups.start * SCALE_GROUP]
+    codes = layer.weight_codes[outputs]
+    index = codes.flatten().astype("int32") + 2**15
+    levels = paddle.gather(_four_levels(str(codes.place)), index).reshape([count * blocks, NF4_BLOCK])
+    rows = (levels * scales.unsqueeze(-1)).reshape([count, blocks * NF4_BLOCK])
+    return rows if blocks * NF4_BLOCK == in_features else rows[:, :in_features]
+
+
+def _half_rows(layer: QuantizedLinear, outputs: slice, scaled: bool) -> paddle.Tensor:
+    """[n, in] as it is held."""
+    return layer.weight_values[outputs]
+
+
+_ROWS = {"int8": _int8_rows, "nf4": _nf4_rows}
+
+
+@functools.lru_cache(maxsize=8)
+def _four_levels(place: str) -> paddle.Tensor:
+    """float32 [65536, 4] on the current device: the weights behind two bytes read as int16, plus 2**15."""
+    both = np.arange(-(2**15), 2**15, dtype=np.int16).view(np.uint8).reshape(-1, 2)
+    return paddle.to_tensor(NF4_LEVELS[np.stack([both >> 4, both & 15], axis=-1).reshape(-1, 4)])

@@ -1,0 +1,244 @@
+"""One record as `paddlemix show-data` shows it: encoded, taken apart into images and stretches of text, in words.
+
+Ids and labels are the processor's own; nothing is encoded a second way.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paddlemix.datasets.formats import parse_record
+from paddlemix.datasets.images import ImageSettings, image_size, load_image
+from paddlemix.datasets.records import RecordFile
+from paddlemix.errors import UserError
+from paddlemix.processors.boxes import write_boxes
+from paddlemix.processors.conversation import prompt_text, render
+from paddlemix.processors.drawing import draw_tiles
+from paddlemix.processors.image import count_tiles, count_visual_tokens, grid_shape, preprocess_image
+from paddlemix.processors.llava import LlavaProcessor
+from paddlemix.processors.templates import with_image_markers
+from paddlemix.sample import IGNORE_INDEX, IMAGE_TOKEN, IMAGE_TOKEN_INDEX, Example, Message, Sample
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a terminal would obey them
+
+
+@dataclass(frozen=True)
+class Style:
+    """How stretches of text are marked.
+
+    Args:
+        trained, image: what stands before and behind such a stretch.
+    """
+
+    trained: tuple[str, str]
+    image: tuple[str, str]
+
+    @classmethod
+    def coloured(cls) -> Style:
+        """For a terminal: trained text green, images blue."""
+        return cls(("\x1b[32m", "\x1b[0m"), ("\x1b[34m", "\x1b[0m"))
+
+    @classmethod
+    def plain(cls) -> Style:
+        """For files and pipes: trained text in double brackets."""
+        return cls(("[[", "]]"), ("", ""))
+
+    @property
+    def legend(self) -> str:
+        """One line on the marks."""
+        return f"{'trained'.join(self.trained)} tokens are marked so; {'<image x N>'.join(self.image)} is an image"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageView:
+    """An image of a record, in reading order.
+
+    Args:
+        path: of the image.
+        size: (width, height), pixels.
+        tiles, tokens: what it becomes.
+    """
+
+    path: str
+    size: tuple[int, int]
+    tiles: int
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """A record and its encoding.
+
+    Args:
+        index: its number in the file.
+        sample: as it was read.
+        example: without tiles; what did not fit is left out.
+        prompt: the text, `<image>` where an image stands.
+        images: those that are left.
+        dropped: turns that did not fit.
+    """
+
+    index: int
+    sample: Sample
+    example: Example
+    prompt: str
+    images: tuple[ImageView, ...]
+    dropped: int
+
+
+def read_view(
+    records: RecordFile,
+    index: int,
+    image_root: str | None,
+    processor: LlavaProcessor,
+    settings: ImageSettings,
+    max_length: int | None,
+) -> View:
+    """Reads and encodes a record; of images the headers.
+
+    Raises:
+        UserError: the record, an image or the conversation cannot be used, or it is too long; names the record.
+    """
+    source = f"{records.path} record {index}"
+    sample = parse_record(records[index], source, image_root)
+    try:
+        sizes = [image_size(path, settings) for path in sample.images]
+    except UserError as error:
+        raise type(error)(f"{source}: {error}") from error
+    messages, example = _fitting(sample, sizes, processor, max_length)
+    spec = processor.image_spec
+    template = with_image_markers(processor.template) if processor.image_markers else processor.template
+    images = [
+        ImageView(
+            path=sample.images[number],
+            size=sizes[number],
+            tiles=count_tiles(*sizes[number], spec),
+            tokens=count_visual_tokens(*sizes[number], spec),
+        )
+        for message in messages
+        for number in message.image_indices
+    ]
+    return View(
+        index=index,
+        sample=sample,
+        example=example,
+        prompt=prompt_text(render(template, write_boxes(messages, sizes, spec))),
+        images=tuple(images),
+        dropped=len(sample.messages) - len(messages),
+    )
+
+
+def _fitting(
+    sample: Sample, sizes: Sequence[tuple[int, int]], processor: LlavaProcessor, max_length: int | None
+) -> tuple[Sequence[Message], Example]:
+    """The messages that training keeps, and their encoding: `measure` knows how long it is."""
+    tokens, _ = processor.measure(sample, sizes, max_length)
+    messages: Sequence[Message] = sample.messages
+    example = processor.encode_text(messages, sizes)
+    while len(example.input_ids) > tokens:
+        messages = messages[:-2]
+        example = processor.encode_text(messages, sizes)
+    return messages, example
+
+
+def to_json(view: View) -> dict[str, Any]:
+    """What `--json` prints: ids and labels with one -200 and -100 for each image, as the reference has them."""
+    ids, labels = _one_token_an_image(view)
+    return {
+        "index": view.index,
+        "prompt": view.prompt,
+        "input_ids": ids,
+        "labels": labels,
+        "num_image_tokens": sum(image.tokens for image in view.images),
+        "num_tiles": sum(image.tiles for image in view.images),
+    }
+
+
+def _one_token_an_image(view: View) -> tuple[list[int], list[int]]:
+    kept, position, images = [], 0, iter(view.images)
+    ids = view.example.input_ids
+    while position < len(ids):
+        kept.append(position)
+        position += next(images).tokens if ids[position] == IMAGE_TOKEN_INDEX else 1
+    return ids[kept].tolist(), view.example.labels[kept].tolist()
+
+
+def describe(view: View, processor: LlavaProcessor, style: Style, files: Sequence[Path]) -> str:
+    """A record for people to read: name, lengths, images, text."""
+    example, visual = view.example, sum(image.tokens for image in view.images)
+    lines = [
+        view.sample.source,
+        f"  {len(example.input_ids)} tokens: {len(example.input_ids) - visual} of text, {visual} visual; "
+        f"{example.num_supervised} trained",
+    ]
+    if view.dropped:
+        lines.append(f"  the last {view.dropped} turns do not fit and are left out")
+    for image, file in itertools.zip_longest(view.images, files):
+        written = f"; tiles in {file}" if file is not None else ""
+        tiles = f"{image.tiles} tile{'s' * (image.tiles > 1)}"
+        name = image.path if len(image.path) <= 200 else f"{image.path[:40]}..."
+        lines.append(f"  {name}: {image.size[0]}x{image.size[1]}, {tiles}, {image.tokens} tokens{written}")
+    text = "".join(_marked(view, processor, style))
+    return "\n".join([*map(_harmless, lines), *(f"  | {line}" for line in text.split("\n"))])
+
+
+def _marked(view: View, processor: LlavaProcessor, style: Style) -> Iterator[str]:
+    """The text, stretch by stretch; a mark ends and begins again at a line break, so that each line can be read."""
+    ids, labels = _one_token_an_image(view)
+    images, before = iter(view.images), None
+    for (is_image, trained), group in itertools.groupby(
+        zip(ids, labels, strict=True), key=lambda pair: (pair[0] == IMAGE_TOKEN_INDEX, pair[1] != IGNORE_INDEX)
+    ):
+        members = [index for index, _ in group]
+        if is_image:
+            for _ in members:
+                yield f"{style.image[0]}{IMAGE_TOKEN[:-1]} x {next(images).tokens}>{style.image[1]}"
+            before = None
+            continue
+        text = _harmless(_decode(members, before, processor))
+        start, end = style.trained if trained else ("", "")
+        yield "\n".join(f"{start}{line}{end}" if line else line for line in text.split("\n"))
+        before = members[-1]
+
+
+def _decode(ids: list[int], before: int | None, processor: LlavaProcessor) -> str:
+    """Text of ids behind another: SentencePiece drops the space before the first of all."""
+    decode = processor.tokenizer.decode
+    if before is None:
+        return decode(ids, skip_special_tokens=False)
+    own, both = (decode(part, skip_special_tokens=False) for part in ([before], [before, *ids]))
+    return both[len(own) :] if both.startswith(own) else decode(ids, skip_special_tokens=False)
+
+
+def _harmless(text: str) -> str:
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def write_pictures(view: View, processor: LlavaProcessor, settings: ImageSettings, folder: Path) -> list[Path]:
+    """Writes a PNG of the tiles of each image into a folder, which is made where it is missing.
+
+    Raises:
+        UserError: an image cannot be read, or the folder cannot be written.
+    """
+    spec, files = processor.image_spec, []
+    for number, image in enumerate(view.images):
+        path = folder / f"{view.index:06d}_{number}.png"
+        try:
+            pixels = preprocess_image(load_image(image.path, settings), spec)
+        except UserError as error:
+            raise type(error)(f"{view.sample.source}: {error}") from error
+        picture = draw_tiles(np.asarray(pixels), grid_shape(*image.size, spec), spec)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            picture.save(path)
+        except OSError as error:
+            raise UserError(f"--output: {path} cannot be written: {error.strerror or error}") from error
+        files.append(path)
+    return files

@@ -1,0 +1,108 @@
+"""Checks data files before a run does: every record, every conversation, every image, in parallel.
+
+    paddlemix check-data CONFIG.json            all data files of a run, as the run reads them
+    paddlemix check-data DATA.json [...]        data files by themselves
+
+Status 0 where all is well, 1 where something is not, 2 where the command itself cannot be carried out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if not __package__:  # run by path: modules are looked up from the checkout's root, not from this folder
+    _here = Path(__file__).resolve()
+    sys.path[:] = [str(_here.parents[2]), *(p for p in sys.path if Path(p).resolve() != _here.parent)]
+
+from paddlemix.errors import UserError
+from paddlemix.tools._command import run_command
+
+if TYPE_CHECKING:
+    from paddlemix.datasets.checking import CheckReport
+    from paddlemix.tools._check_plan import CheckPlan
+
+_MOST_WORKERS = 8
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("inputs", nargs="+", metavar="CONFIG|FILE", help="a run's JSON, or data files")
+    parser.add_argument("--image-root", help="folder that relative image paths start from; default: the run's, or here")
+    parser.add_argument("--model-path", help="checkpoint whose tokens are counted; default: the run's")
+    parser.add_argument("--chat-template", help="template, by name or file; default: the run's, or the checkpoint's")
+    parser.add_argument("--max-length", type=int, help="longest sample in tokens; default: the run's")
+    parser.add_argument("--workers", type=int, help=f"processes; default: the CPU cores, at most {_MOST_WORKERS}")
+    parser.add_argument("--report", type=Path, metavar="OUT.json", help="write everything that was found as JSON")
+    parser.add_argument("--fix", type=Path, metavar="OUT.json", help="write the good records; .jsonl for JSON Lines")
+    parser.add_argument("--no-images", action="store_true", help="leave images alone")
+    parser.add_argument("--limit", type=int, help="look at the first so many records of each file only")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Checks, reports and, where asked for, writes the good records.
+
+    Raises:
+        UserError: a file, the checkpoint or a place to write to cannot be used.
+    """
+    arguments = build_parser().parse_args(argv)
+    for name in ("max_length", "workers", "limit"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+    from paddlemix.datasets.good_records import check_fix_target, write_good_records
+    from paddlemix.tools._check_plan import CheckOptions, make_plan
+    from paddlemix.tools._check_report import format_report, measure_statistics, write_report
+
+    options = CheckOptions(
+        image_root=arguments.image_root,
+        model=arguments.model_path,
+        chat_template=arguments.chat_template,
+        max_length=arguments.max_length,
+    )
+    plan = make_plan(arguments.inputs, options)
+    if arguments.fix:
+        if len(plan.splits) > 1:
+            raise UserError("--fix would mix training and evaluation data in one file; name the data files instead")
+        check_fix_target(arguments.fix, plan.files)
+    report = _check(plan, arguments)
+    statistics = measure_statistics(report, plan.max_length)
+    print(format_report(report, statistics, plan))
+    if arguments.report:
+        write_report(arguments.report, report, statistics, plan)
+    if arguments.fix:
+        count = write_good_records(report, arguments.fix, arguments.limit)
+        print(f"\nwrote {count:,} good records to {arguments.fix}")
+    return 0 if report.is_clean else 1
+
+
+def _check(plan: CheckPlan, arguments: argparse.Namespace) -> CheckReport:
+    from tqdm import tqdm
+
+    from paddlemix.datasets.checker import CheckSettings
+    from paddlemix.datasets.checking import check_files
+
+    settings = CheckSettings(
+        images=plan.images,
+        open_images=not arguments.no_images,
+        max_length=plan.max_length,
+        on_too_long=plan.on_too_long,
+        limit=arguments.limit,
+        workers=arguments.workers or min(os.cpu_count() or 1, _MOST_WORKERS),
+    )
+    with tqdm(desc="check", unit=" records", disable=not sys.stderr.isatty()) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return check_files(plan.files, settings, show)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))

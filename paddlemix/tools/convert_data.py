@@ -1,0 +1,236 @@
+"""Converts data to LLaVA's JSON: a VQA table (CSV) or records of any form that training reads.
+
+    paddlemix convert-data TABLE.csv --output OUT.json --image-root DIR [--suffix TEXT] [--split 0.05]
+    paddlemix convert-data DATA.jsonl --output OUT.json
+
+Rows that cannot be converted are listed with their line; nothing is written then, unless --skip-bad leaves them out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TextIO
+
+if not __package__:  # run by path: modules are looked up from the checkout's root, not from this folder
+    _here = Path(__file__).resolve()
+    sys.path[:] = [str(_here.parents[2]), *(p for p in sys.path if Path(p).resolve() != _here.parent)]
+
+from paddlemix.errors import UserError
+from paddlemix.tools._command import run_command
+
+_TABLES = (".csv", ".tsv")
+_SHOWN = 20  # bad rows that are listed
+Converted = Iterator[tuple[str, dict[str, Any] | UserError]]  # where it stood, and the record or what is wrong
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("input", help="a table (.csv, .tsv), or records (.json, .jsonl; also by URL)")
+    parser.add_argument("--output", type=Path, required=True, help="the file to write: .json, or .jsonl for lines")
+    parser.add_argument("--image-root", type=Path, help="folder of the images; every image must then be in it")
+    parser.add_argument("--split", type=float, metavar="FRACTION", help="write about this share to OUTPUT_eval.json")
+    parser.add_argument("--seed", type=int, default=0, help="of the split (0)")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out what cannot be converted, and count it")
+    parser.add_argument(
+        "--form", help="what the records are: coco_caption, coco_vqa, vg_caption; default: as they look"
+    )
+    table = parser.add_argument_group("tables")
+    table.add_argument("--image-column", metavar="NAME", help="default: image, image_id, image_path or image_file")
+    table.add_argument("--question-column", metavar="NAME", help="default: question")
+    table.add_argument("--answer-column", metavar="NAME", help="default: answer")
+    table.add_argument("--suffix", metavar="TEXT", help="put behind every question; \\n is a line break")
+    table.add_argument("--group-by-image", action="store_true", help="one conversation for each image, not each row")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Converts one file.
+
+    Raises:
+        UserError: the file cannot be read, a row cannot be converted, or the output cannot be written.
+    """
+    arguments = build_parser().parse_args(argv)
+    _check(arguments)
+    is_table = arguments.input.lower().endswith(_TABLES)
+    converted = _convert_table(arguments) if is_table else _convert_records(arguments)
+    outputs = [arguments.output]
+    if arguments.split is not None:
+        outputs.append(arguments.output.with_name(f"{arguments.output.stem}_eval{arguments.output.suffix}"))
+    for report in _write(converted, outputs, arguments):
+        print(report)
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    name = arguments.input.lower()
+    if not name.endswith((*_TABLES, ".json", ".jsonl")):
+        raise UserError(f"'{arguments.input}' is of no known kind; give a .csv, .tsv, .json or .jsonl file")
+    if arguments.output.suffix not in (".json", ".jsonl"):
+        raise UserError(f"--output '{arguments.output}' must end in .json or .jsonl")
+    if os.path.realpath(arguments.output) == os.path.realpath(arguments.input):
+        raise UserError(f"--output '{arguments.output}' is the input; give another file")
+    if arguments.split is not None and not 0 < arguments.split < 1:
+        raise UserError(f"--split {arguments.split} is not between 0 and 1; 0.05 keeps 5 % for evaluation")
+    of_tables = ("image_column", "question_column", "answer_column", "suffix", "group_by_image")
+    foreign = ("form",) if name.endswith(_TABLES) else of_tables
+    given = [key for key in foreign if getattr(arguments, key)]
+    if given:
+        kind = "records, not for tables" if name.endswith(_TABLES) else "tables, not for records"
+        raise UserError(f"--{given[0].replace('_', '-')} is for {kind}")
+    if arguments.form is not None:
+        from paddlemix.datasets.formats import FORMS
+
+        if arguments.form not in FORMS:
+            raise UserError(f"--form '{arguments.form}' is not one of {', '.join(FORMS)}")
+
+
+def _convert_records(arguments: argparse.Namespace) -> Converted:
+    from paddlemix.datasets.formats import parse_record
+    from paddlemix.datasets.llava_record import llava_record
+    from paddlemix.datasets.records import open_records
+    from paddlemix.datasets.vqa_table import ImageFinder
+
+    finder = ImageFinder(arguments.image_root)
+    records = open_records(arguments.input, arguments.form)
+    problems = dict(records.problems())
+    for number in range(len(records)):
+        where = f"{arguments.input} record {number}"
+        if number in problems:
+            yield where, UserError(problems[number].removeprefix(f"{where}: "))
+            continue
+        try:
+            record = records[number]
+            sample = parse_record(record, where, None, arguments.form)
+            if arguments.image_root is not None:
+                sample = replace(sample, images=tuple(map(finder.find, sample.images)))
+            yield where, llava_record(sample, str(record.get("id", number)))
+        except UserError as error:
+            yield where, UserError(str(error).removeprefix(f"{where}: "))
+
+
+def _convert_table(arguments: argparse.Namespace) -> Converted:
+    from paddlemix.datasets.vqa_table import Columns, ImageFinder, TableRow, read_table
+
+    given = {key: getattr(arguments, f"{key}_column") for key in ("image", "question", "answer")}
+    columns = Columns(**{key: (name,) for key, name in given.items() if name is not None})
+    finder = ImageFinder(arguments.image_root)
+    suffix = (arguments.suffix or "").replace("\\n", "\n")
+    conversations: dict[str, list[tuple[str, str]]] = {}  # of each image, where they are grouped
+    for number, (line, row) in enumerate(read_table(Path(arguments.input), columns)):
+        where = f"{arguments.input} line {line}"
+        try:
+            if not isinstance(row, TableRow):
+                raise row
+            if "<image>" in row.question:
+                raise UserError("the question holds <image>; it is put there by itself, remove it")
+            image, pair = finder.find(row.image), (row.question + suffix, row.answer)
+        except UserError as error:
+            yield where, error
+            continue
+        if arguments.group_by_image:
+            conversations.setdefault(image, []).append(pair)
+        else:
+            yield where, _vqa_record(number, image, [pair])
+    for number, (image, pairs) in enumerate(conversations.items()):
+        yield f"{arguments.input} image {image}", _vqa_record(number, image, pairs)
+
+
+def _vqa_record(number: int, image: str, pairs: list[tuple[str, str]]) -> dict[str, Any]:
+    turns = []
+    for index, (question, answer) in enumerate(pairs):
+        turns.append({"from": "human", "value": question if index else f"<image>\n{question}"})
+        turns.append({"from": "gpt", "value": answer})
+    return {"id": str(number), "image": image, "conversations": turns}
+
+
+@dataclass
+class _Output:
+    """One file that is being written.
+
+    Args:
+        path: where it will be.
+        file: where it is now.
+    """
+
+    path: Path
+    file: TextIO
+    count: int = 0
+    images: set[str] = field(default_factory=set)
+
+    def add(self, record: dict[str, Any]) -> None:
+        lines = self.path.suffix == ".jsonl"
+        self.file.write("" if lines else ",\n" if self.count else "[\n")
+        self.file.write(json.dumps(record, ensure_ascii=False) + "\n" * lines)
+        self.count += 1
+        self.images.update(_images_of(record))
+
+    def finish(self) -> None:
+        if not self.count:
+            raise UserError(f"no record is left for {self.path}, nothing was written; see --split and --skip-bad")
+        self.file.write("" if self.path.suffix == ".jsonl" else "\n]\n")
+
+
+def _images_of(record: dict[str, Any]) -> list[str]:
+    value = record.get("image", [])
+    return [value] if isinstance(value, str) else value
+
+
+def _write(converted: Converted, paths: list[Path], arguments: argparse.Namespace) -> list[str]:
+    """Writes the files, all of them or none, and gives a line of report for each."""
+    from tqdm import tqdm
+
+    from paddlemix.cache import replacing
+
+    bad: list[str] = []
+    with contextlib.ExitStack() as stack:
+        outputs = []
+        for path in paths:
+            temporary = stack.enter_context(replacing(path))
+            outputs.append(_Output(path, stack.enter_context(temporary.open("w", encoding="utf-8"))))
+        choose = _chooser(arguments.split, arguments.seed)
+        for where, record in tqdm(converted, desc="convert", unit=" records", disable=not sys.stderr.isatty()):
+            if isinstance(record, UserError):
+                bad.append(f"{where}: {record}")
+            else:
+                outputs[choose(record, where)].add(record)
+        _tell_bad(bad, arguments.skip_bad)
+        for output in outputs:
+            output.finish()
+    return [f"wrote {output.count} records of {len(output.images)} images in {output.path}" for output in outputs] + (
+        [f"left out {len(bad)} that cannot be converted"] if bad else []
+    )
+
+
+def _chooser(fraction: float | None, seed: int) -> Callable[[dict[str, Any], str], int]:
+    """Which file a record goes to: 0, or 1 for evaluation; all records of an image go to the same one."""
+
+    def choose(record: dict[str, Any], where: str) -> int:
+        if fraction is None:
+            return 0
+        key = "\0".join([str(seed), *(_images_of(record) or [where])])
+        number = int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+        return int(number < fraction * 2**64)
+
+    return choose
+
+
+def _tell_bad(bad: list[str], skip: bool) -> None:
+    for line in bad[:_SHOWN]:
+        print(line, file=sys.stderr)
+    if len(bad) > _SHOWN:
+        print(f"... and {len(bad) - _SHOWN} more", file=sys.stderr)
+    if bad and not skip:
+        raise UserError(f"{len(bad)} cannot be converted, nothing was written; repair them or give --skip-bad")
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))

@@ -1,0 +1,79 @@
+"""Writes a model with its language model's linear layers in 8 or 4 bits.
+
+    python paddlemix/tools/quantize.py --model-path DIR --output DIR --kind {int8,nf4}
+
+Tower, projector, embeddings and output layer stay as they are.  Every command takes the result as it takes a model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+if not __package__:  # run by path: modules are looked up from the checkout's root, not from this folder
+    _here = Path(__file__).resolve()
+    sys.path[:] = [str(_here.parents[2]), *(p for p in sys.path if Path(p).resolve() != _here.parent)]
+
+from paddlemix.errors import UserError
+from paddlemix.tools._command import run_command
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model-path", required=True, help="the model's folder or name, of any layout that is read")
+    parser.add_argument("--output", type=Path, required=True, help="a new folder; it appears whole or not at all")
+    parser.add_argument(
+        "--kind",
+        required=True,
+        choices=("int8", "nf4", "bfloat16", "float16"),
+        help="int8: 1 byte per weight; nf4: 0.52 bytes; bfloat16, float16: 2 bytes, computed in float32 on CPU",
+    )
+    parser.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), help="of the other weights; default: that of embeddings"
+    )
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Quantises while it reads, weight by weight, so that memory is that of the quantised model.
+
+    Raises:
+        UserError: the model cannot be used, is an adapter or quantised already, or the output cannot be written.
+    """
+    arguments = build_parser().parse_args(argv)
+    from paddlemix.checkpoints.export import check_target
+    from paddlemix.checkpoints.load import BaseSpec, load_base
+    from paddlemix.checkpoints.pretrained import save_model
+    from paddlemix.checkpoints.quantized import read_quantization
+    from paddlemix.checkpoints.source import open_source
+    from paddlemix.checkpoints.tensors import FLOAT_TYPES
+    from paddlemix.device import select_device
+    from paddlemix.peft.quantize import quantized_linears
+
+    check_target(arguments.output)
+    source = open_source(arguments.model_path)
+    declared = read_quantization(source.directory)
+    if declared is not None:
+        raise UserError(
+            f"{arguments.model_path} is quantised already ({declared.kind}); begin with the model that it was made of"
+        )
+    embedding = source.tensors().get("language_model.embed_tokens.weight")
+    names = {short: name for name, short in FLOAT_TYPES.items()}
+    dtype = arguments.dtype or names.get(embedding.dtype if embedding is not None else "", "float32")
+    select_device("cpu")  # nothing is computed, and the model need not fit into a device's memory
+    loaded = load_base(BaseSpec(model=arguments.model_path, quantize=arguments.kind), dtype)
+    save_model(loaded, arguments.output)
+    layers = quantized_linears(loaded.model).values()
+    weights = sum(layer.weight_shape[0] * layer.weight_shape[1] for layer in layers)
+    held = sum(layer.num_bytes for layer in layers)
+    print(
+        f"wrote {len(layers)} layers of {arguments.model_path} as {arguments.kind} to {arguments.output}: "
+        f"{weights / 1e6:.1f} million weights in {held / 1e6:.1f} MB"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))

@@ -1,0 +1,96 @@
+"""Shows records as a model is trained on them: their tokens, what of them is trained, their lengths and image tiles.
+
+    paddlemix show-data --model-path DIR --data FILE [--index N | --count N] [--output DIR] [--json]
+
+No weight is loaded.  Status 1 where a record cannot be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+if not __package__:  # run by path: modules are looked up from the checkout's root, not from this folder
+    _here = Path(__file__).resolve()
+    sys.path[:] = [str(_here.parents[2]), *(p for p in sys.path if Path(p).resolve() != _here.parent)]
+
+from paddlemix.errors import UserError
+from paddlemix.tools._command import run_command
+
+_DEFAULT_COUNT = 3
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model-path", required=True, help="the checkpoint, whole or an adapter, of any layout")
+    parser.add_argument("--data", required=True, help="the data file")
+    parser.add_argument("--conv-mode", help="conversation template, by name or file; default: the checkpoint's")
+    parser.add_argument("--image-root", help="folder that relative image paths start from; default: here")
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--index", type=int, help="the one record to show; the first is 0")
+    chosen.add_argument("--count", type=int, help=f"records to show, from the first on ({_DEFAULT_COUNT}; --json: all)")
+    parser.add_argument("--max-length", type=int, help="longest sample in tokens; default: no limit")
+    parser.add_argument("--output", type=Path, help="folder for a picture of each image's tiles")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per record and nothing else")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Shows the records.
+
+    Raises:
+        UserError: the checkpoint or the data file cannot be used, or there is no such record.
+    """
+    arguments = build_parser().parse_args(argv)
+    _check_numbers(arguments)
+    from paddlemix.datasets.images import ImageSettings
+    from paddlemix.datasets.records import open_records
+    from paddlemix.tools._processor import open_processor
+    from paddlemix.tools._sample_view import Style, describe, read_view, to_json, write_pictures
+
+    processor = open_processor(arguments.model_path, arguments.conv_mode)
+    records = open_records(arguments.data)
+    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    style = Style.coloured() if coloured else Style.plain()
+    if not arguments.json:
+        print(style.legend)
+    settings, num_bad = ImageSettings(), 0
+    for index in _rows(arguments, len(records)):
+        try:
+            view = read_view(records, index, arguments.image_root, processor, settings, arguments.max_length)
+            files = write_pictures(view, processor, settings, arguments.output) if arguments.output else []
+        except UserError as error:
+            num_bad += 1
+            print(json.dumps({"index": index, "error": str(error)}) if arguments.json else f"\n{error}")
+            continue
+        if arguments.json:
+            print(json.dumps(to_json(view), ensure_ascii=False))
+        else:
+            print("\n" + describe(view, processor, style, files))
+    return 1 if num_bad else 0
+
+
+def _check_numbers(arguments: argparse.Namespace) -> None:
+    for name, least in (("index", 0), ("count", 1), ("max_length", 1)):
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+
+
+def _rows(arguments: argparse.Namespace, size: int) -> Iterator[int]:
+    if arguments.index is not None:
+        if arguments.index >= size:
+            raise UserError(f"--index {arguments.index}: {arguments.data} has {size} records, 0 to {size - 1}")
+        yield arguments.index
+        return
+    count = arguments.count or (size if arguments.json else _DEFAULT_COUNT)
+    yield from range(min(count, size))
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))

@@ -1,0 +1,121 @@
+"""The data of a run: from the configuration to rows, their order and what is known about their lengths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from paddlemix.config.schema import RunConfig
+from paddlemix.datasets.images import ImageSettings
+from paddlemix.datasets.lengths import measure_lengths
+from paddlemix.datasets.loading import RowDataset
+from paddlemix.datasets.mixture import DataSettings, SampleDataset
+from paddlemix.datasets.order import Grouping
+from paddlemix.datasets.packing import PackedDataset, pack_rows
+from paddlemix.datasets.statistics import describe_lengths
+from paddlemix.errors import UserError
+from paddlemix.log import logger
+from paddlemix.processors.chat_template import resolve_template
+from paddlemix.processors.llava import LlavaProcessor
+
+_MEASURED = 1000  # samples whose lengths are known at the start although nothing needs them
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRows:
+    """What is trained on.
+
+    Args:
+        rows: one sample each, or several where the run packs.
+        samples: what the rows are made of.
+        grouping: how an epoch's order is made.
+        lengths: int [rows], what is grouped by; None where nothing is.
+    """
+
+    rows: RowDataset
+    samples: SampleDataset
+    grouping: Grouping = "none"
+    lengths: np.ndarray | None = None
+
+
+def data_settings(config: RunConfig) -> DataSettings:
+    """The keys of a run that say how samples are read."""
+    return DataSettings(
+        max_length=config.max_length,
+        on_too_long=config.on_too_long,
+        on_bad_sample=config.on_bad_sample,
+        max_bad_fraction=config.max_bad_fraction,
+        image_root=config.image_root,
+        seed=config.seed,
+        images=ImageSettings(
+            max_bytes=config.max_image_bytes,
+            max_pixels=config.max_image_pixels,
+            timeout=config.image_timeout,
+            retries=config.image_retries,
+            allow_local_network=config.allow_local_network,
+        ),
+    )
+
+
+def read_samples(config: RunConfig, split: str, processor: LlavaProcessor, has_tower: bool) -> SampleDataset:
+    """Opens and checks the data of one split.
+
+    Args:
+        split: "train" or "eval".
+        processor: of the model; an entry's own template takes the place of its template.
+        has_tower: whether the model can see.
+
+    Raises:
+        MissingFileError, UserError: see `SampleDataset`; or there are images and the model cannot see.
+    """
+
+    def processor_for(chat_template: str | None) -> LlavaProcessor:
+        return processor if chat_template is None else replace(processor, template=resolve_template(chat_template))
+
+    dataset = SampleDataset((config.dataset or {})[split], processor_for, data_settings(config))
+    with_images = np.flatnonzero(dataset.words > 0)
+    if len(with_images) and not has_tower:
+        source = dataset.sample(int(with_images[0])).source
+        raise UserError(
+            f"{source} has an image, but {config.model_name_or_path} has no vision tower; set mm_vision_tower"
+        )
+    dataset.check()
+    return dataset
+
+
+def arrange(config: RunConfig, samples: SampleDataset) -> TrainingRows:
+    """Packs or groups samples as the run asks, and logs their lengths.
+
+    Raises:
+        UserError: no sample is left to train on.
+    """
+    if not len(samples):
+        raise UserError("the training data is empty: no record in dataset.train can be used")
+    grouping: Grouping = (
+        "length" if config.group_by_length else "modality" if config.group_by_modality_length else "none"
+    )
+    capacity = config.max_length if config.mixtoken else None
+    if config.mixtoken or grouping == "length":
+        lengths = measure_lengths(samples, config.dataloader_num_workers)
+    else:
+        lengths = _measure_some(samples, config.seed)
+    summary = describe_lengths(lengths, config.per_device_train_batch_size, capacity, grouping)
+    logger.info("training data: %s%s", summary, _estimated(lengths, samples))
+    if config.mixtoken:
+        packs = pack_rows(lengths[:, 0], config.max_length, config.seed)
+        logger.info("%d samples are packed into %d rows of at most %d tokens", len(samples), len(packs), capacity)
+        return TrainingRows(rows=PackedDataset(samples, packs), samples=samples)
+    by = {"length": lengths[:, 0], "modality": samples.words, "none": None}[grouping]
+    return TrainingRows(rows=samples, samples=samples, grouping=grouping, lengths=by)
+
+
+def _measure_some(samples: SampleDataset, seed: int) -> np.ndarray:
+    """int32 [n, 2]: lengths of at most `_MEASURED` samples, drawn by the seed."""
+    count = min(len(samples), _MEASURED)
+    rows = np.random.default_rng(seed).choice(len(samples), count, replace=False)
+    return np.array([samples.measure(int(row)) for row in np.sort(rows)], dtype=np.int32)
+
+
+def _estimated(lengths: np.ndarray, samples: SampleDataset) -> str:
+    return f" (estimated from {len(lengths)} of {len(samples)} samples)" if len(lengths) < len(samples) else ""

@@ -1,0 +1,77 @@
+"""The record of what training left out: counted, named in `skipped.jsonl`, and stopped where it is too much."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from paddlemix.datasets.mixture import SampleDataset, check_bad_share
+from paddlemix.errors import UserError
+from paddlemix.log import logger, process_rank, read_metrics
+from paddlemix.sample import Skip
+
+SKIPPED_FILE = "skipped.jsonl"
+
+
+class SkipLog:
+    """Collects skipped samples, each once however many epochs meet it.
+
+    Args:
+        output_dir: `skipped.jsonl` is written here, one object per sample: `index` (its number in the data set, null
+            for a record that is no sample), `reason`, `too_long`; by other processes `skipped-rank<N>.jsonl`.
+        samples: the training samples; what they left out at once is written first.
+    """
+
+    def __init__(self, output_dir: Path, samples: SampleDataset) -> None:
+        rank = process_rank()
+        self.path = output_dir / (SKIPPED_FILE if rank == 0 else f"skipped-rank{rank}.jsonl")
+        self._total = len(samples) + len(samples.unreadable)
+        self._most = samples.settings.max_bad_fraction
+        self._bad = len(samples.unreadable)
+        self._known: set[int] = set()
+        self._unreadable = samples.unreadable if rank == 0 else []
+
+    @property
+    def count(self) -> int:
+        """Samples left out so far, unreadable records among them."""
+        return len(self._known) + len(self._unreadable)
+
+    def start(self, resumed: bool) -> None:
+        """Begins the file with the records that could not be read at all, or goes on with that of an earlier call."""
+        if resumed and self.path.is_file():
+            for line in read_metrics(self.path):
+                if line["index"] is not None:
+                    self._known.add(line["index"])
+                    self._bad += not line["too_long"]
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.unlink(missing_ok=True)
+        self._write({"index": None, "reason": reason, "too_long": False} for _, reason in self._unreadable)
+
+    def add(self, skipped: Iterable[Skip]) -> None:
+        """Takes note of the skipped samples of a batch.
+
+        Raises:
+            UserError: more samples than `max_bad_fraction` allows are bad; or the file cannot be written.
+        """
+        for skip in skipped:
+            if skip.index in self._known:
+                continue
+            self._known.add(skip.index)
+            self._write([{"index": skip.index, "reason": skip.reason, "too_long": skip.too_long}])
+            if len(self._known) <= 3:
+                logger.warning("left out: %s (all are named in %s)", skip.reason, self.path)
+            if not skip.too_long:
+                self._bad += 1
+                check_bad_share(self._bad, self._total, self._most, skip.reason)
+
+    def _write(self, lines: Iterable[dict[str, object]]) -> None:
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        if not text:
+            return
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be written: {error.strerror}; free some space") from error

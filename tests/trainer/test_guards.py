@@ -1,0 +1,147 @@
+"""What ends a run before its time: a loss that is no number, a signal, evaluations that stop getting better."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+import pytest
+
+from paddlemix.checkpoints.files import read_json
+from paddlemix.checkpoints.load import load_pretrained
+from paddlemix.checkpoints.pretrained import save_model
+from paddlemix.errors import Stopped, UserError
+from paddlemix.trainer.callbacks import Progress
+from paddlemix.trainer.recipe import run_recipe
+from paddlemix.trainer.trainer import LlavaTrainer
+from tests.tiny_world import LORA, World, changed, reports, weights
+
+
+def test_a_loss_that_is_no_number_stops_and_names_the_samples(world: World, tmp_path: Path) -> None:
+    broken = load_pretrained(world.model)
+    broken.model.lm_head.weight.set_value(paddle.full_like(broken.model.lm_head.weight, float("nan")))
+    save_model(broken, tmp_path / "model")
+    config = world.config(tmp_path / "out", model_name_or_path=str(tmp_path / "model"))
+    with pytest.raises(UserError, match=r"the loss of step 1 is nan in the batch of .*train.json record \d+; .*record"):
+        run_recipe(config)
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+def send_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
+    """Sends this process a signal when a step is reported."""
+    original = Progress.on_log
+
+    def report(self: Progress, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        original(self, args, state, control, **rest)
+        if state.global_step == step:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Progress, "on_log", report)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends_in_order(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    before = {kind: signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGINT)}
+    run_recipe(world.config(tmp_path / "whole", max_steps=5, **LORA))
+    config = world.config(tmp_path / "out", max_steps=5, **LORA)
+    send_at(monkeypatch, 2, number)
+    with pytest.raises(Stopped) as stopped:
+        run_recipe(config)
+    assert stopped.value.code == 128 + number
+    assert {kind: signal.getsignal(kind) for kind in before} == before
+    assert (tmp_path / "out" / "checkpoint-3" / "training_state.json").is_file()
+    monkeypatch.undo()
+    assert run_recipe(config)["steps"] == 5
+    assert not changed(weights(tmp_path / "whole"), weights(tmp_path / "out"))
+
+
+def test_stopping_early(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([3.0, 2.0, 1.995, 2.5, 1.0, 1.0])
+
+    monkeypatch.setattr(LlavaTrainer, "_evaluate_own_share", lambda self, dataset: (next(losses), 1.0, 1.0))
+    config = world.config(
+        tmp_path,
+        max_steps=6,
+        evaluation_strategy="steps",
+        eval_steps=1,
+        early_stopping_patience=2,
+        early_stopping_threshold=0.01,
+    )
+    assert run_recipe(config)["steps"] == 4  # 1.995 and 2.5 are no gain
+    assert (tmp_path / "config.json").is_file()
+
+
+def test_patience_needs_evaluations(world: World, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="early_stopping_patience needs evaluations"):
+        world.config(tmp_path, early_stopping_patience=2)
+
+
+def test_resume_with_another_recipe(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run_recipe(world.config(tmp_path, save_strategy="steps", save_steps=2))
+    other: dict[str, Any] = {"resume_from_checkpoint": str(tmp_path / "checkpoint-2"), "learning_rate": 0.002}
+    with pytest.raises(UserError, match=r"other settings: .*learning_rate 0.001 -> 0.002.* allow_changed_recipe"):
+        run_recipe(world.config(tmp_path, **other))
+    caplog.clear()
+    results = run_recipe(world.config(tmp_path, **other, allow_changed_recipe=True, logging_steps=2))
+    assert results["steps"] == 4
+    assert "learning_rate 0.001 -> 0.002" in caplog.text
+    assert read_json(tmp_path / "run_config.json")["learning_rate"] == 0.002
+
+
+# ---- data that cannot be used ----
+
+
+def broken_data(world: World, folder: Path) -> list[dict[str, Any]]:
+    """The training data and after it a record without answer and one whose picture is gone."""
+    records = json.loads((world.data / "train.json").read_text(encoding="utf-8"))
+    records.append({"conversations": [["How many?", ""]]})
+    records.append({"image": "images/gone.png", "conversations": [["<image>\nHow many?", "two"]]})
+    path = folder / "train.json"
+    path.write_text(json.dumps(records), encoding="utf-8")
+    return [{"data_files": str(path)}]
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
+def test_bad_samples_are_left_out_and_named(world: World, tmp_path: Path, packed: bool) -> None:
+    run: dict[str, Any] = {"dataset": {"train": broken_data(world, tmp_path)}, "max_steps": 8, "mixtoken": packed}
+    with pytest.raises(UserError, match="record 12: turn 2: the answer is empty"):
+        run_recipe(world.config(tmp_path / "out", **run))
+    run |= {"on_bad_sample": "skip", "max_bad_fraction": 0.2}
+    run_recipe(world.config(tmp_path / "out", **run))
+    lines = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
+    assert "record 12" in lines[0]["reason"]
+    assert lines[0]["index"] is None
+    if not packed:  # a packed run met it when it measured
+        [gone] = lines[1:]
+        assert gone["index"] == 12 and "gone.png" in gone["reason"]
+
+
+def test_too_many_bad_samples_end_the_run(world: World, tmp_path: Path) -> None:
+    run: dict[str, Any] = {"dataset": {"train": broken_data(world, tmp_path)}, "on_bad_sample": "skip"}
+    with pytest.raises(UserError, match=r"1 of 14 samples cannot be used, max_bad_fraction 0.05 allows 0"):
+        run_recipe(world.config(tmp_path / "out", **run, max_bad_fraction=0.05))
+
+
+@pytest.mark.parametrize("order", ["mixtoken", "group_by_length", "group_by_modality_length"])
+def test_every_order_trains_each_sample_once(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    seen: list[str] = []
+    original = LlavaTrainer.training_step
+
+    def step(self: LlavaTrainer, model: Any, inputs: Any, step_control: int = 0) -> Any:
+        seen.extend(inputs["sources"])
+        return original(self, model, inputs, step_control)
+
+    monkeypatch.setattr(LlavaTrainer, "training_step", step)
+    run = {"max_steps": -1, "num_train_epochs": 1, "per_device_train_batch_size": 1, order: True}
+    run_recipe(world.config(tmp_path, **run))
+    assert len(seen) == 12 and len(set(seen)) == 12
+    assert np.isfinite(list(reports(tmp_path).values())).all()
