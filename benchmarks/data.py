@@ -234,7 +234,7 @@ def start_child(folder: Path) -> dict[str, float]:
 def llava_lengths(count: int) -> np.ndarray:
     """int64 [count, 2], tokens and visual ones, of the kind of LLaVA-1.5's 665,000 samples.
 
-    Six per cent are conversations without image (ShareGPT: 40,000 of them), median 1,100 tokens; the others have an image
+    Six per cent are conversations without image (ShareGPT, 40,000), median 1,100 tokens; the others have an image
     of 576 tokens and text of median 180.  Both are lognormal and cut at 2,048.  The shares are published, the lengths
     are our assumption.
     """

@@ -22,7 +22,6 @@ from paddlemix.datasets.records import RecordFile, open_records
 from paddlemix.datasets.selection import select_rows, split_count
 from paddlemix.errors import UserError
 from paddlemix.log import logger
-from paddlemix.processors.conversation import render
 from paddlemix.processors.llava import LlavaProcessor, TooLongError
 from paddlemix.sample import Row, Sample, Skip
 
@@ -223,9 +222,9 @@ class SampleDataset:
         sample = self.sample(index)
         processor = self._place(index)[0].processor
         with _errors_of(sample.source):
+            processor.check(sample)
             for path in sample.images:
                 budget.check(path)
-            render(processor.template, sample.messages)
 
 
 class _DecodeBudget:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paddlemix.datasets.image_sources import is_data_uri, is_url
 from paddlemix.errors import UserError
 
 _ADDRESS_KEYS = ("url", "path")
@@ -71,6 +72,6 @@ def image_address(value: Any, where: str) -> str:
 
 def locate(address: str, image_root: str | Path | None) -> str:
     """The address as it can be opened: a relative path follows `image_root`, where there is one."""
-    if image_root is None or address.startswith(("http://", "https://", "data:")) or os.path.isabs(address):
+    if image_root is None or is_url(address) or is_data_uri(address) or os.path.isabs(address):
         return address
     return os.path.join(image_root, address)

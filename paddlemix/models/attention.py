@@ -8,16 +8,17 @@ Source: Vaswani et al. 2017; rotary positions as in transformers' Llama (halves,
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 import paddle
-from paddle.nn import functional
+
+from paddlemix.models.kernels import AttentionFunction, RotaryFunction
 
 RotaryTables = tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]
 MASKED = -1e9  # added to a score that must not count; finite, so that a fully masked row stays finite
+_CAUSAL_BLOCK = 128  # queries computed at a time on CPU, where what causality hides is then left out
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,7 @@ def _half_turn(size: int) -> np.ndarray:
 def rotate(states: paddle.Tensor, tables: RotaryTables) -> paddle.Tensor:
     """Applies rotary positions to [B, L, heads, E].  The half turn is a product, whose gradient is one too: slicing and
     concatenating takes four times as long on CPU."""
-    cosines, sines, half_turn = tables
-    return states * cosines + paddle.matmul(states, half_turn) * sines
+    return RotaryFunction.apply(states, *tables)
 
 
 def packed_segments(segment_ids: np.ndarray) -> Segments | None:
@@ -213,11 +213,7 @@ def _attend_by_segment(
 def _attend_all(
     queries: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, bias: paddle.Tensor | None
 ) -> paddle.Tensor:
-    """Every query with every key; [B, L, H, E] and twice [B, S, H, E] -> [B, L, H, E]."""
-    head_size = queries.shape[-1]
-    queries, keys, values = (states.transpose([0, 2, 1, 3]) for states in (queries, keys, values))  # [B, H, L or S, E]
-    scores = paddle.matmul(queries * (1.0 / math.sqrt(head_size)), keys, transpose_y=True).astype("float32")
-    if bias is not None:
-        scores = scores + bias
-    weights = functional.softmax(scores, axis=-1).astype(values.dtype)
-    return paddle.matmul(weights, values).transpose([0, 2, 1, 3])  # [B, L, H, E]
+    """Every query with every key that the bias may show it; [B, L, H, E] and twice [B, S, H, E] -> [B, L, H, E]."""
+    causal = bias is not None and bias.ndim == 2
+    block = _CAUSAL_BLOCK if causal and paddle.get_device() == "cpu" else None
+    return AttentionFunction.apply(queries, keys, values, bias, block)

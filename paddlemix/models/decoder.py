@@ -9,10 +9,10 @@ from __future__ import annotations
 import paddle
 from paddle import nn
 from paddle.distributed.fleet.utils import recompute
-from paddle.nn import functional
 
 from paddlemix.models.attention import KVCache, RotaryTables, attend, attention_bias, rotary_tables, rotate
 from paddlemix.models.configuration import DecoderConfig
+from paddlemix.models.kernels import GatedFunction
 from paddlemix.models.layers import RMSNorm, linear, normal
 
 
@@ -59,7 +59,7 @@ class DecoderMLP(nn.Layer):
 
     def forward(self, hidden: paddle.Tensor) -> paddle.Tensor:
         """[B, L, D] -> [B, L, D]."""
-        return self.down_proj(functional.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
+        return self.down_proj(GatedFunction.apply(self.gate_proj(hidden), self.up_proj(hidden)))
 
 
 class DecoderLayer(nn.Layer):

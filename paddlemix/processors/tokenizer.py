@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,7 +58,7 @@ class Tokenizer:
         """Number of token ids, added tokens included."""
         return len(self._hf)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Differs between tokenizers that give different ids."""
         if self.directory is None:
