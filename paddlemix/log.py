@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from paddlemix.errors import MissingFileError
+from paddlemix.errors import MissingFileError, UserError
 
 
 def process_rank() -> int:
@@ -68,11 +68,18 @@ class MetricsWriter:
         self.path = Path(path)
 
     def write(self, values: dict[str, Any]) -> None:
-        """Adds one line.  Each line is written in one call, so a killed run leaves whole lines."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        """Adds one line.  Each line is written in one call, so a killed run leaves whole lines.
+
+        Raises:
+            UserError: it cannot be written.
+        """
         line = json.dumps(values, ensure_ascii=False) + "\n"
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(line)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be written: {error.strerror}; free some space") from error
 
     def truncate_after(self, step: int) -> None:
         """Drops the lines of steps later than `step`: what a resumed run will write again."""

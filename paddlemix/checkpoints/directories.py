@@ -44,8 +44,8 @@ def atomic_directory(target: Path, keep: Sequence[str] = ()) -> Iterator[Path]:
             yield temporary
             os.chmod(temporary, 0o777 & ~_umask())
             for path in temporary.rglob("*"):
-                if path.is_file():
-                    _sync(path)
+                _sync(path)
+            _sync(temporary)
             if target.exists():
                 _exchange(temporary, target, keep)
             else:
@@ -53,6 +53,18 @@ def atomic_directory(target: Path, keep: Sequence[str] = ()) -> Iterator[Path]:
             _sync(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_directory(path: Path) -> None:
+    """Removes a directory; when that is interrupted, what is left has a hidden name and is taken for nothing.
+
+    Raises:
+        UserError: it cannot be removed.
+    """
+    with writing(path):
+        hidden = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+        os.rename(path, hidden / "old")
+        shutil.rmtree(hidden)
 
 
 def _exchange(temporary: Path, target: Path, keep: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ from paddlemix.checkpoints.files import (
 )
 from paddlemix.checkpoints.keymap import CLIP, HF_OLD, ORIGINAL, OURS, KeyMap, is_linear_weight
 from paddlemix.checkpoints.layouts import CONFIG_FILE, PREPROCESSOR_FILE, config_values
+from paddlemix.checkpoints.quantized import read_quantization
 from paddlemix.checkpoints.source import open_source
 from paddlemix.checkpoints.strict import check_vocabulary, check_weights, expected_shapes
 from paddlemix.checkpoints.tensors import FLOAT_TYPES, TensorEntry, Tensors, converted, transposed
@@ -111,6 +112,8 @@ def read_checkpoint(directory: Path, dtype: str | None = None) -> Checkpoint:
     Raises:
         MissingFileError, UserError: it cannot be used, see `convert_checkpoint`.
     """
+    if read_quantization(directory) is not None:
+        raise UserError(f"{directory} is quantised; convert the model it was made of")
     source = open_source(directory)
     tensors, config = source.tensors(), source.config
     check_weights(expected_shapes(config), tensors, str(directory))

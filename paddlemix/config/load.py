@@ -17,7 +17,7 @@ from paddlemix.config.command_line import format_help, parse_command_line
 from paddlemix.config.document import Document, read_document
 from paddlemix.config.rules import find_conflicts
 from paddlemix.config.schema import SPECS, RunConfig
-from paddlemix.config.structures import InnerFault, check_dataset, check_pairs
+from paddlemix.config.structures import InnerFault, check_dataset, check_pairs, check_prompts
 from paddlemix.config.values import check_value, parse_text
 from paddlemix.errors import UserError, did_you_mean
 
@@ -30,6 +30,7 @@ _STRUCTURES: dict[str, Callable[[Any], tuple[Any, list[InnerFault]]]] = {
     "dataset": check_dataset,
     "image_grid_pinpoints": lambda value: (value, check_pairs("image_grid_pinpoints", value, least=1)),
     "skip_data_intervals": lambda value: (value, check_pairs("skip_data_intervals", value, least=0)),
+    "sample_prompts": lambda value: (value, check_prompts("sample_prompts", value)),
 }
 
 

@@ -77,6 +77,22 @@ def _early_stopping(config: RunConfig) -> list[Conflict]:
     return [Conflict(("early_stopping_patience", "evaluation_strategy"), message)]
 
 
+def _answers(config: RunConfig) -> list[Conflict]:
+    """The keys of answers in training need the occasions at which they are made."""
+    found: list[Conflict] = []
+    if config.eval_with_do_generation and config.resolved_evaluation_strategy == "no":
+        message = "eval_with_do_generation needs evaluations; set evaluation_strategy to steps or epoch"
+        found.append(Conflict(("eval_with_do_generation", "evaluation_strategy"), message))
+    if config.sample_prompts and config.sample_steps is None:
+        message = "sample_prompts needs sample_steps, the interval at which they are answered"
+        found.append(Conflict(("sample_prompts", "sample_steps"), message))
+    for key in ("eval_with_do_generation", "sample_steps"):
+        if getattr(config, key) and config.sharding.startswith("stage3"):
+            message = f'{key} cannot be used with sharding "{config.sharding}": no process has the whole model'
+            found.append(Conflict((key, "sharding"), message))
+    return found
+
+
 def _data_is_there(config: RunConfig) -> list[Conflict]:
     found = []
     dataset = config.dataset or {}
@@ -153,6 +169,7 @@ RULES: tuple[Callable[[RunConfig], list[Conflict]], ...] = (
     _precision,
     _best_model,
     _early_stopping,
+    _answers,
     _data_is_there,
     _something_to_train,
     _rates,

@@ -164,10 +164,10 @@ class DataKeys:
 
 @dataclass(kw_only=True)
 class GenerationKeys:
-    """PaddleMIX parses these with every run, but training generates nothing."""
+    """PaddleMIX parses these with every run, but answers in training are greedy."""
 
-    top_k: int = _generation(1, help="Training generates nothing; the chat command has its own flag.")
-    top_p: float = _generation(1.0, help="Training generates nothing; the chat command has its own flag.")
+    top_k: int = _generation(1, help="Answers in training are greedy; the chat command has its own flag.")
+    top_p: float = _generation(1.0, help="Answers in training are greedy; the chat command has its own flag.")
 
 
 @dataclass(kw_only=True)

@@ -14,6 +14,7 @@ from paddlemix.config.keys import key
 _training = partial(key, group="training", target="trainer")
 _training_own = partial(key, group="training")
 _logging = partial(key, group="logging", target="trainer")
+_logging_own = partial(key, group="logging")
 _distributed = partial(key, group="distributed", target="trainer")
 _ignored = partial(key, group="compatibility", status="ignored")
 
@@ -38,6 +39,14 @@ class TrainingKeys:
     per_device_train_batch_size: int = _training(8, help="Rows per device and pass.", unit="samples", min=1)
     per_device_eval_batch_size: int = _training(8, help="Rows per device in evaluation.", unit="samples", min=1)
     gradient_accumulation_steps: int = _training(1, help="Passes per optimiser step.", unit="passes", min=1)
+    loss_reduction: str = _training_own(
+        "tokens",
+        help="A step's loss: tokens, the mean over all its supervised tokens; micro_batch, the mean of the means of "
+        "its passes and devices, as in the original LLaVA.",
+        choices=("tokens", "micro_batch"),
+    )
+    neftune: bool = _training_own(False, help="NEFTune: uniform noise on the embeddings in training.")
+    neftune_noise_alpha: float = _training_own(5.0, help="NEFTune's strength; needs neftune true.", min=0)
     recompute: bool = _training(False, help="Compute activations again in the backward pass, to save memory.")
     seed: int = _training(42, help="Of weights, shuffling and dropout.", min=0, max=2**32 - 1)
     device: str | None = _training(
@@ -86,6 +95,10 @@ class TrainingKeys:
         None, help="Evaluation passes after which results move to host memory.", unit="passes", min=1
     )
     max_evaluate_steps: int = _training(-1, help="Most passes of one evaluation; -1: all.", unit="passes", min=-1)
+    eval_with_do_generation: bool = _training_own(
+        False, help="Evaluations also let the model answer, greedily, and report exact match and ROUGE-L."
+    )
+    max_new_tokens: int = _training_own(128, help="Longest answer in evaluations and samples.", unit="tokens", min=1)
     minimum_eval_times: int | None = _training(None, help="Shorten eval_steps to get at least so many.", min=1)
     load_best_model_at_end: bool | None = _training(False, help="End with the checkpoint that evaluated best.")
     metric_for_best_model: str | None = _training(None, help="What best means; null: the loss.")
@@ -121,6 +134,12 @@ class LoggingKeys:
     log_on_each_node: bool = _logging(True, help="Every machine logs, not the first alone.")
     disable_tqdm: bool | None = _logging(None, help="No progress bar.")
     report_to: str | list[str] = _logging([], help="Trackers that also get the numbers.", choices=REPORTERS)
+    sample_steps: int | None = _logging_own(
+        None, help="Interval at which sample_prompts are answered, into log and samples.jsonl.", unit="steps", min=1
+    )
+    sample_prompts: list | None = _logging_own(
+        None, help='[{"image": path, "question": text}, ...]; null: the first two records of eval, else of train.'
+    )
     run_name: str | None = _logging(None, help="Name of the run for trackers; null: output_dir.")
     wandb_api_key: str | None = _logging(None, help="Key of the wandb tracker; never written to a file.", secret=True)
     wandb_http_proxy: str | None = _logging(None, help="Proxy of the wandb tracker.")
@@ -173,8 +192,6 @@ class CompatibilityKeys:
     text_model_name_or_path: str | None = _ignored(None, help="LLaVA's language model is part of model_name_or_path.")
     prefix_tuning: bool = _ignored(False, help="Prefix tuning was never built for LLaVA; set lora.")
     num_prefix_tokens: int = _ignored(128, help="Prefix tuning was never built for LLaVA.")
-    neftune: bool = _ignored(False, help="Noisy embeddings were never built for LLaVA.")
-    neftune_noise_alpha: float = _ignored(5.0, help="Noisy embeddings were never built for LLaVA.")
     from_aistudio: bool = _ignored(False, help="Models come from a directory or a name.")
     save_to_aistudio: bool = _ignored(False, help="Nothing is uploaded; use the hub's own tool on output_dir.")
     aistudio_repo_id: str | None = _ignored(None, help="Nothing is uploaded.")
@@ -187,10 +204,7 @@ class CompatibilityKeys:
     src_length: int = _ignored(1024, help="One limit holds for a whole sample: max_length.")
     lazy: bool = _ignored(False, help="Samples are always read as they are needed.")
     lazy_data_processing: bool | None = _ignored(True, help="Samples are always read as they are needed.")
-    eval_with_do_generation: bool = _ignored(
-        False, help="Evaluation in training is the loss; run the evaluate command."
-    )
-    save_generation_output: bool = _ignored(False, help="Training generates nothing; run the evaluate command.")
+    save_generation_output: bool = _ignored(False, help="samples.jsonl keeps the answers to sample_prompts.")
     version: str | None = _ignored(None, help="The template is chat_template; pretraining uses plain.")
 
     unified_checkpoint: bool | None = _ignored(False, help="Checkpoints are in safetensors anyway.")

@@ -72,6 +72,32 @@ def check_pairs(name: str, value: list[Any], least: int) -> list[InnerFault]:
     ]
 
 
+def check_prompts(name: str, value: list[Any]) -> list[InnerFault]:
+    """A list of questions, each with an image or without.
+
+    Args:
+        name: the key.
+        value: e.g. [{"image": "bus.jpg", "question": "What is this?"}]; `image` may be missing or null.
+
+    Returns:
+        One fault per item that is no such object; one for an empty list.
+    """
+    if not value:
+        return [(name, f"{name} is an empty list; remove it, or add an object with question and image")]
+    return [
+        (name, f'{name}: item {index} is {item!r}; expected an object like {{"image": path, "question": text}}')
+        for index, item in enumerate(value)
+        if not _is_prompt(item)
+    ]
+
+
+def _is_prompt(item: object) -> bool:
+    if not isinstance(item, dict) or not item.keys() <= {"image", "question"}:
+        return False
+    question, image = item.get("question"), item.get("image")
+    return isinstance(question, str) and bool(question.strip()) and (image is None or isinstance(image, str))
+
+
 def _is_pair(item: object, least: int) -> bool:
     return isinstance(item, list) and len(item) == 2 and all(type(side) is int and side >= least for side in item)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from paddlemix.datasets.formats import parse_record
 from paddlemix.datasets.image_sizes import ImageSizes
 from paddlemix.datasets.images import ImageSettings, is_data_uri, is_url, load_image
 from paddlemix.datasets.order import EpochBatchSampler as EpochBatchSampler
-from paddlemix.datasets.records import RecordFile, open_records
+from paddlemix.datasets.records import DOWNLOADS, RecordFile, open_records
 from paddlemix.datasets.selection import select_rows, split_count
 from paddlemix.errors import UserError
 from paddlemix.log import logger
@@ -94,10 +94,16 @@ class SampleDataset:
 
     def _open(self, entry: Mapping[str, Any], processor_for: ProcessorFor) -> Iterator[_Part]:
         processor = processor_for(entry.get("chat_template"))
-        files, form = entry["data_files"], entry.get("name")
+        files, form, images = entry["data_files"], entry.get("name"), self.settings.images
+        remote = replace(
+            DOWNLOADS,
+            retries=images.retries,
+            allow_local_network=images.allow_local_network,
+            offline=images.offline,
+        )
         for name in [files] if isinstance(files, str) else files:
             path, count = split_count(name)
-            records = open_records(path, form)
+            records = open_records(path, form, remote)
             problems = records.problems()
             if problems and self.settings.on_bad_sample == "error":
                 others = f" (and {len(problems) - 1} more bad records in this file)" if len(problems) > 1 else ""
@@ -133,6 +139,15 @@ class SampleDataset:
         """The parsed record of a sample; no image is opened."""
         part, row = self._place(index)
         return parse_record(part.records[row], f"{part.records.path} record {row}", part.image_root, part.form)
+
+    def processor_of(self, index: int) -> LlavaProcessor:
+        """What encodes a sample: its entry's template may be another than the run's."""
+        return self._place(index)[0].processor
+
+    @property
+    def files(self) -> list[tuple[str, int]]:
+        """The data files in order, each with the samples that are taken of it."""
+        return [(part.records.path, len(part.rows)) for part in self._parts]
 
     def __getitem__(self, index: int) -> Row:
         """Opens the images of a sample and encodes it.
@@ -181,7 +196,7 @@ class SampleDataset:
 
     @property
     def words(self) -> np.ndarray:
-        """int32 [n]: words of each sample, see `grouping.modality_lengths`; negative where there is no image."""
+        """int32 [n]: words of each sample, see `grouping.count_words`; negative where there is no image."""
         return np.concatenate([part.records.words[part.rows] for part in self._parts])
 
     @property

@@ -33,7 +33,7 @@ class EpochBatchSampler:
         rank, world_size: this process among those that share the data.
         shuffle: new order each epoch; False keeps the file's order.
         grouping: "modality" for steps of one modality, "length" for batches of like length, "none" mixes freely.
-        lengths: int [size], what is grouped by: signed words (`grouping.modality_lengths`) or tokens.
+        lengths: int [size], what is grouped by: signed words (`grouping.count_words`) or tokens.
 
     Attributes:
         epoch: which pass over the data `__iter__` and `order` give; the caller sets it.

@@ -28,7 +28,7 @@ from paddlemix.errors import MissingFileError, UserError
 from paddlemix.log import logger
 
 # Files of millions of records; a slow line may take hours.
-_REMOTE = RemoteSettings(max_bytes=64 * 1024**3, timeout=60.0, deadline=24 * 3600.0)
+DOWNLOADS = RemoteSettings(max_bytes=64 * 1024**3, timeout=60.0, deadline=24 * 3600.0)
 
 
 def open_records(path: str | Path, form: str | None = None, remote: RemoteSettings | None = None) -> RecordFile:
@@ -45,7 +45,7 @@ def open_records(path: str | Path, form: str | None = None, remote: RemoteSettin
             cannot be used is no error here: see `RecordFile.problems`.
     """
     name = str(path)
-    local = str(fetch(name, remote or _REMOTE)) if name.startswith(("http://", "https://")) else os.path.abspath(name)
+    local = str(fetch(name, remote or DOWNLOADS)) if name.startswith(("http://", "https://")) else os.path.abspath(name)
     return RecordFile(name, form, local)
 
 

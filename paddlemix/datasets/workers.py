@@ -196,7 +196,7 @@ def _keep_freed_memory() -> None:
     a worker's time.  Where the C library is not glibc nothing changes."""
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
-        library.mallopt(_MMAP_THRESHOLD, 32 * 1024**2)  # the largest that it accepts
+        library.mallopt(_MMAP_THRESHOLD, 1024**3)
         library.mallopt(_TRIM_THRESHOLD, 1024**3)
 
 

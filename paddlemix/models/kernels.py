@@ -15,6 +15,16 @@ from paddle.autograd import PyLayer
 from paddle.nn import functional
 
 
+def _trains(*tensors: paddle.Tensor) -> tuple[bool, ...]:
+    """Which of a function's inputs need a gradient: paddle takes none for the others.  To be asked in the forward pass,
+    because recomputation gives back other tensors than were saved."""
+    return tuple(not tensor.stop_gradient for tensor in tensors)
+
+
+def _only(wanted: tuple[bool, ...], *grads: paddle.Tensor | None) -> tuple[paddle.Tensor | None, ...]:
+    return tuple(grad if want else None for want, grad in zip(wanted, grads, strict=True))
+
+
 class RMSNormFunction(PyLayer):
     """x / sqrt(mean(x^2) + epsilon) * weight, computed in float32."""
 
@@ -28,10 +38,11 @@ class RMSNormFunction(PyLayer):
         normalised = flat * scale
         ctx.save_for_backward(normalised, scale, weight)
         ctx.shape, ctx.dtype = inputs.shape, inputs.dtype
+        ctx.trains = _trains(inputs, weight)
         return (normalised.astype(inputs.dtype) * weight).reshape(inputs.shape)
 
     @staticmethod
-    def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor | None]:
+    def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
         """Gradients of inputs and weight."""
         normalised, scale, weight = ctx.saved_tensor()
         rows, width = normalised.shape
@@ -39,10 +50,11 @@ class RMSNormFunction(PyLayer):
         through = flat * weight.astype("float32")
         mean = paddle.matmul(through * normalised, paddle.ones([width, 1], dtype="float32")) * (1.0 / width)
         inputs_grad = ((through - normalised * mean) * scale).astype(ctx.dtype).reshape(ctx.shape)
-        if weight.stop_gradient:
-            return inputs_grad, None
-        weight_grad = paddle.matmul(paddle.ones([1, rows], dtype="float32"), flat * normalised).reshape([width])
-        return inputs_grad, weight_grad.astype(weight.dtype)
+        weight_grad = None
+        if ctx.trains[1]:
+            weight_grad = paddle.matmul(paddle.ones([1, rows], dtype="float32"), flat * normalised).reshape([width])
+            weight_grad = weight_grad.astype(weight.dtype)
+        return _only(ctx.trains, inputs_grad, weight_grad)
 
 
 class GatedFunction(PyLayer):
@@ -51,11 +63,12 @@ class GatedFunction(PyLayer):
     @staticmethod
     def forward(ctx: Any, gate: paddle.Tensor, up: paddle.Tensor) -> paddle.Tensor:
         """Twice [..., D] -> [..., D]."""
+        ctx.trains = _trains(gate, up)
         ctx.save_for_backward(gate, up)
         return functional.silu(gate).multiply_(up)
 
     @staticmethod
-    def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+    def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
         """Gradients of gate and up."""
         gate, up = ctx.saved_tensor()
         sigmoid = functional.sigmoid(gate)
@@ -63,7 +76,7 @@ class GatedFunction(PyLayer):
         up_grad = grad * active
         # silu'(x) = sigmoid + active * (1 - sigmoid)
         slope = (active * sigmoid).scale_(-1.0).add_(active).add_(sigmoid)
-        return slope.multiply_(grad).multiply_(up), up_grad
+        return _only(ctx.trains, slope.multiply_(grad).multiply_(up), up_grad)
 
 
 class RotaryFunction(PyLayer):
@@ -108,8 +121,10 @@ class AttentionFunction(PyLayer):
             block: queries of a block, where the bias is [L, S] and hides every key behind its query; None for all at
                 once.
         """
-        queries, keys, values = (states.transpose([0, 2, 1, 3]) for states in (queries, keys, values))  # [B, H, ., E]
+        ctx.trains = _trains(queries, keys, values)
         ctx.scale, ctx.num_biases = 1.0 / math.sqrt(queries.shape[-1]), int(bias is not None)
+        # [B, H, L or S, E]; copies, because recomputation gives saved views back without their strides
+        queries, keys, values = (part.transpose([0, 2, 1, 3]).contiguous() for part in (queries, keys, values))
         ctx.blocks = _causal_blocks(queries.shape[2], keys.shape[2], block)
         queries = queries * ctx.scale
         weights, merged = [], []
@@ -142,7 +157,7 @@ class AttentionFunction(PyLayer):
             parts[2].append(paddle.matmul(weight, part, transpose_x=True))
         queries_grad = parts[0][0] if len(weights) == 1 else paddle.concat(parts[0], axis=2)
         grads = queries_grad.scale_(ctx.scale), _sum_prefixes(parts[1]), _sum_prefixes(parts[2])
-        return (*(part.transpose([0, 2, 1, 3]) for part in grads), *[None] * ctx.num_biases)
+        return (*_only(ctx.trains, *(part.transpose([0, 2, 1, 3]) for part in grads)), *[None] * ctx.num_biases)
 
 
 def _causal_blocks(length: int, key_length: int, block: int | None) -> list[tuple[int, int, int]]:
@@ -179,22 +194,22 @@ class LowRankLinearFunction(PyLayer):
     ) -> paddle.Tensor:
         """[..., in], [in, out], [in, r], [r, out] -> [..., out]."""
         ctx.save_for_backward(inputs, weight, down, up)
-        ctx.scaling, ctx.needs_inputs = scaling, not inputs.stop_gradient
+        ctx.scaling, ctx.trains = scaling, _trains(inputs, weight, down, up)
         return paddle.matmul(inputs, _updated(weight, down, up, scaling))
 
     @staticmethod
     def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
-        """Gradients of inputs, of the update's two factors, and of the weight where it trains."""
+        """Gradients of inputs, weight and the update's two factors."""
         inputs, weight, down, up = ctx.saved_tensor()
-        inputs_grad = None
-        if ctx.needs_inputs:
+        inputs_grad = weight_grad = None
+        if ctx.trains[0]:
             inputs_grad = paddle.matmul(grad, _updated(weight, down, up, ctx.scaling), transpose_y=True)
         flat, grad = inputs.reshape([-1, inputs.shape[-1]]), grad.reshape([-1, grad.shape[-1]])
-        narrow = paddle.matmul(grad, up * ctx.scaling, transpose_y=True)  # [rows, r]
-        down_grad = paddle.matmul(flat, narrow, transpose_x=True)
+        if ctx.trains[1]:
+            weight_grad = paddle.matmul(flat, grad, transpose_x=True)
+        down_grad = paddle.matmul(flat, paddle.matmul(grad, up * ctx.scaling, transpose_y=True), transpose_x=True)
         up_grad = paddle.matmul(paddle.matmul(flat, down * ctx.scaling), grad, transpose_x=True)
-        weight_grad = None if weight.stop_gradient else paddle.matmul(flat, grad, transpose_x=True)
-        return inputs_grad, weight_grad, down_grad, up_grad
+        return _only(ctx.trains, inputs_grad, weight_grad, down_grad, up_grad)
 
 
 def _updated(weight: paddle.Tensor, down: paddle.Tensor, up: paddle.Tensor, scaling: float) -> paddle.Tensor:

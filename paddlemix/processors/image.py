@@ -92,9 +92,10 @@ class ImageSpec:
 
     @cached_property
     def _normalisation(self) -> np.ndarray:
-        """float32 [256, 3]: normalised value of each byte in each channel."""
+        """float32 [3, 256]: normalised value of each byte in each channel."""
         scaled = (np.arange(256, dtype=np.float64)[:, None] * (1 / 255)).astype(np.float32)
-        return (scaled - np.array(self.mean, dtype=np.float32)) / np.array(self.std, dtype=np.float32)
+        table = (scaled - np.array(self.mean, dtype=np.float32)) / np.array(self.std, dtype=np.float32)
+        return np.ascontiguousarray(table.T)
 
 
 def _check_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -220,7 +221,7 @@ def image_tiles(image: Image.Image, spec: ImageSpec) -> list[Image.Image]:
     if spec.aspect_mode == "square":
         return [resize_shortest_and_crop(image, size)]
     if spec.aspect_mode == "pad":
-        return [resize_shortest_and_crop(_pad_to_square(image, spec), size)]
+        return [_pad_and_resize(image, spec)]
     padded = _fit_into(image, best_resolution(*image.size, spec))
     boxes = [
         (left, top, left + size, top + size)
@@ -230,13 +231,20 @@ def image_tiles(image: Image.Image, spec: ImageSpec) -> list[Image.Image]:
     return [image.resize((size, size), Image.Resampling.BICUBIC), *(padded.crop(box) for box in boxes)]
 
 
-def _pad_to_square(image: Image.Image, spec: ImageSpec) -> Image.Image:
-    if image.width == image.height:
-        return image
-    side = max(image.size)
-    square = Image.new("RGB", (side, side), tuple(int(value * 255) for value in spec.mean))
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return square
+def _pad_and_resize(image: Image.Image, spec: ImageSpec) -> Image.Image:
+    """A square of the mean colour with the image in its centre, resized to a tile."""
+    size, side = spec.tile_size, max(image.size)
+    colour = tuple(int(value * 255) for value in spec.mean)
+    offset = ((side - image.width) // 2, (side - image.height) // 2)
+    if image.width > image.height:
+        # Pillow resizes across, then down: across, the padding stays of one colour and needs no work.
+        row = Image.new("RGB", (side, 1), colour).resize((size, 1), Image.Resampling.BICUBIC)
+        canvas = Image.new("RGB", (size, side), row.getpixel((0, 0)))
+        canvas.paste(image.resize((size, image.height), Image.Resampling.BICUBIC), (0, offset[1]))
+    else:
+        canvas = Image.new("RGB", (side, side), colour)
+        canvas.paste(image, offset)
+    return canvas.resize((size, size), Image.Resampling.BICUBIC)
 
 
 def _fit_into(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -258,9 +266,13 @@ def normalise_tiles(tiles: list[Image.Image], spec: ImageSpec) -> np.ndarray:
     Returns:
         float32 [N, 3, tile_size, tile_size], channels first, (value / 255 - mean) / std.
     """
-    pixels = np.stack([np.asarray(tile, dtype=np.uint8) for tile in tiles])  # [N, H, W, 3]
-    table = spec._normalisation
-    return np.stack([table[:, channel][pixels[..., channel]] for channel in range(3)], axis=1)
+    size = spec.tile_size
+    normalised = np.empty((len(tiles), 3, size, size), dtype=np.float32)
+    for tile, planes in zip(tiles, normalised, strict=True):
+        for channel, plane in enumerate(tile.split()):
+            # "clip" only spares numpy a check: no byte is beyond 255
+            np.take(spec._normalisation[channel], np.asarray(plane), out=planes[channel], mode="clip")
+    return normalised
 
 
 def preprocess_image(image: Image.Image, spec: ImageSpec) -> np.ndarray:

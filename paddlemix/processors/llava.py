@@ -211,6 +211,8 @@ class LlavaProcessor:
         """Tiles of the images of `pairs`, in reading order: float32 [N, 3, H, W]."""
         size = self.image_spec.tile_size
         tiles = [preprocess_image(images[index], self.image_spec) for pair in pairs for index in pair.images]
+        if len(tiles) == 1:
+            return tiles[0]  # nothing to copy
         return np.concatenate(tiles) if tiles else np.zeros((0, 3, size, size), dtype=np.float32)
 
     def to_dict(self) -> dict[str, Any]:

@@ -6,8 +6,7 @@ Ids and labels are the processor's own; nothing is encoded a second way.
 from __future__ import annotations
 
 import itertools
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,37 +22,9 @@ from paddlemix.processors.conversation import prompt_text, render
 from paddlemix.processors.drawing import draw_tiles
 from paddlemix.processors.image import count_tiles, count_visual_tokens, grid_shape, preprocess_image
 from paddlemix.processors.llava import LlavaProcessor
+from paddlemix.processors.marking import Style, harmless, marked_text, one_token_an_image
 from paddlemix.processors.templates import with_image_markers
-from paddlemix.sample import IGNORE_INDEX, IMAGE_TOKEN, IMAGE_TOKEN_INDEX, Example, Message, Sample
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a terminal would obey them
-
-
-@dataclass(frozen=True)
-class Style:
-    """How stretches of text are marked.
-
-    Args:
-        trained, image: what stands before and behind such a stretch.
-    """
-
-    trained: tuple[str, str]
-    image: tuple[str, str]
-
-    @classmethod
-    def coloured(cls) -> Style:
-        """For a terminal: trained text green, images blue."""
-        return cls(("\x1b[32m", "\x1b[0m"), ("\x1b[34m", "\x1b[0m"))
-
-    @classmethod
-    def plain(cls) -> Style:
-        """For files and pipes: trained text in double brackets."""
-        return cls(("[[", "]]"), ("", ""))
-
-    @property
-    def legend(self) -> str:
-        """One line on the marks."""
-        return f"{'trained'.join(self.trained)} tokens are marked so; {'<image x N>'.join(self.image)} is an image"
+from paddlemix.sample import Example, Message, Sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +121,7 @@ def _fitting(
 
 def to_json(view: View) -> dict[str, Any]:
     """What `--json` prints: ids and labels with one -200 and -100 for each image, as the reference has them."""
-    ids, labels = _one_token_an_image(view)
+    ids, labels = one_token_an_image(view.example, [image.tokens for image in view.images])
     return {
         "index": view.index,
         "prompt": view.prompt,
@@ -159,15 +130,6 @@ def to_json(view: View) -> dict[str, Any]:
         "num_image_tokens": sum(image.tokens for image in view.images),
         "num_tiles": sum(image.tiles for image in view.images),
     }
-
-
-def _one_token_an_image(view: View) -> tuple[list[int], list[int]]:
-    kept, position, images = [], 0, iter(view.images)
-    ids = view.example.input_ids
-    while position < len(ids):
-        kept.append(position)
-        position += next(images).tokens if ids[position] == IMAGE_TOKEN_INDEX else 1
-    return ids[kept].tolist(), view.example.labels[kept].tolist()
 
 
 def describe(view: View, processor: LlavaProcessor, style: Style, files: Sequence[Path]) -> str:
@@ -185,40 +147,8 @@ def describe(view: View, processor: LlavaProcessor, style: Style, files: Sequenc
         tiles = f"{image.tiles} tile{'s' * (image.tiles > 1)}"
         name = image.path if len(image.path) <= 200 else f"{image.path[:40]}..."
         lines.append(f"  {name}: {image.size[0]}x{image.size[1]}, {tiles}, {image.tokens} tokens{written}")
-    text = "".join(_marked(view, processor, style))
-    return "\n".join([*map(_harmless, lines), *(f"  | {line}" for line in text.split("\n"))])
-
-
-def _marked(view: View, processor: LlavaProcessor, style: Style) -> Iterator[str]:
-    """The text, stretch by stretch; a mark ends and begins again at a line break, so that each line can be read."""
-    ids, labels = _one_token_an_image(view)
-    images, before = iter(view.images), None
-    for (is_image, trained), group in itertools.groupby(
-        zip(ids, labels, strict=True), key=lambda pair: (pair[0] == IMAGE_TOKEN_INDEX, pair[1] != IGNORE_INDEX)
-    ):
-        members = [index for index, _ in group]
-        if is_image:
-            for _ in members:
-                yield f"{style.image[0]}{IMAGE_TOKEN[:-1]} x {next(images).tokens}>{style.image[1]}"
-            before = None
-            continue
-        text = _harmless(_decode(members, before, processor))
-        start, end = style.trained if trained else ("", "")
-        yield "\n".join(f"{start}{line}{end}" if line else line for line in text.split("\n"))
-        before = members[-1]
-
-
-def _decode(ids: list[int], before: int | None, processor: LlavaProcessor) -> str:
-    """Text of ids behind another: SentencePiece drops the space before the first of all."""
-    decode = processor.tokenizer.decode
-    if before is None:
-        return decode(ids, skip_special_tokens=False)
-    own, both = (decode(part, skip_special_tokens=False) for part in ([before], [before, *ids]))
-    return both[len(own) :] if both.startswith(own) else decode(ids, skip_special_tokens=False)
-
-
-def _harmless(text: str) -> str:
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    text = marked_text(example, [image.tokens for image in view.images], processor.tokenizer, style)
+    return "\n".join([*map(harmless, lines), *(f"  | {line}" for line in text.split("\n"))])
 
 
 def write_pictures(view: View, processor: LlavaProcessor, settings: ImageSettings, folder: Path) -> list[Path]:

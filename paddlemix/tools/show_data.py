@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,13 +49,13 @@ def main(argv: list[str]) -> int:
     _check_numbers(arguments)
     from paddlemix.datasets.images import ImageSettings
     from paddlemix.datasets.records import open_records
+    from paddlemix.processors.marking import Style
     from paddlemix.tools._processor import open_processor
-    from paddlemix.tools._sample_view import Style, describe, read_view, to_json, write_pictures
+    from paddlemix.tools._sample_view import describe, read_view, to_json, write_pictures
 
     processor = open_processor(arguments.model_path, arguments.conv_mode)
     records = open_records(arguments.data)
-    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    style = Style.coloured() if coloured else Style.plain()
+    style = Style.of_stream(sys.stdout)
     if not arguments.json:
         print(style.legend)
     settings, num_bad = ImageSettings(), 0

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
-import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from paddlemix.device import peak_memory_bytes, set_seed
+from paddlemix.device import set_seed
 from paddlemix.log import MetricsWriter, logger, process_rank, read_metrics
 from paddlemix.trainer.compat import TrainerCallback
+from paddlemix.trainer.reporting import StepReport
 
 METRICS_FILE, CURVE_FILE = "metrics.jsonl", "loss.png"
+_REPORTED = ("loss", "learning_rate", *StepReport.KEYS)
 _SEED_STRIDE = 1_000_003  # a prime, so that neighbouring seeds do not share steps
 
 
@@ -26,28 +28,28 @@ class SeedEachStep(TrainerCallback):
 
 
 class Progress(TrainerCallback):
-    """Bar with time left, loss, learning rate, tokens per second and memory; one line of `metrics.jsonl` per report.
+    """Bar with time left, loss, learning rate and what `StepReport` measures; one line of `metrics.jsonl` per report.
 
     Args:
         output_dir: where `metrics.jsonl` and the loss curve go.
-        device: whose memory is shown.
-        tokens_seen: gives the tokens trained on so far, padding not counted.
+        report: is started here; its numbers arrive with the logs.
         show_bar: False prints a line for each report instead.
     """
 
-    def __init__(self, output_dir: Path, device: str, tokens_seen: Any, show_bar: bool) -> None:
+    def __init__(self, output_dir: Path, report: StepReport, show_bar: bool) -> None:
         self.writer = MetricsWriter(output_dir / METRICS_FILE)
-        self.device, self.tokens_seen, self.show_bar = device, tokens_seen, show_bar
+        self.report, self.show_bar = report, show_bar
         self.bar: Any = None
-        self._time = self._tokens = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Opens the bar; drops what an interrupted run reported behind its last checkpoint."""
         if process_rank() == 0:
             self.writer.truncate_after(state.global_step)
             shown = self.show_bar and sys.stderr is not None
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, disable=not shown, unit="step", ncols=110)
-        self._time, self._tokens = time.time(), float(self.tokens_seen())
+            self.bar = tqdm(
+                total=state.max_steps, initial=state.global_step, disable=not shown, unit="step", dynamic_ncols=True
+            )
+        self.report.start(state.global_step, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Moves the bar; the last step is always reported."""
@@ -60,29 +62,18 @@ class Progress(TrainerCallback):
         """Writes a report."""
         if self.bar is None or not logs or "train_runtime" in logs:
             return
-        values: dict[str, Any] = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4)}
-        if "loss" in logs:
-            values |= {"loss": logs["loss"], "learning_rate": logs["learning_rate"], **self._speed()}
-            values["memory_gib"] = round(peak_memory_bytes(self.device) / 2**30, 3)
-        values |= {key: value for key, value in logs.items() if key.startswith("eval_")}
+        values = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4)}
+        values |= {key: value for key, value in logs.items() if key in _REPORTED or key.startswith("eval_")}
         self.writer.write(values)
         self._show(values, state)
 
-    def _speed(self) -> dict[str, float]:
-        now, tokens = time.time(), float(self.tokens_seen())
-        rate = (tokens - self._tokens) / max(now - self._time, 1e-9)
-        self._time, self._tokens = now, tokens
-        return {"tokens_per_second": round(rate, 1)}
-
     def _show(self, values: dict[str, Any], state: Any) -> None:
         if "loss" in values:
-            shown = (
-                f"loss {values['loss']:.4f} lr {values['learning_rate']:.2e} {values['tokens_per_second']:.0f} tok/s"
-            )
-            shown += f" {values['memory_gib']:.1f} GiB"
+            shown = describe_report(values)
             self.bar.set_postfix_str(shown)
             if self.bar.disable:
-                logger.info("step %d/%d %s", state.global_step, state.max_steps, shown)
+                left = timedelta(seconds=round(values["eta_seconds"]))
+                logger.info("step %d/%d %s, %s left", state.global_step, state.max_steps, shown, left)
         else:
             text = " ".join(f"{key} {value:.4f}" for key, value in values.items() if key not in ("step", "epoch"))
             self.bar.clear()
@@ -93,6 +84,15 @@ class Progress(TrainerCallback):
         if self.bar is not None:
             self.bar.close()
             draw_loss_curve(self.writer.path, self.writer.path.with_name(CURVE_FILE))
+
+
+def describe_report(values: dict[str, Any]) -> str:
+    """A report of training in one line: loss, rate, gradient norm, speed, shares and memory."""
+    norm = f" norm {values['grad_norm']:.3g}" if "grad_norm" in values else ""
+    return (
+        f"loss {values['loss']:.4f} lr {values['learning_rate']:.2e}{norm} {values['tokens_per_second']:.0f} tok/s "
+        f"image {values['image_token_share']:.0%} pad {values['padding_share']:.0%} {values['memory_gib']:.1f} GiB"
+    )
 
 
 def draw_loss_curve(metrics_path: Path, picture_path: Path) -> None:

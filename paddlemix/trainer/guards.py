@@ -1,4 +1,4 @@
-"""What keeps a long run from being lost: stopping on a loss that is no number, in order on a signal, and early."""
+"""What keeps a long run from being lost: stopping on a loss or gradient that is no number, in order on a signal, and early."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ class StepLosses:
 
     def __init__(self) -> None:
         self._losses: list[tuple[paddle.Tensor, Sequence[str]]] = []
+        self._step, self._sources = 0, ""  # of the losses that were looked at last
 
     def add(self, loss: paddle.Tensor, sources: Sequence[str]) -> None:
         """Takes note of a micro-batch."""
@@ -35,17 +36,33 @@ class StepLosses:
     def check(self, step: int) -> None:
         """Looks at the losses before the optimiser uses their gradients, and forgets them.
 
+        Args:
+            step: optimiser steps done.
+
         Raises:
             UserError: one is NaN or infinite; names the samples.
         """
         losses, self._losses = self._losses, []
+        self._step, self._sources = step + 1, "; ".join(source for _, sources in losses for source in sources)
         for loss, sources in losses:
             if not math.isfinite(float(loss)):
-                raise UserError(
-                    f"the loss of step {step + 1} is {float(loss)} in the batch of {'; '.join(sources)}. No weight was "
-                    "changed by it and the last checkpoint is untouched: look at these samples, lower learning_rate, "
-                    "or set max_grad_norm above 0"
-                )
+                raise UserError(_no_number("loss", self._step, float(loss), "; ".join(sources)))
+
+    def check_gradient(self, norm: paddle.Tensor) -> None:
+        """Looks at the gradient's norm over all weights, before the optimiser changes one.
+
+        Raises:
+            UserError: it is NaN or infinite; names the samples of the step.
+        """
+        if not math.isfinite(float(norm)):
+            raise UserError(_no_number("gradient's norm", self._step, float(norm), self._sources))
+
+
+def _no_number(what: str, step: int, value: float, sources: str) -> str:
+    return (
+        f"the {what} of step {step} is {value} in the batch of {sources}. No weight was changed by it and the last "
+        "checkpoint is untouched: look at these samples, lower learning_rate, or set max_grad_norm above 0"
+    )
 
 
 class StopOnSignal(TrainerCallback):

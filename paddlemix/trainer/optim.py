@@ -14,6 +14,8 @@ import paddle
 from paddle import nn
 
 from paddlemix.config.schema import RunConfig
+from paddlemix.peft.settings import MAGNITUDE
+from paddlemix.trainer.gradient_norm import gradient_clip
 from paddlemix.trainer.parts import part_of
 
 
@@ -31,11 +33,14 @@ def set_learning_rates(model: nn.Layer, config: RunConfig) -> None:
 
 
 def undecayed(model: nn.Layer) -> set[str]:
-    """Paddle's names of the parameters without weight decay: biases, norms, the newline and class vectors."""
+    """Paddle's names of the parameters without weight decay: biases, norms and DoRA's lengths.
+
+    Source: transformers' `Trainer.get_decay_parameter_names`, which decays the newline and class vectors.
+    """
     return {
         parameter.name
         for name, parameter in model.named_parameters()
-        if parameter.ndim == 1 or name.endswith(".bias") or "norm" in name
+        if name.endswith((".bias", f".{MAGNITUDE}")) or "norm" in name
     }
 
 
@@ -57,7 +62,7 @@ def build_optimizer(
         parameters=[parameter for parameter in model.parameters() if not parameter.stop_gradient],
         weight_decay=config.weight_decay,
         apply_decay_param_fun=lambda name: name not in without_decay,
-        grad_clip=nn.ClipGradByGlobalNorm(config.max_grad_norm) if config.max_grad_norm > 0 else None,
+        grad_clip=gradient_clip(config.max_grad_norm, is_sharded=bool(config.sharding)),
         multi_precision=low_precision,
     )
 

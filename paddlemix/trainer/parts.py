@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from paddle import nn
 from paddlemix.checkpoints.keymap import PADDLEMIX
 from paddlemix.config.schema import RunConfig
 from paddlemix.errors import UserError
-from paddlemix.peft.lora import linear_names
+from paddlemix.peft.lora import linear_names, quantized_layers
 from paddlemix.peft.settings import LoRAConfig, is_adapter_weight, is_start_value
 
 PARTS = ("vision_tower", "projector", "language_model")
@@ -232,4 +233,6 @@ def count_parameters(model: nn.Layer) -> dict[str, tuple[int, int]]:
         entry = counts[part_of(name)]
         entry[1] += parameter.size
         entry[0] += 0 if parameter.stop_gradient else parameter.size
+    for name, layer in quantized_layers(model):
+        counts[part_of(name)][1] += math.prod(layer.weight_shape)
     return {part: (trained, total) for part, (trained, total) in counts.items()}

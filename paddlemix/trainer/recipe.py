@@ -25,11 +25,14 @@ from paddlemix.log import logger, process_rank
 from paddlemix.peft.lora import add_lora
 from paddlemix.processors.chat_template import resolve_template
 from paddlemix.processors.llava import LlavaProcessor, image_spec_from_dict, processor_from_dict
-from paddlemix.trainer.callbacks import Progress, SeedEachStep
+from paddlemix.trainer.answering import Answerer, AnswerScores
+from paddlemix.trainer.callbacks import METRICS_FILE, Progress, SeedEachStep
 from paddlemix.trainer.compat import PrinterCallback, ProgressCallback, TrainingArguments
+from paddlemix.trainer.environment import describe_adapter, describe_environment
 from paddlemix.trainer.guards import StopEarly, StopOnSignal
 from paddlemix.trainer.loss import LossModel
-from paddlemix.trainer.output import RUN_CONFIG_FILE, clear_earlier_run, find_resume_point, publish
+from paddlemix.trainer.model_card import CardFacts, write_model_card
+from paddlemix.trainer.output import RUN_CONFIG_FILE, clear_earlier_run, find_resume_point, publish, remove_leftovers
 from paddlemix.trainer.parts import (
     adapter_config,
     check_adapter_keys,
@@ -38,10 +41,14 @@ from paddlemix.trainer.parts import (
     plan_training,
     set_trainable,
 )
+from paddlemix.trainer.questions import Question
 from paddlemix.trainer.run_data import TrainingRows, arrange, read_samples
 from paddlemix.trainer.same_recipe import check_same_recipe
+from paddlemix.trainer.sampling_callback import SAMPLES_FILE, ShowAnswers, sample_questions
 from paddlemix.trainer.saving import best_metric, saved_recipe
 from paddlemix.trainer.skipping import SkipLog
+from paddlemix.trainer.start_report import report_parts, report_sample
+from paddlemix.trainer.trackers import resolve_trackers
 from paddlemix.trainer.trainer import LlavaTrainer, RunData
 
 
@@ -56,6 +63,7 @@ class _Run:
     write_result: Callable[[Path], None]
     train: TrainingRows | None
     evaluation: SampleDataset | None
+    questions: list[Question] = field(default_factory=list)  # asked every sample_steps
     stop: StopOnSignal = field(default_factory=StopOnSignal)
 
 
@@ -76,12 +84,13 @@ def run_recipe(config: RunConfig) -> dict[str, float]:
     device = select_device(config.device)
     check_dtype(_compute_dtype(config), device)
     best_metric(config)
+    config.report_to = resolve_trackers(config)
     resume = find_resume_point(config)
     if resume is not None:
         check_same_recipe(resume, saved_recipe(resume), config)
     set_seed(config.seed)
     run = _prepare(config, device)
-    _report_parts(run)
+    _report_start(run)
     return _execute(run, resume)
 
 
@@ -108,8 +117,11 @@ def _prepare(config: RunConfig, device: str) -> _Run:
     train = arrange(config, read_samples(config, "train", processor, has_tower)) if config.do_train else None
     wants_evaluation = config.resolved_evaluation_strategy != "no"
     evaluation = read_samples(config, "eval", processor, has_tower) if wants_evaluation else None
+    questions = []
+    if train is not None and config.sample_steps is not None:
+        questions = sample_questions(config, processor, evaluation or train.samples)
     write_result = _add_training(config, spec, loaded)
-    return _Run(config, device, loaded, processor, write_result, train, evaluation)
+    return _Run(config, device, loaded, processor, write_result, train, evaluation, questions)
 
 
 def _base_spec(config: RunConfig) -> BaseSpec:
@@ -168,10 +180,10 @@ def _add_training(config: RunConfig, spec: BaseSpec, loaded: Pretrained) -> Call
     return write_result
 
 
-def _report_parts(run: _Run) -> None:
-    for part, (trained, total) in count_parameters(run.loaded.model).items():
-        if total:
-            logger.info("%-15s %13d parameters, %13d trained", part, total, trained)
+def _report_start(run: _Run) -> None:
+    report_parts(run.loaded.model)
+    if run.train is not None:
+        report_sample(run.train.samples)
     if run.evaluation is not None:
         logger.info("%d evaluation samples", len(run.evaluation))
 
@@ -180,7 +192,8 @@ def _execute(run: _Run, resume: Path | None) -> dict[str, float]:
     config = run.config
     output_dir = Path(str(config.output_dir))
     if config.do_train and process_rank() == 0:
-        if config.overwrite_output_dir and resume is None:
+        remove_leftovers(output_dir)
+        if resume is None:  # only what may go is there: see find_resume_point
             clear_earlier_run(output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)
         save_config(config, output_dir / RUN_CONFIG_FILE)
@@ -194,11 +207,26 @@ def _execute(run: _Run, resume: Path | None) -> dict[str, float]:
             logger.warning("%d samples were left out, see %s", trainer.skips.count, trainer.skips.path)
         if process_rank() == 0:
             publish(output_dir, run.write_result)
+            write_model_card(_card_facts(run, trainer, results), output_dir / METRICS_FILE, output_dir / SAMPLES_FILE)
             logger.info("saved to %s", output_dir)
     elif run.evaluation is not None:
         results |= trainer.evaluate()
         logger.info(" ".join(f"{name} {value:.4f}" for name, value in results.items()))
     return results
+
+
+def _card_facts(run: _Run, trainer: LlavaTrainer, results: dict[str, float]) -> CardFacts:
+    adapter, splits = run.loaded.adapter, (("train", run.train and run.train.samples), ("eval", run.evaluation))
+    return CardFacts(
+        config=run.config,
+        parts=count_parameters(run.loaded.model),
+        adapter=None if adapter is None else describe_adapter(adapter),
+        has_tower=run.loaded.model.config.vision is not None,
+        files=[(split, path, count) for split, data in splits if data for path, count in data.files],
+        skipped=trainer.skips.count if trainer.skips is not None else 0,
+        results=results,
+        environment=describe_environment(run.device, trainer.args.world_size),
+    )
 
 
 def _build_trainer(run: _Run) -> LlavaTrainer:
@@ -214,15 +242,28 @@ def _build_trainer(run: _Run) -> LlavaTrainer:
     model = LossModel(run.loaded.model)
     run.loaded.model.language_model.enable_recompute = config.recompute
     output_dir = Path(str(config.output_dir))
-    skips = SkipLog(output_dir, run.train.samples) if run.train else None
+    skips = SkipLog(output_dir, run.train) if run.train else None
     data = RunData(train=run.train, evaluation=run.evaluation, loading=loading, skips=skips)
     trainer = LlavaTrainer(model, config, arguments, data, run.write_result, [SeedEachStep(), run.stop])
     if config.early_stopping_patience is not None:
         trainer.add_callback(StopEarly(config, lambda: trainer.evaluations))
-    trainer.add_callback(Progress(output_dir, run.device, lambda: trainer.tokens_seen, not config.disable_tqdm))
+    trainer.add_callback(Progress(output_dir, trainer.report, not config.disable_tqdm))
+    _add_answers(run, trainer)
     for callback in (PrinterCallback, ProgressCallback):  # ours shows the same and more
         trainer.remove_callback(callback)
     return trainer
+
+
+def _add_answers(run: _Run, trainer: LlavaTrainer) -> None:
+    """The parts of a run that let the model answer: samples in the log, metrics of evaluations."""
+    config = run.config
+    answerer = Answerer(run.loaded.model, config.max_new_tokens, trainer.autocast_smart_context_manager)
+    if config.eval_with_do_generation and run.evaluation is not None:
+        batch_size, most = config.per_device_eval_batch_size, config.max_evaluate_steps
+        trainer.answer_scores = AnswerScores(answerer, run.evaluation, batch_size, most)
+    if run.questions and config.sample_steps is not None:
+        output_dir = Path(str(config.output_dir))
+        trainer.add_callback(ShowAnswers(run.questions, answerer, config.sample_steps, output_dir, trainer.report))
 
 
 def _training_arguments(config: RunConfig, device: str) -> TrainingArguments:

@@ -18,6 +18,7 @@ from paddlemix.errors import UserError
 from paddlemix.log import logger
 from paddlemix.processors.chat_template import resolve_template
 from paddlemix.processors.llava import LlavaProcessor
+from paddlemix.sample import Skip
 
 _MEASURED = 1000  # samples whose lengths are known at the start although nothing needs them
 
@@ -31,12 +32,14 @@ class TrainingRows:
         samples: what the rows are made of.
         grouping: how an epoch's order is made.
         lengths: int [rows], what is grouped by; None where nothing is.
+        left_out: samples that stand in no row, because they could not be measured.
     """
 
     rows: RowDataset
     samples: SampleDataset
     grouping: Grouping = "none"
     lengths: np.ndarray | None = None
+    left_out: tuple[Skip, ...] = ()
 
 
 def data_settings(config: RunConfig) -> DataSettings:
@@ -100,12 +103,13 @@ def arrange(config: RunConfig, samples: SampleDataset) -> TrainingRows:
         lengths = measure_lengths(samples, config.dataloader_num_workers)
     else:
         lengths = _measure_some(samples, config.seed)
-    summary = describe_lengths(lengths, config.per_device_train_batch_size, capacity, grouping)
-    logger.info("training data: %s%s", summary, _estimated(lengths, samples))
+    size = config.per_device_train_batch_size
+    logger.info("training data: %s", describe_lengths(lengths, size, capacity, grouping, total=len(samples)))
     if config.mixtoken:
         packs = pack_rows(lengths[:, 0], config.max_length, config.seed)
         logger.info("%d samples are packed into %d rows of at most %d tokens", len(samples), len(packs), capacity)
-        return TrainingRows(rows=PackedDataset(samples, packs), samples=samples)
+        left_out = [skip for index in np.flatnonzero(lengths[:, 0] == 0) for skip in samples[int(index)].skipped]
+        return TrainingRows(rows=PackedDataset(samples, packs), samples=samples, left_out=tuple(left_out))
     by = {"length": lengths[:, 0], "modality": samples.words, "none": None}[grouping]
     return TrainingRows(rows=samples, samples=samples, grouping=grouping, lengths=by)
 
@@ -116,6 +120,3 @@ def _measure_some(samples: SampleDataset, seed: int) -> np.ndarray:
     rows = np.random.default_rng(seed).choice(len(samples), count, replace=False)
     return np.array([samples.measure(int(row)) for row in np.sort(rows)], dtype=np.int32)
 
-
-def _estimated(lengths: np.ndarray, samples: SampleDataset) -> str:
-    return f" (estimated from {len(lengths)} of {len(samples)} samples)" if len(lengths) < len(samples) else ""

@@ -17,6 +17,7 @@ _RECIPE_TRAINING = (
     *("learning_rate", "mm_projector_lr", "mm_vision_tower_lr", "min_learning_rate", "lr_scheduler_type"),
     *("warmup_ratio", "warmup_steps", "num_cycles", "lr_end", "power"),
     *("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
+    *("loss_reduction", "neftune", "neftune_noise_alpha"),
     *("dtype", "bf16", "fp16", "fp16_opt_level", "amp_master_grad"),
 )
 _LENGTH = ("num_train_epochs", "max_steps")

@@ -11,7 +11,6 @@ Nothing is pickled.  Random numbers need no state: those of a step depend on see
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import numpy as np
 import paddle
 
 from paddlemix.checkpoints.adapter import ADAPTER_WEIGHTS
-from paddlemix.checkpoints.directories import atomic_directory
+from paddlemix.checkpoints.directories import atomic_directory, remove_directory
 from paddlemix.checkpoints.files import read_json, read_safetensors, read_weights, write_json, write_safetensors
 from paddlemix.checkpoints.pretrained import copy_into, tensor_entry
 from paddlemix.checkpoints.tensors import TensorEntry
@@ -30,7 +29,8 @@ from paddlemix.log import logger
 from paddlemix.trainer.same_recipe import recipe_values
 
 OPTIMIZER_FILE, STATE_FILE, PROGRESS_FILE = "optimizer.safetensors", "training_state.json", "trainer_state.json"
-METRICS = ("loss", "token_accuracy")  # that tell one checkpoint from another; reported as eval_loss, ...
+ANSWER_METRICS = ("exact_match", "rouge_l")  # measured with eval_with_do_generation
+METRICS = ("loss", "token_accuracy", *ANSWER_METRICS)  # that tell the best checkpoint; reported as eval_loss, ...
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _SCALARS = re.compile(r"(.+)_(beta[12]_pow_acc|moment[12]|moment2_max)_0")
 
@@ -67,15 +67,29 @@ def save_checkpoint(trainer: Any, metrics: dict[str, float] | None) -> Path:
     target = output_dir / f"checkpoint-{trainer.state.global_step}"
     _note_best(trainer, metrics, target)
     if trainer.args.should_save:
-        with atomic_directory(target) as temporary:
-            trainer.write_model(temporary)
-            if not trainer.config.ignore_save_lr_and_optim:
-                write_safetensors(temporary / OPTIMIZER_FILE, _optimizer_entries(trainer))
-            trainer.state.save_to_json(str(temporary / PROGRESS_FILE))
-            write_json(temporary / STATE_FILE, _state_values(trainer))
+        try:
+            with atomic_directory(target) as temporary:
+                _write_checkpoint(trainer, temporary)
+        except UserError as error:
+            raise UserError(f"{target.name} was not saved: {error}. {_what_is_left(output_dir)}") from error
         best = trainer.state.best_model_checkpoint
         _rotate(output_dir, trainer.config.save_total_limit, {target, *([Path(best)] if best else [])})
     return target
+
+
+def _write_checkpoint(trainer: Any, directory: Path) -> None:
+    trainer.write_model(directory)
+    if not trainer.config.ignore_save_lr_and_optim:
+        write_safetensors(directory / OPTIMIZER_FILE, _optimizer_entries(trainer))
+    trainer.state.save_to_json(str(directory / PROGRESS_FILE))
+    write_json(directory / STATE_FILE, _state_values(trainer))
+
+
+def _what_is_left(output_dir: Path) -> str:
+    checkpoints = list_checkpoints(output_dir)
+    if not checkpoints:
+        return "There is no earlier checkpoint: the run has to begin anew"
+    return f"{checkpoints[-1].name} is untouched: the same command goes on from there"
 
 
 def _state_values(trainer: Any) -> dict[str, Any]:
@@ -94,9 +108,11 @@ def best_metric(config: RunConfig) -> str:
     """The metric that tells the best checkpoint, e.g. "eval_loss".
 
     Raises:
-        UserError: `metric_for_best_model` is none that an evaluation measures.
+        UserError: `metric_for_best_model` is none that the run's evaluations measure.
     """
     name = config.metric_for_best_model or "loss"
+    if name.removeprefix("eval_") in ANSWER_METRICS and not config.eval_with_do_generation:
+        raise UserError(f"metric_for_best_model='{name}' is only measured with eval_with_do_generation true; set it")
     if name.removeprefix("eval_") not in METRICS:
         raise UserError(
             f"metric_for_best_model='{name}' is not one of {', '.join(METRICS)}{did_you_mean(name, METRICS)}"
@@ -126,7 +142,7 @@ def _rotate(output_dir: Path, limit: int | None, kept: set[Path]) -> None:
     surplus = len(checkpoints) - limit if limit else 0
     for path in checkpoints:
         if surplus > 0 and path not in kept:
-            shutil.rmtree(path)
+            remove_directory(path)
             surplus -= 1
 
 

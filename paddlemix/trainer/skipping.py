@@ -6,10 +6,11 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from paddlemix.datasets.mixture import SampleDataset, check_bad_share
+from paddlemix.datasets.mixture import check_bad_share
 from paddlemix.errors import UserError
 from paddlemix.log import logger, process_rank, read_metrics
 from paddlemix.sample import Skip
+from paddlemix.trainer.run_data import TrainingRows
 
 SKIPPED_FILE = "skipped.jsonl"
 
@@ -20,11 +21,12 @@ class SkipLog:
     Args:
         output_dir: `skipped.jsonl` is written here, one object per sample: `index` (its number in the data set, null
             for a record that is no sample), `reason`, `too_long`; by other processes `skipped-rank<N>.jsonl`.
-        samples: the training samples; what they left out at once is written first.
+        data: what is trained on; what was left out at once is written first.
     """
 
-    def __init__(self, output_dir: Path, samples: SampleDataset) -> None:
-        rank = process_rank()
+    def __init__(self, output_dir: Path, data: TrainingRows) -> None:
+        rank, samples = process_rank(), data.samples
+        self._left_out = data.left_out if rank == 0 else ()
         self.path = output_dir / (SKIPPED_FILE if rank == 0 else f"skipped-rank{rank}.jsonl")
         self._total = len(samples) + len(samples.unreadable)
         self._most = samples.settings.max_bad_fraction
@@ -40,6 +42,8 @@ class SkipLog:
     def start(self, resumed: bool) -> None:
         """Begins the file with the records that could not be read at all, or goes on with that of an earlier call."""
         if resumed and self.path.is_file():
+            if not self.path.read_bytes().endswith(b"\n"):
+                self._append("\n")  # a killed run left half a line, which must not spoil the next one
             for line in read_metrics(self.path):
                 if line["index"] is not None:
                     self._known.add(line["index"])
@@ -48,6 +52,7 @@ class SkipLog:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.unlink(missing_ok=True)
         self._write({"index": None, "reason": reason, "too_long": False} for _, reason in self._unreadable)
+        self.add(self._left_out)
 
     def add(self, skipped: Iterable[Skip]) -> None:
         """Takes note of the skipped samples of a batch.
@@ -67,7 +72,9 @@ class SkipLog:
                 check_bad_share(self._bad, self._total, self._most, skip.reason)
 
     def _write(self, lines: Iterable[dict[str, object]]) -> None:
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        self._append("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+    def _append(self, text: str) -> None:
         if not text:
             return
         try:

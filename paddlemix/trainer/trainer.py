@@ -19,11 +19,14 @@ from paddlemix.datasets.loading import LoadingSettings, RowDataset, iterate_batc
 from paddlemix.datasets.order import EpochBatchSampler
 from paddlemix.errors import UserError
 from paddlemix.log import logger
+from paddlemix.trainer.answering import AnswerScores
 from paddlemix.trainer.compat import Trainer, TrainerState, TrainingArguments
+from paddlemix.trainer.gradient_norm import MeasuredNorm
 from paddlemix.trainer.guards import StepLosses
 from paddlemix.trainer.loader import BatchLoader, Inputs, batch_inputs
 from paddlemix.trainer.loss import LossModel
 from paddlemix.trainer.optim import build_optimizer, build_schedule, set_learning_rates
+from paddlemix.trainer.reporting import Meters, StepReport
 from paddlemix.trainer.run_data import TrainingRows
 from paddlemix.trainer.saving import (
     PROGRESS_FILE,
@@ -85,6 +88,13 @@ class LlavaTrainer(Trainer):
         self.tokens_seen = 0
         self._loader: BatchLoader | None = None
         self._step_losses = StepLosses()
+        meters = Meters(
+            tokens_seen=lambda: self.tokens_seen,
+            positions=lambda: self.get_train_dataloader().counts,
+            take_norm=self._take_gradient_norm,
+        )
+        self.report = StepReport(meters, arguments.device)
+        self.answer_scores: AnswerScores | None = None  # set where evaluations let the model answer
         self.evaluations: list[float] = []  # of the metric that tells the best checkpoint, oldest first
         super().__init__(
             model=model,
@@ -137,18 +147,20 @@ class LlavaTrainer(Trainer):
         if self.optimizer is None:
             set_learning_rates(self.model.model, self.config)
             self.optimizer = build_optimizer(self.model.model, self.config, lr_scheduler or self.lr_scheduler)
+            if isinstance(self.optimizer._grad_clip, MeasuredNorm):
+                self.optimizer._grad_clip.check = self._step_losses.check_gradient
         return self.optimizer
 
     def training_step(self, model: Any, inputs: Inputs, step_control: int = 0) -> paddle.Tensor:
         """Forward and backward pass of one micro-batch.
 
-        The loss is divided by the supervised tokens of the whole optimiser step; PaddleNLP averages micro-batch means,
-        which weighs a token by the company it comes in.
+        The loss is divided by the supervised tokens of the whole optimiser step, unless `loss_reduction` asks for
+        PaddleNLP's mean of micro-batch means, which weighs a token by the company it comes in.
         """
         model.train()
         if self.skips is not None:
             self.skips.add(inputs["skipped"])
-        total = inputs["num_supervised"]
+        total = self._divisor(inputs)
         self.tokens_seen += inputs["num_tokens"] * self.args.dataset_world_size
         with self.autocast_smart_context_manager():
             loss_sum, _ = model(**model_inputs(inputs))
@@ -161,37 +173,62 @@ class LlavaTrainer(Trainer):
             loss.backward()
         return loss.detach()
 
+    def _divisor(self, inputs: Inputs) -> int:
+        """What a micro-batch's summed loss is divided by, so that those of a step add up to the step's loss."""
+        if self.config.loss_reduction == "tokens":
+            return int(inputs["num_supervised"])
+        parts = self.args.gradient_accumulation_steps * self.args.dataset_world_size
+        return int(inputs["loss_index"].shape[0]) * parts
+
     def _check_loss_valid(self, loss: paddle.Tensor) -> None:
         """Called before the optimiser's step; PaddleNLP's looks only where an environment variable says so."""
         self._step_losses.check(self.state.global_step)
+
+    def _take_gradient_norm(self) -> float | None:
+        clip = getattr(self.optimizer, "_grad_clip", None)
+        return clip.take() if isinstance(clip, MeasuredNorm) else None
+
+    def log(self, logs: dict[str, Any], **named: Any) -> None:
+        """Hands a report to all callbacks, trackers among them; PaddleNLP's has its own measures of speed."""
+        if "loss" in logs:
+            logs = {key: logs[key] for key in ("loss", "learning_rate")} | self.report.values(self.state.global_step)
+        super().log(logs, **named)
 
     # ---- evaluation ----
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Loss and accuracy per supervised token over the evaluation set.
+        """Loss and accuracy per supervised token over the evaluation set, and metrics of answers where asked for.
 
         PaddleNLP's averages the means of batches.
 
         Returns:
-            `eval_loss`, `eval_token_accuracy` (0..1), `eval_runtime` (seconds).
+            `eval_loss`, `eval_token_accuracy` (0..1), `eval_runtime` (seconds); with `answer_scores` also
+            `eval_exact_match` and `eval_rouge_l` (0..1, means over samples).
         """
         dataset = eval_dataset or self.eval_dataset
         if dataset is None:
             raise UserError("evaluation needs dataset.eval in the JSON file")
         started = time.time()
-        loss_total, right_total, count = self._sum_over_ranks(*self._evaluate_own_share(dataset))
-        metrics = {
-            f"{metric_key_prefix}_loss": loss_total / max(count, 1.0),
-            f"{metric_key_prefix}_token_accuracy": right_total / max(count, 1.0),
-            f"{metric_key_prefix}_runtime": round(time.time() - started, 3),
-        }
+        with self.report.pause():
+            values = self._evaluation_values(dataset)
+        values["runtime"] = round(time.time() - started, 3)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         if metric_key_prefix == "eval":
             self.evaluations.append(metrics[best_metric(self.config)])
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _evaluation_values(self, dataset: RowDataset) -> dict[str, float]:
+        loss, right, count = self._sum_over_ranks(*self._evaluate_own_share(dataset))
+        values = {"loss": loss / max(count, 1.0), "token_accuracy": right / max(count, 1.0)}
+        if self.answer_scores is not None:
+            sums = self.answer_scores.sums(self.args.dataset_rank, self.args.dataset_world_size)
+            exact, overlap, count = self._sum_over_ranks(*sums)
+            values |= {"exact_match": exact / max(count, 1.0), "rouge_l": overlap / max(count, 1.0)}
+        return values
 
     def _evaluate_own_share(self, dataset: RowDataset) -> tuple[float, float, float]:
         """Summed loss, right guesses and supervised tokens of this process's samples."""
@@ -214,7 +251,8 @@ class LlavaTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, metrics: dict[str, float] | None = None) -> None:
         """PaddleNLP writes in place, so that a killed run leaves half a checkpoint, and keeps pickles."""
-        save_checkpoint(self, metrics)
+        with self.report.pause():
+            save_checkpoint(self, metrics)
 
     def run(self, resume: Path | None) -> dict[str, float]:
         """Trains, from a checkpoint where one is given; ends with the best checkpoint's weights where asked to.

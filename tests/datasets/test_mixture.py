@@ -59,7 +59,8 @@ def test_entries_follow_each_other(tmp_path: Path, processor_for: Any) -> None:
 
 
 def test_max_length_reaches_the_processor(tmp_path: Path, processor_for: Any) -> None:
-    dataset = SampleDataset([{"data_files": write(tmp_path / "1.json", ["Q", "A"])}], processor_for, DataSettings(max_length=3))
+    entry = {"data_files": write(tmp_path / "1.json", ["Q", "A"])}
+    dataset = SampleDataset([entry], processor_for, DataSettings(max_length=3))
     with pytest.raises(UserError, match=r"1.json record 0: .*max_length is 3"):
         dataset[0]
 
@@ -113,7 +114,7 @@ def test_bad_records_are_left_out(tmp_path: Path, processor_for: Any) -> None:
 
 def test_too_many_bad_records(tmp_path: Path, processor_for: Any) -> None:
     path = write(tmp_path / "1.json", ["Q", ""], ["Q", ""], ["Q", "three"])
-    with pytest.raises(UserError, match=r"2 of 3 samples cannot be used, max_bad_fraction 0.5 allows 1; the first: .*1"):
+    with pytest.raises(UserError, match="2 of 3 samples cannot be used, max_bad_fraction 0.5 allows 1"):
         SampleDataset([{"data_files": path}], processor_for, skipping())
 
 

@@ -118,9 +118,8 @@ def test_bad_samples_are_left_out_and_named(world: World, tmp_path: Path, packed
     lines = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
     assert "record 12" in lines[0]["reason"]
     assert lines[0]["index"] is None
-    if not packed:  # a packed run met it when it measured
-        [gone] = lines[1:]
-        assert gone["index"] == 12 and "gone.png" in gone["reason"]
+    [gone] = lines[1:]
+    assert gone["index"] == 12 and "gone.png" in gone["reason"]
 
 
 def test_too_many_bad_samples_end_the_run(world: World, tmp_path: Path) -> None:

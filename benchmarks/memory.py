@@ -1,0 +1,115 @@
+"""What `--dry-run` estimates beside what a run takes: peak memory on the CPU, five kinds of runs.
+
+    python benchmarks/memory.py                  about two minutes
+    python benchmarks/memory.py --cases full
+
+Each case is a small LLaVA with its data, made here, and a recipe as a user writes it.  A process estimates it, another
+runs it through the training command's own recipe.  Measured is the largest resident set of the whole process less that
+before the model was built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+TILE, PATCH = 224, 14  # pixels: 256 tokens for a tile
+_WORDS = np.array("the a red blue cat dog sits stands on under table street with and bus person holding looks".split())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One kind of run.
+
+    Args:
+        keys: of its recipe, besides those that all have.
+        words: of an answer, fewest and most.
+        picture: width and height, pixels.
+        grids: any-resolution grids; none: images are padded to one tile.
+    """
+
+    keys: dict[str, Any]
+    words: tuple[int, int] = (60, 70)
+    picture: tuple[int, int] = (320, 240)
+    grids: list[list[int]] = field(default_factory=list)
+
+
+_LORA = {"lora": True, "lora_rank": 16, "lora_alpha": 32, "learning_rate": 1e-4}
+CASES = {
+    "full": Case(keys={"per_device_train_batch_size": 4}),
+    "lora": Case(keys={**_LORA, "per_device_train_batch_size": 6}),
+    "recompute": Case(keys={"recompute": True, "per_device_train_batch_size": 8}, words=(150, 160)),
+    "any-resolution": Case(
+        keys={**_LORA, "lora_dropout": 0.0, "per_device_train_batch_size": 2},
+        picture=(480, 460),
+        grids=[[TILE, 2 * TILE], [2 * TILE, TILE], [2 * TILE, 2 * TILE]],
+    ),
+    "packed": Case(keys={"mixtoken": True, "max_length": 1024, "per_device_train_batch_size": 2}, words=(30, 90)),
+}
+
+
+def write_case(case: Case, folder: Path) -> Path:
+    """Model, data and recipe of a case; gives the recipe."""
+    from paddlemix.checkpoints.pretrained import Pretrained, build_model, save_model
+    from paddlemix.demo.vocabulary import train_tokenizer
+    from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionConfig
+    from paddlemix.processors.image import ImageSpec
+    from paddlemix.processors.llava import LlavaProcessor
+    from paddlemix.processors.templates import get_template
+    from paddlemix.processors.tokenizer import load_tokenizer
+
+    texts = [get_template("vicuna_v1").system, *(" ".join(np.roll(_WORDS, number)) for number in range(40))]
+    (folder / "tokenizer").mkdir(parents=True)
+    train_tokenizer(texts, folder / "tokenizer", vocab_size=380)
+    text = DecoderConfig(hidden_size=512, intermediate_size=1376, num_hidden_layers=8, num_attention_heads=8)
+    vision = VisionConfig(
+        **{"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 6},
+        **{"image_size": TILE, "patch_size": PATCH},
+    )
+    anyres = {"aspect_mode": "anyres", "merge_type": "spatial_unpad", "grid_pinpoints": tuple(map(tuple, case.grids))}
+    spec = ImageSpec(tile_size=TILE, patch_size=PATCH, **(anyres if case.grids else {}))
+    processor = LlavaProcessor(
+        tokenizer=load_tokenizer(folder / "tokenizer"), template=get_template("vicuna_v1"), image_spec=spec
+    )
+    model = build_model(LlavaConfig(text=text, vision=vision, image_newline=bool(case.grids)), initialise=True)
+    save_model(Pretrained(model, processor, folder / "model"), folder / "model")
+    _write_data(case, folder)
+    recipe = {
+        "model_name_or_path": str(folder / "model"),
+        "dataset": {"train": [{"data_files": str(folder / "train.json"), "image_root": str(folder)}]},
+        "output_dir": str(folder / "out"),
+        "do_train": True,
+        "max_steps": 4,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "device": "cpu",
+        **case.keys,
+    }
+    path = folder / "recipe.json"
+    path.write_text(json.dumps(recipe, indent=2))
+    return path
+
+
+def _write_data(case: Case, folder: Path) -> None:
+    """16 records of one picture and one question."""
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (*case.picture[::-1], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "picture.png")
+    records = []
+    for _ in range(16):
+        answer = " ".join(random.choice(_WORDS, int(random.integers(*case.words))))
+        records.append({"image": "picture.png", "conversations": [["<image>\nWhat is this?", answer]]})
+    (folder / "train.json").write_text(json.dumps(records))

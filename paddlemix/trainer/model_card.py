@@ -1,0 +1,233 @@
+"""The `README.md` that a run leaves beside its result: what was trained, on what, with which outcome, how to use it.
+
+Knows no tensor.  The form of its head is that of model hubs (YAML between two lines of dashes).
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from paddlemix import __version__
+from paddlemix.config.schema import SPECS, RunConfig
+from paddlemix.errors import UserError
+from paddlemix.log import logger, read_metrics
+
+CARD_FILE = "README.md"
+MARKER = "<!-- Written by paddlemix. Without this line the file is yours: no run replaces or removes it. -->"
+# what makes a recipe comparable with others, shown whatever its value
+_ALWAYS = (
+    *("learning_rate", "lr_scheduler_type", "warmup_ratio", "weight_decay", "max_grad_norm"),
+    *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length"),
+    *("bf16", "fp16", "seed"),
+)
+_ELSEWHERE = ("dataset", "output_dir", "overwrite_output_dir", "do_train", "resume_from_checkpoint")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardFacts:
+    """What a card tells and the files of the run do not.
+
+    Args:
+        config: the run.
+        parts: part -> (trained, all) parameters.
+        adapter: what kind of adapter the result is, in words; None for a whole model.
+        has_tower: whether the result sees.
+        files: (split, path, samples taken of it).
+        skipped: training samples left out.
+        results: `train_loss` and `steps`.
+        environment: (what, version or name) of machine and software.
+    """
+
+    config: RunConfig
+    parts: dict[str, tuple[int, int]]
+    adapter: str | None
+    has_tower: bool
+    files: Sequence[tuple[str, str, int]]
+    skipped: int
+    results: dict[str, float]
+    environment: Sequence[tuple[str, str]] = field(default=())
+
+
+def is_own_card(path: Path) -> bool:
+    """Whether a file is a card that a run wrote."""
+    try:
+        return MARKER in path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def write_model_card(facts: CardFacts, metrics_path: Path, samples_path: Path) -> None:
+    """Writes the card into the run's output_dir; somebody else's README.md stays, and the log says so.
+
+    Args:
+        metrics_path, samples_path: the run's reports and answers; either may be missing.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    path = Path(str(facts.config.output_dir)) / CARD_FILE
+    if path.exists() and not is_own_card(path):
+        logger.warning("%s was not written by a run and stays; there is no model card", path)
+        return
+    metrics = read_metrics(metrics_path) if metrics_path.is_file() else []
+    samples = read_metrics(samples_path) if samples_path.is_file() else []
+    has_curve = path.with_name("loss.png").is_file()
+    try:
+        path.write_text(render_card(facts, metrics, samples, has_curve), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}; free some space") from error
+
+
+def render_card(
+    facts: CardFacts, metrics: Sequence[dict[str, Any]], samples: Sequence[dict[str, Any]], has_curve: bool
+) -> str:
+    """The card's text, Markdown.
+
+    Args:
+        metrics: lines of `metrics.jsonl`.
+        samples: lines of `samples.jsonl`.
+        has_curve: whether `loss.png` stands beside it.
+    """
+    sections = [
+        _head(facts),
+        _introduction(facts),
+        _section("How to use it", _commands(facts)),
+        _section("What was trained", _parts(facts)),
+        _section("Recipe", _recipe(facts.config)),
+        _section("Data", _data(facts)),
+        _section("Results", _results(facts, metrics, has_curve)),
+        _section("Answers", _answers(samples)),
+        _section("Environment", _table(("what", "which"), facts.environment)),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _head(facts: CardFacts) -> str:
+    tags = json.dumps(["llava", "paddlepaddle", *(["lora"] if facts.adapter else [])])
+    task = "image-text-to-text" if facts.has_tower else "text-generation"
+    values = {"base_model": json.dumps(facts.config.model_name_or_path), "library_name": "paddlemix"}
+    lines = [f"{key}: {value}" for key, value in {**values, "pipeline_tag": task, "tags": tags}.items()]
+    return "\n".join(["---", *lines, "---", "", MARKER])
+
+
+def _introduction(facts: CardFacts) -> str:
+    config = facts.config
+    name = config.run_name or Path(str(config.output_dir)).resolve().name
+    kind = f"{facts.adapter} for" if facts.adapter else "Model trained from"
+    beside = [f"vision tower `{config.mm_vision_tower}`"] if config.mm_vision_tower else []
+    beside += [f"projector `{config.pretrain_mm_mlp_adapter}`"] if config.pretrain_mm_mlp_adapter else []
+    beside += [f"adapter `{config.lora_path}` to begin with"] if config.lora_path else []
+    extra = f", with {', '.join(beside)}" if beside else ""
+    return f"# {_inline(name)}\n\n{kind} `{config.model_name_or_path}`{extra}. Trained with paddlemix {__version__}."
+
+
+def _section(title: str, body: str) -> str:
+    return f"## {title}\n\n{body}" if body else ""
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    if not rows:
+        return ""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(_inline(str(cell)) for cell in line)} |" for line in lines)
+
+
+def _inline(text: str) -> str:
+    """A text that can stand in one cell."""
+    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
+
+
+def _commands(facts: CardFacts) -> str:
+    config = facts.config
+    given = str(config.output_dir).rstrip("/")
+    here = shlex.quote(given)
+    lines = []
+    if facts.has_tower:
+        lines += [f"paddlemix chat --model-path {here} --image-file IMAGE"]
+    if facts.adapter:
+        merged = shlex.quote(f"{given}-merged")
+        lines += [
+            f"paddlemix merge-lora --lora_path {here} --merge_model_path {merged}",
+            f"paddlemix convert --input {merged} --output {shlex.quote(f'{given}-hf')} --to hf",
+        ]
+    else:
+        lines += [f"paddlemix convert --input {here} --output {shlex.quote(f'{given}-hf')} --to hf"]
+    again = shlex.quote(f"{given}/run_config.json")
+    lines += [f"paddlemix finetune {again} output_dir={shlex.quote(f'{given}-again')}"]
+    meaning = ["talk with it"] if facts.has_tower else []
+    meaning += ["fold the adapter into its base"] if facts.adapter else []
+    meaning += ["write it in llava-hf's layout", "train it again"]
+    return f"To {', '.join(meaning[:-1])}, and to {meaning[-1]}:\n\n```bash\n" + "\n".join(lines) + "\n```"
+
+
+def _parts(facts: CardFacts) -> str:
+    rows = [(part, f"{total:,}", f"{trained:,}") for part, (trained, total) in facts.parts.items() if total]
+    return _table(("part", "parameters", "trained"), rows)
+
+
+def _recipe(config: RunConfig) -> str:
+    shown = [
+        (f"`{name}`", f"`{json.dumps(getattr(config, name), ensure_ascii=False)}`")
+        for name, spec in SPECS.items()
+        if spec.status == "used" and not spec.secret and name not in _ELSEWHERE and _is_shown(name, config)
+    ]
+    text = "The usual keys, and those that differ from their defaults; `run_config.json` has all of them."
+    return f"{text}\n\n{_table(('key', 'value'), shown)}"
+
+
+def _is_shown(name: str, config: RunConfig) -> bool:
+    return name in _ALWAYS or getattr(config, name) != SPECS[name].default
+
+
+def _data(facts: CardFacts) -> str:
+    table = _table(("split", "file", "samples"), [(split, f"`{path}`", f"{n:,}") for split, path, n in facts.files])
+    left_out = f"{facts.skipped:,} training samples were left out; `skipped.jsonl` names them."
+    return f"{table}\n\n{left_out if facts.skipped else 'No training sample was left out.'}"
+
+
+def _results(facts: CardFacts, metrics: Sequence[dict[str, Any]], has_curve: bool) -> str:
+    training = [item for item in metrics if "loss" in item]
+    rows = [("optimiser steps", f"{facts.results['steps']:,}")]
+    if "train_loss" in facts.results:
+        rows.append(("loss, mean over the last call's steps", f"{facts.results['train_loss']:.4f}"))
+    if training:
+        last = training[-1]
+        rows.append((f"loss at step {last['step']}", f"{last['loss']:.4f}"))
+        rows.append(("tokens per second", f"{last['tokens_per_second']:,.0f}"))
+        rows.append(("image tokens, padding", f"{last['image_token_share']:.1%}, {last['padding_share']:.1%}"))
+        rows.append(("peak memory", f"{last['memory_gib']:.2f} GiB"))
+    table = _table(("training", ""), rows)
+    parts = [table, _evaluations(facts.config, metrics), "![Loss over steps](loss.png)" if has_curve else ""]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _evaluations(config: RunConfig, metrics: Sequence[dict[str, Any]]) -> str:
+    reports = [item for item in metrics if "eval_loss" in item]
+    if not reports:
+        return ""
+    best = min(reports, key=lambda item: item["eval_loss"])
+    names = [name for name in reports[-1] if name.startswith("eval_") and name != "eval_runtime"]
+    rows = [
+        (name, *(f"{report[name]:.4f}" if name in report else "" for report in (reports[-1], best))) for name in names
+    ]
+    table = _table(("evaluation", f"last (step {reports[-1]['step']})", f"lowest loss (step {best['step']})"), rows)
+    end = "\n\nThe weights are those of the best checkpoint." if config.load_best_model_at_end else ""
+    return table + end
+
+
+def _answers(samples: Sequence[dict[str, Any]]) -> str:
+    if not samples:
+        return ""
+    step = samples[-1]["step"]
+    rows = [
+        (item["image"] or "", item["question"], item["answer"], item["expected"] or "")
+        for item in samples
+        if item["step"] == step
+    ]
+    table = _table(("image", "question", "answer", "expected"), rows)
+    return f"Greedy, at step {step}; `samples.jsonl` has those of earlier steps.\n\n{table}"

@@ -1,0 +1,87 @@
+"""Answers to the same few questions every N steps, so that one sees what the model learns.
+
+They go into the log, into `samples.jsonl` (one line per answer) and into `metrics.jsonl` (key `samples`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from paddlemix.config.schema import RunConfig
+from paddlemix.datasets.mixture import SampleDataset
+from paddlemix.log import MetricsWriter, logger, process_rank
+from paddlemix.processors.llava import LlavaProcessor
+from paddlemix.processors.marking import harmless
+from paddlemix.trainer.answering import Answerer
+from paddlemix.trainer.callbacks import METRICS_FILE
+from paddlemix.trainer.compat import TrainerCallback
+from paddlemix.trainer.questions import Question, first_questions, own_questions
+from paddlemix.trainer.reporting import StepReport
+from paddlemix.trainer.run_data import data_settings
+
+SAMPLES_FILE = "samples.jsonl"
+_DEFAULT_COUNT = 2
+
+
+def sample_questions(config: RunConfig, processor: LlavaProcessor, data: SampleDataset) -> list[Question]:
+    """What a run with `sample_steps` asks.
+
+    Args:
+        processor: the run's.
+        data: whose first two records are asked about where there are no `sample_prompts`.
+
+    Raises:
+        UserError: an image or a question cannot be used; names the item.
+    """
+    if config.sample_prompts:
+        images = data_settings(config).images
+        return own_questions(config.sample_prompts, processor, config.image_root, images)
+    return first_questions(data, _DEFAULT_COUNT)
+
+
+class ShowAnswers(TrainerCallback):
+    """Answers the questions every `every` steps and at the last one, on the first process.
+
+    Args:
+        questions: the same every time.
+        answerer: answers with the weights of the moment.
+        every: steps, >= 1.
+        output_dir: where the files go.
+        report: the time is not counted as training.
+    """
+
+    def __init__(
+        self, questions: Sequence[Question], answerer: Answerer, every: int, output_dir: Path, report: StepReport
+    ) -> None:
+        self._questions, self._answerer, self._every, self._report = questions, answerer, every, report
+        self._samples = MetricsWriter(output_dir / SAMPLES_FILE)
+        self._metrics = MetricsWriter(output_dir / METRICS_FILE)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Drops what an interrupted run wrote behind its last checkpoint."""
+        if process_rank() == 0:
+            self._samples.truncate_after(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Asks, where it is time."""
+        step = state.global_step
+        if process_rank() == 0 and (step % self._every == 0 or step >= state.max_steps):
+            with self._report.pause():
+                self._ask(step)
+
+    def _ask(self, step: int) -> None:
+        answers = self._answerer.answer(self._questions)
+        lines = [
+            {"image": question.image, "question": question.text, "answer": answer, "expected": question.reference}
+            for question, answer in zip(self._questions, answers, strict=True)
+        ]
+        for line in lines:
+            self._samples.write({"step": step, **line})
+            expected = "" if line["expected"] is None else f" (expected: {line['expected']})"
+            image = "" if line["image"] is None else f"[{line['image']}] "
+            logger.info(
+                "step %d sample: %s", step, harmless(f"{image}{line['question']} -> {line['answer']}{expected}")
+            )
+        self._metrics.write({"step": step, "samples": lines})
