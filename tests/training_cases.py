@@ -40,8 +40,10 @@ TOKENIZER = GOLDEN_TRAINING / "tokenizer"
 STEPS, SEED, RECORDS = 30, 3, 14
 VOCABULARY, IMAGE_TOKEN = 512, 480  # rows of the model; the tokenizer has 480 pieces
 RANK, ALPHA = 4, 8
-MAX_LOSS_GAP = 1e-4  # relative
-MAX_WEIGHT_GAP = 1e-4
+# The project promises 1e-4 for both.  Measured: 3e-7, and 6e-6 at the tower's key biases, whose gradient is rounding.
+MAX_LOSS_GAP = 1e-5  # relative
+MAX_WEIGHT_GAP = 5e-5
+SAMPLES = 8  # values of each weight in a golden file
 SIZES = ((40, 60), (60, 40), (45, 45), (90, 30), (30, 90), (56, 56), (28, 84), (64, 50))  # (width, height), pixels
 _QUESTIONS = (
     ("What is the colour of the big bus?", "It is red."),
@@ -222,6 +224,18 @@ def data_digest(case: Case, start: Path) -> str:
             digest.update(example.input_ids.astype("<i8").tobytes())
             digest.update(example.labels.astype("<i8").tobytes())
     return digest.hexdigest()
+
+
+def summary(weight: np.ndarray) -> dict[str, Any]:
+    """What a golden file keeps of a weight: shape, length as a vector, and values spread evenly over it."""
+    places = np.linspace(0, weight.size - 1, SAMPLES).astype(int)
+    values = [float(value) for value in weight.reshape(-1)[places]]
+    return {"shape": list(weight.shape), "norm": float(np.linalg.norm(weight.astype("float64"))), "values": values}
+
+
+def start_weights(case: Case, start: Path) -> dict[str, np.ndarray]:
+    """Every weight before the first step."""
+    return weights(start / ("adapter" if case.lora else "hf"))
 
 
 def run_ours(case: Case, start: Path, output_dir: Path) -> tuple[list[float], dict[str, np.ndarray]]:

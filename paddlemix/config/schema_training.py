@@ -132,7 +132,7 @@ class LoggingKeys:
     logging_first_step: bool = _logging(False, help="Log the first step too.")
     logging_dir: str | None = _logging(None, help="Folder for logs; null: inside output_dir.")
     log_on_each_node: bool = _logging(True, help="Every machine logs, not the first alone.")
-    disable_tqdm: bool | None = _logging(None, help="No progress bar.")
+    disable_tqdm: bool | None = _logging(None, help="A line per report and no bar; null: where there is no terminal.")
     report_to: str | list[str] = _logging([], help="Trackers that also get the numbers.", choices=REPORTERS)
     sample_steps: int | None = _logging_own(
         None, help="Interval at which sample_prompts are answered, into log and samples.jsonl.", unit="steps", min=1

@@ -35,8 +35,9 @@ class DecoderAttention(nn.Layer):
         tables: tuple[RotaryTables, RotaryTables],
         bias: paddle.Tensor | None,
         cache: KVCache | None,
+        chosen: paddle.Tensor | None = None,
     ) -> paddle.Tensor:
-        """[B, L, D] -> [B, L, D]."""
+        """[B, L, D] -> [B, L, D], or [S, D] of the S chosen flat positions."""
         batch, length, _ = hidden.shape
         queries = self.q_proj(hidden).reshape([batch, length, self.heads, self.head_size])
         keys = self.k_proj(hidden).reshape([batch, length, self.key_value_heads, self.head_size])
@@ -44,7 +45,7 @@ class DecoderAttention(nn.Layer):
         queries, keys = rotate(queries, tables[0]), rotate(keys, tables[1])
         if cache is not None:
             keys, values = cache.append(self.layer, keys, values)
-        return self.o_proj(attend(queries, keys, values, bias))
+        return self.o_proj(_choose(attend(queries, keys, values, bias), chosen))
 
 
 class DecoderMLP(nn.Layer):
@@ -78,9 +79,11 @@ class DecoderLayer(nn.Layer):
         tables: tuple[RotaryTables, RotaryTables],
         bias: paddle.Tensor | None,
         cache: KVCache | None,
+        chosen: paddle.Tensor | None = None,
     ) -> paddle.Tensor:
-        """[B, L, D] -> [B, L, D]."""
-        hidden = hidden + self.self_attn(self.input_layernorm(hidden), tables, bias, cache)
+        """[B, L, D] -> [B, L, D], or [S, D] of the S chosen flat positions."""
+        attended = self.self_attn(self.input_layernorm(hidden), tables, bias, cache, chosen)
+        hidden = _choose(hidden, chosen) + attended
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
 

@@ -60,9 +60,18 @@ class LlavaModel(nn.Layer):
         Returns:
             [B, L, D]; `logits` turns them into scores.
         """
-        features = None if pixel_values is None else self.encode_images(pixel_values)
-        embeds = self.merge(input_ids, features, merge_index)
+        embeds = self.embed(input_ids, pixel_values, merge_index)
         return self.language_model(embeds, position_ids, segment_ids, cache)
+
+    def embed(
+        self,
+        input_ids: paddle.Tensor,
+        pixel_values: paddle.Tensor | None = None,
+        merge_index: paddle.Tensor | None = None,
+    ) -> paddle.Tensor:
+        """What the decoder reads, [B, L, D]; arguments as in `paddlemix.sample.Batch`."""
+        features = None if pixel_values is None else self.encode_images(pixel_values)
+        return self.merge(input_ids, features, merge_index)
 
     def encode_images(self, pixel_values: paddle.Tensor) -> paddle.Tensor:
         """Tiles [N, 3, H, W] -> projected features [N * P, D]."""
@@ -101,3 +110,9 @@ class LlavaModel(nn.Layer):
         if self.config.text.tie_word_embeddings:
             return paddle.matmul(hidden_states, self.language_model.embed_tokens.weight, transpose_y=True)
         return self.lm_head(hidden_states)
+
+    def output_weights(self) -> list[paddle.Tensor]:
+        """The parameters that `logits` reads."""
+        if self.config.text.tie_word_embeddings:
+            return [self.language_model.embed_tokens.weight]
+        return list(self.lm_head.parameters())

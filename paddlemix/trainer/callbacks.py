@@ -76,14 +76,23 @@ class Progress(TrainerCallback):
                 logger.info("step %d/%d %s, %s left", state.global_step, state.max_steps, shown, left)
         else:
             text = " ".join(f"{key} {value:.4f}" for key, value in values.items() if key not in ("step", "epoch"))
-            self.bar.clear()
-            logger.info("step %d %s", state.global_step, text)
+            with tqdm.external_write_mode(file=sys.stderr):  # the bar gives way
+                logger.info("step %d %s", state.global_step, text)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Closes the bar and draws the loss curve."""
         if self.bar is not None:
             self.bar.close()
             draw_loss_curve(self.writer.path, self.writer.path.with_name(CURVE_FILE))
+
+
+def shows_bar(disabled: bool | None) -> bool:
+    """Whether a run shows a bar.
+
+    Args:
+        disabled: the key `disable_tqdm`; None for a bar on terminals and lines elsewhere.
+    """
+    return sys.stderr is not None and sys.stderr.isatty() if disabled is None else not disabled
 
 
 def describe_report(values: dict[str, Any]) -> str:

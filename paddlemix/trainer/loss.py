@@ -1,18 +1,24 @@
 """The loss: cross entropy of the next token on supervised positions alone, in float32.
 
-The output layer runs on those positions only, so the full [B, L, V] logits never exist.  Means are taken over the
-supervised tokens of a whole optimiser step, whatever micro-batches and devices it is split into.
+The output layer runs on those positions only, and on a part of them at a time, so the full [B, L, V] logits never exist
+and none are kept: gradients of a part's logits are made in their place at once.  The last decoder layer leaves the other
+positions out too.  Means are taken over the supervised tokens of a whole optimiser step, whatever micro-batches and
+devices it is split into.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import paddle
 from paddle import nn
-from paddle.nn import functional
+from paddle.autograd import PyLayer
 
 from paddlemix.models.llava import LlavaModel
+
+_LOGITS_AT_ONCE = 2**24  # 64 MiB in float32; a part's products are still large
 
 
 class LossModel(nn.Layer):
@@ -27,23 +33,105 @@ class LossModel(nn.Layer):
         self.model = model
 
     def forward(
-        self, loss_index: paddle.Tensor, loss_targets: paddle.Tensor, **batch: Any
+        self,
+        loss_index: paddle.Tensor,
+        loss_targets: paddle.Tensor,
+        position_ids: paddle.Tensor,
+        segment_ids: Any = None,
+        **inputs: Any,
     ) -> tuple[paddle.Tensor, paddle.Tensor]:
         """Summed loss of a batch.
 
         Args:
             loss_index: int64 [S], flat positions whose next token is supervised.
             loss_targets: int64 [S], those tokens.
-            batch: arguments of `LlavaModel.forward`.
+            position_ids, segment_ids: see `Decoder.forward`.
+            inputs: arguments of `LlavaModel.embed`.
 
         Returns:
-            Sum of the S losses (float32 scalar) and the number of right guesses (int64 scalar).
+            Sum of the S losses (float32 scalar) and the number of right guesses (int64 scalar).  Logits that are no
+            numbers make the sum no number.
         """
-        hidden = self.model(**batch)
-        chosen = paddle.gather(hidden.reshape([-1, hidden.shape[-1]]), loss_index)
-        logits = self.model.logits(chosen)
-        losses = functional.cross_entropy(logits.astype("float32"), loss_targets, reduction="none")
-        right = (logits.detach().argmax(axis=-1) == loss_targets).astype("int64").sum()
-        # paddle's CPU softmax makes log V of NaN logits: a model that is broken would seem to train
-        broken = logits.detach().astype("float32").sum() * 0.0
-        return losses.sum() + broken, right
+        embeds, decoder = self.model.embed(**inputs), self.model.language_model
+        if not len(loss_index):  # nothing to learn, but every weight gets its gradient of zeros
+            rows = decoder(embeds, position_ids, segment_ids)[:, 0]
+            return self.model.logits(rows).astype("float32").sum() * 0.0, paddle.zeros([], dtype="int64")
+        chosen = decoder(embeds, position_ids, segment_ids, chosen=loss_index)
+        weights = [weight for weight in self.model.output_weights() if not weight.stop_gradient]
+        rows_at_once = max(1, _LOGITS_AT_ONCE // self.model.config.text.vocab_size)
+        head = _Head(self.model.logits, rows_at_once, paddle.is_grad_enabled())
+        return _SummedCrossEntropy.apply(chosen, loss_targets, head, *weights)
+
+
+@dataclass(frozen=True)
+class _Head:
+    """The output layer and how to run it.
+
+    Args:
+        logits: [rows, D] -> [rows, V].
+        rows_at_once: >= 1.
+        with_gradient: whether a backward pass will follow.
+    """
+
+    logits: Callable[[paddle.Tensor], paddle.Tensor]
+    rows_at_once: int
+    with_gradient: bool
+
+
+class _SummedCrossEntropy(PyLayer):
+    """Sum over rows of log(sum(exp(logits))) - logits[target].  The gradients are computed along with it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: paddle.Tensor, targets: paddle.Tensor, head: _Head, *weights: paddle.Tensor
+    ) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """[S, D], int64 [S] and the head's trained weights -> float32 and int64 scalars, see `LossModel`."""
+        ctx.hidden_trains = head.with_gradient and not hidden.stop_gradient
+        losses, rights, hidden_grads, weight_grads = [], [], [], []
+        for start in range(0, len(targets), head.rows_at_once):
+            rows = hidden[start : start + head.rows_at_once].detach()
+            rows.stop_gradient = not ctx.hidden_trains
+            with paddle.set_grad_enabled(head.with_gradient):
+                logits = head.logits(rows)
+            loss, right, logits_grad = _cross_entropy(logits.detach(), targets[start : start + head.rows_at_once])
+            losses.append(loss)
+            rights.append(right)
+            if not logits.stop_gradient:
+                sources = [rows, *weights] if ctx.hidden_trains else list(weights)
+                grads = paddle.grad([logits], sources, grad_outputs=[logits_grad])
+                if ctx.hidden_trains:
+                    hidden_grads.append(grads.pop(0))
+                weight_grads = [total.add_(grad) for total, grad in zip(weight_grads, grads, strict=True)] or grads
+        ctx.hidden_grad = paddle.concat(hidden_grads) if hidden_grads else None
+        ctx.weight_grads = weight_grads
+        return sum(losses[1:], losses[0]), sum(rights[1:], rights[0])
+
+    @staticmethod
+    def backward(ctx: Any, loss_grad: paddle.Tensor, _: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
+        """Gradients of hidden states, targets (none) and weights.  Once only: they are scaled in place."""
+        grads = [ctx.hidden_grad, None, *ctx.weight_grads]
+        ctx.hidden_grad = ctx.weight_grads = None
+        return tuple(None if grad is None else grad.multiply_(loss_grad.astype(grad.dtype)) for grad in grads)
+
+
+def _cross_entropy(
+    logits: paddle.Tensor, targets: paddle.Tensor
+) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
+    """Summed loss (float32 scalar), right guesses (int64 scalar) and the gradient of the logits in their place.
+
+    Args:
+        logits: [rows, V], overwritten.
+        targets: int64 [rows].
+    """
+    rows, size = logits.shape
+    scores = logits.astype("float32")
+    scores.subtract_(scores.max(axis=-1, keepdim=True))
+    places = paddle.arange(rows) * size + targets
+    found = paddle.gather(scores.reshape([-1]), places)  # [rows], 0 where the guess is right
+    scores.exp_()
+    sums = paddle.matmul(scores, paddle.ones([size, 1]))  # a sum over the last axis takes five times as long on CPU
+    loss = (paddle.log(sums).reshape([rows]) - found).sum()
+    scores.multiply_(1.0 / sums)
+    hits = paddle.gather(scores.reshape([-1]), places) - 1.0
+    scores.put_along_axis_(targets.reshape([rows, 1]), hits.reshape([rows, 1]), axis=1)
+    return loss, (found >= 0).astype("int64").sum(), scores.astype(logits.dtype)

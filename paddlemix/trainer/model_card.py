@@ -1,12 +1,14 @@
 """The `README.md` that a run leaves beside its result: what was trained, on what, with which outcome, how to use it.
 
-Knows no tensor.  The form of its head is that of model hubs (YAML between two lines of dashes).
+The form of its head is that of model hubs (YAML between two lines of dashes).
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shlex
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +18,7 @@ from paddlemix import __version__
 from paddlemix.config.schema import SPECS, RunConfig
 from paddlemix.errors import UserError
 from paddlemix.log import logger, read_metrics
+from paddlemix.trainer.saving import best_metric, is_better
 
 CARD_FILE = "README.md"
 MARKER = "<!-- Written by paddlemix. Without this line the file is yours: no run replaces or removes it. -->"
@@ -161,8 +164,8 @@ def _commands(facts: CardFacts) -> str:
     lines += [f"paddlemix finetune {again} output_dir={shlex.quote(f'{given}-again')}"]
     meaning = ["talk with it"] if facts.has_tower else []
     meaning += ["fold the adapter into its base"] if facts.adapter else []
-    meaning += ["write it in llava-hf's layout", "train it again"]
-    return f"To {', '.join(meaning[:-1])}, and to {meaning[-1]}:\n\n```bash\n" + "\n".join(lines) + "\n```"
+    meaning += ["write it in llava-hf's layout"]
+    return f"These commands {', '.join(meaning)} and train it again:\n\n```bash\n" + "\n".join(lines) + "\n```"
 
 
 def _parts(facts: CardFacts) -> str:
@@ -194,11 +197,12 @@ def _results(facts: CardFacts, metrics: Sequence[dict[str, Any]], has_curve: boo
     training = [item for item in metrics if "loss" in item]
     rows = [("optimiser steps", f"{facts.results['steps']:,}")]
     if "train_loss" in facts.results:
-        rows.append(("loss, mean over the last call's steps", f"{facts.results['train_loss']:.4f}"))
+        rows.append(("mean loss of the steps since the last start", f"{facts.results['train_loss']:.4f}"))
     if training:
         last = training[-1]
         rows.append((f"loss at step {last['step']}", f"{last['loss']:.4f}"))
-        rows.append(("tokens per second", f"{last['tokens_per_second']:,.0f}"))
+        speed = statistics.median(item["tokens_per_second"] for item in training)
+        rows.append(("tokens per second, median", f"{speed:,.0f}"))
         rows.append(("image tokens, padding", f"{last['image_token_share']:.1%}, {last['padding_share']:.1%}"))
         rows.append(("peak memory", f"{last['memory_gib']:.2f} GiB"))
     table = _table(("training", ""), rows)
@@ -210,14 +214,17 @@ def _evaluations(config: RunConfig, metrics: Sequence[dict[str, Any]]) -> str:
     reports = [item for item in metrics if "eval_loss" in item]
     if not reports:
         return ""
-    best = min(reports, key=lambda item: item["eval_loss"])
+    metric = best_metric(config)
+    best = reports[0]
+    for report in reports:
+        best = report if is_better(config, report.get(metric, math.nan), best.get(metric, math.nan)) else best
     names = [name for name in reports[-1] if name.startswith("eval_") and name != "eval_runtime"]
     rows = [
         (name, *(f"{report[name]:.4f}" if name in report else "" for report in (reports[-1], best))) for name in names
     ]
-    table = _table(("evaluation", f"last (step {reports[-1]['step']})", f"lowest loss (step {best['step']})"), rows)
+    header = ("evaluation", f"last (step {reports[-1]['step']})", f"best by {metric} (step {best['step']})")
     end = "\n\nThe weights are those of the best checkpoint." if config.load_best_model_at_end else ""
-    return table + end
+    return _table(header, rows) + end
 
 
 def _answers(samples: Sequence[dict[str, Any]]) -> str:

@@ -26,7 +26,7 @@ from paddlemix.peft.lora import add_lora
 from paddlemix.processors.chat_template import resolve_template
 from paddlemix.processors.llava import LlavaProcessor, image_spec_from_dict, processor_from_dict
 from paddlemix.trainer.answering import Answerer, AnswerScores
-from paddlemix.trainer.callbacks import METRICS_FILE, Progress, SeedEachStep
+from paddlemix.trainer.callbacks import METRICS_FILE, Progress, SeedEachStep, shows_bar
 from paddlemix.trainer.compat import PrinterCallback, ProgressCallback, TrainingArguments
 from paddlemix.trainer.environment import describe_adapter, describe_environment
 from paddlemix.trainer.guards import StopEarly, StopOnSignal
@@ -48,7 +48,7 @@ from paddlemix.trainer.sampling_callback import SAMPLES_FILE, ShowAnswers, sampl
 from paddlemix.trainer.saving import best_metric, saved_recipe
 from paddlemix.trainer.skipping import SkipLog
 from paddlemix.trainer.start_report import report_parts, report_sample
-from paddlemix.trainer.trackers import resolve_trackers
+from paddlemix.trainer.trackers import TrackedArguments, resolve_trackers
 from paddlemix.trainer.trainer import LlavaTrainer, RunData
 
 
@@ -247,7 +247,7 @@ def _build_trainer(run: _Run) -> LlavaTrainer:
     trainer = LlavaTrainer(model, config, arguments, data, run.write_result, [SeedEachStep(), run.stop])
     if config.early_stopping_patience is not None:
         trainer.add_callback(StopEarly(config, lambda: trainer.evaluations))
-    trainer.add_callback(Progress(output_dir, trainer.report, not config.disable_tqdm))
+    trainer.add_callback(Progress(output_dir, trainer.report, shows_bar(config.disable_tqdm)))
     _add_answers(run, trainer)
     for callback in (PrinterCallback, ProgressCallback):  # ours shows the same and more
         trainer.remove_callback(callback)
@@ -281,4 +281,4 @@ def _training_arguments(config: RunConfig, device: str) -> TrainingArguments:
         "overwrite_output_dir": True,
         "logging_dir": config.logging_dir or os.path.join(str(config.output_dir), "logs"),
     }
-    return TrainingArguments(**values)
+    return TrackedArguments(**values)

@@ -5,9 +5,12 @@ They go into the log, into `samples.jsonl` (one line per answer) and into `metri
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from paddlemix.config.schema import RunConfig
 from paddlemix.datasets.mixture import SampleDataset
@@ -77,11 +80,14 @@ class ShowAnswers(TrainerCallback):
             {"image": question.image, "question": question.text, "answer": answer, "expected": question.reference}
             for question, answer in zip(self._questions, answers, strict=True)
         ]
-        for line in lines:
-            self._samples.write({"step": step, **line})
-            expected = "" if line["expected"] is None else f" (expected: {line['expected']})"
-            image = "" if line["image"] is None else f"[{line['image']}] "
-            logger.info(
-                "step %d sample: %s", step, harmless(f"{image}{line['question']} -> {line['answer']}{expected}")
-            )
+        with tqdm.external_write_mode(file=sys.stderr):  # a bar gives way
+            for line in lines:
+                self._samples.write({"step": step, **line})
+                logger.info("step %d sample: %s", step, harmless(_described(line)))
         self._metrics.write({"step": step, "samples": lines})
+
+
+def _described(line: dict[str, Any]) -> str:
+    image = "" if line["image"] is None else f"[{line['image']}] "
+    expected = "" if line["expected"] is None else f" (expected: {line['expected']})"
+    return f"{image}{line['question']} -> {line['answer']}{expected}"

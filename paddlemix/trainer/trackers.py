@@ -1,14 +1,28 @@
-"""The trackers of `report_to`: whether what they need is installed.  The numbers reach them through PaddleNLP."""
+"""The trackers of `report_to`: whether what they need is installed, and what of a run they are told.
+
+The numbers reach them through PaddleNLP.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+from typing import Any
 
-from paddlemix.config.schema import RunConfig
+from paddlemix.config.schema import SPECS, RunConfig
 from paddlemix.errors import UserError
+from paddlemix.trainer.compat import TrainingArguments
 
 _PACKAGES = {"visualdl": "visualdl", "tensorboard": "tensorboardX", "wandb": "wandb"}
+_SECRETS = {name for name, spec in SPECS.items() if spec.secret}
+
+
+class TrackedArguments(TrainingArguments):
+    """PaddleNLP's arguments, as trackers write them into their files: without secrets."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every argument that is no secret; PaddleNLP's leaves tokens out, but not keys."""
+        return {name: value for name, value in super().to_dict().items() if name not in _SECRETS}
 
 
 def resolve_trackers(config: RunConfig) -> list[str]:

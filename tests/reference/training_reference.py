@@ -15,7 +15,7 @@ import transformers
 from PIL import Image
 from transformers.trainer_pt_utils import get_parameter_names
 
-from paddlemix.checkpoints.files import read_weights
+from paddlemix.checkpoints.adapter import read_adapter
 from paddlemix.checkpoints.pretrained import load_model
 from paddlemix.config.schema import RunConfig
 from paddlemix.sample import IGNORE_INDEX, IMAGE_TOKEN_INDEX, Example
@@ -79,7 +79,7 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
     targets = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
     wrapped = peft.get_peft_model(model, peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets))
     filled = 0
-    for name, entry in read_weights(adapter).items():
+    for name, entry in read_adapter(adapter).tensors().items():
         module, _, part = name.rpartition(".")
         if part in ("lora_A", "lora_B"):
             weight = getattr(wrapped.get_submodule(f"base_model.model.model.{module}"), part)["default"].weight
