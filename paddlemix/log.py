@@ -79,16 +79,28 @@ class MetricsWriter:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(line)
         except OSError as error:
-            raise UserError(f"{self.path} cannot be written: {error.strerror}; free some space") from error
+            raise self._failed(error) from error
 
     def truncate_after(self, step: int) -> None:
-        """Drops the lines of steps later than `step`: what a resumed run will write again."""
+        """Drops the lines of steps later than `step`: what a resumed run will write again.
+
+        Raises:
+            UserError: it cannot be written.
+        """
         if not self.path.is_file():
             return
         kept = [line for line in _read_lines(self.path) if line.get("step", 0) <= step]
         temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept), encoding="utf-8")
-        os.replace(temporary, self.path)
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, self.path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise self._failed(error) from error
+
+    def _failed(self, error: OSError) -> UserError:
+        return UserError(f"{self.path} cannot be written: {error.strerror}; free some space")
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

@@ -87,6 +87,8 @@ class Example:
         image_index: int64 [T]; for the t-th `IMAGE_TOKEN_INDEX` of `input_ids` the row of the flattened tile features
             [N * P] that stands there, or `NEWLINE_INDEX`.
         source: see `Sample`.
+        tile_features: float32 [N, P, C] of the vision tower, in place of `pixel_values`, which then has no rows.
+        tile_keys: for each image of `pixel_values` the name its features are to be kept under, and its tiles.
     """
 
     input_ids: np.ndarray
@@ -94,6 +96,13 @@ class Example:
     pixel_values: np.ndarray
     image_index: np.ndarray
     source: str = ""
+    tile_features: np.ndarray | None = None
+    tile_keys: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles, as pixels or as features."""
+        return len(self.pixel_values) if self.tile_features is None else len(self.tile_features)
 
     @property
     def num_supervised(self) -> int:
@@ -138,8 +147,10 @@ class Batch:
         position_ids: int64 [B, L]; restarts at 0 with every sample of a row.
         segment_ids: int64 [B, L]; 1, 2, ... for the samples of a row, 0 for padding.
         pixel_values: float32 [N, 3, H, W] or None when the batch has no image.
-        merge_index: int64 [B * L] or None without image; row of concat(token embeddings [B*L], tile features [N*P],
-            newline [1]) that stands at each position.
+        tile_features: float32 [M, P, C] of tiles that the tower saw before, or None.
+        tile_keys: see `Example`; of `pixel_values`, in order.
+        merge_index: int64 [B * L] or None without image; row of concat(token embeddings [B*L], features of the tiles of
+            `pixel_values` and then `tile_features` [(N+M)*P], newline [1]) that stands at each position.
         loss_index: int64 [S]; flat positions (b * L + l) whose next token is trained.
         loss_targets: int64 [S]; those next tokens.
         sources: one per sample, for error messages.
@@ -156,4 +167,6 @@ class Batch:
     loss_targets: np.ndarray
     sources: tuple[str, ...] = ()
     num_visual: int = 0
+    tile_features: np.ndarray | None = None
+    tile_keys: tuple[tuple[str, int], ...] = ()
     skipped: tuple[Skip, ...] = ()

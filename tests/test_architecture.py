@@ -43,7 +43,7 @@ ONLY_IN = {
 # Importing these rooms and modules loads neither paddle nor paddlenlp, directly or through others.
 WITHOUT_PADDLE = (
     *("processors", "datasets", "config", "sample", "log", "cache", "errors"),
-    *("demo.scenes", "demo.digits", "demo.vocabulary", "demo.report"),
+    *("demo.scenes", "demo.digits", "demo.vocabulary", "demo.report", "evaluation.metrics"),
 )
 
 

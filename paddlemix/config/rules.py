@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from paddlemix.config.schema import RunConfig
+from paddlemix.config.schema import SPECS, RunConfig
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,27 @@ def _adapters(config: RunConfig) -> list[Conflict]:
     return found
 
 
+def _quantized_base(config: RunConfig) -> list[Conflict]:
+    """Codes do not train, and PiSSA has to change the weights it begins from."""
+    if config.quantize_base is None:
+        return []
+    said, found = f'quantize_base "{config.quantize_base}"', []
+    if (config.language_model or ("lora" if config.lora or config.lora_path else "full")) == "full":
+        message = f"{said} holds the language model in codes, which do not train; set lora true, or language_model frozen"
+        found.append(Conflict(("quantize_base", "language_model", "lora"), message))
+    if config.pissa:
+        message = f"{said} contradicts pissa, which changes the base's weights; remove one of them"
+        found.append(Conflict(("quantize_base", "pissa"), message))
+    return found
+
+
+def _noise(config: RunConfig) -> list[Conflict]:
+    if config.neftune or config.neftune_noise_alpha == SPECS["neftune_noise_alpha"].default:
+        return []
+    message = f"neftune_noise_alpha {config.neftune_noise_alpha:g} needs neftune true; add that or remove it"
+    return [Conflict(("neftune_noise_alpha", "neftune"), message)]
+
+
 _ADAPTER_KEYS = {
     "lora_bias": "none",
     "rslora": False,
@@ -176,4 +197,6 @@ RULES: tuple[Callable[[RunConfig], list[Conflict]], ...] = (
     _policies,
     _one_order,
     _adapters,
+    _quantized_base,
+    _noise,
 )

@@ -110,6 +110,12 @@ class LoraKeys:
     lora_plus_scale: float = _lora(1.0, help="LoRA+: the rate of lora_B as a multiple of that of lora_A.", min=0)
     vision_lora_rank: int | None = _lora(None, help="Rank of the vision tower's adapters; null: lora_rank.", min=1)
     vision_lora_alpha: int | None = _lora(None, help="Scale of the vision tower's; null: lora_alpha.", min=1)
+    quantize_base: str | None = _lora(
+        None,
+        help="QLoRA: hold the language model's linear layers in few bits while adapters train; null: as the checkpoint "
+        "has them.",
+        choices=("int8", "nf4"),
+    )
     use_quick_lora: bool = _lora(
         False, help="The faster order of an adapter's products is always chosen.", status="ignored"
     )
@@ -157,6 +163,13 @@ class DataKeys:
     max_image_pixels: int = _data(178_956_970, help="Largest image, width times height.", unit="pixels", min=1)
     image_timeout: float = _data(30.0, help="Longest wait for a server's next bytes.", unit="seconds", min=0.1)
     image_retries: int = _data(3, help="Further attempts after a failed download.", min=0)
+    cache_vision_features: bool = _data(
+        False, help="Keep the frozen tower's features of every image on disk, so that it runs in one epoch only."
+    )
+    vision_cache_dir: str | None = _data(
+        None, help="Folder of those features; null: below the cache folder ($PADDLEMIX_CACHE or ~/.cache/paddlemix)."
+    )
+    vision_cache_gb: float = _data(50.0, help="Most features kept, all runs in the folder together.", unit="GB", min=0)
     allow_local_network: bool = _data(
         False, help="Let data name http(s) addresses of this machine and of the local network."
     )

@@ -52,13 +52,15 @@ def collate(
         input_ids=np.where(is_image, 0, ids),
         position_ids=position_ids,
         segment_ids=segment_ids,
-        pixel_values=_stack_tiles(examples),
+        pixel_values=_stack([example.pixel_values for example in examples if len(example.pixel_values)]),
         merge_index=_merge_index(examples, is_image, tokens_per_tile),
         loss_index=loss_index,
         loss_targets=loss_targets,
         sources=tuple(example.source for example in examples),
         num_visual=int(is_image.sum()),
         skipped=tuple(skip for row in whole_rows for skip in row.skipped),
+        tile_features=_stack([example.tile_features for example in examples if example.tile_features is not None]),
+        tile_keys=tuple(key for example in examples for key in example.tile_keys),
     )
 
 
@@ -69,23 +71,23 @@ def _supervised(labels: np.ndarray, segment_ids: np.ndarray) -> tuple[np.ndarray
     return rows * length + columns, labels[rows, columns + 1]
 
 
-def _stack_tiles(examples: Sequence[Example]) -> np.ndarray | None:
-    tiles = [example.pixel_values for example in examples if len(example.pixel_values)]
+def _stack(tiles: Sequence[np.ndarray]) -> np.ndarray | None:
     return np.concatenate(tiles) if tiles else None
 
 
 def _merge_index(examples: Sequence[Example], is_image: np.ndarray, tokens_per_tile: int) -> np.ndarray | None:
     """Row of concat(token embeddings [B*L], tile features [N*P], newline [1]) for each position."""
-    tile_counts = [len(example.pixel_values) for example in examples]
-    if not sum(tile_counts):
+    tiles = sum(example.num_tiles for example in examples)
+    if not tiles:
         return None
     positions = is_image.size
-    newline = positions + sum(tile_counts) * tokens_per_tile
-    first_rows = positions + np.cumsum([0, *tile_counts[:-1]]) * tokens_per_tile
-    sources = [
-        np.where(example.image_index == NEWLINE_INDEX, newline, example.image_index + first)
-        for example, first in zip(examples, first_rows, strict=True)
-    ]
+    newline = positions + tiles * tokens_per_tile
+    sources: list[np.ndarray] = [np.zeros(0, dtype=np.int64)] * len(examples)
+    first = positions
+    for number in sorted(range(len(examples)), key=lambda number: examples[number].tile_features is not None):
+        index = examples[number].image_index
+        sources[number] = np.where(index == NEWLINE_INDEX, newline, index + first)
+        first += examples[number].num_tiles * tokens_per_tile
     index = np.arange(positions, dtype=np.int64)
     index[is_image.reshape(-1)] = np.concatenate(sources)
     return index

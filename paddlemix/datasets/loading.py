@@ -50,7 +50,7 @@ def make_batch(dataset: RowDataset, rows: Sequence[int], settings: LoadingSettin
     """Encodes and collates the rows of one batch."""
     found = [dataset[row] for row in rows]
     batch = collate(found, settings.tokens_per_tile, pad_to_multiple_of=settings.pad_to_multiple_of)
-    if batch.pixel_values is not None or settings.dummy_tile is None:
+    if batch.merge_index is not None or settings.dummy_tile is None:
         return batch
     own_tokens = np.arange(batch.input_ids.size, dtype=np.int64)  # every position keeps its token: the tile is not used
     return replace(batch, pixel_values=np.zeros(settings.dummy_tile, dtype=np.float32), merge_index=own_tokens)

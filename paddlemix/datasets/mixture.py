@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from paddlemix.cache import cache_key
+from paddlemix.datasets.features import FeatureStore, encode_with_features
 from paddlemix.datasets.formats import parse_record
 from paddlemix.datasets.image_sizes import ImageSizes
 from paddlemix.datasets.images import ImageSettings, is_data_uri, is_url, load_image
@@ -23,7 +24,7 @@ from paddlemix.datasets.selection import select_rows, split_count
 from paddlemix.errors import UserError
 from paddlemix.log import logger
 from paddlemix.processors.llava import LlavaProcessor, TooLongError
-from paddlemix.sample import Row, Sample, Skip
+from paddlemix.sample import Example, Row, Sample, Skip
 
 ProcessorFor = Callable[[str | None], LlavaProcessor]
 _CHECKED_SAMPLES = 10_000  # about a second
@@ -74,6 +75,7 @@ class SampleDataset:
         settings: see `DataSettings`.
 
     Attributes:
+        features: where the vision tower's outputs are kept between epochs; None decodes every image each time.
         unreadable: (source, reason) of every record that was left out at once, because it is no sample in itself.
 
     Raises:
@@ -86,6 +88,7 @@ class SampleDataset:
     ) -> None:
         self.settings = settings or DataSettings()
         self.unreadable: list[tuple[str, str]] = []
+        self.features: FeatureStore | None = None
         self._sizes = ImageSizes(self.settings.images)
         self._parts = [part for entry in entries for part in self._open(entry, processor_for)]
         self._ends = np.cumsum([len(part.rows) for part in self._parts], dtype=np.int64)
@@ -160,13 +163,18 @@ class SampleDataset:
         """
         try:
             sample = self.sample(index)
-            with _errors_of(sample.source):
-                images = [load_image(path, self.settings.images) for path in sample.images]
-            processor = self._place(index)[0].processor
-            example = processor.encode(sample, images, self.settings.max_length, self.settings.on_too_long)
+            example = self._encode(sample, self._place(index)[0].processor)
         except UserError as error:
             return Row((), (self._skip(index, error),))
         return Row((example,))
+
+    def _encode(self, sample: Sample, processor: LlavaProcessor) -> Example:
+        if self.features is not None:
+            with _errors_of(sample.source):
+                return encode_with_features(sample, processor, self.features, self._sizes, self.settings)
+        with _errors_of(sample.source):
+            images = [load_image(path, self.settings.images) for path in sample.images]
+        return processor.encode(sample, images, self.settings.max_length, self.settings.on_too_long)
 
     def measure(self, index: int) -> tuple[int, int]:
         """Length of a sample from its text and its images' headers.
@@ -273,6 +281,8 @@ def _errors_of(source: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
+        if str(error).startswith(f"{source}: "):
+            raise
         raise type(error)(f"{source}: {error}") from error
 
 

@@ -112,6 +112,7 @@ class Decoder(nn.Layer):
         position_ids: paddle.Tensor,
         segment_ids: paddle.Tensor | None = None,
         cache: KVCache | None = None,
+        chosen: paddle.Tensor | None = None,
     ) -> paddle.Tensor:
         """Runs all layers.
 
@@ -121,20 +122,23 @@ class Decoder(nn.Layer):
             segment_ids: int64 [B, L] where rows are packed or padded on the left; None for rows of one sample each that
                 begin at position 0.
             cache: positions seen before; these tokens are added to it.
+            chosen: int64 [S], the flat positions that are asked for; None for all.  The others leave the last layer
+                once their keys and values are computed.
 
         Returns:
-            Hidden states [B, L, D] after the final norm.
+            Hidden states after the final norm, [B, L, D], or [S, D] where positions are chosen.
         """
         length, seen = embeds.shape[1], cache.length if cache is not None else 0
         bias = attention_bias(length, seen + length, *_segments(segment_ids, embeds.shape[:2], cache))
         tables = self._tables(position_ids, embeds.dtype)
         hidden = embeds
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers, start=1):
+            wanted = chosen if number == len(self.layers) else None
             if self.enable_recompute and self.training and cache is None:
                 # the reentrant form gives no gradient at all where the embeddings are frozen, as with LoRA
-                hidden = recompute(layer, hidden, tables, bias, None, use_reentrant=False)
+                hidden = recompute(layer, hidden, tables, bias, None, wanted, use_reentrant=False)
             else:
-                hidden = layer(hidden, tables, bias, cache)
+                hidden = layer(hidden, tables, bias, cache, wanted)
         return self.norm(hidden)
 
     def _tables(self, position_ids: paddle.Tensor, dtype: paddle.dtype) -> tuple[RotaryTables, RotaryTables]:
@@ -144,6 +148,11 @@ class Decoder(nn.Layer):
         if config.key_value_heads == config.num_attention_heads:
             return queries, queries
         return queries, rotary_tables(position_ids, config.key_value_heads, size, theta, dtype)
+
+
+def _choose(states: paddle.Tensor, chosen: paddle.Tensor | None) -> paddle.Tensor:
+    """Rows of [B, L, D] at flat positions [S] -> [S, D]; all of them, unchanged, where none are chosen."""
+    return states if chosen is None else paddle.gather(states.reshape([-1, states.shape[-1]]), chosen)
 
 
 def _segments(

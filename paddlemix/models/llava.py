@@ -68,14 +68,21 @@ class LlavaModel(nn.Layer):
         input_ids: paddle.Tensor,
         pixel_values: paddle.Tensor | None = None,
         merge_index: paddle.Tensor | None = None,
+        tile_features: paddle.Tensor | None = None,
     ) -> paddle.Tensor:
-        """What the decoder reads, [B, L, D]; arguments as in `paddlemix.sample.Batch`."""
-        features = None if pixel_values is None else self.encode_images(pixel_values)
-        return self.merge(input_ids, features, merge_index)
+        """What the decoder reads, [B, L, D]; arguments as in `paddlemix.sample.Batch`, `pixel_values` or
+        `tile_features`."""
+        if pixel_values is not None:
+            tile_features = self.vision_tower(pixel_values)
+        return self.merge(input_ids, None if tile_features is None else self.project(tile_features), merge_index)
 
     def encode_images(self, pixel_values: paddle.Tensor) -> paddle.Tensor:
         """Tiles [N, 3, H, W] -> projected features [N * P, D]."""
-        features = self.projector(self.vision_tower(pixel_values))
+        return self.project(self.vision_tower(pixel_values))
+
+    def project(self, tile_features: paddle.Tensor) -> paddle.Tensor:
+        """The tower's features [N, P, C] -> [N * P, D]."""
+        features = self.projector(tile_features)
         return features.reshape([-1, features.shape[-1]])
 
     def merge(

@@ -98,12 +98,27 @@ class LlavaProcessor:
             UserError: nothing is supervised, a box lies outside of its image, or the template cannot write this
                 conversation.  All begin with the sample's source.
         """
-        sizes = [image.size for image in images]
+        example, order = self.encode_sized(sample, [image.size for image in images], max_length, on_too_long)
+        return replace(example, pixel_values=self.tiles([images[index] for index in order]))
+
+    def encode_sized(
+        self,
+        sample: Sample,
+        sizes: Sequence[tuple[int, int]],
+        max_length: int | None = None,
+        on_too_long: str = "truncate_turns",
+    ) -> tuple[Example, tuple[int, ...]]:
+        """Encodes a training sample without its tiles; arguments and errors as `encode` and `measure`.
+
+        Returns:
+            The example, and the indices of the images whose tiles it wants, in order.
+        """
         pairs = self._fit(sample, sizes, max_length, on_too_long)
         dropped = sum(message.role == "assistant" for message in sample.messages) - len(pairs)
         if dropped:
             _tell_truncation(sample.source, 2 * dropped, max_length)
-        return replace(self._example(pairs, sizes), pixel_values=self._pixels(pairs, images), source=sample.source)
+        order = tuple(index for pair in pairs for index in pair.images)
+        return replace(self._example(pairs, sizes), source=sample.source), order
 
     def measure(
         self,
@@ -142,7 +157,8 @@ class LlavaProcessor:
         """Encodes a conversation that ends with a question, ready for its answer; labels mark the answers before."""
         sizes = [image.size for image in images]
         pairs = list(self._pairs(messages, sizes, add_generation_prompt=True))
-        return replace(self._example(pairs, sizes), pixel_values=self._pixels(pairs, images))
+        order = [index for pair in pairs for index in pair.images]
+        return replace(self._example(pairs, sizes), pixel_values=self.tiles([images[index] for index in order]))
 
     def encode_text(
         self, messages: Sequence[Message], sizes: Sequence[tuple[int, int]], add_generation_prompt: bool = False
@@ -207,10 +223,10 @@ class LlavaProcessor:
             first_row += count_tiles(width, height, self.image_spec) * self.image_spec.tokens_per_tile
         return indices
 
-    def _pixels(self, pairs: Sequence[EncodedPair], images: Sequence[Image.Image]) -> np.ndarray:
-        """Tiles of the images of `pairs`, in reading order: float32 [N, 3, H, W]."""
+    def tiles(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Tiles of RGB images, one image after the other: float32 [N, 3, H, W]."""
         size = self.image_spec.tile_size
-        tiles = [preprocess_image(images[index], self.image_spec) for pair in pairs for index in pair.images]
+        tiles = [preprocess_image(image, self.image_spec) for image in images]
         if len(tiles) == 1:
             return tiles[0]  # nothing to copy
         return np.concatenate(tiles) if tiles else np.zeros((0, 3, size, size), dtype=np.float32)

@@ -105,7 +105,10 @@ def describe_report(values: dict[str, Any]) -> str:
 
 
 def draw_loss_curve(metrics_path: Path, picture_path: Path) -> None:
-    """Draws training and evaluation loss over steps from a `metrics.jsonl` as PNG; nothing where none was reported."""
+    """Draws training and evaluation loss over steps from a `metrics.jsonl` as PNG; nothing where none was reported.
+
+    A disk that is full is only warned of: the run's result is still to be written, and the curve can be drawn again.
+    """
     reports = read_metrics(metrics_path) if metrics_path.is_file() else []
     curves = {
         label: [(item["step"], item[key]) for item in reports if key in item]
@@ -125,5 +128,8 @@ def draw_loss_curve(metrics_path: Path, picture_path: Path) -> None:
     axes.set(xlabel="optimiser step", ylabel="loss (nats per supervised token)", title="Loss")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(picture_path, dpi=120, bbox_inches="tight")
+    try:
+        figure.savefig(picture_path, dpi=120, bbox_inches="tight")
+    except OSError as error:
+        logger.warning("%s could not be written: %s", picture_path, error.strerror or error)
     pyplot.close(figure)

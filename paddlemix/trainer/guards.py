@@ -85,7 +85,7 @@ class StopOnSignal(TrainerCallback):
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-        self._restore()
+        self.restore()
         logger.warning("%s: saving after this step, then ending (again: end at once)", signal.Signals(number).name)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -94,10 +94,11 @@ class StopOnSignal(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Gives the signals back."""
-        self._restore()
+        """The run is over."""
+        self.restore()
 
-    def _restore(self) -> None:
+    def restore(self) -> None:
+        """Gives the signals back to whoever had them."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}

@@ -17,7 +17,10 @@ from paddlemix.models.attention import packed_segments
 from paddlemix.sample import Batch
 
 Inputs = dict[str, Any]
-_TENSORS = ("input_ids", "position_ids", "pixel_values", "merge_index", "loss_index", "loss_targets")
+_TENSORS = (
+    *("input_ids", "position_ids", "pixel_values", "tile_features", "merge_index"),
+    *("loss_index", "loss_targets"),
+)
 
 
 @dataclass
@@ -113,7 +116,7 @@ class BatchLoader:
 
 def batch_inputs(batch: Batch) -> Inputs:
     """Model inputs of a batch as tensors on the current device, and what the trainer wants to know of it: `num_tokens`
-    (padding not counted), `sources` and `skipped`.
+    (padding not counted), `sources`, `skipped` and `tile_keys`.
 
     `segment_ids` is among them only where rows hold several samples, see `packed_segments`; a row of one sample needs
     none.
@@ -125,4 +128,5 @@ def batch_inputs(batch: Batch) -> Inputs:
     if segments is not None:
         inputs["segment_ids"] = segments
     num_tokens = int((batch.segment_ids > 0).sum())
-    return {**inputs, "num_tokens": num_tokens, "sources": batch.sources, "skipped": batch.skipped}
+    told = {"sources": batch.sources, "skipped": batch.skipped, "tile_keys": batch.tile_keys}
+    return {**inputs, **told, "num_tokens": num_tokens}

@@ -94,14 +94,14 @@ class _SummedCrossEntropy(PyLayer):
             with paddle.set_grad_enabled(head.with_gradient):
                 logits = head.logits(rows)
             loss, right, logits_grad = _cross_entropy(logits.detach(), targets[start : start + head.rows_at_once])
-            losses.append(loss)
-            rights.append(right)
             if not logits.stop_gradient:
                 sources = [rows, *weights] if ctx.hidden_trains else list(weights)
                 grads = paddle.grad([logits], sources, grad_outputs=[logits_grad])
                 if ctx.hidden_trains:
                     hidden_grads.append(grads.pop(0))
-                weight_grads = [total.add_(grad) for total, grad in zip(weight_grads, grads, strict=True)] or grads
+                weight_grads = grads if not losses else [a.add_(b) for a, b in zip(weight_grads, grads, strict=True)]
+            losses.append(loss)
+            rights.append(right)
         ctx.hidden_grad = paddle.concat(hidden_grads) if hidden_grads else None
         ctx.weight_grads = weight_grads
         return sum(losses[1:], losses[0]), sum(rights[1:], rights[0])
@@ -114,9 +114,7 @@ class _SummedCrossEntropy(PyLayer):
         return tuple(None if grad is None else grad.multiply_(loss_grad.astype(grad.dtype)) for grad in grads)
 
 
-def _cross_entropy(
-    logits: paddle.Tensor, targets: paddle.Tensor
-) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
+def _cross_entropy(logits: paddle.Tensor, targets: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
     """Summed loss (float32 scalar), right guesses (int64 scalar) and the gradient of the logits in their place.
 
     Args:

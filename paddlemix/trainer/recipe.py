@@ -31,6 +31,7 @@ from paddlemix.trainer.compat import PrinterCallback, ProgressCallback, Training
 from paddlemix.trainer.environment import describe_adapter, describe_environment
 from paddlemix.trainer.guards import StopEarly, StopOnSignal
 from paddlemix.trainer.loss import LossModel
+from paddlemix.trainer.neftune import add_neftune
 from paddlemix.trainer.model_card import CardFacts, write_model_card
 from paddlemix.trainer.output import RUN_CONFIG_FILE, clear_earlier_run, find_resume_point, publish, remove_leftovers
 from paddlemix.trainer.parts import (
@@ -50,6 +51,7 @@ from paddlemix.trainer.skipping import SkipLog
 from paddlemix.trainer.start_report import report_parts, report_sample
 from paddlemix.trainer.trackers import TrackedArguments, resolve_trackers
 from paddlemix.trainer.trainer import LlavaTrainer, RunData
+from paddlemix.trainer.vision_cache import VisionCache, open_store
 
 
 @dataclass
@@ -135,6 +137,7 @@ def _base_spec(config: RunConfig) -> BaseSpec:
         tower=config.mm_vision_tower,
         projector_file=config.pretrain_mm_mlp_adapter,
         image_newline="unpad" in (config.mm_patch_merge_type or ""),
+        quantize=config.quantize_base,
         **{key: value for key, value in given.items() if value is not None},  # type: ignore[arg-type]
     )
 
@@ -200,7 +203,10 @@ def _execute(run: _Run, resume: Path | None) -> dict[str, float]:
     trainer = _build_trainer(run)
     results: dict[str, float] = {}
     if config.do_train:
-        results |= trainer.run(resume)
+        try:
+            results |= trainer.run(resume)
+        finally:
+            run.stop.restore()  # also where the run ends by an error
         if run.stop.received is not None:
             raise Stopped(run.stop.received)
         if trainer.skips is not None and trainer.skips.count:
@@ -241,9 +247,16 @@ def _build_trainer(run: _Run) -> LlavaTrainer:
     )
     model = LossModel(run.loaded.model)
     run.loaded.model.language_model.enable_recompute = config.recompute
+    if config.neftune:
+        add_neftune(run.loaded.model.language_model, config.neftune_noise_alpha)
     output_dir = Path(str(config.output_dir))
     skips = SkipLog(output_dir, run.train) if run.train else None
-    data = RunData(train=run.train, evaluation=run.evaluation, loading=loading, skips=skips)
+    store = open_store(config, run.loaded.model)
+    for samples in (run.train.samples if run.train else None, run.evaluation):
+        if samples is not None:
+            samples.features = store
+    cache = VisionCache(store, run.loaded.model.vision_tower) if store is not None else None
+    data = RunData(train=run.train, evaluation=run.evaluation, loading=loading, skips=skips, vision_cache=cache)
     trainer = LlavaTrainer(model, config, arguments, data, run.write_result, [SeedEachStep(), run.stop])
     if config.early_stopping_patience is not None:
         trainer.add_callback(StopEarly(config, lambda: trainer.evaluations))

@@ -119,4 +119,3 @@ def _measure_some(samples: SampleDataset, seed: int) -> np.ndarray:
     count = min(len(samples), _MEASURED)
     rows = np.random.default_rng(seed).choice(len(samples), count, replace=False)
     return np.array([samples.measure(int(row)) for row in np.sort(rows)], dtype=np.int32)
-

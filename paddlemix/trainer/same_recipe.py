@@ -22,7 +22,10 @@ _RECIPE_TRAINING = (
 )
 _LENGTH = ("num_train_epochs", "max_steps")
 # of the groups "lora" and "data": where things are and how long to wait for them
-_FREE = ("image_root", "image_timeout", "image_retries", "allow_local_network", "max_image_bytes", "max_image_pixels")
+_FREE = (
+    *("cache_vision_features", "vision_cache_dir", "vision_cache_gb", "image_root"),
+    *("image_timeout", "image_retries", "allow_local_network", "max_image_bytes", "max_image_pixels"),
+)
 RECIPE_KEYS = tuple(
     name
     for name, spec in SPECS.items()

@@ -6,7 +6,7 @@ What PaddleNLP's own version of each overridden method does wrong for us is said
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ import paddle
 import paddle.distributed as dist
 
 from paddlemix.config.schema import RunConfig
-from paddlemix.datasets.loading import LoadingSettings, RowDataset, iterate_batches
+from paddlemix.datasets.loading import BatchMaker, LoadingSettings, RowDataset
 from paddlemix.datasets.order import EpochBatchSampler
 from paddlemix.errors import UserError
 from paddlemix.log import logger
+from paddlemix.sample import Skip
 from paddlemix.trainer.answering import AnswerScores
 from paddlemix.trainer.compat import Trainer, TrainerState, TrainingArguments
 from paddlemix.trainer.gradient_norm import MeasuredNorm
@@ -37,9 +38,10 @@ from paddlemix.trainer.saving import (
     save_checkpoint,
 )
 from paddlemix.trainer.skipping import SkipLog
+from paddlemix.trainer.vision_cache import VisionCache
 
 ModelWriter = Callable[[Path], None]
-_NOT_FOR_THE_MODEL = ("num_supervised", "num_tokens", "sources", "skipped")
+_NOT_FOR_THE_MODEL = ("num_supervised", "num_tokens", "sources", "skipped", "tile_keys")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +52,14 @@ class RunData:
         train, evaluation: rows by index; None where nothing is trained or evaluated.
         loading: how batches are made of them.
         skips: takes note of the training samples that are left out; None where nothing is trained.
+        vision_cache: gives the frozen tower's features in place of pixels; None runs the tower.
     """
 
     train: TrainingRows | None
     evaluation: RowDataset | None
     loading: LoadingSettings
     skips: SkipLog | None = None
+    vision_cache: VisionCache | None = None
 
 
 class LlavaTrainer(Trainer):
@@ -84,10 +88,12 @@ class LlavaTrainer(Trainer):
         callbacks: list[Any],
     ) -> None:
         self.config, self.loading, self.write_model = config, data.loading, write_model
-        self.rows, self.skips = data.train, data.skips
+        self.rows, self.skips, self.vision_cache = data.train, data.skips, data.vision_cache
         self.tokens_seen = 0
         self._loader: BatchLoader | None = None
         self._step_losses = StepLosses()
+        self._eval_maker: tuple[RowDataset, BatchMaker] | None = None
+        self._eval_skipped: set[int] = set()
         meters = Meters(
             tokens_seen=lambda: self.tokens_seen,
             positions=lambda: self.get_train_dataloader().counts,
@@ -163,7 +169,7 @@ class LlavaTrainer(Trainer):
         total = self._divisor(inputs)
         self.tokens_seen += inputs["num_tokens"] * self.args.dataset_world_size
         with self.autocast_smart_context_manager():
-            loss_sum, _ = model(**model_inputs(inputs))
+            loss_sum, _ = model(**self._model_inputs(inputs))
         self._step_losses.add(loss_sum, inputs["sources"])
         # Gradients are averaged over processes, so each counts its share of the sum.
         loss = loss_sum * (self.args.dataset_world_size / max(total, 1))
@@ -179,6 +185,12 @@ class LlavaTrainer(Trainer):
             return int(inputs["num_supervised"])
         parts = self.args.gradient_accumulation_steps * self.args.dataset_world_size
         return int(inputs["loss_index"].shape[0]) * parts
+
+    def _model_inputs(self, inputs: Inputs) -> Inputs:
+        """Those of a batch's values that the model takes."""
+        if self.vision_cache is not None:
+            inputs = self.vision_cache.complete(inputs)
+        return {key: value for key, value in inputs.items() if key not in _NOT_FOR_THE_MODEL}
 
     def _check_loss_valid(self, loss: paddle.Tensor) -> None:
         """Called before the optimiser's step; PaddleNLP's looks only where an environment variable says so."""
@@ -239,13 +251,27 @@ class LlavaTrainer(Trainer):
             batches = batches[: self.args.max_evaluate_steps]
         loss_total = right_total = count = 0.0
         self.model.eval()
-        for batch in iterate_batches(dataset, batches, self.loading):
+        for batch in self._evaluation_maker(dataset).batches(batches):
+            self._tell_skipped(batch.skipped)
             with paddle.no_grad(), self.autocast_smart_context_manager():
-                loss_sum, right = self.model(**model_inputs(batch_inputs(batch)))
+                loss_sum, right = self.model(**self._model_inputs(batch_inputs(batch)))
             loss_total, right_total = loss_total + loss_sum.item(), right_total + right.item()
             count += len(batch.loss_index)
         self.model.train()
         return loss_total, right_total, count
+
+    def _evaluation_maker(self, dataset: RowDataset) -> BatchMaker:
+        """One for all evaluations: starting worker processes takes seconds."""
+        if self._eval_maker is None or self._eval_maker[0] is not dataset:
+            self._eval_maker = (dataset, BatchMaker(dataset, self.loading))
+        return self._eval_maker[1]
+
+    def _tell_skipped(self, skipped: Sequence[Skip]) -> None:
+        """Names the evaluation samples that are left out, each once."""
+        for skip in skipped:
+            if skip.index not in self._eval_skipped:
+                self._eval_skipped.add(skip.index)
+                logger.warning("left out of every evaluation: %s", skip.reason)
 
     # ---- checkpoints ----
 
@@ -294,8 +320,3 @@ class LlavaTrainer(Trainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Nothing to load: random numbers of a step depend on seed and step alone (`callbacks.SeedEachStep`)."""
-
-
-def model_inputs(inputs: Inputs) -> Inputs:
-    """Those of a batch's values that the model takes."""
-    return {key: value for key, value in inputs.items() if key not in _NOT_FOR_THE_MODEL}

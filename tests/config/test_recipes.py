@@ -146,11 +146,11 @@ def test_paddlemix_own_file_loads_unchanged(tmp_path: Path) -> None:
 
 
 def test_its_other_keys_only_warn(tmp_path: Path) -> None:
-    keys = {"benchmark": True, "eval_with_do_generation": True, "version": "plain", "top_p": 0.9, "amp_master_grad": 1}
+    keys = {"benchmark": True, "version": "plain", "top_p": 0.9, "amp_master_grad": 1}
     path = tmp_path / "run.json"
     path.write_text(json.dumps({**ITS_LORA_FILE, **keys}), encoding="utf-8")
     warned = load_config(path).warnings
-    assert len(warned) == 4 and all(" has no effect here. " in text for text in warned)
+    assert len(warned) == 3 and all(" has no effect here. " in text for text in warned)
 
 
 def test_every_trainer_argument_is_a_key_with_its_default() -> None:

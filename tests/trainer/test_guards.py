@@ -17,6 +17,8 @@ from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.checkpoints.pretrained import save_model
 from paddlemix.errors import Stopped, UserError
 from paddlemix.trainer.callbacks import Progress
+from paddlemix.trainer.guards import StopOnSignal
+from paddlemix.trainer.loss import LossModel
 from paddlemix.trainer.recipe import run_recipe
 from paddlemix.trainer.trainer import LlavaTrainer
 from tests.tiny_world import LORA, World, changed, reports, weights
@@ -27,8 +29,10 @@ def test_a_loss_that_is_no_number_stops_and_names_the_samples(world: World, tmp_
     broken.model.lm_head.weight.set_value(paddle.full_like(broken.model.lm_head.weight, float("nan")))
     save_model(broken, tmp_path / "model")
     config = world.config(tmp_path / "out", model_name_or_path=str(tmp_path / "model"))
+    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(UserError, match=r"the loss of step 1 is nan in the batch of .*train.json record \d+; .*record"):
         run_recipe(config)
+    assert signal.getsignal(signal.SIGINT) is before
     assert not (tmp_path / "out" / "config.json").exists()
 
 
@@ -60,6 +64,34 @@ def test_a_signal_saves_and_ends_in_order(
     monkeypatch.undo()
     assert run_recipe(config)["steps"] == 5
     assert not changed(weights(tmp_path / "whole"), weights(tmp_path / "out"))
+
+
+def test_a_second_signal_ends_at_once() -> None:
+    before, stop = signal.getsignal(signal.SIGINT), StopOnSignal()
+    stop.on_train_begin(None, None, None)
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop.received == signal.SIGINT and signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_gradient_that_is_no_number_stops_before_a_weight_changes(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss can be finite where its gradient is not: here the square root of zero, added without changing the loss."""
+    original = LossModel.forward
+    models = []
+
+    def forward(self: LossModel, **batch: Any) -> tuple[paddle.Tensor, paddle.Tensor]:
+        loss, right = original(self, **batch)
+        models.append((self.model, {name: value.numpy() for name, value in self.model.named_parameters()}))
+        return loss + paddle.sqrt(self.model.lm_head.weight.sum() * 0.0) * 0.0, right
+
+    monkeypatch.setattr(LossModel, "forward", forward)
+    with pytest.raises(UserError, match=r"the gradient's norm of step 1 is nan in the batch of .*train.json record \d+;"):
+        run_recipe(world.config(tmp_path / "out", max_grad_norm=0))
+    [(model, before)] = models
+    assert all(np.array_equal(value.numpy(), before[name]) for name, value in model.named_parameters())
 
 
 def test_stopping_early(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

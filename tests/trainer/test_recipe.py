@@ -339,9 +339,9 @@ def test_an_earlier_run_is_overwritten_when_asked(world: World, tmp_path: Path) 
 
 def test_settings_without_effect_are_said(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="paddlemix"), propagated():
-        run_recipe(world.config(tmp_path, max_steps=1, mm_vision_tower=str(CLIP_TOWER), neftune=True))
+        run_recipe(world.config(tmp_path, max_steps=1, mm_vision_tower=str(CLIP_TOWER), prefix_tuning=True))
     assert "has its own vision tower; mm_vision_tower" in caplog.text
-    assert "neftune has no effect here" in caplog.text
+    assert "prefix_tuning has no effect here" in caplog.text
 
 
 # ---- what is refused ----

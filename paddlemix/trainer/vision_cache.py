@@ -1,0 +1,78 @@
+"""The frozen tower's features, computed once and kept: between the batches and the model of a run."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import paddle
+
+from paddlemix.cache import cache_directory, cache_key
+from paddlemix.config.schema import RunConfig
+from paddlemix.datasets.features import FeatureStore
+from paddlemix.errors import UserError
+from paddlemix.models.llava import LlavaModel
+from paddlemix.models.vision import VisionTower
+from paddlemix.trainer.loader import Inputs
+
+
+def open_store(config: RunConfig, model: LlavaModel) -> FeatureStore | None:
+    """The store that a run asks for, None where it asks for none.
+
+    Raises:
+        UserError: the model has no tower, or the tower trains.
+    """
+    if not config.cache_vision_features:
+        return None
+    if model.config.vision is None:
+        raise UserError(f"cache_vision_features is set, but {config.model_name_or_path} has no vision tower")
+    if any(not weight.stop_gradient for weight in model.vision_tower.parameters()):
+        raise UserError("cache_vision_features needs a tower that does not train; set vision_tower to frozen")
+    folder = Path(config.vision_cache_dir) if config.vision_cache_dir else cache_directory("features")
+    shape = (model.config.tokens_per_tile, model.config.vision.hidden_size)
+    return FeatureStore(folder, _mark(model.vision_tower), int(config.vision_cache_gb * 1e9), shape)
+
+
+def _mark(tower: VisionTower) -> str:
+    """Differs between towers that give different features."""
+    weights = hashlib.sha256()
+    for name, weight in sorted(tower.named_parameters()):
+        weights.update(f"{name} {weight.dtype} {weight.shape}".encode())
+        weights.update(weight.numpy().tobytes())
+    return cache_key(weights.hexdigest(), tower.keep_class_token, tower.config)
+
+
+class VisionCache:
+    """Puts the tower's features in the place of pixels, and keeps those that are new.
+
+    Args:
+        store: keeps them.
+        tower: does not train.
+    """
+
+    def __init__(self, store: FeatureStore, tower: VisionTower) -> None:
+        self._store, self._tower = store, tower
+
+    @paddle.no_grad()
+    def complete(self, inputs: Inputs) -> Inputs:
+        """The same batch without pixels.
+
+        Args:
+            inputs: see `loader.batch_inputs`; may hold `pixel_values`, `tile_features`, neither or both.
+        """
+        rest = {name: value for name, value in inputs.items() if name not in ("pixel_values", "tile_features")}
+        features = []
+        if "pixel_values" in inputs:
+            features.append(self._tower(inputs["pixel_values"]))
+            self._keep(features[0], inputs["tile_keys"])
+        if "tile_features" in inputs:  # float32 holds every value of a lower precision
+            features.append(inputs["tile_features"].astype(self._tower.class_embedding.dtype))
+        if len({item.dtype for item in features}) > 1:  # under autocast the tower gives a lower precision
+            features = [item.astype("float32") for item in features]
+        return {**rest, "tile_features": paddle.concat(features)} if features else inputs
+
+    def _keep(self, features: paddle.Tensor, keys: tuple[tuple[str, int], ...]) -> None:
+        values, first = features.astype("float32").numpy(), 0
+        for key, tiles in keys:
+            self._store.write(key, values[first : first + tiles])
+            first += tiles
