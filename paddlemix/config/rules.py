@@ -160,7 +160,9 @@ def _quantized_base(config: RunConfig) -> list[Conflict]:
         return []
     said, found = f'quantize_base "{config.quantize_base}"', []
     if (config.language_model or ("lora" if config.lora or config.lora_path else "full")) == "full":
-        message = f"{said} holds the language model in codes, which do not train; set lora true, or language_model frozen"
+        message = (
+            f"{said} holds the language model in codes, which do not train; set lora true, or language_model frozen"
+        )
         found.append(Conflict(("quantize_base", "language_model", "lora"), message))
     if config.pissa:
         message = f"{said} contradicts pissa, which changes the base's weights; remove one of them"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ from paddlemix.trainer.compat import TrainerCallback
 from paddlemix.trainer.reporting import StepReport
 
 METRICS_FILE, CURVE_FILE = "metrics.jsonl", "loss.png"
+_WIDTH, _HEIGHT = 150, 24  # characters
 _REPORTED = ("loss", "learning_rate", *StepReport.KEYS)
 _SEED_STRIDE = 1_000_003  # a prime, so that neighbouring seeds do not share steps
 
@@ -47,7 +49,7 @@ class Progress(TrainerCallback):
             self.writer.truncate_after(state.global_step)
             shown = self.show_bar and sys.stderr is not None
             self.bar = tqdm(
-                total=state.max_steps, initial=state.global_step, disable=not shown, unit="step", dynamic_ncols=True
+                total=state.max_steps, initial=state.global_step, disable=not shown, unit="step", **_bar_width()
             )
         self.report.start(state.global_step, state.max_steps)
 
@@ -84,6 +86,15 @@ class Progress(TrainerCallback):
         if self.bar is not None:
             self.bar.close()
             draw_loss_curve(self.writer.path, self.writer.path.with_name(CURVE_FILE))
+
+
+def _bar_width() -> dict[str, Any]:
+    """As wide as the terminal, which may change; a fixed width where the terminal does not say or there is none."""
+    try:
+        is_known = os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (OSError, ValueError, AttributeError):
+        is_known = False
+    return {"dynamic_ncols": True} if is_known else {"ncols": _WIDTH, "nrows": _HEIGHT}
 
 
 def shows_bar(disabled: bool | None) -> bool:

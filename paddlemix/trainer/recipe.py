@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,15 @@ from paddlemix.device import check_dtype, select_device, set_seed
 from paddlemix.errors import Stopped, UserError
 from paddlemix.log import logger, process_rank
 from paddlemix.peft.lora import add_lora
-from paddlemix.processors.chat_template import resolve_template
-from paddlemix.processors.llava import LlavaProcessor, image_spec_from_dict, processor_from_dict
+from paddlemix.processors.llava import LlavaProcessor, processor_from_dict
 from paddlemix.trainer.answering import Answerer, AnswerScores
 from paddlemix.trainer.callbacks import METRICS_FILE, Progress, SeedEachStep, shows_bar
 from paddlemix.trainer.compat import PrinterCallback, ProgressCallback, TrainingArguments
 from paddlemix.trainer.environment import describe_adapter, describe_environment
 from paddlemix.trainer.guards import StopEarly, StopOnSignal
 from paddlemix.trainer.loss import LossModel
-from paddlemix.trainer.neftune import add_neftune
 from paddlemix.trainer.model_card import CardFacts, write_model_card
+from paddlemix.trainer.neftune import add_neftune
 from paddlemix.trainer.output import RUN_CONFIG_FILE, clear_earlier_run, find_resume_point, publish, remove_leftovers
 from paddlemix.trainer.parts import (
     adapter_config,
@@ -44,11 +43,13 @@ from paddlemix.trainer.parts import (
 )
 from paddlemix.trainer.questions import Question
 from paddlemix.trainer.run_data import TrainingRows, arrange, read_samples
+from paddlemix.trainer.run_checks import check_devices, check_steps, process_count
 from paddlemix.trainer.same_recipe import check_same_recipe
 from paddlemix.trainer.sampling_callback import SAMPLES_FILE, ShowAnswers, sample_questions
 from paddlemix.trainer.saving import best_metric, saved_recipe
 from paddlemix.trainer.skipping import SkipLog
 from paddlemix.trainer.start_report import report_parts, report_sample
+from paddlemix.trainer.starting_point import adjusted_processor, base_spec, compute_dtype, weight_dtype
 from paddlemix.trainer.trackers import TrackedArguments, resolve_trackers
 from paddlemix.trainer.trainer import LlavaTrainer, RunData
 from paddlemix.trainer.vision_cache import VisionCache, open_store
@@ -84,8 +85,9 @@ def run_recipe(config: RunConfig) -> dict[str, float]:
     for warning in config.warnings:
         logger.warning(warning)
     device = select_device(config.device)
-    check_dtype(_compute_dtype(config), device)
+    check_dtype(compute_dtype(config), device)
     best_metric(config)
+    check_devices(config, process_count())
     config.report_to = resolve_trackers(config)
     resume = find_resume_point(config)
     if resume is not None:
@@ -96,27 +98,19 @@ def run_recipe(config: RunConfig) -> dict[str, float]:
     return _execute(run, resume)
 
 
-def _compute_dtype(config: RunConfig) -> str:
-    return "bfloat16" if config.bf16 else "float16" if config.fp16 else config.dtype or "float32"
-
-
-def _weight_dtype(config: RunConfig) -> str:
-    if config.dtype is not None:
-        return config.dtype
-    return _compute_dtype(config) if config.fp16_opt_level == "O2" else "float32"
-
-
 def _prepare(config: RunConfig, device: str) -> _Run:
-    spec = _base_spec(config)
-    loaded = load_base(spec, _weight_dtype(config))
+    spec = base_spec(config)
+    loaded = load_base(spec, weight_dtype(config))
     if loaded.processor is None:
         raise UserError(f"{spec.model} has no tokenizer files; copy tokenizer.model from the model it was made of")
     if config.lora_path:
         earlier = read_adapter(Path(config.lora_path))
         loaded.processor = processor_from_dict(earlier.processor, earlier.directory)
-    loaded.processor = processor = _adjusted(loaded.processor, config, loaded)
+    loaded.processor = processor = adjusted_processor(loaded.processor, config, loaded.model.config)
     has_tower = loaded.model.config.vision is not None
     train = arrange(config, read_samples(config, "train", processor, has_tower)) if config.do_train else None
+    if train is not None:
+        check_steps(config, len(train.rows), process_count())
     wants_evaluation = config.resolved_evaluation_strategy != "no"
     evaluation = read_samples(config, "eval", processor, has_tower) if wants_evaluation else None
     questions = []
@@ -124,37 +118,6 @@ def _prepare(config: RunConfig, device: str) -> _Run:
         questions = sample_questions(config, processor, evaluation or train.samples)
     write_result = _add_training(config, spec, loaded)
     return _Run(config, device, loaded, processor, write_result, train, evaluation, questions)
-
-
-def _base_spec(config: RunConfig) -> BaseSpec:
-    given = {
-        "mm_projector_type": config.mm_projector_type,
-        "mm_vision_select_layer": config.mm_vision_select_layer,
-        "mm_vision_select_feature": config.mm_vision_select_feature,
-    }
-    return BaseSpec(
-        model=str(config.model_name_or_path),
-        tower=config.mm_vision_tower,
-        projector_file=config.pretrain_mm_mlp_adapter,
-        image_newline="unpad" in (config.mm_patch_merge_type or ""),
-        quantize=config.quantize_base,
-        **{key: value for key, value in given.items() if value is not None},  # type: ignore[arg-type]
-    )
-
-
-def _adjusted(processor: LlavaProcessor, config: RunConfig, loaded: Pretrained) -> LlavaProcessor:
-    """The checkpoint's processor with what the run's configuration says otherwise."""
-    keys = ("image_aspect_ratio", "image_grid_pinpoints", "mm_patch_merge_type")
-    changes = {key: getattr(config, key) for key in keys if getattr(config, key) is not None}
-    spec = image_spec_from_dict({**processor.to_dict(), **changes})
-    needs_newline = spec.aspect_mode == "anyres" and "unpad" in spec.merge_type
-    if needs_newline and loaded.model.config.vision is not None and not loaded.model.config.image_newline:
-        raise UserError(
-            f"mm_patch_merge_type '{spec.merge_type}' needs a model with an image_newline vector (LLaVA-1.6); "
-            f"{config.model_name_or_path} has none, use 'spatial' or 'flat'"
-        )
-    template = resolve_template(config.chat_template) if config.chat_template else processor.template
-    return replace(processor, image_spec=spec, template=template)
 
 
 def _add_training(config: RunConfig, spec: BaseSpec, loaded: Pretrained) -> Callable[[Path], None]:

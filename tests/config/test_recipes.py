@@ -20,7 +20,9 @@ SHIPPED = [
     "pretrain.json",
     "v1_5/lora_sft_argument.json",
     "v1_5/lora_sft_argument_stage2.json",
+    "v1_5/qlora_sft_argument.json",
     "v1_5/sft_argument.json",
+    "v1_5/task_lora.json",
     "v1_6/lora_sft_argument.json",
     "v1_6/lora_sft_argument_stage2.json",
     "v1_6/sft_argument.json",
@@ -116,21 +118,84 @@ def test_shipped_recipes_load_without_warnings(name: str) -> None:
 def test_recipes_have_the_official_numbers(name: str) -> None:
     """Sources: LLaVA scripts/v1_5/{pretrain,finetune,finetune_lora}.sh; LLaVA-NeXT direct_finetune_clip.sh."""
     config = load_config(RECIPES / name)
-    on_8_cards = 8 * config.per_device_train_batch_size * config.gradient_accumulation_steps
-    assert on_8_cards == (256 if name == "pretrain.json" else 128)
+    assert batch_on_8_cards(config) == (256 if name == "pretrain.json" else 128)
     assert config.image_aspect_ratio == {"v1_5": "pad", "v1_6": "anyres"}.get(name[:4], "square")
     assert config.mm_patch_merge_type == ("spatial_unpad" if "v1_6" in name else None)
     assert config.group_by_modality_length is (name != "pretrain.json")
     assert config.max_length > (2928 if "v1_6" in name else 576)  # the largest image fits, with room for text
     if "lora" in name:
+        is_qlora = "qlora" in name
         rates = (config.learning_rate, config.mm_projector_lr, config.mm_vision_tower_lr)
-        assert rates == (2e-4, 2e-5, None)
-        assert (config.lora, config.lora_rank, config.lora_alpha, config.lora_dropout) == (True, 128, 256, 0.05)
-        assert len(config.lora_target_modules) == 7
+        assert rates == (2e-4, None if is_qlora else 2e-5, None)
+        shape = (config.lora_rank, config.lora_alpha, config.lora_dropout)
+        assert config.lora and shape == ((512, 256, 0.05) if is_qlora else (128, 256, 0.05))
+        assert config.lora_target_modules is None if is_qlora else len(config.lora_target_modules) == 7
     else:
         rates = {"pretrain.json": (1e-3, None), "v1_5/sft_argument.json": (2e-5, None)}.get(name, (1e-5, 2e-6))
         assert (config.learning_rate, config.mm_vision_tower_lr, config.lora) == (*rates, False)
     assert config.sharding == ("stage2" if "stage2" in name else "")
+
+
+def batch_on_8_cards(config: RunConfig) -> int:
+    return 8 * config.per_device_train_batch_size * config.gradient_accumulation_steps
+
+
+def test_all_recipes_share_one_optimiser() -> None:
+    """As the reference's scripts leave it: AdamW of torch, clipping at 1, one epoch, the loss by tokens."""
+    keys = ("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "num_train_epochs", "loss_reduction")
+    for name in SHIPPED:
+        config = load_config(RECIPES / name)
+        assert [getattr(config, key) for key in keys] == [0.9, 0.999, 1e-8, 1.0, 1, "tokens"], name
+        assert not config.neftune
+
+
+def test_xtuner_s_recipe_quantises_the_language_model_and_adapts_the_tower() -> None:
+    """Source: xtuner 0.1.23, llava_vicuna_7b_v15_qlora_clip_vit_large_p14_336_lora_e1_gpu8_finetune.py."""
+    for name in SHIPPED:
+        config = load_config(RECIPES / name)
+        found = (config.quantize_base, config.vision_lora_rank, config.vision_lora_alpha, config.vision_tower)
+        if "qlora" in name:
+            assert found == ("nf4", 64, 16, "lora")
+            assert (config.projector, config.language_model) == ("full", "lora")
+        else:
+            assert found == (None, None, None, "full" if name == "v1_6/sft_argument.json" else None)
+
+
+def test_the_task_recipe_is_the_lora_recipe_from_a_tuned_model() -> None:
+    """LLaVA's two scripts differ in model and data alone; both train on the whole batch of 128."""
+    task, lora = (load_config(RECIPES / "v1_5" / name) for name in ("task_lora.json", "lora_sft_argument.json"))
+    differ = {key for key in SPECS if getattr(task, key) != getattr(lora, key)}
+    assert differ == {"model_name_or_path", "dataset", "output_dir"}
+    assert task.model_name_or_path == "paddlemix/llava/llava-v1.5-13b"
+
+
+def test_the_recipe_book_says_what_the_files_do() -> None:
+    """Each row of its table: learning rates in the order rate, projector, tower, and the batch on 8 devices."""
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    rows = {name: cells for name in SHIPPED for cells in table_rows(page) if cells[0] == f"`{name}`"}
+    assert rows.keys() == {name for name in SHIPPED if "stage2" not in name}
+    for name, (_, _, _, rates, batch, _) in rows.items():
+        config = load_config(RECIPES / name)
+        assert batch == str(batch_on_8_cards(config)), name
+        projector, tower = config.mm_projector_lr, config.mm_vision_tower_lr
+        same, frozen = "the same", "frozen" if config.vision_tower is None else "the same"
+        said = [spell(config.learning_rate), spell(projector) or same, spell(tower) or frozen]
+        assert rates == ("1e-3, the projector alone" if name == "pretrain.json" else "; ".join(said)), name
+    for batch in (128, 256):
+        ((_, *accumulation),) = [
+            row for row in table_rows(page) if row[0].startswith(f"`gradient_accumulation_steps` for {batch}")
+        ]
+        assert [int(cell) * devices for cell, devices in zip(accumulation, (8, 4, 2, 1), strict=True)] == 4 * [batch]
+
+
+def table_rows(page: str) -> list[list[str]]:
+    lines = [line for line in page.splitlines() if line.startswith("| `")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def spell(rate: float | None) -> str:
+    """0.0002 as "2e-4"; "" for None."""
+    return "" if rate is None else f"{rate:.0e}".replace("e-0", "e-")
 
 
 def test_paddlemix_own_file_loads_unchanged(tmp_path: Path) -> None:

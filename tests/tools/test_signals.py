@@ -77,4 +77,3 @@ def test_before_the_first_step_nothing_is_left(server: ForkServer, world: World,
     status, log = server.run(arguments, interrupt(signal.SIGTERM))
     assert status == -signal.SIGTERM and "Traceback" not in log
     assert not (tmp_path / "run" / "out").exists()
-

@@ -88,7 +88,9 @@ def test_a_gradient_that_is_no_number_stops_before_a_weight_changes(
         return loss + paddle.sqrt(self.model.lm_head.weight.sum() * 0.0) * 0.0, right
 
     monkeypatch.setattr(LossModel, "forward", forward)
-    with pytest.raises(UserError, match=r"the gradient's norm of step 1 is nan in the batch of .*train.json record \d+;"):
+    with pytest.raises(
+        UserError, match=r"the gradient's norm of step 1 is nan in the batch of .*train.json record \d+;"
+    ):
         run_recipe(world.config(tmp_path / "out", max_grad_norm=0))
     [(model, before)] = models
     assert all(np.array_equal(value.numpy(), before[name]) for name, value in model.named_parameters())

@@ -99,9 +99,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(
-    server: ForkServer, world: World, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Path]:
+def undisturbed(server: ForkServer, world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The output directory of a whole run of each method."""
     found = {}
     for method, values in METHODS.items():
@@ -146,9 +144,7 @@ def test_a_killed_run_ends_with_the_same_bits(
     assert killed == -signal.SIGKILL or moment.place != "save", "the run was faster than the test"
 
 
-def test_killed_again_and_again(
-    server: ForkServer, world: World, undisturbed: dict[str, Path], tmp_path: Path
-) -> None:
+def test_killed_again_and_again(server: ForkServer, world: World, undisturbed: dict[str, Path], tmp_path: Path) -> None:
     """Each start makes some way, and the last one ends where one start would have."""
     out, arguments = tmp_path / "out", [str(world.recipe(tmp_path, **RUN, **LORA))]
     for number in range(2):

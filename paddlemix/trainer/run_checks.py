@@ -1,0 +1,80 @@
+"""What must hold between a run's keys, the size of its data and the number of its processes.
+
+Rules between keys alone are in `config/rules.py`; these need the data, and are looked at before anything is written.
+"""
+
+from __future__ import annotations
+
+import os
+
+from paddlemix.config.schema import RunConfig
+from paddlemix.datasets.order import EpochBatchSampler
+from paddlemix.errors import UserError
+from paddlemix.log import logger
+
+
+def process_count() -> int:
+    """Processes of the run as `paddle.distributed.launch` sets it, 1 when started alone."""
+    return int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
+
+
+def check_devices(config: RunConfig, processes: int) -> None:
+    """Whether the processes can be split as the run asks.
+
+    Raises:
+        UserError: `sharding_parallel_degree` does not divide their number.
+    """
+    if not config.sharding:
+        return
+    if processes == 1:
+        logger.warning(
+            'sharding "%s" has no effect in one process; start several with python -m paddle.distributed.launch',
+            config.sharding,
+        )
+        return
+    degree = max(config.sharding_parallel_degree, config.sharding_degree)
+    if degree > 0 and processes % degree:
+        allowed = ", ".join(str(number) for number in range(1, processes + 1) if processes % number == 0)
+        raise UserError(
+            f"sharding_parallel_degree {degree} does not divide the {processes} processes of this run; allowed: "
+            f"{allowed}, or -1 for all"
+        )
+
+
+def check_steps(config: RunConfig, rows: int, processes: int) -> None:
+    """Whether the data fills a step, and the run is long enough for its schedule.
+
+    Args:
+        rows: of the training set, packed ones where the run packs.
+
+    Raises:
+        UserError: a step takes more rows than there are, no step would be made, or the warm-up is as long as the run.
+    """
+    size, passes = config.per_device_train_batch_size, config.gradient_accumulation_steps
+    step = size * passes * processes
+    if step > rows:
+        raise UserError(
+            f"a step takes {step} rows (per_device_train_batch_size {size} x gradient_accumulation_steps {passes} x "
+            f"{processes} processes), but the training data has {rows}; lower one of them or add data"
+        )
+    in_epoch = EpochBatchSampler(rows, size, passes, world_size=processes).steps_per_epoch
+    total = config.max_steps if config.max_steps > 0 else int(in_epoch * config.num_train_epochs)
+    counted = f"{total} ({rows} rows / {step} per step = {in_epoch} per epoch, x {config.num_train_epochs:g} epochs)"
+    if total < 1:
+        raise UserError(f"num_train_epochs {config.num_train_epochs:g}: the run's steps are {counted}; raise it")
+    _check_warmup(config, total, counted)
+    every = config.eval_steps or config.logging_steps
+    if config.resolved_evaluation_strategy == "steps" and every > total:
+        logger.warning("eval_steps %d is above the run's %d steps: nothing is evaluated on the way", every, total)
+
+
+def _check_warmup(config: RunConfig, total: int, counted: str) -> None:
+    if config.warmup_steps < total:
+        return
+    if config.max_steps > 0:  # a recipe that is tried for a few steps
+        logger.warning("warmup_steps %d: the rate rises in all %d steps", config.warmup_steps, total)
+        return
+    raise UserError(
+        f"warmup_steps {config.warmup_steps}: the run's steps are {counted}, so the rate would never reach "
+        "learning_rate; lower warmup_steps, say warmup_ratio (e.g. 0.03) instead, or raise num_train_epochs"
+    )

@@ -1,0 +1,175 @@
+"""What a training run cannot be made of: one clear error each, status 2, before any step and before anything is written.
+
+Broken data files and records are in tests/tools/test_errors.py and tests/datasets/test_broken.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+import pytest
+
+from paddlemix.checkpoints.files import read_json
+from paddlemix.checkpoints.load import load_pretrained
+from paddlemix.checkpoints.pretrained import save_model
+from paddlemix.errors import UserError
+from paddlemix.tools import supervised_finetune
+from paddlemix.tools._command import run_command
+from paddlemix.trainer.recipe import run_recipe
+from paddlemix.trainer.run_checks import check_devices, check_steps
+from tests.tiny_world import LORA, World
+
+
+def error_of(capsys: pytest.CaptureFixture[str], recipe: Path, steps: int = 0) -> str:
+    """The one line behind `error: ` with which the command ends after so many steps."""
+    assert run_command(supervised_finetune.main, [str(recipe)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and "Traceback" not in captured.err
+    assert captured.err.count(" loss ") - captured.err.count("the loss ") == steps
+    assert captured.err.count("error: ") == 1
+    message = captured.err.partition("error: ")[2].rstrip("\n")
+    assert "\n" not in message
+    return message
+
+
+EPOCHS = {"max_steps": -1, "num_train_epochs": 2}
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "learning rate as text": (
+        {"learning_rate": "2e-4"},
+        "learning_rate: expected a number, got text '2e-4'; remove the quotes",
+    ),
+    "learning rate no number": (
+        {"learning_rate": float("nan")},
+        "learning_rate: expected a number, got the number nan",
+    ),
+    "evaluation without data": (
+        {"dataset": {"train": [{"data_files": "train.json"}]}, "evaluation_strategy": "steps"},
+        'dataset.eval is missing; evaluation_strategy "steps" needs at least one entry',
+    ),
+    "early stopping without evaluation": (
+        {"early_stopping_patience": 2},
+        "early_stopping_patience needs evaluations; set evaluation_strategy",
+    ),
+    "warm-up as long as the run": (
+        {**EPOCHS, "warmup_steps": 12},
+        "warmup_steps 12: the run's steps are 12 (12 rows / 2 per step = 6 per epoch, x 2 epochs), so the rate would "
+        "never reach learning_rate; lower warmup_steps, say warmup_ratio",
+    ),
+    "less than a step": (
+        {"max_steps": -1, "num_train_epochs": 0.1},
+        "num_train_epochs 0.1: the run's steps are 0 (12 rows / 2 per step = 6 per epoch, x 0.1 epochs); raise it",
+    ),
+    "batch larger than the data": (
+        {"per_device_train_batch_size": 5, "gradient_accumulation_steps": 3},
+        "a step takes 15 rows (per_device_train_batch_size 5 x gradient_accumulation_steps 3 x 1 processes), but the "
+        "training data has 12; lower one of them or add data",
+    ),
+    "no batch": ({"per_device_train_batch_size": 0}, "per_device_train_batch_size"),
+    "output below a file": ({"output_dir": "{file}/out"}, "cannot be made: {file} is a file; choose another folder"),
+    "output is a file": ({"output_dir": "{file}"}, "output_dir '{file}' is a file; name a folder"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_one_clear_error(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
+    values, message = WRONG[case]
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    if "output_dir" in values:
+        values = {"output_dir": values["output_dir"].format(file=tmp_path / "file")}
+    found = error_of(capsys, world.recipe(tmp_path, **values))
+    assert message.format(file=tmp_path / "file") in found
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "recipe.json"]
+
+
+def test_an_adapter_for_another_base(
+    world: World, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_recipe(world.config(tmp_path / "tuned", learning_rate=0.1))
+    capsys.readouterr()
+    values = {"model_name_or_path": str(tmp_path / "tuned"), "lora_path": str(adapter)}
+    found = error_of(capsys, world.recipe(tmp_path, **values))
+    assert f"the adapter {adapter} was trained on another base than {tmp_path / 'tuned'}" in found
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_may_not_be_written(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    closed.chmod(0o555)
+    if os.access(closed, os.W_OK):
+        pytest.skip("the superuser may write everywhere")
+    found = error_of(capsys, world.recipe(tmp_path, output_dir=str(closed / "out")))
+    assert f"cannot be written: no permission in {closed}" in found
+
+
+def test_a_resumed_run_with_another_recipe_lists_the_keys(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    every = {"save_strategy": "steps", "save_steps": 2}
+    run_recipe(world.config(tmp_path / "out", **{**every, "max_steps": 2}))
+    capsys.readouterr()
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    found = error_of(capsys, world.recipe(tmp_path, **every, seed=4, weight_decay=0.1, logging_steps=2))
+    assert f"{tmp_path / 'out' / 'checkpoint-2'} was saved by a run with other settings: " in found
+    assert "seed 3 -> 4" in found and "weight_decay 0.0 -> 0.1" in found and "logging_steps" not in found
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(("part", "step"), [("lm_head.weight", 1), ("projector.0.weight", 2)])
+def test_weights_that_are_no_numbers(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], part: str, step: int
+) -> None:
+    """Two samples without an image come first, which the projector does not see."""
+    broken = load_pretrained(world.model)
+    weight = dict(broken.model.named_parameters())[part]
+    values = weight.numpy()
+    values[0, 0] = np.nan
+    weight.set_value(paddle.to_tensor(values))
+    save_model(broken, tmp_path / "model")
+    found = error_of(capsys, world.recipe(tmp_path, model_name_or_path=str(tmp_path / "model"), **LORA), step - 1)
+    assert f"the loss of step {step} is nan in the batch of " in found and "train.json record " in found
+    assert "look at these samples" in found
+    assert not (tmp_path / "out" / "lora_config.json").exists()
+
+
+def test_boxes_that_are_no_numbers(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """JSON as Python writes it can hold NaN."""
+    record = {"image": "images/0.png", "objects": {"ref": ["bus"], "bbox": [[float("nan"), 1, 2, 3]]}}
+    record |= {"messages": [{"role": "user", "content": "<image>Where is the <ref-object>?"}]}
+    record["messages"].append({"role": "assistant", "content": "<bbox>"})
+    (tmp_path / "data.json").write_text(json.dumps([record] * 2), encoding="utf-8")
+    found = error_of(capsys, world.recipe(tmp_path, dataset={"train": [{"data_files": str(tmp_path / "data.json")}]}))
+    assert "data.json record 0" in found
+    assert not (tmp_path / "out").exists()
+
+
+# ---- several processes ----
+
+
+def test_processes_that_cannot_be_split(world: World, tmp_path: Path) -> None:
+    config = world.config(tmp_path, sharding="stage2", sharding_parallel_degree=3)
+    with pytest.raises(UserError, match=r"degree 3 does not divide the 8 processes of this run; allowed: 1, 2, 4, 8"):
+        check_devices(config, 8)
+    check_devices(config, 6)
+    check_devices(config, 1)  # a recipe for eight cards is tried on one: only a warning
+    check_devices(world.config(tmp_path, sharding="stage2"), 8)
+
+
+def test_a_step_of_all_processes(world: World, tmp_path: Path) -> None:
+    config = world.config(tmp_path)
+    check_steps(config, 12, 6)
+    with pytest.raises(UserError, match=r"a step takes 16 rows \(.* 2 x .* 1 x 8 processes\), .* data has 12"):
+        check_steps(config, 12, 8)
+
+
+def test_a_long_warm_up_of_a_run_cut_short_is_only_said(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_recipe(world.config(tmp_path / "out", max_steps=1, warmup_steps=100))
+    assert "warmup_steps 100: the rate rises in all 1 steps" in capsys.readouterr().err
+    assert read_json(tmp_path / "out" / "run_config.json")["warmup_steps"] == 100
