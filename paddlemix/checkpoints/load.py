@@ -199,7 +199,7 @@ def load_base(spec: BaseSpec, dtype: str = "float32") -> Pretrained:
         logger.warning("%s has its own vision tower; mm_vision_tower '%s' is not used", spec.model, spec.tower)
     tower = _open_tower(spec.tower) if attached and spec.tower else None
     if tower is not None:
-        source = _attach(source, tower, spec)
+        source = attach_tower(source, tower, spec)
     model = build_model(source.config, dtype, quantization=choose_quantization(source.directory, spec.quantize))
     tensors = source.tensors() if tower is None else {**source.tensors(), **tower.tensors()}
     unused = fill_model(model, tensors, spec.model, lambda name: tower is not None and name.startswith(NEW_PARTS))
@@ -218,7 +218,8 @@ def _open_tower(tower: str) -> Source:
     return source
 
 
-def _attach(text: Source, tower: Source, spec: BaseSpec) -> Source:
+def attach_tower(text: Source, tower: Source, spec: BaseSpec) -> Source:
+    """A text-only checkpoint with a tower's sizes and pixels; neither's weights are read."""
     config = replace(
         text.config,
         vision=tower.config.vision,

@@ -12,6 +12,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import paddle
@@ -206,9 +207,24 @@ def save_model(
 
 def write_model(loaded: Pretrained, directory: Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
     """Writes a model's files into an existing directory."""
-    write_json(directory / CONFIG_FILE, {**config_values(loaded.model.config), **quantization_values(loaded.model)})
-    write_processor(loaded.processor, directory)
     tensors = {**parameter_entries(loaded.model), **stored_entries(loaded.model), **loaded.unused}
+    write_files(loaded, directory, tensors, quantization_values(loaded.model), max_shard_bytes)
+
+
+def write_files(
+    loaded: Pretrained,
+    directory: Path,
+    tensors: Mapping[str, TensorEntry],
+    values: Mapping[str, Any],
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Writes the files of a model with these weights into an existing directory.
+
+    Args:
+        values: further keys of config.json.
+    """
+    write_json(directory / CONFIG_FILE, {**config_values(loaded.model.config), **values})
+    write_processor(loaded.processor, directory)
     for name, content in loaded.carried.items():
         (directory / name).write_bytes(content)
     write_weights(directory, tensors, max_shard_bytes, {"format": "paddlemix"})

@@ -100,7 +100,7 @@ def _with_tower(source: Source, layout: Layout) -> Source:
     """Completes an original LLaVA checkpoint with its tower's sizes, and with its weights where they are beside it."""
     assert layout.tower is not None
     published = TOWERS.get(PUBLISHED_NAMES.get(layout.tower, ""))
-    if published is not None and _local_tower(source.directory, layout.tower) is None and source.holds_tower():
+    if published is not None and local_tower(source.directory, layout.tower) is None and source.holds_tower():
         sizes = {"image_size": published.image_size, "patch_size": published.patch_size}
         pixels = {"image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD)}
         config = replace(source.config, vision=published)
@@ -133,7 +133,7 @@ def find_tower(directory: Path, tower: str) -> Path:
     Raises:
         MissingFileError: says where it looked.
     """
-    found = _local_tower(directory, tower)
+    found = local_tower(directory, tower)
     if found is not None:
         return found
     looked = ", ".join(str(candidate) for candidate in dict.fromkeys(_near(directory, tower)))
@@ -153,7 +153,7 @@ def _near(directory: Path, tower: str) -> list[Path]:
     return [directory / tower, Path(tower), directory / Path(tower).name, directory.parent / Path(tower).name]
 
 
-def _local_tower(directory: Path, tower: str) -> Path | None:
+def local_tower(directory: Path, tower: str) -> Path | None:
     """A tower near the checkpoint or in a cache."""
     near = next((candidate for candidate in _near(directory, tower) if candidate.is_dir()), None)
     return local_model(tower) if near is None and is_model_name(tower) else near

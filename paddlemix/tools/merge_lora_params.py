@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if not __package__:  # run by path: modules are looked up from the checkout's root, not from this folder
     _here = Path(__file__).resolve()
@@ -15,6 +17,12 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
 
 from paddlemix.errors import UserError
 from paddlemix.tools._command import run_command
+
+if TYPE_CHECKING:
+    from paddlemix.checkpoints.pretrained import Pretrained
+
+# largest difference of a logit after merging, as a share of the largest logit
+MOST_DIFFERENT = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.05}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -33,16 +41,17 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Merges; the result is a self-contained model directory.  Files there that are no model's or adapter's stay.
 
+    One example's logits are compared before and after: the result is only put in place where they agree.
+
     Raises:
-        UserError: a directory cannot be used, or the adapter belongs to another base.
+        UserError: a directory cannot be used, the adapter belongs to another base, or the result answers otherwise.
     """
     arguments = build_parser().parse_args(argv)
     from paddlemix.checkpoints.adapter import read_adapter
     from paddlemix.checkpoints.layouts import is_adapter
     from paddlemix.checkpoints.load import apply_adapter, base_of, load_base
-    from paddlemix.checkpoints.pretrained import write_model
+    from paddlemix.checkpoints.merging import exact_storage
     from paddlemix.device import select_device
-    from paddlemix.peft.lora import merge_lora
     from paddlemix.trainer.output import publish
 
     adapter_path = Path(arguments.lora_path)
@@ -58,12 +67,46 @@ def main(argv: list[str]) -> int:
         raise UserError(
             f"merge_model_path '{target}' is the base model, which other adapters need; choose another folder"
         )
-    loaded = apply_adapter(load_base(spec), adapter)
-    count = merge_lora(loaded.model)
-    loaded.model.to(dtype=arguments.dtype)
-    publish(target, lambda directory: write_model(loaded, directory))
-    print(f"merged {count} layers of {adapter_path} into {target}")
+    if spec.quantize is None and not adapter.config.pissa:  # PiSSA begins from float weights
+        spec = replace(spec, quantize=exact_storage(spec.model))
+    loaded = [apply_adapter(load_base(spec), adapter)]
+    if loaded[0].processor is None:
+        raise UserError(
+            f"{spec.model} has no tokenizer files, without which a merged model is no model; copy them there"
+        )
+    said: list[str] = []
+    publish(target, lambda directory: said.append(_write_and_compare(loaded, directory, arguments.dtype)))
+    print(f"merged {adapter_path} into {target}: {said[0]}")
     return 0
+
+
+def _write_and_compare(loaded: list[Pretrained], directory: Path, dtype: str) -> str:
+    """Writes the merged model, reads it again and compares it.
+
+    Args:
+        loaded: the model with its adapter, alone in a list: it is let go before the result is read.
+
+    Returns:
+        What was done, for the user.
+
+    Raises:
+        UserError: the result answers otherwise.
+    """
+    from paddlemix.checkpoints.load import load_pretrained
+    from paddlemix.checkpoints.merging import exact_storage, write_merged
+    from paddlemix.tools._sample_logits import largest_difference, sample_logits
+
+    before = sample_logits(loaded[0])
+    count = write_merged(loaded.pop(), directory, dtype)
+    after = sample_logits(load_pretrained(directory, quantize=exact_storage(str(directory))))
+    difference, most = largest_difference(before, after), MOST_DIFFERENT[dtype]
+    compared = f"the logits of an example differ by {difference:.1e} of the largest, {dtype} allows {most:g}"
+    if not difference <= most:  # also where it is no number
+        raise UserError(
+            f"the merged model does not answer like the adapter: {compared}. Nothing was written; choose --dtype "
+            "float32 or bfloat16, and see that the adapter was trained to the end"
+        )
+    return f"{count} layers; {compared}"
 
 
 if __name__ == "__main__":

@@ -168,8 +168,7 @@ def _with_decoder(
     text = config.text
     rows = shape.supervised or shape.rows
     layers = [
-        _layer_bytes(text, linears, number, shape, computation)
-        for number in range(begin, text.num_hidden_layers)
+        _layer_bytes(text, linears, number, shape, computation) for number in range(begin, text.num_hidden_layers)
     ]
     final = FLOAT32 * rows * text.hidden_size  # of the last norm
     head = _loss_bytes(config, trained, rows, computation)
@@ -246,6 +245,8 @@ def _layer_bytes(
     name = f"language_model.layers.{number}"
     kept = FLOAT32 * (positions + rows) * (width + 1)  # the norms' own: normalised and scale
     kept += positions * queries * (2 * wide + 2 * size)  # q and k after the rotation, v, output
+    if text.key_value_heads < text.num_attention_heads:  # k and v before they are repeated for every head
+        kept += positions * text.key_value_heads * text.head_size * (wide + size)
     pairs = visible_pairs(_runs(shape, computation), True, computation.on_cpu)
     kept += text.num_attention_heads * pairs * size
     kept += 2 * size * rows * text.intermediate_size  # gate and up

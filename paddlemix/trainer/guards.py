@@ -1,4 +1,4 @@
-"""What keeps a long run from being lost: stopping on a loss or gradient that is no number, in order on a signal, and early."""
+"""What keeps a long run from being lost: it stops where a loss or gradient is no number, on a signal, and early."""
 
 from __future__ import annotations
 

@@ -103,6 +103,11 @@ def _child(arguments: list[str], log: str, limit: int | None) -> int:
         return 1
 
 
+def _answer(number: int) -> None:
+    sys.stdout.write(f"{number}\n")
+    sys.stdout.flush()
+
+
 def _serve() -> None:
     import paddlemix.trainer.recipe  # noqa: F401  what takes long
 
@@ -113,9 +118,9 @@ def _serve() -> None:
             status = _child(arguments, log, limit)
             sys.stderr.flush()
             os._exit(status)
-        print(pid, flush=True)
+        _answer(pid)
         _, status = os.waitpid(pid, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        _answer(os.waitstatus_to_exitcode(status))
 
 
 if __name__ == "__main__":

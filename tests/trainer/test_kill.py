@@ -1,4 +1,4 @@
-"""Kill -9 at any moment: the next start goes on from a whole checkpoint and ends with the bits of an undisturbed run."""
+"""Kill -9 at any moment: the next start goes on from a whole checkpoint and ends with an undisturbed run's bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training run cannot be made of: one clear error each, status 2, before any step and before anything is written.
+"""What a run cannot be made of: one clear error each, status 2, before any step and before anything is written.
 
 Broken data files and records are in tests/tools/test_errors.py and tests/datasets/test_broken.py.
 """

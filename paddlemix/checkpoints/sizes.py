@@ -1,0 +1,141 @@
+"""A model's sizes and processor from its configuration files alone: nothing is downloaded, no weight file is needed.
+
+    read_sizes(BaseSpec(model="liuhaotian/llava-v1.5-7b")).config  # also where that model is nowhere on this machine
+
+For what needs to know a model that is not loaded.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from paddlemix.checkpoints.hub import is_model_name, local_model
+from paddlemix.checkpoints.layouts import is_adapter, recognise
+from paddlemix.checkpoints.load import BaseSpec, attach_tower
+from paddlemix.checkpoints.pretrained import load_processor
+from paddlemix.checkpoints.quantized import choose_quantization
+from paddlemix.checkpoints.source import Source, local_tower, pick_sizes
+from paddlemix.errors import MissingFileError, UserError
+from paddlemix.models.configuration import LlavaConfig, VisionConfig
+from paddlemix.models.presets import PRESETS, PUBLISHED_NAMES, TOWERS
+from paddlemix.peft.quantize import QuantizationConfig
+from paddlemix.processors.image import CLIP_MEAN, CLIP_STD
+from paddlemix.processors.llava import LlavaProcessor
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSizes:
+    """What is known of a base without its weights.
+
+    Args:
+        config: complete sizes.
+        processor: None where there are no tokenizer files.
+        quantization: how the language model's linear layers are held; None where as they are.
+        origin: where the sizes are from, in words.
+    """
+
+    config: LlavaConfig
+    processor: LlavaProcessor | None
+    quantization: QuantizationConfig | None
+    origin: str
+
+
+def read_sizes(spec: BaseSpec) -> ModelSizes:
+    """Sizes of the model that `load_base` would put together.
+
+    Args:
+        spec: the base.
+
+    Raises:
+        MissingFileError: it is no directory here and no model of `presets`.
+        UserError: its files cannot be understood.
+    """
+    source = _open(spec.model)
+    if isinstance(source, Source) and source.config.vision is None and spec.tower is not None:
+        source = attach_tower(source, _open_tower(spec.tower), spec)
+    if isinstance(source, Source):
+        quantization = choose_quantization(source.directory, spec.quantize)
+        return ModelSizes(
+            config=source.config,
+            processor=load_processor(source),
+            quantization=quantization,
+            origin=str(source.directory),
+        )
+    config = source
+    if config.vision is None and spec.tower is not None:
+        config = replace(
+            config,
+            vision=_open_tower(spec.tower).config.vision,
+            mm_projector_type=spec.mm_projector_type,
+            mm_vision_select_layer=spec.mm_vision_select_layer,
+            mm_vision_select_feature=spec.mm_vision_select_feature,
+            image_newline=spec.image_newline,
+        )
+    quantization = None if spec.quantize is None else QuantizationConfig(kind=spec.quantize)
+    origin = f"the sizes of {PUBLISHED_NAMES.get(spec.model, spec.model)}, which is not on this machine"
+    return ModelSizes(config=config, processor=None, quantization=quantization, origin=origin)
+
+
+def _open(name: str) -> Source | LlavaConfig:
+    """A model's declared files, or a preset's sizes where there are none."""
+    directory = _directory(name)
+    if directory is None:
+        preset = PRESETS.get(PUBLISHED_NAMES.get(name, name))
+        if preset is None:
+            raise MissingFileError(
+                f"model '{name}' is not on this machine, and its sizes are not known; give a directory with its "
+                f"config.json, or one of {', '.join(PRESETS)}"
+            )
+        return preset
+    if is_adapter(directory):
+        raise UserError(f"{directory} is an adapter, expected a whole model; give it as lora_path, its base here")
+    layout = recognise(directory)
+    if layout.kind == "clip":
+        raise UserError(f"{directory} is a CLIP tower, expected a language model; give it as mm_vision_tower")
+    source = Source(directory, layout.kind, layout.config, layout.processor, layout.keymaps)
+    if layout.tower is None:
+        return source
+    tower = _open_tower(layout.tower, directory)
+    processor: dict[str, Any] = {**tower.processor, **source.processor, **pick_sizes(tower.processor)}
+    return replace(source, config=replace(source.config, vision=tower.config.vision), processor=processor)
+
+
+def _open_tower(name: str, beside: Path | None = None) -> Source:
+    """A CLIP tower's declared files, or a preset's sizes where there are none.
+
+    Args:
+        beside: the checkpoint that names it.
+    """
+    directory = local_tower(beside, name) if beside is not None else _directory(name)
+    if directory is not None:
+        layout = recognise(directory)
+        if layout.kind != "clip":
+            raise UserError(f"mm_vision_tower '{name}' is no CLIP vision tower (its layout is {layout.kind})")
+        return Source(directory, layout.kind, layout.config, layout.processor, layout.keymaps)
+    vision = TOWERS.get(PUBLISHED_NAMES.get(name, name))
+    if vision is None:
+        raise MissingFileError(
+            f"mm_vision_tower '{name}' is not on this machine, and its sizes are not known; give a directory with its "
+            f"config.json, or one of {', '.join(TOWERS)}"
+        )
+    return Source(Path(name), "clip", LlavaConfig(vision=vision), _pixels(vision), ())
+
+
+def _pixels(vision: VisionConfig) -> dict[str, Any]:
+    return {
+        "image_size": vision.image_size,
+        "patch_size": vision.patch_size,
+        "image_mean": list(CLIP_MEAN),
+        "image_std": list(CLIP_STD),
+    }
+
+
+def _directory(name: str) -> Path | None:
+    """A model's directory or the cache that has it; None where neither is there."""
+    path = Path(os.path.expanduser(name))
+    if path.is_dir():
+        return path
+    return local_model(name) if is_model_name(name) else None

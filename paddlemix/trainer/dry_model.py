@@ -1,0 +1,131 @@
+"""The model of a run without its weights: which parameters there are, what trains, and how it is held.
+
+The layers are the real ones, built without memory, and what trains is decided by the functions that a run uses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import paddle
+from paddle import nn
+
+from paddlemix.checkpoints.adapter import read_adapter
+from paddlemix.config.schema import RunConfig
+from paddlemix.models.configuration import LlavaConfig
+from paddlemix.models.layers import skip_initialisation
+from paddlemix.models.llava import LlavaModel
+from paddlemix.peft.dora import DoRALinear
+from paddlemix.peft.linear import LoRALinear, QuantizedBase
+from paddlemix.peft.lora import add_lora, linear_names
+from paddlemix.peft.quantize import QuantizationConfig, prepare_quantized, quantized_linears
+from paddlemix.trainer.estimate import Weight
+from paddlemix.trainer.estimate_activations import LinearSize
+from paddlemix.trainer.parts import (
+    adapter_config,
+    check_adapter_keys,
+    part_of,
+    plan_of_adapter,
+    plan_training,
+    set_trainable,
+)
+from paddlemix.trainer.starting_point import weight_dtype
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """What an estimate needs of a model.
+
+    Args:
+        weights: every parameter, and the codes of quantised layers.
+        linears: name -> size of every linear layer.
+    """
+
+    weights: tuple[Weight, ...]
+    linears: dict[str, LinearSize]
+
+
+def describe_model(config: RunConfig, sizes: LlavaConfig, quantization: QuantizationConfig | None) -> ModelFacts:
+    """The model that a run would train.
+
+    Args:
+        config: of the run.
+        sizes: of the base, its tower included.
+        quantization: how the base is held.
+
+    Raises:
+        UserError: what the run's keys say of its parts does not fit the model.
+    """
+    before = paddle.get_default_dtype()
+    paddle.set_default_dtype(weight_dtype(config))
+    try:
+        with skip_initialisation(), paddle.LazyGuard(), paddle.utils.unique_name.guard():
+            model = LlavaModel(sizes)
+            if quantization is not None:
+                prepare_quantized(model, quantization)
+            _add_training(model, config)
+    finally:
+        paddle.set_default_dtype(before)
+    return ModelFacts(weights=tuple(_weights(model)), linears=linear_sizes(model))
+
+
+def _add_training(model: LlavaModel, config: RunConfig) -> None:
+    """As `recipe` does it, without the adapter's weights."""
+    plan = plan_training(model, config)
+    if config.lora_path:
+        earlier = read_adapter(Path(config.lora_path))
+        check_adapter_keys(config, earlier.config)
+        add_lora(model, earlier.config, earlier.tensors().keys())
+        plan = plan_of_adapter(plan, earlier.config.modules, earlier.config.bias)
+    elif plan.lora_modules:
+        adapter = adapter_config(config, plan)
+        filled = [f"{name}.{own}" for name in adapter.modules for own in ("lora_A", "lora_B")]
+        starts = [f"{name}_start" for name in filled]
+        add_lora(model, adapter, [*filled, *starts, *(f"{name}.lora_magnitude_vector" for name in adapter.modules)])
+    set_trainable(model, plan, config)
+
+
+def _weights(model: nn.Layer) -> Iterator[Weight]:
+    for name, parameter in model.named_parameters():
+        count, dtype = math.prod(parameter.shape), str(parameter.dtype).rsplit(".", 1)[-1]
+        yield Weight(
+            name=name,
+            part=part_of(name),
+            count=count,
+            num_bytes=count * _BYTES[dtype],
+            trained=not parameter.stop_gradient,
+        )
+    for name, layer in quantized_linears(model).items():
+        yield Weight(
+            name=f"{name}.weight",
+            part=part_of(name),
+            count=math.prod(layer.weight_shape),
+            num_bytes=layer.num_bytes,
+            trained=False,
+        )
+
+
+def linear_sizes(model: nn.Layer) -> dict[str, LinearSize]:
+    """Name -> size of every linear layer of a model."""
+    layers = dict(model.named_sublayers())
+    return {name: _linear_size(layers[name]) for name in linear_names(model)}
+
+
+def _linear_size(layer: nn.Layer) -> LinearSize:
+    if isinstance(layer, LoRALinear):
+        return LinearSize(
+            in_features=layer.in_features,
+            out_features=layer.out_features,
+            rank=layer.rank,
+            dropout=layer.dropout,
+            dora=isinstance(layer, DoRALinear),
+            quantized=layer.is_quantized,
+        )
+    if isinstance(layer, QuantizedBase):
+        return LinearSize(in_features=layer.weight_shape[0], out_features=layer.weight_shape[1], quantized=True)
+    return LinearSize(in_features=layer.weight.shape[0], out_features=layer.weight.shape[1])

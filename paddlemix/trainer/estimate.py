@@ -1,0 +1,163 @@
+"""How much memory a training run takes on each device, part by part, before anything is loaded.
+
+    weights           as they are held: 4 bytes a number, 2 in bfloat16 or float16, codes where the base is quantised
+    gradients         of what trains, in the weights' type; 4 bytes with amp_master_grad
+    optimiser states  AdamW's two means in float32: 8 bytes for each number that trains
+    master weights    4 bytes for each that trains, where weights are held in 2
+    activations       see `estimate_activations.py`
+
+Sharding divides by its degree: stage 1 states and master weights, stage 2 gradients too, stage 3 weights too; with
+offload, states and master weights stand in host memory.  Knows no paddle and no file.
+
+Sources: Rajbhandari et al. 2020, "ZeRO", section 3.1 (16 bytes for each weight in mixed precision); the formulas'
+constants are those of our code, the overhead on CPU is measured by `benchmarks/memory.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from paddlemix.trainer.estimate_activations import FLOAT32, Activations
+
+PARTS = ("vision_tower", "projector", "language_model")
+# Of the CPU's heap above what its tensors hold: a freed block seldom fits the next request of its size, because paddle
+# asks for blocks that begin at a page.  Measured: 1.38 to 1.60.
+CPU_HEAP = 1.45
+_STATES = 2 * FLOAT32  # AdamW: means of gradient and squared gradient
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weight:
+    """One parameter, or one weight that is held in few bits.
+
+    Args:
+        name: of the parameter.
+        part: one of `PARTS`.
+        count: numbers.
+        num_bytes: as it is held.
+        trained: whether it gets gradients.
+    """
+
+    name: str
+    part: str
+    count: int
+    num_bytes: int
+    trained: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How weights are trained and spread.
+
+    Args:
+        master_weights: float32 copies of trained weights that are held in 2 bytes.
+        float32_gradients: gradients are kept in float32 whatever the weights are.
+        sharding_stage: 0 to 3.
+        sharding_degree: devices that share one copy, >= 1.
+        offload: states and master weights stand in host memory.
+    """
+
+    master_weights: bool = False
+    float32_gradients: bool = False
+    sharding_stage: int = 0
+    sharding_degree: int = 1
+    offload: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartMemory:
+    """Bytes of one part on each device, and its numbers in all."""
+
+    part: str
+    count: int
+    trained: int
+    weights: int
+    gradients: int
+    states: int
+    master: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.weights + self.gradients + self.states + self.master + self.activations
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryEstimate:
+    """Bytes on each device.
+
+    Args:
+        parts: those that the model has.
+        shared: activations that belong to no part: rotary tables and masks.
+        working: what the dearest moment of a step takes besides: logits of the loss, or a layer's backward pass.
+        overhead: of the allocator.
+        program: of the process without a model; of a GPU's own context.
+    """
+
+    parts: tuple[PartMemory, ...]
+    shared: int
+    working: int
+    overhead: int
+    program: int
+
+    @property
+    def tensors(self) -> int:
+        """Of all tensors at the dearest moment."""
+        return sum(part.total for part in self.parts) + self.shared + self.working
+
+    @property
+    def total(self) -> int:
+        """What the device must have."""
+        return self.tensors + self.overhead + self.program
+
+
+def estimate_memory(
+    weights: Sequence[Weight], activations: Activations, training: Training, on_cpu: bool, program: int = 0
+) -> MemoryEstimate:
+    """Memory of a training step on each device.
+
+    Args:
+        weights: of the whole model.
+        activations: of the largest micro-batch.
+        training: how weights are trained and spread.
+        on_cpu: the heap's overhead is then added.
+        program: bytes of the process without a model.
+    """
+    kept = {part: getattr(activations, part) for part in PARTS}
+    parts = tuple(
+        _part_memory(part, [weight for weight in weights if weight.part == part], training, kept[part])
+        for part in PARTS
+    )
+    tensors = sum(part.total for part in parts) + activations.shared + activations.working
+    return MemoryEstimate(
+        parts=tuple(part for part in parts if part.count),
+        shared=activations.shared,
+        working=activations.working,
+        overhead=round(tensors * (CPU_HEAP - 1)) if on_cpu else 0,
+        program=program,
+    )
+
+
+def _part_memory(part: str, weights: Sequence[Weight], training: Training, activations: int) -> PartMemory:
+    trained = [weight for weight in weights if weight.trained]
+    numbers = sum(weight.count for weight in trained)
+    gradients = sum(FLOAT32 * weight.count if training.float32_gradients else weight.num_bytes for weight in trained)
+    narrow = sum(weight.count for weight in trained if weight.num_bytes < FLOAT32 * weight.count)
+
+    def share(num_bytes: int, first_stage: int) -> int:
+        degree = training.sharding_degree if training.sharding_stage >= first_stage else 1
+        return -(-num_bytes // degree)
+
+    on_host = training.offload and training.sharding_stage > 0
+    return PartMemory(
+        part=part,
+        count=sum(weight.count for weight in weights),
+        trained=numbers,
+        weights=share(sum(weight.num_bytes for weight in weights), 3),
+        gradients=share(gradients, 2),
+        states=0 if on_host else share(_STATES * numbers, 1),
+        master=share(FLOAT32 * narrow, 1) if training.master_weights and not on_host else 0,
+        activations=activations,
+    )
