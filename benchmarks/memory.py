@@ -113,3 +113,75 @@ def _write_data(case: Case, folder: Path) -> None:
         answer = " ".join(random.choice(_WORDS, int(random.integers(*case.words))))
         records.append({"image": "picture.png", "conversations": [["<image>\nWhat is this?", answer]]})
     (folder / "train.json").write_text(json.dumps(records))
+
+
+def estimate(recipe: Path) -> dict[str, float]:
+    """What `--dry-run` says of a recipe, MB: of all tensors, and of the process."""
+    from paddlemix.config.load import load_config
+    from paddlemix.trainer.dry_run import plan_run
+
+    memory = plan_run(load_config(recipe, [])).memory
+    return {"tensors": memory.tensors / 1e6, "process": (memory.total - memory.program) / 1e6}
+
+
+def measure(recipe: Path) -> dict[str, float]:
+    """What the run takes, MB: the largest sum of paddle's blocks, and the process's growth over its libraries."""
+    import paddle
+
+    from paddlemix.config.load import load_config
+    from paddlemix.trainer import recipe as training
+
+    paddle.matmul(paddle.ones([64, 64]), paddle.ones([64, 64]))
+    before = _resident("VmRSS")
+    training.run_recipe(load_config(recipe, []))
+    tensors = paddle.base.core.host_memory_stat_peak_value("Allocated", 0)
+    return {"tensors": tensors / 1e6, "process": (_resident("VmHWM") - before) / 1e6}
+
+
+def _resident(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1]) * 1024
+
+
+def _in_process(task: str, recipe: Path, folder: Path) -> dict[str, float]:
+    """Runs `estimate` or `measure` in a process of its own."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--task", task, "--recipe", str(recipe)]
+    environment = {**os.environ, "PADDLEMIX_CACHE": str(folder / "cache"), "PADDLEMIX_OFFLINE": "1"}
+    result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return dict(json.loads(result.stdout.splitlines()[-1]))
+
+
+def compare(name: str, folder: Path) -> dict[str, Any]:
+    """Estimate and measurement of a case, MB, and the estimate's errors."""
+    recipe = write_case(CASES[name], folder / name)
+    estimated, measured = _in_process("estimate", recipe, folder), _in_process("measure", recipe, folder)
+    result: dict[str, Any] = {"case": name}
+    for kind in ("tensors", "process"):
+        result[f"{kind}_estimated"], result[f"{kind}_measured"] = round(estimated[kind]), round(measured[kind])
+        result[f"{kind}_error"] = round(estimated[kind] / measured[kind] - 1, 3)
+    return result
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The benchmark's arguments."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
+    parser.add_argument("--task", choices=("estimate", "measure"), help=argparse.SUPPRESS)  # the children
+    parser.add_argument("--recipe", type=Path, help=argparse.SUPPRESS)
+    return parser
+
+
+def main() -> int:
+    """Prints a line of JSON for every case."""
+    arguments = build_parser().parse_args()
+    if arguments.task:
+        print(json.dumps({"estimate": estimate, "measure": measure}[arguments.task](arguments.recipe)))
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        for name in arguments.cases:
+            print(json.dumps(compare(name, Path(folder))), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

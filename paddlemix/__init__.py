@@ -13,6 +13,8 @@ __version__ = "0.1.0"
 _MODULE_OF = {
     "load_pretrained": "paddlemix.checkpoints.load",
     "ChatSession": "paddlemix.generation.chat",
+    "GenerationSettings": "paddlemix.generation.sampling",
+    "predict": "paddlemix.generation.predict",
 }
 
 

@@ -40,9 +40,9 @@ TOKENIZER = GOLDEN_TRAINING / "tokenizer"
 STEPS, SEED, RECORDS = 30, 3, 14
 VOCABULARY, IMAGE_TOKEN = 512, 480  # rows of the model; the tokenizer has 480 pieces
 RANK, ALPHA = 4, 8
-# The project promises 1e-4 for both.  Measured: 3e-7, and 6e-6 at the tower's key biases, whose gradient is rounding.
+# The project promises 1e-4 for both; measured are 3e-7 and 4e-7.
 MAX_LOSS_GAP = 1e-5  # relative
-MAX_WEIGHT_GAP = 5e-5
+MAX_WEIGHT_GAP = 1e-5
 SAMPLES = 8  # values of each weight in a golden file
 SIZES = ((40, 60), (60, 40), (45, 45), (90, 30), (30, 90), (56, 56), (28, 84), (64, 50))  # (width, height), pixels
 _QUESTIONS = (
@@ -178,6 +178,7 @@ def case_config(case: Case, start: Path, output_dir: Path) -> RunConfig:
         "warmup_ratio": 0.1,
         "weight_decay": 0.1,
         "adam_beta2": 0.95,
+        "adam_epsilon": 1e-4,  # large enough to be seen
         "max_grad_norm": 1.0,
         "logging_steps": 1,
         "save_strategy": "no",

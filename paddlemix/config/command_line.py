@@ -31,6 +31,29 @@ _TYPE_NAMES = {
 _WIDTH = 100
 
 
+def split_dry_run(argv: list[str]) -> tuple[list[str], bool, int | None]:
+    """Takes `--dry-run` and the `--devices N` that may stand beside it out of a command line.
+
+    Returns:
+        The other arguments; whether the run is a dry one; N, None where it is not given.
+
+    Raises:
+        UserError: N is missing or no number of devices.
+    """
+    if "--dry-run" not in argv and "--dry_run" not in argv:
+        return argv, False, None
+    rest = [item for item in argv if item not in ("--dry-run", "--dry_run")]
+    place = next((number for number, item in enumerate(rest) if item.partition("=")[0] == "--devices"), None)
+    if place is None:
+        return rest, True, None
+    flag, equals, text = rest.pop(place).partition("=")
+    if not equals:
+        text = rest.pop(place) if place < len(rest) else ""
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"command line: {flag} '{text}' is no number of devices; give 1 or more")
+    return rest, True, int(text)
+
+
 def parse_command_line(argv: list[str], prog: str, description: str) -> tuple[Path | None, list[str]]:
     """The configuration file and the keys that a command line names.
 
@@ -80,7 +103,9 @@ def format_help() -> str:
 def _format_usage(prog: str, description: str) -> str:
     return (
         f"usage: {prog} CONFIG.json [key=value ...]\n\n{description}\n\n"
-        "CONFIG.json holds one object with the keys below; key=value and --key value come after it and win."
+        "CONFIG.json holds one object with the keys below; key=value and --key value come after it and win.\n"
+        "--dry-run trains nothing: it prints parameters, steps, token statistics and the memory of each device "
+        "(--devices N: as if N shared the data)."
     )
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paddlemix.config.command_line import format_help, parse_command_line
+from paddlemix.config.command_line import format_help, parse_command_line, split_dry_run
 from paddlemix.config.document import Document, read_document
 from paddlemix.config.rules import find_conflicts
 from paddlemix.config.schema import SPECS, RunConfig
@@ -21,7 +21,7 @@ from paddlemix.config.structures import InnerFault, check_dataset, check_pairs, 
 from paddlemix.config.values import check_value, parse_text
 from paddlemix.errors import UserError, did_you_mean
 
-__all__ = ["ConfigError", "format_help", "load_config", "parse_command_line", "save_config"]
+__all__ = ["ConfigError", "format_help", "load_config", "parse_command_line", "save_config", "split_dry_run"]
 
 COMMAND_LINE = "command line"
 _WHOLE = 10**9  # line of what concerns a whole file

@@ -89,6 +89,37 @@ def read_turns(record: Record, form: str | None = None) -> list[Turn]:
     return [("system", (system,)), *turns]
 
 
+def read_open_turns(record: Record, form: str | None = None) -> list[Turn]:
+    """The turns of a record that may be a question without answer.
+
+    Args, raises: see `read_turns`; a `text` beside no conversation is a question of its own.
+
+    Returns:
+        As `read_turns`, without an empty last answer.
+    """
+    alone = form not in FORM_READERS and all(record.get(dialect.key) is None for dialect in DIALECTS)
+    if alone and record.get("text") is not None:
+        turns = read_turns({**record, "conversations": [{"from": "human", "value": _question_text(record)}]})
+    elif alone:
+        keys, known = ", ".join(map(str, record)) or "none", ", ".join(f"'{dialect.key}'" for dialect in DIALECTS)
+        raise UserError(f"neither a question ('text') nor one of {known} (keys: {keys})")
+    else:
+        turns = read_turns({"response": "", "answer": "", "caption": "", **record}, form)
+    role, content = turns[-1]
+    answered = any(isinstance(piece, Shown) or piece.strip() for piece in content)
+    return turns if role != "assistant" or answered else turns[:-1]
+
+
+def _question_text(record: Record) -> str:
+    """The text of a question file's record; its images stand before it unless it places them itself."""
+    text = record["text"]
+    if not isinstance(text, str):
+        raise UserError(f"text is a JSON {json_kind(text)}, expected the question")
+    if IMAGE_TOKEN in text:
+        return text
+    return f"{IMAGE_TOKEN}\n" * len(image_addresses(record)) + text
+
+
 def json_kind(value: Any) -> str:
     """What JSON calls a value: "object", "array", "text", "boolean", "null" or "number"."""
     names = {dict: "object", list: "array", str: "text", bool: "boolean", type(None): "null"}

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from paddlemix.datasets.dialects import FORM_READERS, Turn, read_turns
+from paddlemix.datasets.dialects import FORM_READERS, Turn, read_open_turns, read_turns
 from paddlemix.datasets.objects import place_objects, read_objects
 from paddlemix.datasets.record_images import Shown, image_addresses, locate
 from paddlemix.errors import UserError
@@ -44,18 +44,49 @@ def parse_record(
     try:
         turns = read_turns(record, form)
         _check_turns(turns)
-        messages, images = _place_images(turns, image_addresses(record))
-        objects = read_objects(record, len(images))
-        if objects is not None:
-            messages = place_objects(messages, objects)
-        for address in images:
-            _check_unicode(address)
-        return Sample(messages=messages, images=tuple(locate(path, image_root) for path in images), source=source)
+        return _place(turns, record, source, image_root)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
 
 
-def _check_turns(turns: Sequence[Turn]) -> None:
+def parse_question(
+    record: dict[str, Any], source: str, image_root: str | Path | None = None, form: str | None = None
+) -> Sample:
+    """Turns one record into a question for a model: any form of `parse_record`, or one of LLaVA's question files.
+
+    Args:
+        record: as for `parse_record`, its last answer may be missing or empty; or `text`, the question, with the images
+            of `image` before it unless `<image>` in the text says where they stand.
+        source, image_root, form: see `parse_record`.
+
+    Returns:
+        A Sample that ends with the question or, where the record has one, with its reference answer.
+
+    Raises:
+        UserError: as `parse_record`.
+
+    Source: haotian-liu/LLaVA llava/eval/model_vqa.py (commit c121f04).
+    """
+    try:
+        turns = read_open_turns(record, form)
+        _check_turns(turns, open_end=True)
+        return _place(turns, record, source, image_root)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+
+
+def _place(turns: Sequence[Turn], record: dict[str, Any], source: str, image_root: str | Path | None) -> Sample:
+    """The Sample of turns that were checked: with its images, and its boxes, in their places."""
+    messages, images = _place_images(turns, image_addresses(record))
+    objects = read_objects(record, len(images))
+    if objects is not None:
+        messages = place_objects(messages, objects)
+    for address in images:
+        _check_unicode(address)
+    return Sample(messages=messages, images=tuple(locate(path, image_root) for path in images), source=source)
+
+
+def _check_turns(turns: Sequence[Turn], open_end: bool = False) -> None:
     for _, content in turns:
         for piece in content:
             if isinstance(piece, str):
@@ -70,7 +101,7 @@ def _check_turns(turns: Sequence[Turn]) -> None:
         if role == "assistant" and not any(isinstance(piece, str) and piece.strip() for piece in content):
             raise UserError(f"turn {number}: the answer is empty, so there is nothing to learn")
     count = len(turns) - first
-    if count % 2 or not count:
+    if not count or (count % 2 and not open_end):
         raise UserError(f"{count} turns: the last question has no answer, so there is nothing to learn from it")
 
 

@@ -42,8 +42,3 @@ def _example(processor: LlavaProcessor, with_image: bool) -> Example:
     images = [Image.fromarray(noise)] if with_image else []
     sample = Sample(messages=messages, images=("noise",) * len(images), source="the example of the comparison")
     return processor.encode(sample, images)
-
-
-def largest_difference(before: np.ndarray, after: np.ndarray) -> float:
-    """Largest difference of two arrays of logits as a share of the largest logit; NaN where either is no number."""
-    return float(np.abs(after - before).max() / max(float(np.abs(before).max()), 1e-12))

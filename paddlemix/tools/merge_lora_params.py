@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from paddlemix.checkpoints.pretrained import Pretrained
 
 # largest difference of a logit after merging, as a share of the largest logit
-MOST_DIFFERENT = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.05}
+MOST_DIFFERENT = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.15}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -92,20 +92,21 @@ def _write_and_compare(loaded: list[Pretrained], directory: Path, dtype: str) ->
     Raises:
         UserError: the result answers otherwise.
     """
+    import numpy as np
+
     from paddlemix.checkpoints.load import load_pretrained
     from paddlemix.checkpoints.merging import exact_storage, write_merged
-    from paddlemix.tools._sample_logits import largest_difference, sample_logits
+    from paddlemix.tools._sample_logits import sample_logits
 
     before = sample_logits(loaded[0])
     count = write_merged(loaded.pop(), directory, dtype)
     after = sample_logits(load_pretrained(directory, quantize=exact_storage(str(directory))))
-    difference, most = largest_difference(before, after), MOST_DIFFERENT[dtype]
-    compared = f"the logits of an example differ by {difference:.1e} of the largest, {dtype} allows {most:g}"
-    if not difference <= most:  # also where it is no number
-        raise UserError(
-            f"the merged model does not answer like the adapter: {compared}. Nothing was written; choose --dtype "
-            "float32 or bfloat16, and see that the adapter was trained to the end"
-        )
+    difference, largest = float(np.abs(after - before).max()), float(np.abs(before).max())
+    most = MOST_DIFFERENT[dtype] * largest
+    compared = f"logits of an example differ by at most {difference:.1e}, {dtype} allows {most:.1e}"
+    if not difference <= most:  # also where one is no number
+        what = "choose --dtype float32" if dtype != "float32" else "see that base and adapter are whole"
+        raise UserError(f"the merged model does not answer like the adapter: {compared}. Nothing was written; {what}")
     return f"{count} layers; {compared}"
 
 

@@ -9,7 +9,7 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
     _here = Path(__file__).resolve()
     sys.path[:] = [str(_here.parents[2]), *(p for p in sys.path if Path(p).resolve() != _here.parent)]
 
-from paddlemix.config.load import load_config, parse_command_line
+from paddlemix.config.load import load_config, parse_command_line, split_dry_run
 from paddlemix.tools._command import run_command
 
 
@@ -19,10 +19,16 @@ def main(argv: list[str]) -> int:
     Raises:
         UserError: the file, or anything that it names, cannot be used.
     """
+    rest, is_dry, devices = split_dry_run(argv)
     path, overrides = parse_command_line(
-        argv, "supervised_finetune.py", "Fine-tune a LLaVA model, whole or with LoRA, as one JSON file says."
+        rest, "supervised_finetune.py", "Fine-tune a LLaVA model, whole or with LoRA, as one JSON file says."
     )
     config = load_config(path, overrides)
+    if is_dry:
+        from paddlemix.trainer.dry_report import dry_run
+
+        print(*dry_run(config, devices), sep="\n")
+        return 0
     from paddlemix.trainer.recipe import run_recipe  # loads paddle: not before the file is known to be right
 
     run_recipe(config)

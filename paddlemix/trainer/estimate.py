@@ -91,7 +91,8 @@ class MemoryEstimate:
     Args:
         parts: those that the model has.
         shared: activations that belong to no part: rotary tables and masks.
-        working: what the dearest moment of a step takes besides: logits of the loss, or a layer's backward pass.
+        working: what the dearest moment of a step takes besides: logits of the loss, or a layer's backward pass; with
+            sharding stage 3 also a whole layer's weights.
         overhead: of the allocator.
         program: of the process without a model; of a GPU's own context.
     """
@@ -126,18 +127,29 @@ def estimate_memory(
         program: bytes of the process without a model.
     """
     kept = {part: getattr(activations, part) for part in PARTS}
+    working = activations.working + (_largest_group(weights) if training.sharding_stage == 3 else 0)
     parts = tuple(
         _part_memory(part, [weight for weight in weights if weight.part == part], training, kept[part])
         for part in PARTS
     )
-    tensors = sum(part.total for part in parts) + activations.shared + activations.working
+    tensors = sum(part.total for part in parts) + activations.shared + working
     return MemoryEstimate(
         parts=tuple(part for part in parts if part.count),
         shared=activations.shared,
-        working=activations.working,
+        working=working,
         overhead=round(tensors * (CPU_HEAP - 1)) if on_cpu else 0,
         program=program,
     )
+
+
+def _largest_group(weights: Sequence[Weight]) -> int:
+    """Bytes of the largest layer, which stage 3 puts together whenever it is used."""
+    groups: dict[str, int] = {}
+    for weight in weights:
+        head, inside, rest = weight.name.partition(".layers.")
+        name = f"{head}.{rest.partition('.')[0]}" if inside else weight.name
+        groups[name] = groups.get(name, 0) + weight.num_bytes
+    return max(groups.values(), default=0)
 
 
 def _part_memory(part: str, weights: Sequence[Weight], training: Training, activations: int) -> PartMemory:
@@ -150,14 +162,13 @@ def _part_memory(part: str, weights: Sequence[Weight], training: Training, activ
         degree = training.sharding_degree if training.sharding_stage >= first_stage else 1
         return -(-num_bytes // degree)
 
-    on_host = training.offload and training.sharding_stage > 0
     return PartMemory(
         part=part,
         count=sum(weight.count for weight in weights),
         trained=numbers,
         weights=share(sum(weight.num_bytes for weight in weights), 3),
         gradients=share(gradients, 2),
-        states=0 if on_host else share(_STATES * numbers, 1),
-        master=share(FLOAT32 * narrow, 1) if training.master_weights and not on_host else 0,
+        states=0 if training.offload else share(_STATES * numbers, 1),
+        master=share(FLOAT32 * narrow, 1) if training.master_weights and not training.offload else 0,
         activations=activations,
     )

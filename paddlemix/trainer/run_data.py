@@ -87,6 +87,11 @@ def read_samples(config: RunConfig, split: str, processor: LlavaProcessor, has_t
     return dataset
 
 
+def grouping_of(config: RunConfig) -> Grouping:
+    """How an epoch's order is made."""
+    return "length" if config.group_by_length else "modality" if config.group_by_modality_length else "none"
+
+
 def arrange(config: RunConfig, samples: SampleDataset) -> TrainingRows:
     """Packs or groups samples as the run asks, and logs their lengths.
 
@@ -95,9 +100,7 @@ def arrange(config: RunConfig, samples: SampleDataset) -> TrainingRows:
     """
     if not len(samples):
         raise UserError("the training data is empty: no record in dataset.train can be used")
-    grouping: Grouping = (
-        "length" if config.group_by_length else "modality" if config.group_by_modality_length else "none"
-    )
+    grouping = grouping_of(config)
     capacity = config.max_length if config.mixtoken else None
     if config.mixtoken or grouping == "length":
         lengths = measure_lengths(samples, config.dataloader_num_workers)

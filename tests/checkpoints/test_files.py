@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from paddlemix.checkpoints import files
+from paddlemix.checkpoints.directories import remove_directory
 from paddlemix.checkpoints.files import (
     INDEX_FILE,
     NUMPY_TYPES,
@@ -249,6 +250,22 @@ def test_what_is_written_anew_wins_over_what_is_kept(tmp_path: Path, target: Pat
     (target / "new.txt").write_text("older")
     replace(target, ("new.txt",))
     assert contents(tmp_path) == {"out/new.txt": "new"}
+
+
+def test_a_removal_that_is_interrupted_leaves_nothing_under_the_name(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(path: Path, *_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shutil.rmtree", stop)
+    with pytest.raises(KeyboardInterrupt):
+        remove_directory(target)
+    assert not target.exists()
+    [hidden] = target.parent.glob(f".{target.name}.old.*")
+    monkeypatch.undo()
+    remove_directory(hidden)
+    assert not list(target.parent.glob(f".{target.name}*"))
 
 
 def test_an_exception_inside_leaves_the_old_directory_and_nothing_else(tmp_path: Path, target: Path) -> None:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import paddle
 import pytest
 
-from paddlemix.checkpoints.files import read_weights
-from paddlemix.checkpoints.load import load_pretrained
-from paddlemix.checkpoints.pretrained import load_model
+from paddlemix.checkpoints.adapter import AdapterSettings, fingerprint, save_adapter
+from paddlemix.checkpoints.files import read_json, read_weights
+from paddlemix.checkpoints.load import BaseSpec, base_reference, load_base, load_pretrained
+from paddlemix.checkpoints.merging import write_merged
+from paddlemix.checkpoints.pretrained import load_model, save_model
+from paddlemix.peft.linear import LoRALinear
+from paddlemix.peft.lora import LoRAConfig, add_lora
+from paddlemix.peft.quantize import quantized_linears
 from paddlemix.tools import merge_lora_params
 from paddlemix.tools._command import run_command
 from paddlemix.trainer.recipe import run_recipe
@@ -42,7 +48,9 @@ def test_merged_equals_unmerged(
     world: World, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert merge("--lora_path", adapter, "--merge_model_path", tmp_path / "merged") == 0
-    assert capsys.readouterr().out == f"merged 14 layers of {adapter} into {tmp_path / 'merged'}\n"
+    said = capsys.readouterr().out
+    assert said.startswith(f"merged {adapter} into {tmp_path / 'merged'}: 14 layers; logits of an example differ by at")
+    assert said.count("\n") == 1
     assert np.abs(logits(tmp_path / "merged") - logits(adapter)).max() < MAX_GAP
     assert np.abs(logits(adapter) - logits(world.model)).max() > 100 * MAX_GAP
     merged = load_model(tmp_path / "merged")
@@ -99,6 +107,80 @@ def test_an_adapter_on_parts_keeps_its_tower(world: World, tmp_path: Path) -> No
     plain = {name for name in after if not name.endswith(("lora_A", "lora_B"))}
     same = plain - changed({name: before[name] for name in plain}, {name: after[name] for name in plain})
     assert {name for name in plain if name.startswith(("vision_tower.", "projector."))} <= same
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "rslora": {"rslora": True},
+    "dora": {"use_dora": True},
+    "pissa": {"pissa": True},
+    "tower": {"vision_tower": "lora", "lora_bias": "lora_only"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_from_a_base_of_every_storage(world: World, tmp_path: Path, kind: str) -> None:
+    """A base in bfloat16 is held as it is stored; the result is computed in float32 all the same."""
+    base = tmp_path / "base"
+    loaded = load_pretrained(world.model)
+    loaded.model.to(dtype="bfloat16")
+    save_model(loaded, base)
+    values = {**LORA, **KINDS[kind], "learning_rate": 0.02, "model_name_or_path": str(base)}
+    run_recipe(world.config(tmp_path / "adapter", **values))
+    assert merge("--lora_path", tmp_path / "adapter", "--merge_model_path", tmp_path / "merged") == 0
+    assert np.abs(logits(tmp_path / "merged") - logits(tmp_path / "adapter")).max() < MAX_GAP
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4", "int8 directory"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_quantised_base_gives_a_plain_model(world: World, tmp_path: Path, kind: str, dtype: str) -> None:
+    """One whose config.json says so, or one that was coded while it was read; layers without adapter become plain
+    too."""
+    spec = BaseSpec(model=str(world.model), quantize=kind.split()[0])
+    if "directory" in kind:
+        save_model(load_base(spec), tmp_path / "base")
+        spec = BaseSpec(model=str(tmp_path / "base"))
+    loaded = load_base(spec)
+    paddle.seed(0)
+    mark, names = fingerprint(loaded.model), sorted(quantized_linears(loaded.model))
+    adapter = LoRAConfig(r=2, modules=tuple(name for name in names if "q_proj" in name))
+    add_lora(loaded.model, adapter)
+    for name, weight in loaded.model.named_parameters():
+        weight.stop_gradient = "lora" not in name
+        if name.endswith("lora_B"):
+            weight.set_value(paddle.randn(weight.shape) * 0.3)
+    settings = AdapterSettings(adapter, base_reference(spec, tmp_path / "adapter"), mark)
+    save_adapter(loaded.model, loaded.processor, settings, tmp_path / "adapter")
+    arguments = ("--lora_path", tmp_path / "adapter", "--merge_model_path", tmp_path / "merged", "--dtype", dtype)
+    assert merge(*arguments) == 0
+    assert "quantization_config" not in read_json(tmp_path / "merged" / "config.json")
+    entries = read_weights(tmp_path / "merged")
+    assert entries.keys() == read_weights(world.model).keys()
+    assert {entry.dtype for entry in entries.values()} == {{"float32": "F32", "bfloat16": "BF16"}[dtype]}
+    gap = np.abs(logits(tmp_path / "merged") - logits(tmp_path / "adapter")).max()
+    assert gap < (10 * MAX_GAP if dtype == "float32" else 0.5)
+
+
+def test_a_result_that_answers_otherwise_is_not_kept(
+    world: World, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(LoRALinear, "merged_weight", LoRALinear.base_weight)  # forgets the update
+    assert merge("--lora_path", adapter, "--merge_model_path", tmp_path / "merged") == 2
+    error = capsys.readouterr().err
+    assert "the merged model does not answer like the adapter: logits of an example differ by at most" in error
+    assert "float32 allows" in error and "Nothing was written" in error
+    assert not list((tmp_path / "merged").glob("*"))
+
+
+def test_it_is_self_contained_and_in_shards(adapter: Path, tmp_path: Path) -> None:
+    loaded = load_pretrained(adapter)
+    (tmp_path / "merged").mkdir()
+    assert write_merged(loaded, tmp_path / "merged", "float32", 100_000) == 14
+    assert loaded.adapter is not None  # what is in memory stays as it was
+    assert len(list((tmp_path / "merged").glob("model-*.safetensors"))) > 1
+    moved = tmp_path / "elsewhere"
+    shutil.move(tmp_path / "merged", moved)
+    assert np.abs(logits(moved) - logits(adapter)).max() < MAX_GAP
 
 
 @pytest.mark.parametrize("case", ["model", "missing", "other base", "into base"])

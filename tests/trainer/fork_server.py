@@ -1,6 +1,6 @@
-"""Runs the fine-tuning command in child processes that need no time to load: one process loads paddle and forks them.
+"""Runs a command in child processes that need no time to load: one process loads paddle and forks them.
 
-Started as a process of its own, `python -m tests.trainer.fork_server`; it computes nothing itself, because what paddle
+Started as a process of its own, `python -m tests.trainer.fork_server COMMAND LOADED`; it computes nothing itself, because what paddle
 starts for that does not survive a fork.  Per line of its input, a JSON list [arguments, log file, file size limit in
 bytes or null], it starts a child and answers with two lines: the child's process id, and when it has ended its status,
 negative for a signal.
@@ -8,6 +8,7 @@ negative for a signal.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import resource
@@ -26,12 +27,19 @@ class ForkServer:
 
     Args:
         folder: for the children's logs.
+        command: the module whose `main` runs.
+        loaded: a module that is imported before.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        command: str = "paddlemix.tools.supervised_finetune",
+        loaded: str = "paddlemix.trainer.recipe",
+    ) -> None:
         self._folder, self._count = folder, 0
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.trainer.fork_server"],
+            [sys.executable, "-m", "tests.trainer.fork_server", command, loaded],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -92,10 +100,9 @@ def _child(arguments: list[str], log: str, limit: int | None) -> int:
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     from paddlemix.tools._command import run_command
-    from paddlemix.tools.supervised_finetune import main
 
     try:
-        return run_command(main, arguments)
+        return run_command(importlib.import_module(sys.argv[1]).main, arguments)
     except SystemExit as end:
         return int(end.code or 0)
     except BaseException:
@@ -109,7 +116,7 @@ def _answer(number: int) -> None:
 
 
 def _serve() -> None:
-    import paddlemix.trainer.recipe  # noqa: F401  what takes long
+    importlib.import_module(sys.argv[2])  # what takes long
 
     for line in sys.stdin:
         arguments, log, limit = json.loads(line)

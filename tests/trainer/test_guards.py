@@ -16,6 +16,7 @@ from paddlemix.checkpoints.files import read_json
 from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.checkpoints.pretrained import save_model
 from paddlemix.errors import Stopped, UserError
+from paddlemix.log import read_metrics
 from paddlemix.trainer.callbacks import Progress
 from paddlemix.trainer.guards import StopOnSignal
 from paddlemix.trainer.loss import LossModel
@@ -154,6 +155,18 @@ def test_bad_samples_are_left_out_and_named(world: World, tmp_path: Path, packed
     assert lines[0]["index"] is None
     [gone] = lines[1:]
     assert gone["index"] == 12 and "gone.png" in gone["reason"]
+
+
+def test_half_a_line_of_a_killed_run_spoils_no_other(world: World, tmp_path: Path) -> None:
+    run: dict[str, Any] = {"dataset": {"train": broken_data(world, tmp_path)}, "max_steps": 8, "save_steps": 1}
+    run |= {"on_bad_sample": "skip", "max_bad_fraction": 0.2, "save_strategy": "steps"}
+    run_recipe(world.config(tmp_path / "out", **run))
+    path, log = tmp_path / "out" / "skipped.jsonl", read_metrics(tmp_path / "out" / "skipped.jsonl")
+    assert [line["index"] for line in log] == [None, 12]
+    path.write_bytes(path.read_bytes()[:-9])  # the second line breaks off
+    first = {"resume_from_checkpoint": str(tmp_path / "out" / "checkpoint-1"), "overwrite_output_dir": True}
+    run_recipe(world.config(tmp_path / "out", **run, **first))
+    assert read_metrics(path) == log
 
 
 def test_too_many_bad_samples_end_the_run(world: World, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from paddlemix.config.load import load_config
 from paddlemix.config.schema import RunConfig
 from paddlemix.errors import MissingFileError, UserError
-from paddlemix.trainer.output import clear_earlier_run, find_resume_point, publish
+from paddlemix.trainer.output import clear_earlier_run, find_resume_point, publish, remove_leftovers
 
 
 def settings(output_dir: Path, **values: Any) -> RunConfig:
@@ -69,10 +69,37 @@ def test_foreign_content_needs_a_word(tmp_path: Path) -> None:
     assert find_resume_point(settings(tmp_path, do_train=False)) is None  # an evaluation writes nothing there
 
 
+def test_a_run_that_ended_before_its_first_checkpoint_begins_anew(tmp_path: Path) -> None:
+    for name in ("run_config.json", "metrics.jsonl", "notes.txt"):
+        (tmp_path / name).write_text("{}", encoding="utf-8")
+    assert find_resume_point(settings(tmp_path)) is None
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")  # that one has a result
+    with pytest.raises(UserError, match="is not empty and holds no checkpoint"):
+        find_resume_point(settings(tmp_path))
+
+
+def test_what_a_killed_run_left_under_temporary_names_counts_for_nothing(tmp_path: Path) -> None:
+    for name in (".checkpoint-4.abc", ".checkpoint-2.old.abc", ".result.xyz"):
+        (tmp_path / name / "old").mkdir(parents=True)
+    for name in (".run_config.json.12.tmp", "metrics.tmp"):
+        (tmp_path / name).write_text("", encoding="utf-8")
+    (tmp_path / ".hidden").mkdir()
+    with pytest.raises(UserError, match="is not empty"):
+        find_resume_point(settings(tmp_path))
+    (tmp_path / ".hidden").rmdir()
+    assert find_resume_point(settings(tmp_path)) is None
+    assert len(listing(tmp_path)) == 8  # looking removes nothing
+    remove_leftovers(tmp_path)
+    assert listing(tmp_path) == []
+    remove_leftovers(tmp_path / "missing")
+
+
 def test_a_file_and_a_closed_folder_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match="file' is a file; name a folder"):
         find_resume_point(settings(tmp_path / "file"))
+    with pytest.raises(UserError, match=f"below' cannot be made: {tmp_path / 'file'} is a file; choose another"):
+        find_resume_point(settings(tmp_path / "file" / "deep" / "below"))
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(UserError, match=f"cannot be written: no permission in {tmp_path}"):
         find_resume_point(settings(tmp_path / "a" / "b"))

@@ -1,0 +1,257 @@
+"""A file of answers that any kill leaves whole: each question's line once, in the questions' order, or not there yet.
+
+    answers.jsonl            appears complete, in one step
+    answers.jsonl.partial    while it is made: `number TAB line` per answer, in the order in which they came
+    answers.jsonl.run.json   what it was made with; a later run with anything else is refused
+
+A batch of answers is appended by one write and flushed to the disk; a half line at the end is what a kill left and is
+cut off.  Knows no model and nothing of the lines but whether they hold an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paddlemix.cache import replacing
+from paddlemix.errors import UserError
+
+_MISSING, _FAILED, _ANSWERED = 0, 1, 2
+
+
+class AnswerFile:
+    """The answers to the questions of one run; one process at a time may have it open.
+
+    Args:
+        path: where the answers go; its folder is made.
+        header: what they depend on: JSON values by name.
+        numbers: of the questions whose answers it holds, ascending.
+        earlier: lines of all these questions from a run before, the failed ones of which are asked again; None takes
+            them from `path`, where it is.
+        overwrite: forget what is there.
+
+    Raises:
+        UserError: another process has it open, it was made with another header (lists the differences), `path` is there
+            and was not made by such a run, or it cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        header: Mapping[str, Any],
+        numbers: range,
+        earlier: Iterable[bytes] | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        self.path, self._numbers = path, numbers
+        self._partial = beside(path, "partial")
+        self._state = np.zeros(len(numbers), np.uint8)
+        self._places = np.zeros((len(numbers), 2), np.int64)  # first byte and length of each line in the partial file
+        with _write_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = Locked(beside(path, "run.json"))
+            if overwrite:
+                self._partial.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
+            _claim(self._lock, path, header, fresh=overwrite or not (path.exists() or self._partial.exists()))
+            if not self._partial.exists():
+                self._begin(_lines(path) if earlier is None and path.exists() else earlier or ())
+            self._descriptor = os.open(self._partial, os.O_RDWR | os.O_APPEND)
+            weakref.finalize(self, os.close, self._descriptor)
+            self._read()
+
+    def _begin(self, lines: Iterable[bytes]) -> None:
+        with replacing(self._partial) as temporary, temporary.open("wb") as file:
+            for number, line in zip(self._numbers, lines, strict=False):
+                file.write(b"%d\t%s\n" % (number, line))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _read(self) -> None:
+        """Learns which answers are there and cuts off what follows the last whole line."""
+        end = 0
+        with open(self._partial, "rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self._note(line, end)
+                end += len(line)
+        if end != os.fstat(self._descriptor).st_size:
+            os.ftruncate(self._descriptor, end)
+        self._size = end
+
+    def _note(self, line: bytes, place: int) -> None:
+        number, tab, text = line.partition(b"\t")
+        try:
+            index = self._numbers.index(int(number))
+            failed = "error" in json.loads(text)
+        except ValueError as error:
+            raise UserError(f"{self._partial} is damaged at byte {place}; remove it to begin again") from error
+        self._state[index] = _FAILED if failed else _ANSWERED
+        self._places[index] = place + len(number) + len(tab), len(text) - 1
+
+    @property
+    def missing(self) -> list[int]:
+        """Numbers of the questions that have no answer yet, or an error in its place when the run began."""
+        return [number for number, state in zip(self._numbers, self._state.tolist(), strict=True) if state != _ANSWERED]
+
+    @property
+    def num_failed(self) -> int:
+        """Questions whose line says an error."""
+        return int((self._state == _FAILED).sum())
+
+    def add(self, lines: Mapping[int, Mapping[str, Any]]) -> None:
+        """Keeps answers, by number; when this returns they are on the disk.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        encoded = [b"%d\t%s\n" % (number, encode_line(line)) for number, line in lines.items()]
+        with _write_errors(self.path):
+            _write_all(self._descriptor, b"".join(encoded))
+            os.fsync(self._descriptor)
+        for line in encoded:
+            self._note(line, self._size)
+            self._size += len(line)
+
+    def finish(self) -> None:
+        """Writes the answers in order to their place.
+
+        Raises:
+            UserError: a question has no line, or the disk is full.
+        """
+        if (self._state == _MISSING).any():
+            raise UserError(f"{int((self._state == _MISSING).sum())} questions of {self.path} have no answer yet")
+        with _write_errors(self.path):
+            write_lines(self.path, self.lines())
+            self._partial.unlink()
+            self._lock.close()
+
+    def lines(self) -> Iterator[bytes]:
+        """The lines in the questions' order, without line ends."""
+        for start, length in self._places.tolist():
+            yield os.pread(self._descriptor, length, start)
+
+
+class Locked:
+    """A small JSON file that this process alone has open for writing until it closes it or ends.
+
+    Args:
+        path: made where it is missing.
+        wait: until it is free.
+
+    Raises:
+        UserError: another process has it.
+    """
+
+    def __init__(self, path: Path, wait: bool = False) -> None:
+        self.path = path
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        self.close = weakref.finalize(self, os.close, self._descriptor)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            self.close()
+            raise UserError(f"another process writes {path.with_suffix('').with_suffix('')}; wait for it") from error
+
+    def read(self) -> Any:
+        """Its value; None where it is empty or half written."""
+        try:
+            return json.loads(os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0))
+        except ValueError:
+            return None
+
+    def write(self, value: Any) -> None:
+        """Replaces its value; it is on the disk when this returns."""
+        os.ftruncate(self._descriptor, 0)
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
+        _write_all(self._descriptor, (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode())
+        os.fsync(self._descriptor)
+
+
+def _claim(lock: Locked, path: Path, header: Mapping[str, Any], fresh: bool) -> None:
+    """Writes the header of a new file, or compares it with that of the one that is there."""
+    wanted = json.loads(json.dumps(dict(header)))
+    if fresh:
+        lock.write(wanted)
+        return
+    found = lock.read()
+    if not isinstance(found, dict):
+        if path.exists():
+            lock.path.unlink()
+        raise UserError(f"{path} is there and was not written by this command; choose another name, or --overwrite")
+    differences = compare_headers(found, wanted)
+    if differences:
+        raise UserError(
+            f"{path} was begun with other arguments: {'; '.join(differences)}. Run with those to go on, choose another "
+            "--output, or begin again with --overwrite"
+        )
+
+
+def compare_headers(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What differs between two headers, one text for each name."""
+    pairs = {name: (found.get(name), wanted.get(name)) for name in (*wanted, *found)}
+    return [f"{name} {_shown(old)} (now {_shown(new)})" for name, (old, new) in pairs.items() if old != new]
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def is_complete(path: Path, header: Mapping[str, Any]) -> bool:
+    """Whether an answer file is finished and was made with a header."""
+    if not path.exists() or beside(path, "partial").exists():
+        return False
+    try:
+        found = json.loads(beside(path, "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and not compare_headers(found, json.loads(encode_line(header)))
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """A file beside another: `answers.jsonl.partial`."""
+    return path.with_name(f"{path.name}.{suffix}")
+
+
+def encode_line(line: Mapping[str, Any]) -> bytes:
+    """One JSON object as a line without its end."""
+    return json.dumps(dict(line), ensure_ascii=False).encode("utf-8", "backslashreplace")
+
+
+def write_lines(path: Path, lines: Iterable[bytes]) -> None:
+    """Writes a file of lines in one step: it is there whole, or as it was."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.writelines(line + b"\n" for line in lines)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        for line in file:
+            yield line.rstrip(b"\n")
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+@contextlib.contextmanager
+def _write_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error

@@ -1,0 +1,279 @@
+"""A file of questions -> a file of answers: shares the work, goes on after any stop, says what failed.
+
+Lines are those of LLaVA's `model_vqa`; a question's reference stands beside its answer.  Knows no command line.
+
+Source: haotian-liu/LLaVA llava/eval/model_vqa.py, model_vqa_loader.py (commit c121f04); identities as those of
+shortuuid.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from paddlemix.cache import cache_key
+from paddlemix.checkpoints.hub import resolve_model
+from paddlemix.checkpoints.pretrained import Pretrained
+from paddlemix.datasets.lengths import measure_lengths
+from paddlemix.datasets.questions import QuestionList, QuestionSettings, QuestionShare
+from paddlemix.datasets.records import RecordFile, open_records
+from paddlemix.errors import UserError
+from paddlemix.generation.answer_file import AnswerFile, Locked, beside, compare_headers, is_complete, write_lines
+from paddlemix.generation.predict import Answer, answer_batches, batches_by_length, processor_for
+from paddlemix.generation.sampling import GenerationSettings
+from paddlemix.processors.templates import Template
+
+_ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"  # shortuuid's: no two look alike
+_ID_LENGTH = 22  # of its digits hold 128 bits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """The share of one process: questions in the file's order, as LLaVA cuts them.
+
+    Args:
+        index: 0 .. count - 1.
+        count: >= 1.
+        joined: whether the processes write one file together; else each has an output of its own.
+    """
+
+    index: int = 0
+    count: int = 1
+    joined: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise UserError(f"chunk-idx {self.index} must be from 0 to num-chunks - 1 ({self.count - 1})")
+
+    def numbers(self, total: int) -> range:
+        """The questions of this share, of `total`; the last shares may be smaller or empty."""
+        size = math.ceil(total / self.count)
+        return range(min(self.index * size, total), min((self.index + 1) * size, total))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictJob:
+    """What is asked, and how.
+
+    Args:
+        model: directory or name, as the user gave it.
+        input: the questions: JSON array or JSON Lines, path or http(s) address.
+        output: the answers, JSON Lines.
+        image_root, form: see `QuestionSettings`.
+        template: instead of the one stored with the checkpoint.
+        settings: length and sampling of answers.
+        dtype, quantize: as the model is loaded; answers depend on them.
+        batch_size: questions that are answered together, >= 1.
+        workers: threads that decode images; above 1 also processes that measure many questions.
+        chunk: the share of this process.
+        overwrite: forget earlier answers.
+    """
+
+    model: str
+    input: str
+    output: Path
+    image_root: str | None = None
+    form: str | None = None
+    template: Template | None = None
+    settings: GenerationSettings = field(default_factory=GenerationSettings)
+    dtype: str = "float32"
+    quantize: str | None = None
+    batch_size: int = 8
+    workers: int = 1
+    chunk: Chunk = field(default_factory=Chunk)
+    overwrite: bool = False
+
+    def header(self, records: RecordFile) -> dict[str, Any]:
+        """All that the answers depend on."""
+        return {
+            "model": _place(self.model),
+            "model files": _fingerprint_of_files(resolve_model(self.model)),
+            "input": _place(self.input),
+            "input content": records.fingerprint,
+            "image root": None if self.image_root is None else _place(self.image_root),
+            "form": self.form,
+            "conv-mode": None if self.template is None else self.template.name,
+            "dtype": self.dtype,
+            "quantize": self.quantize,
+            "batch-size": self.batch_size if self.settings.temperature else None,  # greedy answers do not depend on it
+            "chunk": None if self.chunk.count == 1 else [self.chunk.index, self.chunk.count],
+            **asdict(self.settings),
+        }
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job.
+
+    Args:
+        answered: questions that this process has answered in this run.
+        total: questions of its share.
+        failed: lines with an error, of its share, or of the whole file once that is complete.
+        complete: whether `output` is there; otherwise other processes are still at work.
+    """
+
+    answered: int
+    total: int
+    failed: int
+    complete: bool
+
+
+def predict_file(job: PredictJob, load: Callable[[], Pretrained]) -> Outcome:
+    """Answers the questions of a file that have no answer yet.
+
+    Args:
+        job: see `PredictJob`.
+        load: gives the model; called only where there is something to ask.
+
+    Returns:
+        What was done.  A question that cannot be asked is a line with an `error`; the next run asks it again.
+
+    Raises:
+        MissingFileError, UserError: the input, the model or an argument cannot be used, the output cannot be written or
+            was begun with other arguments.
+    """
+    records = open_records(job.input, job.form)
+    numbers, header = job.chunk.numbers(len(records)), job.header(records)
+    if job.batch_size < 1 or job.workers < 1:
+        raise UserError(f"batch-size {job.batch_size} and workers {job.workers} must be at least 1")
+    path, earlier = job.output, None
+    if job.chunk.joined:
+        path = _shares(job)[job.chunk.index]
+        earlier = _joined_before(job, header)
+        if earlier is not None and not _count_failed(earlier):
+            return Outcome(0, len(numbers), 0, True)
+        earlier = None if earlier is None else earlier[numbers.start : numbers.stop]
+    answers = AnswerFile(path, header, numbers, earlier, job.overwrite)
+    missing = answers.missing
+    if missing:
+        _ask(job, load(), records, answers, missing)
+    failed = answers.num_failed
+    answers.finish()
+    if not job.chunk.joined:
+        return Outcome(len(missing), len(numbers), failed, True)
+    return _join(job, header, Outcome(len(missing), len(numbers), failed, False))
+
+
+def _ask(job: PredictJob, loaded: Pretrained, records: RecordFile, answers: AnswerFile, missing: list[int]) -> None:
+    processor = processor_for(loaded, job.template)
+    settings = QuestionSettings(name=job.input, image_root=job.image_root, form=job.form)
+    questions = QuestionList(records, processor, settings)
+    numbers, wanted = job.chunk.numbers(len(records)), set(missing)
+    lengths = measure_lengths(QuestionShare(questions, numbers), job.workers if job.workers > 1 else 0)[:, 0]
+    batches = [[numbers[place] for place in batch] for batch in batches_by_length(lengths, job.batch_size)]
+    chosen = [batch for batch in batches if not wanted.isdisjoint(batch)]
+    if not job.settings.temperature:  # draws depend on the whole batch, greedy answers do not
+        kept = [number for batch in chosen for number in batch if number in wanted]
+        chosen = [kept[start : start + job.batch_size] for start in range(0, len(kept), job.batch_size)]
+    name = model_id(job.model)
+    silent = job.chunk.joined and job.chunk.index > 0
+    done = len(numbers) - len(missing)
+    with tqdm(total=len(numbers), initial=done, desc="answers", unit="", disable=silent) as bar:
+        for found in answer_batches(loaded.model, questions, processor, chosen, job.settings, job.workers):
+            fresh = {number: answer for number, answer in found.items() if number in wanted}
+            answers.add({number: _line(questions, number, answer, name) for number, answer in fresh.items()})
+            bar.update(len(fresh))
+
+
+def _line(questions: QuestionList, number: int, answer: Answer, name: str) -> dict[str, Any]:
+    """One line of the output; the first six keys are LLaVA's."""
+    line: dict[str, Any] = {
+        "question_id": questions.names(number)[0],
+        "prompt": answer.prompt,
+        "text": answer.text,
+        "answer_id": short_id(),
+        "model_id": name,
+        "metadata": {},
+    }
+    if answer.reference is not None:
+        line["reference"] = answer.reference
+    if answer.error is not None:
+        line["error"] = answer.error
+    return line
+
+
+def short_id() -> str:
+    """A random identity of 22 letters and digits."""
+    number, digits = uuid.uuid4().int, ""
+    for _ in range(_ID_LENGTH):
+        number, digit = divmod(number, len(_ALPHABET))
+        digits = _ALPHABET[digit] + digits
+    return digits
+
+
+def model_id(model: str) -> str:
+    """What LLaVA calls a model: the last part of its path; a checkpoint's with the name of its run before it."""
+    parts = Path(os.path.abspath(model)).parts if os.path.isdir(model) else Path(model).parts
+    return "_".join(parts[-2:]) if parts[-1].startswith("checkpoint-") else parts[-1]
+
+
+def _fingerprint_of_files(directory: Path) -> str:
+    """Differs where a file of a model was written anew."""
+    states = ((path.name, path.stat()) for path in sorted(directory.iterdir()) if path.is_file())
+    return cache_key(*((name, state.st_size, state.st_mtime_ns) for name, state in states))
+
+
+def _place(name: str) -> str:
+    """A path that reads the same from any folder; a name or an address as it is."""
+    return os.path.abspath(name) if os.path.exists(name) else name
+
+
+def _count_failed(lines: list[bytes]) -> int:
+    return sum(b'"error": ' in line for line in lines)  # in a text its quotes would be escaped
+
+
+def _shares(job: PredictJob) -> list[Path]:
+    """The files of all processes that write one output together."""
+    return [beside(job.output, f"{index}-of-{job.chunk.count}") for index in range(job.chunk.count)]
+
+
+def _joined_before(job: PredictJob, header: dict[str, Any]) -> list[bytes] | None:
+    """The lines of a complete output of the same arguments; None where there is none."""
+    if job.overwrite or not job.output.exists():
+        return None
+    lock = Locked(beside(job.output, "run.json"), wait=True)
+    try:
+        found = lock.read()
+        if not isinstance(found, dict):
+            lock.path.unlink()
+            raise UserError(f"{job.output} was not written by this command; choose another name, or --overwrite")
+        differences = compare_headers(found, {**header, "chunk": None})
+        if differences:
+            raise UserError(
+                f"{job.output} was written with other arguments: {'; '.join(differences)}. Choose another --output, or "
+                "begin again with --overwrite"
+            )
+        return _lines(job.output)
+    finally:
+        lock.close()
+
+
+def _join(job: PredictJob, header: dict[str, Any], outcome: Outcome) -> Outcome:
+    """Puts the shares together where this process is the last to finish."""
+    paths = _shares(job)
+    lock = Locked(beside(job.output, "run.json"), wait=True)
+    try:
+        headers = ({**header, "chunk": [index, len(paths)]} for index in range(len(paths)))
+        if not all(map(is_complete, paths, headers)):
+            return outcome
+        lines = [line for path in paths for line in _lines(path)]
+        job.output.unlink(missing_ok=True)  # so that the next header never stands beside answers of another
+        lock.write({**header, "chunk": None})
+        write_lines(job.output, lines)
+        for path in paths:
+            path.unlink()
+            beside(path, "run.json").unlink()
+        return Outcome(outcome.answered, outcome.total, _count_failed(lines), True)
+    finally:
+        lock.close()
+
+
+def _lines(path: Path) -> list[bytes]:
+    return path.read_bytes().split(b"\n")[:-1]

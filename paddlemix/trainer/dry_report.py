@@ -1,0 +1,128 @@
+"""A dry run's findings as lines of text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from paddlemix.config.schema import RunConfig
+from paddlemix.trainer.device_memory import DeviceMemory, device_memory
+from paddlemix.trainer.dry_run import DryRun, plan_run
+from paddlemix.trainer.estimate import MemoryEstimate
+from paddlemix.trainer.starting_point import compute_dtype, weight_dtype
+
+_COLUMNS = ("weights", "gradients", "states", "master", "activations", "together")
+_UNITS = ((1024**3, "GiB"), (1024**2, "MiB"), (1024, "KiB"))
+
+
+def dry_run(config: RunConfig, devices: int | None = None) -> list[str]:
+    """What `--dry-run` prints, line by line; arguments and errors as `dry_run.plan_run` has them."""
+    run = plan_run(config, devices)
+    return list(report_lines(run, device_memory(run.device)))
+
+
+def report_lines(run: DryRun, device: DeviceMemory | None) -> Iterator[str]:
+    """The report of `--dry-run`.
+
+    Args:
+        run: what was found.
+        device: memory of the device that it reckons with; None where not known.
+    """
+    yield "dry run: nothing is trained, nothing is saved"
+    yield f"model: {run.sizes.origin}; {_held(run)}"
+    for part in run.memory.parts:
+        share = f"{part.trained:,} trained" if part.trained else "frozen"
+        yield f"  {part.part:15} {part.count:>15,} parameters, {share}"
+    yield from _data_lines(run)
+    yield from _memory_lines(run)
+    for note in run.notes:
+        yield f"note: {note}"
+    yield from _fit_lines(run, device)
+
+
+def _held(run: DryRun) -> str:
+    config, quantization = run.config, run.sizes.quantization
+    computed = compute_dtype(config) if config.fp16_opt_level != "O0" else weight_dtype(config)
+    text = f"{weight_dtype(config)} weights"
+    if quantization is not None:
+        text += f", the language model's linear layers in {quantization.kind}"
+    return text + f", computed in {computed}"
+
+
+def _data_lines(run: DryRun) -> Iterator[str]:
+    if run.statistics is not None:
+        yield f"data: {run.statistics}"
+    elif run.rows is not None:
+        yield f"data: {run.rows:,} samples"
+    shape = run.shape
+    yield (
+        f"largest batch: {shape.rows} x {shape.length:,} positions, {shape.tiles} image tiles, "
+        f"{shape.supervised:,} trained tokens"
+    )
+    if run.steps is None:
+        yield "steps: not known without lengths, because samples are packed; set max_steps"
+        return
+    passes = "" if run.steps_per_epoch is None else f", {run.steps / run.steps_per_epoch:.2f} epochs"
+    each = f" of {run.steps_per_epoch:,} steps" if run.steps_per_epoch is not None else ""
+    devices = "1 device" if run.devices == 1 else f"{run.devices} devices"
+    yield (
+        f"steps: {run.steps:,}{passes}{each}; a step is {run.samples_per_step} rows "
+        f"({run.config.per_device_train_batch_size} x {run.config.gradient_accumulation_steps} passes x {devices})"
+    )
+
+
+def _memory_lines(run: DryRun) -> Iterator[str]:
+    memory, config = run.memory, run.config
+    scale, unit = next(((size, unit) for size, unit in _UNITS if memory.tensors >= size), _UNITS[-1])
+    how = ["recompute"] if config.recompute else []
+    how += [f"sharding {config.sharding}"] if config.sharding else []
+    yield f"memory of each {run.device}, {unit}{''.join(f', {text}' for text in how)}:"
+    yield f"  {'':15}" + "".join(f"{column:>13}" for column in _COLUMNS)
+    for part in memory.parts:
+        values = (part.weights, part.gradients, part.states, part.master, part.activations, part.total)
+        yield f"  {part.part:15}" + "".join(f"{value / scale:13.2f}" for value in values)
+    for name, value in _rest(memory, run.device):
+        yield f"  {name:80}{value / scale:13.2f}"
+
+
+def _rest(memory: MemoryEstimate, device: str) -> Iterator[tuple[str, int]]:
+    yield "rotary tables and masks", memory.shared
+    yield "working space: logits of the loss, or a layer's backward pass", memory.working
+    if memory.overhead:
+        yield "the heap's overhead", memory.overhead
+    yield ("the program itself" if device == "cpu" else "the device's runtime"), memory.program
+    yield "total", memory.total
+
+
+def _fit_lines(run: DryRun, device: DeviceMemory | None) -> Iterator[str]:
+    total = run.memory.total
+    if device is None:
+        yield f"it takes about {_size(total)}; how much memory the device has is not known"
+    elif total <= device.free:
+        yield f"it fits: about {_size(total)} of {_size(device.free)} that are free"
+    else:
+        yield (
+            f"warning: it would not fit: about {_size(total)}, but {_size(device.free)} are free "
+            f"(of {_size(device.total)}); {_advice(run)}"
+        )
+
+
+def _advice(run: DryRun) -> str:
+    """Keys that would take less memory, those with most effect first."""
+    config, advice = run.config, []
+    if not config.recompute:
+        advice.append("recompute true")
+    if config.per_device_train_batch_size > 1:
+        advice.append("a smaller per_device_train_batch_size with more gradient_accumulation_steps")
+    if not (config.lora or config.lora_path):
+        advice.append("lora true")
+    elif run.sizes.quantization is None:
+        advice.append("quantize_base nf4")
+    if run.devices > 1 and "stage3" not in config.sharding:
+        advice.append('sharding "stage3"' if "stage2" in config.sharding else 'sharding "stage2"')
+    advice.append("a smaller max_length")
+    return f"try {', or '.join(advice)}"
+
+
+def _size(num_bytes: int) -> str:
+    scale, unit = next(((size, unit) for size, unit in _UNITS if num_bytes >= size), _UNITS[-1])
+    return f"{num_bytes / scale:.1f} {unit}"

@@ -1,0 +1,252 @@
+"""What a run would do and take, without doing it: `--dry-run`.
+
+Reads the configuration, the model's declared sizes and the data's lengths; loads no weight, trains nothing and writes
+nothing but the caches of lengths and image sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from paddlemix.checkpoints.sizes import ModelSizes, read_sizes
+from paddlemix.config.schema import RunConfig
+from paddlemix.datasets.lengths import measure_lengths
+from paddlemix.datasets.loading import LoadingSettings, RowDataset, make_batch
+from paddlemix.datasets.mixture import SampleDataset
+from paddlemix.datasets.order import EpochBatchSampler
+from paddlemix.datasets.packing import PackedDataset, pack_rows
+from paddlemix.datasets.statistics import DataStatistics, describe_lengths
+from paddlemix.device import available_kinds
+from paddlemix.errors import UserError
+from paddlemix.models.configuration import LlavaConfig
+from paddlemix.processors.llava import LlavaProcessor
+from paddlemix.sample import Batch
+from paddlemix.trainer.device_memory import program_bytes
+from paddlemix.trainer.dry_model import ModelFacts, describe_model
+from paddlemix.trainer.estimate import MemoryEstimate, Training, estimate_memory
+from paddlemix.trainer.estimate_activations import FLOAT32, BatchShape, Computation, estimate_activations
+from paddlemix.trainer.run_checks import check_devices, check_steps, process_count
+from paddlemix.trainer.run_data import data_settings, grouping_of, read_samples
+from paddlemix.trainer.starting_point import adjusted_processor, base_spec, compute_dtype, weight_dtype
+
+_ANYRES_TILES = 5  # Source: LLaVA-1.6's grids of at most four tiles, and the whole image
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRun:
+    """What was found.
+
+    Args:
+        config: of the run.
+        sizes, model: the model.
+        statistics: None where lengths are not known.
+        shape: of the batch that takes most memory.
+        rows: that an epoch has; None where not known.
+        steps: optimiser steps; None where not known.
+        devices: that share the data.
+        device: kind of device that is reckoned with.
+        memory: on each device.
+        notes: what was assumed, and what a run would refuse.
+    """
+
+    config: RunConfig
+    sizes: ModelSizes
+    model: ModelFacts
+    statistics: DataStatistics | None
+    shape: BatchShape
+    rows: int | None
+    steps: int | None
+    devices: int
+    device: str
+    memory: MemoryEstimate
+    notes: tuple[str, ...]
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Optimiser steps of one pass over the data; None where not known."""
+        return None if self.rows is None else _sampler(self.config, self.rows, self.devices).steps_per_epoch
+
+    @property
+    def samples_per_step(self) -> int:
+        """Rows of an optimiser step over all devices."""
+        return self.config.per_device_train_batch_size * self.config.gradient_accumulation_steps * self.devices
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Of the training data: number of rows, their statistics, and the batches that may take most memory."""
+
+    rows: int | None
+    statistics: DataStatistics | None
+    shapes: tuple[BatchShape, ...]
+
+
+def plan_run(config: RunConfig, devices: int | None = None) -> DryRun:
+    """Looks at a run without making it.
+
+    Args:
+        config: checked, see `paddlemix.config.load.load_config`.
+        devices: that would share the data; None for the number that a launcher has started.
+
+    Raises:
+        UserError: the run trains nothing, or its model or data cannot be used.
+    """
+    if not config.do_train:
+        raise UserError("a dry run is of training, but do_train is false; set do_train to true")
+    devices = devices or process_count()
+    check_devices(config, devices)
+    sizes = read_sizes(base_spec(config))
+    model = describe_model(config, sizes.config, sizes.quantization)
+    device, notes = _choose_device(config)
+    data = _read_data(config, sizes)
+    if data.rows is not None:
+        check_steps(config, data.rows, devices)
+    if sizes.processor is None:
+        notes.append(
+            "no tokenizer files: lengths are not known, so rows of max_length and an image in each are reckoned with"
+        )
+    estimates = [_estimate(config, sizes.config, model, shape, (device, devices)) for shape in data.shapes]
+    most = int(np.argmax([estimate.total for estimate in estimates]))
+    steps = config.max_steps if config.max_steps > 0 else None
+    if steps is None and data.rows is not None:
+        steps = int(_sampler(config, data.rows, devices).steps_per_epoch * config.num_train_epochs)
+    return DryRun(
+        config=config,
+        sizes=sizes,
+        model=model,
+        statistics=data.statistics,
+        shape=data.shapes[most],
+        rows=data.rows,
+        steps=steps,
+        devices=devices,
+        device=device,
+        memory=estimates[most],
+        notes=tuple(notes),
+    )
+
+
+def _choose_device(config: RunConfig) -> tuple[str, list[str]]:
+    """The kind of device that is reckoned with, and what is to be said of it."""
+    here = available_kinds()
+    kind = (config.device or here[0]).partition(":")[0]
+    narrow = "bfloat16" if config.bf16 else "float16" if config.fp16 else config.dtype or "float32"
+    if config.device is None and kind == "cpu" and narrow != "float32":
+        return "gpu", [f"{narrow} needs an accelerator, and there is none here; one is reckoned with"]
+    if kind == "cpu" and narrow != "float32":
+        return kind, [f"the run would stop: {narrow} cannot be computed on CPU"]
+    return kind, [] if kind in here else [f"device '{kind}' is not here (available: {', '.join(here)})"]
+
+
+def _sampler(config: RunConfig, rows: int, devices: int) -> EpochBatchSampler:
+    size, accumulation = config.per_device_train_batch_size, config.gradient_accumulation_steps
+    return EpochBatchSampler(rows, size, accumulation, world_size=devices)
+
+
+# ---- data ----
+
+
+def _read_data(config: RunConfig, sizes: ModelSizes) -> _Data:
+    has_tower = sizes.config.vision is not None
+    if sizes.processor is None:
+        return _Data(_count_samples(config), None, (_assumed_shape(config, sizes.config),))
+    processor = adjusted_processor(sizes.processor, config, sizes.config)
+    samples = read_samples(config, "train", processor, has_tower)
+    lengths = measure_lengths(samples, config.dataloader_num_workers)
+    capacity = config.max_length if config.mixtoken else None
+    size = config.per_device_train_batch_size
+    statistics = describe_lengths(lengths, size, capacity, grouping_of(config), total=len(samples))
+    rows: RowDataset = samples
+    row_lengths = lengths.astype(np.int64)
+    if config.mixtoken:
+        packs = pack_rows(lengths[:, 0], config.max_length, config.seed)
+        rows = PackedDataset(samples, packs)
+        row_lengths = np.array([lengths[pack].sum(axis=0) for pack in packs])
+    return _Data(len(rows), statistics, tuple(_largest_shapes(rows, row_lengths, size, processor)))
+
+
+def _count_samples(config: RunConfig) -> int | None:
+    """Samples of the training data, which no tokenizer is needed for; None where they are packed."""
+    if config.mixtoken:
+        return None
+
+    def no_processor(chat_template: str | None) -> Any:
+        return None
+
+    return len(SampleDataset((config.dataset or {})["train"], no_processor, data_settings(config)))
+
+
+def _assumed_shape(config: RunConfig, sizes: LlavaConfig) -> BatchShape:
+    rows, length = config.per_device_train_batch_size, config.max_length
+    tiles = visual = 0
+    if sizes.vision is not None:
+        is_anyres = sizes.image_newline or config.image_aspect_ratio == "anyres"
+        tiles = rows * (_ANYRES_TILES if is_anyres else 1)
+        visual = min(tiles * sizes.tokens_per_tile, rows * length - rows)
+    return BatchShape(rows=rows, length=length, tiles=tiles, supervised=rows * length - visual)
+
+
+def _largest_shapes(
+    rows: RowDataset, lengths: np.ndarray, size: int, processor: LlavaProcessor
+) -> Iterator[BatchShape]:
+    """The batch of the longest rows, and that of the rows with most visual tokens."""
+    loading = LoadingSettings(tokens_per_tile=processor.image_spec.tokens_per_tile)
+    seen = set()
+    for column in (0, 1):
+        order = np.argsort(-lengths[:, column], kind="stable")
+        chosen = tuple(int(row) for row in np.resize(order[:size], size))
+        if chosen not in seen:
+            seen.add(chosen)
+            yield _shape_of(make_batch(rows, chosen, loading))
+
+
+def _shape_of(batch: Batch) -> BatchShape:
+    segments = batch.segment_ids
+    runs: tuple[int, ...] = ()
+    if segments.max(initial=0) > 1:
+        first = np.ones(segments.shape, dtype=bool)
+        first[:, 1:] = segments[:, 1:] != segments[:, :-1]
+        runs = tuple(np.diff(np.flatnonzero(first), append=segments.size).tolist())
+    return BatchShape(
+        rows=segments.shape[0],
+        length=segments.shape[1],
+        runs=runs,
+        tiles=0 if batch.pixel_values is None else len(batch.pixel_values),
+        supervised=len(batch.loss_index),
+    )
+
+
+# ---- memory ----
+
+
+def _estimate(
+    config: RunConfig, sizes: LlavaConfig, model: ModelFacts, shape: BatchShape, place: tuple[str, int]
+) -> MemoryEstimate:
+    device, devices = place
+    on_cpu = device == "cpu"
+    trained = {weight.name for weight in model.weights if weight.trained}
+    activations = estimate_activations(sizes, model.linears, trained, shape, _computation(config, on_cpu))
+    training = _training(config, devices)
+    return estimate_memory(model.weights, activations, training, on_cpu, program_bytes(on_cpu))
+
+
+def _computation(config: RunConfig, on_cpu: bool) -> Computation:
+    wide = FLOAT32 if weight_dtype(config) == "float32" else 2
+    is_off = config.fp16_opt_level == "O0" or compute_dtype(config) == "float32"
+    return Computation(size=wide if is_off else 2, wide=wide, on_cpu=on_cpu, recompute=config.recompute)
+
+
+def _training(config: RunConfig, devices: int) -> Training:
+    level_2 = config.fp16_opt_level == "O2" and (config.bf16 or config.fp16)
+    stage = next((number for number in (1, 2, 3) if f"stage{number}" in config.sharding), 0)
+    degree = max(config.sharding_parallel_degree, config.sharding_degree)
+    return Training(
+        master_weights=level_2,
+        float32_gradients=level_2 and config.amp_master_grad,
+        sharding_stage=stage,
+        sharding_degree=devices if degree < 1 else min(degree, devices),
+        offload="offload" in config.sharding or bool(config.offload_optim),
+    )

@@ -1,0 +1,136 @@
+"""Records that are asked: LLaVA's question files and training records, what is history and what is the reference."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from paddlemix.datasets.formats import parse_question
+from paddlemix.datasets.questions import QuestionList, QuestionSettings, QuestionShare
+from paddlemix.datasets.records import open_records
+from paddlemix.errors import UserError
+from paddlemix.processors.tokenizer import Tokenizer
+from paddlemix.sample import Sample
+from tests.tiny import draw_picture, make_processor
+
+Q = "What?"
+SINGLE = ("user", (0, "\nWhat?"))
+
+
+def turns(record: dict[str, Any], form: str | None = None) -> list[tuple[str, tuple[Any, ...]]]:
+    sample = parse_question(record, "q.jsonl record 3", form=form)
+    return [(message.role, message.content) for message in sample.messages]
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"question_id": 1, "image": "a.png", "text": Q, "category": "x"}, [SINGLE]),
+        ({"image": "a.png", "text": f"<image>\n{Q}"}, [SINGLE]),
+        ({"image": ["a.png", "b.png"], "text": Q}, [("user", (0, "\n", 1, "\nWhat?"))]),
+        ({"image": ["a.png", "b.png"], "text": "<image> or <image>?"}, [("user", (0, " or ", 1, "?"))]),
+        ({"text": Q}, [("user", (Q,))]),
+        ({"text": Q, "system": "Be brief."}, [("system", ("Be brief.",)), ("user", (Q,))]),
+        ({"conversations": [[Q, "It."]]}, [("user", (Q,)), ("assistant", ("It.",))]),
+        ({"conversations": [[Q, " "]]}, [("user", (Q,))]),
+        ({"conversations": [{"from": "human", "value": Q}]}, [("user", (Q,))]),
+        (
+            {"messages": [{"role": role, "content": Q} for role in ("user", "assistant", "user")]},
+            [("user", (Q,)), ("assistant", (Q,)), ("user", (Q,))],
+        ),
+        ({"query": Q, "images": ["a.png"]}, [("user", (0, Q))]),
+        ({"query": Q, "response": "It."}, [("user", (Q,)), ("assistant", ("It.",))]),
+    ],
+)
+def test_what_is_asked(record: dict[str, Any], expected: list[Any]) -> None:
+    assert turns(record) == expected
+
+
+def test_annotation_files_may_lack_their_answers() -> None:
+    assert turns({"image": "a.png", "question": Q}, "coco_vqa") == [SINGLE]
+    assert turns({"image": "a.png"}, "coco_caption") == [("user", (0,))]
+    assert len(turns({"image": "a.png", "question": Q, "answer": ["no", "no"]}, "coco_vqa")) == 2
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"question": Q}, "neither a question .'text'. nor one of 'conversations', 'messages', 'query' .keys: question"),
+        ({"text": 3}, "text is a JSON number, expected the question"),
+        ({"text": f"<image>{Q}"}, "1 <image> in the questions but 0 in 'image'; each image needs one"),
+        ({"text": f"<image>{Q}", "image": ["a", "b"]}, "1 <image> in the questions but 2 in 'image'"),
+        ({"text": "\ud800"}, "half a character"),
+        ({"messages": [{"role": "system", "content": Q}]}, "0 turns: the last question has no answer"),
+        ({"conversations": [["q", ""], ["q", "a"]]}, "turn 2: the answer is empty"),
+    ],
+)
+def test_what_cannot_be_asked(record: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=f"q.jsonl record 3: .*{message}"):
+        parse_question(record, "q.jsonl record 3")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    draw_picture(40, 30, 1).save(tmp_path / "a.png")
+    records: list[Any] = [
+        {"question_id": "x7", "image": "a.png", "text": "What is the colour of the big bus?"},
+        {"id": 5, "conversations": [["How many?", "2"], ["Where is the cat?", " On the mat. "]]},
+        {"question_id": 9, "image": "none.png", "text": Q},
+        {"image": "a.png", "conversations": [["<image>Where is <ref-object>?", "<bbox>"]]},
+    ]
+    records[3]["objects"] = {"ref": ["the cat"], "bbox": [[10, 6, 20, 15]]}
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records) + '{"text": \n')
+    return tmp_path
+
+
+@pytest.fixture
+def questions(folder: Path, tokenizer: Tokenizer) -> QuestionList:
+    records = open_records(folder / "q.jsonl")
+    return QuestionList(records, make_processor(tokenizer), QuestionSettings(name="q", image_root=str(folder)))
+
+
+def test_encoded_questions(questions: QuestionList) -> None:
+    first, second, fourth = (questions.encode(index) for index in (0, 1, 3))
+    assert (first.text, first.reference, first.prompt.num_tiles) == ("What is the colour of the big bus?", None, 1)
+    assert (second.text, second.reference, second.prompt.num_tiles) == ("Where is the cat?", "On the mat.", 0)
+    assert fourth.reference == "[0.25, 0.28, 0.5, 0.5]"  # of the padded square, as the model learned it
+    assert [questions.names(index) for index in range(5)] == [
+        ("x7", first.text),
+        *((5, ""), (9, Q), (3, ""), (4, "")),
+    ]
+
+
+def test_errors_name_record_and_image(questions: QuestionList) -> None:
+    with pytest.raises(UserError, match="q record 2: image '.*none.png' does not exist"):
+        questions.encode(2)
+    with pytest.raises(UserError, match=r"q\.jsonl"):
+        questions.encode(4)
+
+
+def test_lengths_are_those_of_the_prompts(questions: QuestionList) -> None:
+    for index in (0, 1, 3):
+        ids = questions.encode(index).prompt.input_ids
+        assert questions.measure(index) == (len(ids), int((ids < 0).sum()))
+    assert questions.measure(2) == questions.measure(4) == (0, 0)
+    share = pickle.loads(pickle.dumps(QuestionShare(questions, range(1, 4))))
+    assert len(share) == 3 and share.measure(0) == questions.measure(1)
+    assert share.fingerprint != QuestionShare(questions, range(0, 3)).fingerprint
+
+
+def test_a_url_that_is_not_there_yet_is_not_fetched_to_measure(tokenizer: Tokenizer) -> None:
+    asked = QuestionList([{"image": "http://127.0.0.1:9/a.png", "text": Q}], make_processor(tokenizer), QuestionSettings())
+    assert asked.measure(0)[1] == 4
+
+
+def test_samples_and_what_is_neither(tokenizer: Tokenizer) -> None:
+    sample = parse_question({"text": Q}, "mine")
+    asked = QuestionList([sample, 3], make_processor(tokenizer), QuestionSettings())  # type: ignore[list-item]
+    assert isinstance(asked.sample(0), Sample) and asked.encode(0).text == Q
+    assert np.array_equal(asked.measure(1), (0, 0))
+    with pytest.raises(UserError, match=r"questions record 1: it is a int, expected a record \(a dict\) or a Sample"):
+        asked.encode(1)
