@@ -1,95 +1,39 @@
-"""A quantised linear layer beside the float layer it was made of: time of both passes, bytes and error.
+"""What holding a language model in 8 or 4 bits costs and saves: in a layer, in a small model's answers, and at 7B.
 
-    python benchmarks/quantize.py                        512 x 1376 and 4096 x 11008, 512 rows and 1 row
-    python benchmarks/quantize.py --sizes 512x1376 --rows 512 --rounds 50
+    python benchmarks/quantize.py layers                 512 x 1376 and 4096 x 11008, 512 rows and 1 row
+    python benchmarks/quantize.py model --model runs/demo/scenes --data runs/demo/data/scenes_heldout.json \\
+        --image-root runs/demo/data                      error of logits, perplexity, right answers
+    python benchmarks/quantize.py 7b                     14 GB of random weights on the disk, removed afterwards
 
-Layers take turns within a round; times are medians over the rounds, as multiples of the float layer's.
+Each part stands in a file of `quantizing/`.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from statistics import median
-
-import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from paddlemix.device import prepare_environment  # noqa: E402
 
 prepare_environment()  # must come before the first `import paddle`
 
-import paddle  # noqa: E402
-from paddle.nn import functional  # noqa: E402
+from quantizing import large, layers, model  # noqa: E402
 
-from paddlemix.peft.codes import KINDS, quantize_weight  # noqa: E402
-from paddlemix.peft.quantized_linear import QuantizedLinear  # noqa: E402
-
-Product = Callable[[paddle.Tensor], paddle.Tensor]
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The benchmark's arguments."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--sizes", nargs="+", default=["512x1376", "4096x11008"], help="inputs x outputs")
-    parser.add_argument("--rows", nargs="+", type=int, default=[512, 1], help="rows of the input")
-    parser.add_argument("--rounds", type=int, default=15)
-    return parser
-
-
-def make_products(in_features: int, out_features: int) -> tuple[dict[str, Product], dict[str, str]]:
-    """Name -> layer for the float one and every kind, and what is to be said of each."""
-    weight = 0.02 * np.random.RandomState(0).randn(in_features, out_features).astype(np.float32)
-    plain = paddle.to_tensor(weight)
-    products: dict[str, Product] = {"float32": lambda inputs: functional.linear(inputs, plain)}
-    said = {"float32": "4 bytes"}
-    for kind in KINDS:
-        coded = quantize_weight(weight, kind)
-        layer = QuantizedLinear(kind, (in_features, out_features))
-        layer.fill(coded)
-        error = np.linalg.norm(layer.dequantized().numpy() - weight) / np.linalg.norm(weight)
-        products[kind] = layer
-        said[kind] = f"{coded.num_bytes / weight.size:.3f} bytes, relative error {error:.5f}"
-    return products, said
-
-
-def seconds(product: Product, inputs: paddle.Tensor, backward: bool) -> float:
-    """Of one forward pass, or of a forward and a backward pass."""
-    inputs = inputs.detach()
-    inputs.stop_gradient = not backward
-    start = time.perf_counter()
-    outputs = product(inputs)
-    if backward:
-        outputs.backward(paddle.ones_like(outputs))
-    return time.perf_counter() - start
+PARTS = {"layers": layers, "model": model, "7b": large}
 
 
 def main() -> int:
-    """Prints one line per size, rows and kind."""
-    arguments = build_parser().parse_args()
-    for size in arguments.sizes:
-        in_features, out_features = map(int, size.split("x"))
-        products, said = make_products(in_features, out_features)
-        for rows in arguments.rows:
-            inputs = paddle.randn([rows, in_features])
-            times: dict[tuple[str, bool], list[float]] = {}
-            for number in range(arguments.rounds + 2):
-                for name, product in products.items():
-                    for backward in (False, True):
-                        taken = seconds(product, inputs, backward)
-                        if number >= 2:  # the first rounds warm up
-                            times.setdefault((name, backward), []).append(taken)
-            reference = {backward: median(times["float32", backward]) for backward in (False, True)}
-            for name in products:
-                forward, both = (median(times[name, backward]) for backward in (False, True))
-                ratios = f"forward {forward / reference[False]:5.2f} x, with backward {both / reference[True]:5.2f} x"
-                print(f"{size} rows {rows:4} {name:9} {1e3 * forward:8.2f} ms {ratios}  {said[name]}", flush=True)
-    return 0
+    """Runs one part."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parts = parser.add_subparsers(dest="part", required=True)
+    for name, module in PARTS.items():
+        module.add_arguments(parts.add_parser(name, help=(module.__doc__ or "").splitlines()[0]))
+    arguments = parser.parse_args()
+    return PARTS[arguments.part].run(arguments)
 
 
 if __name__ == "__main__":

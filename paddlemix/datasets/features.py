@@ -16,8 +16,8 @@ import numpy as np
 
 from paddlemix.cache import cache_key, replacing
 from paddlemix.datasets.image_sizes import ImageSizes
-from paddlemix.datasets.images import ImageSettings, load_image
 from paddlemix.datasets.image_sources import open_content
+from paddlemix.datasets.images import ImageSettings, load_image
 from paddlemix.errors import UserError
 from paddlemix.log import logger
 from paddlemix.processors.image import ImageSpec, count_tiles

@@ -153,12 +153,12 @@ def _checked(model: LlavaModel, item: Question | UserError) -> Question | UserEr
     """The question, or why this model cannot be asked it."""
     if isinstance(item, UserError):
         return item
+    if item.prompt.num_tiles and model.config.vision is None:
+        return UserError("the question has an image, but the model has no vision tower")
     try:
         answer_budget(model, len(item.prompt.input_ids), 1)
     except UserError as error:
         return error
-    if item.prompt.num_tiles and model.config.vision is None:
-        return UserError("the question has an image, but the model has no vision tower")
     return item
 
 

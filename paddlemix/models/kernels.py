@@ -14,6 +14,8 @@ import paddle
 from paddle.autograd import PyLayer
 from paddle.nn import functional
 
+NARROW_COST = 3  # a product with a factor of few columns runs at about a third of the rate
+
 
 def _trains(*tensors: paddle.Tensor) -> tuple[bool, ...]:
     """Which of a function's inputs need a gradient: paddle takes none for the others.  To be asked in the forward pass,
@@ -180,7 +182,7 @@ def _sum_prefixes(parts: list[paddle.Tensor]) -> paddle.Tensor:
 class LowRankLinearFunction(PyLayer):
     """x (W + scaling A B), as one product forward and one back to x.
 
-    Only for float32: in other types the sum would lose the last bits of the update.
+    For float32 alone: in other types the sum would lose the last bits of the update.
     """
 
     @staticmethod
@@ -188,29 +190,31 @@ class LowRankLinearFunction(PyLayer):
         ctx: Any,
         inputs: paddle.Tensor,
         weight: paddle.Tensor,
-        down: paddle.Tensor,
-        up: paddle.Tensor,
+        first: paddle.Tensor,
+        second: paddle.Tensor,
         scaling: float,
     ) -> paddle.Tensor:
         """[..., in], [in, out], [in, r], [r, out] -> [..., out]."""
-        ctx.save_for_backward(inputs, weight, down, up)
-        ctx.scaling, ctx.trains = scaling, _trains(inputs, weight, down, up)
-        return paddle.matmul(inputs, _updated(weight, down, up, scaling))
+        ctx.save_for_backward(inputs, weight, first, second)
+        ctx.scaling, ctx.trains = scaling, _trains(inputs, weight, first, second)
+        return paddle.matmul(inputs, paddle.matmul(first * scaling, second).add_(weight))
 
     @staticmethod
     def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
         """Gradients of inputs, weight and the update's two factors."""
-        inputs, weight, down, up = ctx.saved_tensor()
+        inputs, weight, first, second = ctx.saved_tensor()
         inputs_grad = weight_grad = None
         if ctx.trains[0]:
-            inputs_grad = paddle.matmul(grad, _updated(weight, down, up, ctx.scaling), transpose_y=True)
-        flat, grad = inputs.reshape([-1, inputs.shape[-1]]), grad.reshape([-1, grad.shape[-1]])
-        if ctx.trains[1]:
+            total = paddle.matmul(first * ctx.scaling, second).add_(weight)
+            inputs_grad = paddle.matmul(grad, total, transpose_y=True)
+        (rank, out_size), in_size = second.shape, first.shape[0]
+        flat, grad = inputs.reshape([-1, in_size]), grad.reshape([-1, out_size])
+        if ctx.trains[1] or in_size * out_size <= 2 * NARROW_COST * rank * (in_size + out_size):
             weight_grad = paddle.matmul(flat, grad, transpose_x=True)
-        down_grad = paddle.matmul(flat, paddle.matmul(grad, up * ctx.scaling, transpose_y=True), transpose_x=True)
-        up_grad = paddle.matmul(paddle.matmul(flat, down * ctx.scaling), grad, transpose_x=True)
-        return _only(ctx.trains, inputs_grad, weight_grad, down_grad, up_grad)
-
-
-def _updated(weight: paddle.Tensor, down: paddle.Tensor, up: paddle.Tensor, scaling: float) -> paddle.Tensor:
-    return paddle.matmul(down * scaling, up).add_(weight)
+            first_grad = paddle.matmul(weight_grad, second * ctx.scaling, transpose_y=True)
+            second_grad = paddle.matmul(first * ctx.scaling, weight_grad, transpose_x=True)
+        else:
+            narrow = paddle.matmul(grad, second * ctx.scaling, transpose_y=True)  # [rows, r]
+            first_grad = paddle.matmul(flat, narrow, transpose_x=True)
+            second_grad = paddle.matmul(paddle.matmul(flat, first * ctx.scaling), grad, transpose_x=True)
+        return _only(ctx.trains, inputs_grad, weight_grad, first_grad, second_grad)

@@ -13,6 +13,7 @@ from typing import Any
 import paddle
 from paddle.nn import functional
 
+from paddlemix.models.kernels import NARROW_COST
 from paddlemix.models.layers import initialising
 from paddlemix.peft.linear import LoRALinear
 from paddlemix.peft.settings import LoRAConfig
@@ -39,11 +40,16 @@ class DoRALinear(LoRALinear):
         """[..., in] -> [..., out]."""
         if self.dropout > 0 and self.training:
             return self._dropped(inputs)
-        if self._is_added_first(inputs):
+        if self._is_added_first(inputs) and self._is_small():
             total = self._sum(self.weight)
             return functional.linear(inputs, total * self._gain(total), self.bias)
         outputs = (self._plain(inputs, with_bias=False) + self._update(inputs)) * self._cast_gain(inputs)
         return outputs if self.bias is None else outputs + self.bias.astype(outputs.dtype)
+
+    def _is_small(self) -> bool:
+        """Whether a gradient of the weight's size costs less than products with the narrow factors."""
+        size = self.in_features * self.out_features
+        return size <= 3 * NARROW_COST * self.rank * (self.in_features + self.out_features)
 
     def merged_weight(self) -> paddle.Tensor:
         """[in, out] float32: the weight of the plain linear layer that gives the same outputs."""

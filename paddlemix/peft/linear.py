@@ -15,10 +15,9 @@ import paddle
 from paddle import nn
 from paddle.nn import functional
 
+from paddlemix.models.kernels import NARROW_COST, LowRankLinearFunction
 from paddlemix.models.layers import initialising
 from paddlemix.peft.settings import LoRAConfig
-
-_NARROW_COST = 3
 
 
 @runtime_checkable
@@ -67,13 +66,10 @@ class LoRALinear(nn.Layer):
         self.in_features, self.out_features = in_features, out_features
         self.rank, self.scaling, self.dropout = config.rank_of(name), config.scaling_of(name), config.lora_dropout
         self.adapter_dtype = paddle.float32 if self.is_quantized else base.weight.dtype
-        # Adding the update to the weight first costs a product of full size in the backward pass but saves the narrow
-        # ones, which run at about a third of the rate.  In low precision the sum would lose the update's last bits.
-        both = in_features + out_features
-        small = in_features * out_features <= 3 * _NARROW_COST * self.rank * both
-        self._one_product = not self.is_quantized and self.adapter_dtype == paddle.float32 and small
+        # In low precision the sum of weight and update would lose the update's last bits.
+        self._sums_are_exact = not self.is_quantized and self.adapter_dtype == paddle.float32
         # For few rows, as of a decoded token, the product of A and B is the dearer one.
-        self._least_rows = in_features * out_features / (_NARROW_COST * both)
+        self._least_rows = in_features * out_features / (NARROW_COST * (in_features + out_features))
         bound = 1 / math.sqrt(in_features)  # Kaiming uniform with a = sqrt(5)
         start = nn.initializer.Uniform(-bound, bound) if initialising() else nn.initializer.Constant(0.0)
         self.lora_A = self._new([in_features, self.rank], start)
@@ -87,7 +83,8 @@ class LoRALinear(nn.Layer):
         """[..., in] -> [..., out]."""
         dropping = self.dropout > 0 and self.training
         if self._is_added_first(inputs) and not dropping:
-            return functional.linear(inputs, self._sum(self.weight), self.bias)
+            outputs = LowRankLinearFunction.apply(inputs, self.weight, *self.factors(), self.scaling)
+            return outputs if self.bias is None else outputs + self.bias
         outputs = self._plain(inputs, with_bias=True)
         if dropping:
             inputs = functional.dropout(inputs, self.dropout, training=True)
@@ -106,7 +103,7 @@ class LoRALinear(nn.Layer):
         return self.base.dequantized() if self.is_quantized else self.weight.astype("float32")
 
     def _is_added_first(self, inputs: paddle.Tensor) -> bool:
-        enough = self._one_product and inputs.size >= self._least_rows * self.in_features
+        enough = self._sums_are_exact and inputs.size >= self._least_rows * self.in_features
         return enough and not paddle.amp.is_autocast_enabled()
 
     def _plain(self, inputs: paddle.Tensor, with_bias: bool) -> paddle.Tensor:

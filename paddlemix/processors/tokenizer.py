@@ -107,9 +107,10 @@ class Tokenizer:
         return int(index)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Text of ids; with `skip_special_tokens`, BOS, EOS and padding leave no trace."""
-        if skip_special_tokens:
-            ids = [index for index in ids if index not in self._special_ids]
+        """Text of ids; with `skip_special_tokens`, BOS, EOS and padding leave no trace.  Ids that only a model with a
+        padded vocabulary has never leave one."""
+        left_out = self._special_ids if skip_special_tokens else frozenset()
+        ids = [index for index in ids if index < len(self) and index not in left_out]
         return self._hf.decode(list(ids), clean_up_tokenization_spaces=False) if len(ids) else ""
 
     def save(self, directory: Path) -> None:

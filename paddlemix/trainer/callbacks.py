@@ -139,8 +139,11 @@ def draw_loss_curve(metrics_path: Path, picture_path: Path) -> None:
     axes.set(xlabel="optimiser step", ylabel="loss (nats per supervised token)", title="Loss")
     axes.grid(alpha=0.3)
     axes.legend()
+    temporary = picture_path.with_name(f".{picture_path.name}.tmp")
     try:
-        figure.savefig(picture_path, dpi=120, bbox_inches="tight")
+        figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight")
+        os.replace(temporary, picture_path)
     except OSError as error:
+        temporary.unlink(missing_ok=True)
         logger.warning("%s could not be written: %s", picture_path, error.strerror or error)
     pyplot.close(figure)

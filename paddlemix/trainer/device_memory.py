@@ -9,6 +9,7 @@ import paddle
 
 _CONTEXT_BYTES = 600 * 1024**2  # of an accelerator's runtime with its kernels: a usual size, not measured
 _PROGRAM_BYTES = 600 * 1024**2  # of the libraries, where the system does not tell
+LATER_BYTES = 56 * 1024**2  # of the same, loaded while a run goes on.  Measured with a model of almost nothing
 _NO_LIMIT = 2**60  # a control group says so, or gives a number as large, where it sets none
 _CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -46,7 +47,7 @@ def program_bytes(on_cpu: bool) -> int:
         return _CONTEXT_BYTES
     import paddlemix.trainer.recipe  # noqa: F401
 
-    return _read_kilobytes("/proc/self/status", "VmRSS") or _PROGRAM_BYTES
+    return (_read_kilobytes("/proc/self/status", "VmRSS") or _PROGRAM_BYTES) + LATER_BYTES
 
 
 def _host_memory() -> DeviceMemory | None:

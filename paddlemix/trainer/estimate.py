@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from paddlemix.trainer.estimate_activations import FLOAT32, Activations
 
 PARTS = ("vision_tower", "projector", "language_model")
-# Of the CPU's heap above what its tensors hold: a freed block seldom fits the next request of its size, because paddle
-# asks for blocks that begin at a page.  Measured: 1.38 to 1.60.
-CPU_HEAP = 1.45
+# What the CPU's heap holds above its tensors: a freed block seldom fits the next request of its size, because paddle
+# asks for blocks that begin at a page.  Fitted to five kinds of runs by `benchmarks/memory.py`, glibc 2.36: a share of
+# what is made anew in each step, and so many of the largest blocks.
+HEAP_SHARE, HEAP_BLOCKS = 0.33, 31
 _STATES = 2 * FLOAT32  # AdamW: means of gradient and squared gradient
 
 
@@ -132,12 +133,12 @@ def estimate_memory(
         _part_memory(part, [weight for weight in weights if weight.part == part], training, kept[part])
         for part in PARTS
     )
-    tensors = sum(part.total for part in parts) + activations.shared + working
+    made_anew = activations.kept + working
     return MemoryEstimate(
         parts=tuple(part for part in parts if part.count),
         shared=activations.shared,
         working=working,
-        overhead=round(tensors * (CPU_HEAP - 1)) if on_cpu else 0,
+        overhead=round(HEAP_SHARE * made_anew + HEAP_BLOCKS * activations.block) if on_cpu else 0,
         program=program,
     )
 

@@ -22,7 +22,7 @@ from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionCon
 
 FLOAT32 = 4
 CAUSAL_BLOCK = 128  # as in models/attention.py
-NARROW_COST = 3  # as in peft/linear.py
+NARROW_COST = 3  # as in models/kernels.py
 LOGITS_AT_ONCE = 2**24  # as in trainer/loss.py
 
 
@@ -101,6 +101,7 @@ class Activations:
         loss: of the output layer, besides, where all of these are there.
         backward: of the backward pass through a decoder layer, besides; `released` are gone by then.
         released: kept of the last decoder layer.
+        block: the largest tensor that layers make and free again.
     """
 
     vision_tower: int = 0
@@ -110,6 +111,7 @@ class Activations:
     loss: int = 0
     backward: int = 0
     released: int = 0
+    block: int = 0
 
     @property
     def kept(self) -> int:
@@ -174,6 +176,7 @@ def _with_decoder(
     head = _loss_bytes(config, trained, rows, computation)
     whole = max(layers[:-1] or layers or [0])
     moment = _backward_bytes(text, shape, computation)
+    block = computation.size * shape.positions * text.intermediate_size
     if computation.recompute:
         kept = len(layers) * computation.wide * shape.positions * text.hidden_size
         return Activations(
@@ -183,6 +186,7 @@ def _with_decoder(
             shared=_shared_bytes(text, shape, computation),
             loss=head[1],
             backward=whole + moment,
+            block=block,
         )
     return Activations(
         vision_tower=tower,
@@ -192,6 +196,7 @@ def _with_decoder(
         loss=head[1],
         backward=moment,
         released=(layers[-1] if len(layers) > 1 else 0) + final,
+        block=block,
     )
 
 
@@ -272,12 +277,16 @@ def _input_bytes(group: list[LinearSize], rows: int, computation: Computation) -
 
 
 def _adapter_bytes(item: LinearSize, rows: int, computation: Computation) -> int:
-    """Kept for an adapter: the sum of weight and update where it is made first, else what enters the second product;
-    with dropout the dropped inputs and their mask; for DoRA what is multiplied by the gain."""
+    """Kept for an adapter: nothing where weight and update are added first (for DoRA on small weights their sum, and that
+    times the gain), else what enters the second product; with dropout the dropped inputs and their mask; for DoRA what
+    is multiplied by the gain."""
     both, weight = item.in_features + item.out_features, item.in_features * item.out_features
-    cheap = weight <= 3 * NARROW_COST * item.rank * both and rows >= weight / (NARROW_COST * both)
-    if cheap and not (item.dropout or item.quantized) and computation.size == FLOAT32:
-        return FLOAT32 * weight * (2 if item.dora else 1)
+    may_be_added = computation.size == FLOAT32 and not (item.dropout or item.quantized)
+    if may_be_added and rows >= weight / (NARROW_COST * both):
+        if not item.dora:
+            return 0
+        if weight <= 3 * NARROW_COST * item.rank * both:
+            return 2 * FLOAT32 * weight
     kept = computation.size * rows * item.rank
     if item.dropout:
         kept += (computation.size + 1) * rows * item.in_features

@@ -25,7 +25,7 @@ from paddlemix.log import logger, process_rank
 from paddlemix.peft.lora import add_lora
 from paddlemix.processors.llava import LlavaProcessor, processor_from_dict
 from paddlemix.trainer.answering import Answerer, AnswerScores
-from paddlemix.trainer.callbacks import METRICS_FILE, Progress, SeedEachStep, shows_bar
+from paddlemix.trainer.callbacks import CURVE_FILE, METRICS_FILE, Progress, SeedEachStep, draw_loss_curve, shows_bar
 from paddlemix.trainer.compat import PrinterCallback, ProgressCallback, TrainingArguments
 from paddlemix.trainer.environment import describe_adapter, describe_environment
 from paddlemix.trainer.guards import StopEarly, StopOnSignal
@@ -42,8 +42,8 @@ from paddlemix.trainer.parts import (
     set_trainable,
 )
 from paddlemix.trainer.questions import Question
-from paddlemix.trainer.run_data import TrainingRows, arrange, read_samples
 from paddlemix.trainer.run_checks import check_devices, check_steps, process_count
+from paddlemix.trainer.run_data import TrainingRows, arrange, read_samples
 from paddlemix.trainer.same_recipe import check_same_recipe
 from paddlemix.trainer.sampling_callback import SAMPLES_FILE, ShowAnswers, sample_questions
 from paddlemix.trainer.saving import best_metric, saved_recipe
@@ -175,6 +175,8 @@ def _execute(run: _Run, resume: Path | None) -> dict[str, float]:
         if trainer.skips is not None and trainer.skips.count:
             logger.warning("%d samples were left out, see %s", trainer.skips.count, trainer.skips.path)
         if process_rank() == 0:
+            if not (output_dir / CURVE_FILE).is_file():  # an earlier start was killed behind the last step
+                draw_loss_curve(output_dir / METRICS_FILE, output_dir / CURVE_FILE)
             publish(output_dir, run.write_result)
             write_model_card(_card_facts(run, trainer, results), output_dir / METRICS_FILE, output_dir / SAMPLES_FILE)
             logger.info("saved to %s", output_dir)

@@ -60,7 +60,10 @@ def test_annotation_files_may_lack_their_answers() -> None:
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"question": Q}, "neither a question .'text'. nor one of 'conversations', 'messages', 'query' .keys: question"),
+        (
+            {"question": Q},
+            "neither a question .'text'. nor one of 'conversations', 'messages', 'query' .keys: question",
+        ),
         ({"text": 3}, "text is a JSON number, expected the question"),
         ({"text": f"<image>{Q}"}, "1 <image> in the questions but 0 in 'image'; each image needs one"),
         ({"text": f"<image>{Q}", "image": ["a", "b"]}, "1 <image> in the questions but 2 in 'image'"),
@@ -119,11 +122,13 @@ def test_lengths_are_those_of_the_prompts(questions: QuestionList) -> None:
     assert questions.measure(2) == questions.measure(4) == (0, 0)
     share = pickle.loads(pickle.dumps(QuestionShare(questions, range(1, 4))))
     assert len(share) == 3 and share.measure(0) == questions.measure(1)
-    assert share.fingerprint != QuestionShare(questions, range(0, 3)).fingerprint
+    assert share.fingerprint != QuestionShare(questions, range(3)).fingerprint
 
 
 def test_a_url_that_is_not_there_yet_is_not_fetched_to_measure(tokenizer: Tokenizer) -> None:
-    asked = QuestionList([{"image": "http://127.0.0.1:9/a.png", "text": Q}], make_processor(tokenizer), QuestionSettings())
+    asked = QuestionList(
+        [{"image": "http://127.0.0.1:9/a.png", "text": Q}], make_processor(tokenizer), QuestionSettings()
+    )
     assert asked.measure(0)[1] == 4
 
 

@@ -107,7 +107,7 @@ def test_other_arguments_are_refused_with_their_names(tmp_path: Path) -> None:
     open_file(out).add(answer(0))
     with pytest.raises(UserError, match=r'model "m" \(now "n"\); temperature 0.0 \(now 0.5\).*--overwrite'):
         open_file(out, header={"model": "n", "temperature": 0.5})
-    with pytest.raises(UserError, match=r'seed null \(now 1\)'):
+    with pytest.raises(UserError, match=r"seed null \(now 1\)"):
         open_file(out, header={"seed": 1})
     assert open_file(out).missing == [1, 2, 3]
     assert open_file(out, header={"model": "n"}, overwrite=True).missing == [0, 1, 2, 3]

@@ -11,6 +11,26 @@ from paddlemix.errors import UserError
 from paddlemix.peft.codes import KINDS, NF4_LEVELS, nearest_levels, quantize_weight, stored_arrays
 from tests.tiny_models import draw
 
+# bitsandbytes' own numbers, typed here again so that nothing below rests on ours.
+# Source: bitsandbytes functional.py, get_4bit_type("nf4"); csrc/kernels.cu, dQuantizeNF4
+PUBLISHED_LEVELS = np.array(
+    [
+        *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
+        *(-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725),
+        *(0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941),
+        *(0.7229568362236023, 1.0),
+    ],
+    np.float32,
+)
+PUBLISHED_THRESHOLDS = np.array(
+    [
+        *(-0.8480964004993439, -0.6106329262256622, -0.4599952697753906, -0.33967943489551544),
+        *(-0.23460740596055984, -0.13791173323988914, -0.045525018125772476, 0.03979014977812767),
+        *(0.1202552504837513, 0.2035212516784668, 0.2920137718319893, 0.3893125355243683, 0.5016634166240692),
+        *(0.6427869200706482, 0.8614784181118011),
+    ],
+    np.float32,
+)
 SHAPES = [(64, 5), (128, 300), (100, 7), (12, 1), (1, 3), (63, 9)]
 
 
@@ -34,7 +54,7 @@ def plain_nf4(weight: np.ndarray) -> dict[str, np.ndarray]:
     numbers = []
     for block, scale in zip(blocks, absmax, strict=True):
         for value in block / scale if scale else block:
-            numbers.append(int(np.argmin(np.abs(float(value) - NF4_LEVELS.astype(np.float64)))))
+            numbers.append(int(np.argmin(np.abs(float(value) - PUBLISHED_LEVELS.astype(np.float64)))))
     codes = [16 * first + second for first, second in zip(numbers[::2], numbers[1::2], strict=True)]
     offset = np.float32(np.mean(absmax.astype(np.float64)))
     rest = np.zeros(-(-len(absmax) // 256) * 256, np.float32)
@@ -86,6 +106,30 @@ def test_numbers_beside_the_middle_of_two_levels() -> None:
     near = np.concatenate([np.nextafter(middles, np.float32(-2)), middles, np.nextafter(middles, np.float32(2))])
     expected = np.abs(near.astype(np.float64)[:, None] - wide).argmin(axis=1)
     assert nearest_levels(near).tolist() == expected.tolist()
+
+
+def test_the_levels_are_the_published_ones() -> None:
+    assert NF4_LEVELS.tobytes() == PUBLISHED_LEVELS.tobytes()
+
+
+def test_codes_are_those_of_the_published_decisions() -> None:
+    """Their thresholds are the middles of levels but for 3e-7; a number in between may have another code."""
+    middles = (PUBLISHED_LEVELS[1:].astype(np.float64) + PUBLISHED_LEVELS[:-1]) / 2
+    assert np.abs(middles - PUBLISHED_THRESHOLDS).max() < 3e-7
+    values = np.random.RandomState(0).uniform(-1, 1, 200_000).astype(np.float32)
+    values = values[np.abs(values[:, None] - PUBLISHED_THRESHOLDS).min(axis=1) > 3e-7]
+    expected = (values[:, None] > PUBLISHED_THRESHOLDS).sum(axis=1)
+    assert len(values) > 199_000 and (nearest_levels(values) == expected).all()
+
+
+def test_codes_of_a_matrix_are_bitsandbytes_bytes() -> None:
+    """Blocks of 64 along a row of [out, in], divided by their largest size; the first of a pair in the upper bits."""
+    weight = draw(192, 40)
+    blocks = weight.T.reshape(-1, 64)
+    numbers = (blocks / np.abs(blocks).max(axis=1, keepdims=True)).reshape(-1)
+    codes = (numbers[:, None] > PUBLISHED_THRESHOLDS).sum(axis=1).astype(np.uint8)
+    packed = codes[0::2] << 4 | codes[1::2]
+    assert quantize_weight(weight, "nf4").arrays["weight_codes"].tobytes() == packed.tobytes()
 
 
 def test_the_levels_are_quantiles_of_the_normal_distribution() -> None:

@@ -82,6 +82,13 @@ def test_decode_leaves_special_tokens_out_unless_told(tokenizer: Tokenizer) -> N
     assert tokenizer.decode(ids, skip_special_tokens=False).replace(" ", "") == "<s>acat</s>"
 
 
+def test_ids_of_a_padded_vocabulary_leave_no_trace(tokenizer: Tokenizer) -> None:
+    """A model may have more rows than its tokenizer has ids, and say one of them."""
+    ids = tokenizer.encode("a cat")
+    assert tokenizer.decode([*ids, len(tokenizer), len(tokenizer) + 63]) == "a cat"
+    assert tokenizer.decode([len(tokenizer)], skip_special_tokens=False) == ""
+
+
 def test_special_tokens_in_text_are_characters(tokenizer: Tokenizer) -> None:
     for text in ("</s>", "<s>", "<unk>", "a </s> b<s>"):
         ids = tokenizer.encode(text)

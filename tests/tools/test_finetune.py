@@ -30,7 +30,7 @@ def test_a_process_trains_and_says_how_it_goes(world: World, tmp_path: Path) -> 
     result = subprocess.run([*command, *arguments], cwd=elsewhere, capture_output=True, text=True, timeout=240)
     assert (result.returncode, result.stdout) == (0, ""), result.stderr
     assert "Traceback" not in result.stderr and "Warning" not in result.stderr
-    for text in ("language_model", "12 training samples", "step 1/2 loss", "step 2/2 loss", "saved to"):
+    for text in ("language_model", "training data: 12 samples", "step 1/2 loss", "step 2/2 loss", "saved to"):
         assert text in result.stderr
     loaded = load_pretrained(tmp_path / "out")
     assert loaded.adapter is not None and loaded.adapter.r == 4

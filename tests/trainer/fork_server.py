@@ -1,9 +1,9 @@
 """Runs a command in child processes that need no time to load: one process loads paddle and forks them.
 
-Started as a process of its own, `python -m tests.trainer.fork_server COMMAND LOADED`; it computes nothing itself, because what paddle
-starts for that does not survive a fork.  Per line of its input, a JSON list [arguments, log file, file size limit in
-bytes or null], it starts a child and answers with two lines: the child's process id, and when it has ended its status,
-negative for a signal.
+Started as a process of its own, `python -m tests.trainer.fork_server COMMAND LOADED`; it computes nothing itself,
+because what paddle starts for that does not survive a fork. Per line of its input, a JSON list [arguments, log file,
+file size limit in bytes or null], it starts a child and answers with two lines: the child's process id, and when it
+has ended its status, negative for a signal.
 """
 
 from __future__ import annotations

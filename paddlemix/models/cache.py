@@ -1,0 +1,148 @@
+"""Keys and values of the positions that a model has seen, in buffers that new ones are written into.
+
+Knows no model.  Written with `index_put_`, which every device has for every type in place; assigning to a slice runs on
+the host where Ascend's `set_value` is switched off.
+Shapes: B rows, L new positions, S positions held, K key/value heads, E head width, R positions that there is room for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import paddle
+from paddle.nn import functional
+
+_UNIT = 64  # room is made for a multiple of this many positions
+
+
+@dataclass
+class _Layer:
+    """Buffers of a layer and how much of them is written.
+
+    Args:
+        keys, values: [B * K * R, E]; the positions of a head are neighbours, so that a buffer needs no transpose.
+        length: positions held.
+    """
+
+    keys: paddle.Tensor
+    values: paddle.Tensor
+    length: int
+
+
+class KVCache:
+    """Keys and values per layer.  Gradients do not pass through it.
+
+    Args:
+        limit: most positions that will ever be held, the model's context; None for no limit.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.limit = limit
+        self.room = 0
+        self.segment_ids: paddle.Tensor | None = None  # int64 [B, S], only where rows are padded or packed
+        self._layers: list[_Layer] = []
+        self._shape = (0, 0, 0)  # B, K, E
+        self._rows: tuple[tuple[int, int, int], paddle.Tensor] | None = None
+
+    @property
+    def length(self) -> int:
+        """Positions held."""
+        return self._layers[0].length if self._layers else 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all buffers."""
+        return sum(part.size * part.element_size() for layer in self._layers for part in (layer.keys, layer.values))
+
+    def append(self, layer: int, keys: paddle.Tensor, values: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """Adds [B, L, K, E] keys and values to a layer and gives all of them, [B, S, K, E]."""
+        added = keys.shape[1]
+        if layer == len(self._layers):
+            self._begin(keys, values)
+            return keys, values
+        self.reserve(self._layers[layer].length + added)
+        held = self.write(layer, *(part.transpose([0, 2, 1, 3]) for part in (keys, values)))
+        length = self._layers[layer].length
+        first, second = (part[:, :, :length].transpose([0, 2, 1, 3]) for part in held)
+        return first, second
+
+    def write(self, layer: int, keys: paddle.Tensor, values: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """Adds [B, K, L, E] keys and values to a layer that holds some, where `reserve` made room.
+
+        Returns:
+            The buffers, twice [B, K, R, E]; what stands behind the positions held is to be masked.
+        """
+        found, (batch, heads, width) = self._layers[layer], self._shape
+        rows = self._row_numbers(found.length, keys.shape[2])
+        whole = []
+        for name, part in (("keys", keys), ("values", values)):
+            buffer = getattr(found, name)
+            buffer = paddle.index_put_(buffer, (rows,), _as(part.detach(), buffer.dtype).reshape([-1, width]))
+            setattr(found, name, buffer)
+            whole.append(buffer.reshape([batch, heads, self.room, width]))
+        found.length += keys.shape[2]
+        return whole[0], whole[1]
+
+    def reserve(self, length: int) -> None:
+        """Makes room for so many positions in every layer: half as many again as there were, up to the limit."""
+        if length <= self.room:
+            return
+        batch, heads, width = self._shape
+        before, self.room = self.room, self._room_for(max(length, self.room + self.room // 2))
+        for layer in self._layers:
+            for name in ("keys", "values"):
+                part = getattr(layer, name).reshape([batch, heads, before, width])
+                setattr(layer, name, _lengthened(part, self.room))
+
+    def truncate(self, length: int) -> None:
+        """Forgets the positions from `length` on; nothing is moved."""
+        if length == 0:
+            self._layers, self.segment_ids, self.room = [], None, 0
+        for layer in self._layers:
+            layer.length = min(layer.length, length)
+        if self.segment_ids is not None:
+            self.segment_ids = self.segment_ids[:, :length]
+
+    def select(self, rows: np.ndarray) -> None:
+        """Keeps these rows, int64 [B'], in this order; a row may be taken several times."""
+        _, heads, width = self._shape
+        index = paddle.to_tensor(rows)
+        for layer in self._layers:
+            for name in ("keys", "values"):
+                part = getattr(layer, name).reshape([-1, heads * self.room * width])
+                setattr(layer, name, paddle.gather(part, index).reshape([-1, width]))
+        if self.segment_ids is not None:
+            self.segment_ids = paddle.gather(self.segment_ids, index)
+        self._shape, self._rows = (len(rows), heads, width), None
+
+    def _begin(self, keys: paddle.Tensor, values: paddle.Tensor) -> None:
+        """A layer's first positions."""
+        batch, length, heads, width = keys.shape
+        if not self._layers:
+            self._shape, self.room, self._rows = (batch, heads, width), self._room_for(length + 1), None
+        parts = (_lengthened(part.detach().transpose([0, 2, 1, 3]), self.room) for part in (keys, values))
+        self._layers.append(_Layer(*parts, length))
+
+    def _room_for(self, length: int) -> int:
+        room = -(-length // _UNIT) * _UNIT
+        return room if self.limit is None else max(min(room, self.limit), length)
+
+    def _row_numbers(self, start: int, count: int) -> paddle.Tensor:
+        """int64 [B * K * count]: the rows of the buffers that these positions stand in; equal for all layers."""
+        key = (start, count, self.room)
+        if self._rows is None or self._rows[0] != key:
+            heads = np.arange(self._shape[0] * self._shape[1])[:, None] * self.room
+            self._rows = key, paddle.to_tensor((heads + np.arange(start, start + count)).reshape(-1))
+        return self._rows[1]
+
+
+def _lengthened(part: paddle.Tensor, room: int) -> paddle.Tensor:
+    """[B, K, S, E] -> [B * K * room, E], zeros behind."""
+    missing = room - part.shape[2]
+    padded = functional.pad(part, [0, 0, 0, 0, 0, missing, 0, 0], pad_from_left_axis=True) if missing else part
+    return padded.reshape([-1, part.shape[3]])
+
+
+def _as(tensor: paddle.Tensor, dtype: paddle.dtype) -> paddle.Tensor:
+    return tensor if tensor.dtype == dtype else tensor.astype(dtype)

@@ -1,0 +1,192 @@
+"""Some tokens further: a decoder over the few tokens behind a cache, in as few operators as possible.
+
+For one token a CPU's time goes into calls, not into products.  So this file computes what `decoder.py` does without
+gradients, without its reshapes and with what all layers share made once; tests hold the two equal.
+Shapes: B rows, L new tokens, H query heads, K key/value heads, E head width, R room of the cache, D width.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import nn
+from paddle.nn import functional
+
+from paddlemix.models.attention import MASKED, rotary_tables
+from paddlemix.models.cache import KVCache
+from paddlemix.models.decoder import Decoder, DecoderLayer
+from paddlemix.models.layers import RMSNorm
+
+_Table = tuple[paddle.Tensor, paddle.Tensor]
+_FIRST_POSITIONS = 512  # whose angles are made at once; later twice as many
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What all layers need for these tokens.
+
+    Args:
+        shape: (B, L).
+        query_table, key_table: cosines and sines, [B, L, H, E] and [B, L, K, E]; those of queries hold 1 / sqrt(E).
+        half_turn: [E, E], see `rotary_tables`.
+        bias: float32, added to scores [B, K, H / K * L, R]: hides padding, the future and what is not written.
+    """
+
+    cache: KVCache
+    shape: tuple[int, int]
+    query_table: _Table
+    key_table: _Table
+    half_turn: paddle.Tensor
+    bias: paddle.Tensor
+
+
+class CachedDecoder:
+    """A decoder over tokens behind a cache, without gradients.
+
+    Args:
+        decoder: its weights are used as they are at each call; its layers may be adapted or quantised.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        config = decoder.config
+        self._heads, self._key_value_heads = config.num_attention_heads, config.key_value_heads
+        self._head_size, self._theta = config.head_size, config.rope_theta
+        self._layers = [_CachedLayer(number, layer) for number, layer in enumerate(decoder.layers)]
+        self._norm = _norm(decoder.norm)
+        self._angles: tuple[np.ndarray, np.ndarray, paddle.Tensor] | None = None
+
+    @paddle.no_grad()
+    def __call__(self, embeds: paddle.Tensor, position_ids: np.ndarray, cache: KVCache) -> paddle.Tensor:
+        """Runs all layers; the tokens are added to the cache.
+
+        Args:
+            embeds: [B, L, D].
+            position_ids: int64 [B, L]; a row whose first is p has the cache's last p positions and padding before.
+            cache: holds at least one position.
+
+        Returns:
+            Hidden state of each row's last token after the final norm, [B, D].
+        """
+        batch, length, width = embeds.shape
+        cache.reserve(cache.length + length)
+        step = self._step(position_ids, cache, embeds.dtype)
+        hidden = embeds.reshape([batch * length, width])
+        for layer in self._layers:
+            hidden = layer(hidden, step)
+        if length > 1:
+            hidden = hidden.reshape([batch, length, width])[:, -1]
+        return self._norm(hidden)
+
+    def _step(self, position_ids: np.ndarray, cache: KVCache, dtype: paddle.dtype) -> _Step:
+        cosines, sines, half_turn = self._tables(int(position_ids.max()) + 1, dtype)
+        angles = cosines[position_ids], sines[position_ids]  # [B, L, 1, E]
+        scale = 1.0 / math.sqrt(self._head_size)
+        groups = self._heads // self._key_value_heads
+        return _Step(
+            cache=cache,
+            shape=(position_ids.shape[0], position_ids.shape[1]),
+            query_table=_spread(angles, self._heads, scale, dtype),
+            key_table=_spread(angles, self._key_value_heads, 1.0, dtype),
+            half_turn=half_turn,
+            bias=paddle.to_tensor(_hidden(position_ids, cache.length, cache.room, groups)),
+        )
+
+    def _tables(self, count: int, dtype: paddle.dtype) -> tuple[np.ndarray, np.ndarray, paddle.Tensor]:
+        """Cosines and sines of the first positions, float32 [>= count, 1, E], and the half turn."""
+        if self._angles is None or len(self._angles[0]) < count:
+            size = max(count, _FIRST_POSITIONS if self._angles is None else 2 * len(self._angles[0]))
+            positions = paddle.arange(size).unsqueeze(0)
+            tables = rotary_tables(positions, 1, self._head_size, self._theta, paddle.float32)
+            self._angles = tables[0][0].numpy(), tables[1][0].numpy(), tables[2].astype(dtype)
+        return self._angles
+
+
+class _CachedLayer:
+    """One layer; hidden states are [B * L, D]."""
+
+    def __init__(self, number: int, layer: DecoderLayer) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self._number, self._width = number, attention.head_size
+        self._heads, self._key_value_heads = attention.heads, attention.key_value_heads
+        self._queries, self._keys = _linear(attention.q_proj), _linear(attention.k_proj)
+        self._values, self._output = _linear(attention.v_proj), _linear(attention.o_proj)
+        self._gate, self._up, self._down = _linear(mlp.gate_proj), _linear(mlp.up_proj), _linear(mlp.down_proj)
+        self._first_norm, self._second_norm = _norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)
+
+    def __call__(self, hidden: paddle.Tensor, step: _Step) -> paddle.Tensor:
+        """[B * L, D] -> [B * L, D]."""
+        hidden = hidden + self._output(self._attend(self._first_norm(hidden), step))
+        normed = self._second_norm(hidden)
+        return hidden + self._down(functional.silu(self._gate(normed)) * self._up(normed))
+
+    def _attend(self, normed: paddle.Tensor, step: _Step) -> paddle.Tensor:
+        """[B * L, D] -> [B * L, H * E]."""
+        (batch, length), width = step.shape, self._width
+        heads, groups = self._key_value_heads, self._heads // self._key_value_heads
+        wide, narrow = [batch, length, self._heads, width], [batch, length, heads, width]
+        queries = _rotate(self._queries(normed).reshape(wide), step.query_table, step.half_turn)
+        keys = _rotate(self._keys(normed).reshape(narrow), step.key_table, step.half_turn)
+        values = self._values(normed).reshape(narrow)
+        if length > 1:  # [B, L, heads, E] -> [B, heads, L, E]; for one token these are the same numbers in order
+            queries, keys, values = (part.transpose([0, 2, 1, 3]) for part in (queries, keys, values))
+        held = step.cache.write(self._number, *(part.reshape([batch, heads, length, width]) for part in (keys, values)))
+        queries = queries.reshape([batch, heads, groups * length, width])
+        scores = paddle.matmul(queries, held[0], transpose_y=True)
+        if scores.dtype != paddle.float32:
+            scores = scores.astype("float32")
+        weights = functional.softmax(scores + step.bias, axis=-1)
+        merged = paddle.matmul(weights if weights.dtype == held[1].dtype else weights.astype(held[1].dtype), held[1])
+        if length > 1:  # [B, K, H / K * L, E] -> [B, L, H, E]
+            merged = merged.reshape([batch, self._heads, length, width]).transpose([0, 2, 1, 3])
+        return merged.reshape([batch * length, self._heads * width])
+
+
+def _linear(layer: nn.Layer) -> Callable[[paddle.Tensor], paddle.Tensor]:
+    """A layer over [n, in]; a plain one as its product alone, since a call of a layer costs as much as a small one."""
+    if type(layer) is nn.Linear and layer.bias is None:
+        return functools.partial(paddle.matmul, y=layer.weight)
+    return layer
+
+
+def _norm(norm: RMSNorm) -> Callable[[paddle.Tensor], paddle.Tensor]:
+    return functools.partial(_normalise, norm.weight, norm.epsilon, {})
+
+
+def _normalise(weight: paddle.Tensor, epsilon: float, kept: dict[str, Any], hidden: paddle.Tensor) -> paddle.Tensor:
+    """RMS norm of [n, D], in float32; means are products with ones."""
+    if "ones" not in kept:
+        kept["ones"] = paddle.full([hidden.shape[1], 1], 1.0 / hidden.shape[1], dtype="float32")
+    wide = hidden if hidden.dtype == paddle.float32 else hidden.astype("float32")
+    scaled = wide * paddle.rsqrt(paddle.matmul(wide * wide, kept["ones"]) + epsilon)
+    return (scaled if hidden.dtype == paddle.float32 else scaled.astype(hidden.dtype)) * weight
+
+
+def _rotate(states: paddle.Tensor, table: _Table, half_turn: paddle.Tensor) -> paddle.Tensor:
+    return states * table[0] + paddle.matmul(states, half_turn) * table[1]
+
+
+def _spread(angles: tuple[np.ndarray, np.ndarray], heads: int, scale: float, dtype: paddle.dtype) -> _Table:
+    """[B, L, 1, E] twice -> [B, L, heads, E] twice, of `dtype`."""
+    first, second = (paddle.to_tensor(np.tile(part * np.float32(scale), (1, 1, heads, 1))) for part in angles)
+    return (first, second) if dtype == paddle.float32 else (first.astype(dtype), second.astype(dtype))
+
+
+def _hidden(position_ids: np.ndarray, held: int, room: int, groups: int) -> np.ndarray:
+    """`MASKED` where a token may not look: float32 [R] or [B, 1, groups * L, R], small where one row serves all."""
+    places = np.arange(room)
+    length = position_ids.shape[1]
+    last = held + np.arange(length)[None, :, None]  # [1, L, 1]: each token's own place
+    hidden = places > last
+    padding = held - position_ids[:, 0]
+    if padding.any():
+        hidden = hidden | (places < padding[:, None, None])
+    bias = np.where(hidden, np.float32(MASKED), np.float32(0))  # [1 or B, L, R]
+    if bias.shape[:2] == (1, 1):
+        return bias[0, 0]
+    return np.tile(bias[:, None], (1, 1, groups, 1))
