@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from paddlemix.__main__ import COMMANDS
-from paddlemix.config.load import load_config, parse_command_line
+from paddlemix.config.load import load_config, parse_command_line, split_dry_run
 from paddlemix.config.schema import SPECS
 from paddlemix.datasets.formats import parse_record
 from paddlemix.errors import UserError
@@ -80,7 +80,7 @@ def test_a_command_runs_as_it_is_written(file: str, arguments: str) -> None:
     if not argv or argv == ["--help"] or argv[0].startswith("CONFIG"):
         return
     if argv[0].endswith(".json"):
-        path, overrides = parse_command_line(argv, file, "")
+        path, overrides = parse_command_line(split_dry_run(argv)[0], file, "")
         assert path is not None
         load_config(ROOT / path, overrides)
         return

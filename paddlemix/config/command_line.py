@@ -104,8 +104,8 @@ def _format_usage(prog: str, description: str) -> str:
     return (
         f"usage: {prog} CONFIG.json [key=value ...]\n\n{description}\n\n"
         "CONFIG.json holds one object with the keys below; key=value and --key value come after it and win.\n"
-        "--dry-run trains nothing: it prints parameters, steps, token statistics and the memory of each device "
-        "(--devices N: as if N shared the data)."
+        "--dry-run trains nothing: it prints parameters, steps, token statistics and the memory of each device;\n"
+        "--devices N beside it: as if N shared the data."
     )
 
 

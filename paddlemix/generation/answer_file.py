@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import json
 import os
 import weakref
@@ -69,11 +70,7 @@ class AnswerFile:
             self._read()
 
     def _begin(self, lines: Iterable[bytes]) -> None:
-        with replacing(self._partial) as temporary, temporary.open("wb") as file:
-            for number, line in zip(self._numbers, lines, strict=False):
-                file.write(b"%d\t%s\n" % (number, line))
-            file.flush()
-            os.fsync(file.fileno())
+        write_lines(self._partial, (b"%d\t%s" % pair for pair in zip(self._numbers, lines, strict=False)))
 
     def _read(self) -> None:
         """Learns which answers are there and cuts off what follows the last whole line."""
@@ -228,7 +225,10 @@ def encode_line(line: Mapping[str, Any]) -> bytes:
 
 
 def write_lines(path: Path, lines: Iterable[bytes]) -> None:
-    """Writes a file of lines in one step: it is there whole, or as it was."""
+    """Writes a file of lines in one step: it is there whole, or as it was.  One process at a time may do so; what one
+    that was killed meanwhile left is removed."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????{glob.escape(path.suffix)}"):
+        left.unlink()
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.writelines(line + b"\n" for line in lines)
         file.flush()

@@ -18,16 +18,21 @@ import paddle
 from PIL import Image
 
 from paddlemix.checkpoints.pretrained import Pretrained
-from paddlemix.errors import UserError
-from paddlemix.generation.ending import ending_of
-from paddlemix.generation.generate import answer_budget
+from paddlemix.errors import UserError, did_you_mean
+from paddlemix.generation.ending import GrowingText, ending_of
+from paddlemix.generation.generate import answer_budget, generate
+from paddlemix.generation.history import Dropped, Picture, Round, messages_of, question_of
 from paddlemix.generation.sampling import GenerationSettings, Sampler
-from paddlemix.models.attention import KVCache
+from paddlemix.generation.steps import Steps
+from paddlemix.log import logger
 from paddlemix.processors.conversation import prompt_text, render
-from paddlemix.processors.image import preprocess_image
+from paddlemix.processors.image import count_visual_tokens
 from paddlemix.processors.llava import LlavaProcessor
 from paddlemix.processors.templates import Template
-from paddlemix.sample import IMAGE_TOKEN_INDEX, NEWLINE_INDEX, Message
+from paddlemix.sample import IMAGE_TOKEN_INDEX, NEWLINE_INDEX, Example, Message
+
+ON_OVERFLOW = ("stop", "drop_oldest")
+_FIRST_PICTURE = -1000  # below it, ids of the cache stand for pictures
 
 
 class ChatSession:
@@ -37,124 +42,212 @@ class ChatSession:
         loaded: model and processor.
         template: instead of the one stored with the checkpoint.
         settings: length and sampling of answers.
+        system: text before the first question, instead of the template's own.
+        on_overflow: what a conversation that outgrows the model's context does: "stop" refuses the question and says by
+            how much; "drop_oldest" leaves out whole rounds from the beginning, with the images they showed, and says so.
 
     Raises:
-        UserError: the checkpoint has no tokenizer.
+        UserError: the checkpoint has no tokenizer, the template no place for a system text, or `on_overflow` is
+            another word.
     """
 
     def __init__(
-        self, loaded: Pretrained, template: Template | None = None, settings: GenerationSettings | None = None
+        self,
+        loaded: Pretrained,
+        template: Template | None = None,
+        settings: GenerationSettings | None = None,
+        *,
+        system: str | None = None,
+        on_overflow: str = "stop",
     ) -> None:
         if loaded.processor is None:
             raise UserError(f"{loaded.directory} has no tokenizer files, so it cannot chat")
+        if on_overflow not in ON_OVERFLOW:
+            hint = did_you_mean(on_overflow, ON_OVERFLOW)
+            raise UserError(f"on_overflow='{on_overflow}' is not one of {', '.join(ON_OVERFLOW)}{hint}")
         self.model = loaded.model
         self.processor: LlavaProcessor = replace(loaded.processor, template=template or loaded.processor.template)
         self.settings = settings or GenerationSettings()
-        self._ending = ending_of(self.processor)
-        self.messages: list[Message] = []
-        self._sizes: list[tuple[int, int]] = []
-        self._features: list[paddle.Tensor] = []  # one per image: [tiles * P, D]
-        self._ids = np.zeros(0, dtype=np.int64)  # what the cache holds
-        self._cache = KVCache()
+        self.system, self.on_overflow = system, on_overflow
+        self.dropped: Dropped | None = None  # by the last question
+        self.rounds: list[Round] = []
+        self._ending = ending_of(self.processor, self.settings.stop)
+        self._marks = np.zeros(0, dtype=np.int64)  # what the cache holds: ids, and a number for each picture's tokens
+        self._steps = Steps(self.model)
+        if system is not None:
+            render(self.processor.template, messages_of(system, [Round(("?",))]), add_generation_prompt=True)
+
+    @property
+    def messages(self) -> list[Message]:
+        """The conversation so far; its images are numbered in reading order."""
+        return messages_of(self.system, self.rounds)
 
     def prompt(self) -> str:
-        """The conversation so far as the template writes it, for people to read."""
-        open_turn = bool(self.messages) and self.messages[-1].role == "user"
-        return prompt_text(render(self.processor.template, self.messages, add_generation_prompt=open_turn))
+        """The conversation so far as the template writes it, for people to read; "" before the first question."""
+        if not self.rounds:
+            return ""
+        pieces = render(self.processor.template, self.messages, add_generation_prompt=self.rounds[-1].answer is None)
+        return prompt_text(pieces)
 
     def ask(self, question: str, images: Sequence[Image.Image] = ()) -> Iterator[str]:
         """Asks a question and gives the answer piece by piece, as it is made; it then belongs to the history.
 
         Args:
-            question: the user's words; nothing in them is parsed.
-            images: RGB, new in this round; they stand before the words.
+            question: the user's words; `<image>` marks where an image stands, and nothing else in them is parsed.
+            images: RGB, new in this round; they stand before the words unless these say otherwise.
 
         Raises:
-            UserError: the model has no tower for an image, or the conversation has become too long; the history is then
-                as it was before.
+            UserError: the model has no tower for an image, `<image>` stands there more or less often than there are
+                images, beams are asked for, or the conversation has become too long.  The history is then as before.
         """
+        yield from self._stream(self.rounds, self._pictures(images), question)
+
+    def answer(self, question: str, images: Sequence[Image.Image] = ()) -> str:
+        """Asks a question and gives the whole answer; arguments and errors as `ask`, but beams are allowed."""
+        if self.settings.num_beams == 1:
+            list(self.ask(question, images))
+            return self.rounds[-1].answer or ""
+        before = self.rounds
+        self.rounds = [*before, Round(question_of(question, self._pictures(images)))]
+        try:
+            example = self._fitted()
+            self._encode_pictures()
+            pixels = [picture.image for item in self.rounds for picture in item.pictures]
+            whole = replace(example, pixel_values=self.processor.tiles([image for image in pixels if image]))
+            found = generate(
+                self.model, [whole], self.settings, self._ending.ids, self._ending.reached(self.processor.tokenizer)
+            )
+        except BaseException:
+            self.rounds = before
+            raise
+        text = self._ending.cut(self.processor.tokenizer.decode(found[0]).lstrip())[0].strip()
+        self.rounds = [*self.rounds[:-1], replace(self.rounds[-1], answer=text)]
+        return text
+
+    def edit(self, number: int, question: str) -> Iterator[str]:
+        """Asks a round's question in other words, about the same images; later rounds are forgotten.
+
+        Args:
+            number: of the round, 1 for the first.
+            question: see `ask`.
+
+        Returns:
+            The new answer, piece by piece.
+
+        Raises:
+            UserError: there is no such round; and as `ask`.
+        """
+        if not 1 <= number <= len(self.rounds):
+            raise UserError(f"there is no round {number} to edit; the conversation has {len(self.rounds)}")
+        yield from self._stream(self.rounds[: number - 1], self.rounds[number - 1].pictures, question)
+
+    def back(self, count: int = 1) -> None:
+        """Forgets the last rounds and the images they showed.
+
+        Raises:
+            UserError: `count` is below 1, or there are fewer rounds.
+        """
+        if not 1 <= count <= len(self.rounds):
+            raise UserError(f"cannot go back {count} rounds; the conversation has {len(self.rounds)}")
+        self.rounds = self.rounds[:-count]
+
+    def _pictures(self, images: Sequence[Image.Image]) -> list[Picture]:
         if images and self.model.config.vision is None:
             raise UserError("the question has an image, but the model has no vision tower")
-        before = len(self.messages), len(self._sizes)
-        self.messages.append(Message(role="user", content=self._content(question, images)))
+        return [Picture(image, image.size) for image in images]
+
+    def _stream(self, rounds: list[Round], pictures: list[Picture], question: str) -> Iterator[str]:
+        """The answer to a question behind some rounds, which take the place of the conversation's."""
+        if self.settings.num_beams > 1:
+            raise UserError(
+                f"num_beams {self.settings.num_beams}: beam search cannot give an answer piece by piece, since the best "
+                "beam is known at the end alone; ask without streaming (ChatSession.answer, --no-stream)"
+            )
+        before = self.rounds
+        self.rounds = [*rounds, Round(question_of(question, pictures))]
         try:
-            for image in images:
-                self._add_image(image)
-            hidden = self._prefill()
+            example = self._fitted()
+            scores = self._prefill(example)
         except BaseException:
-            del self.messages[before[0] :], self._sizes[before[1] :], self._features[before[1] :]
+            self.rounds = before
             raise
-        yield from self._answer(hidden)
+        yield from self._answer(scores, example.input_ids)
 
-    def _content(self, question: str, images: Sequence[Image.Image]) -> tuple[str | int, ...]:
-        numbers = range(len(self._sizes), len(self._sizes) + len(images))
-        if len(images) == 1:
-            return (*numbers, question)  # the template puts a line break behind a single image
-        return (*(part for number in numbers for part in (number, "\n")), question)
+    def _fitted(self) -> Example:
+        """The open conversation encoded without tiles, with whole rounds left out from the beginning where asked."""
+        limit, rounds = self.model.config.text.max_position_embeddings, self.rounds
+        wanted = min(self.settings.max_new_tokens, limit // 4)
+        example = self._encoded()
+        while self.on_overflow == "drop_oldest" and len(example.input_ids) + wanted > limit and len(self.rounds) > 1:
+            self.rounds = self.rounds[1:]
+            example = self._encoded()
+        answer_budget(self.model, len(example.input_ids), self.settings.max_new_tokens)
+        gone = rounds[: len(rounds) - len(self.rounds)]
+        self.dropped = Dropped(len(gone), sum(len(item.pictures) for item in gone)) if gone else None
+        if self.dropped:
+            logger.warning("%s", self.dropped)
+        return example
 
-    def _add_image(self, image: Image.Image) -> None:
-        with paddle.no_grad():
-            pixels = paddle.to_tensor(preprocess_image(image, self.processor.image_spec))
-            self._features.append(self.model.encode_images(pixels))
-        self._sizes.append(image.size)
+    def _encoded(self) -> Example:
+        sizes = [picture.size for item in self.rounds for picture in item.pictures]
+        return self.processor.encode_text(self.messages, sizes, add_generation_prompt=True)
 
     @paddle.no_grad()
-    def _prefill(self) -> paddle.Tensor:
-        """Brings the cache up to the open question; gives the hidden state [1, D] of its last token."""
-        example = self.processor.encode_text(self.messages, self._sizes, add_generation_prompt=True)
-        ids = example.input_ids
-        answer_budget(self.model, len(ids), self.settings.max_new_tokens)
-        same = min(_common_prefix(ids, self._ids), len(ids) - 1)
-        self._cache.truncate(same)
-        self._ids = ids[:same]
-        return self._feed(ids[same:], example.image_index[(ids[:same] == IMAGE_TOKEN_INDEX).sum() :])
+    def _encode_pictures(self) -> list[Picture]:
+        """All pictures of the conversation, those that are new encoded."""
+        pictures = [picture for item in self.rounds for picture in item.pictures]
+        for picture in pictures:
+            if picture.features is None and picture.image is not None:
+                pixels = paddle.to_tensor(self.processor.tiles([picture.image]))
+                picture.features, picture.image = self.model.encode_images(pixels), None
+        return pictures
 
-    def _feed(self, ids: np.ndarray, image_index: np.ndarray) -> paddle.Tensor:
-        """Runs tokens [n] behind those in the cache; `image_index` names the feature row of each visual one."""
-        count, seen = len(ids), len(self._ids)
+    def _prefill(self, example: Example) -> np.ndarray:
+        """Brings the cache up to the open question; gives the scores [1, V] of the answer's first token."""
+        pictures, ids = self._encode_pictures(), example.input_ids
+        spec, is_image, marks = self.processor.image_spec, ids == IMAGE_TOKEN_INDEX, ids.copy()
+        counts = [count_visual_tokens(*picture.size, spec) for picture in pictures]
+        marks[is_image] = np.repeat([_FIRST_PICTURE - picture.number for picture in pictures], counts)
+        same = min(_common_prefix(marks, self._marks), len(ids) - 1)
+        self._steps.cache.truncate(same)
+        self._marks = marks[:same]
+        embeds = self._embeds(ids[same:], example.image_index[is_image[:same].sum() :], pictures)
+        scores = self._steps.read(embeds)
+        self._marks = marks
+        return scores
+
+    @paddle.no_grad()
+    def _embeds(self, ids: np.ndarray, image_index: np.ndarray, pictures: Sequence[Picture]) -> paddle.Tensor:
+        """[1, n, D] of ids [n]; `image_index` names the feature row of each visual one."""
         is_image = ids == IMAGE_TOKEN_INDEX
         features = merge_index = None
         if is_image.any():
-            features = paddle.concat(self._features)
-            index = np.arange(count, dtype=np.int64)
-            newline = count + features.shape[0]
-            index[is_image] = np.where(image_index == NEWLINE_INDEX, newline, count + image_index)
+            features = paddle.concat([picture.features for picture in pictures])
+            index = np.arange(len(ids), dtype=np.int64)
+            newline = len(ids) + features.shape[0]
+            index[is_image] = np.where(image_index == NEWLINE_INDEX, newline, len(ids) + image_index)
             merge_index = paddle.to_tensor(index)
-        tokens = paddle.to_tensor(np.where(is_image, 0, ids)[None])
-        embeds = self.model.merge(tokens, features, merge_index)
-        positions = paddle.arange(seen, seen + count).unsqueeze(0)
-        hidden = self.model.language_model(embeds, positions, cache=self._cache)
-        self._ids = np.concatenate([self._ids, ids])
-        return hidden[:, -1]
+        return self.model.merge(paddle.to_tensor(np.where(is_image, 0, ids)[None]), features, merge_index)
 
-    def _answer(self, hidden: paddle.Tensor) -> Iterator[str]:
-        sampler = Sampler(self.settings)
-        budget = answer_budget(self.model, len(self._ids), self.settings.max_new_tokens)
-        tokens: list[int] = []
-        text, shown = "", 0
+    def _answer(self, scores: np.ndarray, prompt_ids: np.ndarray) -> Iterator[str]:
+        sampler = Sampler(self.settings, prompt_ids, len(self.rounds))
+        budget = answer_budget(self.model, len(prompt_ids), self.settings.max_new_tokens)
+        growing = GrowingText(self.processor.tokenizer, self._ending)
         try:
-            while len(tokens) < budget:
-                token = self._next_token(hidden, sampler)
+            for left in reversed(range(budget)):
+                token = sampler.next_token(scores[0])
                 if token in self._ending.ids:
                     break
-                tokens.append(token)
-                text, ended = self._ending.cut(self.processor.tokenizer.decode(tokens).lstrip())
-                certain = len(text) if ended else self._ending.certain_length(text)
-                if certain > shown:
-                    yield text[shown:certain]
-                    shown = certain
-                if ended:
-                    return
-                with paddle.no_grad():
-                    hidden = self._feed(np.array([token], dtype=np.int64), np.zeros(0, dtype=np.int64))
-            if len(text) > shown:
-                yield text[shown:]
+                if piece := growing.add(token):
+                    yield piece
+                if growing.ended or not left:
+                    break
+                scores = self._steps.feed(np.array([token], dtype=np.int64))
+                self._marks = np.append(self._marks, token)
+            if piece := growing.rest():
+                yield piece
         finally:
-            self.messages.append(Message(role="assistant", content=(text.strip(),)))
-
-    def _next_token(self, hidden: paddle.Tensor, sampler: Sampler) -> int:
-        with paddle.no_grad():
-            return int(sampler.next_tokens(self.model.logits(hidden).astype("float32").numpy())[0])
+            self.rounds = [*self.rounds[:-1], replace(self.rounds[-1], answer=growing.text.strip())]
 
 
 def _common_prefix(first: np.ndarray, second: np.ndarray) -> int:

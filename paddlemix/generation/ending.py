@@ -1,16 +1,20 @@
-"""What ends an answer: tokens where the vocabulary has one for it, texts otherwise.
+"""What ends an answer: tokens where the vocabulary has one for it, texts otherwise; and an answer as it grows.
 
 A template's end may be the end-of-sequence token, another special token or plain text such as `###`.  Knows no model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from paddlemix.processors.llava import LlavaProcessor
 from paddlemix.processors.templates import SPECIAL_TOKENS
+from paddlemix.processors.tokenizer import Tokenizer
 
 _REPLACEMENT = "\ufffd"  # what half a character decodes to
+_TOKENS_OF_CHARACTER = 4  # most, where a vocabulary writes it byte by byte
+_CONTEXT = 4  # tokens before a text that make its first token's space come out right
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,16 @@ class Ending:
                     break
         return length
 
+    def reached(self, tokenizer: Tokenizer) -> Callable[[Sequence[int]], bool] | None:
+        """Whether one of the texts stands at the end of an answer's tokens; None where tokens alone end it."""
+        if not self.texts:
+            return None
+        count = _CONTEXT + _TOKENS_OF_CHARACTER * max(map(len, self.texts))
+        return lambda tokens: self.cut(tokenizer.decode(tokens[-count:]))[1]
 
-def ending_of(processor: LlavaProcessor) -> Ending:
-    """The tokenizer's end of sequence and what the template says."""
+
+def ending_of(processor: LlavaProcessor, stop: Sequence[str] = ()) -> Ending:
+    """The tokenizer's end of sequence, what the template says, and further texts."""
     tokenizer, template = processor.tokenizer, processor.template
     ids, texts = {tokenizer.eos_token_id}, []
     for end in (template.end, *template.stop):
@@ -52,4 +63,41 @@ def ending_of(processor: LlavaProcessor) -> Ending:
             ids.add(index)
         elif end:
             texts.append(special or end)
-    return Ending(frozenset(ids), tuple(texts))
+    return Ending(frozenset(ids), tuple(dict.fromkeys([*texts, *stop])))
+
+
+class GrowingText:
+    """The text of an answer, token by token; only the last tokens are decoded again.
+
+    Args:
+        tokenizer: of the tokens.
+        ending: what is cut off.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, ending: Ending) -> None:
+        self._tokenizer, self._ending = tokenizer, ending
+        self._tokens: list[int] = []
+        self._settled, self._behind = "", 0  # the text of the tokens before `_behind`, which later ones cannot change
+        self._shown = 0
+        self.text, self.ended = "", False
+
+    def add(self, token: int) -> str:
+        """What of the text has become certain with this token; `ended` and `text` are then up to date."""
+        self._tokens.append(token)
+        start = max(self._behind - _CONTEXT, 0)
+        before = self._tokenizer.decode(self._tokens[start : self._behind])
+        new = self._tokenizer.decode(self._tokens[start:])[len(before) :]
+        whole = self._settled + new
+        if not new.endswith(_REPLACEMENT):
+            self._settled, self._behind = whole, len(self._tokens)
+        self.text, self.ended = self._ending.cut(whole.lstrip())
+        certain = len(self.text) if self.ended else self._ending.certain_length(self.text)
+        return self._show(certain)
+
+    def rest(self) -> str:
+        """What was held back, when nothing follows."""
+        return self._show(len(self.text))
+
+    def _show(self, length: int) -> str:
+        piece, self._shown = self.text[self._shown : length], max(self._shown, length)
+        return piece

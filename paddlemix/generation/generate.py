@@ -5,30 +5,35 @@ Prompts of different lengths are padded on the left and masked, so a row gives w
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
-import paddle
 
-from paddlemix.datasets.collate import collate
 from paddlemix.errors import UserError
+from paddlemix.generation.beams import search_beams
 from paddlemix.generation.sampling import GenerationSettings, Sampler
-from paddlemix.models.attention import KVCache
+from paddlemix.generation.steps import Steps
 from paddlemix.models.llava import LlavaModel
-from paddlemix.sample import Batch, Example
+from paddlemix.sample import Example
+
+IsEnded = Callable[[Sequence[int]], bool]
 
 
-@paddle.no_grad()
 def generate(
-    model: LlavaModel, prompts: Sequence[Example], settings: GenerationSettings, end_ids: Collection[int]
+    model: LlavaModel,
+    prompts: Sequence[Example],
+    settings: GenerationSettings,
+    end_ids: Collection[int],
+    is_ended: IsEnded | None = None,
 ) -> list[list[int]]:
     """Answers every prompt.
 
     Args:
         model: in evaluation mode.
         prompts: encoded with `LlavaProcessor.encode_prompt`; text-only and image prompts may be mixed.
-        settings: length and sampling.
+        settings: length, sampling, beams.
         end_ids: tokens that end an answer.
+        is_ended: whether an answer of these tokens is complete, e.g. `Ending.reached`; None asks for tokens alone.
 
     Returns:
         New token ids per prompt, without the token that ended it; an answer also ends with the model's context.
@@ -38,21 +43,18 @@ def generate(
     """
     if not prompts:
         return []
-    tokens_per_tile = model.config.tokens_per_tile if model.config.vision is not None else 1
-    budgets = np.array([answer_budget(model, len(prompt.input_ids), settings.max_new_tokens) for prompt in prompts])
-    batch = collate(prompts, tokens_per_tile, padding="left")
-    if batch.pixel_values is not None and model.config.vision is None:
-        raise UserError("the prompt has an image, but the model has no vision tower")
-    answers: list[list[int]] = [[] for _ in prompts]
-    running = np.ones(len(prompts), dtype=bool)
-    for tokens in _steps(model, batch, Sampler(settings)):
-        running &= ~np.isin(tokens, list(end_ids))
-        for row in np.flatnonzero(running):
-            answers[row].append(int(tokens[row]))
-        running &= np.array([len(answer) for answer in answers]) < budgets
-        if not running.any():
-            break
-    return answers
+    ends = frozenset(end_ids)
+    budgets = [answer_budget(model, len(prompt.input_ids), settings.max_new_tokens) for prompt in prompts]
+
+    def is_last(row: int, tokens: list[int]) -> bool:
+        return len(tokens) >= budgets[row] or (is_ended is not None and is_ended(tokens))
+
+    if settings.num_beams == 1:
+        return _answer_together(Steps(model), prompts, settings, ends, is_last)
+    return [
+        search_beams(Steps(model), prompt, settings, ends, lambda tokens, row=row: is_last(row, tokens))  # type: ignore[misc]
+        for row, prompt in enumerate(prompts)
+    ]
 
 
 def answer_budget(model: LlavaModel, prompt_length: int, max_new_tokens: int) -> int:
@@ -70,23 +72,34 @@ def answer_budget(model: LlavaModel, prompt_length: int, max_new_tokens: int) ->
     return min(max_new_tokens, limit - prompt_length)
 
 
-def _steps(model: LlavaModel, batch: Batch, sampler: Sampler) -> Iterator[np.ndarray]:
-    """The next tokens of all rows, one int64 [B] after the other, without end."""
-    cache = KVCache()
-    padded = bool((batch.segment_ids == 0).any())
-    segments = paddle.to_tensor(batch.segment_ids) if padded else None
-    optional = {"pixel_values": batch.pixel_values, "merge_index": batch.merge_index}
-    hidden = model(
-        paddle.to_tensor(batch.input_ids),
-        paddle.to_tensor(batch.position_ids),
-        segments,
-        cache=cache,
-        **{name: paddle.to_tensor(value) for name, value in optional.items() if value is not None},
-    )
-    positions = batch.position_ids[:, -1:]
-    ones = paddle.ones([len(positions), 1], dtype="int64") if padded else None
+def _answer_together(
+    steps: Steps,
+    prompts: Sequence[Example],
+    settings: GenerationSettings,
+    ends: frozenset[int],
+    is_last: Callable[[int, list[int]], bool],
+) -> list[list[int]]:
+    """All prompts side by side; rows whose answers are complete leave when half of all are."""
+    samplers = [Sampler(settings, prompt.input_ids, number) for number, prompt in enumerate(prompts)]
+    answers: list[list[int]] = [[] for _ in prompts]
+    complete = np.zeros(len(prompts), dtype=bool)
+    rows = np.arange(len(prompts))  # the prompt of each row that is still computed
+    scores = steps.start(prompts)
     while True:
-        tokens = sampler.next_tokens(model.logits(hidden[:, -1]).astype("float32").numpy())
-        yield tokens
-        positions = positions + 1
-        hidden = model(paddle.to_tensor(tokens[:, None]), paddle.to_tensor(positions), ones, cache=cache)
+        tokens = np.zeros(len(rows), dtype=np.int64)
+        for place, row in enumerate(rows):
+            if complete[row]:
+                continue
+            token = tokens[place] = samplers[row].next_token(scores[place])
+            if token in ends:
+                complete[row] = True
+                continue
+            answers[row].append(int(token))
+            complete[row] = is_last(row, answers[row])
+        going = np.flatnonzero(~complete[rows])
+        if not len(going):
+            return answers
+        if 2 * len(going) <= len(rows):
+            steps.select(going)
+            rows, tokens = rows[going], tokens[going]
+        scores = steps.feed(tokens)

@@ -1,16 +1,19 @@
-"""From scores to the next token: greedy, temperature, top-k, top-p.
+"""From scores to the next token: repetition penalty, greedy, temperature, top-k, top-p.
 
-numpy only, so that a seed gives the same on any device.  Source of the filters: Fan et al. 2018 (top-k), Holtzman
-et al. 2020 (top-p); order as in transformers: temperature, k, p.
+numpy only, so that a seed gives the same on any device.  Order as in transformers: penalty, temperature, k, p.
+Sources: Keskar et al. 2019, "CTRL" (penalty); Fan et al. 2018 (top-k); Holtzman et al. 2020 (top-p).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from paddlemix.errors import UserError
+
+_LIKELIEST = 1024  # tokens that are sorted first; they nearly always reach top_p, and sorting all takes milliseconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +25,14 @@ class GenerationSettings:
         temperature: 0 takes the likeliest token; larger values flatten the distribution.
         top_k: only the k likeliest tokens; 0 for all.
         top_p: only the likeliest tokens that together reach this probability, in (0, 1].
-        seed: of the draws.
+        seed: of the draws, >= 0.
+        repetition_penalty: > 0; scores of tokens that were there, the question's included, are divided by it where they
+            are positive and multiplied where negative; 1 changes nothing.
+        num_beams: sequences that are followed at once; 1 is no beam search, more need temperature 0.
+        length_penalty: power of the length that a beam's score is divided by; above 0 favours long answers.
+        early_stopping: True ends a beam search with `num_beams` finished answers, False also asks whether another could
+            be better, "never" lets it go on until none can.
+        stop: texts that end an answer, beside the template's own; they do not belong to it.
     """
 
     max_new_tokens: int = 512
@@ -30,46 +40,97 @@ class GenerationSettings:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    repetition_penalty: float = 1.0
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens {self.max_new_tokens} must be at least 1")
-        if self.temperature < 0:
-            raise UserError(f"temperature {self.temperature} must be at least 0")
+        for name, least in (("max_new_tokens", 1), ("temperature", 0), ("seed", 0), ("num_beams", 1)):
+            if not getattr(self, name) >= least:
+                raise UserError(f"{name} {getattr(self, name)} must be at least {least}")
         if self.top_k < 0:
             raise UserError(f"top_k {self.top_k} must be at least 0 (0 for all tokens)")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p {self.top_p} must be above 0 and at most 1")
+        if not self.repetition_penalty > 0:
+            raise UserError(f"repetition_penalty {self.repetition_penalty} must be above 0 (1 changes nothing)")
+        if self.num_beams > 1 and self.temperature > 0:
+            raise UserError(
+                f"num_beams {self.num_beams} needs temperature 0, not {self.temperature}: beam search draws nothing"
+            )
+        if self.early_stopping not in (True, False, "never"):
+            raise UserError(f"early_stopping {self.early_stopping!r} is not one of True, False, 'never'")
+        if isinstance(self.stop, str) or not all(self.stop):
+            raise UserError(f"stop {self.stop!r} must be a tuple of texts that are not empty")
 
 
 class Sampler:
-    """Draws tokens; two samplers with equal settings draw equal tokens from equal scores."""
+    """Chooses the tokens of one answer; two with equal arguments choose equal tokens from equal scores.
 
-    def __init__(self, settings: GenerationSettings) -> None:
+    Args:
+        settings: how.
+        prompt_ids: tokens that stand before the answer, for the penalty; negative ones count for nothing.
+        number: which of several answers with one seed: each has draws of its own.
+    """
+
+    def __init__(
+        self, settings: GenerationSettings, prompt_ids: Sequence[int] | np.ndarray = (), number: int = 0
+    ) -> None:
         self.settings = settings
-        self._random = np.random.default_rng(settings.seed)
+        self._random = np.random.default_rng([settings.seed, number])
+        self._seen = {int(token) for token in prompt_ids} if settings.repetition_penalty != 1 else set()
 
-    def next_tokens(self, scores: np.ndarray) -> np.ndarray:
-        """The next token of each row.
+    def next_token(self, scores: np.ndarray) -> int:
+        """The next token, from scores float32 [V]; it counts for the penalty from now on."""
+        if self.settings.repetition_penalty != 1:
+            scores = penalised(scores, self._seen, self.settings.repetition_penalty)
+        token = int(scores.argmax()) if self.settings.temperature == 0 else self._draw(scores)
+        self._seen.add(token)
+        return token
 
-        Args:
-            scores: float32 [B, V].
+    def _draw(self, scores: np.ndarray) -> int:
+        row = scores.astype(np.float64) / self.settings.temperature
+        tokens = self._candidates(row)
+        weights = np.exp((row if tokens is None else row[tokens]) - row.max())
+        sums = np.cumsum(weights)
+        place = min(int(np.searchsorted(sums, self._random.random() * sums[-1], side="right")), len(sums) - 1)
+        return place if tokens is None else int(tokens[place])
 
-        Returns:
-            int64 [B].
-        """
-        if self.settings.temperature == 0:
-            return scores.argmax(axis=-1)
-        return np.array([self._draw(row) for row in scores.astype(np.float64)], dtype=np.int64)
+    def _candidates(self, row: np.ndarray) -> np.ndarray | None:
+        """Tokens that k and p leave, the likeliest first; None for all."""
+        k, p = self.settings.top_k, self.settings.top_p
+        if not k and p == 1:
+            return None
+        if k:
+            return _reach(row, _likeliest(row, k), p, None)
+        total = np.exp(row - row.max()).sum()
+        tokens = _likeliest(row, _LIKELIEST)
+        if np.exp(row[tokens] - row[tokens[0]]).sum() < p * total:
+            tokens = _likeliest(row, len(row))
+        return _reach(row, tokens, p, total)
 
-    def _draw(self, row: np.ndarray) -> int:
-        row = row / self.settings.temperature
-        order = np.argsort(-row, kind="stable")
-        if self.settings.top_k:
-            order = order[: self.settings.top_k]
-        weights = np.exp(row[order] - row[order[0]])
-        weights /= weights.sum()
-        # a token stays while those before it have not reached top_p
-        kept = int((np.cumsum(weights) - weights < self.settings.top_p).sum())
-        weights = weights[:kept] / weights[:kept].sum()
-        return int(order[self._random.choice(kept, p=weights)])
+
+def penalised(scores: np.ndarray, tokens: set[int], penalty: float) -> np.ndarray:
+    """Scores float32 [V] with those of some tokens made worse; negative tokens are left out."""
+    index = np.array([token for token in tokens if token >= 0], dtype=np.int64)
+    scores, factor = scores.copy(), np.float32(penalty)
+    found = scores[index]
+    scores[index] = np.where(found < 0, found * factor, found / factor)
+    return scores
+
+
+def _likeliest(row: np.ndarray, count: int) -> np.ndarray:
+    """The `count` tokens of highest score, in order."""
+    if count >= len(row):
+        return np.argsort(-row, kind="stable")
+    tokens = np.sort(np.argpartition(-row, count - 1)[:count])
+    return tokens[np.argsort(-row[tokens], kind="stable")]
+
+
+def _reach(row: np.ndarray, tokens: np.ndarray, top_p: float, total: float | None) -> np.ndarray:
+    """Those of sorted tokens before which the others have not reached `top_p` of `total` (None: of their own sum)."""
+    weights = np.exp(row[tokens] - row[tokens[0]])
+    before = np.cumsum(weights) - weights
+    return tokens[: int((before < top_p * (weights.sum() if total is None else total)).sum())]

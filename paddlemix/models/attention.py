@@ -1,4 +1,4 @@
-"""Attention over heads: masks, rotary positions, the key/value cache and the product itself.
+"""Attention over heads: masks, rotary positions and the product itself.
 
 Rows that hold several samples are computed sample by sample on CPU and with a mask elsewhere; `packed_segments` is the
 one place that chooses, and the one to change for a fused kernel that takes lengths.
@@ -48,40 +48,6 @@ class SegmentBiases:
 
 Segments: TypeAlias = "paddle.Tensor | SegmentLengths"  # what a model takes as `segment_ids`
 Bias: TypeAlias = "paddle.Tensor | SegmentBiases | None"
-
-
-class KVCache:
-    """Keys and values of the positions a model has seen, per layer, and which of them are padding."""
-
-    def __init__(self) -> None:
-        self._keys: list[paddle.Tensor] = []
-        self._values: list[paddle.Tensor] = []
-        self.segment_ids: paddle.Tensor | None = None  # int64 [B, S], only where rows are padded or packed
-
-    @property
-    def length(self) -> int:
-        """Positions held."""
-        return int(self._keys[0].shape[1]) if self._keys else 0
-
-    def append(self, layer: int, keys: paddle.Tensor, values: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
-        """Adds [B, L, K, E] keys and values to a layer and gives all of them, [B, S, K, E]."""
-        if layer == len(self._keys):
-            self._keys.append(keys)
-            self._values.append(values)
-        else:
-            self._keys[layer] = paddle.concat([self._keys[layer], keys], axis=1)
-            self._values[layer] = paddle.concat([self._values[layer], values], axis=1)
-        return self._keys[layer], self._values[layer]
-
-    def truncate(self, length: int) -> None:
-        """Forgets the positions from `length` on."""
-        if length == 0:
-            self._keys, self._values, self.segment_ids = [], [], None
-        elif length < self.length:
-            self._keys = [keys[:, :length] for keys in self._keys]
-            self._values = [values[:, :length] for values in self._values]
-            if self.segment_ids is not None:
-                self.segment_ids = self.segment_ids[:, :length]
 
 
 def rotary_tables(

@@ -10,7 +10,8 @@ import paddle
 from paddle import nn
 from paddle.distributed.fleet.utils import recompute
 
-from paddlemix.models.attention import KVCache, RotaryTables, attend, attention_bias, rotary_tables, rotate
+from paddlemix.models.attention import RotaryTables, attend, attention_bias, rotary_tables, rotate
+from paddlemix.models.cache import KVCache
 from paddlemix.models.configuration import DecoderConfig
 from paddlemix.models.kernels import GatedFunction
 from paddlemix.models.layers import RMSNorm, linear, normal

@@ -9,7 +9,7 @@ from __future__ import annotations
 import paddle
 from paddle import nn
 
-from paddlemix.models.attention import KVCache
+from paddlemix.models.cache import KVCache
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.models.decoder import Decoder
 from paddlemix.models.layers import linear, normal

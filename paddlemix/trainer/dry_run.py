@@ -22,6 +22,7 @@ from paddlemix.datasets.packing import PackedDataset, pack_rows
 from paddlemix.datasets.statistics import DataStatistics, describe_lengths
 from paddlemix.device import available_kinds
 from paddlemix.errors import UserError
+from paddlemix.log import logger
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.processors.llava import LlavaProcessor
 from paddlemix.sample import Batch
@@ -97,6 +98,8 @@ def plan_run(config: RunConfig, devices: int | None = None) -> DryRun:
     """
     if not config.do_train:
         raise UserError("a dry run is of training, but do_train is false; set do_train to true")
+    for warning in config.warnings:
+        logger.warning(warning)
     devices = devices or process_count()
     check_devices(config, devices)
     sizes = read_sizes(base_spec(config))

@@ -277,9 +277,9 @@ def _input_bytes(group: list[LinearSize], rows: int, computation: Computation) -
 
 
 def _adapter_bytes(item: LinearSize, rows: int, computation: Computation) -> int:
-    """Kept for an adapter: nothing where weight and update are added first (for DoRA on small weights their sum, and that
-    times the gain), else what enters the second product; with dropout the dropped inputs and their mask; for DoRA what
-    is multiplied by the gain."""
+    """Kept for an adapter: nothing where weight and update are added first (for DoRA on small weights their sum, and
+    that times the gain), else what enters the second product; with dropout the dropped inputs and their mask; for DoRA
+    what is multiplied by the gain."""
     both, weight = item.in_features + item.out_features, item.in_features * item.out_features
     may_be_added = computation.size == FLOAT32 and not (item.dropout or item.quantized)
     if may_be_added and rows >= weight / (NARROW_COST * both):

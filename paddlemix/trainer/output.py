@@ -37,6 +37,7 @@ _RESULT = ".result."
 _LEFTOVERS = (
     *(".checkpoint-[0-9]*", f"{_RESULT}*", f".{RUN_CONFIG_FILE}.*.tmp"),
     *(Path(name).stem + ".tmp" for name in (METRICS_FILE, SAMPLES_FILE)),
+    f".{CURVE_FILE}.tmp",
 )
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import runpy
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from paddlemix.checkpoints.load import load_pretrained
@@ -14,6 +18,7 @@ from paddlemix.generation.chat import ChatSession
 from paddlemix.generation.predict import batches_by_length, predict
 from paddlemix.generation.sampling import GenerationSettings
 from paddlemix.processors.templates import get_template
+from tests.conftest import ROOT
 from tests.tiny_world import World
 
 SHORT = GenerationSettings(max_new_tokens=6)
@@ -110,6 +115,22 @@ def test_what_cannot_be_used(world: World, loaded: Pretrained) -> None:
 
 
 def test_the_longest_come_first_and_equal_ones_in_order() -> None:
-    import numpy as np
-
     assert batches_by_length(np.array([3, 9, 0, 9, 5]), 2) == [[1, 3], [4, 0], [2]]
+
+
+def test_the_example_of_the_page_runs(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (ROOT / "docs" / "predict.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    (tmp_path / "example.py").write_text(example, encoding="utf-8")
+    (tmp_path / "model").symlink_to(world.model)
+    (tmp_path / "images").symlink_to(world.data / "images")
+    monkeypatch.chdir(tmp_path)
+    names = runpy.run_path("example.py")
+    first, second, lost = names["answers"]
+    assert first.text and second.text and "lost.png' does not exist" in lost.error
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].endswith(f"-> {first.text}") and shown[2].endswith(lost.error)
+    assert shown[3].strip() == first.text  # the chat gives the same answer
+    assert names["second"]

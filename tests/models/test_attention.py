@@ -6,7 +6,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix.models.attention import KVCache, attend, attention_bias, rotary_tables, rotate
+from paddlemix.models.attention import attend, attention_bias, rotary_tables, rotate
 from tests.tiny_models import draw
 
 
@@ -94,23 +94,3 @@ def test_products_depend_on_distance_alone(shift: int) -> None:
     near = (rotated(query, [7]) * rotated(key, [3])).sum()
     far = (rotated(query, [7 + shift]) * rotated(key, [3 + shift])).sum()
     assert near == pytest.approx(far, abs=1e-4)
-
-
-def test_the_cache_appends_per_layer_and_truncates() -> None:
-    cache, first, second = KVCache(), draw(1, 3, 2, 4, seed=1), draw(1, 2, 2, 4, seed=2)
-    assert cache.length == 0
-    for layer in range(2):
-        cache.append(layer, paddle.to_tensor(first + layer), paddle.to_tensor(-first))
-    keys, values = cache.append(1, paddle.to_tensor(second), paddle.to_tensor(second))
-    np.testing.assert_array_equal(keys.numpy(), np.concatenate([first + 1, second], axis=1))
-    np.testing.assert_array_equal(values.numpy(), np.concatenate([-first, second], axis=1))
-
-    cache.append(0, paddle.to_tensor(second), paddle.to_tensor(second))
-    cache.segment_ids = paddle.to_tensor([[0, 1, 1, 1, 1]])
-    cache.truncate(9)
-    assert cache.length == 5
-    cache.truncate(2)
-    assert cache.length == 2
-    assert cache.segment_ids.tolist() == [[0, 1]]
-    keys, _ = cache.append(0, paddle.to_tensor(second), paddle.to_tensor(second))
-    np.testing.assert_array_equal(keys.numpy(), np.concatenate([first[:, :2], second], axis=1))

@@ -8,7 +8,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix.models.attention import KVCache
+from paddlemix.models.cache import KVCache
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig
 from paddlemix.models.decoder import Decoder
 from paddlemix.peft.lora import LoRAConfig, add_lora, lora_parameters

@@ -12,7 +12,7 @@ import pytest
 
 from paddlemix.checkpoints.pretrained import load_model
 from paddlemix.datasets.collate import collate
-from paddlemix.models.attention import KVCache
+from paddlemix.models.cache import KVCache
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.models.llava import LlavaModel
 from paddlemix.processors.image import ImageSpec, visual_token_index

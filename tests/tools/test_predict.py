@@ -244,6 +244,7 @@ def test_killed_at_random_moments(server: ForkServer, world: World, tmp_path: Pa
     server.run(command, kill_at_the_end)
     status, log = server.run(command)
     assert status == 0, log
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "a.jsonl.run.json", "q.jsonl"]
     assert run(world, questions, tmp_path / "undisturbed.jsonl") == 0
     assert said(output) == said(tmp_path / "undisturbed.jsonl")
     assert [line["question_id"] for line in read(output)] == list(range(100, 100 + 40 * kills))

@@ -82,7 +82,7 @@ def test_the_best_of_an_adapter_ends_the_run(world: World, tmp_path: Path, scrip
 
 
 def test_a_metric_that_is_not_measured_is_refused_at_once(world: World, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'acuracy' is not one of loss, token_accuracy, .*; did you mean 'token_accuracy'"):
+    with pytest.raises(UserError, match="'acuracy' is not one of loss, token_accuracy, .*mean 'token_accuracy'"):
         run_recipe(world.config(tmp_path / "out", metric_for_best_model="acuracy", **WITH_EVALUATION))
     assert not (tmp_path / "out").exists()
 

@@ -1,0 +1,111 @@
+"""A model that reads prompts once and then goes on token by token, from ids to scores.
+
+Knows no sampling and no text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import paddle
+
+from paddlemix.datasets.collate import collate
+from paddlemix.errors import UserError
+from paddlemix.models.cache import KVCache
+from paddlemix.models.decoding import CachedDecoder
+from paddlemix.models.llava import LlavaModel
+from paddlemix.sample import Example
+
+_FEW = 64  # tokens that are read in few operators; of more, the products take the time and causal blocks save some
+
+
+class Steps:
+    """Rows of tokens behind one cache.
+
+    Args:
+        model: in evaluation mode.
+    """
+
+    def __init__(self, model: LlavaModel) -> None:
+        self._model = model
+        self._decoder = CachedDecoder(model.language_model)
+        self._next = np.zeros((0, 1), dtype=np.int64)  # [B, 1], the position of each row's next token
+        self.cache = KVCache(model.config.text.max_position_embeddings)
+
+    @paddle.no_grad()
+    def start(self, prompts: Sequence[Example]) -> np.ndarray:
+        """Reads prompts, padded on the left to the longest.
+
+        Args:
+            prompts: at least one; text-only and image prompts may be mixed.
+
+        Returns:
+            Scores of each row's next token, float32 [B, V].
+
+        Raises:
+            UserError: a prompt has an image and the model no tower.
+        """
+        model = self._model
+        has_tower = model.config.vision is not None
+        batch = collate(prompts, model.config.tokens_per_tile if has_tower else 1, padding="left")
+        if batch.pixel_values is not None and not has_tower:
+            raise UserError("the prompt has an image, but the model has no vision tower")
+        padded = bool((batch.segment_ids == 0).any())
+        embeds = model.embed(*map(_tensor, (batch.input_ids, batch.pixel_values, batch.merge_index)))
+        self._next = batch.position_ids[:, -1:] + 1
+        return self._read_all(embeds, batch.position_ids, _tensor(batch.segment_ids) if padded else None)
+
+    @paddle.no_grad()
+    def read(self, embeds: paddle.Tensor) -> np.ndarray:
+        """Reads what stands behind the cache in its only row.
+
+        Args:
+            embeds: [1, L, D].
+
+        Returns:
+            Scores of the next token, float32 [1, V].
+        """
+        seen, count = self.cache.length, embeds.shape[1]
+        positions = np.arange(seen, seen + count)[None]
+        self._next = positions[:, -1:] + 1
+        if seen and count <= _FEW:
+            return self._scores(self._decoder(embeds, positions, self.cache))
+        return self._read_all(embeds, positions, None)
+
+    @paddle.no_grad()
+    def feed(self, tokens: np.ndarray) -> np.ndarray:
+        """One token further in every row.
+
+        Args:
+            tokens: int64 [B].
+
+        Returns:
+            Scores of the tokens behind them, float32 [B, V].
+        """
+        embeds = self._model.language_model.embed_tokens(paddle.to_tensor(tokens[:, None]))
+        hidden = self._decoder(embeds, self._next, self.cache)
+        self._next = self._next + 1
+        return self._scores(hidden)
+
+    @paddle.no_grad()
+    def select(self, rows: np.ndarray) -> None:
+        """Goes on with these rows, int64 [B'], in this order; a row may be taken several times."""
+        self.cache.select(rows)
+        self._next = self._next[rows]
+
+    def _read_all(
+        self, embeds: paddle.Tensor, position_ids: np.ndarray, segment_ids: paddle.Tensor | None
+    ) -> np.ndarray:
+        batch, length = position_ids.shape
+        last = paddle.to_tensor(np.arange(1, batch + 1) * length - 1)
+        decoder = self._model.language_model
+        hidden = decoder(embeds, paddle.to_tensor(position_ids), segment_ids, self.cache, last)
+        return self._scores(hidden)
+
+    def _scores(self, hidden: paddle.Tensor) -> np.ndarray:
+        return self._model.logits(hidden).astype("float32").numpy()
+
+
+def _tensor(array: np.ndarray | None) -> paddle.Tensor | None:
+    return None if array is None else paddle.to_tensor(array)
