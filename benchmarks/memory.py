@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +101,10 @@ def write_case(case: Case, folder: Path) -> Path:
         image_size=TILE,
         patch_size=PATCH,
     )
-    anyres = {"aspect_mode": "anyres", "merge_type": "spatial_unpad", "grid_pinpoints": tuple(map(tuple, case.grids))}
-    spec = ImageSpec(tile_size=TILE, patch_size=PATCH, **(anyres if case.grids else {}))
+    spec = ImageSpec(tile_size=TILE, patch_size=PATCH)
+    if case.grids:
+        grids = tuple((width, height) for width, height in case.grids)
+        spec = replace(spec, aspect_mode="anyres", merge_type="spatial_unpad", grid_pinpoints=grids)
     processor = LlavaProcessor(
         tokenizer=load_tokenizer(folder / "tokenizer"), template=get_template("vicuna_v1"), image_spec=spec
     )

@@ -12,7 +12,6 @@ import numpy as np
 
 from paddlemix.generation.sampling import GenerationSettings, penalised
 from paddlemix.generation.steps import Steps
-from paddlemix.sample import Example
 
 _NEVER = np.float32(-1e9)  # added to the score of what must not be taken
 
@@ -35,7 +34,8 @@ class _Beams:
     open: bool = True
 
     def __post_init__(self) -> None:
-        self.running, self.finished = ([[] for _ in range(self.width)] for _ in range(2))
+        self.running = [[] for _ in range(self.width)]
+        self.finished = [[] for _ in range(self.width)]
         self.scores = np.where(np.arange(self.width) > 0, _NEVER, np.float32(0))  # all begin alike: only one may go on
         self.final = np.full(self.width, _NEVER)
         self.filled = np.zeros(self.width, dtype=bool)
@@ -43,7 +43,8 @@ class _Beams:
 
 def search_beams(
     steps: Steps,
-    prompt: Example,
+    logits: np.ndarray,
+    prompt_ids: np.ndarray,
     settings: GenerationSettings,
     ends: Collection[int],
     is_last: Callable[[list[int]], bool],
@@ -51,8 +52,9 @@ def search_beams(
     """The answer of best score.
 
     Args:
-        steps: fresh.
-        prompt: the question.
+        steps: has read the prompt in its only row; has one row for each beam afterwards.
+        logits: scores of the answer's first token, float32 [1, V].
+        prompt_ids: int64 [L], for the penalty; negative ones count for nothing.
         settings: `num_beams` and what belongs to it; temperature 0.
         ends: tokens that end an answer.
         is_last: whether an answer may not go on behind these tokens.
@@ -61,9 +63,8 @@ def search_beams(
         Token ids without the token that ended it.
     """
     width, count = settings.num_beams, max(2, 1 + len(ends)) * settings.num_beams
-    seen = {int(token) for token in prompt.input_ids}
+    seen = {int(token) for token in prompt_ids}
     beams = _Beams(width)
-    logits = steps.start([prompt])
     steps.select(np.zeros(width, dtype=np.int64))
     logits = np.repeat(logits, width, axis=0)
     while True:
@@ -71,8 +72,7 @@ def search_beams(
         order = _best(totals, count)
         parents, scores = order // totals.shape[1], totals.reshape(-1)[order]
         sequences = [
-            [*beams.running[parent], int(token)]
-            for parent, token in zip(parents, order % totals.shape[1], strict=True)
+            [*beams.running[parent], int(token)] for parent, token in zip(parents, order % totals.shape[1], strict=True)
         ]
         hits = np.array([sequence[-1] in ends or is_last(sequence) for sequence in sequences])
         kept = _go_on(beams, sequences, scores, hits)
@@ -85,9 +85,7 @@ def search_beams(
     return best[:-1] if best and best[-1] in ends else best
 
 
-def _log_probabilities(
-    logits: np.ndarray, beams: _Beams, settings: GenerationSettings, seen: set[int]
-) -> np.ndarray:
+def _log_probabilities(logits: np.ndarray, beams: _Beams, settings: GenerationSettings, seen: set[int]) -> np.ndarray:
     """float32 [width, V], with the penalty on what each beam has seen."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     found = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))

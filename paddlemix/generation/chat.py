@@ -19,8 +19,9 @@ from PIL import Image
 
 from paddlemix.checkpoints.pretrained import Pretrained
 from paddlemix.errors import UserError, did_you_mean
+from paddlemix.generation.beams import search_beams
 from paddlemix.generation.ending import GrowingText, ending_of
-from paddlemix.generation.generate import answer_budget, generate
+from paddlemix.generation.generate import answer_budget
 from paddlemix.generation.history import Dropped, Picture, Round, messages_of, question_of
 from paddlemix.generation.sampling import GenerationSettings, Sampler
 from paddlemix.generation.steps import Steps
@@ -44,7 +45,8 @@ class ChatSession:
         settings: length and sampling of answers.
         system: text before the first question, instead of the template's own.
         on_overflow: what a conversation that outgrows the model's context does: "stop" refuses the question and says by
-            how much; "drop_oldest" leaves out whole rounds from the beginning, with the images they showed, and says so.
+            how much; "drop_oldest" leaves out whole rounds from the beginning, with the images they showed, and says
+            so.
 
     Raises:
         UserError: the checkpoint has no tokenizer, the template no place for a system text, or `on_overflow` is
@@ -89,12 +91,13 @@ class ChatSession:
         pieces = render(self.processor.template, self.messages, add_generation_prompt=self.rounds[-1].answer is None)
         return prompt_text(pieces)
 
-    def ask(self, question: str, images: Sequence[Image.Image] = ()) -> Iterator[str]:
+    def ask(self, question: str, images: Sequence[Image.Image | Picture] = ()) -> Iterator[str]:
         """Asks a question and gives the answer piece by piece, as it is made; it then belongs to the history.
 
         Args:
             question: the user's words; `<image>` marks where an image stands, and nothing else in them is parsed.
-            images: RGB, new in this round; they stand before the words unless these say otherwise.
+            images: RGB, new in this round, or pictures of an earlier one; they stand before the words unless these say
+                otherwise.
 
         Raises:
             UserError: the model has no tower for an image, `<image>` stands there more or less often than there are
@@ -102,26 +105,19 @@ class ChatSession:
         """
         yield from self._stream(self.rounds, self._pictures(images), question)
 
-    def answer(self, question: str, images: Sequence[Image.Image] = ()) -> str:
+    def answer(self, question: str, images: Sequence[Image.Image | Picture] = ()) -> str:
         """Asks a question and gives the whole answer; arguments and errors as `ask`, but beams are allowed."""
         if self.settings.num_beams == 1:
             list(self.ask(question, images))
             return self.rounds[-1].answer or ""
-        before = self.rounds
-        self.rounds = [*before, Round(question_of(question, self._pictures(images)))]
+        example, scores = self._open(self.rounds, self._pictures(images), question)
+        before = self.rounds[:-1]
         try:
-            example = self._fitted()
-            self._encode_pictures()
-            pixels = [picture.image for item in self.rounds for picture in item.pictures]
-            whole = replace(example, pixel_values=self.processor.tiles([image for image in pixels if image]))
-            found = generate(
-                self.model, [whole], self.settings, self._ending.ids, self._ending.reached(self.processor.tokenizer)
-            )
+            text = self._best_beam(scores, example.input_ids)
         except BaseException:
-            self.rounds = before
+            self.rounds, self._steps, self._marks = before, Steps(self.model), self._marks[:0]
             raise
-        text = self._ending.cut(self.processor.tokenizer.decode(found[0]).lstrip())[0].strip()
-        self.rounds = [*self.rounds[:-1], replace(self.rounds[-1], answer=text)]
+        self.rounds = [*before, replace(self.rounds[-1], answer=text)]
         return text
 
     def edit(self, number: int, question: str) -> Iterator[str]:
@@ -151,27 +147,35 @@ class ChatSession:
             raise UserError(f"cannot go back {count} rounds; the conversation has {len(self.rounds)}")
         self.rounds = self.rounds[:-count]
 
-    def _pictures(self, images: Sequence[Image.Image]) -> list[Picture]:
+    def reset(self) -> None:
+        """Forgets all rounds."""
+        self.rounds = []
+
+    def _pictures(self, images: Sequence[Image.Image | Picture]) -> list[Picture]:
         if images and self.model.config.vision is None:
             raise UserError("the question has an image, but the model has no vision tower")
-        return [Picture(image, image.size) for image in images]
+        return [image if isinstance(image, Picture) else Picture(image, image.size) for image in images]
 
     def _stream(self, rounds: list[Round], pictures: list[Picture], question: str) -> Iterator[str]:
         """The answer to a question behind some rounds, which take the place of the conversation's."""
         if self.settings.num_beams > 1:
             raise UserError(
-                f"num_beams {self.settings.num_beams}: beam search cannot give an answer piece by piece, since the best "
-                "beam is known at the end alone; ask without streaming (ChatSession.answer, --no-stream)"
+                f"num_beams {self.settings.num_beams}: beam search cannot give an answer piece by piece, the best beam "
+                "is known at the end alone; ask without streaming (ChatSession.answer, --no-stream)"
             )
-        before = self.rounds
-        self.rounds = [*rounds, Round(question_of(question, pictures))]
+        example, scores = self._open(rounds, pictures, question)
+        yield from self._answer(scores, example.input_ids)
+
+    def _open(self, rounds: list[Round], pictures: list[Picture], question: str) -> tuple[Example, np.ndarray]:
+        """Reads an open question; gives it encoded, and the scores [1, V] of the answer's first token."""
+        before, self.dropped = self.rounds, None
         try:
+            self.rounds = [*rounds, Round(question_of(question, pictures))]
             example = self._fitted()
-            scores = self._prefill(example)
+            return example, self._prefill(example)
         except BaseException:
             self.rounds = before
             raise
-        yield from self._answer(scores, example.input_ids)
 
     def _fitted(self) -> Example:
         """The open conversation encoded without tiles, with whole rounds left out from the beginning where asked."""
@@ -206,9 +210,9 @@ class ChatSession:
         """Brings the cache up to the open question; gives the scores [1, V] of the answer's first token."""
         pictures, ids = self._encode_pictures(), example.input_ids
         spec, is_image, marks = self.processor.image_spec, ids == IMAGE_TOKEN_INDEX, ids.copy()
-        counts = [count_visual_tokens(*picture.size, spec) for picture in pictures]
+        counts = [count_visual_tokens(picture.size[0], picture.size[1], spec) for picture in pictures]
         marks[is_image] = np.repeat([_FIRST_PICTURE - picture.number for picture in pictures], counts)
-        same = min(_common_prefix(marks, self._marks), len(ids) - 1)
+        same = min(_common_prefix(marks, self._marks), len(ids) - 1, self._steps.cache.length)
         self._steps.cache.truncate(same)
         self._marks = marks[:same]
         embeds = self._embeds(ids[same:], example.image_index[is_image[:same].sum() :], pictures)
@@ -229,8 +233,20 @@ class ChatSession:
             merge_index = paddle.to_tensor(index)
         return self.model.merge(paddle.to_tensor(np.where(is_image, 0, ids)[None]), features, merge_index)
 
+    def _best_beam(self, scores: np.ndarray, prompt_ids: np.ndarray) -> str:
+        budget = answer_budget(self.model, len(prompt_ids), self.settings.max_new_tokens)
+        reached = self._ending.reached(self.processor.tokenizer)
+
+        def is_last(tokens: list[int]) -> bool:
+            return len(tokens) >= budget or (reached is not None and reached(tokens))
+
+        tokens = search_beams(self._steps, scores, prompt_ids, self.settings, self._ending.ids, is_last)
+        self._steps.select(np.zeros(1, dtype=np.int64))  # all beams begin with the prompt, of which the cache is kept
+        return self._ending.cut(self.processor.tokenizer.decode(tokens).lstrip())[0].strip()
+
     def _answer(self, scores: np.ndarray, prompt_ids: np.ndarray) -> Iterator[str]:
-        sampler = Sampler(self.settings, prompt_ids, len(self.rounds))
+        """The answer piece by piece; the open round has as much of it as was heard, whatever ends this."""
+        asked, sampler = self.rounds[-1], Sampler(self.settings, prompt_ids, len(self.rounds))
         budget = answer_budget(self.model, len(prompt_ids), self.settings.max_new_tokens)
         growing = GrowingText(self.processor.tokenizer, self._ending)
         try:
@@ -247,7 +263,8 @@ class ChatSession:
             if piece := growing.rest():
                 yield piece
         finally:
-            self.rounds = [*self.rounds[:-1], replace(self.rounds[-1], answer=growing.text.strip())]
+            if self.rounds and self.rounds[-1] is asked:
+                self.rounds = [*self.rounds[:-1], replace(asked, answer=growing.text.strip())]
 
 
 def _common_prefix(first: np.ndarray, second: np.ndarray) -> int:

@@ -5,6 +5,7 @@ Prompts of different lengths are padded on the left and masked, so a row gives w
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
@@ -51,10 +52,12 @@ def generate(
 
     if settings.num_beams == 1:
         return _answer_together(Steps(model), prompts, settings, ends, is_last)
-    return [
-        search_beams(Steps(model), prompt, settings, ends, lambda tokens, row=row: is_last(row, tokens))  # type: ignore[misc]
-        for row, prompt in enumerate(prompts)
-    ]
+    found = []
+    for row, prompt in enumerate(prompts):
+        steps = Steps(model)
+        last = functools.partial(is_last, row)
+        found.append(search_beams(steps, steps.start([prompt]), prompt.input_ids, settings, ends, last))
+    return found
 
 
 def answer_budget(model: LlavaModel, prompt_length: int, max_new_tokens: int) -> int:

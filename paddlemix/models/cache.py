@@ -47,8 +47,8 @@ class KVCache:
 
     @property
     def length(self) -> int:
-        """Positions held."""
-        return self._layers[0].length if self._layers else 0
+        """Positions that every layer holds."""
+        return min((layer.length for layer in self._layers), default=0)
 
     @property
     def num_bytes(self) -> int:
@@ -85,15 +85,22 @@ class KVCache:
         return whole[0], whole[1]
 
     def reserve(self, length: int) -> None:
-        """Makes room for so many positions in every layer: half as many again as there were, up to the limit."""
+        """Makes room for so many positions in every layer: half as many again as there were, up to the limit.
+
+        Whoever interrupts it finds an empty cache.
+        """
         if length <= self.room:
             return
         batch, heads, width = self._shape
         before, self.room = self.room, self._room_for(max(length, self.room + self.room // 2))
-        for layer in self._layers:
-            for name in ("keys", "values"):
-                part = getattr(layer, name).reshape([batch, heads, before, width])
-                setattr(layer, name, _lengthened(part, self.room))
+        try:
+            for layer in self._layers:
+                for name in ("keys", "values"):
+                    part = getattr(layer, name).reshape([batch, heads, before, width])
+                    setattr(layer, name, _lengthened(part, self.room))
+        except BaseException:
+            self.truncate(0)
+            raise
 
     def truncate(self, length: int) -> None:
         """Forgets the positions from `length` on; nothing is moved."""
@@ -121,8 +128,8 @@ class KVCache:
         batch, length, heads, width = keys.shape
         if not self._layers:
             self._shape, self.room, self._rows = (batch, heads, width), self._room_for(length + 1), None
-        parts = (_lengthened(part.detach().transpose([0, 2, 1, 3]), self.room) for part in (keys, values))
-        self._layers.append(_Layer(*parts, length))
+        first, second = (_lengthened(part.detach().transpose([0, 2, 1, 3]), self.room) for part in (keys, values))
+        self._layers.append(_Layer(first, second, length))
 
     def _room_for(self, length: int) -> int:
         room = -(-length // _UNIT) * _UNIT

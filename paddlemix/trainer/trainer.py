@@ -187,10 +187,10 @@ class LlavaTrainer(Trainer):
         return int(inputs["loss_index"].shape[0]) * parts
 
     def _model_inputs(self, inputs: Inputs) -> Inputs:
-        """Those of a batch's values that the model takes."""
+        """What the model takes of a batch, with features in place of pixels where they are kept."""
         if self.vision_cache is not None:
             inputs = self.vision_cache.complete(inputs)
-        return {key: value for key, value in inputs.items() if key not in _NOT_FOR_THE_MODEL}
+        return model_inputs(inputs)
 
     def _check_loss_valid(self, loss: paddle.Tensor) -> None:
         """Called before the optimiser's step; PaddleNLP's looks only where an environment variable says so."""
@@ -320,3 +320,8 @@ class LlavaTrainer(Trainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Nothing to load: random numbers of a step depend on seed and step alone (`callbacks.SeedEachStep`)."""
+
+
+def model_inputs(inputs: Inputs) -> Inputs:
+    """Those of a batch's values that the model takes."""
+    return {key: value for key, value in inputs.items() if key not in _NOT_FOR_THE_MODEL}

@@ -1,14 +1,14 @@
-"""Chats with a model about an image over several rounds.
+"""Chats with a model about images over several rounds.
 
     python paddlemix/examples/llava/run_predict_multiround.py --model-path DIR --image-file PATH_OR_URL
 
-Type a question at `USER: `; an empty line or the end of input ends the chat.  DIR is a model or an adapter directory.
+Type a question at `USER: `, or `/help`; an empty line or the end of input ends the chat.  DIR is a model or an adapter
+directory; without an image it is a chat in words alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,68 +17,105 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
     _here = Path(__file__).resolve()
     sys.path[:] = [str(_here.parents[3]), *(p for p in sys.path if Path(p).resolve() != _here.parent)]
 
-
 from paddlemix.errors import UserError
 from paddlemix.tools._command import run_command
 
 if TYPE_CHECKING:
     from paddlemix.generation.chat import ChatSession
+    from paddlemix.generation.sampling import GenerationSettings
+
+_TEMPERATURE = 0.2  # PaddleMIX's
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command's arguments; names and defaults are PaddleMIX's."""
+    """The command's arguments; those that PaddleMIX has too have its names and defaults."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model-path", required=True, help="a model or adapter directory")
-    parser.add_argument("--image-file", required=True, help="path or http(s) URL of the image")
+    parser.add_argument("--model-path", required=True, help="a model or adapter, directory or name")
+    parser.add_argument(
+        "--image-file", action="append", default=[], help="path or http(s) URL of the image; may be given several times"
+    )
     parser.add_argument("--conv-mode", help="conversation template; default: the one stored with the checkpoint")
-    parser.add_argument("--temperature", type=float, default=0.2, help="0 takes the likeliest token (default 0.2)")
-    parser.add_argument("--max-new-tokens", type=int, default=512, help="most tokens of an answer (default 512)")
+    parser.add_argument("--system", help="text before the first question, instead of the template's own")
+    _add_generation(parser)
+    parser.add_argument("--no-stream", action="store_true", help="show each answer when it is complete")
+    parser.add_argument(
+        "--on-overflow",
+        default="stop",
+        help="of a conversation that outgrows the model's context: stop (default), or drop_oldest rounds",
+    )
     parser.add_argument("--fp16", action="store_true", help="compute in float16; needs an accelerator")
-    parser.add_argument("--debug", action="store_true", help="print each prompt and answer as JSON")
-    parser.add_argument("--device", help="gpu, npu, xpu or cpu; default: what is there")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: bfloat16, float32 on CPU")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling (default 0)")
+    bits = parser.add_mutually_exclusive_group()
+    bits.add_argument("--load-8bit", action="store_true", help="hold the language model in 8 bits (int8)")
+    bits.add_argument("--load-4bit", action="store_true", help="hold the language model in 4 bits (nf4)")
+    parser.add_argument("--device", help="gpu, npu, xpu or cpu; default: what is there")
+    parser.add_argument("--debug", action="store_true", help="print each prompt and answer as JSON")
     return parser
+
+
+def _add_generation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        help=f"0 takes the likeliest token (default {_TEMPERATURE}; 0 with --num-beams)",
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=512, help="most tokens of an answer (default 512)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="likeliest tokens that reach it together (default 1)")
+    parser.add_argument("--top-k", type=int, default=0, help="only the likeliest tokens, so many; 0: all (default)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling (default 0)")
+    parser.add_argument("--num-beams", type=int, default=1, help="beam search; needs --no-stream (default 1: none)")
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1 avoids tokens that were there")
+    parser.add_argument(
+        "--stop", action="append", default=[], help="text that ends an answer; may be given several times"
+    )
 
 
 def main(argv: list[str]) -> int:
     """Loads the model, then answers until the input ends.
 
     Raises:
-        UserError: the model, the image or an argument cannot be used.
+        UserError: the model, an image or an argument cannot be used.
     """
     arguments = build_parser().parse_args(argv)
     from paddlemix.datasets.images import load_image
 
-    images = [load_image(arguments.image_file)]  # before the model, which takes longer
+    images = [load_image(name) for name in arguments.image_file]  # before the model, which takes longer
     session = _open_session(arguments)
-    while question := _read_question():
-        print("ASSISTANT: ", end="", flush=True)
-        for piece in session.ask(question, images):
-            print(piece, end="", flush=True)
-        print(flush=True)
-        images = []
-        if arguments.debug:
-            print(json.dumps({"prompt": session.prompt(), "outputs": session.messages[-1].text}, ensure_ascii=False))
-    print("exit...")
+    from paddlemix.generation.history import Picture
+    from paddlemix.tools._terminal import Terminal, TerminalOptions
+
+    if images and session.model.config.vision is None:
+        raise UserError(f"--image-file {arguments.image_file[0]}: the model has no vision tower")
+    pictures = [Picture(image, image.size) for image in images]
+    options = TerminalOptions(stream=not arguments.no_stream, debug=arguments.debug, interactive=sys.stdin.isatty())
+    Terminal(session, list(zip(arguments.image_file, pictures, strict=True)), options).run()
     return 0
 
 
-def _read_question() -> str:
-    try:
-        return input("USER: ").strip()
-    except EOFError:
-        return ""
-    except UnicodeDecodeError as error:
-        raise UserError(f"the question is not UTF-8 text (byte {error.start}); type or pipe UTF-8") from error
+def _settings(arguments: argparse.Namespace) -> GenerationSettings:
+    from paddlemix.generation.sampling import GenerationSettings
+
+    temperature = arguments.temperature
+    if temperature is None:
+        temperature = 0.0 if arguments.num_beams > 1 else _TEMPERATURE
+    if arguments.num_beams > 1 and not arguments.no_stream:
+        raise UserError(
+            f"--num-beams {arguments.num_beams} needs --no-stream: the best beam is known at the answer's end alone"
+        )
+    return GenerationSettings(
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        seed=arguments.seed,
+        repetition_penalty=arguments.repetition_penalty,
+        num_beams=arguments.num_beams,
+        stop=tuple(arguments.stop),
+    )
 
 
 def _open_session(arguments: argparse.Namespace) -> ChatSession:
-    from paddlemix.generation.sampling import GenerationSettings
-
-    settings = GenerationSettings(
-        max_new_tokens=arguments.max_new_tokens, temperature=arguments.temperature, seed=arguments.seed
-    )
+    settings = _settings(arguments)
     from paddlemix.checkpoints.load import load_pretrained
     from paddlemix.device import check_dtype, select_device, set_seed
     from paddlemix.generation.chat import ChatSession
@@ -90,13 +127,14 @@ def _open_session(arguments: argparse.Namespace) -> ChatSession:
     dtype = dtype or ("float32" if device.startswith("cpu") else "bfloat16")
     check_dtype(dtype, device)
     set_seed(arguments.seed)
-    loaded = load_pretrained(arguments.model_path, dtype)
+    quantize = "int8" if arguments.load_8bit else "nf4" if arguments.load_4bit else None
+    loaded = load_pretrained(arguments.model_path, dtype, quantize=quantize)
     if template is not None and loaded.processor is not None and template.name != loaded.processor.template.name:
         print(
             f"note: --conv-mode {template.name} replaces the checkpoint's template {loaded.processor.template.name}",
             file=sys.stderr,
         )
-    return ChatSession(loaded, template, settings)
+    return ChatSession(loaded, template, settings, system=arguments.system, on_overflow=arguments.on_overflow)
 
 
 if __name__ == "__main__":

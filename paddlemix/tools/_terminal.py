@@ -1,0 +1,194 @@
+"""A chat in a terminal: questions line by line, commands that begin with a slash, answers as they are made.
+
+Knows no argument of a command line and loads no model; a `ChatSession` does the talking.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from paddlemix.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from paddlemix.generation.chat import ChatSession
+    from paddlemix.generation.history import Picture
+
+HELP = """\
+/image PATH_OR_URL  show another image with the next question; <image> in it says where
+/back [N]           forget the last round, or the last N, with their images
+/reset              begin again with the images of the command line
+/save FILE          write the conversation as a JSON record that training reads
+/help               these lines
+//...               a question that begins with a slash
+Ctrl-C stops an answer; an empty line ends the chat."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TerminalOptions:
+    """How a chat is held.
+
+    Args:
+        stream: show an answer while it is made.
+        debug: print prompt and answer of each round as a line of JSON.
+        interactive: somebody types: what is wrong with a line is said and the chat goes on.  Piped questions end with
+            it.
+    """
+
+    stream: bool = True
+    debug: bool = False
+    interactive: bool = False
+
+
+class Terminal:
+    """One chat.
+
+    Args:
+        session: without a round.
+        images: names of those to show with the first question, paths or http(s) addresses, and what they are.
+    """
+
+    def __init__(
+        self, session: ChatSession, images: Sequence[tuple[str, Picture]], options: TerminalOptions | None = None
+    ) -> None:
+        self._session, self._options = session, options or TerminalOptions()
+        self._first = list(images)
+        self._waiting = list(images)  # shown with the next question
+        self._names = {picture.number: name for name, picture in images}
+        self._saved: set[Path] = set()
+        self._commands: dict[str, Callable[[str], None]] = {
+            "/image": self._show,
+            "/back": self._back,
+            "/reset": self._reset,
+            "/save": self._save,
+            "/help": lambda rest: print(HELP),
+        }
+
+    def run(self) -> None:
+        """Reads lines until an empty one or the end of the input.
+
+        Raises:
+            UserError: a line cannot be used, where nobody is there to type another.
+        """
+        for line in _lines():
+            try:
+                self._take(line)
+            except UserError as error:
+                if not self._options.interactive:
+                    raise
+                print(f"error: {error}", file=sys.stderr)
+        print("exit...")
+
+    def _take(self, line: str) -> None:
+        if line.startswith("//"):
+            return self._ask(line[1:])
+        if not line.startswith("/"):
+            return self._ask(line)
+        name, _, rest = line.partition(" ")
+        if name not in self._commands:
+            hint = did_you_mean(name, self._commands)
+            raise UserError(
+                f"'{name}' is not one of {', '.join(self._commands)}{hint}; // begins a question with a slash"
+            )
+        return self._commands[name](rest.strip())
+
+    def _ask(self, question: str) -> None:
+        session, pictures = self._session, [picture for _, picture in self._waiting]
+        before = session.rounds[-1:]
+        pieces = session.ask(question, pictures) if self._options.stream else iter(_later(session, question, pictures))
+        print("ASSISTANT: ", end="", flush=True)
+        try:
+            for piece in pieces:
+                print(piece, end="", flush=True)
+            print(flush=True)
+        except KeyboardInterrupt:
+            pieces.close()  # type: ignore[attr-defined]
+            print(" [stopped]", flush=True)
+        except UserError:
+            print(flush=True)  # the line that was begun
+            raise
+        if session.rounds[-1:] == before:
+            return  # stopped before the answer began: the images are still waiting
+        self._waiting = []
+        if self._options.debug:
+            answer = session.rounds[-1].answer
+            print(json.dumps({"prompt": session.prompt(), "outputs": answer}, ensure_ascii=False))
+
+    def _show(self, name: str) -> None:
+        from paddlemix.datasets.images import load_image
+        from paddlemix.generation.history import Picture
+
+        if not name:
+            raise UserError("/image needs a path or an http(s) address")
+        image = load_image(os.path.expanduser(name))
+        if self._session.model.config.vision is None:
+            raise UserError("the model has no vision tower, so it cannot see an image")
+        picture = Picture(image, image.size)
+        self._names[picture.number] = name
+        self._waiting.append((name, picture))
+        print(f"{image.width} x {image.height} pixels, shown with the next question")
+
+    def _back(self, rest: str) -> None:
+        if rest and not rest.isdecimal():
+            raise UserError(f"/back takes a number of rounds, not '{rest}'")
+        self._session.back(int(rest or 1))
+        if not self._session.rounds:
+            self._waiting = [*self._first, *(image for image in self._waiting if image not in self._first)]
+        print(f"{len(self._session.rounds)} rounds left")
+
+    def _reset(self, rest: str) -> None:
+        self._session.reset()
+        self._waiting = list(self._first)
+        print("a new conversation")
+
+    def _save(self, name: str) -> None:
+        from paddlemix.cache import replacing
+        from paddlemix.datasets.llava_record import llava_record
+        from paddlemix.sample import Sample
+
+        if not name or not self._session.rounds:
+            raise UserError("/save needs a file name" if not name else "there is nothing to save yet")
+        path = Path(os.path.expanduser(name)).absolute()
+        if path.exists() and path not in self._saved:
+            raise UserError(f"{path} exists and is not overwritten; take another name")
+        pictures = [picture for item in self._session.rounds for picture in item.pictures]
+        images = tuple(_kept_name(self._names[picture.number]) for picture in pictures)
+        sample = Sample(messages=tuple(self._session.messages), images=images, source=str(path))
+        record = llava_record(sample, "0")
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps([record], ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        self._saved.add(path)
+        print(f"{len(self._session.rounds)} rounds in {path}")
+
+
+def _later(session: ChatSession, question: str, pictures: Sequence[Picture]) -> Iterator[str]:
+    """The whole answer as one piece."""
+    yield session.answer(question, pictures)
+
+
+def _kept_name(name: str) -> str:
+    """A name that still means the file when it is read from another folder."""
+    return name if "://" in name or name.startswith("data:") else os.path.abspath(os.path.expanduser(name))
+
+
+def _lines() -> Iterator[str]:
+    """What is typed, up to an empty line or the end.
+
+    Raises:
+        UserError: it is no text.
+    """
+    while True:
+        try:
+            line = input("USER: ").strip()
+        except EOFError:
+            return
+        except UnicodeDecodeError as error:
+            raise UserError(f"the question is not UTF-8 text (byte {error.start}); type or pipe UTF-8") from error
+        if not line:
+            return
+        yield line
