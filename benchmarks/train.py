@@ -4,76 +4,29 @@
     python benchmarks/train.py --methods lora --rounds 20 --rank 128
     python benchmarks/train.py --peers paddlenlp      needs no torch
 
-Every library runs in a process of its own, with as many threads, and they take turns: one step each, round by round, while
-the others sleep.  What a step is stands in `training/workload.py`.
+Every library runs in a process of its own, with as many threads, and they take turns: one step each, round by round,
+while the others sleep.  What a step is stands in `training/workload.py`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
-sys.path.insert(0, str(FOLDER / "training"))
+sys.path[:0] = [str(FOLDER), str(FOLDER / "training")]
 
 from operations import count_operations  # noqa: E402
+from turns import REST_SECONDS, Worker, start_worker  # noqa: E402
 from workload import METHODS, Workload  # noqa: E402
 
 WORKERS = {"ours": "ours.py", "torch": "torch_peer.py", "paddlenlp": "paddlenlp_peer.py"}
-REST_SECONDS = 0.3  # threads of a finished step may spin for 0.2 s
 SAME_LOSS = 2e-6
-
-
-@dataclass
-class Worker:
-    """A process that steps when told to.
-
-    Args:
-        name: key of `WORKERS`.
-        process: with pipes for its commands and answers.
-        seconds, losses: of every step so far, warm-up included.
-    """
-
-    name: str
-    process: subprocess.Popen[str]
-    seconds: list[float] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-
-    def ask(self, command: str) -> dict[str, Any]:
-        """Sends a line and gives the answer.
-
-        Raises:
-            SystemExit: the worker ended; its own errors stand above.
-        """
-        assert self.process.stdin is not None
-        try:
-            self.process.stdin.write(command + "\n")
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            pass
-        return self.answer()
-
-    def answer(self) -> dict[str, Any]:
-        """The next line that the worker writes."""
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"the worker {WORKERS[self.name]} ended with code {self.process.wait()}")
-        return json.loads(line)
-
-    def step(self) -> None:
-        """One training step."""
-        answer = self.ask("step 1")
-        self.seconds += answer["seconds"]
-        self.losses += answer["values"]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -93,19 +46,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def start(name: str, method: str, work: Workload, arguments: argparse.Namespace) -> Worker:
     """Starts a worker and waits until it is ready."""
-    python = str(arguments.reference if name == "torch" else sys.executable)
-    command = [python, str(FOLDER / "training" / WORKERS[name]), method, "--rank", str(work.lora_rank)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "TRANSFORMERS_VERBOSITY": "error"}
-    process = subprocess.Popen(
-        [*command, "--text-only"] if work.text_only else command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    worker = Worker(name, process)
-    worker.answer()
-    return worker
+    python = arguments.reference if name == "torch" else sys.executable
+    given = [method, "--rank", str(work.lora_rank), *(["--text-only"] if work.text_only else [])]
+    return start_worker(name, python, FOLDER / "training" / WORKERS[name], given, arguments.threads)
 
 
 def compare(peer: str, method: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -116,7 +59,7 @@ def compare(peer: str, method: str, arguments: argparse.Namespace) -> dict[str, 
     try:
         for _ in range(arguments.warmup + arguments.rounds):
             for worker in workers:
-                worker.step()
+                worker.work("step")
                 time.sleep(REST_SECONDS)
             product = workers[0].ask("product 3")
             rates.append(product["values"][0] / min(product["seconds"]))
@@ -124,10 +67,9 @@ def compare(peer: str, method: str, arguments: argparse.Namespace) -> dict[str, 
         memory = [worker.ask("memory")["bytes"] for worker in workers]
     finally:
         for worker in workers:
-            worker.process.kill()
-            worker.process.wait()
-    ours, theirs = (statistics.median(worker.seconds[arguments.warmup :]) for worker in workers)
-    difference = max(abs(a / b - 1) for a, b in zip(workers[0].losses, workers[1].losses, strict=True))
+            worker.stop()
+    ours, theirs = (statistics.median(worker.seconds["step"][arguments.warmup :]) for worker in workers)
+    difference = max(abs(a / b - 1) for a, b in zip(*(worker.values["step"] for worker in workers), strict=True))
     operations = count_operations(work, method)
     return {
         "method": method,
@@ -136,7 +78,7 @@ def compare(peer: str, method: str, arguments: argparse.Namespace) -> dict[str, 
         "peer_seconds": round(theirs, 3),
         "speed_ratio": round(theirs / ours, 2),
         "speed_ratio_of_fastest": round(
-            min(workers[1].seconds[arguments.warmup :]) / min(workers[0].seconds[arguments.warmup :]), 2
+            min(workers[1].seconds["step"][arguments.warmup :]) / min(workers[0].seconds["step"][arguments.warmup :]), 2
         ),
         "our_megabytes": round(memory[0] / 1e6),
         "peer_megabytes": round(memory[1] / 1e6),

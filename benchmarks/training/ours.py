@@ -9,17 +9,16 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
+sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent), str(ROOT / "benchmarks")]
 
+from turns import claim_output, take_turns  # noqa: E402
 from workload import (  # noqa: E402
     LEARNING_RATE,
     MAX_GRAD_NORM,
     Workload,
-    claim_output,
     draw_batch,
     draw_weight,
     parse_worker,
-    take_turns,
 )
 
 
@@ -128,7 +127,7 @@ def main() -> int:
         paddle.matmul(square, square)
         return 2 * 2048**3
 
-    take_turns(output, step, product)
+    take_turns(output, {"step": step, "product": product})
     return 0
 
 

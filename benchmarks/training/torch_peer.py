@@ -10,17 +10,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
+from turns import claim_output, take_turns  # noqa: E402
 from workload import (  # noqa: E402
     LEARNING_RATE,
     MAX_GRAD_NORM,
     Workload,
-    claim_output,
     draw_batch,
     draw_weight,
     parse_worker,
-    take_turns,
 )
 
 LINEAR_LAYERS = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
@@ -114,7 +113,7 @@ def main() -> int:
         torch.matmul(square, square)
         return 2 * 2048**3
 
-    take_turns(output, step, product)
+    take_turns(output, {"step": step, "product": product})
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The step that `benchmarks/train.py` times: sizes, start weights and batch, equal for every library, and how to take turns.
+"""The step that `benchmarks/train.py` times: sizes, start weights and batch, equal for every library.
 
 Only numpy is loaded here, so that a worker's memory is its library's own.
 """
@@ -6,14 +6,8 @@ Only numpy is loaded here, so that a worker's memory is its library's own.
 from __future__ import annotations
 
 import argparse
-import json
-import resource
-import sys
-import time
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TextIO
 
 import numpy as np
 
@@ -91,7 +85,7 @@ def draw_batch(work: Workload) -> RawBatch:
 def draw_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Start values of a weight, float32, from its name in transformers alone; linear weights are [out, in]."""
     if "norm" in name or name.endswith("bias"):
-        return np.full(shape, 1.0 if name.endswith("norm.weight") or "norm" in name and "weight" in name else 0.0, "float32")
+        return np.full(shape, 1.0 if "norm" in name and "weight" in name else 0.0, "float32")
     random = np.random.default_rng(zlib.crc32(name.encode()))
     return 0.02 * random.standard_normal(shape, dtype=np.float32)
 
@@ -104,37 +98,3 @@ def parse_worker(description: str) -> tuple[str, Workload]:
     parser.add_argument("--rank", type=int, default=Workload.lora_rank)
     arguments = parser.parse_args()
     return arguments.method, Workload(text_only=arguments.text_only, lora_rank=arguments.rank)
-
-
-def claim_output() -> TextIO:
-    """This process's standard output; what libraries print goes to standard error from now on."""
-    output, sys.stdout = sys.stdout, sys.stderr
-    return output
-
-
-def take_turns(output: TextIO, step: Callable[[], float], product: Callable[[], int]) -> None:
-    """Does what the driver asks for, line by line, until its lines end; answers each with a line of JSON.
-
-    Args:
-        step: one training step; gives its loss.
-        product: one large matrix product; gives its floating point operations.
-    """
-    print(json.dumps({"ready": True}), file=output, flush=True)
-    for line in sys.stdin:
-        command, _, count = line.partition(" ")
-        answer: dict[str, object]
-        if command == "memory\n":
-            answer = {"bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
-        else:
-            seconds, values = _time(step if command == "step" else product, int(count))
-            answer = {"seconds": seconds, "values": values}
-        print(json.dumps(answer), file=output, flush=True)
-
-
-def _time(work: Callable[[], float], count: int) -> tuple[list[float], list[float]]:
-    seconds, values = [], []
-    for _ in range(count):
-        start = time.perf_counter()
-        values.append(work())
-        seconds.append(time.perf_counter() - start)
-    return seconds, values

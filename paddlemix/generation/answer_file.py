@@ -176,16 +176,15 @@ class Locked:
 
 def _claim(lock: Locked, path: Path, header: Mapping[str, Any], fresh: bool) -> None:
     """Writes the header of a new file, or compares it with that of the one that is there."""
-    wanted = json.loads(json.dumps(dict(header)))
     if fresh:
-        lock.write(wanted)
+        lock.write(dict(header))
         return
     found = lock.read()
     if not isinstance(found, dict):
         if path.exists():
             lock.path.unlink()
         raise UserError(f"{path} is there and was not written by this command; choose another name, or --overwrite")
-    differences = compare_headers(found, wanted)
+    differences = compare_headers(found, header)
     if differences:
         raise UserError(
             f"{path} was begun with other arguments: {'; '.join(differences)}. Run with those to go on, choose another "
@@ -194,7 +193,8 @@ def _claim(lock: Locked, path: Path, header: Mapping[str, Any], fresh: bool) -> 
 
 
 def compare_headers(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """What differs between two headers, one text for each name."""
+    """What differs between a header that was read and another, one text for each name."""
+    wanted = json.loads(json.dumps(dict(wanted)))  # where a tuple is a list
     pairs = {name: (found.get(name), wanted.get(name)) for name in (*wanted, *found)}
     return [f"{name} {_shown(old)} (now {_shown(new)})" for name, (old, new) in pairs.items() if old != new]
 
@@ -211,7 +211,7 @@ def is_complete(path: Path, header: Mapping[str, Any]) -> bool:
         found = json.loads(beside(path, "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(found, dict) and not compare_headers(found, json.loads(encode_line(header)))
+    return isinstance(found, dict) and not compare_headers(found, header)
 
 
 def beside(path: Path, suffix: str) -> Path:

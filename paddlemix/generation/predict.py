@@ -133,12 +133,13 @@ def answer_batches(
             was answered before.
         workers: threads that decode images, >= 1.
     """
-    ending = ending_of(processor)
+    ending = ending_of(processor, settings.stop)
+    is_ended = ending.reached(processor.tokenizer)
     for batch, encoded in _encoded_ahead(questions, batches, workers):
         encoded = [_checked(model, item) for item in encoded]
         asked = [item for item in encoded if isinstance(item, Question)]
         seeded = replace(settings, seed=settings.seed + batch[0])
-        tokens = iter(generate(model, [item.prompt for item in asked], seeded, ending.ids))
+        tokens = iter(generate(model, [item.prompt for item in asked], seeded, ending.ids, is_ended))
         answers = {}
         for index, item in zip(batch, encoded, strict=True):
             if isinstance(item, UserError):

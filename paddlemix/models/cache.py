@@ -92,7 +92,7 @@ class KVCache:
         if length <= self.room:
             return
         batch, heads, width = self._shape
-        before, self.room = self.room, self._room_for(max(length, self.room + self.room // 2))
+        before, self.room = self.room, self._room_for(length, self.room + self.room // 2)
         try:
             for layer in self._layers:
                 for name in ("keys", "values"):
@@ -127,12 +127,12 @@ class KVCache:
         """A layer's first positions."""
         batch, length, heads, width = keys.shape
         if not self._layers:
-            self._shape, self.room, self._rows = (batch, heads, width), self._room_for(length + 1), None
+            self._shape, self.room, self._rows = (batch, heads, width), self._room_for(length, length + 1), None
         first, second = (_lengthened(part.detach().transpose([0, 2, 1, 3]), self.room) for part in (keys, values))
         self._layers.append(_Layer(first, second, length))
 
-    def _room_for(self, length: int) -> int:
-        room = -(-length // _UNIT) * _UNIT
+    def _room_for(self, length: int, wished: int) -> int:
+        room = -(-max(length, wished) // _UNIT) * _UNIT
         return room if self.limit is None else max(min(room, self.limit), length)
 
     def _row_numbers(self, start: int, count: int) -> paddle.Tensor:

@@ -136,18 +136,19 @@ class AttentionFunction(PyLayer):
                 scores.add_(bias if len(ctx.blocks) == 1 else bias[start:stop, :end])
             weights.append(functional.softmax_(scores, axis=-1).astype(values.dtype))
             merged.append(paddle.matmul(weights[-1], values[:, :, :end]))
-        output = merged[0] if len(merged) == 1 else paddle.concat(merged, axis=2)
-        ctx.save_for_backward(queries, keys, values, output, *weights)
-        return output.transpose([0, 2, 1, 3])
+        output = (merged[0] if len(merged) == 1 else paddle.concat(merged, axis=2)).transpose([0, 2, 1, 3]).contiguous()
+        # kept for the next layer anyway; detached, because the output itself holds what is kept here
+        ctx.save_for_backward(queries, keys, values, output.detach(), *weights)
+        return output
 
     @staticmethod
     def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
         """Gradients of queries, keys and values; None for a bias."""
         queries, keys, values, output, *weights = ctx.saved_tensor()
-        grad = grad.transpose([0, 2, 1, 3])  # [B, H, L, E]
         ones = paddle.ones([grad.shape[-1], 1], dtype="float32")
         # [B, H, L, 1]: the weights' gradients, averaged by the weights
-        means = paddle.matmul((grad * output).astype("float32"), ones)
+        means = paddle.matmul((grad * output).astype("float32"), ones).transpose([0, 2, 1, 3])
+        grad = grad.transpose([0, 2, 1, 3])  # [B, H, L, E]
         parts: list[list[paddle.Tensor]] = [[], [], []]
         for (start, stop, end), weight in zip(ctx.blocks, weights, strict=True):
             part = grad[:, :, start:stop]
@@ -167,7 +168,9 @@ def _causal_blocks(length: int, key_length: int, block: int | None) -> list[tupl
     count = 1 if block is None else max(1, round(length / block))
     stops = [length * number // count for number in range(count + 1)]
     seen = key_length - length
-    return [(start, stop, key_length if count == 1 else seen + stop) for start, stop in zip(stops, stops[1:])]
+    return [
+        (start, stop, key_length if count == 1 else seen + stop) for start, stop in zip(stops, stops[1:], strict=False)
+    ]
 
 
 def _sum_prefixes(parts: list[paddle.Tensor]) -> paddle.Tensor:

@@ -60,6 +60,11 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default 0)")
     parser.add_argument("--top-p", type=float, default=1.0, help="likeliest tokens that reach it together (default 1)")
     parser.add_argument("--top-k", type=int, default=0, help="only the likeliest tokens, so many; 0: all (default)")
+    parser.add_argument(
+        "--num-beams", type=int, default=1, help="beam search, one question at a time (default 1: none)"
+    )
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1 avoids tokens that were there")
+    parser.add_argument("--stop", action="append", default=[], help="text that ends an answer; may be given repeatedly")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling (default 0)")
 
 
@@ -113,6 +118,9 @@ def _settings(arguments: argparse.Namespace) -> GenerationSettings:
         temperature=arguments.temperature,
         top_k=arguments.top_k,
         top_p=arguments.top_p,
+        num_beams=arguments.num_beams,
+        repetition_penalty=arguments.repetition_penalty,
+        stop=tuple(arguments.stop),
         seed=arguments.seed,
     )
 

@@ -6,7 +6,7 @@ supervised, D width, F inner width, Q = heads x head width, N tiles of P patches
 
 Kept of a decoder layer, numbers of D, Q and F per position and one probability per head and visible pair:
 
-    input norm     D in float32 and its output D        attention  q, k, v, output, output again for o_proj: 5 Q
+    input norm     D in float32 and its output D        attention  q, k, v and output: 4 Q
     second norm    D in float32 and its output D        feed-forward  gate, up and their product: 3 F
 
 In the last layer all but the first norm, q, k, v and the output are of the S supervised positions.  Under recompute a
@@ -23,7 +23,7 @@ from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionCon
 FLOAT32 = 4
 CAUSAL_BLOCK = 128  # as in models/attention.py
 NARROW_COST = 3  # as in models/kernels.py
-LOGITS_AT_ONCE = 2**24  # as in trainer/loss.py
+LOGITS_AT_ONCE, LOGITS_WITHOUT_GRADIENT = 2**24, 2**22  # as in trainer/loss.py
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,6 +255,8 @@ def _layer_bytes(
     pairs = visible_pairs(_runs(shape, computation), True, computation.on_cpu)
     kept += text.num_attention_heads * pairs * size
     kept += 2 * size * rows * text.intermediate_size  # gate and up
+    if not (is_last or (shape.runs and computation.on_cpu)):  # o_proj's input is the output that attention keeps
+        kept -= _shared_input_bytes(linears[f"{name}.self_attn.o_proj"], rows, computation)
     groups = (
         (positions, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
         (rows, ("self_attn.o_proj",)),
@@ -266,9 +268,18 @@ def _layer_bytes(
     )
 
 
+def _shared_input_bytes(item: LinearSize, rows: int, computation: Computation) -> int:
+    """What `_input_bytes` counts of an input that is kept before the layer already."""
+    return computation.size * rows * item.in_features if _keeps_input(item) else 0
+
+
+def _keeps_input(item: LinearSize) -> bool:
+    return not item.quantized or (item.rank > 0 and not item.dropout)
+
+
 def _input_bytes(group: list[LinearSize], rows: int, computation: Computation) -> int:
     """Kept of the linear layers that share an input [rows, in]."""
-    plain = [item for item in group if not item.quantized or (item.rank and not item.dropout)]
+    plain = [item for item in group if _keeps_input(item)]
     copies = len(plain) if computation.autocast else min(len(plain), 1)
     kept = copies * rows * group[0].in_features * computation.size
     if computation.autocast:  # weights are products' inputs too, and here they are copies
@@ -307,9 +318,9 @@ def _shared_bytes(text: DecoderConfig, shape: BatchShape, computation: Computati
 def _loss_bytes(config: LlavaConfig, trained: Collection[str], rows: int, computation: Computation) -> tuple[int, int]:
     """(kept until the backward pass, besides while the loss is computed)."""
     width, vocabulary = config.text.hidden_size, config.text.vocab_size
-    at_once = min(rows, max(1, LOGITS_AT_ONCE // vocabulary))
     output = "language_model.embed_tokens.weight" if config.text.tie_word_embeddings else "lm_head.weight"
     weight = computation.size * width * vocabulary if output in trained else 0
+    at_once = min(rows, max(1, (LOGITS_AT_ONCE if weight else LOGITS_WITHOUT_GRADIENT) // vocabulary))
     kept = computation.size * rows * width + weight
     logits = at_once * vocabulary * (computation.size + FLOAT32)
     return kept, logits + (weight if rows > at_once else 0)
@@ -349,6 +360,7 @@ def _tower_layer_bytes(
     kept = 2 * computation.wide * rows * width + 4 * size * rows * width
     kept += size * tiles * vision.num_attention_heads * length * length
     kept += size * rows * vision.intermediate_size * (2 if vision.hidden_act == "quick_gelu" else 1)
+    kept -= _shared_input_bytes(linears[f"{name}.self_attn.out_proj"], rows, computation)
     groups = (
         ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         ("self_attn.out_proj",),

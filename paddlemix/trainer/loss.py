@@ -1,9 +1,9 @@
 """The loss: cross entropy of the next token on supervised positions alone, in float32.
 
-The output layer runs on those positions only, and on a part of them at a time, so the full [B, L, V] logits never exist
-and none are kept: gradients of a part's logits are made in their place at once.  The last decoder layer leaves the other
-positions out too.  Means are taken over the supervised tokens of a whole optimiser step, whatever micro-batches and
-devices it is split into.
+The output layer runs on those positions only, and on a part of them at a time, so the full [B, L, V] logits never
+exist and none are kept: gradients of a part's logits are made in their place at once.  The last decoder layer leaves the
+other positions out too.  Means are taken over the supervised tokens of a whole optimiser step, whatever micro-batches
+and devices it is split into.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from paddle.autograd import PyLayer
 
 from paddlemix.models.llava import LlavaModel
 
-_LOGITS_AT_ONCE = 2**24  # 64 MiB in float32; a part's products are still large
+_LOGITS_AT_ONCE = 2**24  # 64 MiB in float32: every part costs a sum of gradients of the size of the output layer
+_LOGITS_WITHOUT_GRADIENT = 2**22  # where that layer is frozen: its products are still large
 
 
 class LossModel(nn.Layer):
@@ -58,7 +59,8 @@ class LossModel(nn.Layer):
             return self.model.logits(rows).astype("float32").sum() * 0.0, paddle.zeros([], dtype="int64")
         chosen = decoder(embeds, position_ids, segment_ids, chosen=loss_index)
         weights = [weight for weight in self.model.output_weights() if not weight.stop_gradient]
-        rows_at_once = max(1, _LOGITS_AT_ONCE // self.model.config.text.vocab_size)
+        numbers = _LOGITS_AT_ONCE if weights else _LOGITS_WITHOUT_GRADIENT
+        rows_at_once = max(1, numbers // self.model.config.text.vocab_size)
         head = _Head(self.model.logits, rows_at_once, paddle.is_grad_enabled())
         return _SummedCrossEntropy.apply(chosen, loss_targets, head, *weights)
 
@@ -87,7 +89,10 @@ class _SummedCrossEntropy(PyLayer):
     ) -> tuple[paddle.Tensor, paddle.Tensor]:
         """[S, D], int64 [S] and the head's trained weights -> float32 and int64 scalars, see `LossModel`."""
         ctx.hidden_trains = head.with_gradient and not hidden.stop_gradient
-        losses, rights, hidden_grads, weight_grads = [], [], [], []
+        losses: list[paddle.Tensor] = []
+        rights: list[paddle.Tensor] = []
+        hidden_grads: list[paddle.Tensor] = []
+        weight_grads: list[paddle.Tensor] = []
         for start in range(0, len(targets), head.rows_at_once):
             rows = hidden[start : start + head.rows_at_once].detach()
             rows.stop_gradient = not ctx.hidden_trains

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,10 @@ from paddlemix.checkpoints.pretrained import Pretrained
 from paddlemix.errors import UserError
 from paddlemix.generation.chat import ChatSession
 from paddlemix.generation.generate import generate
+from paddlemix.generation.history import Dropped
 from paddlemix.generation.sampling import GenerationSettings, Sampler
+from paddlemix.generation.steps import Steps
+from paddlemix.models.cache import KVCache
 from paddlemix.models.llava import LlavaModel
 from paddlemix.processors.templates import get_template
 from paddlemix.processors.tokenizer import Tokenizer
@@ -45,18 +49,23 @@ def ask(session: ChatSession, question: str, *images: Image.Image) -> str:
     return "".join(session.ask(question, images))
 
 
-def answer_alone(loaded: Pretrained, messages: list[Message], images: list[Image.Image]) -> str:
+def answer_alone(
+    loaded: Pretrained,
+    messages: list[Message],
+    images: list[Image.Image],
+    settings: GenerationSettings = SETTINGS,
+) -> str:
     """The answer to a history, computed in one go by the batch path, without a cache from before."""
     assert loaded.processor is not None
     prompt = loaded.processor.encode_prompt(messages, images)
     tokenizer = loaded.processor.tokenizer
-    return tokenizer.decode(generate(loaded.model, [prompt], SETTINGS, {tokenizer.eos_token_id})[0]).strip()
+    return tokenizer.decode(generate(loaded.model, [prompt], settings, {tokenizer.eos_token_id})[0]).strip()
 
 
 def script(monkeypatch: pytest.MonkeyPatch, tokens: list[int]) -> None:
     """The model then answers with these tokens."""
     rest: Iterator[int] = iter(tokens)
-    monkeypatch.setattr(Sampler, "next_tokens", lambda self, scores: np.array([next(rest)]))
+    monkeypatch.setattr(Sampler, "next_token", lambda self, scores: next(rest))
 
 
 # ---- reuse ----
@@ -71,23 +80,80 @@ def test_every_round_with_reuse_equals_the_same_history_at_once(loaded: Pretrain
     assert [message.role for message in session.messages] == ["user", "assistant"] * 3
 
 
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
+    """What is computed: tiles through the tower, and tokens read at once."""
+    done: dict[str, list[int]] = {"tiles": [], "read": []}
+    encode, read = LlavaModel.encode_images, Steps.read
+
+    def encode_images(self: LlavaModel, pixels: paddle.Tensor) -> paddle.Tensor:
+        done["tiles"].append(pixels.shape[0])
+        return encode(self, pixels)
+
+    def read_embeds(self: Steps, embeds: paddle.Tensor) -> np.ndarray:
+        done["read"].append(embeds.shape[1])
+        return read(self, embeds)
+
+    monkeypatch.setattr(LlavaModel, "encode_images", encode_images)
+    monkeypatch.setattr(Steps, "read", read_embeds)
+    return done
+
+
 def test_an_image_is_encoded_once_and_only_new_tokens_are_computed(
-    loaded: Pretrained, images: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+    loaded: Pretrained, images: list[Image.Image], work: dict[str, list[int]]
 ) -> None:
-    encoded, fed = [], []
-    encode, feed = LlavaModel.encode_images, ChatSession._feed
-    monkeypatch.setattr(LlavaModel, "encode_images", lambda self, pixels: encoded.append(1) or encode(self, pixels))
-    monkeypatch.setattr(ChatSession, "_feed", lambda self, ids, index: fed.append(len(ids)) or feed(self, ids, index))
     session = ChatSession(loaded, settings=SETTINGS)
     ask(session, QUESTIONS[0], images[0])
-    first = fed[0]
-    fed.clear()
     ask(session, QUESTIONS[1])
-    assert len(encoded) == 1
-    second = session.processor.encode_text(session.messages[:3], session._sizes, add_generation_prompt=True)
-    assert len(second.input_ids) - fed[0] >= first  # at most the first answer and the second question
+    assert work["tiles"] == [1]
+    assert work["read"][1] < 40 < work["read"][0]  # at most the first answer, and the second question
     ask(session, QUESTIONS[2], images[1])
-    assert len(encoded) == 2
+    assert work["tiles"] == [1, 1]
+
+
+def test_equal_prompts_about_another_image_share_nothing_of_it(
+    loaded: Pretrained, images: list[Image.Image], work: dict[str, list[int]]
+) -> None:
+    """The ids of both are the same."""
+    session = ChatSession(loaded, settings=SETTINGS)
+    ask(session, QUESTIONS[0], images[0])
+    session.back()
+    ask(session, QUESTIONS[0], images[1])
+    assert work["tiles"] == [1, 1]
+    assert session.rounds[-1].answer == answer_alone(loaded, session.messages[:-1], images[1:])
+
+
+def test_going_back_and_editing_reuse_what_is_the_same(
+    loaded: Pretrained, images: list[Image.Image], work: dict[str, list[int]]
+) -> None:
+    session = ChatSession(loaded, settings=SETTINGS)
+    answers = [ask(session, QUESTIONS[0], images[0]), *(ask(session, question) for question in QUESTIONS[1:])]
+    session.back(2)
+    assert [message.role for message in session.messages] == ["user", "assistant"]
+    del work["read"][:]
+    assert ask(session, QUESTIONS[1]) == answers[1]
+    assert work["read"][0] < 60 and work["tiles"] == [1]
+
+    edited = "".join(session.edit(1, QUESTIONS[2]))
+    assert [item.question[-1] for item in session.rounds] == [QUESTIONS[2]]
+    assert work["tiles"] == [1] and work["read"][-1] < 60  # behind the image, which the cache still holds
+    assert edited.strip() == answer_alone(loaded, session.messages[:-1], images[:1])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda session: list(session.edit(2, "?")), "there is no round 2 to edit; the conversation has 1"),
+        (lambda session: session.back(2), "cannot go back 2 rounds; the conversation has 1"),
+        (lambda session: session.back(0), "cannot go back 0 rounds"),
+    ],
+)
+def test_there_is_nothing_to_go_back_to(loaded: Pretrained, call: Any, message: str) -> None:
+    session = ChatSession(loaded, settings=SETTINGS)
+    ask(session, QUESTIONS[0])
+    with pytest.raises(UserError, match=message):
+        call(session)
+    assert len(session.rounds) == 1
 
 
 def test_a_later_image_and_several_at_once(loaded: Pretrained, images: list[Image.Image]) -> None:
@@ -133,11 +199,43 @@ def test_another_template_is_used_where_asked(loaded: Pretrained) -> None:
 
 
 def test_a_question_is_text_and_nothing_else(loaded: Pretrained) -> None:
-    """Neither `<image>` nor `</s>` in what is typed means anything."""
+    """`</s>` in what is typed means nothing."""
     session = ChatSession(loaded, settings=SETTINGS)
-    ask(session, "Is <image> a tag, and </s> the end?")
-    assert session.messages[0].image_indices == ()
-    assert "USER: Is <image> a tag, and </s> the end? ASSISTANT:" in session.prompt()
+    ask(session, "Is this, </s>, the end?")
+    assert "USER: Is this, </s>, the end? ASSISTANT:" in session.prompt()
+
+
+def test_a_question_may_say_where_its_images_stand(loaded: Pretrained, images: list[Image.Image]) -> None:
+    session = ChatSession(loaded, settings=SETTINGS)
+    ask(session, "Is <image> larger than <image>?", *images)
+    assert session.messages[0].content == ("Is ", 0, " larger than ", 1, "?")
+    assert session.rounds[-1].answer == answer_alone(loaded, session.messages[:-1], images)
+
+
+@pytest.mark.parametrize(
+    ("question", "count", "message"),
+    [
+        ("What is <image>?", 0, "the question has <image> 1 times, but no image was given"),
+        ("<image> or <image>?", 1, "the question has <image> 2 times, but 1 image was given"),
+        ("What is <image>?", 2, "the question has <image> 1 times, but 2 images were given; give as many, or leave"),
+    ],
+)
+def test_images_and_their_places_must_agree(
+    loaded: Pretrained, images: list[Image.Image], question: str, count: int, message: str
+) -> None:
+    session = ChatSession(loaded, settings=SETTINGS)
+    with pytest.raises(UserError, match=message):
+        ask(session, question, *images[:count])
+    assert session.rounds == []
+
+
+def test_a_system_text_takes_the_place_of_the_templates(loaded: Pretrained) -> None:
+    session = ChatSession(loaded, settings=SETTINGS, system="Be brief.")
+    ask(session, QUESTIONS[0])
+    assert session.prompt().startswith(f"Be brief. USER: {QUESTIONS[0]} ASSISTANT:")
+    assert session.messages[0] == Message(role="system", content=("Be brief.",))
+    with pytest.raises(UserError, match="template 'gemma_instruct' has no place for a system text"):
+        ChatSession(loaded, get_template("gemma_instruct"), SETTINGS, system="Be brief.")
 
 
 def test_a_stored_seed_draws_the_same_answers(loaded: Pretrained) -> None:
@@ -200,6 +298,102 @@ def test_an_answer_that_nobody_hears_to_its_end_is_kept_as_far_as_it_went(loaded
     assert session.messages[-1].text == answer_alone(loaded, session.messages[:-1], [])
 
 
+@pytest.mark.parametrize("layer_call", [3, 8])
+def test_an_answer_that_is_interrupted_anywhere_leaves_a_conversation_that_goes_on(
+    loaded: Pretrained, monkeypatch: pytest.MonkeyPatch, layer_call: int, images: list[Image.Image]
+) -> None:
+    """In the middle of a token, when some layers have seen it and others have not."""
+    session, write, calls = ChatSession(loaded, settings=SETTINGS), KVCache.write, itertools.count()
+
+    def interrupted(self: KVCache, *arguments: Any) -> Any:
+        if next(calls) == layer_call:
+            raise KeyboardInterrupt
+        return write(self, *arguments)
+
+    monkeypatch.setattr(KVCache, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ask(session, QUESTIONS[0], images[0])
+    assert len(session.rounds) == 1
+    ask(session, QUESTIONS[1])
+    assert session.rounds[-1].answer == answer_alone(loaded, session.messages[:-1], images[:1])
+
+
+def test_further_texts_end_an_answer(loaded: Pretrained, monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer) -> None:
+    script(monkeypatch, tokenizer.encode("It is red. Or green. Or both."))
+    session = ChatSession(loaded, settings=GenerationSettings(max_new_tokens=100, stop=(" Or b", "yellow")))
+    pieces = list(session.ask(QUESTIONS[0]))
+    assert "".join(pieces) == "It is red. Or green."
+    assert session.rounds[-1].answer == "It is red. Or green."
+
+
+def test_the_pieces_are_the_text_whatever_the_tokens(loaded: Pretrained, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random ids, bytes that are no character among them."""
+    assert loaded.processor is not None
+    tokenizer, random = loaded.processor.tokenizer, np.random.default_rng(3)
+    for _ in range(20):
+        tokens = [int(token) for token in random.integers(3, len(tokenizer), 40)]
+        with monkeypatch.context() as patch:
+            script(patch, [*tokens, tokenizer.eos_token_id])
+            pieces = list(ChatSession(loaded, settings=GenerationSettings(max_new_tokens=100)).ask(QUESTIONS[0]))
+        assert "".join(pieces) == tokenizer.decode(tokens).lstrip()
+
+
+# ---- beams ----
+
+
+def test_the_best_beam_is_that_of_the_whole_history(loaded: Pretrained, images: list[Image.Image]) -> None:
+    beams = replace(SETTINGS, num_beams=3, repetition_penalty=1.3)
+    session = ChatSession(loaded, settings=beams)
+    for number, question in enumerate(QUESTIONS):
+        said = session.answer(question, images[:1] if number == 0 else ())
+        assert said == answer_alone(loaded, session.messages[:-1], images[:1], beams)
+    assert len(session.rounds) == 3
+
+
+def test_beams_and_streaming_exclude_each_other(loaded: Pretrained) -> None:
+    session = ChatSession(loaded, settings=replace(SETTINGS, num_beams=3))
+    with pytest.raises(UserError, match="num_beams 3: beam search cannot give an answer piece by piece"):
+        ask(session, QUESTIONS[0])
+    assert session.rounds == []
+
+
+def test_a_whole_answer_is_the_streamed_one(loaded: Pretrained, images: list[Image.Image]) -> None:
+    first, second = (ChatSession(loaded, settings=SETTINGS) for _ in range(2))
+    assert first.answer(QUESTIONS[0], images) == ask(second, QUESTIONS[0], *images).strip()
+
+
+# ---- a conversation that outgrows the context ----
+
+
+def test_the_oldest_rounds_make_room_with_their_images(
+    loaded: Pretrained, images: list[Image.Image], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("paddlemix"), "propagate", True)
+    session = ChatSession(loaded, settings=SETTINGS, on_overflow="drop_oldest")
+    ask(session, QUESTIONS[0], images[0])
+    ask(session, QUESTIONS[1], images[1])
+    assert session.dropped is None
+    ask(session, "How many? " * 130)
+    assert session.dropped == Dropped(rounds=1, images=1)
+    assert "outgrew the model's context: the oldest round and the image it showed left out" in caplog.text
+    assert [len(item.pictures) for item in session.rounds] == [1, 0]
+    assert session.messages[0].image_indices == (0,)
+    assert session.rounds[-1].answer == answer_alone(loaded, session.messages[:-1], images[1:])
+    ask(session, "How many? " * 130)
+    assert session.dropped == Dropped(rounds=2, images=1)
+    assert session.rounds[-1].answer == answer_alone(loaded, session.messages[:-1], [])
+
+
+def test_a_question_that_is_too_long_alone_is_refused_all_the_same(loaded: Pretrained) -> None:
+    session = ChatSession(loaded, settings=SETTINGS, on_overflow="drop_oldest")
+    ask(session, QUESTIONS[0])
+    with pytest.raises(UserError, match="more than the model's context of 512 leaves room for"):
+        ask(session, "How many? " * 200)
+    assert len(session.rounds) == 1
+    with pytest.raises(UserError, match="on_overflow='drop' is not one of stop, drop_oldest"):
+        ChatSession(loaded, on_overflow="drop")
+
+
 # ---- refusals ----
 
 
@@ -219,7 +413,7 @@ def test_the_last_answer_ends_with_the_context(tokenizer: Tokenizer) -> None:
     loaded = Pretrained(tiny_model(tiny_llava(text=text, vision=None)), make_processor(tokenizer), Path("tiny"))
     session = ChatSession(loaded, settings=GenerationSettings(max_new_tokens=10_000))
     ask(session, "How many?")
-    assert len(session._ids) <= 150
+    assert session._steps.cache.length == 149  # the last token needs no place
 
 
 def test_a_picture_needs_a_tower_and_words_a_tokenizer(world: World, loaded: Pretrained, images: list[Any]) -> None:
@@ -234,5 +428,5 @@ def test_a_picture_needs_a_tower_and_words_a_tokenizer(world: World, loaded: Pre
 def test_generation_keeps_no_graph(loaded: Pretrained) -> None:
     session = ChatSession(loaded, settings=SETTINGS)
     ask(session, QUESTIONS[0])
-    assert all(keys.stop_gradient for keys in session._cache._keys)
+    assert all(layer.keys.stop_gradient for layer in session._steps.cache._layers)
     assert paddle.is_grad_enabled()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +18,12 @@ from paddlemix.errors import UserError
 from paddlemix.generation.ending import Ending, ending_of
 from paddlemix.generation.generate import answer_budget, generate
 from paddlemix.generation.sampling import GenerationSettings
+from paddlemix.generation.steps import Steps
 from paddlemix.processors.templates import get_template
 from paddlemix.processors.tokenizer import Tokenizer
 from paddlemix.sample import Example, Message
-from tests.tiny import draw_picture, make_processor
-from tests.tiny_models import tiny_llava, tiny_model, tiny_text
+from tests.tiny import ANYRES_SPEC, draw_picture, make_processor
+from tests.tiny_models import tiny_llava, tiny_model, tiny_text, tiny_vision
 from tests.tiny_world import World
 
 GREEDY = GenerationSettings(max_new_tokens=12)
@@ -49,21 +53,35 @@ def prompts(loaded: Pretrained) -> list[Example]:
     ]
 
 
+def whole_scores(loaded: Pretrained, prompt: Example, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Scores [V] behind a prompt and some tokens, everything computed at once."""
+    ids = np.concatenate([prompt.input_ids, np.asarray(tokens, dtype=np.int64)])
+    whole = replace(prompt, input_ids=ids, labels=ids)
+    batch = collate([whole], loaded.model.config.tokens_per_tile)
+    images: dict[str, Any] = {"pixel_values": batch.pixel_values, "merge_index": batch.merge_index}
+    with paddle.no_grad():
+        hidden = loaded.model(
+            paddle.to_tensor(batch.input_ids),
+            paddle.to_tensor(batch.position_ids),
+            **{name: paddle.to_tensor(value) for name, value in images.items() if value is not None},
+        )
+        return loaded.model.logits(hidden[:, -1])[0].numpy()
+
+
+def log_probability(loaded: Pretrained, prompt: Example, tokens: Sequence[int]) -> float:
+    """Sum over the tokens of an answer."""
+    total = 0.0
+    for place, token in enumerate(tokens):
+        scores = whole_scores(loaded, prompt, tokens[:place]).astype(np.float64)
+        total += scores[token] - scores.max() - np.log(np.exp(scores - scores.max()).sum())
+    return total
+
+
 def without_cache(loaded: Pretrained, prompt: Example, count: int) -> list[int]:
     """Greedy tokens with the whole sequence run anew for each."""
     tokens: list[int] = []
     for _ in range(count):
-        ids = np.concatenate([prompt.input_ids, np.array(tokens, dtype=np.int64)])
-        whole = Example(input_ids=ids, labels=ids, pixel_values=prompt.pixel_values, image_index=prompt.image_index)
-        batch = collate([whole], loaded.model.config.tokens_per_tile)
-        images: dict[str, Any] = {"pixel_values": batch.pixel_values, "merge_index": batch.merge_index}
-        with paddle.no_grad():
-            hidden = loaded.model(
-                paddle.to_tensor(batch.input_ids),
-                paddle.to_tensor(batch.position_ids),
-                **{name: paddle.to_tensor(value) for name, value in images.items() if value is not None},
-            )
-            tokens.append(int(loaded.model.logits(hidden[:, -1]).argmax()))
+        tokens.append(int(whole_scores(loaded, prompt, tokens).argmax()))
     return tokens
 
 
@@ -73,6 +91,112 @@ def test_a_batch_gives_what_each_prompt_gives_alone(loaded: Pretrained, prompts:
     assert together == [without_cache(loaded, prompt, 12) for prompt in prompts]
     assert len({tuple(answer) for answer in together}) == 4
     assert all(len(set(answer)) > 1 for answer in together)
+
+
+@pytest.fixture(scope="module")
+def any_resolution(tokenizer: Tokenizer) -> Pretrained:
+    """A model that cuts images into tiles, with newlines."""
+    text, vision = tiny_text(vocab_size=len(tokenizer)), tiny_vision(image_size=28, patch_size=14)
+    return Pretrained(
+        tiny_model(tiny_llava(text=text, vision=vision)),
+        make_processor(tokenizer, ANYRES_SPEC),
+        None,  # type: ignore[arg-type]
+    )
+
+
+def mixed_prompts(loaded: Pretrained) -> list[Example]:
+    """Eight: words alone, one to three images, short and long, also a later round."""
+    assert loaded.processor is not None
+    later = [
+        Message(role="user", content=(0, "What is this?")),
+        Message(role="assistant", content=("A bus.",)),
+        Message(role="user", content=("And", 1, "?")),
+    ]
+    return [
+        encode(loaded, 1, "What is this?"),
+        encode(loaded, "How many?"),
+        encode(loaded, 2, "\n", 3, "What is the colour of the big bus and where is the small cat?"),
+        encode(loaded, "这是什么颜色?"),
+        encode(loaded, 5, "Is ", 6, " larger than ", 7, "?"),
+        loaded.processor.encode_prompt(later, [draw_picture(60, 30, 4), draw_picture(20, 70, 5)]),
+        encode(loaded, "What is this? " * 12),
+        encode(loaded, 8, ""),
+    ]
+
+
+@pytest.mark.parametrize("name", ["loaded", "any_resolution"])
+def test_a_batch_of_eight_mixed_prompts_equals_eight_single_runs(name: str, request: pytest.FixtureRequest) -> None:
+    model = request.getfixturevalue(name)
+    prompts = mixed_prompts(model)
+    together = generate(model.model, prompts, GREEDY, set())
+    assert together == [generate(model.model, [prompt], GREEDY, set())[0] for prompt in prompts]
+    assert len({len(prompt.input_ids) for prompt in prompts}) >= 6
+    assert len({tuple(answer) for answer in together}) >= 6
+
+
+@pytest.mark.parametrize("name", ["loaded", "any_resolution"])
+def test_cached_scores_equal_those_of_the_whole(name: str, request: pytest.FixtureRequest) -> None:
+    """Every token of several answers, to a hundred thousandth."""
+    loaded = request.getfixturevalue(name)
+    for prompt in mixed_prompts(loaded)[:6]:
+        steps = Steps(loaded.model)
+        scores, tokens = steps.start([prompt]), []
+        for _ in range(12):
+            wanted = whole_scores(loaded, prompt, tokens)
+            np.testing.assert_allclose(scores[0], wanted, atol=1e-5, rtol=0)
+            tokens.append(int(scores.argmax()))
+            scores = steps.feed(np.array(tokens[-1:]))
+
+
+def test_rows_that_are_complete_leave(loaded: Pretrained, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = mixed_prompts(loaded)
+    whole, widths, feed = generate(loaded.model, prompts, GREEDY, set()), [], Steps.feed
+
+    def counted(self: Steps, tokens: np.ndarray) -> np.ndarray:
+        widths.append(len(tokens))
+        return feed(self, tokens)
+
+    monkeypatch.setattr(Steps, "feed", counted)
+    ends = {answer[2] for answer in whole[:6]}
+    expected = [list(itertools.takewhile(lambda token: token not in ends, answer)) for answer in whole]
+    assert generate(loaded.model, prompts, GREEDY, ends) == expected
+    assert min(widths) < 8
+
+
+def test_draws_of_a_row_do_not_depend_on_when_others_end(loaded: Pretrained) -> None:
+    settings = GenerationSettings(max_new_tokens=8, temperature=1.0, seed=3)
+    prompts = mixed_prompts(loaded)[:3]
+    whole = generate(loaded.model, prompts, settings, set())
+    ended = generate(loaded.model, prompts, settings, {whole[0][1]})
+    assert len(ended[0]) == 1 and ended[0] == whole[0][:1]
+    assert [answer[: len(short)] for answer, short in zip(whole, ended, strict=True)] == ended
+
+
+def test_a_text_ends_an_answer_of_a_batch(loaded: Pretrained) -> None:
+    assert loaded.processor is not None
+    tokenizer, prompts = loaded.processor.tokenizer, mixed_prompts(loaded)[:4]
+    whole = generate(loaded.model, prompts, GREEDY, set())
+    text = tokenizer.decode(whole[0])
+    ending = Ending(frozenset(), (text[3:6],))
+    answers = generate(loaded.model, prompts, GREEDY, set(), ending.reached(tokenizer))
+    assert len(answers[0]) < len(whole[0])
+    for short, long in zip(answers, whole, strict=True):
+        assert short == long[: len(short)]
+        assert ending.cut(tokenizer.decode(short))[0] == ending.cut(tokenizer.decode(long))[0]
+    assert Ending(frozenset({2}), ()).reached(tokenizer) is None
+
+
+def test_one_beam_for_each_is_the_greedy_answer_and_more_are_likelier(loaded: Pretrained) -> None:
+    """By the sum of log probabilities, which a search without length penalty maximises."""
+    prompts = mixed_prompts(loaded)
+    greedy = generate(loaded.model, prompts, GREEDY, set())
+    settings = GenerationSettings(max_new_tokens=12, num_beams=4)
+    best = generate(loaded.model, prompts, settings, set())
+    gains = [
+        log_probability(loaded, prompt, found) - log_probability(loaded, prompt, plain)
+        for prompt, found, plain in zip(prompts, best, greedy, strict=True)
+    ]
+    assert max(gains) > 0.1 and np.mean(gains) > 0
 
 
 def test_an_answer_ends_before_an_end_token_and_the_others_go_on(loaded: Pretrained, prompts: list[Example]) -> None:

@@ -134,3 +134,19 @@ def test_the_example_of_the_page_runs(
     assert shown[0].endswith(f"-> {first.text}") and shown[2].endswith(lost.error)
     assert shown[3].strip() == first.text  # the chat gives the same answer
     assert names["second"]
+
+
+def test_a_stop_text_ends_answers(world: World, loaded: Pretrained, records: list[dict[str, Any]]) -> None:
+    plain = predict(loaded, records, SHORT, image_root=str(world.data))
+    text = max((answer.text for answer in plain), key=len)
+    stop = text[len(text) // 2 :]
+    settings = GenerationSettings(max_new_tokens=6, stop=(stop,))
+    stopped = predict(loaded, records, settings, batch_size=3, image_root=str(world.data))
+    assert [answer.text for answer in stopped] == [answer.text.split(stop)[0].strip() for answer in plain]
+    assert stopped != plain
+
+
+def test_beams_are_those_of_one_question_alone(world: World, loaded: Pretrained, records: list[dict[str, Any]]) -> None:
+    settings = GenerationSettings(max_new_tokens=4, num_beams=3)
+    alone = predict(loaded, records[:3], settings, batch_size=1, image_root=str(world.data))
+    assert predict(loaded, records[:3], settings, batch_size=3, image_root=str(world.data)) == alone

@@ -163,6 +163,7 @@ def test_constants_are_those_of_the_code() -> None:
     assert estimate_activations.CAUSAL_BLOCK == attention._CAUSAL_BLOCK
     assert estimate_activations.NARROW_COST == kernels.NARROW_COST
     assert estimate_activations.LOGITS_AT_ONCE == loss._LOGITS_AT_ONCE
+    assert estimate_activations.LOGITS_WITHOUT_GRADIENT == loss._LOGITS_WITHOUT_GRADIENT
     for length in (1, 100, 191, 192, 425, 2048):
         blocks = kernels._causal_blocks(length, length, attention._CAUSAL_BLOCK)
         pairs = sum((stop - start) * end for start, stop, end in blocks)

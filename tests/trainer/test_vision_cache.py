@@ -91,6 +91,7 @@ def test_a_tower_that_trains_cannot_be_kept(world: World, tmp_path: Path) -> Non
         run_recipe(world.config(tmp_path, cache_vision_features=True, vision_tower="full"))
     with pytest.raises(UserError, match="has no vision tower"):
         text = {"dataset": {"train": [{"data_files": write_text(tmp_path)}]}, "model_name_or_path": str(world.llama)}
+        text |= {"per_device_train_batch_size": 1}
         run_recipe(world.config(tmp_path / "out", cache_vision_features=True, **text))
 
 
