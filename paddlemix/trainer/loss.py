@@ -1,9 +1,9 @@
 """The loss: cross entropy of the next token on supervised positions alone, in float32.
 
 The output layer runs on those positions only, and on a part of them at a time, so the full [B, L, V] logits never
-exist and none are kept: gradients of a part's logits are made in their place at once.  The last decoder layer leaves the
-other positions out too.  Means are taken over the supervised tokens of a whole optimiser step, whatever micro-batches
-and devices it is split into.
+exist and none are kept: gradients of a part's logits are made in their place at once.  The last decoder layer leaves
+the other positions out too.  Means are taken over the supervised tokens of a whole optimiser step, whatever
+micro-batches and devices it is split into.
 """
 
 from __future__ import annotations
