@@ -113,6 +113,7 @@ def main() -> int:
                 start = time.perf_counter()
                 answers[size] = [answer.text for answer in predict(loaded, questions, settings, batch_size=size)]
                 times.append(time.perf_counter() - start)
+                print(f"batch {size}: {times[-1]:.1f} s", file=sys.stderr, flush=True)
     rates = {size: arguments.questions / median(times[1:]) for size, times in seconds.items()}
     first = arguments.batch_sizes[0]
     equal = {size: sum(map(str.__eq__, answers[size], answers[first])) for size in rates}
