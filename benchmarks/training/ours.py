@@ -120,7 +120,7 @@ def main() -> int:
         loss = trained(**inputs)[0] * (1.0 / count)
         loss.backward()
         optimizer.step()
-        optimizer.clear_grad()
+        optimizer.clear_grad(set_to_zero=False)  # as the recipe's Trainer does
         return float(loss)
 
     def product() -> int:

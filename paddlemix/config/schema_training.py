@@ -75,7 +75,7 @@ class TrainingKeys:
     max_grad_norm: float = _training(1.0, help="Longest gradient; 0 clips nothing.", min=0)
     flatten_param_grads: bool | None = _training(False, help="Flat parameter and gradient buffers, npu only.")
     offload_optim: bool | None = _training(False, help="Keep optimiser states in host memory between steps.")
-    release_grads: bool | None = _training(False, help="Free gradients after every step.")
+    release_grads: bool | None = _ignored(False, help="Gradients are freed after every step in any case.")
 
     bf16: bool = _training(False, help="Compute in bfloat16.")
     fp16: bool = _training(False, help="Compute in float16 with loss scaling.")

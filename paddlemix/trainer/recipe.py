@@ -257,6 +257,7 @@ def _training_arguments(config: RunConfig, device: str) -> TrainingArguments:
         "resume_from_checkpoint": None,
         "ignore_load_lr_and_optim": False,  # would begin to count steps anew
         "overwrite_output_dir": True,
+        "release_grads": True,  # zeroed ones would stay in memory while the next activations are made
         "logging_dir": config.logging_dir or os.path.join(str(config.output_dir), "logs"),
     }
     return TrackedArguments(**values)

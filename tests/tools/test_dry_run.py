@@ -72,7 +72,8 @@ def test_packed_rows_and_devices(world: World, tmp_path: Path, capsys: pytest.Ca
     assert "largest batch: 1 x 2" not in dry_run(recipe, capsys)  # two hundred are the most, and one row is fuller
     text = dry_run(recipe, capsys, "--devices", "2", "sharding=stage2")
     assert "a step is 2 rows (1 x 1 passes x 2 devices)" in text and "sharding stage2" in text
-    assert text == dry_run(recipe, capsys, "sharding=stage2", "--devices=2")
+    again = dry_run(recipe, capsys, "sharding=stage2", "--devices=2")
+    assert again.splitlines()[:-1] == text.splitlines()[:-1]  # what is free changes from moment to moment
 
 
 @pytest.mark.parametrize("value", ["0", "two", ""])

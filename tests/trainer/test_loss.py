@@ -6,22 +6,27 @@ from typing import Any
 
 import numpy as np
 import paddle
+import pytest
+from paddle.nn import functional
 
 from paddlemix.datasets.collate import collate
 from paddlemix.models.llava import LlavaModel
+from paddlemix.peft.lora import LoRAConfig, add_lora, lora_parameters
 from paddlemix.processors.tokenizer import Tokenizer
 from paddlemix.sample import IGNORE_INDEX, Example
+from paddlemix.trainer import loss as loss_module
 from paddlemix.trainer.loader import batch_inputs
 from paddlemix.trainer.loss import LossModel
 from paddlemix.trainer.trainer import model_inputs
 from tests.tiny import draw_picture, make_processor, make_sample
-from tests.tiny_models import tiny_llava, tiny_model, tiny_text, tiny_vision
+from tests.tiny_models import draw, randomise, tiny_llava, tiny_model, tiny_text, tiny_vision
 
 CONVERSATIONS = (
     ("<image>What is this?", "A red bus, 0.25"),
     ("How many?", "1"),
     ("<image>Where?", "On the mat.", "And now?", "It is still there."),
 )
+TOLERANCE = 4e-6  # of the largest gradient of a weight
 
 
 def build(tokenizer: Tokenizer) -> tuple[LlavaModel, list[Example]]:
@@ -78,3 +83,75 @@ def test_the_gradient_reaches_every_part_that_takes_part(tokenizer: Tokenizer) -
     LossModel(model)(**model_inputs(batch_inputs(collate(examples, 4))))[0].backward()
     without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
     assert without <= {"image_newline", "vision_tower.class_embedding"}  # neither stands in these sequences
+
+
+def gradients_of(model: LlavaModel, loss: paddle.Tensor) -> dict[str, np.ndarray]:
+    model.clear_gradients(set_to_zero=False)
+    loss.backward()
+    return {name: part.grad.numpy() for name, part in model.named_parameters() if part.grad is not None}
+
+
+def freeze_the_head(model: LlavaModel) -> None:
+    model.lm_head.weight.stop_gradient = True
+
+
+def adapt_the_head(model: LlavaModel) -> None:
+    add_lora(model, LoRAConfig(r=2, modules=("lm_head", "language_model.layers.1.self_attn.q_proj")))
+    for name, parameter in model.named_parameters():
+        parameter.stop_gradient = not name.endswith(("lora_A", "lora_B", "layers.0.input_layernorm.weight"))
+    for name, parameter in lora_parameters(model):
+        parameter.set_value(0.3 * draw(*parameter.shape, seed=len(name)))
+
+
+def leave_the_head_alone(model: LlavaModel) -> None:
+    """Everything trains."""
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 3, 1000])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("prepare", [leave_the_head_alone, freeze_the_head, adapt_the_head])
+def test_parts_of_the_positions_give_the_gradients_of_the_whole(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, rows_at_once: int, tied: bool, prepare: Any
+) -> None:
+    """Against paddle's own cross entropy, which is right up to 64 nats, on the logits of every position."""
+    if tied and prepare is not leave_the_head_alone:
+        tied = False  # it has no layer of its own then
+    _, examples = build(tokenizer)
+    text = tiny_text(vocab_size=len(tokenizer), tie_word_embeddings=tied)
+    model = randomise(LlavaModel(tiny_llava(text=text, vision=tiny_vision(image_size=28, patch_size=14))))
+    prepare(model)
+    inputs = model_inputs(batch_inputs(collate(examples, 4)))
+    places, targets = inputs["loss_index"], inputs["loss_targets"]
+    hidden = model(**{key: value for key, value in inputs.items() if not key.startswith("loss_")})
+    logits = paddle.gather(model.logits(hidden).reshape([-1, len(tokenizer)]), places)
+    plain = functional.cross_entropy(logits, targets, reduction="sum")
+    expected = gradients_of(model, plain * 0.25)
+    for name in ("_LOGITS_AT_ONCE", "_LOGITS_WITHOUT_GRADIENT"):
+        monkeypatch.setattr(loss_module, name, rows_at_once * len(tokenizer))
+    loss, right = LossModel(model)(**inputs)
+    assert right.item() == int((logits.argmax(axis=-1) == targets).sum())
+    np.testing.assert_allclose(loss.item(), plain.item(), rtol=1e-6)
+    found = gradients_of(model, loss * 0.25)
+    assert set(found) == set(expected)
+    largest = max(np.abs(values).max() for values in expected.values())
+    for name, values in expected.items():  # a key's bias has no gradient but rounding
+        assert np.abs(found[name] - values).max() <= TOLERANCE * max(np.abs(values).max(), 0.01 * largest), name
+
+
+def test_without_gradients_the_sum_is_the_same(tokenizer: Tokenizer) -> None:
+    model, examples = build(tokenizer)
+    inputs = model_inputs(batch_inputs(collate(examples, 4)))
+    with_gradients, _ = LossModel(model)(**inputs)
+    with paddle.no_grad():
+        without, _ = LossModel(model)(**inputs)
+    assert without.stop_gradient and without.item() == with_gradients.item()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_show_in_the_sum(tokenizer: Tokenizer, value: float) -> None:
+    model, examples = build(tokenizer)
+    weight = model.lm_head.weight.numpy()
+    weight[0, 3] = value
+    model.lm_head.weight.set_value(weight)
+    loss, _ = LossModel(model)(**model_inputs(batch_inputs(collate(examples, 4))))
+    assert not np.isfinite(loss.item())
