@@ -34,6 +34,8 @@ def prepare_environment() -> None:
     if not _accelerator_expected():
         # Transposed views cost more than copies on CPU (7.3 against 0.14 ms for one attention transpose).
         os.environ.setdefault("FLAGS_use_stride_kernel", "0")
+        # Milliseconds that an idle thread spins: by default 200, in which it takes a core from those that work.
+        os.environ.setdefault("KMP_BLOCKTIME", "1")
         _keep_freed_memory()
     _import_quietly()
 

@@ -149,8 +149,10 @@ class Batch:
         pixel_values: float32 [N, 3, H, W] or None when the batch has no image.
         tile_features: float32 [M, P, C] of tiles that the tower saw before, or None.
         tile_keys: see `Example`; of `pixel_values`, in order.
-        merge_index: int64 [B * L] or None without image; row of concat(token embeddings [B*L], features of the tiles of
-            `pixel_values` and then `tile_features` [(N+M)*P], newline [1]) that stands at each position.
+        tile_order: int64 [N+M] where there are both pixels and features, else None: for each tile of the samples its
+            row in concat(features of `pixel_values`, `tile_features`).
+        merge_index: int64 [B * L] or None without image; row of concat(token embeddings [B*L], features of the samples'
+            tiles [(N+M)*P], newline [1]) that stands at each position.
         loss_index: int64 [S]; flat positions (b * L + l) whose next token is trained.
         loss_targets: int64 [S]; those next tokens.
         sources: one per sample, for error messages.
@@ -169,4 +171,5 @@ class Batch:
     num_visual: int = 0
     tile_features: np.ndarray | None = None
     tile_keys: tuple[tuple[str, int], ...] = ()
+    tile_order: np.ndarray | None = None
     skipped: tuple[Skip, ...] = ()

@@ -61,6 +61,7 @@ def collate(
         skipped=tuple(skip for row in whole_rows for skip in row.skipped),
         tile_features=_stack([example.tile_features for example in examples if example.tile_features is not None]),
         tile_keys=tuple(key for example in examples for key in example.tile_keys),
+        tile_order=_tile_order(examples),
     )
 
 
@@ -75,19 +76,30 @@ def _stack(tiles: Sequence[np.ndarray]) -> np.ndarray | None:
     return np.concatenate(tiles) if tiles else None
 
 
+def _tile_order(examples: Sequence[Example]) -> np.ndarray | None:
+    """Puts tiles that came as pixels and tiles that came as features, in this order, into that of the samples.
+
+    A sum over all tiles, as in the projector's gradient, would else depend on which of them were found on the disk.
+    """
+    stored = np.repeat(
+        [example.tile_features is not None for example in examples], [example.num_tiles for example in examples]
+    )
+    if stored.all() or not stored.any():
+        return None
+    return np.where(stored, np.cumsum(stored) - 1 + (~stored).sum(), np.cumsum(~stored) - 1)
+
+
 def _merge_index(examples: Sequence[Example], is_image: np.ndarray, tokens_per_tile: int) -> np.ndarray | None:
-    """Row of concat(token embeddings [B*L], tile features [N*P], newline [1]) for each position."""
+    """Row of concat(token embeddings [B*L], tile features [N*P] of all samples, newline [1]) for each position."""
     tiles = sum(example.num_tiles for example in examples)
     if not tiles:
         return None
     positions = is_image.size
     newline = positions + tiles * tokens_per_tile
-    sources: list[np.ndarray] = [np.zeros(0, dtype=np.int64)] * len(examples)
-    first = positions
-    for number in sorted(range(len(examples)), key=lambda number: examples[number].tile_features is not None):
-        index = examples[number].image_index
-        sources[number] = np.where(index == NEWLINE_INDEX, newline, index + first)
-        first += examples[number].num_tiles * tokens_per_tile
+    sources, first = [], positions
+    for example in examples:
+        sources.append(np.where(example.image_index == NEWLINE_INDEX, newline, example.image_index + first))
+        first += example.num_tiles * tokens_per_tile
     index = np.arange(positions, dtype=np.int64)
     index[is_image.reshape(-1)] = np.concatenate(sources)
     return index

@@ -10,7 +10,7 @@ import paddle
 from paddle import nn
 from paddle.distributed.fleet.utils import recompute
 
-from paddlemix.models.attention import RotaryTables, attend, attention_bias, rotary_tables, rotate
+from paddlemix.models.attention import Bias, RotaryTables, attend, attention_bias, rotary_tables, rotate
 from paddlemix.models.cache import KVCache
 from paddlemix.models.configuration import DecoderConfig
 from paddlemix.models.kernels import GatedFunction
@@ -34,15 +34,19 @@ class DecoderAttention(nn.Layer):
         self,
         hidden: paddle.Tensor,
         tables: tuple[RotaryTables, RotaryTables],
-        bias: paddle.Tensor | None,
+        bias: Bias,
         cache: KVCache | None,
         chosen: paddle.Tensor | None = None,
     ) -> paddle.Tensor:
         """[B, L, D] -> [B, L, D], or [S, D] of the S chosen flat positions."""
         batch, length, _ = hidden.shape
-        queries = self.q_proj(hidden).reshape([batch, length, self.heads, self.head_size])
+        first, chosen = _first_chosen(chosen, length, bias, cache)
+        asked = hidden if not first else hidden[:, first:]
+        queries = self.q_proj(asked).reshape([batch, length - first, self.heads, self.head_size])
         keys = self.k_proj(hidden).reshape([batch, length, self.key_value_heads, self.head_size])
         values = self.v_proj(hidden).reshape([batch, length, self.key_value_heads, self.head_size])
+        if first and isinstance(bias, paddle.Tensor):
+            bias, tables = bias[first:], (_behind(tables[0], first), tables[1])
         queries, keys = rotate(queries, tables[0]), rotate(keys, tables[1])
         if cache is not None:
             keys, values = cache.append(self.layer, keys, values)
@@ -78,7 +82,7 @@ class DecoderLayer(nn.Layer):
         self,
         hidden: paddle.Tensor,
         tables: tuple[RotaryTables, RotaryTables],
-        bias: paddle.Tensor | None,
+        bias: Bias,
         cache: KVCache | None,
         chosen: paddle.Tensor | None = None,
     ) -> paddle.Tensor:
@@ -154,6 +158,27 @@ class Decoder(nn.Layer):
 def _choose(states: paddle.Tensor, chosen: paddle.Tensor | None) -> paddle.Tensor:
     """Rows of [B, L, D] at flat positions [S] -> [S, D]; all of them, unchanged, where none are chosen."""
     return states if chosen is None else paddle.gather(states.reshape([-1, states.shape[-1]]), chosen)
+
+
+def _first_chosen(
+    chosen: paddle.Tensor | None, length: int, bias: Bias, cache: KVCache | None
+) -> tuple[int, paddle.Tensor | None]:
+    """How many queries at the beginning of every row nobody asks for, and the chosen flat positions among the rest.
+
+    On CPU alone, where it costs nothing to look, and for rows of one sample each: an answer stands behind its image.
+    """
+    plain = isinstance(bias, paddle.Tensor) and bias.ndim == 2 and cache is None
+    if chosen is None or not plain or not chosen.place.is_cpu_place():
+        return 0, chosen
+    columns = chosen % length
+    first = int(columns.min())
+    return first, (chosen // length) * (length - first) + columns - first
+
+
+def _behind(tables: RotaryTables, first: int) -> RotaryTables:
+    """The tables of the positions from `first` on."""
+    cosines, sines, half_turn = tables
+    return cosines[:, first:], sines[:, first:], half_turn
 
 
 def _segments(

@@ -7,12 +7,16 @@ None of them has a second derivative.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import paddle
 from paddle.autograd import PyLayer
 from paddle.nn import functional
+
+from paddlemix.models.parallel import cores, map_on_cores
 
 NARROW_COST = 3  # a product with a factor of few columns runs at about a third of the rate
 
@@ -27,6 +31,20 @@ def _only(wanted: tuple[bool, ...], *grads: paddle.Tensor | None) -> tuple[paddl
     return tuple(grad if want else None for want, grad in zip(wanted, grads, strict=True))
 
 
+def _spread(column: paddle.Tensor, width: int) -> paddle.Tensor:
+    """[rows, 1] as a factor of [rows, width].  On CPU a product with ones: broadcasting takes three times as long."""
+    if column.dtype != paddle.float32 or not column.place.is_cpu_place():
+        return column
+    return paddle.matmul(column, paddle.ones([1, width]))
+
+
+def _repeat(row: paddle.Tensor, rows: int) -> paddle.Tensor:
+    """[width] as a factor of [rows, width], see `_spread`."""
+    if row.dtype != paddle.float32 or not row.place.is_cpu_place():
+        return row
+    return paddle.matmul(paddle.ones([rows, 1]), row.unsqueeze(0))
+
+
 class RMSNormFunction(PyLayer):
     """x / sqrt(mean(x^2) + epsilon) * weight, computed in float32."""
 
@@ -37,11 +55,11 @@ class RMSNormFunction(PyLayer):
         flat = inputs.reshape([-1, width]).astype("float32")
         ones = paddle.ones([width, 1], dtype="float32")
         scale = paddle.rsqrt(paddle.matmul(flat * flat, ones) * (1.0 / width) + epsilon)  # [rows, 1]
-        normalised = flat * scale
+        normalised = flat * _spread(scale, width)
         ctx.save_for_backward(normalised, scale, weight)
         ctx.shape, ctx.dtype = inputs.shape, inputs.dtype
         ctx.trains = _trains(inputs, weight)
-        return (normalised.astype(inputs.dtype) * weight).reshape(inputs.shape)
+        return (normalised.astype(inputs.dtype) * _repeat(weight, len(flat))).reshape(inputs.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
@@ -49,9 +67,10 @@ class RMSNormFunction(PyLayer):
         normalised, scale, weight = ctx.saved_tensor()
         rows, width = normalised.shape
         flat = grad.reshape([rows, width]).astype("float32")
-        through = flat * weight.astype("float32")
+        through = flat * _repeat(weight.astype("float32"), rows)
         mean = paddle.matmul(through * normalised, paddle.ones([width, 1], dtype="float32")) * (1.0 / width)
-        inputs_grad = ((through - normalised * mean) * scale).astype(ctx.dtype).reshape(ctx.shape)
+        inputs_grad = through.subtract_(normalised * _spread(mean, width)).multiply_(_spread(scale, width))
+        inputs_grad = inputs_grad.astype(ctx.dtype).reshape(ctx.shape)
         weight_grad = None
         if ctx.trains[1]:
             weight_grad = paddle.matmul(paddle.ones([1, rows], dtype="float32"), flat * normalised).reshape([width])
@@ -76,8 +95,8 @@ class GatedFunction(PyLayer):
         sigmoid = functional.sigmoid(gate)
         active = gate * sigmoid
         up_grad = grad * active
-        # silu'(x) = sigmoid + active * (1 - sigmoid)
-        slope = (active * sigmoid).scale_(-1.0).add_(active).add_(sigmoid)
+        # silu'(x) = sigmoid * (1 + x - active)
+        slope = (gate - active).scale_(1.0, 1.0).multiply_(sigmoid)
         return _only(ctx.trains, slope.multiply_(grad).multiply_(up), up_grad)
 
 
@@ -104,7 +123,7 @@ class AttentionFunction(PyLayer):
     """softmax(q k^T / sqrt(E) + bias) v for every head, the softmax in float32.
 
     Of causal scores only the blocks that hold a visible key are computed: `block` queries at a time with the keys up to
-    the last of them.
+    the last of them.  On CPU the heads are shared out among the cores.
     """
 
     @staticmethod
@@ -123,44 +142,99 @@ class AttentionFunction(PyLayer):
             block: queries of a block, where the bias is [L, S] and hides every key behind its query; None for all at
                 once.
         """
-        ctx.trains = _trains(queries, keys, values)
-        ctx.scale, ctx.num_biases = 1.0 / math.sqrt(queries.shape[-1]), int(bias is not None)
-        # [B, H, L or S, E]; copies, because recomputation gives saved views back without their strides
-        queries, keys, values = (part.transpose([0, 2, 1, 3]).contiguous() for part in (queries, keys, values))
-        ctx.blocks = _causal_blocks(queries.shape[2], keys.shape[2], block)
-        queries = queries * ctx.scale
-        weights, merged = [], []
-        for start, stop, end in ctx.blocks:
-            scores = paddle.matmul(queries[:, :, start:stop], keys[:, :, :end], transpose_y=True).astype("float32")
-            if bias is not None:
-                scores.add_(bias if len(ctx.blocks) == 1 else bias[start:stop, :end])
-            weights.append(functional.softmax_(scores, axis=-1).astype(values.dtype))
-            merged.append(paddle.matmul(weights[-1], values[:, :, :end]))
-        output = (merged[0] if len(merged) == 1 else paddle.concat(merged, axis=2)).transpose([0, 2, 1, 3]).contiguous()
-        # kept for the next layer anyway; detached, because the output itself holds what is kept here
-        ctx.save_for_backward(queries, keys, values, output.detach(), *weights)
+        ctx.trains, ctx.num_biases = _trains(queries, keys, values), int(bias is not None)
+        length, key_length, heads = queries.shape[1], keys.shape[1], queries.shape[2]
+        ctx.blocks = _causal_blocks(length, key_length, block)
+        ctx.heads = _share_heads(heads, queries.shape[0] * length * key_length)
+        biases = [bias if len(ctx.blocks) == 1 or bias is None else bias[i:j, :end] for i, j, end in ctx.blocks]
+        share = functools.partial(_attend, blocks=ctx.blocks, biases=biases, zero_hidden=block is not None)
+        shares = map_on_cores(share, *(_split_heads(states, ctx.heads) for states in (queries, keys, values)))
+        output = _join_heads([result[0] for result in shares])
+        # the output is kept for the next layer anyway; detached, because the output itself holds what is kept here
+        ctx.save_for_backward(output.detach(), *(kept for result in shares for kept in result[1:]))
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
         """Gradients of queries, keys and values; None for a bias."""
-        queries, keys, values, output, *weights = ctx.saved_tensor()
-        ones = paddle.ones([grad.shape[-1], 1], dtype="float32")
-        # [B, H, L, 1]: the weights' gradients, averaged by the weights
-        means = paddle.matmul((grad * output).astype("float32"), ones).transpose([0, 2, 1, 3])
-        grad = grad.transpose([0, 2, 1, 3])  # [B, H, L, E]
-        parts: list[list[paddle.Tensor]] = [[], [], []]
-        for (start, stop, end), weight in zip(ctx.blocks, weights, strict=True):
-            part = grad[:, :, start:stop]
-            scores_grad = paddle.matmul(part, values[:, :, :end], transpose_y=True).astype("float32")
-            scores_grad.subtract_(means[:, :, start:stop]).multiply_(weight.astype("float32"))
-            scores_grad = scores_grad.astype(queries.dtype)
-            parts[0].append(paddle.matmul(scores_grad, keys[:, :, :end]))
-            parts[1].append(paddle.matmul(scores_grad, queries[:, :, start:stop], transpose_x=True))
-            parts[2].append(paddle.matmul(weight, part, transpose_x=True))
-        queries_grad = parts[0][0] if len(weights) == 1 else paddle.concat(parts[0], axis=2)
-        grads = queries_grad.scale_(ctx.scale), _sum_prefixes(parts[1]), _sum_prefixes(parts[2])
-        return (*_only(ctx.trains, *(part.transpose([0, 2, 1, 3]) for part in grads)), *[None] * ctx.num_biases)
+        output, *kept = ctx.saved_tensor()
+        size = 3 + len(ctx.blocks)
+        share = functools.partial(_attend_backward, blocks=ctx.blocks)
+        outputs, grads = _split_heads(output, ctx.heads), _split_heads(grad, ctx.heads)
+        shares = map_on_cores(share, grads, outputs, (kept[i : i + size] for i in range(0, len(kept), size)))
+        joined = (_join_heads(parts) for parts in zip(*shares, strict=True))
+        return (*_only(ctx.trains, *joined), *[None] * ctx.num_biases)
+
+
+_LEAST_SCORES = 1 << 18  # below so many, handing a share over to another thread takes longer than computing it
+
+
+def _share_heads(heads: int, scores: int) -> list[int]:
+    """Heads of each core's share; one share of all where there is little to compute (`scores` per head)."""
+    count = min(cores(), heads) if heads * scores >= _LEAST_SCORES else 1
+    return [heads * (i + 1) // count - heads * i // count for i in range(count)]
+
+
+def _split_heads(states: paddle.Tensor, heads: Sequence[int]) -> list[paddle.Tensor]:
+    return [states] if len(heads) == 1 else states.split(list(heads), axis=2)
+
+
+def _join_heads(parts: Sequence[paddle.Tensor]) -> paddle.Tensor:
+    return parts[0] if len(parts) == 1 else paddle.concat(list(parts), axis=2)
+
+
+def _attend(
+    queries: paddle.Tensor,
+    keys: paddle.Tensor,
+    values: paddle.Tensor,
+    blocks: list[tuple[int, int, int]],
+    biases: list[paddle.Tensor | None],
+    zero_hidden: bool,
+) -> list[paddle.Tensor]:
+    """Output, then what its backward pass needs: scaled queries, keys, values and the weights of each block.
+
+    Args:
+        queries, keys, values: as of `AttentionFunction`, some of its heads.
+        zero_hidden: give hidden keys the weight 0.  Paddle's softmax on CPU gives exp(-64), whose products in the
+            backward pass are subnormal numbers, and a product of matrices that meets these takes twenty times as long.
+    """
+    # [B, H, L or S, E]; copies, because recomputation gives saved views back without their strides
+    scaled = queries.transpose([0, 2, 1, 3]).contiguous() * (1.0 / math.sqrt(queries.shape[-1]))
+    keys, values = (part.transpose([0, 2, 1, 3]).contiguous() for part in (keys, values))
+    weights, merged = [], []
+    for (start, stop, end), bias in zip(blocks, biases, strict=True):
+        scores = paddle.matmul(scaled[:, :, start:stop], keys[:, :, :end], transpose_y=True).astype("float32")
+        if bias is not None:
+            scores.add_(bias)
+        scores = functional.softmax_(scores, axis=-1)
+        if bias is not None and zero_hidden:
+            scores.multiply_((bias >= 0).astype("float32"))
+        weights.append(scores.astype(values.dtype))
+        merged.append(paddle.matmul(weights[-1], values[:, :, :end]))
+    output = (merged[0] if len(merged) == 1 else paddle.concat(merged, axis=2)).transpose([0, 2, 1, 3]).contiguous()
+    return [output, scaled, keys, values, *weights]
+
+
+def _attend_backward(
+    grad: paddle.Tensor, output: paddle.Tensor, kept: list[paddle.Tensor], blocks: list[tuple[int, int, int]]
+) -> list[paddle.Tensor]:
+    """Gradients of queries, keys and values of some heads, from `_attend`'s output, its gradient and what it kept."""
+    queries, keys, values, *weights = kept
+    size = grad.shape[-1]
+    # [B, H, L, 1]: the weights' gradients, averaged by the weights
+    means = paddle.matmul((grad * output).astype("float32"), paddle.ones([size, 1])).transpose([0, 2, 1, 3])
+    grad = grad.transpose([0, 2, 1, 3])  # [B, H, L, E]
+    parts: list[list[paddle.Tensor]] = [[], [], []]
+    for (start, stop, end), weight in zip(blocks, weights, strict=True):
+        part = grad[:, :, start:stop]
+        scores_grad = paddle.matmul(part, values[:, :, :end], transpose_y=True).astype("float32")
+        scores_grad.subtract_(means[:, :, start:stop]).multiply_(weight.astype("float32"))
+        scores_grad = scores_grad.astype(queries.dtype)
+        parts[0].append(paddle.matmul(scores_grad, keys[:, :, :end]))
+        parts[1].append(paddle.matmul(scores_grad, queries[:, :, start:stop], transpose_x=True))
+        parts[2].append(paddle.matmul(weight, part, transpose_x=True))
+    queries_grad = (parts[0][0] if len(weights) == 1 else paddle.concat(parts[0], axis=2)).scale_(1.0 / math.sqrt(size))
+    return [part.transpose([0, 2, 1, 3]) for part in (queries_grad, _sum_prefixes(parts[1]), _sum_prefixes(parts[2]))]
 
 
 def _causal_blocks(length: int, key_length: int, block: int | None) -> list[tuple[int, int, int]]:
@@ -218,6 +292,6 @@ class LowRankLinearFunction(PyLayer):
             second_grad = paddle.matmul(first * ctx.scaling, weight_grad, transpose_x=True)
         else:
             narrow = paddle.matmul(grad, second * ctx.scaling, transpose_y=True)  # [rows, r]
-            first_grad = paddle.matmul(flat, narrow, transpose_x=True)
+            first_grad = paddle.matmul(narrow, flat, transpose_x=True).transpose([1, 0])  # wide rows are the fast side
             second_grad = paddle.matmul(paddle.matmul(flat, first * ctx.scaling), grad, transpose_x=True)
         return _only(ctx.trains, inputs_grad, weight_grad, first_grad, second_grad)

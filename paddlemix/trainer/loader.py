@@ -18,7 +18,7 @@ from paddlemix.sample import Batch
 
 Inputs = dict[str, Any]
 _TENSORS = (
-    *("input_ids", "position_ids", "pixel_values", "tile_features", "merge_index"),
+    *("input_ids", "position_ids", "pixel_values", "tile_features", "tile_order", "merge_index"),
     *("loss_index", "loss_targets"),
 )
 

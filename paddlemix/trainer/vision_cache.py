@@ -42,6 +42,9 @@ def _mark(tower: VisionTower) -> str:
     return cache_key(weights.hexdigest(), tower.keep_class_token, tower.config)
 
 
+_TILES = ("pixel_values", "tile_features", "tile_order")
+
+
 class VisionCache:
     """Puts the tower's features in the place of pixels, and keeps those that are new.
 
@@ -58,9 +61,10 @@ class VisionCache:
         """The same batch without pixels.
 
         Args:
-            inputs: see `loader.batch_inputs`; may hold `pixel_values`, `tile_features`, neither or both.
+            inputs: see `loader.batch_inputs`; may hold `pixel_values`, `tile_features`, neither or both with their
+                `tile_order`.
         """
-        rest = {name: value for name, value in inputs.items() if name not in ("pixel_values", "tile_features")}
+        rest = {name: value for name, value in inputs.items() if name not in _TILES}
         features = []
         if "pixel_values" in inputs:
             features.append(self._tower(inputs["pixel_values"]))
@@ -69,7 +73,10 @@ class VisionCache:
             features.append(inputs["tile_features"].astype(self._tower.class_embedding.dtype))
         if len({item.dtype for item in features}) > 1:  # under autocast the tower gives a lower precision
             features = [item.astype("float32") for item in features]
-        return {**rest, "tile_features": paddle.concat(features)} if features else inputs
+        if not features:
+            return inputs
+        joined = paddle.concat(features)
+        return {**rest, "tile_features": paddle.gather(joined, inputs["tile_order"]) if len(features) > 1 else joined}
 
     def _keep(self, features: paddle.Tensor, keys: tuple[tuple[str, int], ...]) -> None:
         values, first = features.astype("float32").numpy(), 0

@@ -1,0 +1,88 @@
+"""Independent pieces of work, one per core, where paddle's own operators leave cores idle.
+
+Paddle's CPU kernels for softmax, exponentials and broadcasting run on one thread, and a product of small matrices gains
+little from more than one.  Pieces side by side, each with its share of the threads, keep every core busy in all of
+them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import paddle
+
+T = TypeVar("T")
+
+_this_thread = threading.local()
+
+
+def cores() -> int:
+    """Pieces that can be worked on at a time; 1 on other devices than CPU, inside a piece, and where paddle's OpenMP
+    runtime cannot be told to use one thread."""
+    if paddle.get_device() != "cpu" or getattr(_this_thread, "works", False) or _openmp() is None:
+        return 1
+    return _threads()
+
+
+def map_on_cores(function: Callable[..., T], *columns: Iterable[Any], threads: int | None = None) -> list[T]:
+    """Like `list(map(function, *columns))`, with no gradient recorded, and on all cores where `cores` is above 1.
+
+    Args:
+        function: what is done with a piece; it may call paddle, and this function again.
+        columns: of one length; a piece is a row of them.
+        threads: of every piece, so that its last bit does not depend on how many there are; None shares the cores out.
+
+    Raises:
+        Exception: the first that a piece raised.
+    """
+    rows, count = list(zip(*columns, strict=True)), cores()
+    if count == 1 or (len(rows) == 1 and threads is None):
+        with paddle.no_grad():
+            return [function(*row) for row in rows]
+    run = functools.partial(_run, function, threads or max(1, count // max(1, len(rows))))
+    return list(_pool().map(run, rows))
+
+
+def _run(function: Callable[..., T], threads: int, row: tuple[Any, ...]) -> T:
+    library = _openmp()
+    assert library is not None
+    library.omp_set_num_threads(threads)  # of this thread alone
+    with paddle.no_grad():  # so is this
+        return function(*row)
+
+
+def _threads() -> int:
+    try:
+        return max(int(os.environ.get("OMP_NUM_THREADS", "1").partition(",")[0]), 1)
+    except ValueError:
+        return 1
+
+
+@functools.cache
+def _openmp() -> ctypes.CDLL | None:
+    """The runtime that paddle's kernels use, or None where it is another one."""
+    path = Path(paddle.__file__).parent / "libs" / "libiomp5.so"
+    try:
+        return ctypes.CDLL(str(path)) if path.exists() else None
+    except OSError:
+        return None
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_threads(), thread_name_prefix="core", initializer=_become_worker)
+
+
+def _become_worker() -> None:
+    _this_thread.works = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
