@@ -9,6 +9,7 @@ Loading is strict (a missing, an extra and a misshapen weight are errors, listed
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,7 @@ from paddlemix.checkpoints.quantized import (
 )
 from paddlemix.checkpoints.source import Source, open_source
 from paddlemix.checkpoints.strict import check_vocabulary, check_weights
-from paddlemix.checkpoints.tensors import FLOAT_TYPES, TensorEntry, array_entry, convert
+from paddlemix.checkpoints.tensors import FLOAT_TYPES, NUMPY_TYPES, TensorEntry, array_entry, converted
 from paddlemix.checkpoints.vocabulary import HF_VOCABULARY_FILE
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.models.layers import skip_initialisation
@@ -36,6 +37,7 @@ from paddlemix.models.llava import LlavaModel
 from paddlemix.peft.lora import LoRAConfig
 from paddlemix.peft.quantize import QuantizationConfig, prepare_quantized
 from paddlemix.processors.llava import PROCESSOR_FILE, LlavaProcessor, processor_from_dict
+from paddlemix.processors.tokenizer import has_tokenizer
 
 MAX_SHARD_BYTES = 5 * 1024**3
 
@@ -91,7 +93,7 @@ def load_processor(source: Source) -> LlavaProcessor | None:
     Raises:
         UserError: a processor or tokenizer file cannot be understood, or the tokenizer has more ids than the model.
     """
-    if not any((source.directory / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+    if not has_tokenizer(source.directory):
         return None
     values = source.processor if source.config.vision is not None else {**NO_TOWER, **source.processor}
     processor = processor_from_dict(values, source.directory)
@@ -167,12 +169,27 @@ def fill_model(
 def copy_into(parameter: paddle.Tensor, entry: TensorEntry) -> None:
     """Reads a weight and copies it into a parameter of the same shape, converted to the parameter's dtype.
 
+    On CPU piece by piece into the parameter's own memory: an output layer of 7B would else be there three times.
+
     Raises:
         UserError: a finite number is too large for float16.
     """
     dtype = FLOAT_TYPES[str(parameter.dtype).rsplit(".", 1)[-1]]
-    array = np.asarray(entry.read())
-    parameter.set_value(np.ascontiguousarray(array if entry.dtype == dtype else convert(array, entry.dtype, dtype)))
+    entry = converted(entry, dtype)
+    if not (parameter.place.is_cpu_place() and parameter.is_contiguous()):
+        parameter.set_value(np.ascontiguousarray(entry.read()))
+        return
+    memory, start = _memory_of(parameter, NUMPY_TYPES[dtype]), 0
+    for piece in entry.pieces():
+        memory[start : start + piece.size] = piece.reshape(-1)
+        start += piece.size
+    assert start == memory.size
+
+
+def _memory_of(parameter: paddle.Tensor, dtype: np.dtype) -> np.ndarray:
+    """The numbers of a contiguous parameter on CPU, flat, where they are."""
+    size = parameter.size * np.dtype(dtype).itemsize
+    return np.frombuffer((ctypes.c_char * size).from_address(parameter.data_ptr()), dtype=dtype)
 
 
 def tensor_entry(tensor: paddle.Tensor) -> TensorEntry:

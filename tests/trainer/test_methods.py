@@ -1,7 +1,7 @@
 """Every method learns to read digits, gives the same answers when it is read again, and merges into a plain model.
 
-Ten scans of handwritten digits, one of each, on a model of two layers with random weights: what is learned is learned by
-heart, which shows that the trained weights can reach the answer through the picture and not that they generalise; that
+Ten scans of handwritten digits, one of each, on a model of two layers with random weights: what is learned is learned
+by heart, which shows that the trained weights reach the answer through the picture, not that they generalise; that
 is what `paddlemix demo` shows.
 """
 
