@@ -68,8 +68,8 @@ def make_checkpoint(directory: Path, layers: int) -> int:
     place = directory / declared.TOWER_DIRECTORY
     place.mkdir(parents=True)
     write_json(directory / "config.json", {**declared.original_config(facts), "unfreeze_mm_vision_tower": False})
-    write_json(place / "config.json", declared.clip_config(config.vision, "float16"))
-    write_json(place / "preprocessor_config.json", declared.clip_preprocessor(processor))
+    write_json(place / "config.json", declared.tower_config(config.vision, "float16"))
+    write_json(place / "preprocessor_config.json", declared.tower_preprocessor(processor))
     write_weights(directory, to_layout(rest, ORIGINAL), SHARD_BYTES, {"format": "pt"})
     write_weights(place, to_layout(tower, CLIP), SHARD_BYTES, {"format": "pt"})
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())

@@ -40,6 +40,7 @@ COMMANDS = {
     "convert-data": Command(
         "paddlemix.tools.convert_data", "convert a VQA table or records of any form to LLaVA's JSON"
     ),
+    "doctor": Command("paddlemix.tools.doctor", "say what is installed, which devices work, and what is wrong"),
     "demo": Command("paddlemix.tools.demo", "train and question a tiny model here, without any download"),
 }
 

@@ -146,7 +146,7 @@ class Batch:
         input_ids: int64 [B, L]; 0 where a visual token or padding stands.
         position_ids: int64 [B, L]; restarts at 0 with every sample of a row.
         segment_ids: int64 [B, L]; 1, 2, ... for the samples of a row, 0 for padding.
-        pixel_values: float32 [N, 3, H, W] or None when the batch has no image.
+        pixel_values: float32 [N, 3, H, W] or None when the batch has no image; tiles of padding stand last.
         tile_features: float32 [M, P, C] of tiles that the tower saw before, or None.
         tile_keys: see `Example`; of `pixel_values`, in order.
         tile_order: int64 [N+M] where there are both pixels and features, else None: for each tile of the samples its

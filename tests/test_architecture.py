@@ -22,12 +22,12 @@ PACKAGE = "paddlemix"
 LEVELS = (
     ("__main__",),
     ("tools", "examples"),
-    ("demo",),
+    ("demo", "doctor"),
     ("serve", "evaluation", "trainer"),
     ("generation",),
     ("checkpoints", "peft", "datasets"),
     ("models", "processors"),
-    ("config", "sample", "device", "log", "cache"),
+    ("config", "sample", "device", "log", "cache", "memory"),
     ("errors",),
     ("__init__",),
 )
@@ -42,7 +42,7 @@ ONLY_IN = {
 }
 # Importing these rooms and modules loads neither paddle nor paddlenlp, directly or through others.
 WITHOUT_PADDLE = (
-    *("processors", "datasets", "config", "sample", "log", "cache", "errors"),
+    *("processors", "datasets", "config", "sample", "log", "cache", "memory", "errors"),
     *("demo.scenes", "demo.digits", "demo.vocabulary", "demo.report", "evaluation.metrics"),
 )
 

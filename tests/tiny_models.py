@@ -44,6 +44,21 @@ def tiny_vision(**changes: Any) -> VisionConfig:
     return VisionConfig(**{**values, **changes})
 
 
+def tiny_intern_vit(**changes: Any) -> VisionConfig:
+    """The same sizes with InternViT's structure."""
+    structure = {
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-6,
+        "norm_type": "rms_norm",
+        "qkv_bias": False,
+        "qk_normalization": True,
+        "layer_scale": 0.1,
+        "outer_norms": False,
+        "patch_bias": True,
+    }
+    return tiny_vision(**{**structure, **changes})
+
+
 def tiny_llava(**changes: Any) -> LlavaConfig:
     """The tiny tower and the tiny decoder, with a newline vector."""
     values: dict[str, Any] = {"text": tiny_text(), "vision": tiny_vision(), "image_newline": True}

@@ -8,10 +8,12 @@ processor_config.json       with the tokenizer files: everything but the base's 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import paddle
 
 from paddlemix.checkpoints.files import (
@@ -25,6 +27,9 @@ from paddlemix.checkpoints.files import (
 from paddlemix.checkpoints.foreign_adapter import read_foreign_adapter
 from paddlemix.checkpoints.layouts import ADAPTER_FILE, FORMAT_KEY, FORMAT_VERSION, PEFT_ADAPTER_FILE
 from paddlemix.checkpoints.pretrained import parameter_entries, write_processor
+from paddlemix.checkpoints.tensors import convert
+from paddlemix.checkpoints.xtuner import has_adapters
+from paddlemix.checkpoints.xtuner_adapter import read_xtuner_adapter
 from paddlemix.errors import UserError
 from paddlemix.peft.lora import lora_parameters, quantized_layers
 from paddlemix.peft.settings import LoRAConfig, is_adapter_weight, is_start_value, lora_config_from_dict
@@ -69,15 +74,17 @@ class AdapterFiles:
 
 
 def read_adapter(directory: Path) -> AdapterFiles:
-    """Reads an adapter's settings: ours, PaddleMIX's or original LLaVA's (PEFT).
+    """Reads an adapter's settings: ours, PaddleMIX's, XTuner's or original LLaVA's (PEFT).
 
     Raises:
         MissingFileError: a file is missing.
         UserError: a setting is missing or not supported.
     """
-    values = {} if (directory / PEFT_ADAPTER_FILE).is_file() else read_json(directory / ADAPTER_FILE)
+    xtuner = has_adapters(directory)
+    peft = (directory / PEFT_ADAPTER_FILE).is_file()
+    values = {} if xtuner or peft else read_json(directory / ADAPTER_FILE)
     if FORMAT_KEY not in values:
-        other = read_foreign_adapter(directory)
+        other = read_xtuner_adapter(directory) if xtuner else read_foreign_adapter(directory)
         return AdapterFiles(directory, other.config, other.base, "", other.processor, other.tensors)
     try:
         return AdapterFiles(
@@ -133,11 +140,15 @@ def save_adapter(
         write_adapter(model, processor, settings, temporary)
 
 
-def fingerprint(model: paddle.nn.Layer) -> str:
+def fingerprint(model: paddle.nn.Layer, stored: Mapping[str, TensorEntry] | None = None) -> str:
     """Tells base models apart: a hash over names, shapes and samples of the weights an adapter does not change.
 
     Norms and rows of the token embedding are sampled, rounded to bfloat16 so that the dtype they were loaded in does
     not matter; new or trained projectors do not count.  A quantised model has the mark of the one it was made of.
+
+    Args:
+        stored: the weights as their files have them, for a model that was loaded in float16: that rounds small numbers
+            away which bfloat16 has.
     """
     digest = hashlib.sha256()
     parameters = dict(model.named_parameters())
@@ -145,7 +156,11 @@ def fingerprint(model: paddle.nn.Layer) -> str:
         digest.update(f"{name}{shape}".encode())
         if name.startswith("language_model.") and (name.endswith("norm.weight") or "embed_tokens" in name):
             step = max(shape[0] // _SAMPLED_ROWS, 1)
-            digest.update(parameters[name].detach()[::step].astype("bfloat16").numpy().tobytes())
+            if stored is None:
+                digest.update(parameters[name].detach()[::step].astype("bfloat16").numpy().tobytes())
+            else:
+                rows, dtype = np.asarray(stored[name].read())[::step], stored[name].dtype
+                digest.update((rows if dtype == "BF16" else convert(rows, dtype, "BF16")).tobytes())
     return digest.hexdigest()
 
 

@@ -6,18 +6,22 @@ Sources: config.json and processor files of liuhaotian/llava-v1.5-7b, llava-v1.6
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
+from paddlemix.checkpoints.families import FAMILIES, inside_llava, write_text
 from paddlemix.checkpoints.layouts import NO_TOWER, TEMPLATE_KEY, exchange_sides
+from paddlemix.checkpoints.towers import CLIP_FORM, tower_form
 from paddlemix.checkpoints.vocabulary import BASE_KEY, IMAGE_TOKEN, HfVocabulary
+from paddlemix.checkpoints.xtuner import MODEL_TYPE, SELECT_LAYER
 from paddlemix.errors import UserError
-from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionConfig
+from paddlemix.models.configuration import LlavaConfig, VisionConfig, projector_depth
 from paddlemix.processors.chat_template import read_template
 from paddlemix.processors.llava import image_spec_from_dict
 
 TOWER_DIRECTORY = "vision_tower"
 _BICUBIC = 3  # PIL's number
+_OUTER_KEYS = ("architectures", "torch_dtype")  # not said again inside another config.json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +31,13 @@ class Facts:
     Args:
         config: sizes.
         processor: content of our `processor_config.json`.
-        special_ids: `bos_token_id`, `eos_token_id`, `pad_token_id`.
+        special_ids: `bos_token_id`, `eos_token_id`, which may be several, and `pad_token_id`, as far as they are known.
         dtype: of the weights, e.g. "float16".
     """
 
     config: LlavaConfig
     processor: dict[str, Any]
-    special_ids: dict[str, int]
+    special_ids: dict[str, int | list[int]]
     dtype: str
 
     @property
@@ -64,14 +68,16 @@ def complete_processor(config: LlavaConfig, processor: dict[str, Any]) -> dict[s
 
 
 def original_config(facts: Facts) -> dict[str, Any]:
-    """config.json of `LlavaLlamaForCausalLM`; the tower stands beside it."""
+    """config.json of `LlavaLlamaForCausalLM` or its likes; the tower stands beside it."""
     config, processor = facts.config, facts.processor
-    assert config.vision is not None
+    text = inside_llava(config.text)
+    llava = FAMILIES[text.model_type].llava
+    assert config.vision is not None and llava is not None
     return {
-        **_text_values(config.text),
+        **write_text(text),
         **facts.special_ids,
-        "architectures": ["LlavaLlamaForCausalLM"],
-        "model_type": "llava_llama",
+        "architectures": [llava[1]],
+        "model_type": llava[0],
         "torch_dtype": facts.dtype,
         "mm_hidden_size": config.vision.hidden_size,
         "mm_projector_type": config.mm_projector_type,
@@ -94,19 +100,29 @@ def original_config(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _text_values(text: DecoderConfig) -> dict[str, Any]:
-    values = {key: value for key, value in asdict(text).items() if value is not None}
-    return {**values, "num_key_value_heads": text.key_value_heads, "use_cache": True}
+def language_config(facts: Facts) -> dict[str, Any]:
+    """config.json of a language model alone, as its family writes it."""
+    return {
+        **write_text(facts.config.text),
+        **facts.special_ids,
+        "architectures": [FAMILIES[facts.config.text.model_type].architecture],
+        "torch_dtype": facts.dtype,
+        TEMPLATE_KEY: facts.processor["chat_template"],
+    }
 
 
-def clip_config(vision: VisionConfig, dtype: str) -> dict[str, Any]:
-    """config.json of a `CLIPVisionModel`."""
-    values = {"architectures": ["CLIPVisionModel"], "model_type": "clip_vision_model", "torch_dtype": dtype}
-    return {**values, **asdict(vision), "projection_dim": vision.hidden_size}
+def tower_config(vision: VisionConfig, dtype: str) -> dict[str, Any]:
+    """config.json of a tower on its own: a `CLIPVisionModel` or an `InternVisionModel`.
+
+    Raises:
+        UserError: it is neither.
+    """
+    values = tower_form(vision).write(vision, dtype)
+    return {**values, "projection_dim": vision.hidden_size} if vision.outer_norms else values
 
 
-def clip_preprocessor(processor: dict[str, Any]) -> dict[str, Any]:
-    """preprocessor_config.json of a CLIP tower."""
+def tower_preprocessor(processor: dict[str, Any]) -> dict[str, Any]:
+    """preprocessor_config.json of a tower; InternViT's is a `CLIPImageProcessor` too, with other numbers."""
     size = processor["image_size"]
     return {
         "image_processor_type": "CLIPImageProcessor",
@@ -131,6 +147,8 @@ def check_hf(facts: Facts) -> None:
         UserError: lists what it has none for.
     """
     config, processor, faults = facts.config, facts.processor, []
+    if config.vision is not None and tower_form(config.vision) is not CLIP_FORM:
+        faults.append("an InternViT tower (only CLIP)")
     if config.mm_projector_type != "mlp2x_gelu":
         faults.append(f"mm_projector_type '{config.mm_projector_type}' (only mlp2x_gelu)")
     if facts.anyres and not (config.image_newline and processor["mm_patch_merge_type"] == "spatial_unpad"):
@@ -145,8 +163,8 @@ def hf_config(facts: Facts, vocabulary: HfVocabulary) -> dict[str, Any]:
     """config.json of `LlavaForConditionalGeneration` or `LlavaNextForConditionalGeneration`."""
     config, processor = facts.config, facts.processor
     assert config.vision is not None
-    text = {**_text_values(config.text), **facts.special_ids, "model_type": "llama", "torch_dtype": facts.dtype}
-    vision = {**asdict(config.vision), "model_type": "clip_vision_model", "projection_dim": config.vision.hidden_size}
+    text = {**write_text(inside_llava(config.text)), **facts.special_ids, "torch_dtype": facts.dtype}
+    vision = {key: value for key, value in tower_config(config.vision, facts.dtype).items() if key not in _OUTER_KEYS}
     strategy = {"patch": "default", "cls_patch": "full"}[config.mm_vision_select_feature]
     return {
         "architectures": [f"Llava{'Next' if facts.anyres else ''}ForConditionalGeneration"],
@@ -170,9 +188,47 @@ def hf_config(facts: Facts, vocabulary: HfVocabulary) -> dict[str, Any]:
     }
 
 
-def hf_pad_token(facts: Facts, vocabulary: HfVocabulary) -> int:
-    """Id of `<pad>`, right behind `<image>` where rows were added, else the model's own."""
-    return vocabulary.image_token + 1 if vocabulary.rows else facts.special_ids["pad_token_id"]
+def check_xtuner(facts: Facts) -> None:
+    """Whether XTuner's own form has a place for a model.
+
+    Raises:
+        UserError: lists what it has none for.
+    """
+    config, processor = facts.config, facts.processor
+    found = {
+        "mm_vision_select_layer": (config.mm_vision_select_layer, SELECT_LAYER),
+        "mm_vision_select_feature": (config.mm_vision_select_feature, "patch"),
+        "image_aspect_ratio": (processor["image_aspect_ratio"], "pad"),
+        "image_newline": (config.image_newline, False),
+        "mm_use_im_start_end": (bool(processor.get("mm_use_im_start_end")), False),
+    }
+    faults = [f"{key} {value!r} (only {only!r})" for key, (value, only) in found.items() if value != only]
+    if not config.mm_projector_type.startswith("mlp"):
+        faults.append(f"mm_projector_type {config.mm_projector_type!r} (only mlpNx_gelu)")
+    if faults:
+        raise UserError(f"XTuner's form has no place for {'; '.join(faults)}; use --to llava or --to paddlemix")
+
+
+def xtuner_projector_config(facts: Facts) -> dict[str, Any]:
+    """config.json of the projector that XTuner keeps on its own.  Source: its ProjectorConfig."""
+    config = facts.config
+    assert config.vision is not None
+    return {
+        "architectures": ["ProjectorModel"],
+        "model_type": MODEL_TYPE,
+        "torch_dtype": facts.dtype,
+        "visual_hidden_size": config.vision.hidden_size,
+        "llm_hidden_size": config.text.hidden_size,
+        "depth": projector_depth(config.mm_projector_type),
+        "hidden_act": "gelu",
+        "bias": True,
+    }
+
+
+def hf_pad_token(facts: Facts, vocabulary: HfVocabulary) -> int | None:
+    """Id of `<pad>`, right behind `<image>` where rows were added, else the model's own, if it has one."""
+    own = facts.special_ids.get("pad_token_id")
+    return vocabulary.image_token + 1 if vocabulary.rows else own if isinstance(own, int) else None
 
 
 def hf_processor_files(facts: Facts) -> dict[str, dict[str, Any]]:
@@ -180,7 +236,7 @@ def hf_processor_files(facts: Facts) -> dict[str, dict[str, Any]]:
     config, processor = facts.config, facts.processor
     assert config.vision is not None
     name = "LlavaNextProcessor" if facts.anyres else "LlavaProcessor"
-    pixels = {**clip_preprocessor(processor), "processor_class": name}
+    pixels = {**tower_preprocessor(processor), "processor_class": name}
     if facts.anyres:
         pixels["image_processor_type"] = "LlavaNextImageProcessor"
         pixels |= {"do_pad": True, "image_grid_pinpoints": exchange_sides(processor["image_grid_pinpoints"])}

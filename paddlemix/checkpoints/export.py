@@ -10,16 +10,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from paddlemix.checkpoints import declared
+from paddlemix.checkpoints.families import FAMILIES
 from paddlemix.checkpoints.files import (
     atomic_directory,
     read_json,
     write_json,
     write_safetensors,
 )
-from paddlemix.checkpoints.keymap import CLIP, HF_OLD, ORIGINAL, OURS, KeyMap, is_linear_weight
+from paddlemix.checkpoints.fused import join_attention
+from paddlemix.checkpoints.keymap import HF_OLD, OURS, XTUNER_PROJECTOR, KeyMap, is_linear_weight
 from paddlemix.checkpoints.layouts import CONFIG_FILE, PREPROCESSOR_FILE, config_values
 from paddlemix.checkpoints.quantized import read_quantization
 from paddlemix.checkpoints.source import open_source
@@ -28,9 +30,9 @@ from paddlemix.checkpoints.tensors import FLOAT_TYPES, TensorEntry, Tensors, con
 from paddlemix.checkpoints.tokenizer_files import (
     copy_tokenizer,
     declare_added_tokens,
-    has_tokenizer,
     remove_added_tokens,
 )
+from paddlemix.checkpoints.towers import join_tower, tower_form
 from paddlemix.checkpoints.verified import Conversion, Report, write_verified
 from paddlemix.checkpoints.vocabulary import (
     HF_VOCABULARY_FILE,
@@ -40,16 +42,17 @@ from paddlemix.checkpoints.vocabulary import (
     read_carried_vocabulary,
     take_off,
 )
+from paddlemix.checkpoints.xtuner import PROJECTOR, TOWER
 from paddlemix.errors import UserError
 from paddlemix.log import logger
+from paddlemix.models.configuration import DecoderConfig
 from paddlemix.processors.llava import PROCESSOR_FILE
-from paddlemix.processors.tokenizer import load_tokenizer
+from paddlemix.processors.tokenizer import has_tokenizer, load_tokenizer
 
-TARGETS = ("paddlemix", "llava", "hf")
+TARGETS = ("paddlemix", "llava", "hf", "xtuner")
 _GENERATION_FILE = "generation_config.json"
-_TOWER = "vision_tower."
-# Source: Llama's own config.json
-_LLAMA_IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+_TOWER, _PROJECTOR = "vision_tower.", "projector."
+_SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @dataclass(frozen=True)
@@ -85,9 +88,10 @@ def convert_checkpoint(source: str | Path, target: str | Path, conversion: Conve
         raise UserError(f"--to '{conversion.to}' is not one of {', '.join(TARGETS)}")
     check_target(target)
     checkpoint = read_checkpoint(Path(source), conversion.dtype)
-    if conversion.to != "paddlemix" and checkpoint.facts.config.vision is None:
+    if conversion.to in ("llava", "xtuner") and checkpoint.facts.config.vision is None:
         raise UserError(
-            f"{source} is a language model alone; --to {conversion.to} needs a vision tower, use --to paddlemix"
+            f"{source} is a language model alone; --to {conversion.to} needs a vision tower, use --to paddlemix, or "
+            "--to hf for the form of its own family"
         )
     with atomic_directory(target) as temporary:
         return _WRITERS[conversion.to](checkpoint, temporary, conversion)
@@ -130,20 +134,24 @@ def read_checkpoint(directory: Path, dtype: str | None = None) -> Checkpoint:
     facts = declared.Facts(
         config=config,
         processor=declared.complete_processor(config, source.processor),
-        special_ids=_special_ids(raw, config.text.vocab_size),
+        special_ids=_special_ids(raw, config.text),
         dtype={value: key for key, value in FLOAT_TYPES.items()}[tensors["language_model.embed_tokens.weight"].dtype],
     )
     return Checkpoint(source.directory, facts, tensors, added)
 
 
-def _special_ids(raw: dict[str, Any], vocab_size: int) -> dict[str, int]:
-    """The ids that config.json declares; Llama's where it says nothing or names an added row."""
-    declared_ids = {**(raw.get("text_config") or {}), **raw}
-    found = {key: declared_ids.get(key) for key in _LLAMA_IDS}
-    return {
-        key: value if isinstance(value, int) and 0 <= value < vocab_size else _LLAMA_IDS[key]
-        for key, value in found.items()
-    }
+def _special_ids(raw: dict[str, Any], text: DecoderConfig) -> dict[str, int | list[int]]:
+    """The ids that config.json declares; the family's own where it says nothing or names an added row.  One that the
+    vocabulary does not have is left out."""
+    declared_ids: dict[str, Any] = {**(raw.get("text_config") or {}), **raw}
+    found: dict[str, int | list[int]] = {}
+    for key in _SPECIAL_IDS:
+        for value in (declared_ids.get(key), FAMILIES[text.model_type].special_ids[key]):
+            several = value if isinstance(value, list) and value else [value]  # Llama 3 ends with one of several
+            if all(isinstance(index, int) and 0 <= index < text.vocab_size for index in several):
+                found[key] = cast("int | list[int]", value)
+                break
+    return found
 
 
 def _write_ours(checkpoint: Checkpoint, directory: Path, conversion: Conversion) -> Report:
@@ -160,16 +168,22 @@ def _write_original(checkpoint: Checkpoint, directory: Path, conversion: Convers
     tower = directory / declared.TOWER_DIRECTORY
     tower.mkdir()
     write_json(directory / CONFIG_FILE, declared.original_config(facts))
-    write_json(tower / CONFIG_FILE, declared.clip_config(facts.config.vision, facts.dtype))
-    write_json(tower / PREPROCESSOR_FILE, declared.clip_preprocessor(facts.processor))
+    form = tower_form(facts.config.vision)
+    write_json(tower / CONFIG_FILE, declared.tower_config(facts.config.vision, facts.dtype))
+    write_json(tower / PREPROCESSOR_FILE, declared.tower_preprocessor(facts.processor))
+    if form.smallest_input:  # what such a tower reads inside a checkpoint is not what it reads on its own
+        write_json(directory / PREPROCESSOR_FILE, declared.tower_preprocessor(facts.processor))
     _write_common(checkpoint, directory)
-    inside = {name: entry for name, entry in checkpoint.tensors.items() if name.startswith(_TOWER)}
-    parts = {directory: to_layout(checkpoint.tensors, ORIGINAL), tower: to_layout(inside, CLIP)}
+    tensors = join_tower(checkpoint.tensors, facts.config.vision)
+    inside = {name: entry for name, entry in tensors.items() if name.startswith(_TOWER)}
+    parts = {directory: to_layout(tensors, form.original), tower: to_layout(inside, form.keymaps[0])}
     return write_verified(parts, "pt", conversion)
 
 
 def _write_hf(checkpoint: Checkpoint, directory: Path, conversion: Conversion) -> Report:
     facts, tensors = checkpoint.facts, checkpoint.tensors
+    if facts.config.vision is None:
+        return _write_language(checkpoint, directory, conversion)
     declared.check_hf(facts)
     vocabulary = checkpoint.added or choose_vocabulary(checkpoint.directory, tensors, facts.config.text.vocab_size)
     write_json(directory / CONFIG_FILE, declared.hf_config(facts, vocabulary))
@@ -186,7 +200,44 @@ def _write_hf(checkpoint: Checkpoint, directory: Path, conversion: Conversion) -
     return write_verified({directory: to_layout(put_back(tensors, vocabulary), HF_OLD)}, "pt", conversion)
 
 
-_WRITERS = {"paddlemix": _write_ours, "llava": _write_original, "hf": _write_hf}
+def _write_language(checkpoint: Checkpoint, directory: Path, conversion: Conversion) -> Report:
+    """A language model alone, in the form of its family."""
+    text, tensors = checkpoint.facts.config.text, checkpoint.tensors
+    family = FAMILIES[text.model_type]
+    write_json(directory / CONFIG_FILE, declared.language_config(checkpoint.facts))
+    _write_common(checkpoint, directory)
+    tensors = join_attention(tensors, text) if family.fused else tensors
+    return write_verified({directory: to_layout(tensors, family.keymap)}, "pt", conversion)
+
+
+def _write_xtuner(checkpoint: Checkpoint, directory: Path, conversion: Conversion) -> Report:
+    """The language model in the directory itself, the tower and the projector in folders of their own."""
+    facts, tensors = checkpoint.facts, checkpoint.tensors
+    declared.check_xtuner(facts)
+    assert facts.config.vision is not None
+    form, family = tower_form(facts.config.vision), FAMILIES[facts.config.text.model_type]
+    tower, projector = directory / TOWER, directory / PROJECTOR
+    tower.mkdir()
+    projector.mkdir()
+    write_json(directory / CONFIG_FILE, declared.language_config(facts))
+    write_json(tower / CONFIG_FILE, declared.tower_config(facts.config.vision, facts.dtype))
+    write_json(tower / PREPROCESSOR_FILE, declared.tower_preprocessor(facts.processor))
+    write_json(projector / CONFIG_FILE, declared.xtuner_projector_config(facts))
+    _write_common(checkpoint, directory)
+    tensors = join_attention(tensors, facts.config.text) if family.fused else dict(tensors)
+    tensors = join_tower(tensors, facts.config.vision)
+    of_tower = {name: entry for name, entry in tensors.items() if name.startswith(_TOWER)}
+    of_projector = {name: entry for name, entry in tensors.items() if name.startswith(_PROJECTOR)}
+    language = {name: entry for name, entry in tensors.items() if name not in of_tower and name not in of_projector}
+    parts = {
+        directory: to_layout(language, family.keymap),
+        tower: to_layout(of_tower, form.keymaps[0]),
+        projector: to_layout(of_projector, XTUNER_PROJECTOR),
+    }
+    return write_verified(parts, "pt", conversion)
+
+
+_WRITERS = {"paddlemix": _write_ours, "llava": _write_original, "hf": _write_hf, "xtuner": _write_xtuner}
 
 
 def _write_common(checkpoint: Checkpoint, directory: Path) -> None:

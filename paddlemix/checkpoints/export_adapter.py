@@ -7,7 +7,7 @@ Sources: peft's save_pretrained; haotian-liu/LLaVA llava/train/train.py (commit 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from paddlemix.checkpoints.declared import Facts, original_config
 from paddlemix.checkpoints.export import check_target, read_checkpoint
 from paddlemix.checkpoints.files import atomic_directory, write_json, write_safetensors
 from paddlemix.checkpoints.foreign_adapter import PEFT_OTHER_WEIGHTS, PEFT_WEIGHTS
-from paddlemix.checkpoints.keymap import ORIGINAL, is_linear_weight
+from paddlemix.checkpoints.keymap import ORIGINAL, KeyMap, is_linear_weight
 from paddlemix.checkpoints.layouts import CONFIG_FILE, PEFT_ADAPTER_FILE
 from paddlemix.checkpoints.load import base_of
 from paddlemix.checkpoints.tensors import FLOAT_TYPES, TensorEntry, converted, joined, transposed
@@ -52,23 +52,24 @@ def export_adapter(source: str | Path, target: str | Path, dtype: str | None = N
     lora = {name: entry for name, entry in tensors.items() if is_adapter_weight(name)}
     other = {name: entry for name, entry in tensors.items() if name not in lora}
     if adapter.config.pissa:
-        lora = dict(_plain_of_pissa(lora))
+        lora = dict(plain_of_pissa(lora))
     with atomic_directory(target) as temporary:
-        write_json(temporary / PEFT_ADAPTER_FILE, _peft_config(adapter))
+        write_json(temporary / PEFT_ADAPTER_FILE, peft_settings(adapter, adapter.config.modules))
         write_json(temporary / CONFIG_FILE, _config(adapter))
-        write_safetensors(temporary / PEFT_WEIGHTS[0], dict(_peft_lora(lora)), {"format": "pt"})
+        write_safetensors(temporary / PEFT_WEIGHTS[0], dict(peft_lora(lora)), {"format": "pt"})
         write_torch(temporary / PEFT_OTHER_WEIGHTS, dict(_peft_whole(other)))
     return len(tensors)
 
 
-def _peft_lora(lora: Mapping[str, TensorEntry]) -> Iterator[tuple[str, TensorEntry]]:
+def peft_lora(lora: Mapping[str, TensorEntry], keymap: KeyMap = ORIGINAL) -> Iterator[tuple[str, TensorEntry]]:
+    """An adapter's matrices under PEFT's names and in its orientation, of the layers as `keymap` names them."""
     for name, entry in lora.items():
         module, _, part = name.rpartition(".")
-        theirs = f"{_WRAPPER}{_module(module)}.{part}"
+        theirs = f"{_WRAPPER}{_module(module, keymap)}.{part}"
         yield (theirs, entry) if part == MAGNITUDE else (f"{theirs}.weight", transposed(entry))
 
 
-def _plain_of_pissa(lora: Mapping[str, TensorEntry]) -> Iterator[tuple[str, TensorEntry]]:
+def plain_of_pissa(lora: Mapping[str, TensorEntry]) -> Iterator[tuple[str, TensorEntry]]:
     """The same update from twice as many components, [A A0] [B; -B0]: what it began from is taken off again."""
     for name, entry in lora.items():
         start = lora.get(f"{name}_start")
@@ -92,27 +93,28 @@ def _peft_whole(tensors: Mapping[str, TensorEntry]) -> Iterator[tuple[str, Tenso
         yield _WRAPPER + ORIGINAL.to_theirs(name), turned
 
 
-def _module(name: str) -> str:
-    """A layer's name in original LLaVA."""
-    return ORIGINAL.to_theirs(f"{name}.weight").removesuffix(".weight")
+def _module(name: str, keymap: KeyMap) -> str:
+    """A layer's name in another layout."""
+    return keymap.to_theirs(f"{name}.weight").removesuffix(".weight")
 
 
-def _peft_config(adapter: AdapterFiles) -> dict[str, Any]:
+def peft_settings(adapter: AdapterFiles, modules: Sequence[str], keymap: KeyMap = ORIGINAL) -> dict[str, Any]:
+    """adapter_config.json of an adapter, or of those of its layers that `modules` names."""
     config = adapter.config
-    rank, alpha = _rank_and_alpha(config, "")
-    others = {module: _rank_and_alpha(config, module) for module in config.modules}
+    rank, alpha = _rank_and_alpha(config, "" if len(modules) == len(config.modules) else modules[0])
+    others = {module: _rank_and_alpha(config, module) for module in modules}
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": adapter.base["model"],
         "r": rank,
         "lora_alpha": alpha,
-        "rank_pattern": {_module(module): r for module, (r, _) in others.items() if r != rank},
-        "alpha_pattern": {_module(module): a for module, (_, a) in others.items() if a != alpha},
+        "rank_pattern": {_module(module, keymap): r for module, (r, _) in others.items() if r != rank},
+        "alpha_pattern": {_module(module, keymap): a for module, (_, a) in others.items() if a != alpha},
         "use_rslora": config.rslora and not config.pissa,
         "use_dora": config.use_dora,
         "lora_dropout": config.lora_dropout,
-        "target_modules": [_module(name) for name in config.modules],
+        "target_modules": [_module(name, keymap) for name in modules],
         "bias": config.bias,
         "fan_in_fan_out": False,
         "inference_mode": True,

@@ -73,27 +73,34 @@ def read_foreign_adapter(directory: Path) -> ForeignAdapter:
         UserError: a setting is not supported, or a weight is of no known layer.
     """
     if (directory / PEFT_ADAPTER_FILE).is_file():
-        path, keymap, tensors = directory / PEFT_ADAPTER_FILE, ORIGINAL, _peft_tensors(directory)
+        path, keymap, tensors = directory / PEFT_ADAPTER_FILE, ORIGINAL, _llava_tensors(directory)
     else:
         path, keymap, tensors = directory / ADAPTER_FILE, PADDLEMIX, read_weight_file(directory / PADDLEMIX_WEIGHTS)
     values = read_json(path)
-    wrong = [key for key, harmless in _UNSUPPORTED.items() if key in values and values[key] not in harmless]
-    if wrong:
-        raise UserError(f"{path}: {', '.join(f'{key}={values[key]!r}' for key in wrong)} is not supported")
     base = values.get("base_model_name_or_path")
     if not base:
         raise UserError(f"{path} names no base model; set base_model_name_or_path to its folder")
-    named = _under_our_names(tensors, keymap, directory)
+    named = under_our_names(tensors, keymap, directory)
     declared = _declared(directory)
     spec = {**declared, "model": base, "relative": {"model": base}}
-    return ForeignAdapter(_lora_config(values, named, keymap, path), spec, read_processor_values(directory), named)
+    return ForeignAdapter(adapter_settings(values, named, keymap, path), spec, read_processor_values(directory), named)
 
 
-def _peft_tensors(directory: Path) -> dict[str, TensorEntry]:
+def peft_tensors(directory: Path) -> dict[str, TensorEntry]:
+    """The weights of a PEFT adapter under its own names.
+
+    Raises:
+        MissingFileError: there are none.
+    """
     found = [directory / name for name in PEFT_WEIGHTS if (directory / name).is_file()]
     if not found:
         raise MissingFileError(f"no adapter weights in {directory}: expected {' or '.join(PEFT_WEIGHTS)}")
-    tensors = _without_wrappers(read_weight_file(found[0]))
+    return read_weight_file(found[0])
+
+
+def _llava_tensors(directory: Path) -> dict[str, TensorEntry]:
+    """The adapter's weights and the others that trained, under original LLaVA's names."""
+    tensors = _without_wrappers(peft_tensors(directory))
     other = directory / PEFT_OTHER_WEIGHTS
     return {**tensors, **_without_wrappers(read_weight_file(other))} if other.is_file() else tensors
 
@@ -107,7 +114,7 @@ def _without_wrappers(tensors: Mapping[str, TensorEntry]) -> dict[str, TensorEnt
     return {key.removeprefix("model.") if wrapped else key: entry for key, entry in plain.items()}
 
 
-def _under_our_names(tensors: Mapping[str, TensorEntry], keymap: KeyMap, directory: Path) -> dict[str, TensorEntry]:
+def under_our_names(tensors: Mapping[str, TensorEntry], keymap: KeyMap, directory: Path) -> dict[str, TensorEntry]:
     """LoRA matrices as ours, A [in, r] and B [r, out], and the rest renamed as a checkpoint's weights are."""
     named: dict[str, TensorEntry] = {}
     whole = {}
@@ -127,10 +134,21 @@ def _under_our_names(tensors: Mapping[str, TensorEntry], keymap: KeyMap, directo
     return {**named, **rename(whole, (keymap,), directory)}
 
 
-def _lora_config(
+def adapter_settings(
     values: Mapping[str, Any], tensors: Mapping[str, TensorEntry], keymap: KeyMap, path: Path
 ) -> LoRAConfig:
-    """Settings in our terms; what PEFT's patterns say is told per layer."""
+    """Settings in our terms; what PEFT's patterns say is told per layer.
+
+    Args:
+        values: content of the adapter's settings file at `path`.
+        tensors: the adapter's weights under our names.
+
+    Raises:
+        UserError: a setting is not supported, or the weights are not those of the settings.
+    """
+    wrong = [key for key, harmless in _UNSUPPORTED.items() if key in values and values[key] not in harmless]
+    if wrong:
+        raise UserError(f"{path}: {', '.join(f'{key}={values[key]!r}' for key in wrong)} is not supported")
     modules = tuple(name.removesuffix(".lora_A") for name in tensors if name.endswith(".lora_A"))
     odd = sorted(name for name in modules if f"{name}.lora_B" not in tensors)
     if odd or not modules:

@@ -1,6 +1,7 @@
-"""PaddleMIX's joined weights taken apart: query, key and value in one matrix, gate and up in one.
+"""Joined weights taken apart and joined again: query, key and value in one matrix, gate and up in one.
 
-Source of the order inside them: PaddleNLP 3.0.0b4 paddlenlp/transformers/llama/modeling.py.
+PaddleMIX joins both where it is told to, InternLM2 always has the first; the order inside is the same.
+Sources: PaddleNLP 3.0.0b4 paddlenlp/transformers/llama/modeling.py; modeling_internlm2.py of internlm/internlm2-7b.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from paddlemix.checkpoints.tensors import TensorEntry, selected
+from paddlemix.checkpoints.tensors import TensorEntry, selected, transposed
 from paddlemix.errors import UserError
 from paddlemix.models.configuration import DecoderConfig
 
@@ -38,8 +39,46 @@ def split_fused(
             continue
         marker, parts = rule
         for part, columns in parts(entry.shape[-1], text, name):
-            result[name.replace(marker, part)] = selected(entry, columns, len(entry.shape) - 1)
+            result[name.replace(marker, part)] = _outputs(entry, columns)
     return result
+
+
+def join_attention(tensors: Mapping[str, TensorEntry], text: DecoderConfig) -> dict[str, TensorEntry]:
+    """The reverse of `split_fused` for query, key and value, unread.
+
+    Args:
+        tensors: under our names, [in, out]; all three or none of them for a layer.
+    """
+    result: dict[str, TensorEntry] = {}
+    for name, entry in tensors.items():
+        query, key, value = (f".self_attn.{part}_proj." for part in "qkv")
+        if query in name:
+            parts = [entry, *(tensors[name.replace(query, other)] for other in (key, value))]
+            result[name.replace(query, _QKV)] = _joined_outputs(parts, text, name)
+        elif key not in name and value not in name:
+            result[name] = entry
+    return result
+
+
+def _outputs(entry: TensorEntry, columns: np.ndarray) -> TensorEntry:
+    """Some outputs of a linear weight [in, out] or bias [out]; of a turned weight as rows, which are cheap to read."""
+    if entry.turned_from is not None:
+        return transposed(selected(entry.turned_from, columns, 0))
+    return selected(entry, columns, len(entry.shape) - 1)
+
+
+def _joined_outputs(parts: list[TensorEntry], text: DecoderConfig, name: str) -> TensorEntry:
+    """Outputs of query, key and value in the order of `_query_key_value`."""
+    flat = len(parts[0].shape) == 1
+    rows = parts if flat else [transposed(part) for part in parts]  # [out, in]
+    count = sum(part.shape[0] for part in rows)
+    order = np.argsort(np.concatenate([columns for _, columns in _query_key_value(count, text, name)]))
+
+    def read() -> np.ndarray:
+        return np.concatenate([part.read() for part in rows])[order]
+
+    whole = TensorEntry(rows[0].dtype, (count, *rows[0].shape[1:]), read)
+    return whole if flat else transposed(whole)
 
 
 def _query_key_value(width: int, text: DecoderConfig, name: str) -> Iterator[tuple[str, np.ndarray]]:

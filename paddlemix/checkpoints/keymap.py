@@ -38,6 +38,22 @@ _LAYER_PADDLEMIX: Pairs = (
     (".layer_norm1.", ".norm1."),
     (".layer_norm2.", ".norm2."),
 )
+# the same for InternViT, which joins query, key and value; see `towers.split_tower`
+_TOWER_INTERN_VIT: Pairs = (
+    ("class_embedding", "embeddings.class_embedding"),
+    ("patch_embedding", "embeddings.patch_embedding.weight"),
+    ("patch_bias", "embeddings.patch_embedding.bias"),
+    ("position_embedding", "embeddings.position_embedding"),
+    ("layers.", "encoder.layers."),
+)
+_LAYER_INTERN_VIT: Pairs = (
+    (".self_attn.out_proj.", ".attn.proj."),
+    (".self_attn.", ".attn."),
+    (".layer_norm1.", ".norm1."),
+    (".layer_norm2.", ".norm2."),
+    (".layer_scale1.weight", ".ls1"),
+    (".layer_scale2.weight", ".ls2"),
+)
 # buffers that some files carry and no model needs
 _IGNORED = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|embeddings\.position_ids|rope_emb\..*)")
 
@@ -51,6 +67,7 @@ class KeyMap:
         prefixes: (ours, theirs), the longer of two that begin alike first.
         tower: (ours, theirs) behind the tower's prefix.
         inside_layers: (ours, theirs) inside a tower layer's name.
+        language: (ours, theirs) inside the name of a language model's weight.
         transposed: whether linear weights are [out, in].
         ignored: prefixes of weights that the layout has and no model of ours needs.
     """
@@ -59,6 +76,7 @@ class KeyMap:
     prefixes: Pairs
     tower: Pairs = _TOWER_TORCH
     inside_layers: Pairs = ()
+    language: Pairs = ()
     transposed: bool = True
     ignored: tuple[str, ...] = ()
 
@@ -73,6 +91,8 @@ class KeyMap:
         for ours, theirs in self.prefixes:
             if key.startswith(theirs):
                 rest = key[len(theirs) :]
+                if ours == "language_model.":
+                    rest = _replaced(rest, tuple((new, old) for old, new in self.language))
                 return ours + (self._tower_to_ours(rest) if ours == "vision_tower." else rest)
         raise KeyError(key)
 
@@ -85,6 +105,8 @@ class KeyMap:
         for ours, theirs in self.prefixes:
             if name.startswith(ours):
                 rest = name[len(ours) :]
+                if ours == "language_model.":
+                    rest = _replaced(rest, self.language)
                 return theirs + (self._tower_to_theirs(rest) if ours == "vision_tower." else rest)
         raise KeyError(name)
 
@@ -106,6 +128,14 @@ class KeyMap:
         raise KeyError(rest)
 
 
+def _replaced(name: str, pairs: Pairs) -> str:
+    """A name with the first part of a pair that it has replaced by the second."""
+    for old, new in pairs:
+        if old in name:
+            return name.replace(old, new, 1)
+    return name
+
+
 OURS = KeyMap(
     "paddlemix",
     tuple((name, name) for name in ("language_model.", "lm_head.", "projector.", "vision_tower.", "image_newline")),
@@ -122,6 +152,13 @@ ORIGINAL = KeyMap(
         ("lm_head.", "lm_head."),
         ("language_model.", "model."),
     ),
+)
+# the same with InternViT.  Source: internvl_chat_llava of OpenGVLab/InternVL
+ORIGINAL_INTERN_VIT = KeyMap(
+    "InternVL-Chat-LLaVA",
+    tuple((ours, theirs.replace(".vision_model.", ".")) for ours, theirs in ORIGINAL.prefixes),
+    tower=_TOWER_INTERN_VIT,
+    inside_layers=_LAYER_INTERN_VIT,
 )
 _HF_PROJECTOR: Pairs = (("projector.0.", "linear_1."), ("projector.2.", "linear_2."))
 # Source: LlavaForConditionalGeneration of transformers, as saved before and since version 4.52
@@ -160,6 +197,21 @@ PADDLEMIX = KeyMap(
     transposed=False,
 )
 LLAMA = KeyMap("Llama", (("lm_head.", "lm_head."), ("language_model.", "model.")))
+# Source: modeling_internlm2.py of internlm/internlm2-7b; query, key and value are joined, see `fused.py`
+INTERNLM2 = KeyMap(
+    "InternLM2",
+    (("lm_head.", "output."), ("language_model.", "model.")),
+    language=(
+        ("embed_tokens.", "tok_embeddings."),
+        (".self_attn.qkv_proj.", ".attention.wqkv."),
+        (".self_attn.o_proj.", ".attention.wo."),
+        (".mlp.gate_proj.", ".feed_forward.w1."),
+        (".mlp.up_proj.", ".feed_forward.w3."),
+        (".mlp.down_proj.", ".feed_forward.w2."),
+        (".input_layernorm.", ".attention_norm."),
+        (".post_attention_layernorm.", ".ffn_norm."),
+    ),
+)
 # what LLaVA's LoRA training writes besides the adapter
 PEFT_PROJECTOR = KeyMap(
     "LLaVA LoRA",
@@ -167,6 +219,10 @@ PEFT_PROJECTOR = KeyMap(
         ("projector.", "base_model.model.model.mm_projector."),
         ("image_newline", "base_model.model.model.image_newline"),
     ),
+)
+# the projector that XTuner saves on its own; more layers than it ever has
+XTUNER_PROJECTOR = KeyMap(
+    "XTuner projector", tuple((f"projector.{number}.", f"model.{number}.") for number in range(0, 16, 2))
 )
 # a whole CLIP model is a tower too: its text half and the two projections into the common space are left out
 CLIP = KeyMap(
@@ -183,6 +239,8 @@ CLIP_PADDLEMIX = KeyMap(
     transposed=False,
     ignored=("text_model.", "text_projection", "visual_projection", "vision_projection", "logit_scale"),
 )
+# Source: InternVisionModel of OpenGVLab/InternVL
+INTERN_VIT = KeyMap("InternViT", (("vision_tower.", ""),), tower=_TOWER_INTERN_VIT, inside_layers=_LAYER_INTERN_VIT)
 
 
 def is_linear_weight(name: str, shape: tuple[int, ...]) -> bool:

@@ -13,11 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paddlemix.checkpoints.families import FAMILIES, LLAVA_ARCHITECTURES, find_family, read_text
 from paddlemix.checkpoints.files import read_json
-from paddlemix.checkpoints.keymap import CLIP, CLIP_PADDLEMIX, HF_NEW, HF_OLD, LLAMA, ORIGINAL, OURS, PADDLEMIX, KeyMap
+from paddlemix.checkpoints.keymap import (
+    HF_NEW,
+    HF_OLD,
+    ORIGINAL,
+    ORIGINAL_INTERN_VIT,
+    OURS,
+    PADDLEMIX,
+    KeyMap,
+)
+from paddlemix.checkpoints.towers import CLIP_FORM, TOWER_FORMS
+from paddlemix.checkpoints.xtuner import has_adapters
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionConfig, pick_fields
-from paddlemix.processors.image import CLIP_MEAN, CLIP_STD
 from paddlemix.processors.llava import PROCESSOR_FILE
 
 CONFIG_FILE, PREPROCESSOR_FILE, ADAPTER_FILE = "config.json", "preprocessor_config.json", "lora_config.json"
@@ -25,7 +35,6 @@ PEFT_ADAPTER_FILE = "adapter_config.json"
 FORMAT_KEY, FORMAT_VERSION = "paddlemix_format", 1
 TEMPLATE_KEY = "chat_template_name"  # our own key in config.json of layouts that have none
 FUSED_OPTIONS = ("fuse_attention_qkv", "fuse_attention_ffn")
-DEFAULT_TEMPLATE = "vicuna_v1"  # what LLaVA-1.5 and 1.6-vicuna are trained with; their files do not say
 
 # vision_config of llava-hf files leaves out what equals transformers' LlavaConfig default, CLIP ViT-L/14-336
 _HF_TOWER = {
@@ -35,15 +44,6 @@ _HF_TOWER = {
     "num_attention_heads": 16,
     "image_size": 336,
     "patch_size": 14,
-}
-# the same for a CLIP model of its own: the defaults of transformers' CLIPVisionConfig, ViT-B/32
-_CLIP_TOWER = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "image_size": 224,
-    "patch_size": 32,
 }
 # a text-only model has no images; these stand in until a tower brings its own
 NO_TOWER: dict[str, Any] = {
@@ -60,13 +60,14 @@ class Layout:
     """A directory's declared facts.
 
     Args:
-        kind: "paddlemix", "original", "hf", "llama" or "clip".
-        config: sizes; without a tower for "llama" and where an original checkpoint's tower is elsewhere.
+        kind: "paddlemix", "original", "hf", "language" for a language model alone, or that of a tower alone, "clip" or
+            "intern_vit".
+        config: sizes; without a tower for "language" and where an original checkpoint's tower is elsewhere.
         keymaps: names its weights may have; the first that knows all of them is used.
         processor: content of a `processor_config.json`, as far as the files tell.
         tower: where the vision tower is when it is not inside: a path or a model name.
         tower_inside: whether tower weights inside the checkpoint win over those of `tower`.
-        fused: options of PaddleMIX under which weights are joined, as far as they are on.
+        fused: which weights are joined, see `fused.split_fused`.
     """
 
     kind: str
@@ -105,13 +106,14 @@ def recognise(directory: Path) -> Layout:
         raise UserError(f"{config_path} cannot be understood: {error!r}") from error
     raise UserError(
         f"{config_path}: model_type '{config.get('model_type')}' with architectures {config.get('architectures')} is "
-        "not supported; allowed: LLaVA (original, llava-hf, PaddleMIX), Llama/Vicuna, CLIP"
+        "not supported; allowed: LLaVA (original, llava-hf, PaddleMIX, InternVL-Chat), a language model "
+        f"({', '.join(FAMILIES)}), CLIP, InternViT"
     )
 
 
 def is_adapter(directory: Path) -> bool:
-    """Whether a directory holds an adapter: ours, PaddleMIX's or original LLaVA's (PEFT)."""
-    return any((directory / name).is_file() for name in (ADAPTER_FILE, PEFT_ADAPTER_FILE))
+    """Whether a directory holds an adapter: ours, PaddleMIX's, original LLaVA's (PEFT) or XTuner's."""
+    return any((directory / name).is_file() for name in (ADAPTER_FILE, PEFT_ADAPTER_FILE)) or has_adapters(directory)
 
 
 def config_values(config: LlavaConfig) -> dict[str, Any]:
@@ -142,7 +144,7 @@ def _read_original(config: Mapping[str, Any], directory: Path) -> Layout:
     """LLaVA's own files and PaddleMIX's, which share config.json and differ in the names of weights."""
     tower = config.get("mm_vision_tower")
     merge_type = config.get("mm_patch_merge_type") or "flat"
-    text = pick_fields(DecoderConfig, config)
+    text = read_text(config, find_family(config))
     layout_config = LlavaConfig(
         text=text,
         mm_projector_type=config.get("mm_projector_type") or "linear",
@@ -151,7 +153,7 @@ def _read_original(config: Mapping[str, Any], directory: Path) -> Layout:
         image_newline="unpad" in merge_type,
     )
     processor = {
-        "chat_template": config.get(TEMPLATE_KEY) or DEFAULT_TEMPLATE,
+        "chat_template": _template(config, text),
         "image_aspect_ratio": config.get("image_aspect_ratio") or "square",
         "image_grid_pinpoints": _pinpoints(config.get("image_grid_pinpoints")),
         "mm_patch_merge_type": merge_type,
@@ -161,7 +163,7 @@ def _read_original(config: Mapping[str, Any], directory: Path) -> Layout:
     return Layout(
         "original",
         layout_config,
-        (PADDLEMIX, ORIGINAL),
+        (PADDLEMIX, ORIGINAL_INTERN_VIT, ORIGINAL),  # ORIGINAL takes any name below "model." as the decoder's
         {**processor, **_preprocessor_values(directory)},
         tower=tower,
         tower_inside=bool(config.get("unfreeze_mm_vision_tower")),
@@ -179,7 +181,7 @@ def _read_hf(config: Mapping[str, Any], directory: Path) -> Layout:
     feature = {"default": "patch", "full": "cls_patch"}[config.get("vision_feature_select_strategy", "default")]
     vision = pick_fields(VisionConfig, {**_HF_TOWER, **config["vision_config"]})
     layout_config = LlavaConfig(
-        text=pick_fields(DecoderConfig, {**config["text_config"], "tie_word_embeddings": _hf_tied(config)}),
+        text=read_text({**config["text_config"], "tie_word_embeddings": _hf_tied(config)}),
         vision=vision,
         mm_projector_type="mlp2x_gelu",
         mm_vision_select_layer=config.get("vision_feature_layer", -2),
@@ -187,7 +189,7 @@ def _read_hf(config: Mapping[str, Any], directory: Path) -> Layout:
         image_newline=next_generation,
     )
     processor = {
-        "chat_template": config.get(TEMPLATE_KEY) or DEFAULT_TEMPLATE,
+        "chat_template": _template(config, layout_config.text),
         # LLaVA-1.5 was trained on padded images
         "image_aspect_ratio": config.get("image_aspect_ratio") or ("anyres" if next_generation else "pad"),
         "image_grid_pinpoints": exchange_sides(config.get("image_grid_pinpoints")),
@@ -216,41 +218,57 @@ def _hf_tied(config: Mapping[str, Any]) -> bool:
     return bool(config["text_config"].get("tie_word_embeddings", config.get("tie_word_embeddings", False)))
 
 
-def _read_llama(config: Mapping[str, Any], directory: Path) -> Layout:
+def _read_language(config: Mapping[str, Any], directory: Path) -> Layout:
+    text = read_text(config)
+    family = FAMILIES[text.model_type]
     return Layout(
-        "llama",
-        LlavaConfig(text=pick_fields(DecoderConfig, config)),
-        (LLAMA, PADDLEMIX),  # PaddleNLP writes the same config.json with its own names of weights
-        {"chat_template": config.get(TEMPLATE_KEY) or DEFAULT_TEMPLATE},
+        "language",
+        LlavaConfig(text=text),
+        (family.keymap, PADDLEMIX),  # PaddleNLP writes the same config.json with its own names of weights
+        {"chat_template": _template(config, text)},
+        fused=family.fused,
     )
 
 
-def _read_clip(config: Mapping[str, Any], directory: Path) -> Layout:
-    vision = pick_fields(VisionConfig, {**_CLIP_TOWER, **config.get("vision_config", config)})
+def _template(config: Mapping[str, Any], text: DecoderConfig) -> str:
+    """The conversation template that the files name, else that of the language model's family: LLaVA's and the
+    families' own files do not say."""
+    return config.get(TEMPLATE_KEY) or FAMILIES[text.model_type].template
+
+
+def _is_tower(config: Mapping[str, Any]) -> bool:
+    return any(config.get("model_type") in form.model_types for form in TOWER_FORMS)
+
+
+def _read_tower(config: Mapping[str, Any], directory: Path) -> Layout:
+    form = next(form for form in TOWER_FORMS if config["model_type"] in form.model_types)
+    vision = form.read(config.get("vision_config", config))
     layout_config = LlavaConfig(vision=vision, mm_vision_select_layer=-1)
-    return Layout("clip", layout_config, (CLIP, CLIP_PADDLEMIX), {**_tower_values(vision), **_pixels(directory)})
+    pixels = {**form.pixels(), **_preprocessor_values(directory)}
+    return Layout(form.kind, layout_config, form.keymaps, {**tower_sizes(vision), **pixels})
 
 
 def _is_original(config: Mapping[str, Any]) -> bool:
-    return "mm_vision_tower" in config or "LlavaLlamaForCausalLM" in (config.get("architectures") or [])
+    return "mm_vision_tower" in config or not LLAVA_ARCHITECTURES.isdisjoint(config.get("architectures") or [])
 
 
 _READERS = (
     (lambda config: FORMAT_KEY in config, _read_ours),
     (lambda config: config.get("model_type") in ("llava", "llava_next") and "text_config" in config, _read_hf),
     (_is_original, _read_original),
-    (lambda config: config.get("model_type") == "llama", _read_llama),
-    (lambda config: config.get("model_type") in ("clip", "clip_vision_model"), _read_clip),
+    (lambda config: config.get("model_type") in FAMILIES, _read_language),
+    (_is_tower, _read_tower),
 )
 
 
-def _tower_values(vision: VisionConfig) -> dict[str, Any]:
+def tower_sizes(vision: VisionConfig) -> dict[str, int]:
+    """The processor values that a tower decides."""
     return {"image_size": vision.image_size, "patch_size": vision.patch_size}
 
 
 def _pixels(directory: Path) -> dict[str, Any]:
     """What a directory declares about pixels; CLIP's numbers where it says nothing."""
-    return {"image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD), **_preprocessor_values(directory)}
+    return {**CLIP_FORM.pixels(), **_preprocessor_values(directory)}
 
 
 def _preprocessor_values(directory: Path) -> dict[str, Any]:

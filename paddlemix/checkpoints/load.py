@@ -14,9 +14,9 @@ from typing import Any
 import paddle
 
 from paddlemix.checkpoints.adapter import AdapterFiles, fingerprint, read_adapter
-from paddlemix.checkpoints.files import read_weight_file
+from paddlemix.checkpoints.files import read_weight_file, read_weights
 from paddlemix.checkpoints.hub import is_model_name, resolve_model
-from paddlemix.checkpoints.keymap import ORIGINAL, OURS, PADDLEMIX, PEFT_PROJECTOR
+from paddlemix.checkpoints.keymap import ORIGINAL, OURS, PADDLEMIX, PEFT_PROJECTOR, XTUNER_PROJECTOR
 from paddlemix.checkpoints.layouts import ADAPTER_FILE, is_adapter
 from paddlemix.checkpoints.pretrained import (
     Pretrained,
@@ -27,8 +27,9 @@ from paddlemix.checkpoints.pretrained import (
     read_carried,
 )
 from paddlemix.checkpoints.quantized import choose_quantization
-from paddlemix.checkpoints.source import Source, open_source, rename
+from paddlemix.checkpoints.source import Source, open_source, rename, with_image_size
 from paddlemix.checkpoints.tensors import TensorEntry
+from paddlemix.checkpoints.towers import TOWER_KINDS
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.log import logger
 from paddlemix.models.layers import normal
@@ -47,10 +48,12 @@ class BaseSpec:
 
     Args:
         model: its directory or name.
-        tower: directory or name of a CLIP tower, used where `model` has none.
+        tower: directory or name of a vision tower, used where `model` has none.
         mm_projector_type, mm_vision_select_layer, mm_vision_select_feature: of the projector that is then new.
         image_newline: whether the new parts include the end-of-row vector (LLaVA-1.6).
+        vision_image_size: pixels that the tower reads, whatever it was trained on; None as the directory has it.
         projector_file: file with projector weights to start from.
+        inside: of an XTuner directory the model without the adapters that stand beside it.
         quantize: how the language model's linear layers are held, see `peft/codes.py`; None as the directory has them.
     """
 
@@ -60,7 +63,9 @@ class BaseSpec:
     mm_vision_select_layer: int = -2
     mm_vision_select_feature: str = "patch"
     image_newline: bool = False
+    vision_image_size: int | None = None
     projector_file: str | None = None
+    inside: bool = False
     quantize: str | None = None
 
 
@@ -110,9 +115,9 @@ def base_of(adapter: AdapterFiles, model: str | None = None) -> BaseSpec:
         if value is None:
             continue
         if key == "model" and model is not None:
-            found[key] = model
+            found |= {"model": model, "inside": False}
             continue
-        if key == "tower" and adapter.foreign is not None and not _needs_tower(found.get("model", spec.model), adapter):
+        if key == "tower" and adapter.foreign is not None and not _needs_tower(replace(spec, **found), adapter):
             found[key] = None
             continue
         candidates = [adapter.directory / relative[key]] if key in relative else []
@@ -130,13 +135,13 @@ def base_of(adapter: AdapterFiles, model: str | None = None) -> BaseSpec:
     return replace(spec, **found)
 
 
-def _needs_tower(model: str, adapter: AdapterFiles) -> bool:
+def _needs_tower(spec: BaseSpec, adapter: AdapterFiles) -> bool:
     """Whether a foreign adapter's base is a language model alone, which then needs the adapter's projector too."""
-    if open_source(resolve_model(model)).config.vision is not None:
+    if open_source(resolve_model(spec.model), spec.inside).config.vision is not None:
         return False
     if not any(name.startswith(NEW_PARTS) for name in adapter.tensors()):
         raise MissingFileError(
-            f"the adapter {adapter.directory} has no projector weights and its base {model} neither; LLaVA writes "
+            f"the adapter {adapter.directory} has no projector weights and its base {spec.model} neither; LLaVA writes "
             "them to non_lora_trainables.bin when training ends, copy that file too"
         )
     return True
@@ -153,13 +158,20 @@ def base_reference(spec: BaseSpec, directory: Path) -> dict[str, Any]:
     return {**values, "relative": relative}
 
 
+def base_mark(base: Pretrained) -> str:
+    """The fingerprint of a base that was just loaded."""
+    if base.model.language_model.embed_tokens.weight.dtype != paddle.float16:
+        return fingerprint(base.model)
+    return fingerprint(base.model, open_source(base.directory, inside=True).tensors())
+
+
 def apply_adapter(base: Pretrained, adapter: AdapterFiles) -> Pretrained:
     """Adds an adapter's layers and weights to its base, in place.
 
     Raises:
         UserError: the base is another model, or weights are missing, extra or misshapen.
     """
-    found = fingerprint(base.model)
+    found = base_mark(base)
     if adapter.foreign is None and found != adapter.fingerprint:
         raise UserError(
             f"the adapter {adapter.directory} was trained on another base than {base.directory} (its weights differ: "
@@ -191,15 +203,17 @@ def load_base(spec: BaseSpec, dtype: str = "float32") -> Pretrained:
     """Loads a model directory; a text-only one gets the tower of `spec` and a new projector.
 
     Raises:
-        MissingFileError, UserError: see `load_pretrained`; also where `spec.tower` is no CLIP tower.
+        MissingFileError, UserError: see `load_pretrained`; also where `spec.tower` is no vision tower.
     """
-    source = open_source(spec.model)
+    source = open_source(spec.model, spec.inside)
     attached = source.config.vision is None and spec.tower is not None
     if not attached and spec.tower is not None:
         logger.warning("%s has its own vision tower; mm_vision_tower '%s' is not used", spec.model, spec.tower)
-    tower = _open_tower(spec.tower) if attached and spec.tower else None
+    tower = with_image_size(_open_tower(spec.tower), spec.vision_image_size) if attached and spec.tower else None
     if tower is not None:
         source = attach_tower(source, tower, spec)
+    else:
+        source = with_image_size(source, spec.vision_image_size)
     model = build_model(source.config, dtype, quantization=choose_quantization(source.directory, spec.quantize))
     tensors = source.tensors() if tower is None else {**source.tensors(), **tower.tensors()}
     unused = fill_model(model, tensors, spec.model, lambda name: tower is not None and name.startswith(NEW_PARTS))
@@ -213,8 +227,8 @@ def load_base(spec: BaseSpec, dtype: str = "float32") -> Pretrained:
 
 def _open_tower(tower: str) -> Source:
     source = Source.open(resolve_model(tower))
-    if source.kind != "clip":
-        raise UserError(f"mm_vision_tower '{tower}' is no CLIP vision tower (its layout is {source.kind})")
+    if source.kind not in TOWER_KINDS:
+        raise UserError(f"mm_vision_tower '{tower}' is no vision tower (its layout is {source.kind})")
     return source
 
 
@@ -255,12 +269,14 @@ def _start_new_parts(model: LlavaModel, dtype: str) -> None:
 
 def _load_projector(model: LlavaModel, path: Path) -> None:
     """Fills the projector from a file that holds its weights: original LLaVA's mm_projector.bin or
-    non_lora_trainables.bin, PaddleMIX's, or safetensors under any of their names or ours.
+    non_lora_trainables.bin, PaddleMIX's, XTuner's (the file or its folder), or safetensors under any of their names or
+    ours.
 
     LLaVA writes no newline vector to these files, so a new one may keep its start values.
     """
     parameters = {name: value for name, value in model.named_parameters() if name.startswith(NEW_PARTS)}
-    entries = rename(read_weight_file(path), (OURS, ORIGINAL, PADDLEMIX, PEFT_PROJECTOR), path)
+    weights = read_weights(path) if path.is_dir() else read_weight_file(path)
+    entries = rename(weights, (OURS, XTUNER_PROJECTOR, ORIGINAL, PADDLEMIX, PEFT_PROJECTOR), path)
     found: dict[str, TensorEntry] = {name: entry for name, entry in entries.items() if name.startswith(NEW_PARTS)}
     wrong = sorted(
         name

@@ -16,6 +16,7 @@ from paddlemix.checkpoints.hub import resolve_model
 from paddlemix.checkpoints.pretrained import MAX_SHARD_BYTES, Pretrained, tensor_entry, write_files
 from paddlemix.checkpoints.quantized import read_quantization
 from paddlemix.checkpoints.tensors import FLOAT_TYPES, TensorEntry, converted
+from paddlemix.checkpoints.xtuner import is_xtuner
 from paddlemix.peft.linear import LoRALinear
 from paddlemix.peft.quantized_linear import QuantizedLinear
 
@@ -32,8 +33,8 @@ def exact_storage(model: str) -> str | None:
         MissingFileError, UserError: the directory cannot be read.
     """
     directory = resolve_model(model)
-    if read_quantization(directory) is not None:
-        return None
+    if is_xtuner(directory) or read_quantization(directory) is not None:
+        return None  # XTuner's parts may be of different types
     types = {entry.dtype for entry in read_weights(directory).values() if len(entry.shape) == 2}
     return _HALF.get(types.pop()) if len(types) == 1 else None
 

@@ -22,7 +22,7 @@ PADDLEMIX = "paddlemix/"  # how the names on PaddleMIX's server begin; all other
 # Single weight files, best first; "x.index.json" beside one names the shards it was split into.
 WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model_state.pdparams")
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "non_lora_trainables.bin", "mm_projector.bin")
-SMALL_FILE = re.compile(r"[^/]+\.(json|model|txt|jinja)|processor/(train|eval)/[^/]+\.json")
+SMALL_FILE = re.compile(r"[^/]+\.(json|model|txt|jinja|tiktoken)|processor/(train|eval)/[^/]+\.json")
 # What a PaddleMIX model may have beside its weights; its server gives no list.
 _PADDLEMIX_SMALL = (
     *("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"),

@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.checkpoints.hub import is_model_name, local_model
-from paddlemix.checkpoints.layouts import is_adapter, recognise
+from paddlemix.checkpoints.layouts import is_adapter, recognise, tower_sizes
 from paddlemix.checkpoints.load import BaseSpec, attach_tower
+from paddlemix.checkpoints.parts import local_part
 from paddlemix.checkpoints.pretrained import load_processor
 from paddlemix.checkpoints.quantized import choose_quantization
-from paddlemix.checkpoints.source import Source, local_tower, pick_sizes
+from paddlemix.checkpoints.source import Source, pick_sizes, with_image_size
+from paddlemix.checkpoints.towers import TOWER_KINDS, input_size, tower_form
+from paddlemix.checkpoints.xtuner import is_xtuner
 from paddlemix.errors import MissingFileError, UserError
-from paddlemix.models.configuration import LlavaConfig, VisionConfig
+from paddlemix.models.configuration import LlavaConfig
 from paddlemix.models.presets import PRESETS, PUBLISHED_NAMES, TOWERS
 from paddlemix.peft.quantize import QuantizationConfig
-from paddlemix.processors.image import CLIP_MEAN, CLIP_STD
 from paddlemix.processors.llava import LlavaProcessor
 
 
@@ -55,7 +57,9 @@ def read_sizes(spec: BaseSpec) -> ModelSizes:
     """
     source = _open(spec.model)
     if isinstance(source, Source) and source.config.vision is None and spec.tower is not None:
-        source = attach_tower(source, _open_tower(spec.tower), spec)
+        source = attach_tower(source, with_image_size(_open_tower(spec.tower), spec.vision_image_size), spec)
+    elif isinstance(source, Source):
+        source = with_image_size(source, spec.vision_image_size)
     if isinstance(source, Source):
         quantization = choose_quantization(source.directory, spec.quantize)
         return ModelSizes(
@@ -68,12 +72,14 @@ def read_sizes(spec: BaseSpec) -> ModelSizes:
     if config.vision is None and spec.tower is not None:
         config = replace(
             config,
-            vision=_open_tower(spec.tower).config.vision,
+            vision=with_image_size(_open_tower(spec.tower), spec.vision_image_size).config.vision,
             mm_projector_type=spec.mm_projector_type,
             mm_vision_select_layer=spec.mm_vision_select_layer,
             mm_vision_select_feature=spec.mm_vision_select_feature,
             image_newline=spec.image_newline,
         )
+    elif config.vision is not None and spec.vision_image_size is not None:
+        config = replace(config, vision=replace(config.vision, image_size=spec.vision_image_size))
     quantization = None if spec.quantize is None else QuantizationConfig(kind=spec.quantize)
     origin = f"the sizes of {PUBLISHED_NAMES.get(spec.model, spec.model)}, which is not on this machine"
     return ModelSizes(config=config, processor=None, quantization=quantization, origin=origin)
@@ -92,28 +98,34 @@ def _open(name: str) -> Source | LlavaConfig:
         return preset
     if is_adapter(directory):
         raise UserError(f"{directory} is an adapter, expected a whole model; give it as lora_path, its base here")
+    if is_xtuner(directory):
+        return Source.open(directory)
     layout = recognise(directory)
-    if layout.kind == "clip":
-        raise UserError(f"{directory} is a CLIP tower, expected a language model; give it as mm_vision_tower")
+    if layout.kind in TOWER_KINDS:
+        raise UserError(f"{directory} is a vision tower, expected a language model; give it as mm_vision_tower")
     source = Source(directory, layout.kind, layout.config, layout.processor, layout.keymaps)
     if layout.tower is None:
         return source
     tower = _open_tower(layout.tower, directory)
     processor: dict[str, Any] = {**tower.processor, **source.processor, **pick_sizes(tower.processor)}
-    return replace(source, config=replace(source.config, vision=tower.config.vision), processor=processor)
+    vision = tower.config.vision
+    assert vision is not None
+    size = input_size(vision, source.processor.get("image_size"))
+    whole = replace(source, config=replace(source.config, vision=vision), processor=processor)
+    return whole if size == vision.image_size else with_image_size(whole, size)
 
 
 def _open_tower(name: str, beside: Path | None = None) -> Source:
-    """A CLIP tower's declared files, or a preset's sizes where there are none.
+    """A vision tower's declared files, or a preset's sizes where there are none.
 
     Args:
         beside: the checkpoint that names it.
     """
-    directory = local_tower(beside, name) if beside is not None else _directory(name)
+    directory = local_part(beside, name) if beside is not None else _directory(name)
     if directory is not None:
         layout = recognise(directory)
-        if layout.kind != "clip":
-            raise UserError(f"mm_vision_tower '{name}' is no CLIP vision tower (its layout is {layout.kind})")
+        if layout.kind not in TOWER_KINDS:
+            raise UserError(f"mm_vision_tower '{name}' is no vision tower (its layout is {layout.kind})")
         return Source(directory, layout.kind, layout.config, layout.processor, layout.keymaps)
     vision = TOWERS.get(PUBLISHED_NAMES.get(name, name))
     if vision is None:
@@ -121,16 +133,8 @@ def _open_tower(name: str, beside: Path | None = None) -> Source:
             f"mm_vision_tower '{name}' is not on this machine, and its sizes are not known; give a directory with its "
             f"config.json, or one of {', '.join(TOWERS)}"
         )
-    return Source(Path(name), "clip", LlavaConfig(vision=vision), _pixels(vision), ())
-
-
-def _pixels(vision: VisionConfig) -> dict[str, Any]:
-    return {
-        "image_size": vision.image_size,
-        "patch_size": vision.patch_size,
-        "image_mean": list(CLIP_MEAN),
-        "image_std": list(CLIP_STD),
-    }
+    form = tower_form(vision)
+    return Source(Path(name), form.kind, LlavaConfig(vision=vision), {**tower_sizes(vision), **form.pixels()}, ())
 
 
 def _directory(name: str) -> Path | None:

@@ -13,14 +13,25 @@ from typing import Any
 
 from paddlemix.checkpoints.files import read_weights
 from paddlemix.checkpoints.fused import split_fused
-from paddlemix.checkpoints.hub import is_model_name, local_model, resolve_model
-from paddlemix.checkpoints.keymap import KeyMap, is_linear_weight
-from paddlemix.checkpoints.layouts import Layout, is_adapter, recognise
+from paddlemix.checkpoints.hub import resolve_model
+from paddlemix.checkpoints.keymap import XTUNER_PROJECTOR, KeyMap, is_linear_weight
+from paddlemix.checkpoints.layouts import Layout, is_adapter, recognise, tower_sizes
+from paddlemix.checkpoints.parts import find_part, local_part
 from paddlemix.checkpoints.tensors import TensorEntry, transposed
-from paddlemix.errors import MissingFileError, UserError
-from paddlemix.models.configuration import LlavaConfig
+from paddlemix.checkpoints.towers import (
+    INTERN_VIT_FORM,
+    TOWER_KINDS,
+    fit_positions,
+    input_size,
+    published_tower,
+    split_tower,
+    stored_image_size,
+    tower_form,
+)
+from paddlemix.checkpoints.xtuner import XTunerParts, is_xtuner, read_xtuner
+from paddlemix.errors import UserError
+from paddlemix.models.configuration import LlavaConfig, VisionConfig
 from paddlemix.models.presets import PUBLISHED_NAMES, TOWERS
-from paddlemix.processors.image import CLIP_MEAN, CLIP_STD
 
 _TOWER = "vision_tower."
 
@@ -36,7 +47,10 @@ class Source:
         processor: values of a `processor_config.json` as far as they are declared.
         keymaps: names its weights may have.
         tower_directory: where the tower's weights are if not inside.
-        fused: PaddleMIX's options for joined weights, see `fused.split_fused`.
+        fused: which weights are joined, see `fused.split_fused`.
+        projector_directory: where the projector's weights are, if XTuner keeps them apart.
+        resized: whether the tower's image size is another than its weights may be for: their position embeddings are
+            then interpolated.
     """
 
     directory: Path
@@ -46,6 +60,8 @@ class Source:
     keymaps: tuple[KeyMap, ...]
     tower_directory: Path | None = None
     fused: tuple[str, ...] = ()
+    projector_directory: Path | None = None
+    resized: bool = False
 
     def tensors(self) -> dict[str, TensorEntry]:
         """Every weight under our name and in our orientation, unread.
@@ -54,11 +70,15 @@ class Source:
             MissingFileError, UserError: files are missing or damaged, or hold weights that the layout does not know.
         """
         tensors = self._own_tensors()
-        if self.tower_directory is None:
-            return tensors
-        tower = Source.open(self.tower_directory).tensors()
-        inside = {name: entry for name, entry in tensors.items() if not name.startswith(_TOWER)}
-        return {**inside, **{name: entry for name, entry in tower.items() if name.startswith(_TOWER)}}
+        if self.tower_directory is not None:
+            tower = Source.open(self.tower_directory).tensors()
+            inside = {name: entry for name, entry in tensors.items() if not name.startswith(_TOWER)}
+            tensors = {**inside, **{name: entry for name, entry in tower.items() if name.startswith(_TOWER)}}
+        if self.projector_directory is not None:
+            weights = read_weights(self.projector_directory)
+            tensors = {**tensors, **rename(weights, (XTUNER_PROJECTOR,), self.projector_directory)}
+        vision = self.config.vision
+        return fit_positions(tensors, vision) if self.resized and vision is not None else tensors
 
     def holds_tower(self) -> bool:
         """Whether the checkpoint's own files have tower weights."""
@@ -66,10 +86,11 @@ class Source:
 
     def _own_tensors(self) -> dict[str, TensorEntry]:
         tensors = rename(read_weights(self.directory), self.keymaps, self.directory)
-        if self.kind == "original":
-            tensors = split_fused(tensors, self.config.text, self.fused)
-            if not self.config.image_newline:
-                tensors.pop("image_newline", None)  # PaddleMIX makes and saves one for every model, LLaVA-1.5 too
+        if self.kind != "paddlemix":
+            tensors = split_tower(tensors)
+        tensors = split_fused(tensors, self.config.text, self.fused) if self.fused else tensors
+        if self.kind == "original" and not self.config.image_newline:
+            tensors.pop("image_newline", None)  # PaddleMIX makes and saves one for every model, LLaVA-1.5 too
         return tensors
 
     @classmethod
@@ -80,83 +101,119 @@ class Source:
             MissingFileError: the directory, its `config.json` or the tower that it names is not there.
             UserError: the layout is not known.
         """
+        if is_xtuner(directory):
+            return _open_xtuner(read_xtuner(directory))
         layout = recognise(directory)
-        plain = cls(directory, layout.kind, layout.config, layout.processor, layout.keymaps, fused=layout.fused)
+        plain = _of_layout(directory, layout)
         return _with_tower(plain, layout) if layout.tower is not None else plain
 
 
-def open_source(path: str | Path) -> Source:
-    """Opens a model directory or name, with a plain word where it is an adapter or a tower."""
+def _of_layout(directory: Path, layout: Layout) -> Source:
+    return Source(directory, layout.kind, layout.config, layout.processor, layout.keymaps, fused=layout.fused)
+
+
+def open_language_model(parts: XTunerParts) -> Source:
+    """The language model of an XTuner directory, without what stands beside it.
+
+    Raises:
+        MissingFileError: it is not where the directory says.
+        UserError: it is no language model alone.
+    """
+    inside = parts.language_model == str(parts.directory)
+    directory = parts.directory if inside else find_part(parts.directory, parts.language_model, "language model")
+    layout = recognise(directory)
+    if layout.kind != "language":
+        raise UserError(f"{directory} is no language model alone (its layout is {layout.kind}), as XTuner's must be")
+    return _of_layout(directory, layout)
+
+
+def _open_xtuner(parts: XTunerParts) -> Source:
+    """The whole model of an XTuner directory, without its adapters."""
+    language = open_language_model(parts)
+    directory = find_part(parts.directory, parts.tower, "vision tower")
+    tower = Source.open(directory)
+    if tower.kind not in TOWER_KINDS:
+        raise UserError(f"the vision tower of {parts.directory}, {directory}, is none (its layout is {tower.kind})")
+    config = replace(
+        language.config,
+        vision=tower.config.vision,
+        mm_projector_type=parts.mm_projector_type,
+        mm_vision_select_layer=parts.mm_vision_select_layer,
+    )
+    processor = {**language.processor, **tower.processor, **parts.processor()}
+    whole = replace(language, config=config, processor=processor)
+    return replace(whole, tower_directory=directory, projector_directory=parts.projector)
+
+
+def open_source(path: str | Path, inside: bool = False) -> Source:
+    """Opens a model directory or name, with a plain word where it is an adapter or a tower.
+
+    Args:
+        inside: of an XTuner directory the model without the adapters is meant.
+    """
     directory = resolve_model(path)
-    if is_adapter(directory):
+    if is_adapter(directory) and not (inside and is_xtuner(directory)):
         raise UserError(f"{directory} is an adapter, expected a whole model; merge it first (paddlemix merge-lora)")
     source = Source.open(directory)
-    if source.kind == "clip":
-        raise UserError(f"{directory} is a CLIP tower, expected a language model; give it as mm_vision_tower")
+    if source.kind in TOWER_KINDS:
+        raise UserError(f"{directory} is a vision tower, expected a language model; give it as mm_vision_tower")
     return source
+
+
+def with_image_size(source: Source, image_size: int | None) -> Source:
+    """A checkpoint whose tower reads images of another size, pixels; None: as they are.
+
+    Position embeddings that are of another grid are interpolated when weights are read.
+
+    Raises:
+        UserError: the model has no tower, or a patch is larger than such an image.
+    """
+    if image_size is None:
+        return source
+    if source.config.vision is None:
+        raise UserError(f"vision_image_size {image_size} needs a vision tower, but {source.directory} has none")
+    vision = replace(source.config.vision, image_size=image_size)
+    processor = {**source.processor, "image_size": image_size}
+    return replace(source, config=replace(source.config, vision=vision), processor=processor, resized=True)
 
 
 def _with_tower(source: Source, layout: Layout) -> Source:
     """Completes an original LLaVA checkpoint with its tower's sizes, and with its weights where they are beside it."""
     assert layout.tower is not None
-    published = TOWERS.get(PUBLISHED_NAMES.get(layout.tower, ""))
-    if published is not None and local_tower(source.directory, layout.tower) is None and source.holds_tower():
-        sizes = {"image_size": published.image_size, "patch_size": published.patch_size}
-        pixels = {"image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD)}
-        config = replace(source.config, vision=published)
-        return replace(source, config=config, processor={**pixels, **source.processor, **sizes})
-    tower_directory = find_tower(source.directory, layout.tower)
-    tower = Source.open(tower_directory)
-    if tower.kind != "clip":
-        raise UserError(f"mm_vision_tower '{layout.tower}' ({tower_directory}) is no CLIP vision tower")
-    return replace(
+    if local_part(source.directory, layout.tower) is None and source.holds_tower():
+        published = TOWERS.get(PUBLISHED_NAMES.get(layout.tower, "")) or published_tower(source._own_tensors())
+        if published is not None:
+            processor = {**tower_form(published).pixels(), **tower_sizes(published)}
+            return _with_tower_values(source, layout, published, processor, None)
+    directory = find_part(source.directory, layout.tower, "vision tower")
+    tower = Source.open(directory)
+    if tower.kind not in TOWER_KINDS or tower.config.vision is None:
+        raise UserError(f"mm_vision_tower '{layout.tower}' ({directory}) is no vision tower (CLIP, InternViT)")
+    # InternVL's checkpoints carry the position embeddings that they were trained with
+    inside = (layout.tower_inside or tower.kind == INTERN_VIT_FORM.kind) and source.holds_tower()
+    return _with_tower_values(source, layout, tower.config.vision, tower.processor, None if inside else directory)
+
+
+def _with_tower_values(
+    source: Source, layout: Layout, vision: VisionConfig, processor: Mapping[str, Any], directory: Path | None
+) -> Source:
+    """The checkpoint with a tower's sizes and pixels; `directory` is None where the weights inside are taken."""
+    joined = replace(
         source,
-        config=replace(source.config, vision=tower.config.vision),
+        config=replace(source.config, vision=vision),
         # what the checkpoint itself declares about pixels wins, but for the sizes, which belong to the weights
-        processor={**tower.processor, **source.processor, **pick_sizes(tower.processor)},
-        tower_directory=None if layout.tower_inside and source.holds_tower() else tower_directory,
+        processor={**processor, **source.processor, **pick_sizes(processor)},
+        tower_directory=directory,
     )
+    if not tower_form(vision).smallest_input:
+        return joined
+    stored = stored_image_size(source._own_tensors(), vision) if directory is None else None
+    return with_image_size(joined, input_size(vision, source.processor.get("image_size"), stored))
 
 
 def pick_sizes(processor: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a tower's processor values that its weights decide."""
     return {key: processor[key] for key in ("image_size", "patch_size")}
-
-
-def find_tower(directory: Path, tower: str) -> Path:
-    """The directory of a vision tower.
-
-    Args:
-        directory: of the checkpoint that names it; a relative path is first tried from here.
-        tower: what the checkpoint's `mm_vision_tower` says; a name is downloaded where it is nowhere on this machine.
-
-    Raises:
-        MissingFileError: says where it looked.
-    """
-    found = local_tower(directory, tower)
-    if found is not None:
-        return found
-    looked = ", ".join(str(candidate) for candidate in dict.fromkeys(_near(directory, tower)))
-    message = (
-        f"the vision tower '{tower}' that {directory}/config.json names was not found (looked at {looked}); "
-        "place its directory at one of these"
-    )
-    if not is_model_name(tower):
-        raise MissingFileError(message)
-    try:
-        return resolve_model(tower)
-    except MissingFileError as error:
-        raise MissingFileError(f"{message}\n{error}") from error
-
-
-def _near(directory: Path, tower: str) -> list[Path]:
-    return [directory / tower, Path(tower), directory / Path(tower).name, directory.parent / Path(tower).name]
-
-
-def local_tower(directory: Path, tower: str) -> Path | None:
-    """A tower near the checkpoint or in a cache."""
-    near = next((candidate for candidate in _near(directory, tower) if candidate.is_dir()), None)
-    return local_model(tower) if near is None and is_model_name(tower) else near
 
 
 def rename(tensors: Mapping[str, TensorEntry], keymaps: tuple[KeyMap, ...], directory: Path) -> dict[str, TensorEntry]:

@@ -46,7 +46,7 @@ def _decoder(text: DecoderConfig) -> Iterator[tuple[str, Shape]]:
         layer = f"language_model.layers.{number}"
         for name, outer in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
             yield from _linear(f"{layer}.self_attn.{name}", width, outer, bias).items()
-        yield from _linear(f"{layer}.self_attn.o_proj", queries, width, bias).items()
+        yield from _linear(f"{layer}.self_attn.o_proj", queries, width, text.output_bias).items()
         yield from _linear(f"{layer}.mlp.gate_proj", width, inner).items()
         yield from _linear(f"{layer}.mlp.up_proj", width, inner).items()
         yield from _linear(f"{layer}.mlp.down_proj", inner, width).items()
@@ -59,21 +59,30 @@ def _tower(vision: VisionConfig, num_layers: int) -> Iterator[tuple[str, Shape]]
     width, patch = vision.hidden_size, vision.patch_size
     yield "vision_tower.class_embedding", (width,)
     yield "vision_tower.patch_embedding", (width, vision.num_channels, patch, patch)
+    if vision.patch_bias:
+        yield "vision_tower.patch_bias", (width,)
     yield "vision_tower.position_embedding", (vision.num_patches + 1, width)
-    yield from _norm("vision_tower.pre_layernorm", width)
+    if vision.outer_norms:
+        yield from _norm("vision_tower.pre_layernorm", width)
     for number in range(num_layers):
         layer = f"{_TOWER_LAYERS}{number}"
-        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            yield from _linear(f"{layer}.self_attn.{name}", width, width, bias=True).items()
+        for name in ("q_proj", "k_proj", "v_proj"):
+            yield from _linear(f"{layer}.self_attn.{name}", width, width, bias=vision.qkv_bias).items()
+        yield from _linear(f"{layer}.self_attn.out_proj", width, width, bias=True).items()
         yield from _linear(f"{layer}.mlp.fc1", width, vision.intermediate_size, bias=True).items()
         yield from _linear(f"{layer}.mlp.fc2", vision.intermediate_size, width, bias=True).items()
-        yield from _norm(f"{layer}.layer_norm1", width)
-        yield from _norm(f"{layer}.layer_norm2", width)
+        vectors = ["self_attn.q_norm", "self_attn.k_norm"] if vision.qk_normalization else []
+        vectors += [] if vision.layer_scale is None else ["layer_scale1", "layer_scale2"]
+        for name in vectors:
+            yield f"{layer}.{name}.weight", (width,)
+        for name in ("layer_norm1", "layer_norm2"):
+            yield from _norm(f"{layer}.{name}", width, vision.norm_type)
 
 
-def _norm(name: str, width: int) -> Iterator[tuple[str, Shape]]:
+def _norm(name: str, width: int, norm_type: str = "layer_norm") -> Iterator[tuple[str, Shape]]:
     yield f"{name}.weight", (width,)
-    yield f"{name}.bias", (width,)
+    if norm_type == "layer_norm":
+        yield f"{name}.bias", (width,)
 
 
 def check_weights(

@@ -29,11 +29,6 @@ def copy_tokenizer(source: Path, target: Path) -> None:
             (target / name).write_bytes((source / name).read_bytes())
 
 
-def has_tokenizer(directory: Path) -> bool:
-    """Whether a directory has tokenizer files."""
-    return any((directory / name).is_file() for name in ("tokenizer.model", "tokenizer.json"))
-
-
 def remove_added_tokens(directory: Path, base: int) -> None:
     """Takes tokens with ids from `base` on out of the files in `directory`, in place."""
     removed: set[str] = set()

@@ -72,7 +72,12 @@ def take_off(
 
 
 def _declared_base(directory: Path, image_token: int, vocab_size: int) -> int:
-    """Rows before `<image>`, where the tokenizer says that it and at most padding were added behind its own pieces."""
+    """Rows before `<image>`, where the tokenizer says that it and at most padding were added behind its own pieces.
+
+    A vocabulary that goes on further had room for `<image>` from the beginning, as Qwen's has: nothing was added.
+    """
+    if vocab_size > _rounded_up(image_token + 2):
+        return vocab_size
     pieces, added = _num_pieces(directory), read_added_tokens(directory)
     behind = {content for content, index in added.items() if index >= image_token}
     declared = added.get(IMAGE_TOKEN) == image_token and behind <= {IMAGE_TOKEN, PAD_TOKEN}
@@ -87,6 +92,8 @@ def _num_pieces(directory: Path) -> int | None:
         return int(sentencepiece.SentencePieceProcessor(model_file=str(directory / "tokenizer.model")).get_piece_size())
     if (directory / "tokenizer.json").is_file():
         return len(_read(directory / "tokenizer.json")["model"]["vocab"])
+    if (directory / "vocab.json").is_file():
+        return len(_read(directory / "vocab.json"))
     return None
 
 
@@ -126,9 +133,13 @@ def choose_vocabulary(directory: Path, tensors: Mapping[str, TensorEntry], vocab
     image_token = read_added_tokens(directory).get(IMAGE_TOKEN)
     if image_token is not None and image_token < vocab_size:
         return HfVocabulary(vocab_size, image_token)
-    count = -(-(vocab_size + 2) // _MULTIPLE) * _MULTIPLE - vocab_size
+    count = _rounded_up(vocab_size + 2) - vocab_size
     rows = {name: _mean_rows(tensors[name], axis, count) for name, axis in _TOKEN_AXES.items() if name in tensors}
     return HfVocabulary(vocab_size, vocab_size, rows)
+
+
+def _rounded_up(rows: int) -> int:
+    return -(-rows // _MULTIPLE) * _MULTIPLE
 
 
 def _mean_rows(entry: TensorEntry, axis: int, count: int) -> TensorEntry:

@@ -32,7 +32,7 @@ class ModelKeys:
         choices=("float32", "bfloat16", "float16"),
     )
     use_flash_attention: bool = _model(
-        False, help="Fused attention is not available yet; the plain form is computed.", status="ignored"
+        False, help="Use paddle's fused kernels where the device has them: attention, RMS norm, rotary positions."
     )
     image_aspect_ratio: str | None = _model(
         None,
@@ -51,7 +51,14 @@ class ModelKeys:
         choices=("flat", "spatial", "spatial_unpad"),
     )
     mm_vision_tower: str | None = _model(
-        None, help="Directory or name of a CLIP tower, to start from a text-only model; null: the checkpoint's."
+        None, help="Directory or name of a vision tower, to start from a text-only model; null: the checkpoint's."
+    )
+    vision_image_size: int | None = _model(
+        None,
+        help="Side of the tiles that the tower reads; its position embeddings are interpolated from those that it has. "
+        "null: what the checkpoint or the tower says.",
+        unit="pixels",
+        min=1,
     )
     mm_projector_type: str | None = _model(
         None,
@@ -146,6 +153,12 @@ class DataKeys:
         False, help="Fill steps with samples of like length, all with or all without images (LLaVA's sampler)."
     )
     group_by_length: bool = _data(False, help="Fill batches with samples of like length in tokens.")
+    pad_to_multiple_of: int = _data(
+        1, help="Fill a batch's rows up to a multiple, for fewer lengths; 1: to its longest.", unit="tokens", min=1
+    )
+    pad_tiles_to_multiple_of: int = _data(
+        1, help="Fill a batch's tiles up to a multiple with empty ones; 1: none.", unit="tiles", min=1
+    )
     on_too_long: str = _data(
         "truncate_turns",
         help="A sample above max_length: leave out its last question-answer pairs, skip it, or stop. No image is cut.",

@@ -18,6 +18,7 @@ def collate(
     tokens_per_tile: int,
     padding: Literal["right", "left"] = "right",
     pad_to_multiple_of: int = 1,
+    pad_tiles_to_multiple_of: int = 1,
 ) -> Batch:
     """Pads rows to the longest and resolves every position.
 
@@ -27,6 +28,8 @@ def collate(
         tokens_per_tile: feature rows the tower gives for one tile (P).
         padding: "right" for training, "left" for generating in a batch.
         pad_to_multiple_of: positions of a row are padded up to a multiple of it, >= 1.
+        pad_tiles_to_multiple_of: the batch's tiles, where it has any, are padded up to a multiple of it with empty ones
+            that stand at no position, >= 1.
 
     Returns:
         One row per row.
@@ -46,22 +49,25 @@ def collate(
             segment_ids[number, span] = segment
             start = span.stop
     examples = [example for row in whole_rows for example in row.examples]
+    padding_tiles = -sum(example.num_tiles for example in examples) % pad_tiles_to_multiple_of
+    pixels = _stack([example.pixel_values for example in examples if len(example.pixel_values)])
+    features = _stack([example.tile_features for example in examples if example.tile_features is not None])
     is_image = ids == IMAGE_TOKEN_INDEX
     loss_index, loss_targets = _supervised(labels, segment_ids)
     return Batch(
         input_ids=np.where(is_image, 0, ids),
         position_ids=position_ids,
         segment_ids=segment_ids,
-        pixel_values=_stack([example.pixel_values for example in examples if len(example.pixel_values)]),
-        merge_index=_merge_index(examples, is_image, tokens_per_tile),
+        pixel_values=_with_empty(pixels, padding_tiles),
+        merge_index=_merge_index(examples, is_image, tokens_per_tile, padding_tiles),
         loss_index=loss_index,
         loss_targets=loss_targets,
         sources=tuple(example.source for example in examples),
         num_visual=int(is_image.sum()),
         skipped=tuple(skip for row in whole_rows for skip in row.skipped),
-        tile_features=_stack([example.tile_features for example in examples if example.tile_features is not None]),
+        tile_features=_with_empty(features, padding_tiles if pixels is None else 0),
         tile_keys=tuple(key for example in examples for key in example.tile_keys),
-        tile_order=_tile_order(examples),
+        tile_order=_tile_order(examples, padding_tiles),
     )
 
 
@@ -76,8 +82,15 @@ def _stack(tiles: Sequence[np.ndarray]) -> np.ndarray | None:
     return np.concatenate(tiles) if tiles else None
 
 
-def _tile_order(examples: Sequence[Example]) -> np.ndarray | None:
-    """Puts tiles that came as pixels and tiles that came as features, in this order, into that of the samples.
+def _with_empty(tiles: np.ndarray | None, padding: int) -> np.ndarray | None:
+    if tiles is None or not padding:
+        return tiles
+    return np.concatenate([tiles, np.zeros((padding, *tiles.shape[1:]), dtype=tiles.dtype)])
+
+
+def _tile_order(examples: Sequence[Example], padding: int) -> np.ndarray | None:
+    """Puts tiles that came as pixels and tiles that came as features, in this order, into that of the samples; the
+    `padding` tiles, which stand behind those that came as pixels, come last.
 
     A sum over all tiles, as in the projector's gradient, would else depend on which of them were found on the disk.
     """
@@ -86,16 +99,21 @@ def _tile_order(examples: Sequence[Example]) -> np.ndarray | None:
     )
     if stored.all() or not stored.any():
         return None
-    return np.where(stored, np.cumsum(stored) - 1 + (~stored).sum(), np.cumsum(~stored) - 1)
+    pixels = (~stored).sum()
+    order = np.where(stored, np.cumsum(stored) - 1 + pixels + padding, np.cumsum(~stored) - 1)
+    return np.concatenate([order, np.arange(pixels, pixels + padding)])
 
 
-def _merge_index(examples: Sequence[Example], is_image: np.ndarray, tokens_per_tile: int) -> np.ndarray | None:
-    """Row of concat(token embeddings [B*L], tile features [N*P] of all samples, newline [1]) for each position."""
+def _merge_index(
+    examples: Sequence[Example], is_image: np.ndarray, tokens_per_tile: int, padding: int
+) -> np.ndarray | None:
+    """Row of concat(token embeddings [B*L], tile features [N*P] of all samples and of padding, newline [1]) for each
+    position."""
     tiles = sum(example.num_tiles for example in examples)
     if not tiles:
         return None
     positions = is_image.size
-    newline = positions + tiles * tokens_per_tile
+    newline = positions + (tiles + padding) * tokens_per_tile
     sources, first = [], positions
     for example in examples:
         sources.append(np.where(example.image_index == NEWLINE_INDEX, newline, example.image_index + first))

@@ -37,23 +37,30 @@ class LoadingSettings:
         dummy_tile: shape [1, 3, H, W] of an unused tile for a batch without image, so that every process of a
             distributed run computes the same layers; None to leave such batches alone.
         num_workers: processes that make batches; 0 uses a thread of this process.
-        pad_to_multiple_of: positions of a row are padded up to a multiple of it, >= 1.
+        pad_to_multiple_of, pad_tiles_to_multiple_of: see `collate`.
     """
 
     tokens_per_tile: int
     dummy_tile: tuple[int, ...] | None = None
     num_workers: int = 0
     pad_to_multiple_of: int = 1
+    pad_tiles_to_multiple_of: int = 1
 
 
 def make_batch(dataset: RowDataset, rows: Sequence[int], settings: LoadingSettings) -> Batch:
     """Encodes and collates the rows of one batch."""
     found = [dataset[row] for row in rows]
-    batch = collate(found, settings.tokens_per_tile, pad_to_multiple_of=settings.pad_to_multiple_of)
+    batch = collate(
+        found,
+        settings.tokens_per_tile,
+        pad_to_multiple_of=settings.pad_to_multiple_of,
+        pad_tiles_to_multiple_of=settings.pad_tiles_to_multiple_of,
+    )
     if batch.merge_index is not None or settings.dummy_tile is None:
         return batch
     own_tokens = np.arange(batch.input_ids.size, dtype=np.int64)  # every position keeps its token: the tile is not used
-    return replace(batch, pixel_values=np.zeros(settings.dummy_tile, dtype=np.float32), merge_index=own_tokens)
+    tiles = np.zeros((settings.pad_tiles_to_multiple_of, *settings.dummy_tile[1:]), dtype=np.float32)
+    return replace(batch, pixel_values=tiles, merge_index=own_tokens)
 
 
 class BatchMaker:

@@ -5,6 +5,7 @@ A template's end may be the end-of-sequence token, another special token or plai
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -78,18 +79,20 @@ class GrowingText:
         self._tokenizer, self._ending = tokenizer, ending
         self._tokens: list[int] = []
         self._settled, self._behind = "", 0  # the text of the tokens before `_behind`, which later ones cannot change
+        self._places = deque([0], maxlen=_CONTEXT + 1)  # earlier values of `_behind`: no character is cut there
         self._shown = 0
         self.text, self.ended = "", False
 
     def add(self, token: int) -> str:
         """What of the text has become certain with this token; `ended` and `text` are then up to date."""
         self._tokens.append(token)
-        start = max(self._behind - _CONTEXT, 0)
+        start = next((place for place in reversed(self._places) if place <= self._behind - _CONTEXT), 0)
         before = self._tokenizer.decode(self._tokens[start : self._behind])
         new = self._tokenizer.decode(self._tokens[start:])[len(before) :]
         whole = self._settled + new
         if not new.endswith(_REPLACEMENT):
             self._settled, self._behind = whole, len(self._tokens)
+            self._places.append(self._behind)
         self.text, self.ended = self._ending.cut(whole.lstrip())
         certain = len(self.text) if self.ended else self._ending.certain_length(self.text)
         return self._show(certain)

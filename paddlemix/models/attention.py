@@ -1,7 +1,7 @@
 """Attention over heads: masks, rotary positions and the product itself.
 
-Rows that hold several samples are computed sample by sample on CPU and with a mask elsewhere; `packed_segments` is the
-one place that chooses, and the one to change for a fused kernel that takes lengths.
+Rows that hold several samples are computed sample by sample on CPU, by a kernel that takes lengths where `fused.py` has
+one, and with a mask elsewhere; `packed_segments` and `attention_bias` are where that is chosen.
 Shapes: B batch, L query positions, S key positions, H query heads, K key/value heads, E head width.
 Source: Vaswani et al. 2017; rotary positions as in transformers' Llama (halves, not pairs).
 """
@@ -14,7 +14,10 @@ from typing import TypeAlias
 import numpy as np
 import paddle
 
+from paddlemix.models.constants import counted, kept
+from paddlemix.models.fused import chosen, suits
 from paddlemix.models.kernels import AttentionFunction, RotaryFunction
+from paddlemix.models.rotary import Rope
 
 RotaryTables = tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]
 MASKED = -1e9  # added to a score that must not count; finite, so that a fully masked row stays finite
@@ -46,28 +49,67 @@ class SegmentBiases:
     biases: dict[int, paddle.Tensor | None]
 
 
+@dataclass(frozen=True)
+class CausalRuns:
+    """Causal rows, or runs of packed rows, for a fused kernel, which needs no mask.
+
+    Args:
+        length: L, of queries and of keys.
+        segments: the runs; None where every row is one.
+        starts: int32 [n + 1], first flat position of each run and their end; None without runs.
+    """
+
+    length: int
+    segments: SegmentLengths | None
+    starts: paddle.Tensor | None
+
+    def plain(self) -> Bias:
+        """The masks, for tensors that no fused kernel takes."""
+        return attention_bias(self.length, self.length, self.segments, self.segments, fused=False)
+
+
 Segments: TypeAlias = "paddle.Tensor | SegmentLengths"  # what a model takes as `segment_ids`
-Bias: TypeAlias = "paddle.Tensor | SegmentBiases | None"
+Bias: TypeAlias = "paddle.Tensor | SegmentBiases | CausalRuns | None"
 
 
-def rotary_tables(
-    position_ids: paddle.Tensor, heads: int, head_size: int, theta: float, dtype: paddle.dtype
-) -> RotaryTables:
+def rotary_tables(position_ids: paddle.Tensor, heads: int, rope: Rope, dtype: paddle.dtype) -> RotaryTables:
     """What `rotate` needs: cosines, sines and the half turn.
 
-    Cosines and sines are repeated for every head, because a product of equal shapes is many times faster on CPU.
+    Cosines and sines are repeated for every head, because a product of equal shapes is many times faster on CPU; a
+    fused kernel takes them once.
 
     Args:
         position_ids: int64 [B, L].
 
     Returns:
-        [B, L, heads, E] twice and [E, E], of `dtype`; angles are computed in float32.
+        [B, L, heads or 1, E] twice and [E, E], of `dtype`; angles are computed in float32.
     """
-    exponents = paddle.arange(0, head_size, 2, dtype="float32") / head_size
-    angles = position_ids.astype("float32").unsqueeze(-1) * (1.0 / theta**exponents)  # [B, L, E/2]
+    angles = position_ids.astype("float32").unsqueeze(-1) * _frequencies(position_ids, rope)  # [B, L, E/2]
     angles = paddle.concat([angles, angles], axis=-1).unsqueeze(2)
+    heads = heads if chosen().rotary is None else 1
     cosines, sines = (part.astype(dtype).tile([1, 1, heads, 1]) for part in (paddle.cos(angles), paddle.sin(angles)))
-    return cosines, sines, paddle.to_tensor(_half_turn(head_size)).astype(dtype)
+    return cosines, sines, kept(_half_turn, rope.head_size).astype(dtype)
+
+
+def _frequencies(position_ids: paddle.Tensor, rope: Rope) -> paddle.Tensor:
+    """Radians per position, float32 [E/2], or [B, 1, E/2] where they depend on the highest position of each row."""
+    exponents = kept(_exponents, rope.head_size)
+    if rope.scaling is not None and rope.dynamic:
+        length = (position_ids.max(axis=-1) + 1).astype("float32").reshape([-1, 1, 1])
+        beyond = paddle.clip(length / rope.context - 1.0, min=0.0)
+        grown = (1.0 + rope.scaling["factor"] * beyond) ** (rope.head_size / (rope.head_size - 2))
+        return 1.0 / (rope.theta * grown) ** exponents
+    frequencies, slowdown = 1.0 / rope.theta**exponents, rope.slowdown()
+    return frequencies if slowdown is None else frequencies * kept(_row, *slowdown.tolist())
+
+
+def _exponents(size: int) -> np.ndarray:
+    """float32 [size / 2]: 0, 2 / size, 4 / size ... below 1."""
+    return np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
+
+
+def _row(*values: float) -> np.ndarray:
+    return np.array(values, dtype=np.float32)
 
 
 def _half_turn(size: int) -> np.ndarray:
@@ -80,6 +122,9 @@ def _half_turn(size: int) -> np.ndarray:
 def rotate(states: paddle.Tensor, tables: RotaryTables) -> paddle.Tensor:
     """Applies rotary positions to [B, L, heads, E].  The half turn is a product, whose gradient is one too: slicing and
     concatenating takes four times as long on CPU."""
+    kernel = chosen().rotary
+    if kernel is not None and suits(states):
+        return kernel(states, *(part.astype(states.dtype) for part in tables[:2]))
     return RotaryFunction.apply(states, *tables)
 
 
@@ -91,12 +136,12 @@ def packed_segments(segment_ids: np.ndarray) -> Segments | None:
 
     Returns:
         None where every row is one sample, because padding behind it is never seen; for packed rows `SegmentLengths` on
-        CPU, where scores that a mask throws away cost as much as those that count, and the ids as a tensor [B, L] on
-        other devices, whose kernels want few large products.
+        CPU, where scores that a mask throws away cost as much as those that count, and for a fused kernel, which takes
+        lengths; else the ids as a tensor [B, L], because other devices want few large products.
     """
     if segment_ids.max(initial=0) <= 1:
         return None
-    if paddle.get_device() != "cpu":
+    if paddle.get_device() != "cpu" and chosen().packed_attention is None:
         return paddle.to_tensor(segment_ids)
     first = np.ones(segment_ids.shape, dtype=bool)
     first[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
@@ -105,7 +150,12 @@ def packed_segments(segment_ids: np.ndarray) -> Segments | None:
 
 
 def attention_bias(
-    query_length: int, key_length: int, query_segments: Segments | None, key_segments: Segments | None
+    query_length: int,
+    key_length: int,
+    query_segments: Segments | None,
+    key_segments: Segments | None,
+    window: int | None = None,
+    fused: bool = True,
 ) -> Bias:
     """What is added to the scores: 0 where a query may look, else `MASKED`.
 
@@ -113,11 +163,13 @@ def attention_bias(
         query_segments, key_segments: int64 [B, L] and [B, S], or twice the same `SegmentLengths`, of rows without a
             cache; a query sees only keys of its own segment. None where every row is one sample that begins at
             position 0.
+        window: positions that a query sees, its own included; None for all before it.
+        fused: give no mask where a fused kernel of the run takes whole rows or runs without one.
 
     Returns:
-        float32 [L, S] or [B, 1, L, S] (`MASKED` is infinite in float16), or None when nothing is masked; for
-        `SegmentLengths` one [n, n] for every n among the lengths.  On CPU a matrix is added ten times faster than the
-        same with leading axes of 1.
+        `CausalRuns` for such a kernel.  Else float32 [L, S] or [B, 1, L, S] (`MASKED` is infinite in float16), or None
+        when nothing is masked; for `SegmentLengths` one [n, n] for every n among the lengths.  On CPU a matrix is added
+        ten times faster than the same with leading axes of 1.
 
     Raises:
         ValueError: only one of the two is `SegmentLengths`, or they differ.
@@ -126,17 +178,39 @@ def attention_bias(
         if not isinstance(query_segments, SegmentLengths) or query_segments is not key_segments:
             raise ValueError("SegmentLengths are of whole rows without a cache; give segment ids as a tensor")
         lengths = query_segments.lengths
-        return SegmentBiases(lengths, {length: attention_bias(length, length, None, None) for length in set(lengths)})
+        runs = _causal_runs(query_length, query_segments, window) if fused else None
+        if runs is not None:
+            return runs
+        biases = {length: attention_bias(length, length, None, None, window, False) for length in set(lengths)}
+        return SegmentBiases(lengths, biases)
+    if fused and query_length == key_length and query_segments is None and key_segments is None:
+        runs = _causal_runs(query_length, None, window)
+        if runs is not None:
+            return runs
     allowed = None
-    if query_length > 1:
-        queries = paddle.arange(key_length - query_length, key_length).unsqueeze(-1)
-        allowed = paddle.arange(key_length).unsqueeze(0) <= queries  # [L, S]
+    behind = window is not None and window < key_length
+    if query_length > 1 or behind:
+        queries = counted(key_length - query_length, key_length).unsqueeze(-1)
+        keys = counted(key_length).unsqueeze(0)
+        allowed = keys <= queries  # [L, S]
+        if behind:
+            allowed = paddle.logical_and(allowed, keys > queries - window)
     if query_segments is not None and key_segments is not None:
         same = (query_segments.unsqueeze(-1) == key_segments.unsqueeze(-2)).unsqueeze(1)  # [B, 1, L, S]
         allowed = same if allowed is None else paddle.logical_and(allowed, same)
     if allowed is None:
         return None
     return (1.0 - allowed.astype("float32")) * MASKED
+
+
+def _causal_runs(length: int, segments: SegmentLengths | None, window: int | None) -> CausalRuns | None:
+    """Rows for a fused kernel; None where this run has none for them, or a window hides more than causality does."""
+    kernel = chosen().attention if segments is None else chosen().packed_attention
+    longest = length if segments is None else max(segments.lengths)
+    if kernel is None or (window is not None and window < longest) or (segments is None and length == 1):
+        return None
+    starts = None if segments is None else paddle.to_tensor(np.cumsum((0, *segments.lengths)), dtype="int32")
+    return CausalRuns(length, segments, starts)
 
 
 def attend(queries: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, bias: Bias) -> paddle.Tensor:
@@ -150,6 +224,11 @@ def attend(queries: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, b
         [B, L, H * E].
     """
     batch, length, heads, head_size = queries.shape
+    if isinstance(bias, CausalRuns) or (bias is None and chosen().attention is not None):
+        merged = _attend_fused(queries, keys, values, bias)
+        if merged is not None:
+            return merged.reshape([batch, length, heads * head_size])
+        bias = bias.plain() if bias is not None else None
     groups = heads // keys.shape[2]
     if groups > 1:
         keys, values = (states.repeat_interleave(groups, axis=2) for states in (keys, values))
@@ -158,6 +237,25 @@ def attend(queries: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, b
     else:
         merged = _attend_all(queries, keys, values, bias)
     return merged.reshape([batch, length, heads * head_size])
+
+
+def _attend_fused(
+    queries: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, bias: CausalRuns | None
+) -> paddle.Tensor | None:
+    """As `attend`, [B, L, H, E] or [B * L, H, E]; None where the values' precision is none that a fused kernel takes.
+
+    Under autocast values come out of their product in low precision, queries and keys out of their turn in float32.
+    """
+    if not suits(values):
+        return None
+    queries, keys = queries.astype(values.dtype), keys.astype(values.dtype)
+    kernels = chosen()
+    if bias is not None and bias.segments is not None:
+        assert kernels.packed_attention is not None
+        flat = (part.reshape([-1, *part.shape[2:]]) for part in (queries, keys, values))
+        return kernels.packed_attention(*flat, bias.starts, max(bias.segments.lengths))
+    assert kernels.attention is not None
+    return kernels.attention(queries, keys, values, bias is not None)
 
 
 def _attend_by_segment(

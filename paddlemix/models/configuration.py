@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
 from paddlemix.errors import UserError
+from paddlemix.models.rotary import Rope, check_rope_scaling
 
 ConfigType = TypeVar("ConfigType", "DecoderConfig", "VisionConfig")
 _MLP_PROJECTOR = re.compile(r"mlp([1-9]\d*)x_gelu")
@@ -20,7 +21,10 @@ _MLP_PROJECTOR = re.compile(r"mlp([1-9]\d*)x_gelu")
 class DecoderConfig:
     """A Llama-style decoder.  What a checkpoint leaves out is as in transformers' LlamaConfig, which leaves it out.
 
+    How the families spell and default these values is in `paddlemix.checkpoints.families`.
+
     Args:
+        model_type: the family whose files it came from; says how it is written again, nothing about what is computed.
         vocab_size: rows of the embedding.
         hidden_size: width D.
         intermediate_size: width of the gated feed-forward part.
@@ -28,10 +32,15 @@ class DecoderConfig:
         num_attention_heads: query heads H; `num_key_value_heads` K divides it.
         head_dim: width E of a head, even; None means hidden_size / num_attention_heads.
         rms_norm_eps, rope_theta: as in the paper; `max_position_embeddings` is the longest sequence trained on.
+        rope_scaling: None, or what `check_rope_scaling` allows.
+        attention_bias: query, key, value and output projection have a bias; `attention_output_bias` is for the last of
+            these, where it differs.
+        sliding_window: positions that a token sees, its own included; None for all before it.
         tie_word_embeddings: the output layer is the embedding.
         initializer_range: standard deviation of new weights.
     """
 
+    model_type: str = "llama"
     vocab_size: int = 32000
     hidden_size: int = 4096
     intermediate_size: int = 11008
@@ -45,6 +54,8 @@ class DecoderConfig:
     rope_theta: float = 10000.0
     rope_scaling: dict[str, Any] | None = None
     attention_bias: bool = False
+    attention_output_bias: bool | None = None
+    sliding_window: int | None = None
     tie_word_embeddings: bool = False
     initializer_range: float = 0.02
 
@@ -63,8 +74,10 @@ class DecoderConfig:
             raise UserError(f"head width {self.head_size} is odd; rotary positions need an even head_dim")
         if self.hidden_act != "silu":
             raise UserError(f"hidden_act '{self.hidden_act}' is not supported in the language model; allowed: silu")
-        if self.rope_scaling:
-            raise UserError(f"rope_scaling {self.rope_scaling} is not supported; allowed: null")
+        if self.rope_scaling is not None:
+            check_rope_scaling(self.rope_scaling, self.head_size)
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise UserError(f"sliding_window {self.sliding_window} is not 1 or more, or null")
 
     @property
     def key_value_heads(self) -> int:
@@ -76,14 +89,35 @@ class DecoderConfig:
         """E."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
+    @property
+    def output_bias(self) -> bool:
+        """Whether the output projection of attention has a bias."""
+        return self.attention_bias if self.attention_output_bias is None else self.attention_output_bias
+
+    @property
+    def rope(self) -> Rope:
+        """How positions turn queries and keys."""
+        return Rope(
+            head_size=self.head_size,
+            theta=self.rope_theta,
+            scaling=self.rope_scaling,
+            context=self.max_position_embeddings,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig:
-    """A CLIP vision transformer.
+    """A vision transformer: CLIP by default, InternViT with other values.
 
     Args:
         hidden_size: width C.
         image_size, patch_size: pixels; patches per tile P = (image_size // patch_size) ** 2.
+        norm_type: "layer_norm" or "rms_norm", of the two norms in a layer.
+        qkv_bias: whether query, key and value have a bias; other linear layers have one.
+        qk_normalization: RMS norms of queries and keys over all heads together, before they are split.
+        layer_scale: start value of the learned scale behind attention and feed-forward part; None: there is none.
+        outer_norms: CLIP's norms before the first layer and behind the last; the latter is never built.
+        patch_bias: whether the patch embedding has a bias.
     """
 
     hidden_size: int = 1024
@@ -96,10 +130,20 @@ class VisionConfig:
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
+    norm_type: str = "layer_norm"
+    qkv_bias: bool = True
+    qk_normalization: bool = False
+    layer_scale: float | None = None
+    outer_norms: bool = True
+    patch_bias: bool = False
 
     def __post_init__(self) -> None:
         if self.hidden_act not in ("quick_gelu", "gelu"):
             raise UserError(f"vision hidden_act '{self.hidden_act}' is not one of quick_gelu, gelu")
+        if self.norm_type not in ("layer_norm", "rms_norm"):
+            raise UserError(f"vision norm_type '{self.norm_type}' is not one of layer_norm, rms_norm")
+        if self.num_patches < 1:
+            raise UserError(f"vision image_size {self.image_size} is smaller than patch_size {self.patch_size}")
         if self.hidden_size % self.num_attention_heads:
             raise UserError(
                 f"vision hidden_size {self.hidden_size} is not a multiple of num_attention_heads "

@@ -1,7 +1,8 @@
 """The language model: a Llama-style decoder from embeddings to hidden states.
 
-Knows no image and no token but its own; logits are taken from the hidden states by the caller.
-Source: Touvron et al. 2023, "LLaMA"; numbers checked against transformers' LlamaModel.
+Knows no image, no token but its own and no family: these differ in what `DecoderConfig` says.  Logits are taken from
+the hidden states by the caller.
+Source: Touvron et al. 2023, "LLaMA"; numbers checked against transformers' LlamaModel, MistralModel and Qwen2Model.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class DecoderAttention(nn.Layer):
         self.q_proj = linear(width, self.heads * self.head_size, std, bias)
         self.k_proj = linear(width, self.key_value_heads * self.head_size, std, bias)
         self.v_proj = linear(width, self.key_value_heads * self.head_size, std, bias)
-        self.o_proj = linear(self.heads * self.head_size, width, std, bias)
+        self.o_proj = linear(self.heads * self.head_size, width, std, config.output_bias)
 
     def forward(
         self,
@@ -41,7 +42,7 @@ class DecoderAttention(nn.Layer):
         """[B, L, D] -> [B, L, D], or [S, D] of the S chosen flat positions."""
         batch, length, _ = hidden.shape
         first, chosen = _first_chosen(chosen, length, bias, cache)
-        asked = hidden if not first else hidden[:, first:]
+        asked = hidden if not first else hidden[:, first:].contiguous()  # recomputation loses a view's strides
         queries = self.q_proj(asked).reshape([batch, length - first, self.heads, self.head_size])
         keys = self.k_proj(hidden).reshape([batch, length, self.key_value_heads, self.head_size])
         values = self.v_proj(hidden).reshape([batch, length, self.key_value_heads, self.head_size])
@@ -134,7 +135,8 @@ class Decoder(nn.Layer):
             Hidden states after the final norm, [B, L, D], or [S, D] where positions are chosen.
         """
         length, seen = embeds.shape[1], cache.length if cache is not None else 0
-        bias = attention_bias(length, seen + length, *_segments(segment_ids, embeds.shape[:2], cache))
+        segments = _segments(segment_ids, embeds.shape[:2], cache)
+        bias = attention_bias(length, seen + length, *segments, self.config.sliding_window)
         tables = self._tables(position_ids, embeds.dtype)
         hidden = embeds
         for number, layer in enumerate(self.layers, start=1):
@@ -148,11 +150,10 @@ class Decoder(nn.Layer):
 
     def _tables(self, position_ids: paddle.Tensor, dtype: paddle.dtype) -> tuple[RotaryTables, RotaryTables]:
         config = self.config
-        size, theta = config.head_size, config.rope_theta
-        queries = rotary_tables(position_ids, config.num_attention_heads, size, theta, dtype)
+        queries = rotary_tables(position_ids, config.num_attention_heads, config.rope, dtype)
         if config.key_value_heads == config.num_attention_heads:
             return queries, queries
-        return queries, rotary_tables(position_ids, config.key_value_heads, size, theta, dtype)
+        return queries, rotary_tables(position_ids, config.key_value_heads, config.rope, dtype)
 
 
 def _choose(states: paddle.Tensor, chosen: paddle.Tensor | None) -> paddle.Tensor:
@@ -178,7 +179,7 @@ def _first_chosen(
 def _behind(tables: RotaryTables, first: int) -> RotaryTables:
     """The tables of the positions from `first` on."""
     cosines, sines, half_turn = tables
-    return cosines[:, first:], sines[:, first:], half_turn
+    return cosines[:, first:].contiguous(), sines[:, first:].contiguous(), half_turn
 
 
 def _segments(

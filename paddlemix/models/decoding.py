@@ -22,8 +22,10 @@ from paddlemix.models.attention import MASKED, rotary_tables
 from paddlemix.models.cache import KVCache
 from paddlemix.models.decoder import Decoder, DecoderLayer
 from paddlemix.models.layers import RMSNorm
+from paddlemix.models.rotary import Rope
 
 _Table = tuple[paddle.Tensor, paddle.Tensor]
+_Angles = tuple[np.ndarray, np.ndarray]
 _FIRST_POSITIONS = 512  # whose angles are made at once; later twice as many
 
 
@@ -56,10 +58,10 @@ class CachedDecoder:
     def __init__(self, decoder: Decoder) -> None:
         config = decoder.config
         self._heads, self._key_value_heads = config.num_attention_heads, config.key_value_heads
-        self._head_size, self._theta = config.head_size, config.rope_theta
+        self._head_size, self._rope, self._window = config.head_size, config.rope, config.sliding_window
         self._layers = [_CachedLayer(number, layer) for number, layer in enumerate(decoder.layers)]
         self._norm = _norm(decoder.norm)
-        self._angles: tuple[np.ndarray, np.ndarray, paddle.Tensor] | None = None
+        self._kept: tuple[_Angles, paddle.Tensor] | None = None
 
     @paddle.no_grad()
     def __call__(self, embeds: paddle.Tensor, position_ids: np.ndarray, cache: KVCache) -> paddle.Tensor:
@@ -84,8 +86,7 @@ class CachedDecoder:
         return self._norm(hidden)
 
     def _step(self, position_ids: np.ndarray, cache: KVCache, dtype: paddle.dtype) -> _Step:
-        cosines, sines, half_turn = self._tables(int(position_ids.max()) + 1, dtype)
-        angles = cosines[position_ids], sines[position_ids]  # [B, L, 1, E]
+        angles, half_turn = self._tables(position_ids, dtype)
         scale = 1.0 / math.sqrt(self._head_size)
         groups = self._heads // self._key_value_heads
         return _Step(
@@ -94,17 +95,21 @@ class CachedDecoder:
             query_table=_spread(angles, self._heads, scale, dtype),
             key_table=_spread(angles, self._key_value_heads, 1.0, dtype),
             half_turn=half_turn,
-            bias=paddle.to_tensor(_hidden(position_ids, cache.length, cache.room, groups)),
+            bias=paddle.to_tensor(_hidden(position_ids, cache.length, cache.room, groups, self._window)),
         )
 
-    def _tables(self, count: int, dtype: paddle.dtype) -> tuple[np.ndarray, np.ndarray, paddle.Tensor]:
-        """Cosines and sines of the first positions, float32 [>= count, 1, E], and the half turn."""
-        if self._angles is None or len(self._angles[0]) < count:
-            size = max(count, _FIRST_POSITIONS if self._angles is None else 2 * len(self._angles[0]))
-            positions = paddle.arange(size).unsqueeze(0)
-            tables = rotary_tables(positions, 1, self._head_size, self._theta, paddle.float32)
-            self._angles = tables[0][0].numpy(), tables[1][0].numpy(), tables[2].astype(dtype)
-        return self._angles
+    def _tables(self, position_ids: np.ndarray, dtype: paddle.dtype) -> tuple[_Angles, paddle.Tensor]:
+        """Cosines and sines, float32 [B, L, 1, E], and the half turn.  Those of the first positions are made once."""
+        count = int(position_ids.max()) + 1
+        if self._rope.dynamic and count > self._rope.context:  # every length has its own
+            return _angles(paddle.to_tensor(position_ids), self._rope, dtype)
+        if self._kept is None or len(self._kept[0][0]) < count:
+            size = max(count, _FIRST_POSITIONS if self._kept is None else 2 * len(self._kept[0][0]))
+            size = min(size, self._rope.context) if self._rope.dynamic else size
+            (cosines, sines), half_turn = _angles(paddle.arange(size).unsqueeze(0), self._rope, dtype)
+            self._kept = (cosines[0], sines[0]), half_turn
+        (cosines, sines), half_turn = self._kept
+        return (cosines[position_ids], sines[position_ids]), half_turn
 
 
 class _CachedLayer:
@@ -171,19 +176,27 @@ def _rotate(states: paddle.Tensor, table: _Table, half_turn: paddle.Tensor) -> p
     return states * table[0] + paddle.matmul(states, half_turn) * table[1]
 
 
-def _spread(angles: tuple[np.ndarray, np.ndarray], heads: int, scale: float, dtype: paddle.dtype) -> _Table:
+def _angles(position_ids: paddle.Tensor, rope: Rope, dtype: paddle.dtype) -> tuple[_Angles, paddle.Tensor]:
+    """Cosines and sines of [B, L] positions, float32 [B, L, 1, E], and the half turn."""
+    cosines, sines, half_turn = rotary_tables(position_ids, 1, rope, paddle.float32)
+    return (cosines.numpy(), sines.numpy()), half_turn.astype(dtype)
+
+
+def _spread(angles: _Angles, heads: int, scale: float, dtype: paddle.dtype) -> _Table:
     """[B, L, 1, E] twice -> [B, L, heads, E] twice, of `dtype`."""
     first, second = (paddle.to_tensor(np.tile(part * np.float32(scale), (1, 1, heads, 1))) for part in angles)
     return (first, second) if dtype == paddle.float32 else (first.astype(dtype), second.astype(dtype))
 
 
-def _hidden(position_ids: np.ndarray, held: int, room: int, groups: int) -> np.ndarray:
+def _hidden(position_ids: np.ndarray, held: int, room: int, groups: int, window: int | None) -> np.ndarray:
     """`MASKED` where a token may not look: float32 [R], [groups * L, R] for a single row, or [B, 1, groups * L, R].  On
     CPU a matrix is added several times faster than the same with leading axes of 1."""
     places = np.arange(room)
     length = position_ids.shape[1]
     last = held + np.arange(length)[None, :, None]  # [1, L, 1]: each token's own place
     hidden = places > last
+    if window is not None:
+        hidden = hidden | (places <= last - window)
     padding = held - position_ids[:, 0]
     if padding.any():
         hidden = hidden | (places < padding[:, None, None])

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import paddle
 from paddle import nn
 
+from paddlemix.models.fused import chosen, suits
 from paddlemix.models.kernels import RMSNormFunction
 
 _initialise = True
@@ -57,4 +58,7 @@ class RMSNorm(nn.Layer):
 
     def forward(self, hidden_states: paddle.Tensor) -> paddle.Tensor:
         """[..., size] -> [..., size], same dtype."""
+        kernel = chosen().rms_norm
+        if kernel is not None and suits(hidden_states, self.weight):
+            return kernel(hidden_states, self.weight, self.epsilon)
         return RMSNormFunction.apply(hidden_states, self.weight, self.epsilon)

@@ -17,7 +17,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from paddlemix.errors import UserError, did_you_mean
-from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionConfig
+from paddlemix.models.configuration import LlavaConfig, VisionConfig
+from paddlemix.models.language_presets import LANGUAGE_MODEL_NAMES, LANGUAGE_MODELS
 
 if TYPE_CHECKING:
     from paddle import nn
@@ -25,26 +26,6 @@ if TYPE_CHECKING:
 Config = TypeVar("Config")
 Shapes = dict[str, tuple[int, ...]]
 
-# Source: lmsys/vicuna-7b-v1.5 config.json; Llama-2-7B's sizes (Touvron et al. 2023, "Llama 2", appendix A)
-_VICUNA_7B = DecoderConfig(
-    vocab_size=32000,
-    hidden_size=4096,
-    intermediate_size=11008,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=32,
-    max_position_embeddings=4096,
-    rms_norm_eps=1e-5,
-)
-# Source: lmsys/vicuna-13b-v1.5 config.json; Llama-2-13B's sizes
-_VICUNA_13B = replace(
-    _VICUNA_7B,
-    hidden_size=5120,
-    intermediate_size=13824,
-    num_hidden_layers=40,
-    num_attention_heads=40,
-    num_key_value_heads=40,
-)
 # Source: openai/clip-vit-large-patch14 config.json, vision_config
 _CLIP_L_224 = VisionConfig(
     hidden_size=1024,
@@ -58,12 +39,33 @@ _CLIP_L_224 = VisionConfig(
 )
 # Source: openai/clip-vit-large-patch14-336 config.json, vision_config: the same at 336 pixels
 _CLIP_L_336 = replace(_CLIP_L_224, image_size=336)
+# Source: OpenGVLab/InternViT-6B-224px config.json; what it leaves out is InternVisionConfig's default
+_INTERN_VIT_6B_224 = VisionConfig(
+    hidden_size=3200,
+    intermediate_size=12800,
+    num_hidden_layers=48,
+    num_attention_heads=25,
+    image_size=224,
+    patch_size=14,
+    hidden_act="gelu",
+    layer_norm_eps=1e-6,
+    norm_type="rms_norm",
+    qkv_bias=False,
+    qk_normalization=True,
+    layer_scale=0.1,
+    outer_norms=False,
+    patch_bias=True,
+)
+# Source: OpenGVLab/InternViT-6B-448px-V1-{0,2,5} config.json: the positions of 448 pixels; V1-2 and V1-5 leave out the
+# three layers behind the fourth from the end, whose features are read
+_INTERN_VIT_6B_448 = replace(_INTERN_VIT_6B_224, image_size=448)
+_INTERN_VIT_6B_448_V1_2 = replace(_INTERN_VIT_6B_448, num_hidden_layers=45)
 
 
-def _llava(text: DecoderConfig, image_newline: bool) -> LlavaConfig:
+def _llava(language_model: str, image_newline: bool) -> LlavaConfig:
     """What all LLaVA releases below share: mlp2x_gelu on the patches of CLIP-L/336's last layer but one."""
     return LlavaConfig(
-        text=text,
+        text=LANGUAGE_MODELS[language_model],
         vision=_CLIP_L_336,
         mm_projector_type="mlp2x_gelu",
         mm_vision_select_layer=-2,
@@ -72,19 +74,43 @@ def _llava(text: DecoderConfig, image_newline: bool) -> LlavaConfig:
     )
 
 
+def _internvl(language_model: str) -> LlavaConfig:
+    """InternVL-Chat-LLaVA: the features of InternViT's fourth layer from the end, at 336 pixels."""
+    tower = replace(_INTERN_VIT_6B_224, image_size=336)
+    return replace(_llava(language_model, image_newline=False), vision=tower, mm_vision_select_layer=-4)
+
+
 PRESETS: dict[str, LlavaConfig] = {
     # Source: liuhaotian/llava-v1.5-{7b,13b} config.json
-    "llava-v1.5-7b": _llava(_VICUNA_7B, image_newline=False),
-    "llava-v1.5-13b": _llava(_VICUNA_13B, image_newline=False),
+    "llava-v1.5-7b": _llava("vicuna-7b-v1.5", image_newline=False),
+    "llava-v1.5-13b": _llava("vicuna-13b-v1.5", image_newline=False),
     # Source: liuhaotian/llava-v1.6-vicuna-{7b,13b} config.json; mm_patch_merge_type "spatial_unpad" has the newline
-    "llava-v1.6-vicuna-7b": _llava(_VICUNA_7B, image_newline=True),
-    "llava-v1.6-vicuna-13b": _llava(_VICUNA_13B, image_newline=True),
-    "vicuna-7b-v1.5": LlavaConfig(text=_VICUNA_7B),
-    "vicuna-13b-v1.5": LlavaConfig(text=_VICUNA_13B),
+    "llava-v1.6-vicuna-7b": _llava("vicuna-7b-v1.5", image_newline=True),
+    "llava-v1.6-vicuna-13b": _llava("vicuna-13b-v1.5", image_newline=True),
+    # Source: liuhaotian/llava-v1.6-{mistral-7b,34b} config.json
+    "llava-v1.6-mistral-7b": _llava("mistral-7b-instruct-v0.2", image_newline=True),
+    "llava-v1.6-34b": _llava("nous-hermes-2-yi-34b", image_newline=True),
+    # Source: lmms-lab/llama3-llava-next-8b, lmms-lab/llava-next-{72b,110b} config.json
+    "llama3-llava-next-8b": _llava("llama-3-8b-instruct", image_newline=True),
+    "llava-next-72b": _llava("qwen1.5-72b-chat", image_newline=True),
+    "llava-next-110b": _llava("qwen1.5-110b-chat", image_newline=True),
+    # Source: xtuner/configs/llava of InternLM/xtuner, the fine-tuning recipes at 336 pixels
+    "llava-internlm-7b": _llava("internlm-chat-7b", image_newline=False),
+    "llava-internlm2-7b": _llava("internlm2-chat-7b", image_newline=False),
+    "llava-internlm2-20b": _llava("internlm2-chat-20b", image_newline=False),
+    "llava-llama-3-8b": _llava("llama-3-8b-instruct", image_newline=False),
+    # Source: OpenGVLab/InternVL-Chat-ViT-6B-Vicuna-{7B,13B}; internvl_chat_llava's scripts, *_224to336_*
+    "internvl-chat-vit-6b-vicuna-7b": _internvl("vicuna-7b-v1.5"),
+    "internvl-chat-vit-6b-vicuna-13b": _internvl("vicuna-13b-v1.5"),
+    **{name: LlavaConfig(text=text) for name, text in LANGUAGE_MODELS.items()},
 }
 TOWERS: dict[str, VisionConfig] = {
     "clip-vit-large-patch14": _CLIP_L_224,
     "clip-vit-large-patch14-336": _CLIP_L_336,
+    "internvit-6b-224px": _INTERN_VIT_6B_224,
+    "internvit-6b-448px-v1-0": _INTERN_VIT_6B_448,
+    "internvit-6b-448px-v1-2": _INTERN_VIT_6B_448_V1_2,
+    "internvit-6b-448px-v1-5": _INTERN_VIT_6B_448_V1_2,
 }
 # Name it is published under -> its entry above.  Source: the Hugging Face repositories; PaddleMIX's documentation.
 PUBLISHED_NAMES: dict[str, str] = {
@@ -92,10 +118,24 @@ PUBLISHED_NAMES: dict[str, str] = {
     "liuhaotian/llava-v1.5-13b": "llava-v1.5-13b",
     "liuhaotian/llava-v1.6-vicuna-7b": "llava-v1.6-vicuna-7b",
     "liuhaotian/llava-v1.6-vicuna-13b": "llava-v1.6-vicuna-13b",
-    "lmsys/vicuna-7b-v1.5": "vicuna-7b-v1.5",
-    "lmsys/vicuna-13b-v1.5": "vicuna-13b-v1.5",
+    "liuhaotian/llava-v1.6-mistral-7b": "llava-v1.6-mistral-7b",
+    "liuhaotian/llava-v1.6-34b": "llava-v1.6-34b",
+    "lmms-lab/llama3-llava-next-8b": "llama3-llava-next-8b",
+    "lmms-lab/llava-next-72b": "llava-next-72b",
+    "lmms-lab/llava-next-110b": "llava-next-110b",
+    "xtuner/llava-internlm-7b": "llava-internlm-7b",
+    "xtuner/llava-internlm2-7b": "llava-internlm2-7b",
+    "xtuner/llava-internlm2-20b": "llava-internlm2-20b",
+    "xtuner/llava-llama-3-8b": "llava-llama-3-8b",
+    **LANGUAGE_MODEL_NAMES,
     "openai/clip-vit-large-patch14": "clip-vit-large-patch14",
     "openai/clip-vit-large-patch14-336": "clip-vit-large-patch14-336",
+    "OpenGVLab/InternViT-6B-224px": "internvit-6b-224px",
+    "OpenGVLab/InternViT-6B-448px-V1-0": "internvit-6b-448px-v1-0",
+    "OpenGVLab/InternViT-6B-448px-V1-2": "internvit-6b-448px-v1-2",
+    "OpenGVLab/InternViT-6B-448px-V1-5": "internvit-6b-448px-v1-5",
+    "OpenGVLab/InternVL-Chat-ViT-6B-Vicuna-7B": "internvl-chat-vit-6b-vicuna-7b",
+    "OpenGVLab/InternVL-Chat-ViT-6B-Vicuna-13B": "internvl-chat-vit-6b-vicuna-13b",
     "paddlemix/llava/llava-v1.5-7b": "llava-v1.5-7b",
     "paddlemix/llava/llava-v1.5-13b": "llava-v1.5-13b",
     "paddlemix/llava/llava-v1.6-7b": "llava-v1.6-vicuna-7b",  # so in PaddleMIX's page for Ascend NPU
@@ -114,13 +154,13 @@ def preset(name: str) -> LlavaConfig:
         name: a key of `PRESETS`, or the name that it is published under (`PUBLISHED_NAMES`).
 
     Raises:
-        UserError: no such entry; CLIP towers are in `tower_preset`.
+        UserError: no such entry; towers are in `tower_preset`.
     """
     return _find(name, PRESETS, "model")
 
 
 def tower_preset(name: str) -> VisionConfig:
-    """Sizes of a published CLIP tower; `name` is a key of `TOWERS` or a name of `PUBLISHED_NAMES`.
+    """Sizes of a published vision tower; `name` is a key of `TOWERS` or a name of `PUBLISHED_NAMES`.
 
     Raises:
         UserError: no such entry.
@@ -152,14 +192,16 @@ def parameter_shapes(config: LlavaConfig) -> Shapes:
 
 
 def tower_shapes(vision: VisionConfig) -> Shapes:
-    """Shapes of all weights of a CLIP tower, also of those that no LLaVA model builds.
+    """Shapes of all weights of a tower, also of those that no LLaVA model builds.
 
     Returns:
-        Name -> shape as in transformers' CLIPVisionModel, under our names without `vision_tower.`.
+        Name -> shape as in CLIPVisionModel or InternVisionModel, under our names without `vision_tower.`.
     """
     from paddlemix.models.vision import VisionTower
 
     shapes = _shapes_of(lambda: VisionTower(vision, vision.num_hidden_layers, keep_class_token=True))
+    if not vision.outer_norms:
+        return shapes
     norm = (vision.hidden_size,)
     return {**shapes, "post_layernorm.weight": norm, "post_layernorm.bias": norm}
 

@@ -1,7 +1,9 @@
-"""The vision tower: a CLIP vision transformer up to the selected hidden state.
+"""The vision tower: a CLIP or InternViT vision transformer up to the selected hidden state.
 
-Layers behind the selected one and the final norm take no part in LLaVA; they are neither built nor run.
-Source: Radford et al. 2021, "CLIP"; numbers checked against transformers' CLIPVisionModel.
+Layers behind the selected one and the final norm take no part in LLaVA; they are neither built nor run.  What a family
+does not have is an identity, so that `forward` has no branch for it.
+Sources: Radford et al. 2021, "CLIP", numbers checked against transformers' CLIPVisionModel; Chen et al. 2023,
+"InternVL", section 3.2, and InternVisionModel of OpenGVLab/InternVL.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from paddle.nn import functional
 
 from paddlemix.models.attention import attend
 from paddlemix.models.configuration import VisionConfig
-from paddlemix.models.layers import linear, normal
+from paddlemix.models.layers import RMSNorm, linear, normal
 from paddlemix.models.parallel import map_on_cores
 
 
@@ -22,6 +24,19 @@ def quick_gelu(states: paddle.Tensor) -> paddle.Tensor:
 
 
 _ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": functional.gelu}
+_NORMS = {"layer_norm": nn.LayerNorm, "rms_norm": RMSNorm}
+
+
+class LayerScale(nn.Layer):
+    """Multiplies every channel by a learned number (Touvron et al. 2021, "Going deeper with Image Transformers")."""
+
+    def __init__(self, size: int, start: float) -> None:
+        super().__init__()
+        self.weight = self.create_parameter([size], default_initializer=nn.initializer.Constant(start))
+
+    def forward(self, hidden: paddle.Tensor) -> paddle.Tensor:
+        """[..., size] -> [..., size]."""
+        return hidden * self.weight
 
 
 class VisionAttention(nn.Layer):
@@ -31,16 +46,20 @@ class VisionAttention(nn.Layer):
         super().__init__()
         width, std = config.hidden_size, config.initializer_range
         self.heads = config.num_attention_heads
-        self.q_proj = linear(width, width, std, bias=True)
-        self.k_proj = linear(width, width, std, bias=True)
-        self.v_proj = linear(width, width, std, bias=True)
+        self.q_proj = linear(width, width, std, bias=config.qkv_bias)
+        self.k_proj = linear(width, width, std, bias=config.qkv_bias)
+        self.v_proj = linear(width, width, std, bias=config.qkv_bias)
+        normalised = config.qk_normalization
+        self.q_norm = RMSNorm(width, config.layer_norm_eps) if normalised else nn.Identity()
+        self.k_norm = RMSNorm(width, config.layer_norm_eps) if normalised else nn.Identity()
         self.out_proj = linear(width, width, std, bias=True)
 
     def forward(self, hidden: paddle.Tensor) -> paddle.Tensor:
         """[N, P+1, C] -> [N, P+1, C]."""
         tiles, length, width = hidden.shape
         shape = [tiles, length, self.heads, width // self.heads]
-        queries, keys, values = (part(hidden).reshape(shape) for part in (self.q_proj, self.k_proj, self.v_proj))
+        states = (self.q_norm(self.q_proj(hidden)), self.k_norm(self.k_proj(hidden)), self.v_proj(hidden))
+        queries, keys, values = (part.reshape(shape) for part in states)
         return self.out_proj(attend(queries, keys, values, None))
 
 
@@ -63,15 +82,18 @@ class VisionLayer(nn.Layer):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.layer_norm1 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        norm, width, scale = _NORMS[config.norm_type], config.hidden_size, config.layer_scale
+        self.layer_norm1 = norm(width, config.layer_norm_eps)
         self.self_attn = VisionAttention(config)
-        self.layer_norm2 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.layer_scale1 = nn.Identity() if scale is None else LayerScale(width, scale)
+        self.layer_norm2 = norm(width, config.layer_norm_eps)
         self.mlp = VisionMLP(config)
+        self.layer_scale2 = nn.Identity() if scale is None else LayerScale(width, scale)
 
     def forward(self, hidden: paddle.Tensor) -> paddle.Tensor:
         """[N, P+1, C] -> [N, P+1, C]."""
-        hidden = hidden + self.self_attn(self.layer_norm1(hidden))
-        return hidden + self.mlp(self.layer_norm2(hidden))
+        hidden = hidden + self.layer_scale1(self.self_attn(self.layer_norm1(hidden)))
+        return hidden + self.layer_scale2(self.mlp(self.layer_norm2(hidden)))
 
 
 class VisionTower(nn.Layer):
@@ -91,8 +113,9 @@ class VisionTower(nn.Layer):
         self.patch_embedding = self.create_parameter(
             [width, config.num_channels, config.patch_size, config.patch_size], default_initializer=start
         )
+        self.patch_bias = self.create_parameter([width], is_bias=True) if config.patch_bias else None
         self.position_embedding = self.create_parameter([config.num_patches + 1, width], default_initializer=start)
-        self.pre_layernorm = nn.LayerNorm(width, config.layer_norm_eps)
+        self.pre_layernorm = nn.LayerNorm(width, config.layer_norm_eps) if config.outer_norms else nn.Identity()
         self.layers = nn.LayerList([VisionLayer(config) for _ in range(num_layers)])
 
     def forward(self, pixel_values: paddle.Tensor) -> paddle.Tensor:
@@ -130,5 +153,7 @@ class VisionTower(nn.Layer):
         kernel = self.patch_embedding.reshape([self.config.hidden_size, -1])
         # a convolution whose stride is its kernel
         patches = paddle.matmul(cells.astype(kernel.dtype), kernel, transpose_y=True)
+        if self.patch_bias is not None:
+            patches = patches + self.patch_bias
         first = self.class_embedding.reshape([1, 1, -1]).expand([tiles, 1, -1])
         return paddle.concat([first, patches], axis=1) + self.position_embedding

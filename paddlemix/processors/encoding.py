@@ -67,7 +67,7 @@ def encode_pairs(
         pair.ids.append(tokenizer.bos_token_id)
         pair.labels.append(IGNORE_INDEX)
     for pieces in rounds:
-        for piece in pieces:
+        for piece in _known(pieces, tokenizer):
             if piece.image is not None:
                 pair.images.append(piece.image)
                 pair.visual.append(count_visual(piece.image))
@@ -81,11 +81,30 @@ def encode_pairs(
         pair = EncodedPair()
 
 
+def _known(pieces: Sequence[Piece], tokenizer: Tokenizer) -> Iterator[Piece]:
+    """The pieces, where a special token that the vocabulary does not know is text, one with the text around it."""
+    waiting: Piece | None = None
+    for piece in pieces:
+        if piece.kind == "image" or (piece.kind == "special" and tokenizer.special_id(piece.text) is not None):
+            if waiting is not None:
+                yield waiting
+            waiting = None
+            yield piece
+        elif waiting is not None and waiting.supervised == piece.supervised:
+            waiting = Piece("text", waiting.text + piece.text, piece.supervised)
+        else:
+            if waiting is not None:
+                yield waiting
+            waiting = Piece("text", piece.text, piece.supervised)
+    if waiting is not None:
+        yield waiting
+
+
 @lru_cache(maxsize=512)  # a template's own pieces come with every sample and stay; contents pass through
 def _encode_piece(tokenizer: Tokenizer, special: bool, text: str, after: Neighbour) -> tuple[_Ids, Neighbour]:
     index = tokenizer.special_id(text) if special else None
     if index is not None:
-        return (index,), "special"
+        return (index,), tokenizer.behind(text)
     return tuple(tokenizer.encode(text, after)), "text"
 
 

@@ -24,6 +24,9 @@ ASPECT_MODES = ("square", "pad", "anyres")
 MERGE_TYPES = ("flat", "spatial", "spatial_unpad")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+# Source: InternViT's preprocessor_config.json; the means and deviations of ImageNet's pictures
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 # (width, height) in pixels; the first listed wins a tie. Source: LLaVA-1.6 checkpoints' config.json
 LLAVA_16_PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 

@@ -1,7 +1,8 @@
 """Conversation templates as data.  `conversation.py` renders them; a family is added here and nowhere else.
 
 Sources: haotian-liu/LLaVA llava/conversation.py (commit c121f04); LLaVA-VL/LLaVA-NeXT (df17966) for llama_3, qwen and
-gemma; OpenGVLab/InternVL internvl_chat_llava (2410d1d) for internlm, internlm2 and phi3.
+gemma; OpenGVLab/InternVL internvl_chat_llava (2410d1d) for internlm, internlm2 and phi3; InternLM/xtuner
+xtuner/utils/templates.py (0.1.23) for those that begin with xtuner_.
 """
 
 from __future__ import annotations
@@ -139,7 +140,10 @@ def _inst(name: str, system: str, between: str, image: str = IMAGE) -> Template:
 
 
 def _chatml(name: str, system: str, after: str = "") -> Template:
-    """`<|im_start|>system\\nsystem<|im_end|><|im_start|>user\\nq<|im_end|><|im_start|>assistant\\na<|im_end|>`"""
+    """`<|im_start|>system\\nsystem<|im_end|><|im_start|>user\\nq<|im_end|><|im_start|>assistant\\na<|im_end|>`
+
+    Source of the further stops: InternVL's Hermes-2 and internlm2-chat; Qwen1.5's and Yi's generation_config.json.
+    """
     user = f"<|im_start|>user\n{CONTENT}<|im_end|>{after}"
     return Template(
         name=name,
@@ -149,6 +153,7 @@ def _chatml(name: str, system: str, after: str = "") -> Template:
         assistant="<|im_start|>assistant\n",
         end="<|im_end|>",
         after_answer=after,
+        stop=("<|im_start|>", "<|endoftext|>"),
     )
 
 
@@ -161,6 +166,7 @@ def _llama_3(name: str, system: str) -> Template:
         user=user,
         assistant="<|start_header_id|>assistant<|end_header_id|>\n\n",
         end="<|eot_id|>",
+        stop=("<|end_of_text|>",),  # Source: Meta-Llama-3-8B-Instruct generation_config.json, eos_token_id
     )
 
 
@@ -204,7 +210,27 @@ _TEMPLATES = (
         assistant="<|Bot|>:",
         end="<eoa>",
         after_answer="\n",
-        stop=("<|User|>",),
+        stop=("<s>", "<|User|>"),
+    ),
+    Template(
+        name="xtuner_internlm_chat",
+        first_user=f"<|System|>:{SYSTEM}\n<|User|>:{CONTENT}<eoh>\n",
+        user=f"<|User|>:{CONTENT}<eoh>\n",
+        assistant="<|Bot|>:",
+        end="<eoa>",
+        after_answer="\n",
+    ),
+    _chatml("xtuner_internlm2_chat", "", after="\n"),
+    _llama_3("xtuner_llama3_chat", ""),
+    Template(
+        name="xtuner_vicuna",  # LLaVA's data have no system text, so what it writes around one is not there either
+        first_user=f"{_CURIOUS_USER} {SYSTEM}\n USER: {CONTENT} ",
+        user=f"USER: {CONTENT} ",
+        assistant="ASSISTANT:",
+        answer=f" {CONTENT}",
+        end="</s>",
+        after_answer="\n",
+        between="<s>",
     ),
     Template(
         name="internvl_zh",

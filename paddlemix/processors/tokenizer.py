@@ -4,23 +4,28 @@ Gives the ids of the reference's tokenizer for pieces of text whose neighbourhoo
 ids and labels side by side.  Knows no template and no image.  Special tokens are never parsed out of text: `</s>`
 inside a user's sentence is four characters.
 
-Source: transformers' LlamaTokenizer (legacy and non-legacy prefix rule).
+Which files are read, the first that are there: a SentencePiece `tokenizer.model`, `tokenizer.json`, `vocab.json` with
+`merges.txt`, `*.tiktoken`.  InternLM and InternLM2 have a class of their own that comes as code with the checkpoint; no
+such code is run, because their ids are those of the legacy rule over `tokenizer.model`.
+
+Source: transformers' LlamaTokenizer (legacy and non-legacy prefix rule); InternLM's tokenization_internlm.py.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from paddlemix.cache import cache_key
 from paddlemix.errors import MissingFileError, UserError
+from paddlemix.processors.text_encoders import SPACE, FastEncoder, Neighbour, SentencePieceEncoder
+from paddlemix.processors.tiktoken_files import read_tiktoken
 
-Neighbour = Literal["start", "special", "text"]
-_SPACE = "\u2581"  # how SentencePiece writes a space
 TOKENIZER_FILES = (
     "tokenizer.model",
     "tokenizer.json",
@@ -29,7 +34,9 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
+    "qwen.tiktoken",
 )
+_SENTENCEPIECE, _FAST, _TIKTOKEN = "tokenizer.model", "tokenizer.json", "qwen.tiktoken"
 
 
 class Tokenizer:
@@ -42,9 +49,11 @@ class Tokenizer:
 
     def __init__(self, hf_tokenizer: Any, directory: Path | None = None) -> None:
         self._hf = hf_tokenizer
-        self._sentencepiece: Any = getattr(hf_tokenizer, "sp_model", None)
         self._legacy = bool(getattr(hf_tokenizer, "legacy", False))
+        declared = hf_tokenizer.added_tokens_decoder
         self._special_ids = {index for index in hf_tokenizer.all_special_ids if index is not None}
+        self._special_ids |= {index for index, token in declared.items() if token.special}
+        self._named = None if hasattr(hf_tokenizer, "sp_model") else {token.content for token in declared.values()}
         self.directory = directory
         self.bos_token_id: int | None = hf_tokenizer.bos_token_id if _adds_bos(hf_tokenizer) else None
         self.eos_token_id: int = hf_tokenizer.eos_token_id
@@ -53,6 +62,18 @@ class Tokenizer:
         pad = hf_tokenizer.pad_token_id
         unk = hf_tokenizer.unk_token_id
         self.pad_token_id: int = next(index for index in (pad, unk, self.eos_token_id) if index is not None)
+        self._encoder = self._make_encoder()
+
+    def _make_encoder(self) -> SentencePieceEncoder | FastEncoder:
+        if self._named is not None:
+            return FastEncoder(self._hf.backend_tokenizer.to_str())
+        return SentencePieceEncoder(
+            self._hf.sp_model,
+            legacy=self._legacy,
+            prefixes=bool(self._hf.add_prefix_space),
+            unknown=str(self._hf.unk_token),
+            named=frozenset(self._hf.added_tokens_encoder),
+        )
 
     def __len__(self) -> int:
         """Number of token ids, added tokens included."""
@@ -77,41 +98,30 @@ class Tokenizer:
         Returns:
             The ids that the reference's tokenizer gives this piece in that place.
         """
-        if not text:
-            return []
-        if self._sentencepiece is None:
-            return self._hf.encode(text, add_special_tokens=False, split_special_tokens=True)
-        text = text.replace(_SPACE, " ")
-        if after == "start" or (after == "special" and self._legacy):
-            text = " " + text
-        if self._legacy:  # SentencePiece itself puts the first space there
-            return self._encode_unprefixed(text) if after == "text" else self._sentencepiece.encode(text[1:])
-        return self._encode_unprefixed(text) if text.startswith(" ") else self._sentencepiece.encode(text)
-
-    def _encode_unprefixed(self, text: str) -> list[int]:
-        """Ids of `text` exactly as written: SentencePiece adds or drops a space only at its very beginning, so a guard
-        is put in front and its pieces are taken away again.  Where the guard's end grows into the text (`>` and `=`),
-        another one is taken."""
-        for guard in (str(self._hf.unk_token), "\n"):
-            own = self._sentencepiece.encode(guard)
-            ids = self._sentencepiece.encode(guard + text)
-            if ids[: len(own)] == own:
-                return ids[len(own) :]
-        raise UserError(f"the tokenizer in {self.directory} joins line breaks with the text {text[:20]!r} behind them")
+        return self._encoder.encode(text, after) if text else []
 
     def special_id(self, token: str) -> int | None:
-        """Id of a special or added token such as `</s>`; None where the vocabulary has no such token."""
+        """Id of a special or added token such as `</s>`; None where the vocabulary has no such token.  A byte-level
+        vocabulary may have ordinary pieces that are spelled like one, which are none."""
+        if self._named is not None and token not in self._named:
+            return None
         index = self._hf.convert_tokens_to_ids(token)
         if index is None or (index == self._hf.unk_token_id and token != self._hf.unk_token):
             return None
         return int(index)
+
+    def behind(self, token: str) -> Neighbour:
+        """What a text behind this special token is encoded after: "text" where the token is a piece like any other to
+        the reference (InternLM's `<eoh>` and `<eoa>`)."""
+        return "text" if token in self._encoder.inside else "special"
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of ids; with `skip_special_tokens`, BOS, EOS and padding leave no trace.  Ids that only a model with a
         padded vocabulary has never leave one."""
         left_out = self._special_ids if skip_special_tokens else frozenset()
         ids = [index for index in ids if index < len(self) and index not in left_out]
-        return self._hf.decode(list(ids), clean_up_tokenization_spaces=False) if len(ids) else ""
+        text = self._hf.decode(ids, clean_up_tokenization_spaces=False) if ids else ""
+        return text.replace(SPACE, " ") if self._named is None else text  # a run of spaces that is no piece stays as is
 
     def save(self, directory: Path) -> None:
         """Writes the tokenizer's files: copies of the originals, so that nothing is re-encoded on the way."""
@@ -124,29 +134,53 @@ class Tokenizer:
                 (directory / name).write_bytes(source.read_bytes())
 
 
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a directory has tokenizer files."""
+    return any((directory / name).is_file() for name in (_SENTENCEPIECE, _FAST, "vocab.json", _TIKTOKEN))
+
+
 def load_tokenizer(directory: str | Path) -> Tokenizer:
     """Reads the tokenizer files of a checkpoint directory.
 
     Args:
-        directory: holds `tokenizer.model` (SentencePiece) or `tokenizer.json`, best with `tokenizer_config.json`.
+        directory: holds `tokenizer.model` (SentencePiece), `tokenizer.json`, `vocab.json` with `merges.txt`, or
+            `qwen.tiktoken`, best with `tokenizer_config.json`.
 
     Raises:
-        MissingFileError: neither file is there.
+        MissingFileError: none of them is there.
         UserError: the files cannot be read as a tokenizer.
     """
     directory = Path(directory)
-    has_sentencepiece = (directory / "tokenizer.model").is_file()
-    if not has_sentencepiece and not (directory / "tokenizer.json").is_file():
+    if not has_tokenizer(directory):
         raise MissingFileError(
             f"no tokenizer in {directory}: expected tokenizer.model or tokenizer.json; copy them from the base model"
         )
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns that torch is absent, which is intended
     try:
-        return Tokenizer(_load_sentencepiece(directory) if has_sentencepiece else _load_fast(directory), directory)
+        return Tokenizer(_load(directory), directory)
     except UserError:
         raise
     except Exception as error:  # the library raises whatever its parsers raise: all of it means a bad file
         raise UserError(f"the tokenizer files in {directory} cannot be read: {error}") from error
+
+
+def _load(directory: Path) -> Any:
+    """A tokenizer of transformers, whatever files there are."""
+    is_sentencepiece = (directory / _SENTENCEPIECE).is_file() and _is_sentencepiece(directory / _SENTENCEPIECE)
+    if is_sentencepiece or not any((directory / name).is_file() for name in (_FAST, "vocab.json", _TIKTOKEN)):
+        return _load_sentencepiece(directory)
+    if (directory / _FAST).is_file() or (directory / "vocab.json").is_file():
+        return _load_fast(directory)
+    from transformers import PreTrainedTokenizerFast
+
+    backend, roles = read_tiktoken(directory / _TIKTOKEN)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **roles)
+
+
+def _is_sentencepiece(path: Path) -> bool:
+    """Whether a `tokenizer.model` holds pieces; Meta's own Llama 3 has a file of that name which is no such model."""
+    with path.open("rb") as file:
+        return file.read(1) == b"\n"  # the tag of a message's first field
 
 
 def _load_sentencepiece(directory: Path) -> Any:
@@ -157,8 +191,18 @@ def _load_sentencepiece(directory: Path) -> Any:
 
 
 def _load_fast(directory: Path) -> Any:
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    path = directory / "tokenizer_config.json"
+    declared = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not (directory / _FAST).is_file():
+        if "tokenizer_class" not in declared:
+            raise UserError(
+                f"vocab.json in {directory} does not say how text is cut into words; add tokenizer_config.json of the "
+                'base model, or at least its "tokenizer_class", such as Qwen2Tokenizer'
+            )
+    elif "AutoTokenizer" in declared.get("auto_map", {}):  # its class comes as code with the checkpoint
+        return PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
     return AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
 
 

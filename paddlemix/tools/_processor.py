@@ -14,6 +14,7 @@ from paddlemix.config.schema import RunConfig
 from paddlemix.errors import UserError
 from paddlemix.processors.chat_template import resolve_template
 from paddlemix.processors.llava import PROCESSOR_FILE, LlavaProcessor, image_spec_from_dict, processor_from_dict
+from paddlemix.processors.tokenizer import has_tokenizer
 
 _OURS = {"chat_template", "image_aspect_ratio", "image_size", "patch_size"}  # llava-hf's file of this name lacks them
 _RUN_KEYS = ("image_aspect_ratio", "image_grid_pinpoints", "mm_patch_merge_type")
@@ -48,6 +49,7 @@ def processor_of_run(config: RunConfig, model: str | None = None, template: str 
     path = model or config.lora_path or config.model_name_or_path
     processor = open_processor(str(path), template or config.chat_template, config.mm_vision_tower)
     changes = {key: getattr(config, key) for key in _RUN_KEYS if getattr(config, key) is not None}
+    changes |= {} if config.vision_image_size is None else {"image_size": config.vision_image_size}
     return replace(processor, image_spec=image_spec_from_dict({**processor.to_dict(), **changes}))
 
 
@@ -69,16 +71,16 @@ def _open_any(path: str, tower: str | None) -> LlavaProcessor:
     from paddlemix.checkpoints.source import Source, open_source
 
     directory = resolve_model(path)
-    changes: dict[str, Any] = {}
+    changes, inside = dict[str, Any](), False
     if is_adapter(directory):
         adapter = read_adapter(directory)
         base = base_of(adapter)
-        path, tower, changes = base.model, base.tower, adapter.processor
-    source = open_source(path)
+        path, inside, tower, changes = base.model, base.inside, base.tower, adapter.processor
+    source = open_source(path, inside)
     values = source.processor
     if source.config.vision is None:
         of_tower = Source.open(resolve_model(tower)).processor if tower else NO_TOWER
         values = {**values, **of_tower, "image_aspect_ratio": "square" if tower else NO_TOWER["image_aspect_ratio"]}
-    if not any((source.directory / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+    if not has_tokenizer(source.directory):
         raise UserError(f"{source.directory} has no tokenizer files; copy tokenizer.model from the base model")
     return processor_from_dict({**values, **changes}, source.directory)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paddlemix.errors import UserError, did_you_mean
+from paddlemix.memory import out_of_memory_explained
 
 if TYPE_CHECKING:
     from paddlemix.generation.chat import ChatSession
@@ -38,11 +39,13 @@ class TerminalOptions:
         debug: print prompt and answer of each round as a line of JSON.
         interactive: somebody types: what is wrong with a line is said and the chat goes on.  Piped questions end with
             it.
+        less_memory: what to do where memory runs out.
     """
 
     stream: bool = True
     debug: bool = False
     interactive: bool = False
+    less_memory: Sequence[str] = ()
 
 
 class Terminal:
@@ -103,8 +106,9 @@ class Terminal:
         pieces = session.ask(question, pictures) if self._options.stream else iter(_later(session, question, pictures))
         print("ASSISTANT: ", end="", flush=True)
         try:
-            for piece in pieces:
-                print(piece, end="", flush=True)
+            with out_of_memory_explained("answering", ["/back or /reset", *self._options.less_memory]):
+                for piece in pieces:
+                    print(piece, end="", flush=True)
             print(flush=True)
         except KeyboardInterrupt:
             pieces.close()  # type: ignore[attr-defined]

@@ -1,9 +1,9 @@
-"""Converts a checkpoint between layouts: ours, original LLaVA's and llava-hf's.
+"""Converts a checkpoint between layouts: ours, original LLaVA's, llava-hf's and XTuner's.
 
-    python paddlemix/tools/convert_checkpoint.py --input DIR --output DIR --to {paddlemix,llava,hf}
+    python paddlemix/tools/convert_checkpoint.py --input DIR --output DIR --to {paddlemix,llava,hf,xtuner}
 
-Reads those and PaddleMIX's (.pdparams), Llama's and Vicuna's; with an adapter directory, --to llava writes an adapter
-that original LLaVA loads.
+Reads those, PaddleMIX's (.pdparams), InternVL-Chat-LLaVA's and language models alone; with an adapter directory,
+--to llava and --to xtuner write an adapter that original LLaVA or XTuner loads.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--input", type=Path, required=True, help="the checkpoint's folder, of any layout that is read")
     parser.add_argument("--output", type=Path, required=True, help="a new folder; it appears whole or not at all")
-    parser.add_argument("--to", required=True, choices=("paddlemix", "llava", "hf"), help="the layout to write")
+    layouts = ("paddlemix", "llava", "hf", "xtuner")
+    parser.add_argument("--to", required=True, choices=layouts, help="the layout to write")
     parser.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), help="of the written weights; default: as they are"
     )
@@ -85,14 +86,17 @@ def main(argv: list[str]) -> int:
 
 def _convert_adapter(arguments: argparse.Namespace) -> int:
     from paddlemix.checkpoints.export_adapter import export_adapter
+    from paddlemix.checkpoints.export_xtuner import export_xtuner_adapter
 
-    if arguments.to != "llava":
+    writers = {"llava": (export_adapter, "original LLaVA"), "xtuner": (export_xtuner_adapter, "XTuner")}
+    if arguments.to not in writers:
         raise UserError(
-            f"{arguments.input} is an adapter; it can be written --to llava, or merged into its base first "
-            "(paddlemix merge-lora)"
+            f"{arguments.input} is an adapter; it can be written --to llava or --to xtuner, or merged into its base "
+            "first (paddlemix merge-lora)"
         )
-    count = export_adapter(arguments.input, arguments.output, arguments.dtype)
-    print(f"wrote an adapter of {count} weights for original LLaVA in {arguments.output}")
+    export, program = writers[arguments.to]
+    count = export(arguments.input, arguments.output, arguments.dtype)
+    print(f"wrote an adapter of {count} weights for {program} in {arguments.output}")
     return 0
 
 

@@ -57,7 +57,8 @@ def main(argv: list[str]) -> int:
     adapter_path = Path(arguments.lora_path)
     if not is_adapter(adapter_path):
         raise UserError(
-            f"lora_path '{adapter_path}' is no adapter directory: no lora_config.json or adapter_config.json"
+            f"lora_path '{adapter_path}' is no adapter directory: no lora_config.json, adapter_config.json or XTuner's "
+            "llm_adapter or visual_encoder_adapter"
         )
     target = Path(arguments.merge_model_path or adapter_path)
     select_device(arguments.device)

@@ -21,7 +21,9 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
 
 from paddlemix.datasets.formats import FORMS
 from paddlemix.errors import UserError
+from paddlemix.memory import out_of_memory_explained
 from paddlemix.tools._command import run_command
+from paddlemix.tools._memory import less_memory
 
 if TYPE_CHECKING:
     from paddlemix.generation.predict_file import Chunk, Outcome, PredictJob
@@ -80,13 +82,13 @@ def main(argv: list[str]) -> int:
     arguments = build_parser().parse_args(argv)
     chunk, settings = _chunk(arguments), _settings(arguments)
     from paddlemix.checkpoints.load import load_pretrained
-    from paddlemix.device import check_dtype, select_device, set_seed
+    from paddlemix.device import check_dtype, default_dtype, select_device, set_seed
     from paddlemix.generation.predict_file import PredictJob, predict_file
     from paddlemix.processors.templates import get_template
 
     template = get_template(arguments.conv_mode) if arguments.conv_mode else None
     device = select_device(arguments.device)
-    dtype = arguments.dtype or ("float32" if device.startswith("cpu") else "bfloat16")
+    dtype = arguments.dtype or default_dtype(device)
     check_dtype(dtype, device)
     set_seed(arguments.seed)
     job = PredictJob(
@@ -105,7 +107,8 @@ def main(argv: list[str]) -> int:
         overwrite=arguments.overwrite,
     )
     start = time.monotonic()
-    outcome = predict_file(job, lambda: load_pretrained(job.model, job.dtype, quantize=job.quantize))
+    with out_of_memory_explained(f"answering with {job.model} on {device}", less_memory(arguments, dtype)):
+        outcome = predict_file(job, lambda: load_pretrained(job.model, job.dtype, quantize=job.quantize))
     _report(job, outcome, time.monotonic() - start)
     return STATUS_FAILED_QUESTIONS if outcome.failed and outcome.complete else 0
 

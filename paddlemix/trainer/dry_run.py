@@ -24,7 +24,6 @@ from paddlemix.device import available_kinds
 from paddlemix.errors import UserError
 from paddlemix.log import logger
 from paddlemix.models.configuration import LlavaConfig
-from paddlemix.processors.llava import LlavaProcessor
 from paddlemix.sample import Batch
 from paddlemix.trainer.device_memory import program_bytes
 from paddlemix.trainer.dry_model import ModelFacts, describe_model
@@ -168,7 +167,12 @@ def _read_data(config: RunConfig, sizes: ModelSizes) -> _Data:
         packs = pack_rows(lengths[:, 0], config.max_length, config.seed)
         rows = PackedDataset(samples, packs)
         row_lengths = np.array([lengths[pack].sum(axis=0) for pack in packs])
-    return _Data(len(rows), statistics, tuple(_largest_shapes(rows, row_lengths, size, processor)))
+    loading = LoadingSettings(
+        tokens_per_tile=processor.image_spec.tokens_per_tile,
+        pad_to_multiple_of=config.pad_to_multiple_of,
+        pad_tiles_to_multiple_of=config.pad_tiles_to_multiple_of,
+    )
+    return _Data(len(rows), statistics, tuple(_largest_shapes(rows, row_lengths, size, loading)))
 
 
 def _count_samples(config: RunConfig) -> int | None:
@@ -192,11 +196,8 @@ def _assumed_shape(config: RunConfig, sizes: LlavaConfig) -> BatchShape:
     return BatchShape(rows=rows, length=length, tiles=tiles, supervised=rows * length - visual)
 
 
-def _largest_shapes(
-    rows: RowDataset, lengths: np.ndarray, size: int, processor: LlavaProcessor
-) -> Iterator[BatchShape]:
+def _largest_shapes(rows: RowDataset, lengths: np.ndarray, size: int, loading: LoadingSettings) -> Iterator[BatchShape]:
     """The batch of the longest rows, and that of the rows with most visual tokens."""
-    loading = LoadingSettings(tokens_per_tile=processor.image_spec.tokens_per_tile)
     seen = set()
     for column in (0, 1):
         order = np.argsort(-lengths[:, column], kind="stable")

@@ -353,11 +353,14 @@ def _tower_bytes(
 def _tower_layer_bytes(
     vision: VisionConfig, linears: Mapping[str, LinearSize], number: int, tiles: int, computation: Computation
 ) -> int:
-    """Norms keep their input, attention q, k, v, output and probabilities, the activation its input (and sigmoid)."""
+    """Norms and layer scales keep their input, attention q, k, v, output and probabilities, the activation its input
+    (and sigmoid)."""
     size, length = computation.size, vision.num_patches + 1
     rows, width = tiles * length, vision.hidden_size
     name = f"vision_tower.layers.{number}"
     kept = 2 * computation.wide * rows * width + 4 * size * rows * width
+    kept += 2 * computation.wide * rows * width if vision.qk_normalization else 0
+    kept += 2 * size * rows * width if vision.layer_scale is not None else 0
     kept += size * tiles * vision.num_attention_heads * length * length
     kept += size * rows * vision.intermediate_size * (2 if vision.hidden_act == "quick_gelu" else 1)
     kept -= _shared_input_bytes(linears[f"{name}.self_attn.out_proj"], rows, computation)

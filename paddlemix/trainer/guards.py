@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import paddle
 
 from paddlemix.config.schema import RunConfig
@@ -22,19 +23,30 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class StepLosses:
     """The losses of one optimiser step's micro-batches, and the samples each is of.
 
-    They are looked at once per step, so that nothing waits for a device in between.
+    They come from the device once per step, together with the gradient's norm: every look waits until the device is
+    done.  Numbers of a report are those of that one look.
+
+    Attributes:
+        waits: whether `check` leaves the look to who knows the gradients, `check_gradient` or `overflows`.
     """
 
     def __init__(self) -> None:
-        self._losses: list[tuple[paddle.Tensor, Sequence[str]]] = []
+        self.waits = False
+        self._losses: list[tuple[paddle.Tensor, float, Sequence[str]]] = []
+        self._total = np.float32(0)
         self._step, self._sources = 0, ""  # of the losses that were looked at last
 
-    def add(self, loss: paddle.Tensor, sources: Sequence[str]) -> None:
-        """Takes note of a micro-batch."""
-        self._losses.append((loss.detach(), sources))
+    def add(self, loss: paddle.Tensor, share: float, sources: Sequence[str]) -> None:
+        """Takes note of a micro-batch.
+
+        Args:
+            loss: summed over its supervised tokens, float32 scalar.
+            share: what it is multiplied by in the loss of the step.
+        """
+        self._losses.append((loss.detach(), share, sources))
 
     def check(self, step: int) -> None:
-        """Looks at the losses before the optimiser uses their gradients, and forgets them.
+        """Looks at the losses before the optimiser uses their gradients, unless a look at these will follow.
 
         Args:
             step: optimiser steps done.
@@ -42,20 +54,65 @@ class StepLosses:
         Raises:
             UserError: one is NaN or infinite; names the samples.
         """
-        losses, self._losses = self._losses, []
-        self._step, self._sources = step + 1, "; ".join(source for _, sources in losses for source in sources)
-        for loss, sources in losses:
-            if not math.isfinite(float(loss)):
-                raise UserError(_no_number("loss", self._step, float(loss), "; ".join(sources)))
+        self._step = step + 1
+        self._sources = "; ".join(source for _, _, sources in self._losses for source in sources)
+        if not self.waits:
+            self._look()
 
-    def check_gradient(self, norm: paddle.Tensor) -> None:
-        """Looks at the gradient's norm over all weights, before the optimiser changes one.
+    def check_gradient(self, norm: paddle.Tensor | None) -> float | None:
+        """Looks at the losses and at the gradient's norm over all weights, before the optimiser changes one.
+
+        Args:
+            norm: float32 scalar; None where no weight has a gradient.
+
+        Returns:
+            The norm.
 
         Raises:
-            UserError: it is NaN or infinite; names the samples of the step.
+            UserError: a loss or the norm is NaN or infinite; names the samples.
         """
-        if not math.isfinite(float(norm)):
-            raise UserError(_no_number("gradient's norm", self._step, float(norm), self._sources))
+        if norm is None:
+            self._look()
+            return None
+        [value] = self._look(norm)
+        if not math.isfinite(value):
+            raise UserError(_no_number("gradient's norm", self._step, value, self._sources))
+        return value
+
+    def overflows(self, found: paddle.Tensor, norm: paddle.Tensor | None) -> tuple[bool, float | None]:
+        """Looks at the losses and at what loss scaling found; a step whose gradients are too large is left out.
+
+        Args:
+            found: bool [1], whether a gradient is NaN or infinite.
+            norm: see `check_gradient`.
+
+        Returns:
+            Whether to leave the step out, and the norm.
+
+        Raises:
+            UserError: a loss is NaN or infinite, which no scale mends; names the samples.
+        """
+        found = found.astype("float32").reshape([])
+        values = self._look(found) if norm is None else self._look(found, norm)
+        return bool(values[0]), None if norm is None else values[1]
+
+    def take_total(self) -> float:
+        """Sum of the losses of all steps since the last call, each micro-batch's times its share."""
+        self._look()
+        total, self._total = float(self._total), np.float32(0)
+        return total
+
+    def _look(self, *more: paddle.Tensor) -> list[float]:
+        """Brings losses and further float32 scalars to the host in one copy; gives the latter."""
+        losses, self._losses = self._losses, []
+        if not losses and not more:
+            return []
+        values = paddle.stack([loss for loss, _, _ in losses] + list(more)).numpy()
+        for value, (_, share, sources) in zip(values, losses, strict=False):
+            if not math.isfinite(value):
+                raise UserError(_no_number("loss", self._step, float(value), "; ".join(sources)))
+            self._total += value * np.float32(share)  # in the order and type that a device would add them
+        return [float(value) for value in values[len(losses) :]]
 
 
 def _no_number(what: str, step: int, value: float, sources: str) -> str:

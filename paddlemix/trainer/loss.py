@@ -16,6 +16,7 @@ import paddle
 from paddle import nn
 from paddle.autograd import PyLayer
 
+from paddlemix.models.constants import counted
 from paddlemix.models.llava import LlavaModel
 
 _LOGITS_AT_ONCE = 2**24  # 64 MiB in float32: every part costs a sum of gradients of the size of the output layer
@@ -129,7 +130,7 @@ def _cross_entropy(logits: paddle.Tensor, targets: paddle.Tensor) -> tuple[paddl
     rows, size = logits.shape
     scores = logits.astype("float32")
     scores.subtract_(scores.max(axis=-1, keepdim=True))
-    places = paddle.arange(rows) * size + targets
+    places = counted(rows) * size + targets
     found = paddle.gather(scores.reshape([-1]), places)  # [rows], 0 where the guess is right
     scores.exp_()
     sums = paddle.matmul(scores, paddle.ones([size, 1]))  # a sum over the last axis takes five times as long on CPU

@@ -12,16 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paddlemix.checkpoints.adapter import AdapterSettings, fingerprint, read_adapter, write_adapter
-from paddlemix.checkpoints.load import NEW_PARTS, BaseSpec, apply_adapter, base_reference, load_base
+from paddlemix.checkpoints.adapter import AdapterSettings, read_adapter, write_adapter
+from paddlemix.checkpoints.load import NEW_PARTS, BaseSpec, apply_adapter, base_mark, base_reference, load_base
 from paddlemix.checkpoints.pretrained import Pretrained, write_model
 from paddlemix.config.load import save_config
 from paddlemix.config.schema import RunConfig, trainer_keys
 from paddlemix.datasets.loading import LoadingSettings
 from paddlemix.datasets.mixture import SampleDataset
-from paddlemix.device import check_dtype, select_device, set_seed
+from paddlemix.device import check_dtype, report_settings, select_device, set_seed
 from paddlemix.errors import Stopped, UserError
 from paddlemix.log import logger, process_rank
+from paddlemix.memory import out_of_memory_explained
 from paddlemix.peft.lora import add_lora
 from paddlemix.processors.llava import LlavaProcessor, processor_from_dict
 from paddlemix.trainer.answering import Answerer, AnswerScores
@@ -29,6 +30,7 @@ from paddlemix.trainer.callbacks import CURVE_FILE, METRICS_FILE, Progress, Seed
 from paddlemix.trainer.compat import PrinterCallback, ProgressCallback, TrainingArguments
 from paddlemix.trainer.environment import describe_adapter, describe_environment
 from paddlemix.trainer.guards import StopEarly, StopOnSignal
+from paddlemix.trainer.less_memory import less_memory
 from paddlemix.trainer.loss import LossModel
 from paddlemix.trainer.model_card import CardFacts, write_model_card
 from paddlemix.trainer.neftune import add_neftune
@@ -48,7 +50,7 @@ from paddlemix.trainer.same_recipe import check_same_recipe
 from paddlemix.trainer.sampling_callback import SAMPLES_FILE, ShowAnswers, sample_questions
 from paddlemix.trainer.saving import best_metric, saved_recipe
 from paddlemix.trainer.skipping import SkipLog
-from paddlemix.trainer.start_report import report_parts, report_sample
+from paddlemix.trainer.start_report import report_kernels, report_parts, report_sample
 from paddlemix.trainer.starting_point import adjusted_processor, base_spec, compute_dtype, weight_dtype
 from paddlemix.trainer.trackers import TrackedArguments, resolve_trackers
 from paddlemix.trainer.trainer import LlavaTrainer, RunData
@@ -85,7 +87,9 @@ def run_recipe(config: RunConfig) -> dict[str, float]:
     for warning in config.warnings:
         logger.warning(warning)
     device = select_device(config.device)
+    report_settings(device)
     check_dtype(compute_dtype(config), device)
+    report_kernels(config.use_flash_attention, device, compute_dtype(config))
     best_metric(config)
     check_devices(config, process_count())
     config.report_to = resolve_trackers(config)
@@ -93,7 +97,8 @@ def run_recipe(config: RunConfig) -> dict[str, float]:
     if resume is not None:
         check_same_recipe(resume, saved_recipe(resume), config)
     set_seed(config.seed)
-    run = _prepare(config, device)
+    with out_of_memory_explained(f"loading {config.model_name_or_path} on {device}", less_memory(config)):
+        run = _prepare(config, device)
     _report_start(run)
     return _execute(run, resume)
 
@@ -122,7 +127,7 @@ def _prepare(config: RunConfig, device: str) -> _Run:
 
 def _add_training(config: RunConfig, spec: BaseSpec, loaded: Pretrained) -> Callable[[Path], None]:
     """Adds LoRA where asked for, marks what trains, and gives the function that writes the result's files."""
-    model, mark = loaded.model, fingerprint(loaded.model)
+    model, mark = loaded.model, base_mark(loaded)
     plan = plan_training(model, config)
     # a projector that was begun beside the base is nowhere else
     carried = {name for name, _ in model.named_parameters() if spec.tower is not None and name.startswith(NEW_PARTS)}
@@ -167,7 +172,10 @@ def _execute(run: _Run, resume: Path | None) -> dict[str, float]:
     results: dict[str, float] = {}
     if config.do_train:
         try:
-            results |= trainer.run(resume)
+            with out_of_memory_explained(
+                lambda: f"training on {run.device}, in step {trainer.state.global_step + 1}", less_memory(config)
+            ):
+                results |= trainer.run(resume)
         finally:
             run.stop.restore()  # also where the run ends by an error
         if run.stop.received is not None:
@@ -181,7 +189,8 @@ def _execute(run: _Run, resume: Path | None) -> dict[str, float]:
             write_model_card(_card_facts(run, trainer, results), output_dir / METRICS_FILE, output_dir / SAMPLES_FILE)
             logger.info("saved to %s", output_dir)
     elif run.evaluation is not None:
-        results |= trainer.evaluate()
+        with out_of_memory_explained(f"evaluating on {run.device}", less_memory(config)):
+            results |= trainer.evaluate()
         logger.info(" ".join(f"{name} {value:.4f}" for name, value in results.items()))
     return results
 
@@ -209,6 +218,8 @@ def _build_trainer(run: _Run) -> LlavaTrainer:
         tokens_per_tile=spec.tokens_per_tile,
         dummy_tile=tile if has_tower and arguments.world_size > 1 else None,
         num_workers=config.dataloader_num_workers,
+        pad_to_multiple_of=config.pad_to_multiple_of,
+        pad_tiles_to_multiple_of=config.pad_tiles_to_multiple_of,
     )
     model = LossModel(run.loaded.model)
     run.loaded.model.language_model.enable_recompute = config.recompute

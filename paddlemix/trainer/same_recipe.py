@@ -24,6 +24,7 @@ _LENGTH = ("num_train_epochs", "max_steps")
 # of the groups "lora" and "data": where things are and how long to wait for them
 _FREE = (
     *("cache_vision_features", "vision_cache_dir", "vision_cache_gb", "image_root"),
+    *("pad_to_multiple_of", "pad_tiles_to_multiple_of"),
     *("image_timeout", "image_retries", "allow_local_network", "max_image_bytes", "max_image_pixels"),
 )
 RECIPE_KEYS = tuple(

@@ -30,6 +30,7 @@ def base_spec(config: RunConfig) -> BaseSpec:
         "mm_projector_type": config.mm_projector_type,
         "mm_vision_select_layer": config.mm_vision_select_layer,
         "mm_vision_select_feature": config.mm_vision_select_feature,
+        "vision_image_size": config.vision_image_size,
     }
     return BaseSpec(
         model=str(config.model_name_or_path),

@@ -26,6 +26,7 @@ from paddlemix.trainer.gradient_norm import MeasuredNorm
 from paddlemix.trainer.guards import StepLosses
 from paddlemix.trainer.loader import BatchLoader, Inputs, batch_inputs
 from paddlemix.trainer.loss import LossModel
+from paddlemix.trainer.loss_scaling import StepScaler
 from paddlemix.trainer.optim import build_optimizer, build_schedule, set_learning_rates
 from paddlemix.trainer.reporting import Meters, StepReport
 from paddlemix.trainer.run_data import TrainingRows
@@ -76,6 +77,7 @@ class LlavaTrainer(Trainer):
 
     lr_scheduler: Any
     optimizer: Any
+    scaler: Any
     control: Any
 
     def __init__(
@@ -155,7 +157,15 @@ class LlavaTrainer(Trainer):
             self.optimizer = build_optimizer(self.model.model, self.config, lr_scheduler or self.lr_scheduler)
             if isinstance(self.optimizer._grad_clip, MeasuredNorm):
                 self.optimizer._grad_clip.check = self._step_losses.check_gradient
+                self._step_losses.waits = True
         return self.optimizer
+
+    def _wrap_amp_model(self, args: Any, model: Any) -> None:
+        """PaddleNLP's, with a loss scaler that looks at the device once per step."""
+        super()._wrap_amp_model(args, model)
+        if self.do_grad_scaling and type(self.scaler) is paddle.amp.GradScaler:  # not one of several processes
+            self.scaler = StepScaler(args.scale_loss, self._step_losses)
+            self._step_losses.waits = True
 
     def training_step(self, model: Any, inputs: Inputs, step_control: int = 0) -> paddle.Tensor:
         """Forward and backward pass of one micro-batch.
@@ -170,9 +180,10 @@ class LlavaTrainer(Trainer):
         self.tokens_seen += inputs["num_tokens"] * self.args.dataset_world_size
         with self.autocast_smart_context_manager():
             loss_sum, _ = model(**self._model_inputs(inputs))
-        self._step_losses.add(loss_sum, inputs["sources"])
         # Gradients are averaged over processes, so each counts its share of the sum.
-        loss = loss_sum * (self.args.dataset_world_size / max(total, 1))
+        share = self.args.dataset_world_size / max(total, 1)
+        self._step_losses.add(loss_sum, share, inputs["sources"])
+        loss = loss_sum * share
         if self.do_grad_scaling:
             self.scaler.scale(loss).backward()
         else:
@@ -195,6 +206,10 @@ class LlavaTrainer(Trainer):
     def _check_loss_valid(self, loss: paddle.Tensor) -> None:
         """Called before the optimiser's step; PaddleNLP's looks only where an environment variable says so."""
         self._step_losses.check(self.state.global_step)
+
+    def _get_item_from_loss(self, loss: paddle.Tensor) -> float:
+        """The loss since the last report; with one process it is on the host already."""
+        return float(loss) if self.args.world_size > 1 else self._step_losses.take_total()
 
     def _take_gradient_norm(self) -> float | None:
         clip = getattr(self.optimizer, "_grad_clip", None)
@@ -249,15 +264,19 @@ class LlavaTrainer(Trainer):
         batches = [rows[start : start + size] for start in range(0, len(rows), size)]
         if self.args.max_evaluate_steps > 0:
             batches = batches[: self.args.max_evaluate_steps]
-        loss_total = right_total = count = 0.0
+        sums: list[paddle.Tensor] = []  # of a batch each; they come to the host together
+        rights: list[paddle.Tensor] = []
+        count = 0
         self.model.eval()
         for batch in self._evaluation_maker(dataset).batches(batches):
             self._tell_skipped(batch.skipped)
             with paddle.no_grad(), self.autocast_smart_context_manager():
                 loss_sum, right = self.model(**self._model_inputs(batch_inputs(batch)))
-            loss_total, right_total = loss_total + loss_sum.item(), right_total + right.item()
+            sums.append(loss_sum)
+            rights.append(right)
             count += len(batch.loss_index)
         self.model.train()
+        loss_total, right_total = (sum(paddle.stack(values).tolist()) if values else 0.0 for values in (sums, rights))
         return loss_total, right_total, count
 
     def _evaluation_maker(self, dataset: RowDataset) -> BatchMaker:

@@ -503,11 +503,11 @@ def test_a_tower_inside_a_checkpoint_takes_its_sizes_from_the_declared_name(
 
 
 def test_a_named_tower_that_is_nowhere_is_one_error(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from paddlemix.checkpoints.source import find_tower
+    from paddlemix.checkpoints.parts import find_part
 
     monkeypatch.setenv("PADDLEMIX_OFFLINE", "1")
     with pytest.raises(MissingFileError) as caught:
-        find_tower(home, TOWER_NAME)
+        find_part(home, TOWER_NAME, "vision tower")
     message = str(caught.value)
     assert str(home / "clip-vit-large-patch14-336") in message
     assert all(str(place) in message for place in candidates(TOWER_NAME))

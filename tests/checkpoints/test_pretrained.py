@@ -12,6 +12,7 @@ import pytest
 from paddlemix.checkpoints import files
 from paddlemix.checkpoints.files import INDEX_FILE, TensorEntry, array_entry, read_weights, write_json, write_weights
 from paddlemix.checkpoints.layouts import ADAPTER_FILE
+from paddlemix.checkpoints.load import BaseSpec, base_mark, load_base
 from paddlemix.checkpoints.pretrained import (
     Pretrained,
     build_model,
@@ -207,8 +208,23 @@ def test_a_missing_tower_says_where_it_looked(tmp_path: Path) -> None:
 
 
 def test_an_adapter_and_a_tower_are_no_models(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is a CLIP tower, expected a language model; give it as mm_vision_tower"):
+    with pytest.raises(UserError, match="is a vision tower, expected a language model; give it as mm_vision_tower"):
         load_model(GOLDEN / "llava_v15_llama" / "original" / "vision_tower")
     write_json(tmp_path / ADAPTER_FILE, {})
     with pytest.raises(UserError, match="is an adapter, expected a whole model; merge it first"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_the_mark_of_a_base_does_not_depend_on_the_type_it_is_loaded_in(tmp_path: Path, stored: str) -> None:
+    """Small numbers among the weights, which float16 rounds away and bfloat16 has."""
+    model = tiny_model()
+    small = model.language_model.embed_tokens.weight
+    small.set_value(small * 1e-6)
+    narrow = build_model(model.config, stored)
+    for target, source in zip(narrow.parameters(), model.parameters(), strict=True):
+        target.set_value(source.astype(stored))
+    save_model(Pretrained(narrow, None, tmp_path / "base"), tmp_path / "base")
+    spec = BaseSpec(model=str(tmp_path / "base"))
+    marks = {base_mark(load_base(spec, dtype)) for dtype in ("float32", "bfloat16", "float16")}
+    assert len(marks) == 1

@@ -22,6 +22,7 @@ from tests.tiny_models import tiny_llava, tiny_text
         tiny_llava(mm_projector_type="mlp3x_gelu", mm_vision_select_layer=0),
         tiny_llava(text=tiny_text(hidden_size=10, num_attention_heads=5), mm_projector_type="identity"),
         tiny_llava(text=tiny_text(tie_word_embeddings=True, attention_bias=True, head_dim=10)),
+        tiny_llava(text=tiny_text(attention_bias=True, attention_output_bias=False)),
         LlavaConfig(text=tiny_text()),
     ],
 )

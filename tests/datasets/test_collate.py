@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -213,3 +214,47 @@ def test_rows_are_padded_to_a_multiple() -> None:
     assert not batch.segment_ids[:, 9:].any()
     assert batch.loss_targets.tolist() == plain.loss_targets.tolist()
     assert collate(examples, PER_TILE, pad_to_multiple_of=9).input_ids.shape == (2, 9)
+
+
+def with_features(example: Example) -> Example:
+    """The same, its tiles as features that the tower gave earlier: four numbers, all of them the tile's number."""
+    numbers = np.arange(example.num_tiles, dtype=np.float32)
+    features = np.tile(numbers[:, None, None], (1, PER_TILE, 4))
+    return replace(example, tile_features=features, pixel_values=example.pixel_values[:0])
+
+
+@pytest.mark.parametrize("stored", [(), (0,), (1,), (0, 1, 2)])
+def test_tiles_are_padded_to_a_multiple(stored: tuple[int, ...]) -> None:
+    """As pixels, as stored features or as both: the same rows stand at the same positions, and padding at none."""
+    examples = [build_example(9, 2, 1), build_example(6, 1, 2), build_example(9, 2, 3)]
+    examples = [with_features(part) if number in stored else part for number, part in enumerate(examples)]
+    plain, batch = collate(examples, PER_TILE), collate(examples, PER_TILE, pad_tiles_to_multiple_of=4)
+    assert [rows_seen(found, 5) for found in (plain, batch)] == [5, 8]
+    assert plain.merge_index is not None and batch.merge_index is not None
+    positions = plain.input_ids.size
+    newline = [positions + tiles * PER_TILE for tiles in (5, 8)]
+    np.testing.assert_array_equal(
+        np.where(plain.merge_index == newline[0], newline[1], plain.merge_index), batch.merge_index
+    )
+    inner = batch.merge_index[batch.merge_index != newline[1]]
+    assert inner.max() < newline[0]
+    again = collate(examples, PER_TILE, pad_tiles_to_multiple_of=5)
+    np.testing.assert_array_equal(again.merge_index, plain.merge_index)
+
+
+def rows_seen(batch: Batch, real: int) -> int:
+    """Tiles that the projector gets; the first `real` of them are those of the samples, in order."""
+    pixels = 0 if batch.pixel_values is None else len(batch.pixel_values)
+    features = 0 if batch.tile_features is None else len(batch.tile_features)
+    if batch.tile_order is None:
+        assert not (pixels and features)
+        return pixels + features
+    assert len(set(batch.tile_order[:real])) == real and batch.pixel_values is not None
+    assert all(not batch.pixel_values[number].any() for number in batch.tile_order[real:])
+    assert sorted(batch.tile_order) == list(range(pixels + features))
+    return len(batch.tile_order)
+
+
+def test_a_batch_without_image_gets_no_tiles() -> None:
+    batch = collate([build_example(5, 0, 2)], PER_TILE, pad_tiles_to_multiple_of=4)
+    assert batch.pixel_values is None and batch.merge_index is None

@@ -177,3 +177,8 @@ def running(number: int) -> bool:
     except OSError:
         return False
     return status.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def test_unused_tiles_are_padded_too() -> None:
+    batch = make_batch(dataset(), [0, 1], LoadingSettings(4, dummy_tile=(1, 3, 2, 2), pad_tiles_to_multiple_of=4))
+    assert batch.pixel_values is not None and batch.pixel_values.shape == (4, 3, 2, 2)

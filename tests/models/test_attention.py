@@ -7,13 +7,14 @@ import paddle
 import pytest
 
 from paddlemix.models.attention import attend, attention_bias, rotary_tables, rotate
+from paddlemix.models.rotary import Rope
 from tests.tiny_models import draw
 
 
 def rotated(states: np.ndarray, positions: list[int]) -> np.ndarray:
     """[1, L, heads, E] at the given positions."""
     heads, width = states.shape[2:]
-    tables = rotary_tables(paddle.to_tensor([positions]), heads, width, 10000.0, paddle.float32)
+    tables = rotary_tables(paddle.to_tensor([positions]), heads, Rope(head_size=width), paddle.float32)
     return rotate(paddle.to_tensor(states), tables).numpy()
 
 
@@ -34,6 +35,19 @@ def test_queries_behind_a_cache_see_all_of_it() -> None:
 
 def test_one_query_needs_no_mask() -> None:
     assert attention_bias(1, 9, None, None) is None
+
+
+def test_a_window_counts_the_query_itself() -> None:
+    assert allowed(4, 4, None, None, 2) == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
+    assert allowed(2, 4, None, None, 3) == [[1, 1, 1, 0], [0, 1, 1, 1]]
+    assert allowed(1, 4, None, None, 1) == [[0, 0, 0, 1]]
+    assert attention_bias(1, 4, None, None, 4) is None
+    assert allowed(3, 3, None, None, 3) == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+
+
+def test_a_window_ends_with_its_segment() -> None:
+    segments = paddle.to_tensor([[1, 1, 1, 2]])
+    assert allowed(4, 4, segments, segments, 2) == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
 
 
 def test_a_query_sees_its_own_segment_only() -> None:

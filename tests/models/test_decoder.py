@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,13 @@ from paddlemix.models.decoder import Decoder
 from paddlemix.peft.lora import LoRAConfig, add_lora, lora_parameters
 from tests.tiny_models import draw, randomise, tiny_model, tiny_text, weights_of
 
+LLAMA_3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 SHAPES: dict[str, dict[str, Any]] = {
     "plain": {"num_key_value_heads": None, "rms_norm_eps": 1e-5},
     "grouped": {"hidden_size": 24, "num_attention_heads": 6, "num_key_value_heads": 2},
@@ -21,7 +29,14 @@ SHAPES: dict[str, dict[str, Any]] = {
     "head_dim": {"head_dim": 10, "num_key_value_heads": 2},
     "tied": {"tie_word_embeddings": True},
     "biases": {"attention_bias": True},
+    "biases but for the output": {"attention_bias": True, "attention_output_bias": False},
     "theta": {"rope_theta": 500.0},
+    "window": {"sliding_window": 3},
+    "window of one": {"sliding_window": 1, "hidden_size": 24, "num_attention_heads": 6, "num_key_value_heads": 2},
+    "linear": {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+    "dynamic": {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}, "max_position_embeddings": 5},
+    "dynamic within its context": {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+    "llama3": {"rope_scaling": LLAMA_3, "head_dim": 16, "rope_theta": 100.0},
 }
 
 
@@ -29,12 +44,34 @@ def normed(states: np.ndarray, weight: np.ndarray, epsilon: float) -> np.ndarray
     return states / np.sqrt((states**2).mean(-1, keepdims=True) + epsilon) * weight
 
 
-def turned(head: np.ndarray, theta: float) -> np.ndarray:
+def frequency(i: int, length: int, config: DecoderConfig) -> float:
+    """Radians per position of the i-th pair where `length` positions are read, as transformers has it."""
+    scaling, size, theta = config.rope_scaling or {"rope_type": None}, config.head_size, config.rope_theta
+    if scaling["rope_type"] == "dynamic":
+        length = max(length, config.max_position_embeddings)
+        ratio = scaling["factor"] * length / config.max_position_embeddings - (scaling["factor"] - 1)
+        theta *= ratio ** (size / (size - 2))
+    plain = theta ** (-2 * i / size)
+    if scaling["rope_type"] == "linear":
+        return plain / scaling["factor"]
+    if scaling["rope_type"] != "llama3":
+        return plain
+    wavelength, old = 2 * math.pi / plain, scaling["original_max_position_embeddings"]
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    if wavelength < old / high:
+        return plain
+    if wavelength > old / low:
+        return plain / scaling["factor"]
+    smooth = (old / wavelength - low) / (high - low)
+    return (1 - smooth) * plain / scaling["factor"] + smooth * plain
+
+
+def turned(head: np.ndarray, config: DecoderConfig) -> np.ndarray:
     """Rotary positions 0, 1, ... on one head, [L, E], pair by pair."""
     result, half = np.empty_like(head), head.shape[1] // 2
     for position in range(head.shape[0]):
         for i in range(half):
-            angle = position / theta ** (i / half)
+            angle = position * frequency(i, head.shape[0], config)
             x, y = head[position, i], head[position, i + half]
             result[position, i] = x * np.cos(angle) - y * np.sin(angle)
             result[position, i + half] = x * np.sin(angle) + y * np.cos(angle)
@@ -53,14 +90,15 @@ def plain_attention(states: np.ndarray, weights: dict[str, np.ndarray], config: 
     for head in range(config.num_attention_heads):
         own, shared = slice(head * size, (head + 1) * size), slice(head // group * size, (head // group + 1) * size)
         q, k, v = (
-            turned(queries[:, own], config.rope_theta),
-            turned(keys[:, shared], config.rope_theta),
+            turned(queries[:, own], config),
+            turned(keys[:, shared], config),
             values[:, shared],
         )
         rows = []
         for i in range(len(q)):
-            scores = np.exp(k[: i + 1] @ q[i] / np.sqrt(size))
-            rows.append(scores @ v[: i + 1] / scores.sum())
+            seen = slice(max(0, i + 1 - (config.sliding_window or len(q))), i + 1)
+            scores = np.exp(k[seen] @ q[i] / np.sqrt(size))
+            rows.append(scores @ v[seen] / scores.sum())
         heads.append(np.stack(rows))
     return project("o_proj", np.concatenate(heads, axis=1))
 
@@ -83,9 +121,12 @@ def plain_decoder(embeds: np.ndarray, weights: dict[str, np.ndarray], config: De
     return normed(states, weights["norm.weight"], config.rms_norm_eps)
 
 
-@pytest.fixture(scope="module")
-def decoder() -> Decoder:
-    return randomise(Decoder(tiny_text(hidden_size=24, num_attention_heads=6, num_key_value_heads=2)))
+@pytest.fixture(
+    scope="module", params=[{}, {"sliding_window": 2}, {"sliding_window": 4}, {"rope_scaling": LLAMA_3}], ids=str
+)
+def decoder(request: pytest.FixtureRequest) -> Decoder:
+    sizes = {"hidden_size": 24, "num_attention_heads": 6, "num_key_value_heads": 2}
+    return randomise(Decoder(tiny_text(**sizes, **request.param)))
 
 
 def run(decoder: Decoder, embeds: np.ndarray, positions: list[list[int]], **more: Any) -> np.ndarray:
@@ -112,6 +153,12 @@ def test_logits_equal_the_plain_ones(shape: str) -> None:
     head = table.T if config.tie_word_embeddings else weights["lm_head.weight"]
     assert ("lm_head.weight" in weights) is not config.tie_word_embeddings
     np.testing.assert_allclose(found, plain_decoder(table[ids[0]], inner, config) @ head, atol=1e-4)
+
+
+def test_the_scaling_that_is_tested_has_fast_slow_and_middle_pairs() -> None:
+    config = tiny_text(**SHAPES["llama3"])
+    shares = [frequency(i, 7, config) / 100.0 ** (-2 * i / 16) for i in range(8)]
+    assert max(shares) == 1.0 and min(shares) == 1 / 8 and any(1 / 8 < share < 1 for share in shares)
 
 
 @pytest.mark.parametrize("cuts", [[7], [1] * 7, [3, 1, 3]])

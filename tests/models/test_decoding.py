@@ -13,8 +13,10 @@ from paddlemix.models.decoder import Decoder
 from paddlemix.models.decoding import CachedDecoder
 from paddlemix.peft.lora import LoRAConfig, add_lora, lora_parameters
 from paddlemix.peft.quantize import QuantizationConfig, quantize_model
+from tests.models.test_decoder import LLAMA_3
 from tests.tiny_models import draw, randomise, tiny_text
 
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0}
 WIDE = {"hidden_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 
@@ -41,6 +43,13 @@ def begun(decoder: Decoder, embeds: np.ndarray, limit: int | None = None) -> KVC
         {**WIDE, "num_key_value_heads": 1, "attention_bias": True},
         {**WIDE, "rope_theta": 5e5, "rms_norm_eps": 1e-6},
         {**WIDE, "head_dim": 10},
+        {**WIDE, "attention_bias": True, "attention_output_bias": False},
+        {**WIDE, "sliding_window": 3},  # shorter than the prompt
+        {**WIDE, "sliding_window": 1, "num_key_value_heads": 4},
+        {**WIDE, "sliding_window": 6},
+        {**WIDE, "rope_scaling": {"rope_type": "linear", "factor": 3.0}},
+        {**WIDE, "rope_scaling": LLAMA_3},
+        {**WIDE, "rope_scaling": DYNAMIC},
     ],
 )
 @pytest.mark.parametrize("cuts", [[1] * 9, [3, 1, 5], [9]])
@@ -65,8 +74,25 @@ def test_it_goes_on_over_enlargements_up_to_the_context() -> None:
     np.testing.assert_allclose(found.numpy(), whole(decoder, embeds), atol=1e-5)
 
 
-def test_padding_on_the_left_stays_hidden() -> None:
-    decoder = randomise(Decoder(tiny_text(**WIDE)))
+@pytest.mark.parametrize("start", [5, 9])
+def test_positions_behind_a_dynamic_context_turn_as_in_the_decoder(start: int) -> None:
+    """Each token turns as the length that it is read at says; what is in the cache stays as it was."""
+    sizes: dict[str, Any] = {**WIDE, "rope_scaling": DYNAMIC, "max_position_embeddings": 7}
+    decoder, embeds = randomise(Decoder(tiny_text(**sizes))), draw(2, 13, 24)
+    cache, other = (begun(decoder, embeds[:, :start]) for _ in range(2))
+    cached = CachedDecoder(decoder)
+    for place in range(start, 13):
+        part, positions = paddle.to_tensor(embeds[:, place : place + 1]), np.full((2, 1), place)
+        with paddle.no_grad():
+            expected = decoder(part, paddle.to_tensor(positions), cache=other)[:, -1].numpy()
+        np.testing.assert_allclose(cached(part, positions, cache).numpy(), expected, atol=1e-5)
+    plain = randomise(Decoder(tiny_text(**{**sizes, "max_position_embeddings": 64})))
+    assert np.abs(whole(plain, embeds) - whole(decoder, embeds)).max() > 1e-3
+
+
+@pytest.mark.parametrize("window", [None, 1, 2, 4])
+def test_padding_on_the_left_stays_hidden(window: int | None) -> None:
+    decoder = randomise(Decoder(tiny_text(**WIDE, sliding_window=window)))
     lengths, width = [6, 3, 1], 6
     rows = [draw(1, length + 3, 24, seed=length) for length in lengths]
     padded, segments, positions = draw(3, width, 24, seed=9), np.zeros((3, width), int), np.zeros((3, width), int)

@@ -20,6 +20,7 @@ from paddlemix.models.kernels import (
     RMSNormFunction,
     RotaryFunction,
 )
+from paddlemix.models.rotary import Rope
 from tests.tiny_models import draw
 
 TOLERANCE = 4e-6  # of the largest number
@@ -67,7 +68,7 @@ def test_the_gate() -> None:
 
 
 def test_rotary_positions() -> None:
-    cosines, sines, half_turn = rotary_tables(paddle.arange(5).unsqueeze(0), 3, 8, 10000.0, paddle.float32)
+    cosines, sines, half_turn = rotary_tables(paddle.arange(5).unsqueeze(0), 3, Rope(head_size=8), paddle.float32)
 
     def plain(states: paddle.Tensor) -> paddle.Tensor:
         return states * cosines + paddle.concat([-states[..., 4:], states[..., :4]], axis=-1) * sines

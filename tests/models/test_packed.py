@@ -90,15 +90,18 @@ def model_inputs(batch: Batch) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("name", list(SPECS))
-def test_packed_is_unpacked(name: str, masked: bool) -> None:
-    spec, model = SPECS[name], model_of(name)
+@pytest.mark.parametrize(("name", "window"), [*((name, None) for name in SPECS), ("anyres", 3)])
+def test_packed_is_unpacked(name: str, window: int | None, masked: bool) -> None:
+    spec, text = SPECS[name], tiny_text(sliding_window=window)
+    model = tiny_model(tiny_llava(text=text, image_newline=name == "anyres"))
     examples = examples_of(spec)
     single = collate(examples, spec.tokens_per_tile)
     packed = collate([Row(tuple(examples[:3])), Row(tuple(examples[3:]))], spec.tokens_per_tile)
     losses, gradients = losses_of(model, single)
     packed_losses, packed_gradients = losses_of(model, packed, masked)
     assert len(losses) == sum(part.num_supervised for part in examples)
+    if window is not None:
+        assert np.abs(losses - losses_of(model_of(name), single)[0]).max() > 1e-2
     np.testing.assert_allclose(packed_losses, losses, rtol=0, atol=1e-5)
     assert packed_gradients.keys() == gradients.keys() and len(gradients) > 40
     for key, values in gradients.items():

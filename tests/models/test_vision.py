@@ -11,7 +11,7 @@ import pytest
 
 from paddlemix.models.configuration import VisionConfig
 from paddlemix.models.vision import VisionTower
-from tests.tiny_models import draw, randomise, tiny_llava, tiny_model, tiny_vision, weights_of
+from tests.tiny_models import draw, randomise, tiny_intern_vit, tiny_llava, tiny_model, tiny_vision, weights_of
 
 Weights = dict[str, np.ndarray]
 ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -76,6 +76,71 @@ def test_features_equal_the_plain_ones(config: VisionConfig, layers: int) -> Non
         found = tower(paddle.to_tensor(tiles)).numpy()
     wanted = [plain_tower(tile, weights_of(tower), config, layers) for tile in tiles]
     np.testing.assert_allclose(found, np.stack(wanted), atol=1e-4)
+
+
+def root_mean_square_one(states: np.ndarray, weight: np.ndarray, epsilon: float) -> np.ndarray:
+    return states / np.sqrt((states**2).mean(-1, keepdims=True) + epsilon) * weight
+
+
+def plain_intern_vit(tile: np.ndarray, weights: Weights, config: VisionConfig, layers: int) -> np.ndarray:
+    """Hidden state number `layers` of one tile, [P+1, C]: InternViT-6B's arithmetic, or 300M's by its switches."""
+    states = plain_embedding(tile, weights, config)
+    states[1:] += weights["patch_bias"]
+    size, epsilon = config.hidden_size // config.num_attention_heads, config.layer_norm_eps
+    for layer in range(layers):
+        name = f"layers.{layer}"
+        own = {key.removeprefix(f"{name}."): weight for key, weight in weights.items() if key.startswith(f"{name}.")}
+
+        def norm(states: np.ndarray, part: str, own: Weights = own) -> np.ndarray:
+            if config.norm_type == "layer_norm":
+                return normed(states, own, part, epsilon)
+            return root_mean_square_one(states, own[f"{part}.weight"], epsilon)
+
+        inputs = norm(states, "layer_norm1")
+        q, k, v = (inputs @ own[f"self_attn.{part}_proj.weight"] for part in "qkv")
+        if config.qkv_bias:
+            q, k, v = (part + own[f"self_attn.{name}_proj.bias"] for part, name in zip((q, k, v), "qkv", strict=True))
+        if config.qk_normalization:
+            q = root_mean_square_one(q, own["self_attn.q_norm.weight"], epsilon)
+            k = root_mean_square_one(k, own["self_attn.k_norm.weight"], epsilon)
+        heads = []
+        for head in range(config.num_attention_heads):
+            part = slice(head * size, (head + 1) * size)
+            scores = np.exp(q[:, part] @ k[:, part].T / math.sqrt(size))
+            heads.append(scores / scores.sum(-1, keepdims=True) @ v[:, part])
+        attended = linear(np.concatenate(heads, axis=1), own, "self_attn.out_proj")
+        states = states + own["layer_scale1.weight"] * attended
+        inner = ACTIVATIONS["gelu"](linear(norm(states, "layer_norm2"), own, "mlp.fc1"))
+        states = states + own["layer_scale2.weight"] * linear(inner, own, "mlp.fc2")
+    return states
+
+
+@pytest.mark.parametrize(
+    ("config", "layers"),
+    [
+        (tiny_intern_vit(), 3),
+        (tiny_intern_vit(layer_norm_eps=1e-2, image_size=9), 2),
+        (tiny_intern_vit(norm_type="layer_norm", qkv_bias=True, qk_normalization=False), 2),  # InternViT-300M
+    ],
+)
+def test_intern_vit_features_equal_the_plain_ones(config: VisionConfig, layers: int) -> None:
+    tower = randomise(VisionTower(config, layers, keep_class_token=True))
+    assert {name.rpartition(".")[0] or name for name, _ in tower.named_parameters()} >= {"patch_bias"}
+    tiles = draw(2, 3, config.image_size, config.image_size)
+    with paddle.no_grad():
+        found = tower(paddle.to_tensor(tiles)).numpy()
+    wanted = [plain_intern_vit(tile, weights_of(tower), config, layers) for tile in tiles]
+    np.testing.assert_allclose(found, np.stack(wanted), atol=1e-4)
+
+
+def test_a_layer_scale_begins_at_its_start_value_and_trains() -> None:
+    tower = VisionTower(tiny_intern_vit(layer_scale=0.25), 1, keep_class_token=False)
+    scale = tower.layers[0].layer_scale1.weight
+    assert scale.tolist() == [0.25] * 10
+    tower(paddle.to_tensor(draw(1, 3, 6, 6))).sum().backward()
+    for name, parameter in tower.named_parameters():
+        assert parameter.grad is not None, name
+    assert np.abs(scale.grad.numpy()).max() > 0
 
 
 @pytest.mark.parametrize(("selected", "built"), [(-1, 3), (-2, 2), (-4, 0), (0, 0), (1, 1), (3, 3)])

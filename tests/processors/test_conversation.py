@@ -162,3 +162,49 @@ def test_wrong_order(messages: list[Message], open_turn: bool, message: str) -> 
 def test_plain_takes_one_image_and_one_caption(turns: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         render(get_template("plain"), make_sample(*turns).messages)
+
+
+# XTuner's own fields: opening of a system text, of a question, what follows an answer, and what stands between rounds.
+# Source: InternLM/xtuner xtuner/utils/templates.py (0.1.23)
+XTUNER = {
+    "xtuner_internlm_chat": ("<|System|>:{}\n", "<|User|>:{}<eoh>\n<|Bot|>:", "<eoa>", "\n"),
+    "xtuner_internlm2_chat": (
+        "<|im_start|>system\n{}<|im_end|>\n",
+        "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
+        "<|im_end|>",
+        "\n",
+    ),
+    "xtuner_llama3_chat": (
+        "<|start_header_id|>system<|end_header_id|>\n\n{}<|eot_id|>",
+        "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        "<|eot_id|>",
+        "",
+    ),
+    # no end of its own: the tokenizer's is put there, and its beginning before the next round
+    "xtuner_vicuna": (
+        TEMPLATES["vicuna_v1"].system + " {}\n ",
+        "USER: {} ASSISTANT:",
+        "</s>",
+        "\n<s>",
+    ),
+}
+
+
+@pytest.mark.parametrize("system", [None, "Be brief."])
+@pytest.mark.parametrize("name", XTUNER)
+def test_xtuner_s_templates(name: str, system: str | None) -> None:
+    opening, question, end, between = XTUNER[name]
+    messages = [Message(role="system", content=(system,))] if system else []
+    messages += [
+        Message(role="user", content=(0, "What?")),
+        Message(role="assistant", content=("A cat.",)),
+        Message(role="user", content=("Sure?",)),
+        Message(role="assistant", content=("Yes.",)),
+    ]
+    pieces = render(get_template(name), messages)
+    rounds = [question.format(asked) for asked in ("<image>\nWhat?", "Sure?")]
+    space = " " if name == "xtuner_vicuna" else ""  # tokenised on its own there, where a word begins
+    text = (opening.format(system) if system else "") + rounds[0] + f"{space}A cat.{end}" + between
+    text += rounds[1] + f"{space}Yes.{end}"
+    assert prompt_text(pieces).removesuffix("\n") == text
+    assert "".join(piece.text for piece in pieces if piece.supervised) == f"{space}A cat.{end}{space}Yes.{end}"

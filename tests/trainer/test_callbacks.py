@@ -158,6 +158,23 @@ def test_the_norm_is_free_of_the_loss_scale() -> None:
     assert norms[0] == pytest.approx(norms[1], rel=1e-6)
 
 
+def test_squares_of_narrow_gradients_are_summed_in_float32() -> None:
+    """Their sum, 1.44 million, is infinite in float16."""
+    gradients = [paddle.full([4, 4], 300.0, dtype="float16")]
+    norm = MeasuredNorm(None).measure(gradients)
+    assert norm is not None and float(norm) == pytest.approx(1200.0)
+
+
+def test_a_norm_that_is_known_is_not_measured_again() -> None:
+    layer, clip = layer_with_gradients(1.0), MeasuredNorm(1.0)
+    before = [parameter.grad.numpy() for parameter in layer.parameters()]
+    clip.use(paddle.full([], 2.0), 2.0)
+    clip([(parameter, parameter.grad) for parameter in layer.parameters()])
+    after = [parameter.grad.numpy() for parameter in layer.parameters()]
+    assert all(np.array_equal(new, old * np.float32(0.5)) for new, old in zip(after, before, strict=True))
+    assert clip.take() == 2.0
+
+
 def test_fleets_own_clipping_is_left_to_sharded_runs() -> None:
     assert type(gradient_clip(1.0, is_sharded=True)) is nn.ClipGradByGlobalNorm
     assert gradient_clip(0.0, is_sharded=True) is None

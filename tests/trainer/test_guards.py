@@ -18,7 +18,7 @@ from paddlemix.checkpoints.pretrained import save_model
 from paddlemix.errors import Stopped, UserError
 from paddlemix.log import read_metrics
 from paddlemix.trainer.callbacks import Progress
-from paddlemix.trainer.guards import StopOnSignal
+from paddlemix.trainer.guards import StepLosses, StopOnSignal
 from paddlemix.trainer.loss import LossModel
 from paddlemix.trainer.recipe import run_recipe
 from paddlemix.trainer.trainer import LlavaTrainer
@@ -95,6 +95,31 @@ def test_a_gradient_that_is_no_number_stops_before_a_weight_changes(
         run_recipe(world.config(tmp_path / "out", max_grad_norm=0))
     [(model, before)] = models
     assert all(np.array_equal(value.numpy(), before[name]) for name, value in model.named_parameters())
+
+
+def test_losses_and_norm_come_together() -> None:
+    losses = StepLosses()
+    losses.waits = True
+    for value, share in ((3.0, 0.5), (8.0, 0.25)):
+        losses.add(paddle.full([], value), share, [f"record {value:.0f}"])
+    losses.check(0)
+    assert losses.check_gradient(paddle.full([], 7.0)) == 7.0
+    assert losses.take_total() == 3.5
+    assert losses.take_total() == 0.0
+    losses.add(paddle.full([], 2.0), 1.0, ["record 9"])
+    losses.check(1)
+    assert losses.overflows(paddle.to_tensor([True]), paddle.full([], float("inf"))) == (True, float("inf"))
+    assert losses.take_total() == 2.0  # the loss of a step that is left out is told
+
+
+def test_a_bad_loss_is_found_where_no_norm_follows() -> None:
+    for see in (lambda losses: losses.check(4), lambda losses: losses.check_gradient(None)):
+        losses = StepLosses()
+        losses.add(paddle.full([], 1.0), 1.0, ["record 1"])
+        losses.add(paddle.full([], float("inf")), 1.0, ["record 2"])
+        losses._step = 5
+        with pytest.raises(UserError, match="the loss of step 5 is inf in the batch of record 2"):
+            see(losses)
 
 
 def test_stopping_early(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,9 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
     sys.path[:] = [str(_here.parents[3]), *(p for p in sys.path if Path(p).resolve() != _here.parent)]
 
 from paddlemix.errors import UserError
+from paddlemix.memory import out_of_memory_explained
 from paddlemix.tools._command import run_command
+from paddlemix.tools._memory import less_memory
 
 if TYPE_CHECKING:
     from paddlemix.generation.chat import ChatSession
@@ -87,7 +89,13 @@ def main(argv: list[str]) -> int:
     if images and session.model.config.vision is None:
         raise UserError(f"--image-file {arguments.image_file[0]}: the model has no vision tower")
     pictures = [Picture(image, image.size) for image in images]
-    options = TerminalOptions(stream=not arguments.no_stream, debug=arguments.debug, interactive=sys.stdin.isatty())
+    dtype = str(session.model.language_model.embed_tokens.weight.dtype).rpartition(".")[2]
+    options = TerminalOptions(
+        stream=not arguments.no_stream,
+        debug=arguments.debug,
+        interactive=sys.stdin.isatty(),
+        less_memory=less_memory(arguments, dtype),
+    )
     Terminal(session, list(zip(arguments.image_file, pictures, strict=True)), options).run()
     return 0
 
@@ -117,18 +125,19 @@ def _settings(arguments: argparse.Namespace) -> GenerationSettings:
 def _open_session(arguments: argparse.Namespace) -> ChatSession:
     settings = _settings(arguments)
     from paddlemix.checkpoints.load import load_pretrained
-    from paddlemix.device import check_dtype, select_device, set_seed
+    from paddlemix.device import check_dtype, default_dtype, select_device, set_seed
     from paddlemix.generation.chat import ChatSession
     from paddlemix.processors.templates import get_template
 
     template = get_template(arguments.conv_mode) if arguments.conv_mode else None
     device = select_device(arguments.device)
     dtype = "float16" if arguments.fp16 else arguments.dtype
-    dtype = dtype or ("float32" if device.startswith("cpu") else "bfloat16")
+    dtype = dtype or default_dtype(device)
     check_dtype(dtype, device)
     set_seed(arguments.seed)
     quantize = "int8" if arguments.load_8bit else "nf4" if arguments.load_4bit else None
-    loaded = load_pretrained(arguments.model_path, dtype, quantize=quantize)
+    with out_of_memory_explained(f"loading {arguments.model_path} on {device}", less_memory(arguments, dtype)):
+        loaded = load_pretrained(arguments.model_path, dtype, quantize=quantize)
     if template is not None and loaded.processor is not None and template.name != loaded.processor.template.name:
         print(
             f"note: --conv-mode {template.name} replaces the checkpoint's template {loaded.processor.template.name}",

@@ -1,0 +1,69 @@
+"""Where the parts of a model are that its checkpoint keeps elsewhere: a vision tower, an XTuner model's language model.
+
+Content is not looked at here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from paddlemix.checkpoints.hub import is_model_name, local_model, resolve_model
+from paddlemix.errors import MissingFileError
+
+
+def find_part(directory: Path, name: str, what: str) -> Path:
+    """The directory of a part that a checkpoint keeps elsewhere.
+
+    Args:
+        directory: of the checkpoint that names it; a relative path is first tried from here.
+        name: what the checkpoint says; a name is downloaded where it is nowhere on this machine.
+        what: the part, for messages.
+
+    Raises:
+        MissingFileError: says where it looked.
+    """
+    found = local_part(directory, name)
+    if found is not None:
+        return found
+    looked = ", ".join(str(candidate) for candidate in dict.fromkeys(_near(directory, name)))
+    message = (
+        f"the {what} '{name}' that {directory} names was not found (looked at {looked}); "
+        "place its directory at one of these"
+    )
+    if not is_model_name(name):
+        raise MissingFileError(message)
+    try:
+        return resolve_model(name)
+    except MissingFileError as error:
+        raise MissingFileError(f"{message}\n{error}") from error
+
+
+def _near(directory: Path, name: str) -> list[Path]:
+    return [directory / name, Path(name), directory / Path(name).name, directory.parent / Path(name).name]
+
+
+def local_part(directory: Path, name: str) -> Path | None:
+    """The directory of such a part near the checkpoint or in a cache; None where it is at neither place."""
+    candidates = _near(directory, name)
+    near = next((candidate for candidate in candidates if candidate.is_dir()), None) or _spelt_otherwise(candidates)
+    return local_model(name) if near is None and is_model_name(name) else near
+
+
+def _spelt_otherwise(candidates: list[Path]) -> Path | None:
+    """A directory whose name differs from a candidate's in case, "-" and "_" alone.
+
+    InternVL's README downloads to intern_vit_6b_224px what its scripts read from InternViT-6B-224px.
+    """
+    for candidate in candidates:
+        plain = _plain_name(candidate)
+        try:
+            found = sorted(path for path in candidate.parent.iterdir() if _plain_name(path) == plain and path.is_dir())
+        except OSError:  # no such directory, or none that may be read
+            continue
+        if plain and found:
+            return found[0]
+    return None
+
+
+def _plain_name(path: Path) -> str:
+    return path.name.lower().replace("-", "").replace("_", "")

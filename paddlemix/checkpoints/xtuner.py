@@ -1,0 +1,162 @@
+"""XTuner's own directories: a projector, and beside it the parts that were trained or the adapters of them.
+
+    projector/               config.json (model_type "projector") and its weights; what makes a directory XTuner's
+    llm_adapter/             PEFT adapter of the language model; a whole one stands in the directory itself
+    visual_encoder_adapter/  PEFT adapter of the tower; a whole one stands in visual_encoder/
+    xtuner_config.py         the run's configuration; it names the parts that are elsewhere, and is read but never run
+
+Knows places and settings, no model.
+Source: InternLM/xtuner 0.1.23 xtuner/model/llava.py (to_xtuner_llava), modules/projector, tools/model_converters.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paddlemix.checkpoints.files import read_json
+from paddlemix.errors import MissingFileError, UserError
+from paddlemix.log import logger
+from paddlemix.processors.templates import template_names
+
+PROJECTOR, TOWER, RUN_FILE = "projector", "visual_encoder", "xtuner_config.py"
+LANGUAGE_ADAPTER, TOWER_ADAPTER = "llm_adapter", "visual_encoder_adapter"
+CONFIG, PEFT_CONFIG = "config.json", "adapter_config.json"
+MODEL_TYPE = "projector"
+SELECT_LAYER = -2  # Source: LLaVAModel's default; none of its configurations says otherwise
+
+
+@dataclass(frozen=True, kw_only=True)
+class XTunerParts:
+    """Where the parts of a directory are.
+
+    Args:
+        directory: the whole.
+        language_model: directory or name; `directory` itself where it is inside.
+        tower: the same of the vision tower.
+        adapters: adapter directories that there are, `LANGUAGE_ADAPTER` and `TOWER_ADAPTER`.
+        mm_projector_type: e.g. "mlp2x_gelu".
+        mm_vision_select_layer: of the tower.
+        chat_template: a name of ours; None where the run's file does not tell it.
+    """
+
+    directory: Path
+    language_model: str
+    tower: str
+    adapters: dict[str, Path]
+    mm_projector_type: str
+    mm_vision_select_layer: int
+    chat_template: str | None
+
+    @property
+    def projector(self) -> Path:
+        """The projector's directory."""
+        return self.directory / PROJECTOR
+
+    def processor(self) -> dict[str, Any]:
+        """Processor values that hold for every model of XTuner's, whose chat pads images to squares."""
+        values = {"image_aspect_ratio": "pad", "mm_patch_merge_type": "flat", "mm_vision_select_feature": "patch"}
+        return values if self.chat_template is None else {**values, "chat_template": self.chat_template}
+
+
+def is_xtuner(directory: Path) -> bool:
+    """Whether a directory is XTuner's, by what its projector's `config.json` says."""
+    path = directory / PROJECTOR / CONFIG
+    return path.is_file() and read_json(path).get("model_type") == MODEL_TYPE
+
+
+def has_adapters(directory: Path) -> bool:
+    """Whether an XTuner directory holds adapters, so that the model is not whole without them."""
+    return is_xtuner(directory) and bool(_adapters(directory))
+
+
+def _adapters(directory: Path) -> dict[str, Path]:
+    places = {name: directory / name for name in (LANGUAGE_ADAPTER, TOWER_ADAPTER)}
+    return {name: path for name, path in places.items() if (path / PEFT_CONFIG).is_file()}
+
+
+def read_xtuner(directory: Path) -> XTunerParts:
+    """Finds the parts of an XTuner directory.
+
+    Raises:
+        MissingFileError: nothing says where the language model or the tower is.
+        UserError: the projector is of a kind that we do not have, or a file cannot be understood.
+    """
+    adapters, run = _adapters(directory), _read_run_file(directory / RUN_FILE)
+    bases = {name: read_json(path / PEFT_CONFIG).get("base_model_name_or_path") for name, path in adapters.items()}
+    language_model = str(directory) if (directory / CONFIG).is_file() else None
+    tower = str(directory / TOWER) if (directory / TOWER / CONFIG).is_file() else None
+    language_model = language_model or bases.get(LANGUAGE_ADAPTER) or run.get("llm_name_or_path")
+    tower = tower or bases.get(TOWER_ADAPTER) or run.get("visual_encoder_name_or_path")
+    found = {"language model": (language_model, LANGUAGE_ADAPTER), "vision tower": (tower, TOWER_ADAPTER)}
+    for part, (place, adapter) in found.items():
+        if not place:
+            raise MissingFileError(
+                f"{directory} does not say where its {part} is: it is not inside, {adapter}/{PEFT_CONFIG} names no "
+                f"base_model_name_or_path, and there is no {RUN_FILE} with its name; copy that file from the run"
+            )
+    return XTunerParts(
+        directory=directory,
+        language_model=str(language_model),
+        tower=str(tower),
+        adapters=adapters,
+        mm_projector_type=_projector_type(directory / PROJECTOR / CONFIG),
+        mm_vision_select_layer=int(run.get("visual_select_layer", SELECT_LAYER)),
+        chat_template=_template(run.get("prompt_template"), directory),
+    )
+
+
+def _projector_type(path: Path) -> str:
+    """Our name of a projector; a missing key has ProjectorConfig's default."""
+    values = {"depth": 2, "hidden_act": "gelu", "bias": True, **read_json(path)}
+    if values["hidden_act"] != "gelu" or not values["bias"] or not isinstance(values["depth"], int):
+        kind = {key: values[key] for key in ("depth", "hidden_act", "bias")}
+        raise UserError(f"{path}: a projector with {kind} is not supported; allowed: hidden_act gelu with bias")
+    return f"mlp{values['depth']}x_gelu"
+
+
+def _template(name: str | None, directory: Path) -> str | None:
+    if name is None:
+        return None
+    known = next((ours for ours in (f"xtuner_{name}", name) if ours in template_names()), None)
+    if known is None:
+        logger.warning(
+            "%s was trained with XTuner's template '%s', which is not known here; set chat_template to one that "
+            "writes the same",
+            directory,
+            name,
+        )
+    return known
+
+
+def _read_run_file(path: Path) -> dict[str, Any]:
+    """What a run's file says in plain words: names of parts, the tower's layer, the template; nothing is executed.
+
+    Raises:
+        UserError: it is no Python.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    return dict(_settings(tree))
+
+
+def _settings(tree: ast.Module) -> Iterator[tuple[str, Any]]:
+    for node in tree.body:
+        if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
+            continue
+        name, value = node.targets[0].id, node.value
+        if name in ("llm_name_or_path", "visual_encoder_name_or_path") and isinstance(value, ast.Constant):
+            yield name, value.value
+        elif name == "prompt_template" and isinstance(value, ast.Attribute):  # PROMPT_TEMPLATE.vicuna
+            yield name, value.attr
+        elif name == "model" and isinstance(value, ast.Call):
+            for keyword in value.keywords:
+                if keyword.arg == "visual_select_layer":
+                    yield keyword.arg, ast.literal_eval(keyword.value)

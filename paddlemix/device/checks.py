@@ -1,0 +1,184 @@
+"""Mistakes in the environment: values that are read otherwise than they look, and settings that came too late.
+
+Pure functions over given variables; each mistake says what to do.  Knows no device but the numbers it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from paddlemix.device.environment import Prepared
+from paddlemix.device.settings import Setting, settings_of
+
+_TRUE_LETTERS = "tTyY1"
+_PLAIN_FALSE, _PLAIN_TRUE = ("0", "false", "f", "n", "no", "off"), ("1", "true", "t", "y", "yes")
+_FLAG_VALUES = ("0", "1", "true", "false")
+_STRATEGIES = ("auto_growth", "naive_best_fit", "thread_local")
+_OLD_NAMES = {
+    "matmul": "matmul_v2",
+    "add": "elementwise_add",
+    "subtract": "elementwise_sub",
+    "multiply": "elementwise_mul",
+    "divide": "elementwise_div",
+    "sum": "reduce_sum",
+    "mean": "reduce_mean",
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that is wrong.
+
+    Args:
+        what: the fault, with its value.
+        fix: what to do.
+        serious: False where everything works all the same, though not as well.
+    """
+
+    what: str
+    fix: str
+    serious: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.what}; {self.fix}"
+
+
+def check_values(kind: str, environment: Mapping[str, str]) -> list[Problem]:
+    """The settings of a device kind whose value is no value, or is read otherwise than it looks.
+
+    Args:
+        environment: variables by name.
+    """
+    found: list[Problem] = []
+    for setting in settings_of(kind):
+        check = _CHECKS.get(setting.form)
+        if check is not None and setting.name in environment:
+            found += check(setting, environment[setting.name])
+    return found
+
+
+def _first_letter(setting: Setting, value: str) -> list[Problem]:
+    unset = f"export {setting.name}=0 or =1, or unset it"
+    if not value:
+        return [Problem(f"{setting.name} is empty, and the plugin reads an empty text as true", unset)]
+    if value.lower() in (*_PLAIN_FALSE, *_PLAIN_TRUE):
+        return []
+    read = "true" if value[0] in _TRUE_LETTERS else "false"
+    return [Problem(f"{setting.name}={value}: the plugin looks at '{value[0]}' alone and reads {read}", unset)]
+
+
+def _flag(setting: Setting, value: str) -> list[Problem]:
+    if value.lower() in _FLAG_VALUES:
+        return []
+    what = f"{setting.name}={value}: paddle understands 0, 1, true and false, and keeps its default {setting.default}"
+    return [Problem(what, f"export {setting.name}=0 or =1")]
+
+
+def _count(setting: Setting, value: str) -> list[Problem]:
+    parts = value.split(",")
+    if all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        return []
+    return [Problem(f"{setting.name}={value} is no number of at least 1", f"export {setting.name}=4, or unset it")]
+
+
+def _strategy(setting: Setting, value: str) -> list[Problem]:
+    if value not in _STRATEGIES:
+        what = f"{setting.name}={value} is not one of {', '.join(_STRATEGIES)}"
+        return [Problem(what, "export one of these, or unset it")]
+    if value == "naive_best_fit":
+        what = f"{setting.name}={value} takes 92 % of a card's memory at once"
+        return [Problem(what, f"export {setting.name}=auto_growth (Paddle's NPU image exports the other)", False)]
+    return []
+
+
+def _names(setting: Setting, value: str) -> list[Problem]:
+    wrong = [name.strip() for name in value.split(",") if name.strip() in _OLD_NAMES]
+    if not wrong:
+        return []
+    right = ", ".join(_OLD_NAMES[name] for name in wrong)
+    return [Problem(f"{setting.name} names {', '.join(wrong)}, which paddle does not find there", f"write {right}")]
+
+
+def _folder(setting: Setting, value: str) -> list[Problem]:
+    folder = Path(value)
+    if not value or (folder.is_dir() and any(folder.glob("*.so"))):  # paddle itself writes an empty one
+        return []
+    state = "holds no .so file" if folder.is_dir() else "is no folder"
+    what = f"{setting.name}={value} {state}, so paddle finds no NPU"
+    return [Problem(what, f"name the folder of the plugin's .so file, or unset {setting.name}")]
+
+
+_CHECKS: dict[str, Callable[[Setting, str], list[Problem]]] = {
+    "first letter": _first_letter,
+    "flag": _flag,
+    "count": _count,
+    "strategy": _strategy,
+    "names": _names,
+    "folder": _folder,
+}
+
+
+def check_plugin_root(environment: Mapping[str, str]) -> list[Problem]:
+    """A `CUSTOM_DEVICE_ROOT` without a plugin, which nothing else would notice: paddle then has a CPU alone."""
+    root = next(setting for setting in settings_of("npu") if setting.form == "folder")
+    return _folder(root, environment[root.name]) if root.name in environment else []
+
+
+def check_cards(kind: str, count: int, environment: Mapping[str, str]) -> list[Problem]:
+    """Numbers of cards that the process does not see.
+
+    Args:
+        count: cards of that kind that it sees.
+    """
+    name = f"FLAGS_selected_{kind}s"
+    chosen = [part.strip() for part in environment.get(name, "").split(",") if part.strip()]
+    wrong = [part for part in chosen if not part.isdigit() or int(part) >= count]
+    if not wrong:
+        return []
+    return [Problem(f"{name}={environment[name]}: there is no {kind} {wrong[0]}", card_advice(kind, count))]
+
+
+def card_advice(kind: str, count: int) -> str:
+    """Which cards there are, for an error about one that is not there."""
+    visible = {"gpu": "CUDA_VISIBLE_DEVICES", "npu": "ASCEND_RT_VISIBLE_DEVICES"}.get(kind)
+    seen = f"this process sees {count} ({kind}:0{f' to {kind}:{count - 1}' if count > 1 else ''})" if count else ""
+    counted = f"numbers count the cards that {visible} leaves visible" if visible else ""
+    return ", ".join(part for part in (seen or f"this process sees no {kind}", counted) if part)
+
+
+def check_late(
+    kind: str, state: Prepared, environment: Mapping[str, str], flags: Mapping[str, object] | None = None
+) -> list[Problem]:
+    """Settings that were made when paddle was loaded already.
+
+    Args:
+        state: what the environment was then.
+        environment: as it is now.
+        flags: paddle's own flags as they are in force, by name; those say for sure.
+    """
+    found: list[Problem] = []
+    for setting in settings_of(kind):
+        if setting.form == "call" or setting.when != "before paddle is imported":
+            continue
+        now, before, known = environment.get(setting.name), state.environment.get(setting.name), flags or {}
+        if setting.name in known:
+            late = now is not None and _differs(now, known[setting.name])
+        else:
+            late = now is not None and now != before
+        if late:
+            what = f"{setting.name}={now} was set when paddle was loaded already, so it has no effect"
+            fix = f"export {setting.name}={now} before python starts, or set it above the first import of paddle"
+            found.append(Problem(what, fix))
+    if not state.in_time:
+        what = "paddle was imported before paddlemix, so paddlemix could set nothing for it"
+        found.append(Problem(what, "import paddlemix.models, or any other part of it, above paddle", False))
+    return found
+
+
+def _differs(text: str, flag: object) -> bool:
+    """Whether a variable says something else than paddle's flag of that name has."""
+    if isinstance(flag, bool):
+        return text.lower() in _FLAG_VALUES and (text.lower() in ("1", "true")) != flag
+    return text != str(flag)

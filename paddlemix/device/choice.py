@@ -1,0 +1,125 @@
+"""Which device computes, in what precision, and how many of its kind there are."""
+
+from __future__ import annotations
+
+import os
+
+from paddlemix.device.checks import card_advice, check_cards
+from paddlemix.device.settings import DEVICE_KINDS
+from paddlemix.errors import UserError, did_you_mean
+
+LOW_PRECISION = ("bfloat16", "float16")
+
+
+def select_device(name: str | None = None) -> str:
+    """Makes a device current.
+
+    Args:
+        name: "gpu", "npu", "xpu" or "cpu", with or without ":N"; None takes an accelerator where there is one.
+
+    Returns:
+        The name paddle gives it, e.g. "gpu:0" or "cpu".
+
+    Raises:
+        UserError: the name is not a device kind, this machine or this paddle has none of the kind, or no card of that
+            number.
+    """
+    import paddle
+
+    if name is None:
+        name = available_kinds()[0]
+    kind = kind_of(name)
+    if kind not in DEVICE_KINDS:
+        raise UserError(f"device='{name}' is not one of {', '.join(DEVICE_KINDS)}{did_you_mean(kind, DEVICE_KINDS)}")
+    _check_card(name)
+    try:
+        paddle.set_device(name)
+    except (ValueError, RuntimeError, OSError) as error:
+        reason = str(error).strip().rpartition("\n")[2]  # paddle puts a stack above it
+        raise UserError(
+            f"device='{name}' cannot be used here ({reason}); available: "
+            f'{", ".join(available_kinds())}. Set "device" to one of these or install the paddle build for it '
+            "(`paddlemix doctor` says how)."
+        ) from error
+    return paddle.get_device()
+
+
+def kind_of(device: str) -> str:
+    """ "npu" of "npu:3"."""
+    return device.partition(":")[0]
+
+
+def _check_card(name: str) -> None:
+    kind, _, number = name.partition(":")
+    count = device_count(kind)
+    if kind == "cpu" or not count:
+        return
+    if number.isdigit() and int(number) >= count:
+        raise UserError(f"device='{name}' is not there: {card_advice(kind, count)}")
+    if not number:  # paddle then takes the first that the launcher names
+        for problem in check_cards(kind, count, os.environ):
+            raise UserError(f"device='{name}': {problem}")
+
+
+def device_count(kind: str) -> int:
+    """Devices of a kind that this process sees; 1 for "cpu"."""
+    import paddle
+
+    if kind == "cpu":
+        return 1
+    if kind == "gpu":
+        return int(paddle.device.cuda.device_count()) if paddle.device.is_compiled_with_cuda() else 0
+    if kind == "xpu" and paddle.device.is_compiled_with_xpu():
+        return int(paddle.device.xpu.device_count())
+    names = paddle.device.get_available_custom_device() or []
+    return sum(kind_of(name) == kind for name in names)
+
+
+def available_kinds() -> list[str]:
+    """Device kinds that paddle can use here, best first; always ends with "cpu"."""
+    import paddle
+
+    kinds = [kind for kind in paddle.device.get_all_custom_device_type() or [] if device_count(kind)]
+    found = [kind for kind in ("gpu", "xpu") if kind not in kinds and device_count(kind)]
+    return [*found, *kinds, "cpu"]
+
+
+def supported_dtypes(device: str) -> tuple[str, ...]:
+    """Precisions that the device computes in, of "float32", "bfloat16" and "float16".
+
+    Paddle has matrix kernels for float32 alone on CPU.  It does not answer for a plugin's device; the Ascend 910B that
+    paddle's plugin is made for has all three.
+    """
+    import paddle
+
+    kind = kind_of(device)
+    if kind == "cpu":
+        return ("float32",)
+    if kind == "gpu" and not paddle.amp.is_bfloat16_supported(device):
+        return ("float32", "float16")
+    return ("float32", *LOW_PRECISION)
+
+
+def default_dtype(device: str) -> str:
+    """The precision in which a model is best used: bfloat16, float16 on a GPU that lacks it, float32 on CPU."""
+    supported = supported_dtypes(device)
+    return next(dtype for dtype in (*LOW_PRECISION, "float32") if dtype in supported)
+
+
+def check_dtype(dtype: str, device: str) -> None:
+    """Refuses a dtype that the device cannot compute in.
+
+    Raises:
+        UserError: bfloat16 or float16 on CPU, for which paddle has no matrix kernels; bfloat16 on an older GPU.
+    """
+    if dtype not in LOW_PRECISION:
+        return
+    if kind_of(device) == "cpu":
+        raise UserError(
+            f"{dtype} cannot be computed on CPU (paddle has float32 matrix kernels only); remove bf16/fp16/--fp16 "
+            'or choose an accelerator with "device": "gpu" or "npu"'
+        )
+    if dtype not in supported_dtypes(device):
+        raise UserError(
+            f"{dtype} cannot be computed on {device}, whose generation lacks it; use float16 (fp16 true, --fp16)"
+        )

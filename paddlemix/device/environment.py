@@ -1,0 +1,207 @@
+"""Sets what paddle reads while it loads, and remembers what was set, by whom and when.
+
+`prepare_environment` must run before `import paddle`; the packages that need paddle call it when they are imported.
+Knows the table of settings, and paddle only as the library that it loads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import io
+import os
+import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+from paddlemix.device.settings import Setting, settings_of, value_of
+from paddlemix.errors import UserError
+
+Source = Literal["user", "ours", "default"]
+_PLUGIN_ROOT = "CUSTOM_DEVICE_ROOT"
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc mallopt parameters
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the environment was when paddle was loaded.
+
+    Args:
+        kind: device that was expected.
+        ours: settings that we made, by name.
+        environment: every variable as paddle found it; where it was loaded before us, as the process began.
+        in_time: paddle was not loaded before us.
+    """
+
+    kind: str
+    ours: dict[str, str]
+    environment: dict[str, str]
+    in_time: bool
+
+
+@dataclass(frozen=True)
+class InForce:
+    """A setting as it is now.
+
+    Args:
+        source: who set it.
+    """
+
+    setting: Setting
+    value: str
+    source: Source
+
+
+_prepared: Prepared | None = None
+
+
+def prepare_environment() -> None:
+    """Sets what paddle reads while it loads.  Values that the user exported win; a second call changes nothing."""
+    global _prepared
+    if "paddle" in sys.modules:
+        if _prepared is None:
+            _prepared = Prepared(expected_kind(), {}, _environment_at_start(), in_time=False)
+        return
+    kind, ours = expected_kind(), {}
+    for setting in settings_of(kind):
+        value = value_of(setting, _is_amd())
+        if value is None or setting.name in os.environ:
+            continue
+        if setting.form == "call":
+            if not _keep_freed_memory():
+                continue
+        else:
+            os.environ[setting.name] = value
+        ours[setting.name] = value
+    _prepared = Prepared(kind, ours, dict(os.environ), in_time=True)
+    _import_quietly()
+
+
+def prepared() -> Prepared:
+    """What the last `prepare_environment` did, which is called where nobody has."""
+    if _prepared is None:
+        prepare_environment()
+    assert _prepared is not None
+    return _prepared
+
+
+def in_force(kind: str, state: Prepared, environment: Mapping[str, str]) -> list[InForce]:
+    """The settings of a device kind with the values that they have now.
+
+    Args:
+        state: see `prepared`.
+        environment: of this process, now.
+    """
+    found = []
+    for setting in settings_of(kind):
+        ours, value = state.ours.get(setting.name), environment.get(setting.name)
+        if setting.form == "call":
+            value = ours
+        source: Source = "default" if value is None else "ours" if value == ours else "user"
+        found.append(InForce(setting, setting.default if value is None else value, source))
+    return found
+
+
+def current_environment() -> dict[str, str]:
+    """This process's variables, without the one that paddle itself writes while it loads."""
+    own = dict(os.environ)
+    folder = plugin_folder()
+    if own.get(_PLUGIN_ROOT) in ("", str(folder)) and _PLUGIN_ROOT not in prepared().environment:
+        del own[_PLUGIN_ROOT]
+    return own
+
+
+def expected_kind() -> str:
+    """Device kind that paddle will find here, told without loading it: "npu" or "xpu" where a plugin is, "gpu" where
+    paddle's GPU build meets a card, else "cpu"."""
+    libraries = plugin_libraries()
+    if libraries:
+        return "npu" if any("npu" in library.name.lower() for library in libraries) else "xpu"
+    if Path("/dev/nvidiactl").exists() and _is_installed("paddlepaddle-gpu"):
+        return "gpu"
+    return "xpu" if _is_installed("paddlepaddle-xpu") else "cpu"
+
+
+def plugin_folder() -> Path | None:
+    """The folder in which paddle looks for plugins; None where paddle is not installed."""
+    if os.environ.get(_PLUGIN_ROOT):
+        return Path(os.environ[_PLUGIN_ROOT])
+    loaded = sys.modules.get("paddle")
+    found = importlib.util.find_spec("paddle") if loaded is None else getattr(loaded, "__spec__", None)
+    if found is None or not found.submodule_search_locations:
+        return None
+    return Path(found.submodule_search_locations[0]).parent / "paddle_custom_device"
+
+
+def plugin_libraries() -> list[Path]:
+    """The plugins that paddle loads."""
+    folder = plugin_folder()
+    return sorted(folder.glob("*.so")) if folder is not None and folder.is_dir() else []
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _environment_at_start() -> dict[str, str]:
+    """The variables that this process was started with; {} where the system does not tell."""
+    try:
+        entries = Path("/proc/self/environ").read_bytes().split(b"\0")
+    except OSError:
+        return {}
+    pairs = (os.fsdecode(entry).partition("=") for entry in entries if b"=" in entry)
+    return {name: value for name, _, value in pairs}
+
+
+def _import_quietly() -> None:
+    """Loads paddle without its notices on a compiler cache and on threads: nothing that a user could act on.
+
+    Raises:
+        UserError: a variable names a card that is not there, over which paddle stumbles while it loads.
+    """
+    warnings.filterwarnings("ignore", message="No ccache found")
+    notices = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(notices):
+            import paddle  # noqa: F401
+    except ValueError as error:
+        chosen = [f"{name}={value}" for name, value in os.environ.items() if name.startswith("FLAGS_selected_")]
+        if not chosen or "wrong place" not in str(error):
+            raise
+        raise UserError(
+            f"paddle finds no card of the number in {', '.join(chosen)}; unset it, or name a card that is there (the "
+            "launcher sets it for each process, npu-smi and nvidia-smi list the cards)"
+        ) from error
+    rest = [line for line in notices.getvalue().splitlines() if "OMP_NUM_THREADS" not in line]
+    if rest:
+        sys.stderr.write("\n".join(rest) + "\n")
+
+
+def _is_amd() -> bool:
+    try:
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
+def _keep_freed_memory() -> bool:
+    """Lets glibc keep freed blocks; False where the C library is another."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # not glibc
+        return False
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, -1)
+    mallopt(_M_TOP_PAD, 64 * 1024 * 1024)
+    return True

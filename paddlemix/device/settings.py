@@ -1,0 +1,281 @@
+"""The table of what paddle and its plugins read from the environment: each setting, our value, and why.
+
+`docs/devices.md` shows it, and a test holds page and table equal.  Knows neither paddle nor any run.
+Sources: Paddle's flag documentation; the NPU plugin's sources (PaddleCustomDevice, October 2024) for what it reads and
+when; measurements with paddle 3.3.1 for the CPU settings and for the moment at which a flag is read.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+DEVICE_KINDS = ("gpu", "npu", "xpu", "cpu")
+
+Form = Literal["text", "count", "flag", "first letter", "cards", "names", "strategy", "folder", "call"]
+When = Literal["before paddle is imported", "before the first operator"]
+
+_BEFORE_IMPORT: When = "before paddle is imported"
+_BEFORE_USE: When = "before the first operator"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One row.
+
+    Args:
+        name: of the environment variable; of a call for `form` "call".
+        kinds: devices that it concerns, of `DEVICE_KINDS`.
+        value: what is set where the user exported nothing; None leaves it alone.  "{cores}" stands for this machine's.
+        default: what holds where nobody sets it.
+        when: until when it can be set.
+        reason: why it has our value, or what it is for.
+        form: how its reader takes it: a number of at least 1; a "flag" of paddle's own (0, 1, true, false); by "first
+            letter" alone (the NPU plugin: t, T, y, Y and 1 are true, so is an empty text); numbers of cards; operator
+            names; an allocator; a folder.
+        only: processors that it is set on; None for all.
+        upstream: the value in PaddleMIX's NPU instructions, None where they have none.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    value: str | None
+    default: str
+    when: When
+    reason: str
+    form: Form = "text"
+    only: Literal["AMD"] | None = None
+    upstream: str | None = None
+
+
+SETTINGS = (
+    Setting(
+        name="OMP_NUM_THREADS",
+        kinds=DEVICE_KINDS,
+        value="{cores}",
+        default="1 in paddle's CPU kernels",
+        when=_BEFORE_IMPORT,
+        form="count",
+        reason="threads of work on the host; on CPU all of the computation (a product of matrices: 31 ms with one "
+        "thread, 16 with two)",
+    ),
+    Setting(
+        name="GLOG_minloglevel",
+        kinds=DEVICE_KINDS,
+        value="1",
+        default="0",
+        when=_BEFORE_IMPORT,
+        reason="no INFO lines of a plugin or an allocator among the output; 0 shows them",
+    ),
+    Setting(
+        name="MKL_DEBUG_CPU_TYPE",
+        kinds=DEVICE_KINDS,
+        value="5",
+        default="chosen by maker",
+        when=_BEFORE_IMPORT,
+        only="AMD",
+        reason="the math library's AVX2 code, which it keeps from AMD processors otherwise; about 3 times faster",
+    ),
+    Setting(
+        name="FLAGS_use_stride_kernel",
+        kinds=("cpu",),
+        value="0",
+        default="1",
+        when=_BEFORE_IMPORT,
+        form="flag",
+        reason="slices and transposes are copies, which are faster to read than views (an attention's transpose: 0.14 "
+        "ms instead of 7.3); results are the same with 1",
+    ),
+    Setting(
+        name="KMP_BLOCKTIME",
+        kinds=("cpu",),
+        value="1",
+        default="200",
+        when=_BEFORE_IMPORT,
+        reason="milliseconds that an idle thread spins and takes a core from those that work",
+    ),
+    Setting(
+        name="mallopt",
+        kinds=("cpu",),
+        value="M_MMAP_MAX 0, M_TRIM_THRESHOLD -1, M_TOP_PAD 64 MiB",
+        default="the C library's",
+        when=_BEFORE_IMPORT,
+        form="call",
+        reason="a call, no variable (glibc only): freed blocks are kept, so that a large activation is not mapped and "
+        "zeroed anew for each operator (a softmax: 5.4 ms instead of 19)",
+    ),
+    Setting(
+        name="CUDA_VISIBLE_DEVICES",
+        kinds=("gpu",),
+        value=None,
+        default="all cards",
+        when=_BEFORE_IMPORT,
+        form="cards",
+        reason="yours: which cards the process sees; gpu:0 is the first of them",
+    ),
+    Setting(
+        name="FLAGS_selected_gpus",
+        kinds=("gpu",),
+        value=None,
+        default="0",
+        when=_BEFORE_USE,
+        form="cards",
+        reason="set by paddle.distributed.launch for each process; leave it to that",
+    ),
+    Setting(
+        name="FLAGS_allocator_strategy",
+        kinds=("gpu",),
+        value=None,
+        default="auto_growth",
+        when=_BEFORE_IMPORT,
+        form="strategy",
+        reason="memory is taken as it is needed; naive_best_fit takes 92 % of the card at once",
+    ),
+    Setting(
+        name="CUSTOM_DEVICE_ROOT",
+        kinds=("npu",),
+        value=None,
+        default="paddle_custom_device beside paddle",
+        when=_BEFORE_IMPORT,
+        form="folder",
+        reason="the folder of the plugin; needed only where pip did not install it",
+    ),
+    Setting(
+        name="FLAGS_npu_storage_format",
+        kinds=("npu",),
+        value="0",
+        default="0",
+        when=_BEFORE_IMPORT,
+        form="first letter",
+        upstream="0",
+        reason="plain layouts; 1 keeps private ones for convolutions and some float16 products, and those then fall "
+        "back to slower operators",
+    ),
+    Setting(
+        name="FLAGS_use_stride_kernel",
+        kinds=("npu",),
+        value="0",
+        default="1",
+        when=_BEFORE_IMPORT,
+        form="flag",
+        upstream="0",
+        reason="slices are copies, and a weight that is no block in memory is not copied wrongly to the card (with 1 "
+        "paddle 3.3.1 did that on the stand-in NPU). It breaks code that writes labels through views, PaddleMIX's "
+        "masking for one; here labels are made in numpy, and results are the same with 1",
+    ),
+    Setting(
+        name="FLAGS_npu_jit_compile",
+        kinds=("npu",),
+        value="0",
+        default="1",
+        when=_BEFORE_IMPORT,
+        form="first letter",
+        upstream="0",
+        reason="ready-made operators instead of one compiled for every new length of a batch",
+    ),
+    Setting(
+        name="FLAGS_npu_scale_aclnn",
+        kinds=("npu",),
+        value="True",
+        default="0",
+        when=_BEFORE_IMPORT,
+        form="first letter",
+        upstream="True",
+        reason="scale in the tensor's own precision, not as a power in float32",
+    ),
+    Setting(
+        name="FLAGS_npu_split_aclnn",
+        kinds=("npu",),
+        value="True",
+        default="0",
+        when=_BEFORE_IMPORT,
+        form="first letter",
+        upstream="True",
+        reason="the newer operator for split",
+    ),
+    Setting(
+        name="FLAGS_allocator_strategy",
+        kinds=("npu",),
+        value="auto_growth",
+        default="auto_growth",
+        when=_BEFORE_IMPORT,
+        form="strategy",
+        upstream="auto_growth",
+        reason="memory is taken as it is needed; naive_best_fit, which Paddle's docker image exports, takes 92 % of "
+        "the card at once",
+    ),
+    Setting(
+        name="CUSTOM_DEVICE_BLACK_LIST",
+        kinds=("npu",),
+        value=None,
+        default="no operator",
+        when=_BEFORE_USE,
+        form="names",
+        upstream="set_value,set_value_with_tensor",
+        reason="operators that run on the host instead. Not needed: nothing here writes into a tensor in a step, so "
+        "PaddleMIX's value is harmless. Names are paddle's old ones (matmul_v2, not matmul)",
+    ),
+    Setting(
+        name="ASCEND_RT_VISIBLE_DEVICES",
+        kinds=("npu",),
+        value=None,
+        default="all cards",
+        when=_BEFORE_IMPORT,
+        form="cards",
+        reason="yours: which cards the process sees; npu:0 is the first of them",
+    ),
+    Setting(
+        name="FLAGS_selected_npus",
+        kinds=("npu",),
+        value=None,
+        default="0",
+        when=_BEFORE_USE,
+        form="cards",
+        reason="set by paddle.distributed.launch for each process; leave it to that",
+    ),
+    Setting(
+        name="FLAGS_npu_blocking_run",
+        kinds=("npu",),
+        value=None,
+        default="0",
+        when=_BEFORE_IMPORT,
+        form="first letter",
+        reason="for finding errors: every operator waits for the card, which is slow",
+    ),
+    Setting(
+        name="FLAGS_npu_check_nan_inf",
+        kinds=("npu",),
+        value=None,
+        default="0",
+        when=_BEFORE_IMPORT,
+        form="first letter",
+        reason="for finding errors: every result is searched for NaN and infinity, which is slow",
+    ),
+)
+
+
+def settings_of(kind: str) -> list[Setting]:
+    """The rows of a device kind."""
+    return [setting for setting in SETTINGS if kind in setting.kinds]
+
+
+def value_of(setting: Setting, is_amd: bool) -> str | None:
+    """What is set on this machine where the user exported nothing; None leaves the setting alone."""
+    if setting.value is None or (setting.only == "AMD" and not is_amd):
+        return None
+    return setting.value.format(cores=os.cpu_count() or 1)
+
+
+def settings_table(kinds: tuple[str, ...]) -> str:
+    """Rows of some device kinds as a Markdown table, as `docs/devices.md` shows them."""
+    lines = ["| setting | value | otherwise | to be set | why |", "|---|---|---|---|---|"]
+    for setting in SETTINGS:
+        if setting.kinds != kinds:
+            continue
+        value = "not set" if setting.value is None else f"`{setting.value.format(cores='number of cores')}`"
+        value += f", on {setting.only}" if setting.only else ""
+        if setting.upstream is not None:
+            value += "; PaddleMIX too" if setting.upstream == setting.value else f"; PaddleMIX: `{setting.upstream}`"
+        lines.append(f"| `{setting.name}` | {value} | {setting.default} | {setting.when} | {setting.reason} |")
+    return "\n".join(lines)

@@ -1,0 +1,62 @@
+"""Memory that runs out, as an error that says what was being done and what takes less.
+
+    with out_of_memory_explained("training", ["max_length 2048 -> a smaller one"]):
+        ...
+
+Knows no device and no configuration: who uses it says what helps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+
+from paddlemix.errors import UserError
+
+# What a device's allocator says, by part of the message, lower case. The last two are of devices behind a plugin, an
+# Ascend NPU for one: 2 is the plugin interface's "failed", which a full device gives; a board's own code is ACL's for
+# it. Sources: Paddle's phi/backends/custom/custom_device.cc and device_ext.h; Ascend's ACL error codes.
+_SIGNS = (
+    "resourceexhausted",
+    "out of memory",
+    "bad_alloc",
+    "cannot allocate memory",
+    "customdevice error, the error code is : 2.",
+    "the error code is : 207001",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception of Paddle, numpy or Python says that memory of host or device ran out."""
+    if isinstance(error, MemoryError):
+        return True
+    text = " ".join(str(error).lower().split())
+    return isinstance(error, RuntimeError | OSError) and any(sign in text for sign in _SIGNS)
+
+
+@contextlib.contextmanager
+def out_of_memory_explained(doing: str | Callable[[], str], remedies: Iterable[str]) -> Iterator[None]:
+    """Makes an exception inside that says that memory ran out a message for the user; others go through.
+
+    Args:
+        doing: what happens inside, e.g. "training", or gives it when memory has run out.
+        remedies: what takes less memory, the cheapest first.
+
+    Raises:
+        UserError: memory ran out.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or not is_out_of_memory(error):
+            raise
+        what = doing if isinstance(doing, str) else doing()
+        reason = _shortened(str(error).strip() or type(error).__name__)
+        raise UserError(
+            f"memory ran out while {what} ({reason}). What takes less, the cheapest first: {'; '.join(remedies)}"
+        ) from error
+
+
+def _shortened(reason: str, most: int = 160) -> str:
+    words = " ".join(reason.split())
+    return words if len(words) <= most else f"{words[:most]} ..."

@@ -1,0 +1,37 @@
+"""Tensors that depend on nothing but their size, made once and kept on the device.
+
+A copy from the host in every forward pass costs little by itself, but it stands in the way of a device that is fed
+ahead: `tests/npu` counts that a training step makes none.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable
+
+import numpy as np
+import paddle
+
+_COUNTED = 4096  # numbers that are kept first; later twice as many
+
+
+def kept(make: Callable[..., np.ndarray], *arguments: Hashable) -> paddle.Tensor:
+    """`make(*arguments)` as a tensor on the current device; only to be read."""
+    return _kept(paddle.get_device(), make, arguments)
+
+
+@functools.lru_cache(maxsize=64)
+def _kept(device: str, make: Callable[..., np.ndarray], arguments: tuple[Hashable, ...]) -> paddle.Tensor:
+    return paddle.to_tensor(make(*arguments))
+
+
+def counted(start: int, stop: int | None = None) -> paddle.Tensor:
+    """int64: the numbers below `start`, or from `start` up to `stop`, as `paddle.arange` gives them; that takes its
+    bounds to the device in copies."""
+    start, stop = (0, start) if stop is None else (start, stop)
+    if paddle.get_device() == "cpu":
+        return paddle.arange(start, stop)
+    size = _COUNTED
+    while size < stop:
+        size *= 2
+    return kept(np.arange, size)[start:stop]

@@ -1,0 +1,212 @@
+"""Paddle's fused kernels: which of them a run computes with.  Everything else asks `chosen()` and is plain otherwise.
+
+A kernel is taken only where it was asked for, where paddle has it for the device, and where it gives what the plain
+form gives: values and gradients of a small case are compared when a run begins.  On CPU nothing is even tried, because
+paddle 3.3.1's fused RMS norm ends the process there.  Paddle's kernels of this kind are for NVIDIA GPUs; those of the
+NPU plugin are operators of its own, which nothing here could be checked with, so an NPU computes the plain forms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle.nn import functional
+
+DEVICES = ("gpu",)
+PRECISIONS = ("bfloat16", "float16")  # what paddle's flash attention takes
+_TOLERANCE = {"bfloat16": 4e-2, "float16": 5e-3, "float32": 1e-4}  # of the largest number, for values and gradients
+_HEADS, _KEY_HEADS, _WIDTH, _EPSILON = 4, 2, 64, 1e-5
+_LENGTHS = (37, 20, 7)
+
+Kernel = Callable[..., paddle.Tensor]
+
+
+@dataclass(frozen=True)
+class FusedKernels:
+    """A run's kernels; None where the plain form is computed.
+
+    Args:
+        attention: (queries [B, L, H, E], keys, values [B, S, K, E], causal) -> [B, L, H, E].
+        packed_attention: (queries [T, H, E], keys, values [T, K, E], starts int32 [n + 1], longest) -> [T, H, E],
+            causal within each of the n runs of T flat positions.
+        rms_norm: (states [..., D], weight [D], epsilon) -> [..., D].
+        rotary: (states [B, L, H, E], cosines, sines [B, L, 1, E]) -> [B, L, H, E].
+    """
+
+    attention: Kernel | None = None
+    packed_attention: Kernel | None = None
+    rms_norm: Kernel | None = None
+    rotary: Kernel | None = None
+
+
+_NONE = FusedKernels()
+_chosen = _NONE
+
+
+def chosen() -> FusedKernels:
+    """The kernels of this run; none before `choose_kernels`."""
+    return _chosen
+
+
+def suits(*tensors: paddle.Tensor) -> bool:
+    """Whether tensors are all of one precision that fused kernels take."""
+    dtype = tensors[0].dtype
+    return all(tensor.dtype == dtype for tensor in tensors) and str(dtype).rpartition(".")[2] in PRECISIONS
+
+
+def choose_kernels(wanted: bool, device: str, dtype: str) -> list[str]:
+    """Decides what `chosen` gives from now on.
+
+    Args:
+        wanted: the run's `use_flash_attention`.
+        device: as paddle names it, current.
+        dtype: what the run computes in.
+
+    Returns:
+        The decision in words, a line for each kernel, or one where the plain forms are taken for all.
+    """
+    global _chosen
+    _chosen = _NONE
+    if not wanted:
+        return ["plain kernels (use_flash_attention false)"]
+    if device.partition(":")[0] not in DEVICES:
+        return [f"plain kernels: paddle has fused ones for {', '.join(DEVICES)}, not for {device}"]
+    if dtype not in PRECISIONS:
+        return [f"plain kernels: fused ones compute in {' or '.join(PRECISIONS)}, not in {dtype}; set bf16 true"]
+    lines = []
+    for name, kernel in _KERNELS.items():
+        reason = _why_not(name, kernel, dtype)
+        lines.append(f"{name}: {'fused' if reason is None else f'plain, {reason}'}")
+        if reason is None:
+            _chosen = replace(_chosen, **{name: kernel})
+    return lines
+
+
+def use_plain_kernels() -> None:
+    """Undoes `choose_kernels`."""
+    global _chosen
+    _chosen = _NONE
+
+
+def _flash_attention(queries: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, causal: bool) -> paddle.Tensor:
+    return functional.flash_attention.flash_attention(queries, keys, values, causal=causal)[0]
+
+
+def _flash_packed(
+    queries: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, starts: paddle.Tensor, longest: int
+) -> paddle.Tensor:
+    scale, flash = queries.shape[-1] ** -0.5, functional.flash_attention.flash_attn_unpadded
+    return flash(queries, keys, values, starts, starts, longest, longest, scale, causal=True)[0]
+
+
+def _fused_rms_norm(states: paddle.Tensor, weight: paddle.Tensor, epsilon: float) -> paddle.Tensor:
+    return paddle.incubate.nn.functional.fused_rms_norm_ext(states, weight, epsilon)[0]
+
+
+def _fused_rotary(states: paddle.Tensor, cosines: paddle.Tensor, sines: paddle.Tensor) -> paddle.Tensor:
+    """Every position of the batch as one long row, because the kernel's angles are those of a row."""
+    rotate, width = paddle.incubate.nn.functional.fused_rotary_position_embedding, states.shape[-1]
+    row = states.reshape([1, -1, states.shape[2], width])
+    angles = {"sin": sines.reshape([1, -1, 1, width]), "cos": cosines.reshape([1, -1, 1, width])}
+    # its "neox style" turns neighbours; Llama's turn is of the two halves
+    return rotate(row, **angles, use_neox_rotary_style=False)[0].reshape(states.shape)
+
+
+_KERNELS: dict[str, Kernel] = {
+    "attention": _flash_attention,
+    "packed_attention": _flash_packed,
+    "rms_norm": _fused_rms_norm,
+    "rotary": _fused_rotary,
+}
+assert set(_KERNELS) == {field.name for field in fields(FusedKernels)}
+
+
+def _why_not(name: str, kernel: Kernel, dtype: str) -> str | None:
+    """Why a kernel cannot be used; None where it gives what the plain form gives."""
+    sizes, more, plain = _CASES[name]()
+    try:
+        found = _values_and_gradients(kernel, sizes, more, dtype)
+    except Exception as error:  # whatever a build that lacks the kernel raises
+        return f"{type(error).__name__}: {str(error).strip().rpartition(chr(10))[2]}"
+    expected = _values_and_gradients(plain, sizes, more, "float32")
+    for is_value, other in zip(found, expected, strict=True):
+        difference = float(np.abs(is_value - other).max()) / max(float(np.abs(other).max()), 1e-6)
+        if not difference <= _TOLERANCE[dtype]:
+            return f"it differs from the plain form by {difference:.2g} of the largest number"
+    return None
+
+
+def _values_and_gradients(kernel: Kernel, sizes: list[list[int]], more: list[Any], dtype: str) -> list[np.ndarray]:
+    random = np.random.default_rng(0)
+    inputs = [paddle.to_tensor(random.standard_normal(size, dtype=np.float32)).astype(dtype) for size in sizes]
+    for tensor in inputs:
+        tensor.stop_gradient = False
+    output = kernel(*inputs, *(part.astype(dtype) if _is_real(part) else part for part in more))
+    slope = paddle.to_tensor(random.standard_normal(output.shape, dtype=np.float32)).astype(output.dtype)
+    grads = paddle.grad([output], inputs, grad_outputs=[slope])
+    return [part.detach().astype("float32").numpy() for part in (output, *grads)]
+
+
+def _is_real(part: Any) -> bool:
+    return isinstance(part, paddle.Tensor) and part.dtype == paddle.float32
+
+
+def _attention_case() -> tuple[list[list[int]], list[Any], Kernel]:
+    length = _LENGTHS[0]
+    return [[2, length, heads, _WIDTH] for heads in (_HEADS, _KEY_HEADS, _KEY_HEADS)], [True], _plain_attention
+
+
+def _packed_case() -> tuple[list[list[int]], list[Any], Kernel]:
+    starts = paddle.to_tensor(np.cumsum((0, *_LENGTHS)), dtype="int32")
+    sizes = [[sum(_LENGTHS), heads, _WIDTH] for heads in (_HEADS, _KEY_HEADS, _KEY_HEADS)]
+    return sizes, [starts, max(_LENGTHS)], _plain_packed
+
+
+def _rms_norm_case() -> tuple[list[list[int]], list[Any], Kernel]:
+    return [[2, 5, 8 * _WIDTH], [8 * _WIDTH]], [_EPSILON], _plain_rms_norm
+
+
+def _rotary_case() -> tuple[list[list[int]], list[Any], Kernel]:
+    angles = np.tile(np.random.default_rng(1).uniform(0, 6, [2, 5, 1, _WIDTH // 2]).astype(np.float32), 2)
+    tables = [paddle.to_tensor(np.cos(angles)), paddle.to_tensor(np.sin(angles))]
+    return [[2, 5, _HEADS, _WIDTH]], tables, _plain_rotary
+
+
+_CASES: dict[str, Callable[[], tuple[list[list[int]], list[Any], Kernel]]] = {
+    "attention": _attention_case,
+    "packed_attention": _packed_case,
+    "rms_norm": _rms_norm_case,
+    "rotary": _rotary_case,
+}
+
+
+def _plain_attention(queries: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, causal: bool) -> paddle.Tensor:
+    groups, length = queries.shape[2] // keys.shape[2], queries.shape[1]
+    keys, values = (part.repeat_interleave(groups, axis=2) for part in (keys, values))
+    queries, keys, values = (part.transpose([0, 2, 1, 3]) for part in (queries, keys, values))
+    scores = paddle.matmul(queries, keys, transpose_y=True) * queries.shape[-1] ** -0.5
+    if causal:
+        scores = scores + paddle.to_tensor(np.triu(np.full((length, length), -1e9, dtype=np.float32), 1))
+    return paddle.matmul(functional.softmax(scores, axis=-1), values).transpose([0, 2, 1, 3])
+
+
+def _plain_packed(
+    queries: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, starts: paddle.Tensor, longest: int
+) -> paddle.Tensor:
+    del starts, longest
+    parts = (part.unsqueeze(0).split(list(_LENGTHS), axis=1) for part in (queries, keys, values))
+    runs = [_plain_attention(query, key, value, True) for query, key, value in zip(*parts, strict=True)]
+    return paddle.concat(runs, axis=1).squeeze(0)
+
+
+def _plain_rms_norm(states: paddle.Tensor, weight: paddle.Tensor, epsilon: float) -> paddle.Tensor:
+    return states * paddle.rsqrt((states * states).mean(axis=-1, keepdim=True) + epsilon) * weight
+
+
+def _plain_rotary(states: paddle.Tensor, cosines: paddle.Tensor, sines: paddle.Tensor) -> paddle.Tensor:
+    first, second = states.split(2, axis=-1)
+    return states * cosines + paddle.concat([-second, first], axis=-1) * sines

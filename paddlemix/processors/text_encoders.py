@@ -1,0 +1,147 @@
+"""A piece of text to ids as it stands in its place, over a SentencePiece model or a `tokenizer.json`.
+
+Both kinds of vocabulary write a word with the space before it, and both add that space where a text begins.  A piece
+that continues another must be encoded without it.  Neither finds a special token in a text.
+
+Source: transformers' LlamaTokenizer for SentencePiece; the normalisers and pre-tokenisers of the `tokenizers` library
+for `tokenizer.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from paddlemix.errors import UserError
+from paddlemix.processors.templates import SPECIAL_TOKENS
+
+Neighbour = Literal["start", "special", "text"]
+SPACE = "\u2581"  # how SentencePiece writes a space
+
+
+class SentencePieceEncoder:
+    """Ids of the reference's slow tokenizers over a SentencePiece model.
+
+    Args:
+        model: a SentencePieceProcessor.
+        legacy: the older rule: SentencePiece itself puts the first space, also behind a special token.  Llama of 2023,
+            Yi, InternLM and InternLM2 have it.
+        prefixes: without `legacy`, whether a text that begins gets a space before it.
+        unknown: the unknown token.
+        named: tokens that are declared beside the model.
+
+    Attributes:
+        inside: special tokens that are pieces of the model and declared nowhere else; texts run on behind them.
+    """
+
+    def __init__(self, model: Any, legacy: bool, prefixes: bool, unknown: str, named: frozenset[str]) -> None:
+        self._model, found = _without_named(model, named | set(SPECIAL_TOKENS))
+        self.inside = found - named
+        self._legacy, self._prefixes = legacy, prefixes
+        self._guards = (unknown, "\n")
+
+    def encode(self, text: str, after: Neighbour) -> list[int]:
+        """Ids of a text that is not empty; `after` as in `Tokenizer.encode`."""
+        text = text.replace(SPACE, " ")
+        if self._legacy:
+            return self._unprefixed(text) if after == "text" else self._model.encode(text)
+        if after == "start" and self._prefixes:
+            text = " " + text
+        return self._unprefixed(text) if text.startswith(" ") else self._model.encode(text)
+
+    def _unprefixed(self, text: str) -> list[int]:
+        """Ids of `text` exactly as written: SentencePiece adds or drops a space only at its very beginning, so a guard
+        is put in front and its pieces are taken away again.  Where the guard's end grows into the text (`>` and `=`),
+        another one is taken."""
+        for guard in self._guards:
+            own = self._model.encode(guard)
+            ids = self._model.encode(guard + text)
+            if ids[: len(own)] == own:
+                return ids[len(own) :]
+        raise UserError(f"the tokenizer joins line breaks with the text {text[:20]!r} behind them")
+
+
+def _without_named(model: Any, named: frozenset[str]) -> tuple[Any, frozenset[str]]:
+    """A model that never takes special tokens out of a text, the model itself where it has none that it would take; and
+    those that it had.
+
+    Yi and InternLM have theirs inside the model, as user-defined pieces, which it finds in any text.
+    """
+    from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model.serialized_model_proto())
+    kinds = proto.SentencePiece
+    found = [piece for piece in proto.pieces if piece.type == kinds.USER_DEFINED and piece.piece in named]
+    for piece in found:
+        piece.type = kinds.UNUSED
+    changed = SentencePieceProcessor(model_proto=proto.SerializeToString()) if found else model
+    return changed, frozenset(piece.piece for piece in found)
+
+
+class FastEncoder:
+    """Ids of a `tokenizer.json`: of byte-level vocabularies (Llama 3, Qwen), and of those that were made of a
+    SentencePiece model (Yi, and llava-hf's copies).
+
+    Args:
+        description: content of the file.
+    """
+
+    inside: frozenset[str] = frozenset()  # see `SentencePieceEncoder`
+
+    def __init__(self, description: str) -> None:
+        values = json.loads(description)
+        values["padding"] = values["truncation"] = None
+        for token in values.get("added_tokens") or ():
+            token["special"] = token["special"] or token["content"] in SPECIAL_TOKENS
+        self._opening = self._continuing = _backend(values)
+        scopes = [_stop_prefix(values, part) for part in ("normalizer", "pre_tokenizer")]
+        self._prefixes_after_special = "always" in scopes
+        if any(scopes):
+            self._continuing = _backend(values)
+
+    def encode(self, text: str, after: Neighbour) -> list[int]:
+        """Ids of a text that is not empty; `after` as in `Tokenizer.encode`."""
+        opens = after == "start" or (after == "special" and self._prefixes_after_special)
+        backend = self._opening if opens else self._continuing
+        return list(backend.encode(text, add_special_tokens=False).ids)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for backend in (self._opening, self._continuing):
+            backend.encode_special_tokens = True  # its pickle leaves this out; worker processes get one
+
+
+def _backend(values: dict[str, Any]) -> Any:
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_str(json.dumps(values))
+    backend.encode_special_tokens = True  # as text
+    return backend
+
+
+def _stop_prefix(values: dict[str, Any], part: str) -> str:
+    """Takes out of a tokenizer's description, in place, what puts a space before a text.
+
+    Returns:
+        "always" where every stretch between special tokens got one, "first" where only the first did, "" for none.
+    """
+    step = values.get(part)
+    if step is None:
+        return ""
+    kind = step["type"]
+    if kind == "Sequence":
+        key = "normalizers" if part == "normalizer" else "pretokenizers"
+        scopes = [_stop_prefix({part: inner}, part) for inner in step[key]]
+        step[key] = [inner for inner in step[key] if inner["type"] != "Prepend"]
+        return next((scope for scope in ("always", "first") if scope in scopes), "")
+    if kind == "Prepend":
+        values[part] = None
+        return "always"
+    if kind == "Metaspace" and step.get("prepend_scheme", "always") != "never":
+        scope = str(step.get("prepend_scheme", "always"))
+        step["prepend_scheme"] = "never"
+        return scope
+    if kind == "ByteLevel" and step.get("add_prefix_space"):
+        step["add_prefix_space"] = False
+        return "always"
+    return ""

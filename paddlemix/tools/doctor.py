@@ -1,0 +1,59 @@
+"""Says what is installed, which devices there are, which settings are in force and why, and what is wrong.
+
+    python paddlemix/tools/doctor.py [--device NAME] [--no-self-test]
+
+A tiny model is trained and asked on every device.  The status is 1 where something is wrong that a run would meet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+if not __package__:  # run by path: modules are looked up from the checkout's root, not from this folder
+    _here = Path(__file__).resolve()
+    sys.path[:] = [str(_here.parents[2]), *(p for p in sys.path if Path(p).resolve() != _here.parent)]
+
+from paddlemix.doctor.examination import Examination, examine
+from paddlemix.tools._command import run_command
+
+STATUS_UNHEALTHY = 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", help="look at this one alone: gpu, npu, xpu or cpu, or one card (npu:1)")
+    parser.add_argument("--no-self-test", action="store_true", help="do not train and ask the tiny model")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Prints the examination.
+
+    Returns:
+        0, or 1 where something is wrong.
+    """
+    arguments = build_parser().parse_args(argv)
+    found = examine(arguments.device, not arguments.no_self_test)
+    print(format_examination(found))
+    return 0 if found.healthy else STATUS_UNHEALTHY
+
+
+def format_examination(found: Examination) -> str:
+    """The sections, then what is wrong and what to do about it."""
+    lines: list[str] = []
+    for title, section in found.sections.items():
+        lines += [title, *(f"  {line}" for line in section), ""]
+    if not found.problems:
+        return "\n".join([*lines, "nothing is wrong"])
+    lines.append("what is wrong" if not found.healthy else "nothing is wrong that stops a run, but")
+    for number, problem in enumerate(found.problems, start=1):
+        mark = "" if problem.serious else " (works all the same)"
+        lines += [f"  {number}. {problem.what}{mark}", f"     to do: {problem.fix}"]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))

@@ -1,0 +1,145 @@
+"""What is set before paddle loads: per device kind, and never over what a user exported."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from paddlemix.device import environment as module
+from paddlemix.device.environment import Prepared, expected_kind, in_force, plugin_folder, prepare_environment
+from paddlemix.device.settings import DEVICE_KINDS, SETTINGS, settings_of, settings_table, value_of
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+NAMES = sorted({setting.name for setting in SETTINGS if setting.form != "call"})
+# Source: PaddleMIX 6afaf05d, the NPU section of paddlemix/examples/llava/README.md
+UPSTREAM = {
+    "FLAGS_npu_storage_format": "0",
+    "FLAGS_use_stride_kernel": "0",
+    "FLAGS_npu_jit_compile": "0",
+    "FLAGS_npu_scale_aclnn": "True",
+    "FLAGS_npu_split_aclnn": "True",
+    "FLAGS_allocator_strategy": "auto_growth",
+    "CUSTOM_DEVICE_BLACK_LIST": "set_value,set_value_with_tensor",
+}
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts back every variable that a test lets the module set, and what it remembers."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    monkeypatch.setattr(module, "_prepared", None)
+
+
+def prepared(monkeypatch: pytest.MonkeyPatch, kind: str = "cpu", amd: bool = False, **exported: str) -> dict[str, str]:
+    """What `prepare_environment` leaves as long as paddle is not loaded."""
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+    os.environ.update(exported)
+    monkeypatch.setattr(module, "_is_amd", lambda: amd)
+    monkeypatch.setattr(module, "expected_kind", lambda: kind)
+    monkeypatch.setattr(module, "_keep_freed_memory", lambda: True)  # it acts on this whole process
+    monkeypatch.setattr(module, "_import_quietly", lambda: None)  # it is loaded already
+    monkeypatch.delitem(sys.modules, "paddle", raising=False)
+    prepare_environment()
+    return {name: os.environ[name] for name in NAMES if name in os.environ}
+
+
+def test_cpu_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = {"OMP_NUM_THREADS": str(os.cpu_count()), "GLOG_minloglevel": "1", "KMP_BLOCKTIME": "1"}
+    assert prepared(monkeypatch) == {**plain, "FLAGS_use_stride_kernel": "0"}
+    assert prepared(monkeypatch, amd=True) == {**plain, "FLAGS_use_stride_kernel": "0", "MKL_DEBUG_CPU_TYPE": "5"}
+
+
+def test_npu_settings_are_those_of_paddlemix_but_for_the_list_that_is_not_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = prepared(monkeypatch, "npu")
+    common = {"OMP_NUM_THREADS": str(os.cpu_count()), "GLOG_minloglevel": "1"}
+    listed = {name: value for name, value in UPSTREAM.items() if name != "CUSTOM_DEVICE_BLACK_LIST"}
+    assert found == {**common, **listed}
+    assert {row.name: row.upstream for row in SETTINGS if row.upstream is not None} == UPSTREAM
+
+
+def test_a_gpu_keeps_its_views_and_its_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert prepared(monkeypatch, "gpu").keys() == {"OMP_NUM_THREADS", "GLOG_minloglevel"}
+
+
+def test_what_the_user_exported_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = prepared(monkeypatch, "npu", FLAGS_npu_jit_compile="1", FLAGS_use_stride_kernel="")
+    assert (found["FLAGS_npu_jit_compile"], found["FLAGS_use_stride_kernel"]) == ("1", "")
+    state = module.prepared()
+    sources = {row.setting.name: (row.value, row.source) for row in in_force("npu", state, os.environ)}
+    assert sources["FLAGS_npu_jit_compile"] == ("1", "user")
+    assert sources["FLAGS_npu_scale_aclnn"] == ("True", "ours")
+    assert sources["CUSTOM_DEVICE_BLACK_LIST"] == ("no operator", "default")
+    changed = {**os.environ, "FLAGS_npu_scale_aclnn": "0"}
+    again = {row.setting.name: row.source for row in in_force("npu", state, changed)}
+    assert again["FLAGS_npu_scale_aclnn"] == "user"
+
+
+def test_once_paddle_is_loaded_nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setitem(sys.modules, "paddle", object())
+    prepare_environment()
+    assert not set(NAMES) & set(os.environ)
+    assert module.prepared().in_time is False
+
+
+def test_a_second_call_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared(monkeypatch)
+    before = module.prepared()
+    monkeypatch.setitem(sys.modules, "paddle", object())
+    prepare_environment()
+    assert module.prepared() is before and isinstance(before, Prepared)
+
+
+def test_the_packages_that_need_paddle_prepare_it_first() -> None:
+    """A fresh process that imports only the model has the settings before paddle; another value is kept."""
+    script = f"import json, os, paddlemix.models; print(json.dumps({{n: os.environ.get(n) for n in {NAMES!r}}}))"
+    clean = {name: value for name, value in os.environ.items() if name not in NAMES}
+    clean["KMP_BLOCKTIME"] = "7"
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=clean, capture_output=True, text=True)
+    found = json.loads(result.stdout)
+    assert (found["OMP_NUM_THREADS"], found["KMP_BLOCKTIME"]) == (str(os.cpu_count()), "7"), result.stderr
+
+
+def test_the_plugin_decides_which_kind_is_expected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CUSTOM_DEVICE_ROOT", str(tmp_path))
+    plain = expected_kind()  # an empty folder is no plugin
+    assert plain != "npu"
+    (tmp_path / "libpaddle-custom-npu.so").touch()
+    assert expected_kind() == "npu"
+    monkeypatch.setenv("CUSTOM_DEVICE_ROOT", str(tmp_path / "missing"))
+    assert expected_kind() == plain
+
+
+def test_without_a_folder_of_their_own_plugins_stand_beside_paddle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUSTOM_DEVICE_ROOT", raising=False)
+    folder = plugin_folder()
+    assert folder is not None and folder.name == "paddle_custom_device" and (folder.parent / "paddle").is_dir()
+
+
+def test_every_row_is_of_a_known_kind_and_once_per_kind() -> None:
+    assert all(set(row.kinds) <= set(DEVICE_KINDS) for row in SETTINGS)
+    for kind in DEVICE_KINDS:
+        names = [row.name for row in settings_of(kind)]
+        assert len(names) == len(set(names))
+
+
+def test_a_setting_for_one_make_is_left_alone_on_others() -> None:
+    row = next(row for row in SETTINGS if row.only == "AMD")
+    assert (value_of(row, is_amd=True), value_of(row, is_amd=False)) == ("5", None)
+
+
+@pytest.mark.parametrize("kinds", [DEVICE_KINDS, ("cpu",), ("gpu",), ("npu",)], ids=",".join)
+def test_the_devices_page_shows_the_table(kinds: tuple[str, ...]) -> None:
+    page = (ROOT / "docs" / "devices.md").read_text(encoding="utf-8")
+    assert settings_table(kinds) in page
+    assert len(re.findall("^\\| `", settings_table(kinds), re.MULTILINE)) >= 2

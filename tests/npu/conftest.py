@@ -1,0 +1,94 @@
+"""The stand-in NPU as fixtures: servers that run commands on it and on the CPU, each started once, and their runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.npu.server import DeviceServer, Outcome
+from tests.npu_double.build import README_BLOCK, REQUIRED, build, why_not
+from tests.tiny_world import World
+
+WAYS = ("bare", "block")  # without flags of the user's, and with those of PaddleMIX's README
+
+
+class Bench:
+    """Commands by where they run: "cpu", "bare" or "block"; equal trainings run once.
+
+    Args:
+        world: read by all of them.
+        root: for runs and logs.
+        plugin: of the stand-in NPU.
+    """
+
+    def __init__(self, world: World, root: Path, plugin: Path) -> None:
+        self.world, self.root = world, root
+        self._plugin = plugin
+        self._servers: dict[str, DeviceServer] = {}
+        self._trainings: dict[tuple[str, str], Outcome] = {}
+
+    def run(self, where: str, command: str, *arguments: Any, **options: Any) -> Outcome:
+        """Runs `paddlemix.COMMAND` there, see `DeviceServer.run`; chooses no device by itself."""
+        if where not in self._servers:
+            logs = self.root / where / "logs"
+            logs.mkdir(parents=True)
+            flags = README_BLOCK if where == "block" else {}
+            self._servers[where] = DeviceServer(logs, None if where == "cpu" else self._plugin, **flags)
+        return self._servers[where].run(command, *arguments, **options)
+
+    def train(self, where: str, name: str, changes: dict[str, Any], command: str = "tools.supervised_finetune") -> Path:
+        """The result of a training of the world's model; `outcome` has what it did.
+
+        Args:
+            name: of the run; equal ones are made once.
+            changes: of the world's recipe.
+        """
+        out = self.root / where / name / "out"
+        if (where, name) not in self._trainings:
+            recipe = self.world.recipe(out.parent, **{"device": device_of(where), **changes})
+            self._trainings[where, name] = self.run(where, command, recipe)
+        assert self._trainings[where, name].status == 0, self._trainings[where, name].err
+        return out
+
+    def outcome(self, where: str, name: str) -> Outcome:
+        """What such a training did."""
+        return self._trainings[where, name]
+
+    def close(self) -> None:
+        """Ends the servers."""
+        for server in self._servers.values():
+            server.close()
+
+
+def device_of(where: str) -> str:
+    """As a configuration and `--device` name it."""
+    return "cpu" if where == "cpu" else "npu"
+
+
+@pytest.fixture(scope="session")
+def plugin() -> Path:
+    """The folder of the compiled stand-in; skips where it cannot exist, unless the environment requires it."""
+    reason = why_not()
+    if reason is not None:
+        if os.environ.get(REQUIRED) == "1":
+            pytest.fail(f"{REQUIRED}=1, but {reason}")
+        pytest.skip(reason)
+    return build()
+
+
+@pytest.fixture(scope="session")
+def bench(world: World, tmp_path_factory: pytest.TempPathFactory, plugin: Path) -> Iterator[Bench]:
+    """Shared by all tests: what one has trained, another questions."""
+    bench = Bench(world, tmp_path_factory.mktemp("npu"), plugin)
+    yield bench
+    bench.close()
+
+
+@pytest.fixture(params=WAYS)
+def where(request: pytest.FixtureRequest) -> str:
+    """Both ways to run on the device."""
+    return str(request.param)

@@ -1,0 +1,126 @@
+// Registers the kernels of the NPU double: every dense CPU kernel of the
+// installed PaddlePaddle, offered again under backend "npu".
+//
+// What runs is the CPU's arithmetic.  That a kernel is here proves nothing of a
+// real board: its plugin has fewer kernels, and others in low precision.
+// Collectives and sparse tensors are left out.
+#include <cstdio>
+#include <cstdlib>
+
+#include "entry.h"
+
+namespace {
+
+// Left to the framework: transfers, input/output and collectives.
+bool Skipped(const std::string& name) {
+  static const std::set<std::string> names = {
+      "all_gather", "all_reduce", "all_to_all", "broadcast", "coalesce_tensor",
+      "dist_concat", "feed", "fetch", "global_gather", "global_scatter",
+      "load", "load_combine", "memcpy", "memcpy_d2h", "memcpy_h2d", "p_recv",
+      "p_send", "print_kernel", "reduce", "reduce_scatter", "save",
+      "save_combine", "shadow_feed", "shadow_output", "share_data"};
+  return names.count(name) > 0 || name.rfind("c_", 0) == 0;
+}
+
+using ByType = std::map<DataType, const phi::Kernel*>;
+
+// What the CPU has of an operator.
+ByType CpuKernels(const phi::KernelKeyMap& kernels) {
+  ByType found;
+  for (auto& one : kernels)
+    if (one.first.backend() == Backend::CPU &&
+        one.first.layout() == phi::DataLayout::ALL_LAYOUT)
+      found[one.first.dtype()] = &one.second;
+  return found;
+}
+
+// (type, whether the float32 kernel serves it) of each mirror to make.
+std::vector<std::pair<DataType, bool>> Wanted(const std::string& name,
+                                              const ByType& cpu) {
+  std::vector<std::pair<DataType, bool>> wanted;
+  for (auto& one : cpu)
+    if (!(Narrow(one.first) && MasterInput(name) >= 0))
+      wanted.emplace_back(one.first, false);
+  if (cpu.count(DataType::FLOAT32) && !FloatOnly(name))
+    for (DataType low : {DataType::FLOAT16, DataType::BFLOAT16})
+      if (!cpu.count(low) || MasterInput(name) >= 0)
+        wanted.emplace_back(low, true);
+  return wanted;
+}
+
+// False where the signature has an argument that cannot be passed on.
+bool Describe(const phi::Kernel& base, Mirror* m) {
+  m->cpu = base;
+  bool known = base.IsValid();
+  for (auto& in : base.args_def().input_defs())
+    m->inputs.push_back(Classify(in.type_index));
+  for (auto& out : base.args_def().output_defs())
+    m->outputs.push_back(Classify(out.type_index));
+  for (auto& attr : base.args_def().attribute_defs())
+    m->attrs.push_back(attr.type_index);
+  for (Arg a : m->inputs) known = known && a != Arg::kUnknown;
+  for (Arg a : m->outputs) known = known && a != Arg::kUnknown;
+  return known;
+}
+
+// The kernel that paddle sees: the same signature, on the device.
+phi::Kernel Offer(size_t slot, const phi::Kernel& base, Backend npu) {
+  const Mirror& m = Mirrors()[slot];
+  phi::Kernel kernel(
+      [slot](KernelContext* ctx) {
+        Call(&Mirrors()[slot], ctx->GetDeviceContext<DeviceContext>()).Run(ctx);
+      },
+      const_cast<char*>(npu_double_stubs + 16 * slot));
+  *kernel.mutable_args_def() = base.args_def();
+  auto move = [&m, npu](phi::TensorArgDef* def) {
+    if (def->backend == Backend::CPU) def->backend = npu;
+    if (m.widen && def->dtype == DataType::FLOAT32) def->dtype = m.dtype;
+  };
+  for (auto& in : kernel.mutable_args_def()->input_defs()) move(&in);
+  for (auto& out : kernel.mutable_args_def()->output_defs()) move(&out);
+  return kernel;
+}
+
+}  // namespace
+
+// Names of the kernels that ran since the last call, each once: "a,b,c".
+extern "C" const char* npu_double_kernels_ran() {
+  static std::string text;
+  std::set<std::string> names;
+  for (auto& m : Mirrors()) {
+    if (m.calls > 0) names.insert(m.name + (m.widen ? "*" : ""));
+    m.calls = 0;
+  }
+  text.clear();
+  for (auto& name : names) text += (text.empty() ? "" : ",") + name;
+  return text.c_str();
+}
+
+void RegisterMirrors(const char* device_type) {
+  const Backend npu = paddle::experimental::StringToBackend(device_type);
+  auto& mirrors = Mirrors();
+  mirrors.reserve(kSlots);  // the stubs hold numbers, kernels hold references
+  for (auto& by_name : phi::KernelFactory::Instance().kernels()) {
+    const std::string& name = by_name.first;
+    if (Skipped(name)) continue;
+    const ByType cpu = CpuKernels(by_name.second);
+    std::vector<std::pair<KernelKey, phi::Kernel>> added;
+    for (auto& one : Wanted(name, cpu)) {
+      const phi::Kernel& base =
+          *cpu.at(one.second ? DataType::FLOAT32 : one.first);
+      Mirror m;
+      m.name = name;
+      m.dtype = one.first;
+      m.widen = one.second;
+      if (!Describe(base, &m)) continue;
+      if (mirrors.size() == kSlots) {
+        std::fprintf(stderr, "npu double: more than %zu kernels\n", kSlots);
+        std::abort();
+      }
+      mirrors.push_back(std::move(m));
+      added.emplace_back(KernelKey(npu, phi::DataLayout::ALL_LAYOUT, one.first),
+                         Offer(mirrors.size() - 1, base, npu));
+    }
+    for (auto& one : added) by_name.second.emplace(one.first, one.second);
+  }
+}
