@@ -30,6 +30,7 @@ from paddlemix.checkpoints.quantized import choose_quantization
 from paddlemix.checkpoints.source import Source, open_source, rename, with_image_size
 from paddlemix.checkpoints.tensors import TensorEntry
 from paddlemix.checkpoints.towers import TOWER_KINDS
+from paddlemix.device import return_freed_memory
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.log import logger
 from paddlemix.models.layers import normal
@@ -214,7 +215,10 @@ def load_base(spec: BaseSpec, dtype: str = "float32") -> Pretrained:
         source = attach_tower(source, tower, spec)
     else:
         source = with_image_size(source, spec.vision_image_size)
-    model = build_model(source.config, dtype, quantization=choose_quantization(source.directory, spec.quantize))
+    quantization = choose_quantization(source.directory, spec.quantize)
+    if quantization is not None:  # who asks for few bits is short of memory
+        return_freed_memory()
+    model = build_model(source.config, dtype, quantization=quantization)
     tensors = source.tensors() if tower is None else {**source.tensors(), **tower.tensors()}
     unused = fill_model(model, tensors, spec.model, lambda name: tower is not None and name.startswith(NEW_PARTS))
     if tower is not None:

@@ -75,8 +75,7 @@ class WorkerPool(Generic[Context, Item, Result]):
                 'needs `if __name__ == "__main__":` around its own calls'
             ) from error
         finally:
-            for future in waiting:
-                future.cancel()
+            for future in waiting:  # not cancelled: the pool's own thread fails over such a one when a process ends
                 future.add_done_callback(_discard)
 
     def _submit(self, item: Item) -> Future[_Parcel]:

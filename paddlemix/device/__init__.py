@@ -12,7 +12,7 @@ from paddlemix.device.choice import (
     select_device,
     supported_dtypes,
 )
-from paddlemix.device.environment import prepare_environment
+from paddlemix.device.environment import prepare_environment, return_freed_memory
 from paddlemix.device.report import report_settings
 from paddlemix.device.settings import DEVICE_KINDS
 from paddlemix.device.state import RandomState, peak_memory_bytes, random_state, restore_random_state, set_seed
@@ -30,6 +30,7 @@ __all__ = [
     "random_state",
     "report_settings",
     "restore_random_state",
+    "return_freed_memory",
     "select_device",
     "set_seed",
     "supported_dtypes",

@@ -24,7 +24,8 @@ from paddlemix.errors import UserError
 
 Source = Literal["user", "ours", "default"]
 _PLUGIN_ROOT = "CUSTOM_DEVICE_ROOT"
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc mallopt parameters
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4  # glibc mallopt parameters
+_MIB = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -195,13 +196,24 @@ def _is_amd() -> bool:
 
 def _keep_freed_memory() -> bool:
     """Lets glibc keep freed blocks; False where the C library is another."""
+    return _set_malloc({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1, _M_TOP_PAD: 64 * _MIB})
+
+
+def return_freed_memory() -> None:
+    """From now on large blocks go back to the system when they are freed, where the host's memory counts more than its
+    time: the opposite of what `prepare_environment` asks glibc for, and slower by what mapping new pages takes."""
+    if _prepared is not None and "mallopt" in _prepared.ours:
+        _set_malloc({_M_MMAP_MAX: 1 << 20, _M_MMAP_THRESHOLD: _MIB, _M_TRIM_THRESHOLD: 128 * _MIB, _M_TOP_PAD: _MIB})
+
+
+def _set_malloc(values: Mapping[int, int]) -> bool:
+    """Sets parameters of glibc's malloc; False where the C library is another."""
     if not sys.platform.startswith("linux"):
         return False
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):  # not glibc
         return False
-    mallopt(_M_MMAP_MAX, 0)
-    mallopt(_M_TRIM_THRESHOLD, -1)
-    mallopt(_M_TOP_PAD, 64 * 1024 * 1024)
+    for parameter, value in values.items():
+        mallopt(parameter, value)
     return True

@@ -87,9 +87,7 @@ def run_recipe(config: RunConfig) -> dict[str, float]:
     for warning in config.warnings:
         logger.warning(warning)
     device = select_device(config.device)
-    report_settings(device)
     check_dtype(compute_dtype(config), device)
-    report_kernels(config.use_flash_attention, device, compute_dtype(config))
     best_metric(config)
     check_devices(config, process_count())
     config.report_to = resolve_trackers(config)
@@ -152,6 +150,8 @@ def _add_training(config: RunConfig, spec: BaseSpec, loaded: Pretrained) -> Call
 
 
 def _report_start(run: _Run) -> None:
+    report_settings(run.device)
+    report_kernels(run.config.use_flash_attention, run.device, compute_dtype(run.config))
     report_parts(run.loaded.model)
     if run.train is not None:
         report_sample(run.train.samples)

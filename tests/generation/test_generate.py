@@ -251,7 +251,8 @@ def test_a_picture_needs_a_tower(loaded: Pretrained, world: World) -> None:
 
 def test_the_end_is_a_token_where_the_vocabulary_has_it(tokenizer: Tokenizer) -> None:
     eos = tokenizer.eos_token_id
-    for name, texts in (("vicuna_v1", ()), ("plain", ("\n",)), ("chatml_direct", ("<|im_end|>",))):
+    chatml = ("<|im_end|>", "<|im_start|>", "<|endoftext|>")
+    for name, texts in (("vicuna_v1", ()), ("plain", ("\n",)), ("chatml_direct", chatml)):
         assert ending_of(make_processor(tokenizer, template=name)) == Ending(frozenset({eos}), texts)
     assert get_template("vicuna_v1").end == "</s>"
 

@@ -203,7 +203,7 @@ def test_ctrl_c_ends_it_cleanly(folder: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert errors.strip() == "interrupted"
+    assert errors.strip() == "interrupted", errors
     assert not (folder / "fixed.json").exists()
     deadline = time.monotonic() + 5  # the last of them, Python's own tracker, ends when its pipe is closed
     while any(map(_is_running, workers)) and time.monotonic() < deadline:
