@@ -50,8 +50,8 @@ def test_counting_leaves_the_names_of_later_layers_alone() -> None:
         assert [parameter.name for parameter in LlavaModel(tiny_llava()).parameters()] == plain
 
 
-# Source: the "model size" that Hugging Face shows for each repository, exactly: `total_size` of its
-# model.safetensors.index.json divided by two bytes.  Vicuna's are Llama-2's.
+# Source: the sizes that are listed for each model, in most cases `total_size` of its index of weights divided by two
+# bytes.  Vicuna's are Llama-2's.
 PUBLISHED_COUNTS = {
     "vicuna-7b-v1.5": 6_738_415_616,
     "vicuna-13b-v1.5": 13_015_864_320,
