@@ -216,7 +216,7 @@ def load_base(spec: BaseSpec, dtype: str = "float32") -> Pretrained:
     else:
         source = with_image_size(source, spec.vision_image_size)
     quantization = choose_quantization(source.directory, spec.quantize)
-    if quantization is not None:  # who asks for few bits is short of memory
+    if quantization is not None and quantization.kind == "nf4":  # who asks for so few bits is short of memory
         return_freed_memory()
     model = build_model(source.config, dtype, quantization=quantization)
     tensors = source.tensors() if tower is None else {**source.tensors(), **tower.tensors()}

@@ -200,10 +200,10 @@ def _keep_freed_memory() -> bool:
 
 
 def return_freed_memory() -> None:
-    """From now on large blocks go back to the system when they are freed, where the host's memory counts more than its
-    time: the opposite of what `prepare_environment` asks glibc for, and slower by what mapping new pages takes."""
+    """From now on blocks of 1 MiB or more go back to the system when they are freed, where the host's memory counts more
+    than its time: the opposite of what `prepare_environment` asks glibc for, and slower by what new pages take."""
     if _prepared is not None and "mallopt" in _prepared.ours:
-        _set_malloc({_M_MMAP_MAX: 1 << 20, _M_MMAP_THRESHOLD: _MIB, _M_TRIM_THRESHOLD: 128 * _MIB, _M_TOP_PAD: _MIB})
+        _set_malloc({_M_MMAP_MAX: 1 << 20, _M_MMAP_THRESHOLD: _MIB, _M_TRIM_THRESHOLD: 128 * _MIB})
 
 
 def _set_malloc(values: Mapping[int, int]) -> bool:
