@@ -200,8 +200,11 @@ def _keep_freed_memory() -> bool:
 
 
 def return_freed_memory() -> None:
-    """From now on blocks of 1 MiB or more go back to the system when they are freed, where the host's memory counts more
-    than its time: the opposite of what `prepare_environment` asks glibc for, and slower by what new pages take."""
+    """From now on blocks of 1 MiB or more go back to the system when they are freed.
+
+    For where the host's memory counts more than its time: the opposite of what `prepare_environment` asks for, and
+    slower by what mapping new pages takes.
+    """
     if _prepared is not None and "mallopt" in _prepared.ours:
         _set_malloc({_M_MMAP_MAX: 1 << 20, _M_MMAP_THRESHOLD: _MIB, _M_TRIM_THRESHOLD: 128 * _MIB})
 
