@@ -151,6 +151,9 @@ def estimate(recipe: Path) -> dict[str, float]:
 
 def measure(recipe: Path) -> dict[str, float]:
     """What the run takes, MB: the largest sum of paddle's blocks, and the process's growth over its libraries."""
+    from paddlemix.device import prepare_environment
+
+    prepare_environment()  # a run does it before it loads paddle
     import paddle
 
     from paddlemix.config.load import load_config

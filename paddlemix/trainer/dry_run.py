@@ -253,4 +253,5 @@ def _training(config: RunConfig, devices: int) -> Training:
         sharding_stage=stage,
         sharding_degree=devices if degree < 1 else min(degree, devices),
         offload="offload" in config.sharding or bool(config.offload_optim),
+        accumulates=config.gradient_accumulation_steps > 1,
     )

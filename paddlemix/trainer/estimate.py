@@ -57,6 +57,8 @@ class Training:
         sharding_stage: 0 to 3.
         sharding_degree: devices that share one copy, >= 1.
         offload: states and master weights stand in host memory.
+        accumulates: gradients stay while the next micro-batch goes forward.  Else they are freed after every step, and
+            grow while the activations go.
     """
 
     master_weights: bool = False
@@ -64,6 +66,7 @@ class Training:
     sharding_stage: int = 0
     sharding_degree: int = 1
     offload: bool = False
+    accumulates: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +97,7 @@ class MemoryEstimate:
         shared: activations that belong to no part: rotary tables and masks.
         working: what the dearest moment of a step takes besides: logits of the loss, or a layer's backward pass; with
             sharding stage 3 also a whole layer's weights.
+        never_together: what activations and gradients take less than their sum.
         overhead: of the allocator.
         program: of the process without a model; of a GPU's own context.
     """
@@ -101,13 +105,14 @@ class MemoryEstimate:
     parts: tuple[PartMemory, ...]
     shared: int
     working: int
+    never_together: int
     overhead: int
     program: int
 
     @property
     def tensors(self) -> int:
         """Of all tensors at the dearest moment."""
-        return sum(part.total for part in self.parts) + self.shared + self.working
+        return sum(part.total for part in self.parts) + self.shared + self.working - self.never_together
 
     @property
     def total(self) -> int:
@@ -138,6 +143,7 @@ def estimate_memory(
         parts=tuple(part for part in parts if part.count),
         shared=activations.shared,
         working=working,
+        never_together=0 if training.accumulates else min(sum(part.gradients for part in parts), activations.kept),
         overhead=round(HEAP_SHARE * made_anew + HEAP_BLOCKS * activations.block) if on_cpu else 0,
         program=program,
     )
