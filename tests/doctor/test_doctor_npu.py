@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.npu_double.build import README_BLOCK, REQUIRED, build, environment, why_not
+from tests.npu_double.build import README_BLOCK, built_or_skipped, environment
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -17,12 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 @pytest.fixture(scope="module")
 def folder() -> Path:
     """Of the compiled stand-in; skips where it cannot exist, unless the environment requires it."""
-    reason = why_not()
-    if reason is not None:
-        if os.environ.get(REQUIRED) == "1":
-            pytest.fail(f"{REQUIRED}=1, but {reason}")
-        pytest.skip(reason)
-    return build()
+    return built_or_skipped()
 
 
 def doctor(folder: Path, *arguments: str, script: str = "", **variables: str) -> tuple[int, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,12 +31,7 @@ def device(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def server(device: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeviceServer]:
-    plugin = None
-    if device == "npu":
-        reason = npu_double.why_not()
-        if reason is not None and os.environ.get(npu_double.REQUIRED) != "1":
-            pytest.skip(reason)
-        plugin = npu_double.build()
+    plugin = npu_double.built_or_skipped() if device == "npu" else None
     server = DeviceServer(tmp_path_factory.mktemp("server"), plugin)
     yield server
     server.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.npu.server import DeviceServer, Outcome
-from tests.npu_double.build import README_BLOCK, REQUIRED, build, why_not
+from tests.npu_double.build import README_BLOCK, built_or_skipped
 from tests.tiny_world import World
 
 WAYS = ("bare", "block")  # without flags of the user's, and with those of PaddleMIX's README
@@ -72,12 +71,7 @@ def device_of(where: str) -> str:
 @pytest.fixture(scope="session")
 def plugin() -> Path:
     """The folder of the compiled stand-in; skips where it cannot exist, unless the environment requires it."""
-    reason = why_not()
-    if reason is not None:
-        if os.environ.get(REQUIRED) == "1":
-            pytest.fail(f"{REQUIRED}=1, but {reason}")
-        pytest.skip(reason)
-    return build()
+    return built_or_skipped()
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import pytest
+
 HERE = Path(__file__).resolve().parent
 SOURCES = ("npu_double.cc", "npu_double_kernels.cc")
 HEADERS = ("mirror.h", "entry.h")
@@ -52,6 +54,17 @@ def why_not() -> str | None:
     except importlib.metadata.PackageNotFoundError:
         return "the stand-in NPU needs Paddle's wheel for CPU (paddlepaddle), which is not installed"
     return None
+
+
+def built_or_skipped() -> Path:
+    """The folder that `build` gives.  Where the double cannot exist the test is skipped with the reason, or fails where
+    the environment requires it; a compile error always fails."""
+    reason = why_not()
+    if reason is not None and os.environ.get(REQUIRED) == "1":
+        pytest.fail(f"{REQUIRED}=1, but {reason}")
+    if reason is not None:
+        pytest.skip(reason)
+    return build()
 
 
 def build(cache: Path = CACHE) -> Path:
