@@ -35,7 +35,7 @@ reference: .venv-reference/.installed
 	@.venv-reference/bin/python -m pytest -m reference
 
 # setup.py says what is needed, so that a change of it installs again.
-.venv/.installed: setup.py
+.venv/.installed: setup.py paddlemix/models/cpu_kernels.c
 	@$(PYTHON) -c '$(RIGHT_PYTHON)' || { echo "error: paddlemix needs Python 3.10 to 3.12: make PYTHON=python3.11" >&2; exit 1; }
 	@echo "installing paddlemix[$(EXTRAS)] and its dependencies into .venv (about 2 GB, some minutes) ..."
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
@@ -43,7 +43,7 @@ reference: .venv-reference/.installed
 	@touch $@
 	@echo "installed"
 
-.venv-reference/.installed: setup.py
+.venv-reference/.installed: setup.py paddlemix/models/cpu_kernels.c
 	@$(PYTHON) -c '$(RIGHT_PYTHON)' || { echo "error: paddlemix needs Python 3.10 to 3.12: make PYTHON=python3.11" >&2; exit 1; }
 	@echo "installing paddlemix, torch and peft into .venv-reference (about 4 GB, some minutes) ..."
 	@test -x .venv-reference/bin/python || $(PYTHON) -m venv .venv-reference

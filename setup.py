@@ -7,10 +7,11 @@ extra, because a machine needs exactly one of its builds: `[cpu]`, `[gpu]` or `[
 
 from __future__ import annotations
 
+import platform
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 
@@ -68,6 +69,25 @@ EXTRAS = {
 }
 
 
+# The kernels for CPU are built for each kind of processor; `paddlemix/models/compiled.py` takes the best that a machine
+# has.  They use the OpenMP runtime that paddle brings, so that nothing is linked for `-fopenmp`.
+KERNEL_FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fopenmp"]
+KERNEL_KINDS: dict[str, list[str]] = {"plain": []}
+if platform.machine() == "x86_64":
+    wide = ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mavx512cd", "-mfma", "-mprefer-vector-width=512"]
+    KERNEL_KINDS |= {"avx2": ["-mavx2", "-mfma"], "avx512": wide}
+KERNELS = [
+    Extension(
+        f"paddlemix.models._cpu_kernels_{kind}",
+        ["paddlemix/models/cpu_kernels.c"],
+        extra_compile_args=[*KERNEL_FLAGS, *flags],
+        libraries=["m"],
+        optional=True,  # without a C compiler paddle's own operators are used; `paddlemix doctor` says so
+    )
+    for kind, flags in KERNEL_KINDS.items()
+]
+
+
 def read_version() -> str:
     """`__version__` as written in paddlemix/__init__.py, read as text: building must not import the package.
 
@@ -98,6 +118,7 @@ setup(
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["paddlemix*"]),
     package_data={"paddlemix": ["config/llava/**/*.json", "**/*.md"]},
+    ext_modules=KERNELS,
     install_requires=REQUIRED,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["paddlemix = paddlemix.__main__:main"]},

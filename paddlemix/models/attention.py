@@ -14,6 +14,7 @@ from typing import TypeAlias
 import numpy as np
 import paddle
 
+from paddlemix.models import compiled
 from paddlemix.models.constants import counted, kept
 from paddlemix.models.fused import chosen, suits
 from paddlemix.models.kernels import AttentionFunction, RotaryFunction
@@ -86,7 +87,8 @@ def rotary_tables(position_ids: paddle.Tensor, heads: int, rope: Rope, dtype: pa
     """
     angles = position_ids.astype("float32").unsqueeze(-1) * _frequencies(position_ids, rope)  # [B, L, E/2]
     angles = paddle.concat([angles, angles], axis=-1).unsqueeze(2)
-    heads = heads if chosen().rotary is None else 1
+    if chosen().rotary is not None or compiled.takes(angles):
+        heads = 1
     cosines, sines = (part.astype(dtype).tile([1, 1, heads, 1]) for part in (paddle.cos(angles), paddle.sin(angles)))
     return cosines, sines, kept(_half_turn, rope.head_size).astype(dtype)
 

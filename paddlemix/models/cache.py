@@ -51,6 +51,11 @@ class KVCache:
         return min((layer.length for layer in self._layers), default=0)
 
     @property
+    def dtype(self) -> paddle.dtype | None:
+        """Of the buffers; None where there are none."""
+        return self._layers[0].keys.dtype if self._layers else None
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of all buffers."""
         return sum(part.size * part.element_size() for layer in self._layers for part in (layer.keys, layer.values))
@@ -83,6 +88,15 @@ class KVCache:
             whole.append(buffer.reshape([batch, heads, self.room, width]))
         found.length += keys.shape[2]
         return whole[0], whole[1]
+
+    def buffers(self, layer: int) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """A layer's keys and values, [B * K * R, E], for a kernel that writes into them before `advance`."""
+        found = self._layers[layer]
+        return found.keys, found.values
+
+    def advance(self, layer: int, count: int) -> None:
+        """Counts positions that were written into a layer's buffers behind those it held."""
+        self._layers[layer].length += count
 
     def reserve(self, length: int) -> None:
         """Makes room for so many positions in every layer: half as many again as there were, up to the limit.

@@ -18,10 +18,11 @@ import paddle
 from paddle import nn
 from paddle.nn import functional
 
+from paddlemix.models import compiled
 from paddlemix.models.attention import MASKED, rotary_tables
 from paddlemix.models.cache import KVCache
 from paddlemix.models.decoder import Decoder, DecoderLayer
-from paddlemix.models.layers import RMSNorm
+from paddlemix.models.layers import RMSNorm, product
 from paddlemix.models.rotary import Rope
 
 _Table = tuple[paddle.Tensor, paddle.Tensor]
@@ -30,8 +31,21 @@ _FIRST_POSITIONS = 512  # whose angles are made at once; later twice as many
 
 
 @dataclass(frozen=True)
+class _CompiledStep:
+    """What all layers need for these tokens where compiled kernels take them.
+
+    Args:
+        normed: [B * L, D], for each normalised state in its turn.
+    """
+
+    cache: KVCache
+    tokens: compiled.CachedTokens
+    normed: paddle.Tensor
+
+
+@dataclass(frozen=True)
 class _Step:
-    """What all layers need for these tokens.
+    """What all layers need for these tokens where paddle's operators compute.
 
     Args:
         shape: (B, L).
@@ -61,6 +75,9 @@ class CachedDecoder:
         self._head_size, self._rope, self._window = config.head_size, config.rope, config.sliding_window
         self._layers = [_CachedLayer(number, layer) for number, layer in enumerate(decoder.layers)]
         self._norm = _norm(decoder.norm)
+        self._norm_weights = [
+            norm.weight for layer in decoder.layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)
+        ]
         self._kept: tuple[_Angles, paddle.Tensor] | None = None
 
     @paddle.no_grad()
@@ -77,13 +94,26 @@ class CachedDecoder:
         """
         batch, length, width = embeds.shape
         cache.reserve(cache.length + length)
-        step = self._step(position_ids, cache, embeds.dtype)
         hidden = embeds.reshape([batch * length, width])
-        for layer in self._layers:
-            hidden = layer(hidden, step)
+        if compiled.takes(hidden, *self._norm_weights) and cache.dtype == paddle.float32:
+            fast = self._compiled_step(hidden, position_ids, cache)
+            for layer in self._layers:
+                hidden = layer.run_compiled(hidden, fast)
+        else:
+            step = self._step(position_ids, cache, embeds.dtype)
+            for layer in self._layers:
+                hidden = layer(hidden, step)
         if length > 1:
             hidden = hidden.reshape([batch, length, width])[:, -1]
         return self._norm(hidden)
+
+    def _compiled_step(self, states: paddle.Tensor, position_ids: np.ndarray, cache: KVCache) -> _CompiledStep:
+        angles, _ = self._tables(position_ids, paddle.float32)
+        cosines, sines = (paddle.to_tensor(part) for part in angles)
+        hidden = paddle.to_tensor(cache.length - position_ids[:, 0])
+        heads = self._heads, self._key_value_heads
+        tokens = compiled.CachedTokens(heads, (cosines, sines), hidden, cache.room, cache.length, self._window)
+        return _CompiledStep(cache=cache, tokens=tokens, normed=paddle.empty_like(states))
 
     def _step(self, position_ids: np.ndarray, cache: KVCache, dtype: paddle.dtype) -> _Step:
         angles, half_turn = self._tables(position_ids, dtype)
@@ -122,13 +152,24 @@ class _CachedLayer:
         self._queries, self._keys = _linear(attention.q_proj), _linear(attention.k_proj)
         self._values, self._output = _linear(attention.v_proj), _linear(attention.o_proj)
         self._gate, self._up, self._down = _linear(mlp.gate_proj), _linear(mlp.up_proj), _linear(mlp.down_proj)
-        self._first_norm, self._second_norm = _norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)
+        self._norms = layer.input_layernorm, layer.post_attention_layernorm
+        self._first_norm, self._second_norm = map(_norm, self._norms)
 
     def __call__(self, hidden: paddle.Tensor, step: _Step) -> paddle.Tensor:
         """[B * L, D] -> [B * L, D]."""
         hidden = hidden + self._output(self._attend(self._first_norm(hidden), step))
         normed = self._second_norm(hidden)
         return hidden + self._down(functional.silu(self._gate(normed)) * self._up(normed))
+
+    def run_compiled(self, hidden: paddle.Tensor, step: _CompiledStep) -> paddle.Tensor:
+        """As a call."""
+        normed = _normalise_into(step.normed, self._norms[0], hidden)
+        queries, keys, values = self._queries(normed), self._keys(normed), self._values(normed)
+        merged = compiled.attend_cached_(step.tokens, queries, keys, values, step.cache.buffers(self._number))
+        step.cache.advance(self._number, step.tokens.count)
+        hidden = hidden + self._output(merged)
+        normed = _normalise_into(step.normed, self._norms[1], hidden)
+        return hidden + self._down(compiled.gated_(self._gate(normed), self._up(normed)))
 
     def _attend(self, normed: paddle.Tensor, step: _Step) -> paddle.Tensor:
         """[B * L, D] -> [B * L, H * E]."""
@@ -155,8 +196,12 @@ class _CachedLayer:
 def _linear(layer: nn.Layer) -> Callable[[paddle.Tensor], paddle.Tensor]:
     """A layer over [n, in]; a plain one as its product alone, since a call of a layer costs as much as a small one."""
     if type(layer) is nn.Linear and layer.bias is None:
-        return functools.partial(paddle.matmul, y=layer.weight)
+        return functools.partial(product, weight=layer.weight)
     return layer
+
+
+def _normalise_into(outputs: paddle.Tensor, norm: RMSNorm, hidden: paddle.Tensor) -> paddle.Tensor:
+    return compiled.rms_norm_into(outputs, hidden, norm.weight, norm.epsilon)
 
 
 def _norm(norm: RMSNorm) -> Callable[[paddle.Tensor], paddle.Tensor]:

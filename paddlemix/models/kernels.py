@@ -16,6 +16,7 @@ import paddle
 from paddle.autograd import PyLayer
 from paddle.nn import functional
 
+from paddlemix.models import compiled
 from paddlemix.models.parallel import cores, map_on_cores
 
 NARROW_COST = 3  # a product with a factor of few columns runs at about a third of the rate
@@ -52,19 +53,26 @@ class RMSNormFunction(PyLayer):
     def forward(ctx: Any, inputs: paddle.Tensor, weight: paddle.Tensor, epsilon: float) -> paddle.Tensor:
         """[..., D], [D] -> [..., D] of the inputs' dtype."""
         width = inputs.shape[-1]
+        ctx.trains, ctx.compiled = _trains(inputs, weight), compiled.takes(inputs, weight)
+        if ctx.compiled:
+            outputs, scales = compiled.rms_norm(inputs, weight, epsilon)
+            ctx.save_for_backward(inputs, scales, weight)
+            return outputs
         flat = inputs.reshape([-1, width]).astype("float32")
         ones = paddle.ones([width, 1], dtype="float32")
         scale = paddle.rsqrt(paddle.matmul(flat * flat, ones) * (1.0 / width) + epsilon)  # [rows, 1]
         normalised = flat * _spread(scale, width)
         ctx.save_for_backward(normalised, scale, weight)
         ctx.shape, ctx.dtype = inputs.shape, inputs.dtype
-        ctx.trains = _trains(inputs, weight)
         return (normalised.astype(inputs.dtype) * _repeat(weight, len(flat))).reshape(inputs.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
         """Gradients of inputs and weight."""
         normalised, scale, weight = ctx.saved_tensor()
+        if ctx.compiled:
+            grads = compiled.rms_norm_backward(grad.contiguous(), normalised, weight, scale, ctx.trains[1])
+            return _only(ctx.trains, *grads)
         rows, width = normalised.shape
         flat = grad.reshape([rows, width]).astype("float32")
         through = flat * _repeat(weight.astype("float32"), rows)
@@ -86,12 +94,16 @@ class GatedFunction(PyLayer):
         """Twice [..., D] -> [..., D]."""
         ctx.trains = _trains(gate, up)
         ctx.save_for_backward(gate, up)
+        if compiled.takes(gate, up):
+            return compiled.gated(gate, up)
         return functional.silu(gate).multiply_(up)
 
     @staticmethod
     def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
         """Gradients of gate and up."""
         gate, up = ctx.saved_tensor()
+        if compiled.takes(grad, gate, up):
+            return _only(ctx.trains, *compiled.gated_backward(grad, gate, up))
         sigmoid = functional.sigmoid(gate)
         active = gate * sigmoid
         up_grad = grad * active
@@ -109,12 +121,16 @@ class RotaryFunction(PyLayer):
     ) -> paddle.Tensor:
         """[B, L, H, E] three times and [E, E] -> [B, L, H, E]."""
         ctx.save_for_backward(cosines, sines, half_turn)
+        if cosines.shape[2] == 1 and compiled.takes(states, cosines, sines):
+            return compiled.rotate(states, cosines, sines)
         return (states * cosines).add_(paddle.matmul(states, half_turn).multiply_(sines))
 
     @staticmethod
     def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
         """Gradient of the states."""
         cosines, sines, half_turn = ctx.saved_tensor()
+        if cosines.shape[2] == 1 and compiled.takes(grad, cosines, sines):
+            return compiled.rotate(grad, cosines, sines, back=True), None, None, None
         turned = paddle.matmul(grad * sines, half_turn, transpose_y=True)
         return (grad * cosines).add_(turned), None, None, None
 
@@ -143,6 +159,10 @@ class AttentionFunction(PyLayer):
                 once.
         """
         ctx.trains, ctx.num_biases = _trains(queries, keys, values), int(bias is not None)
+        ctx.compiled, ctx.causal = compiled.takes_attention(queries, keys, values, bias), block is not None
+        if ctx.compiled:
+            ctx.save_for_backward(queries, keys, values, *([] if bias is None else [bias]))
+            return compiled.attention(queries, keys, values, bias, ctx.causal)
         length, key_length, heads = queries.shape[1], keys.shape[1], queries.shape[2]
         ctx.blocks = _causal_blocks(length, key_length, block)
         ctx.heads = _share_heads(heads, queries.shape[0] * length * key_length)
@@ -157,6 +177,12 @@ class AttentionFunction(PyLayer):
     @staticmethod
     def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
         """Gradients of queries, keys and values; None for a bias."""
+        if ctx.compiled:
+            queries, keys, values, *biases = ctx.saved_tensor()
+            found = compiled.attention_backward(
+                grad.contiguous(), queries, keys, values, biases[0] if biases else None, ctx.causal
+            )
+            return (*_only(ctx.trains, *found), *[None] * ctx.num_biases)
         output, *kept = ctx.saved_tensor()
         size = 3 + len(ctx.blocks)
         share = functools.partial(_attend_backward, blocks=ctx.blocks)

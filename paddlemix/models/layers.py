@@ -6,11 +6,13 @@ Source of the normalisation: Zhang and Sennrich 2019, "Root Mean Square Layer No
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 
 import paddle
 from paddle import nn
 
+from paddlemix.models import compiled
 from paddlemix.models.fused import chosen, suits
 from paddlemix.models.kernels import RMSNormFunction
 
@@ -46,6 +48,23 @@ def linear(in_features: int, out_features: int, std: float, bias: bool = False) 
         weight_attr=paddle.ParamAttr(initializer=normal(std)),
         bias_attr=paddle.ParamAttr(initializer=nn.initializer.Constant(0.0)) if bias else False,
     )
+
+
+def apply_linear(layer: nn.Layer, inputs: paddle.Tensor) -> paddle.Tensor:
+    """layer(inputs); where no gradient is wanted of a plain linear layer on CPU, in fewer passes."""
+    if type(layer) is not nn.Linear or paddle.is_grad_enabled():
+        return layer(inputs)
+    outputs, bias = product(inputs, layer.weight), layer.bias
+    if bias is None:
+        return outputs
+    return compiled.add_bias_(outputs, bias) if compiled.takes(outputs, bias) else outputs + bias
+
+
+def product(inputs: paddle.Tensor, weight: paddle.Tensor) -> paddle.Tensor:
+    """[..., in] times [in, out], without a gradient."""
+    if compiled.suits_few(math.prod(inputs.shape[:-1])) and compiled.takes(inputs, weight):
+        return compiled.matmul_few(inputs, weight)
+    return paddle.matmul(inputs, weight)
 
 
 class RMSNorm(nn.Layer):

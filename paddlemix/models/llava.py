@@ -12,7 +12,7 @@ from paddle import nn
 from paddlemix.models.cache import KVCache
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.models.decoder import Decoder
-from paddlemix.models.layers import linear, normal
+from paddlemix.models.layers import apply_linear, linear, normal
 from paddlemix.models.projector import build_projector
 from paddlemix.models.vision import VisionTower
 
@@ -116,7 +116,7 @@ class LlavaModel(nn.Layer):
         """[..., D] -> scores over the vocabulary [..., V]."""
         if self.config.text.tie_word_embeddings:
             return paddle.matmul(hidden_states, self.language_model.embed_tokens.weight, transpose_y=True)
-        return self.lm_head(hidden_states)
+        return apply_linear(self.lm_head, hidden_states)
 
     def output_weights(self) -> list[paddle.Tensor]:
         """The parameters that `logits` reads."""

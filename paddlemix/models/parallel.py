@@ -26,9 +26,12 @@ _this_thread = threading.local()
 def cores() -> int:
     """Pieces that can be worked on at a time; 1 on other devices than CPU, inside a piece, and where paddle's OpenMP
     runtime cannot be told to use one thread."""
-    if paddle.get_device() != "cpu" or getattr(_this_thread, "works", False) or _openmp() is None:
-        return 1
-    return _threads()
+    return threads_here() if paddle.get_device() == "cpu" and openmp() is not None else 1
+
+
+def threads_here() -> int:
+    """Threads of a kernel that this thread calls on CPU: 1 inside a piece, else as many as paddle's kernels have."""
+    return 1 if getattr(_this_thread, "works", False) else _threads()
 
 
 def map_on_cores(function: Callable[..., T], *columns: Iterable[Any], threads: int | None = None) -> list[T]:
@@ -51,7 +54,7 @@ def map_on_cores(function: Callable[..., T], *columns: Iterable[Any], threads: i
 
 
 def _run(function: Callable[..., T], threads: int, row: tuple[Any, ...]) -> T:
-    library = _openmp()
+    library = openmp()
     assert library is not None
     library.omp_set_num_threads(threads)  # of this thread alone
     with paddle.no_grad():  # so is this
@@ -66,11 +69,12 @@ def _threads() -> int:
 
 
 @functools.cache
-def _openmp() -> ctypes.CDLL | None:
-    """The runtime that paddle's kernels use, or None where it is another one."""
+def openmp() -> ctypes.CDLL | None:
+    """The runtime that paddle's kernels use, its names given to libraries that are loaded later; None where it is
+    another one."""
     path = Path(paddle.__file__).parent / "libs" / "libiomp5.so"
     try:
-        return ctypes.CDLL(str(path)) if path.exists() else None
+        return ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL) if path.exists() else None
     except OSError:
         return None
 

@@ -12,14 +12,17 @@ import paddle
 from paddle import nn
 from paddle.nn import functional
 
+from paddlemix.models import compiled
 from paddlemix.models.attention import attend
 from paddlemix.models.configuration import VisionConfig
-from paddlemix.models.layers import RMSNorm, linear, normal
+from paddlemix.models.layers import RMSNorm, apply_linear, linear, normal
 from paddlemix.models.parallel import map_on_cores
 
 
 def quick_gelu(states: paddle.Tensor) -> paddle.Tensor:
     """The sigmoid approximation of GELU that CLIP was trained with."""
+    if not paddle.is_grad_enabled() and compiled.takes(states):
+        return compiled.quick_gelu(states)
     return states * functional.sigmoid(states * 1.702)
 
 
@@ -58,9 +61,10 @@ class VisionAttention(nn.Layer):
         """[N, P+1, C] -> [N, P+1, C]."""
         tiles, length, width = hidden.shape
         shape = [tiles, length, self.heads, width // self.heads]
-        states = (self.q_norm(self.q_proj(hidden)), self.k_norm(self.k_proj(hidden)), self.v_proj(hidden))
+        queries, keys, values = (apply_linear(layer, hidden) for layer in (self.q_proj, self.k_proj, self.v_proj))
+        states = (self.q_norm(queries), self.k_norm(keys), values)
         queries, keys, values = (part.reshape(shape) for part in states)
-        return self.out_proj(attend(queries, keys, values, None))
+        return apply_linear(self.out_proj, attend(queries, keys, values, None))
 
 
 class VisionMLP(nn.Layer):
@@ -74,7 +78,7 @@ class VisionMLP(nn.Layer):
 
     def forward(self, hidden: paddle.Tensor) -> paddle.Tensor:
         """[N, P+1, C] -> [N, P+1, C]."""
-        return self.fc2(self.activation(self.fc1(hidden)))
+        return apply_linear(self.fc2, self.activation(apply_linear(self.fc1, hidden)))
 
 
 class VisionLayer(nn.Layer):

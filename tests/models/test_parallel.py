@@ -35,7 +35,7 @@ def test_no_gradient_inside_and_the_callers_state_stays(core_count: int) -> None
 
 
 def test_pieces_of_pieces_are_done_in_place(core_count: int) -> None:
-    if parallel._openmp() is not None:
+    if parallel.openmp() is not None:
         assert cores() == core_count
     assert map_on_cores(lambda _: cores(), range(3)) == [1, 1, 1] or core_count == 1
     assert map_on_cores(lambda n: map_on_cores(lambda m: n + m, [1, 2]), [10, 20]) == [[11, 12], [21, 22]]
