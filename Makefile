@@ -8,6 +8,8 @@ EXTRAS ?= cpu,dev
 WORKERS ?= 2
 
 PIP_INSTALL = -m pip install -qq --disable-pip-version-check --no-input
+KERNELS = paddlemix/models/_cpu_kernels_*.so
+SOURCES = $(wildcard paddlemix/models/*.c)
 RIGHT_PYTHON = import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))
 
 .PHONY: help demo test lint reference clean distclean
@@ -34,16 +36,17 @@ lint: .venv/.installed
 reference: .venv-reference/.installed
 	@.venv-reference/bin/python -m pytest -m reference
 
-# setup.py says what is needed, so that a change of it installs again.
-.venv/.installed: setup.py paddlemix/models/cpu_kernels.c
+# setup.py says what is needed and compiles the C files, so that a change of either installs again.
+.venv/.installed: setup.py $(SOURCES)
 	@$(PYTHON) -c '$(RIGHT_PYTHON)' || { echo "error: paddlemix needs Python 3.10 to 3.12: make PYTHON=python3.11" >&2; exit 1; }
 	@echo "installing paddlemix[$(EXTRAS)] and its dependencies into .venv (about 2 GB, some minutes) ..."
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	@.venv/bin/python $(PIP_INSTALL) -e ".[$(EXTRAS)]"
 	@touch $@
+	@ls $(KERNELS) >/dev/null 2>&1 || echo "note: without a C compiler (gcc) no kernels for CPU were built; CPU runs are slower"
 	@echo "installed"
 
-.venv-reference/.installed: setup.py paddlemix/models/cpu_kernels.c
+.venv-reference/.installed: setup.py $(SOURCES)
 	@$(PYTHON) -c '$(RIGHT_PYTHON)' || { echo "error: paddlemix needs Python 3.10 to 3.12: make PYTHON=python3.11" >&2; exit 1; }
 	@echo "installing paddlemix, torch and peft into .venv-reference (about 4 GB, some minutes) ..."
 	@test -x .venv-reference/bin/python || $(PYTHON) -m venv .venv-reference
@@ -51,9 +54,11 @@ reference: .venv-reference/.installed
 	@touch $@
 	@echo "installed"
 
+# The kernels' libraries stay as long as the environment that they were built for, since nothing would build them again.
 clean:
 	@rm -rf build dist paddlemix.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find paddlemix tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean
 	@rm -rf .venv .venv-reference
+	@rm -f $(KERNELS)

@@ -79,7 +79,7 @@ if platform.machine() == "x86_64":
 KERNELS = [
     Extension(
         f"paddlemix.models._cpu_kernels_{kind}",
-        ["paddlemix/models/cpu_kernels.c"],
+        ["paddlemix/models/cpu_kernels.c", "paddlemix/models/quantized_kernels.c"],
         extra_compile_args=[*KERNEL_FLAGS, *flags],
         libraries=["m"],
         optional=True,  # without a C compiler paddle's own operators are used; `paddlemix doctor` says so

@@ -9,6 +9,7 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,20 @@ def shared_directory() -> Path:
     if not directory.is_dir():
         pytest.skip("there is no folder ../shared beside this checkout; the test reads its golden files")
     return directory
+
+
+@pytest.fixture(params=["compiled", "plain"])
+def form(request: pytest.FixtureRequest) -> Iterator[str]:
+    """What a test computes with: the kernels in C, then paddle's operators in their place."""
+    from paddlemix.models import compiled
+
+    if request.param == "plain":
+        with compiled.switched_off():
+            yield request.param
+    elif compiled.missing() is not None:
+        pytest.skip(f"no compiled kernels: {compiled.missing()}")
+    else:
+        yield request.param
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,13 @@
 """A quantised linear layer beside the float layer it was made of: time of both passes, bytes and error.
 
-Layers take turns within a round; times are medians over the rounds, as multiples of the float layer's.
+Layers take turns within a round; times are medians over the rounds, as multiples of the float layer's.  `plain` is the
+same layer without the kernels in C.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
 from collections.abc import Callable
 from statistics import median
@@ -14,6 +16,8 @@ import numpy as np
 import paddle
 from paddle.nn import functional
 
+from paddlemix.models import compiled
+from paddlemix.peft import quantized_kernels
 from paddlemix.peft.codes import KINDS, quantize_weight
 from paddlemix.peft.quantized_linear import QuantizedLinear
 
@@ -39,19 +43,22 @@ def make_products(in_features: int, out_features: int) -> tuple[dict[str, Produc
         layer.fill(coded)
         error = np.linalg.norm(layer.dequantized().numpy() - weight) / np.linalg.norm(weight)
         products[kind] = layer
+        if quantized_kernels.holds(kind, layer._buffers):
+            products[f"{kind} plain"], said[f"{kind} plain"] = layer, ""
         said[kind] = f"{coded.num_bytes / weight.size:.3f} bytes, relative error {error:.5f}"
     return products, said
 
 
-def seconds(product: Product, inputs: paddle.Tensor, backward: bool) -> float:
+def seconds(product: Product, inputs: paddle.Tensor, plain: bool, backward: bool) -> float:
     """Of one forward pass, or of a forward and a backward pass."""
     inputs = inputs.detach()
     inputs.stop_gradient = not backward
-    start = time.perf_counter()
-    outputs = product(inputs)
-    if backward:
-        outputs.backward(paddle.ones_like(outputs))
-    return time.perf_counter() - start
+    with compiled.switched_off() if plain else contextlib.nullcontext():
+        start = time.perf_counter()
+        outputs = product(inputs)
+        if backward:
+            outputs.backward(paddle.ones_like(outputs))
+        return time.perf_counter() - start
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -65,12 +72,15 @@ def run(arguments: argparse.Namespace) -> int:
             for number in range(arguments.rounds + 2):
                 for name, product in products.items():
                     for backward in (False, True):
-                        taken = seconds(product, inputs, backward)
+                        taken = seconds(product, inputs, name.endswith("plain"), backward)
                         if number >= 2:  # the first rounds warm up
                             times.setdefault((name, backward), []).append(taken)
             reference = {backward: median(times["float32", backward]) for backward in (False, True)}
             for name in products:
                 forward, both = (median(times[name, backward]) for backward in (False, True))
                 ratios = f"forward {forward / reference[False]:5.2f} x, with backward {both / reference[True]:5.2f} x"
-                print(f"{size} rows {rows:4} {name:9} {1e3 * forward:8.2f} ms {ratios}  {said[name]}", flush=True)
+                print(
+                    f"{size} rows {rows:4} {name:10} {1e3 * forward:8.2f} ms {ratios}  {said[name]}".rstrip(),
+                    flush=True,
+                )
     return 0

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from paddlemix.device.environment import Prepared
+from paddlemix.device.environment import Prepared, is_on
 from paddlemix.device.settings import Setting, settings_of
+from paddlemix.errors import UserError
 
 _TRUE_LETTERS = "tTyY1"
 _PLAIN_FALSE, _PLAIN_TRUE = ("0", "false", "f", "n", "no", "off"), ("1", "true", "t", "y", "yes")
@@ -76,6 +77,15 @@ def _flag(setting: Setting, value: str) -> list[Problem]:
     return [Problem(what, f"export {setting.name}=0 or =1")]
 
 
+def _switch(setting: Setting, value: str) -> list[Problem]:
+    try:
+        is_on(setting.name, {setting.name: value})
+    except UserError as error:  # the one that `prepare_environment` stops with
+        what, _, fix = str(error).partition("; ")
+        return [Problem(what, fix)]
+    return []
+
+
 def _count(setting: Setting, value: str) -> list[Problem]:
     parts = value.split(",")
     if all(part.strip().isdigit() and int(part) > 0 for part in parts):
@@ -113,6 +123,7 @@ def _folder(setting: Setting, value: str) -> list[Problem]:
 _CHECKS: dict[str, Callable[[Setting, str], list[Problem]]] = {
     "first letter": _first_letter,
     "flag": _flag,
+    "switch": _switch,
     "count": _count,
     "strategy": _strategy,
     "names": _names,

@@ -19,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
-from paddlemix.device.settings import Setting, settings_of, value_of
+from paddlemix.device.settings import SETTINGS, Setting, settings_of, value_of
 from paddlemix.errors import UserError
 
 Source = Literal["user", "ours", "default"]
@@ -62,8 +62,15 @@ _prepared: Prepared | None = None
 
 
 def prepare_environment() -> None:
-    """Sets what paddle reads while it loads.  Values that the user exported win; a second call changes nothing."""
+    """Sets what paddle reads while it loads.  Values that the user exported win; a second call changes nothing.
+
+    Raises:
+        UserError: a switch of our own has no value that it knows, or a variable names a card that is not there.
+    """
     global _prepared
+    for setting in SETTINGS:
+        if setting.form == "switch":
+            is_on(setting.name, os.environ)
     if "paddle" in sys.modules:
         if _prepared is None:
             _prepared = Prepared(expected_kind(), {}, _environment_at_start(), in_time=False)
@@ -81,6 +88,22 @@ def prepare_environment() -> None:
         ours[setting.name] = value
     _prepared = Prepared(kind, ours, dict(os.environ), in_time=True)
     _import_quietly()
+
+
+def is_on(switch: str, environment: Mapping[str, str]) -> bool:
+    """Whether a switch of our own is on, as it is where nobody set it.
+
+    Args:
+        switch: name of a setting of form "switch".
+        environment: variables by name.
+
+    Raises:
+        UserError: its value is neither 0 nor 1.
+    """
+    value = environment.get(switch, "1")
+    if value not in ("0", "1"):
+        raise UserError(f"{switch}={value} is neither 0 nor 1; export {switch}=0 or =1, or unset it")
+    return value == "1"
 
 
 def prepared() -> Prepared:

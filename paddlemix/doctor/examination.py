@@ -73,6 +73,8 @@ def examine(device: str | None = None, self_test: bool = True, packages: dict[st
         names = _devices(found, device)
         for name in names:
             _settings(found, kind_of(name))
+        if "cpu" in names:
+            _cpu_kernels(found, noted=names == ["cpu"])
         if self_test and names:
             _test_all(found, names)
     if _NVIDIA.exists() and "paddlepaddle-gpu" not in packages:
@@ -140,6 +142,23 @@ def _settings(found: Examination, kind: str) -> None:
         f"{row.setting.name} = {row.value} ({_SOURCES[row.source]}): {row.setting.reason}" for row in rows
     ]
     found.add(environment_problems(kind, prepared(), environment))
+
+
+def _cpu_kernels(found: Examination, noted: bool) -> None:
+    """Says what the CPU computes with.
+
+    Args:
+        noted: that compiled kernels are missing is a problem, because nothing else is there to compute.
+    """
+    from paddlemix.models import compiled
+    from paddlemix.models.fused import cpu_kernels
+
+    found.sections["kernels for cpu"] = [cpu_kernels()]
+    reason = compiled.missing()
+    if reason is not None and noted:
+        why, _, fix = reason.partition("; ")
+        what = f"no compiled kernels, so that a training step takes about 1.25 times as long: {why}"
+        found.add([Problem(what, fix, serious=False)])
 
 
 def _test_all(found: Examination, names: list[str]) -> None:

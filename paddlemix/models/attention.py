@@ -231,9 +231,6 @@ def attend(queries: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, b
         if merged is not None:
             return merged.reshape([batch, length, heads * head_size])
         bias = bias.plain() if bias is not None else None
-    groups = heads // keys.shape[2]
-    if groups > 1:
-        keys, values = (states.repeat_interleave(groups, axis=2) for states in (keys, values))
     if isinstance(bias, SegmentBiases):
         merged = _attend_by_segment(queries, keys, values, bias)
     else:
@@ -263,12 +260,12 @@ def _attend_fused(
 def _attend_by_segment(
     queries: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, bias: SegmentBiases
 ) -> paddle.Tensor:
-    """Each run of the flat positions on its own; [B, L, H, E] three times -> [1, B * L, H, E].
+    """Each run of the flat positions on its own; [B, L, H, E] and twice [B, L, K, E] -> [1, B * L, H, E].
 
     A split's gradient is one concatenation; that of slices would be a sum of as many whole tensors.
     """
-    flat = [1, -1, *queries.shape[2:]]  # [1, B * L, H, E]
-    parts = (states.reshape(flat).split(list(bias.lengths), axis=1) for states in (queries, keys, values))
+    flat = (states.reshape([1, -1, *states.shape[2:]]) for states in (queries, keys, values))  # [1, B * L, H or K, E]
+    parts = (states.split(list(bias.lengths), axis=1) for states in flat)
     merged = [
         _attend_all(query, key, value, bias.biases[length])
         for length, query, key, value in zip(bias.lengths, *parts, strict=True)
@@ -279,7 +276,10 @@ def _attend_by_segment(
 def _attend_all(
     queries: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, bias: paddle.Tensor | None
 ) -> paddle.Tensor:
-    """Every query with every key that the bias may show it; [B, L, H, E] and twice [B, S, H, E] -> [B, L, H, E]."""
+    """Every query with every key that the bias may show it; [B, L, H, E] and twice [B, S, K, E] -> [B, L, H, E]."""
+    groups = queries.shape[2] // keys.shape[2]
+    if groups > 1 and not compiled.takes_attention(queries, keys, values, bias):
+        keys, values = (states.repeat_interleave(groups, axis=2) for states in (keys, values))
     causal = bias is not None and bias.ndim == 2
     block = _CAUSAL_BLOCK if causal and paddle.get_device() == "cpu" else None
     return AttentionFunction.apply(queries, keys, values, bias, block)

@@ -1,8 +1,8 @@
-"""Kernels in C for float32 on CPU (cpu_kernels.c), where paddle's own are many passes, mostly on one thread.
+"""Kernels in C for float32 on CPU (*_kernels.c), where paddle's own are many passes, mostly on one thread.
 
-Built when the package is installed, if there is a C compiler.  `takes` is false where they are missing or a tensor is
-of another kind; callers then compute the plain form in paddle operators.  Nothing here is recorded for a gradient:
-callers are backward passes of their own, or run without one.
+Built when the package is installed, if there is a C compiler.  `takes` is false where they are missing or switched off
+(PADDLEMIX_CPU_KERNELS=0), or a tensor is of another kind; callers then compute the plain form in paddle operators.
+Nothing here is recorded for a gradient: callers are backward passes of their own, or run without one.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+import os
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,8 +19,11 @@ from typing import Any
 
 import paddle
 
+from paddlemix.device.environment import is_on
 from paddlemix.models.parallel import openmp, threads_here
 
+_AGAIN = "install paddlemix once more (pip install -e .)"
+_SWITCH = "PADDLEMIX_CPU_KERNELS"  # see the table in paddlemix/device/settings.py
 _MOST_FEW_ROWS = 16
 _VERSION = 1  # KERNELS_VERSION in cpu_kernels.c
 _LEAST_NUMBERS = 1 << 15  # below so many, waking another thread takes longer than computing them
@@ -45,6 +49,11 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {  # behind the number of threads
     "attend_cached": (_POINTER,) * 9 + (_FLOAT, _POINTER),
     "matmul_few": (_LONG, _LONG, _LONG, _POINTER, _POINTER, _POINTER),
     "cross_entropy": (_LONG, _LONG, _POINTER, _POINTER, _POINTER, _POINTER),
+    # of quantized_kernels.c: `run` is called for these
+    "int8_product": (_LONG,) * 3 + (_POINTER,) * 4,
+    "nf4_product": (_LONG,) * 3 + (_POINTER,) * 7,
+    "int8_widen": (_LONG,) * 3 + (_POINTER,) * 3,
+    "nf4_widen": (_LONG,) * 3 + (_POINTER,) * 6,
 }
 
 
@@ -101,8 +110,18 @@ def switched_off() -> Iterator[None]:
 
 
 def missing() -> str | None:
-    """Why there are no compiled kernels; None where there are."""
+    """Why there are no compiled kernels, then what to do, as "what; what to do"; None where there are.
+
+    Raises:
+        UserError: PADDLEMIX_CPU_KERNELS is neither 0 nor 1; so does every function here that needs a kernel.
+    """
     return _load()[1]
+
+
+def kind() -> str | None:
+    """The kind that is computed with, a key of `_KINDS`: "avx512", "avx2" or "plain"; None where `missing` says why."""
+    best = _best_file()
+    return None if best is None or missing() is not None else best[0]
 
 
 def takes(*tensors: paddle.Tensor) -> bool:
@@ -179,6 +198,12 @@ def gated_backward(grads: paddle.Tensor, gate: paddle.Tensor, up: paddle.Tensor)
     outputs, count = (_empty(gate.shape), _empty(gate.shape)), math.prod(gate.shape)
     _call("gated_backward", _threads(count), count, grads, gate, up, *outputs)
     return outputs
+
+
+def takes_rotation(states: paddle.Tensor, cosines: paddle.Tensor, sines: paddle.Tensor) -> bool:
+    """`takes` for a rotation, whose angles must be there for every row and once for all heads."""
+    batch, length, _, width = states.shape
+    return cosines.shape == [batch, length, 1, width] and takes(states, cosines, sines)
 
 
 def rotate(states: paddle.Tensor, cosines: paddle.Tensor, sines: paddle.Tensor, back: bool = False) -> paddle.Tensor:
@@ -294,6 +319,17 @@ def cross_entropy_(logits: paddle.Tensor, targets: paddle.Tensor) -> tuple[paddl
     return losses, rights
 
 
+def run(name: str, numbers: int, *arguments: Any) -> None:
+    """Calls a kernel of another room's wrapper, which asked `takes` before.
+
+    Args:
+        name: of the function in C.
+        numbers: that are computed with, for which threads are chosen.
+        arguments: the function's, behind the number of threads; a tensor stands for its address.
+    """
+    _call(name, _threads(numbers), *arguments)
+
+
 def _attention_sizes(
     queries: paddle.Tensor, keys: paddle.Tensor, bias: paddle.Tensor | None, causal: bool
 ) -> _AttentionSizes:
@@ -321,32 +357,39 @@ def _call(name: str, threads: int, *arguments: Any) -> None:
 
 @functools.cache
 def _load() -> tuple[dict[str, Callable[..., None]] | None, str | None]:
-    """The functions for this processor, or why there are none."""
-    found = {path.name.partition(".")[0]: path for path in Path(__file__).parent.glob("_cpu_kernels_*.so")}
-    has = _processor_features()
-    path = next(
-        (
-            found[f"_cpu_kernels_{kind}"]
-            for kind, needs in _KINDS.items()
-            if f"_cpu_kernels_{kind}" in found and needs <= has
-        ),
-        None,
-    )
-    if path is None:
-        return None, "they were not built: install a C compiler (gcc), then paddlemix once more"
+    """The functions for this processor, or why there are none and what to do."""
+    if not is_on(_SWITCH, os.environ):
+        return None, f"{_SWITCH}=0 switches them off; unset it"
+    best = _best_file()
+    if best is None:
+        return None, f"they were not built; install a C compiler (gcc), then {_AGAIN}"
+    path = best[1]
     if openmp() is None:
-        return None, "paddle's OpenMP runtime was not found"
+        return None, "paddle's OpenMP runtime cannot be loaded; a build of paddle for x86 brings it (libs/libiomp5.so)"
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
-        return None, f"{path.name} cannot be loaded: {error}"
-    if library.kernels_version() != _VERSION:
-        return None, f"{path.name} is of another version of paddlemix: install paddlemix once more"
+        return None, f"{path.name} cannot be loaded ({error}); {_AGAIN}"
+    has_all = all(hasattr(library, name) for name in ("kernels_version", *_ARGUMENTS))
+    if not has_all or library.kernels_version() != _VERSION:
+        return None, f"{path.name} is of another version of paddlemix; {_AGAIN}"
     functions = {}
     for name, arguments in _ARGUMENTS.items():
         function = functions[name] = getattr(library, name)
         function.argtypes, function.restype = (_LONG, *arguments), None
     return functions, None
+
+
+@functools.cache
+def _best_file() -> tuple[str, Path] | None:
+    """The best kind that was built and that this processor can run, and its library."""
+    found = {path.name.partition(".")[0]: path for path in Path(__file__).parent.glob("_cpu_kernels_*.so")}
+    has = _processor_features()
+    for name, needs in _KINDS.items():
+        path = found.get(f"_cpu_kernels_{name}")
+        if path is not None and needs <= has:
+            return name, path
+    return None
 
 
 def _processor_features() -> set[str]:

@@ -17,6 +17,7 @@ typedef void (*gemm_function)(int order, int transpose_a, int transpose_b, int m
                               const float *a, int lda, const float *b, int ldb, float beta, float *c, int ldc);
 enum { ROW_MAJOR = 101, PLAIN = 111, TURNED = 112 };
 enum { LINE = 16, AHEAD = 32 }; /* floats of a cache line; rows that are asked for ahead of their use */
+enum { SUMMED = 1024 }; /* numbers that a sum takes at a time */
 
 /* Numbers that are computed with at once; rows of a weight that a product reads at a time, and columns of a piece */
 enum { WIDTH = 16, STEP = 8, PIECE = 2048 };
@@ -49,7 +50,8 @@ INLINE float exponential(float x)
     return x < -87.0f ? 0.0f : p * power.value;
 }
 
-INLINE float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
+/* 0 below -87, so that a huge number times it is none of its own size */
+INLINE float sigmoid(float x) { return x < -87.0f ? 0.0f : 1.0f / (1.0f + exponential(-x)); }
 
 INLINE float dot(const float *a, const float *b, long size)
 {
@@ -67,16 +69,21 @@ INLINE float largest(const float *values, long size)
     return most;
 }
 
-/* values -> e^(values - shift); gives their sum */
+/* values -> e^(values - shift); gives their sum, part by part: in one, a vocabulary's small terms would be lost */
 INLINE float exponentials(float *values, long size, float shift)
 {
-    float sum = 0.0f;
+    float total = 0.0f;
+    for (long start = 0; start < size; start += SUMMED) {
+        float sum = 0.0f;
+        long end = start + SUMMED < size ? start + SUMMED : size;
 #pragma omp simd reduction(+ : sum)
-    for (long i = 0; i < size; i++) {
-        values[i] = exponential(values[i] - shift);
-        sum += values[i];
+        for (long i = start; i < end; i++) {
+            values[i] = exponential(values[i] - shift);
+            sum += values[i];
+        }
+        total += sum;
     }
-    return sum;
+    return total;
 }
 
 INLINE void softmax_row(float *scores, const float *bias, long size)
@@ -154,7 +161,7 @@ void gated_backward(long threads, long count, const float *grads, const float *g
     for (long i = 0; i < count; i++) {
         float part = sigmoid(gate[i]), active = gate[i] * part;
         up_grads[i] = grads[i] * active;
-        gate_grads[i] = grads[i] * up[i] * part * (1.0f + gate[i] - active);
+        gate_grads[i] = grads[i] * up[i] * part * (1.0f + (gate[i] - active));
     }
 }
 

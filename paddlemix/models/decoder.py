@@ -14,8 +14,8 @@ from paddle.distributed.fleet.utils import recompute
 from paddlemix.models.attention import Bias, RotaryTables, attend, attention_bias, rotary_tables, rotate
 from paddlemix.models.cache import KVCache
 from paddlemix.models.configuration import DecoderConfig
-from paddlemix.models.kernels import GatedFunction
 from paddlemix.models.layers import RMSNorm, linear, normal
+from paddlemix.models.linear_groups import gated_linear, normed_linears
 
 
 class DecoderAttention(nn.Layer):
@@ -33,19 +33,24 @@ class DecoderAttention(nn.Layer):
 
     def forward(
         self,
+        norm: RMSNorm,
         hidden: paddle.Tensor,
         tables: tuple[RotaryTables, RotaryTables],
         bias: Bias,
         cache: KVCache | None,
         chosen: paddle.Tensor | None = None,
     ) -> paddle.Tensor:
-        """[B, L, D] -> [B, L, D], or [S, D] of the S chosen flat positions."""
+        """[B, L, D], which the norm is applied to -> [B, L, D], or [S, D] of the S chosen flat positions."""
         batch, length, _ = hidden.shape
         first, chosen = _first_chosen(chosen, length, bias, cache)
-        asked = hidden if not first else hidden[:, first:].contiguous()  # recomputation loses a view's strides
-        queries = self.q_proj(asked).reshape([batch, length - first, self.heads, self.head_size])
-        keys = self.k_proj(hidden).reshape([batch, length, self.key_value_heads, self.head_size])
-        values = self.v_proj(hidden).reshape([batch, length, self.key_value_heads, self.head_size])
+        if first:
+            asked = hidden[:, first:].contiguous()  # recomputation loses a view's strides
+            queries = self.q_proj(norm(asked))
+            keys, values = normed_linears(norm, [self.k_proj, self.v_proj], hidden)
+        else:
+            queries, keys, values = normed_linears(norm, [self.q_proj, self.k_proj, self.v_proj], hidden)
+        queries = queries.reshape([batch, length - first, self.heads, self.head_size])
+        keys, values = (part.reshape([batch, length, self.key_value_heads, self.head_size]) for part in (keys, values))
         if first and isinstance(bias, paddle.Tensor):
             bias, tables = bias[first:], (_behind(tables[0], first), tables[1])
         queries, keys = rotate(queries, tables[0]), rotate(keys, tables[1])
@@ -64,9 +69,10 @@ class DecoderMLP(nn.Layer):
         self.up_proj = linear(width, inner, std)
         self.down_proj = linear(inner, width, std)
 
-    def forward(self, hidden: paddle.Tensor) -> paddle.Tensor:
-        """[B, L, D] -> [B, L, D]."""
-        return self.down_proj(GatedFunction.apply(self.gate_proj(hidden), self.up_proj(hidden)))
+    def forward(self, norm: RMSNorm, hidden: paddle.Tensor) -> paddle.Tensor:
+        """[..., D], which the norm is applied to -> [..., D]."""
+        gate, up = normed_linears(norm, [self.gate_proj, self.up_proj], hidden)
+        return gated_linear(self.down_proj, gate, up)
 
 
 class DecoderLayer(nn.Layer):
@@ -88,9 +94,8 @@ class DecoderLayer(nn.Layer):
         chosen: paddle.Tensor | None = None,
     ) -> paddle.Tensor:
         """[B, L, D] -> [B, L, D], or [S, D] of the S chosen flat positions."""
-        attended = self.self_attn(self.input_layernorm(hidden), tables, bias, cache, chosen)
-        hidden = _choose(hidden, chosen) + attended
-        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+        hidden = _choose(hidden, chosen) + self.self_attn(self.input_layernorm, hidden, tables, bias, cache, chosen)
+        return hidden + self.mlp(self.post_attention_layernorm, hidden)
 
 
 class Decoder(nn.Layer):

@@ -2,8 +2,9 @@
 
 A kernel is taken only where it was asked for, where paddle has it for the device, and where it gives what the plain
 form gives: values and gradients of a small case are compared when a run begins.  On CPU nothing is even tried, because
-paddle 3.3.1's fused RMS norm ends the process there.  Paddle's kernels of this kind are for NVIDIA GPUs; those of the
-NPU plugin are operators of its own, which nothing here could be checked with, so an NPU computes the plain forms.
+paddle 3.3.1's fused RMS norm ends the process there; what a CPU has are the kernels of compiled.py, asked for or not.
+Paddle's kernels of this kind are for NVIDIA GPUs; those of the NPU plugin are operators of its own, which nothing here
+could be checked with, so an NPU computes the plain forms.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 import numpy as np
 import paddle
 from paddle.nn import functional
+
+from paddlemix.models import compiled
 
 DEVICES = ("gpu",)
 PRECISIONS = ("bfloat16", "float16")  # what paddle's flash attention takes
@@ -67,10 +70,14 @@ def choose_kernels(wanted: bool, device: str, dtype: str) -> list[str]:
         dtype: what the run computes in.
 
     Returns:
-        The decision in words, a line for each kernel, or one where the plain forms are taken for all.
+        The decision in words, a line for each kernel, or one where the plain forms are taken for all; on CPU
+        `cpu_kernels`.
     """
     global _chosen
     _chosen = _NONE
+    if device.partition(":")[0] == "cpu":
+        unused = [f"use_flash_attention: paddle has fused kernels for {', '.join(DEVICES)}, not for cpu"]
+        return [cpu_kernels(), *(unused if wanted else [])]
     if not wanted:
         return ["plain kernels (use_flash_attention false)"]
     if device.partition(":")[0] not in DEVICES:
@@ -84,6 +91,14 @@ def choose_kernels(wanted: bool, device: str, dtype: str) -> list[str]:
         if reason is None:
             _chosen = replace(_chosen, **{name: kernel})
     return lines
+
+
+def cpu_kernels() -> str:
+    """What a CPU computes with, in words: "compiled kernels: avx512", or why there are none and what to do."""
+    reason = compiled.missing()
+    if reason is None:
+        return f"compiled kernels: {compiled.kind()}"
+    return f"no compiled kernels, paddle's operators alone: {reason}"
 
 
 def use_plain_kernels() -> None:

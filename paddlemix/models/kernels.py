@@ -121,7 +121,7 @@ class RotaryFunction(PyLayer):
     ) -> paddle.Tensor:
         """[B, L, H, E] three times and [E, E] -> [B, L, H, E]."""
         ctx.save_for_backward(cosines, sines, half_turn)
-        if cosines.shape[2] == 1 and compiled.takes(states, cosines, sines):
+        if compiled.takes_rotation(states, cosines, sines):
             return compiled.rotate(states, cosines, sines)
         return (states * cosines).add_(paddle.matmul(states, half_turn).multiply_(sines))
 
@@ -129,7 +129,7 @@ class RotaryFunction(PyLayer):
     def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
         """Gradient of the states."""
         cosines, sines, half_turn = ctx.saved_tensor()
-        if cosines.shape[2] == 1 and compiled.takes(grad, cosines, sines):
+        if compiled.takes_rotation(grad, cosines, sines):
             return compiled.rotate(grad, cosines, sines, back=True), None, None, None
         turned = paddle.matmul(grad * sines, half_turn, transpose_y=True)
         return (grad * cosines).add_(turned), None, None, None
@@ -151,7 +151,7 @@ class AttentionFunction(PyLayer):
         bias: paddle.Tensor | None,
         block: int | None,
     ) -> paddle.Tensor:
-        """[B, L, H, E], twice [B, S, H, E] -> [B, L, H, E].
+        """[B, L, H, E], twice [B, S, H, E] -> [B, L, H, E].  Compiled kernels take fewer heads of keys and values.
 
         Args:
             bias: float32, broadcast to [B, H, L, S]; None adds nothing.

@@ -1,7 +1,8 @@
 """A linear layer whose weight is held in few bits and made wide again, some outputs at a time, whenever it is used.
 
-Plain Paddle operators only (cast, gather, product), so that one layer serves CPU, GPU and NPU.  Neither pass keeps the
-wide weight: the backward pass makes it once more.  Formats are in `codes.py`; knows no model.
+Plain Paddle operators (cast, gather, product), so that one layer serves CPU, GPU and NPU; on CPU kernels in C take
+their place where they can, and multiply few rows by the codes themselves.  Neither pass keeps the wide weight: the
+backward pass makes it once more.  Formats are in `codes.py`; knows no model.
 
 Source: Dettmers et al. 2023, "QLoRA".
 """
@@ -19,6 +20,7 @@ import paddle
 from paddle import nn
 from paddle.autograd import PyLayer
 
+from paddlemix.peft import quantized_kernels
 from paddlemix.peft.codes import NF4_BLOCK, NF4_LEVELS, SCALE_GROUP, QuantizedWeight, padded_size, stored_arrays
 
 # Of the wide weight that exist at once; smaller pieces cost more calls, larger ones the processor's cache.
@@ -89,22 +91,35 @@ class QuantizedLinear(nn.Layer):
 
     def dequantized(self) -> paddle.Tensor:
         """[in, out] float32: the weight of the plain linear layer that gives the same outputs."""
+        in_features, out_features = self.weight_shape
         with paddle.no_grad():
-            rows = paddle.concat([rows for _, rows in self.wide_rows("float32", scaled=True)])
+            if quantized_kernels.holds(self.kind, self._buffers):
+                rows = paddle.empty([out_features, in_features], dtype="float32")
+                quantized_kernels.widen_(rows, self.kind, self._buffers, first=0)
+            else:
+                rows = paddle.concat([rows for _, rows in self.wide_rows(paddle.float32, scaled=True)])
             return rows.transpose([1, 0])
 
     def wide_rows(self, dtype: Any, scaled: bool) -> Iterator[tuple[slice, paddle.Tensor]]:
-        """(outputs, their weights [n, in]), piece by piece.
+        """(outputs, their weights [n, in]), piece by piece; the next may be written over one, so use it before.
 
         Args:
             dtype: of the pieces.
             scaled: False leaves the factors that `output_scale` gives to the outputs.
         """
         in_features, out_features = self.weight_shape
-        step = max(_WIDE_BYTES // (4 * padded_size(in_features)), 1)
+        step = min(max(_WIDE_BYTES // (4 * padded_size(in_features)), 1), out_features)
+        compiled = quantized_kernels.holds(self.kind, self._buffers)
+        rows = None
         for start in range(0, out_features, step):
             outputs = slice(start, min(start + step, out_features))
-            yield outputs, self._rows(self, outputs, scaled).astype(dtype)
+            if not compiled:
+                rows = self._rows(self, outputs, scaled)
+            else:
+                if rows is None or outputs.stop - start < step:
+                    rows = paddle.empty([outputs.stop - start, in_features], dtype="float32")
+                quantized_kernels.widen_(rows, self.kind, self._buffers, start, scaled)
+            yield outputs, rows.astype(dtype)
 
     def output_scale(self) -> paddle.Tensor | None:
         """float32 [out], where a kind has one factor per output: cheaper on the outputs than on the weight."""
@@ -121,6 +136,8 @@ class _Product(PyLayer):
     @staticmethod
     def forward(ctx: Any, inputs: paddle.Tensor, layer: QuantizedLinear) -> paddle.Tensor:
         ctx.layer, ctx.dtype = layer, inputs.dtype
+        if quantized_kernels.suits(layer.kind, layer._buffers, inputs):
+            return quantized_kernels.product(layer.kind, layer._buffers, inputs)
         scale = _scale_outside(layer, inputs)
         wide = layer.wide_rows(inputs.dtype, scaled=scale is None)
         outputs = [paddle.matmul(inputs, rows, transpose_y=True) for _, rows in wide]
@@ -139,7 +156,9 @@ class _Product(PyLayer):
 
 def _scale_outside(layer: QuantizedLinear, values: paddle.Tensor) -> paddle.Tensor | None:
     """The factors of the outputs, where they may be left out of the product: elsewhere it may run in float16, whose
-    range unscaled codes exceed."""
+    range unscaled codes exceed.  Kernels in C scale while they make the weight wide."""
+    if quantized_kernels.holds(layer.kind, layer._buffers):
+        return None
     return layer.output_scale() if values.place.is_cpu_place() and values.dtype == paddle.float32 else None
 
 

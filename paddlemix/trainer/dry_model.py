@@ -125,7 +125,9 @@ def _linear_size(layer: nn.Layer) -> LinearSize:
             dropout=layer.dropout,
             dora=isinstance(layer, DoRALinear),
             quantized=layer.is_quantized,
+            bias=layer.bias is not None,
         )
     if isinstance(layer, QuantizedBase):
         return LinearSize(in_features=layer.weight_shape[0], out_features=layer.weight_shape[1], quantized=True)
-    return LinearSize(in_features=layer.weight.shape[0], out_features=layer.weight.shape[1])
+    in_features, out_features = layer.weight.shape
+    return LinearSize(in_features=in_features, out_features=out_features, bias=layer.bias is not None)

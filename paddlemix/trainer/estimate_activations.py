@@ -10,7 +10,8 @@ Kept of a decoder layer, numbers of D, Q and F per position and one probability 
     second norm    D in float32 and its output D        feed-forward  gate, up and their product: 3 F
 
 In the last layer all but the first norm, q, k, v and the output are of the S supervised positions.  Under recompute a
-layer keeps its input alone.  What is added by adapters stands at `_adapter_bytes`.
+layer keeps its input alone.  With compiled kernels no probability is kept, and an input of plain linear layers behind a
+norm or gate neither.  What is added by adapters stands at `_adapter_bytes`.
 """
 
 from __future__ import annotations
@@ -58,12 +59,14 @@ class Computation:
         wide: bytes of the sums between layers: 4 under autocast with float32 weights, else `size`.
         on_cpu: attention is computed in causal blocks and, for packed rows, sample by sample.
         recompute: decoder layers are computed again in the backward pass.
+        compiled: on CPU, by the kernels of models/compiled.py.
     """
 
     size: int = FLOAT32
     wide: int = FLOAT32
     on_cpu: bool = True
     recompute: bool = False
+    compiled: bool = False
 
     @property
     def autocast(self) -> bool:
@@ -81,6 +84,7 @@ class LinearSize:
         dropout: the adapter's.
         dora: its adapter is DoRA's.
         quantized: its weight is held in few bits; it then keeps no inputs of its own.
+        bias: whether it has one.
     """
 
     in_features: int
@@ -89,6 +93,12 @@ class LinearSize:
     dropout: float = 0.0
     dora: bool = False
     quantized: bool = False
+    bias: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is a product with its weight and no more."""
+        return not (self.rank or self.quantized or self.bias)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,29 +253,41 @@ def _layer_bytes(
     text: DecoderConfig, linears: Mapping[str, LinearSize], number: int, shape: BatchShape, computation: Computation
 ) -> int:
     """Kept of a decoder layer."""
-    size, wide, positions = computation.size, computation.wide, shape.positions
+    size, positions, width = computation.size, shape.positions, text.hidden_size
     is_last = number == text.num_hidden_layers - 1
     rows = (shape.supervised or positions) if is_last else positions
-    width, queries = text.hidden_size, text.num_attention_heads * text.head_size
     name = f"language_model.layers.{number}"
-    kept = FLOAT32 * (positions + rows) * (width + 1)  # the norms' own: normalised and scale
-    kept += positions * queries * (2 * wide + 2 * size)  # q and k after the rotation, v, output
-    if text.key_value_heads < text.num_attention_heads:  # k and v before they are repeated for every head
-        kept += positions * text.key_value_heads * text.head_size * (wide + size)
-    pairs = visible_pairs(_runs(shape, computation), True, computation.on_cpu)
-    kept += text.num_attention_heads * pairs * size
+    kept = FLOAT32 * (positions + rows) * (width + 1)  # the norms' own: states and scale
     kept += 2 * size * rows * text.intermediate_size  # gate and up
-    if not (is_last or (shape.runs and computation.on_cpu)):  # o_proj's input is the output that attention keeps
-        kept -= _shared_input_bytes(linears[f"{name}.self_attn.o_proj"], rows, computation)
+    kept += _attention_bytes(text, linears[f"{name}.self_attn.o_proj"], is_last, shape, computation)
     groups = (
-        (positions, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-        (rows, ("self_attn.o_proj",)),
-        (rows, ("mlp.gate_proj", "mlp.up_proj")),
-        (rows, ("mlp.down_proj",)),
+        (positions, True, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+        (rows, False, ("self_attn.o_proj",)),
+        (rows, True, ("mlp.gate_proj", "mlp.up_proj")),
+        (rows, True, ("mlp.down_proj",)),
     )
-    return kept + sum(
-        _input_bytes([linears[f"{name}.{part}"] for part in parts], count, computation) for count, parts in groups
-    )
+    for count, is_behind, parts in groups:
+        group = [linears[f"{name}.{part}"] for part in parts]
+        if not (computation.compiled and is_behind and all(item.plain for item in group)):
+            kept += _input_bytes(group, count, computation)
+    return kept
+
+
+def _attention_bytes(
+    text: DecoderConfig, output: LinearSize, is_last: bool, shape: BatchShape, computation: Computation
+) -> int:
+    """Kept of a decoder layer's attention, the input of its `output` layer not counted."""
+    size, wide, positions = computation.size, computation.wide, shape.positions
+    queries, keys = (heads * text.head_size for heads in (text.num_attention_heads, text.key_value_heads))
+    if computation.compiled:
+        return size * positions * (queries + 2 * keys)
+    kept = positions * queries * (2 * wide + 2 * size)  # q and k after the rotation, v, output
+    if keys < queries:  # k and v before they are repeated for every head
+        kept += positions * keys * (wide + size)
+    kept += text.num_attention_heads * visible_pairs(_runs(shape, computation), True, computation.on_cpu) * size
+    if not (is_last or (shape.runs and computation.on_cpu)):  # the next layer's input is the output that is kept here
+        kept -= _shared_input_bytes(output, positions, computation)
+    return kept
 
 
 def _shared_input_bytes(item: LinearSize, rows: int, computation: Computation) -> int:
@@ -309,7 +331,9 @@ def _adapter_bytes(item: LinearSize, rows: int, computation: Computation) -> int
 def _shared_bytes(text: DecoderConfig, shape: BatchShape, computation: Computation) -> int:
     """Rotary tables, for queries and for keys of another number of heads, and masks."""
     heads = {text.num_attention_heads, text.key_value_heads}
-    tables = 2 * computation.wide * shape.positions * text.head_size * sum(heads)
+    tables = (
+        2 * computation.wide * shape.positions * text.head_size * (len(heads) if computation.compiled else sum(heads))
+    )
     if shape.runs and not computation.on_cpu:
         return tables + FLOAT32 * shape.rows * shape.length**2
     return tables + FLOAT32 * sum(length**2 for length in set(_runs(shape, computation)))
@@ -322,13 +346,15 @@ def _loss_bytes(config: LlavaConfig, trained: Collection[str], rows: int, comput
     weight = computation.size * width * vocabulary if output in trained else 0
     at_once = min(rows, max(1, (LOGITS_AT_ONCE if weight else LOGITS_WITHOUT_GRADIENT) // vocabulary))
     kept = computation.size * rows * width + weight
-    logits = at_once * vocabulary * (computation.size + FLOAT32)
+    logits = at_once * vocabulary * (computation.size + (0 if computation.compiled else FLOAT32))
     return kept, logits + (weight if rows > at_once else 0)
 
 
 def _backward_bytes(text: DecoderConfig, shape: BatchShape, computation: Computation) -> int:
-    """Of the backward pass through the feed-forward part: five tensors of its inner width, one of the outer."""
-    return shape.positions * (5 * text.intermediate_size * computation.size + text.hidden_size * computation.wide)
+    """Of the backward pass through the feed-forward part: five tensors of its inner width (three from compiled
+    kernels), one of the outer."""
+    inner = 3 if computation.compiled else 5
+    return shape.positions * (inner * text.intermediate_size * computation.size + text.hidden_size * computation.wide)
 
 
 def _projector_bytes(
@@ -361,9 +387,12 @@ def _tower_layer_bytes(
     kept = 2 * computation.wide * rows * width + 4 * size * rows * width
     kept += 2 * computation.wide * rows * width if vision.qk_normalization else 0
     kept += 2 * size * rows * width if vision.layer_scale is not None else 0
-    kept += size * tiles * vision.num_attention_heads * length * length
+    if not computation.compiled:
+        kept += size * tiles * vision.num_attention_heads * length * length
+        kept -= _shared_input_bytes(linears[f"{name}.self_attn.out_proj"], rows, computation)
+    else:
+        kept -= size * rows * width  # the output is its next layer's input alone
     kept += size * rows * vision.intermediate_size * (2 if vision.hidden_act == "quick_gelu" else 1)
-    kept -= _shared_input_bytes(linears[f"{name}.self_attn.out_proj"], rows, computation)
     groups = (
         ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         ("self_attn.out_proj",),

@@ -8,7 +8,7 @@ micro-batches and devices it is split into.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,8 +63,15 @@ class LossModel(nn.Layer):
         weights = [weight for weight in self.model.output_weights() if not weight.stop_gradient]
         numbers = _LOGITS_AT_ONCE if weights else _LOGITS_WITHOUT_GRADIENT
         rows_at_once = max(1, numbers // self.model.config.text.vocab_size)
-        head = _Head(self.model.logits, rows_at_once, paddle.is_grad_enabled())
+        head = _Head(self.model.logits, rows_at_once, paddle.is_grad_enabled(), self._plain_head())
         return _SummedCrossEntropy.apply(chosen, loss_targets, head, *weights)
+
+    def _plain_head(self) -> paddle.Tensor | None:
+        """The output layer's weight, where its logits and gradients are products with it and no more."""
+        layer: Any = getattr(self.model, "lm_head", None)
+        if type(layer) is not nn.Linear or layer.bias is not None or paddle.amp.is_autocast_enabled():
+            return None
+        return layer.weight
 
 
 @dataclass(frozen=True)
@@ -75,11 +82,13 @@ class _Head:
         logits: [rows, D] -> [rows, V].
         rows_at_once: >= 1.
         with_gradient: whether a backward pass will follow.
+        weight: [D, V], where the layer is the product with it alone; automatic gradients keep a copy of the logits.
     """
 
     logits: Callable[[paddle.Tensor], paddle.Tensor]
     rows_at_once: int
     with_gradient: bool
+    weight: paddle.Tensor | None
 
 
 class _SummedCrossEntropy(PyLayer):
@@ -96,17 +105,14 @@ class _SummedCrossEntropy(PyLayer):
         hidden_grads: list[paddle.Tensor] = []
         weight_grads: list[paddle.Tensor] = []
         for start in range(0, len(targets), head.rows_at_once):
-            rows = hidden[start : start + head.rows_at_once].detach()
+            part = slice(start, start + head.rows_at_once)
+            rows = hidden[part].detach()
             rows.stop_gradient = not ctx.hidden_trains
-            with paddle.set_grad_enabled(head.with_gradient):
-                logits = head.logits(rows)
-            loss, right, logits_grad = _cross_entropy(logits.detach(), targets[start : start + head.rows_at_once])
-            if not logits.stop_gradient:
-                sources = [rows, *weights] if ctx.hidden_trains else list(weights)
-                grads = paddle.grad([logits], sources, grad_outputs=[logits_grad])
-                if ctx.hidden_trains:
-                    hidden_grads.append(grads.pop(0))
-                weight_grads = grads if not losses else [a.add_(b) for a, b in zip(weight_grads, grads, strict=True)]
+            score = _score_plain if head.weight is not None else _score
+            loss, right, grads = score(head, rows, targets[part], weights)
+            if ctx.hidden_trains:
+                hidden_grads.append(grads.pop(0))
+            weight_grads = grads if not losses else [a.add_(b) for a, b in zip(weight_grads, grads, strict=True)]
             losses.append(loss)
             rights.append(right)
         ctx.hidden_grad = paddle.concat(hidden_grads) if hidden_grads else None
@@ -119,6 +125,30 @@ class _SummedCrossEntropy(PyLayer):
         grads = [ctx.hidden_grad, None, *ctx.weight_grads]
         ctx.hidden_grad = ctx.weight_grads = None
         return tuple(None if grad is None else grad.multiply_(loss_grad.astype(grad.dtype)) for grad in grads)
+
+
+_Scored = tuple[paddle.Tensor, paddle.Tensor, list[paddle.Tensor]]
+
+
+def _score(head: _Head, rows: paddle.Tensor, targets: paddle.Tensor, weights: Sequence[paddle.Tensor]) -> _Scored:
+    """Summed loss, right guesses and the gradients of rows, if they train, and weights: by paddle's own gradients."""
+    with paddle.set_grad_enabled(head.with_gradient):
+        logits = head.logits(rows)
+    loss, right, logits_grad = _cross_entropy(logits.detach(), targets)
+    sources = [*([] if rows.stop_gradient else [rows]), *weights]
+    if logits.stop_gradient or not sources:
+        return loss, right, []
+    return loss, right, paddle.grad([logits], sources, grad_outputs=[logits_grad])
+
+
+def _score_plain(head: _Head, rows: paddle.Tensor, targets: paddle.Tensor, weights: Sequence[paddle.Tensor]) -> _Scored:
+    """As `_score`, by products with `head.weight`; `weights` is that one or empty."""
+    assert head.weight is not None
+    loss, right, logits_grad = _cross_entropy(paddle.matmul(rows, head.weight), targets)
+    grads = [] if rows.stop_gradient else [paddle.matmul(logits_grad, head.weight, transpose_y=True)]
+    if weights and head.with_gradient:
+        grads.append(paddle.matmul(rows, logits_grad, transpose_x=True))
+    return loss, right, grads
 
 
 def _cross_entropy(logits: paddle.Tensor, targets: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:

@@ -54,17 +54,22 @@ def build_optimizer(
     """
     without_decay = undecayed(model)
     low_precision = config.fp16_opt_level == "O2" and (config.bf16 or config.fp16)
-    return paddle.optimizer.AdamW(
+    parameters = [parameter for parameter in model.parameters() if not parameter.stop_gradient]
+    optimizer = paddle.optimizer.AdamW(
         learning_rate=schedule,
         beta1=config.adam_beta1,
         beta2=config.adam_beta2,
         epsilon=config.adam_epsilon,
-        parameters=[parameter for parameter in model.parameters() if not parameter.stop_gradient],
+        parameters=parameters,
         weight_decay=config.weight_decay,
         apply_decay_param_fun=lambda name: name not in without_decay,
         grad_clip=gradient_clip(config.max_grad_norm, is_sharded=bool(config.sharding)),
         multi_precision=low_precision,
     )
+    if paddle.get_device() == "cpu" and not config.sharding:
+        # Beside the weights; made behind the first step's activations, they would keep the heap in pieces
+        optimizer._create_accumulators(paddle.static.default_main_program().global_block(), parameters)
+    return optimizer
 
 
 def build_schedule(config: RunConfig, total_steps: int) -> paddle.optimizer.lr.LambdaDecay:

@@ -8,6 +8,13 @@ import pytest
 
 from paddlemix.device.checks import check_cards, check_late, check_plugin_root, check_values
 from paddlemix.device.environment import Prepared
+from paddlemix.device.settings import SETTINGS
+
+
+def kind_of_setting(name: str) -> str:
+    """A device kind that a setting concerns: an NPU where it does."""
+    kinds = next(setting.kinds for setting in reversed(SETTINGS) if setting.name == name)
+    return "npu" if "npu" in kinds else kinds[0]
 
 
 def prepared(in_time: bool = True, **environment: str) -> Prepared:
@@ -25,6 +32,8 @@ def prepared(in_time: bool = True, **environment: str) -> Prepared:
         ("FLAGS_use_stride_kernel", "off", "paddle understands 0, 1, true and false, and keeps its default 1"),
         ("FLAGS_allocator_strategy", "best", "best is not one of auto_growth, naive_best_fit, thread_local"),
         ("FLAGS_allocator_strategy", "naive_best_fit", "92 % of a card's memory at once"),
+        ("PADDLEMIX_CPU_KERNELS", "off", "=off is neither 0 nor 1; export PADDLEMIX_CPU_KERNELS=0 or =1, or unset it"),
+        ("PADDLEMIX_CPU_KERNELS", "", "= is neither 0 nor 1; export"),
         ("OMP_NUM_THREADS", "all", "OMP_NUM_THREADS=all is no number of at least 1"),
         ("OMP_NUM_THREADS", "0", "is no number of at least 1"),
         ("CUSTOM_DEVICE_BLACK_LIST", "matmul,set_value,mean", "names matmul, mean, .*; write matmul_v2, reduce_mean"),
@@ -33,7 +42,7 @@ def prepared(in_time: bool = True, **environment: str) -> Prepared:
 def test_a_value_that_is_read_otherwise_is_named(name: str, value: str, message: str) -> None:
     import re
 
-    (problem,) = check_values("npu", {name: value})
+    (problem,) = check_values(kind_of_setting(name), {name: value})
     assert re.search(message, str(problem))
     assert name in problem.what
     assert problem.serious is (value != "naive_best_fit")
@@ -46,12 +55,13 @@ def test_a_value_that_is_read_otherwise_is_named(name: str, value: str, message:
         ("FLAGS_use_stride_kernel", ("0", "1", "True", "false")),
         ("FLAGS_allocator_strategy", ("auto_growth",)),
         ("OMP_NUM_THREADS", ("1", "16", "4,2")),
+        ("PADDLEMIX_CPU_KERNELS", ("0", "1")),
         ("CUSTOM_DEVICE_BLACK_LIST", ("set_value,set_value_with_tensor", "matmul_v2", "")),
     ],
 )
 def test_a_right_value_is_left_alone(name: str, values: tuple[str, ...]) -> None:
     for value in values:
-        assert check_values("npu", {name: value}) == []
+        assert check_values(kind_of_setting(name), {name: value}) == []
 
 
 def test_the_settings_of_another_kind_are_not_looked_at() -> None:

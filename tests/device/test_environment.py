@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from paddlemix.device import environment as module
-from paddlemix.device.environment import Prepared, expected_kind, in_force, plugin_folder, prepare_environment
+from paddlemix.device.environment import Prepared, expected_kind, in_force, is_on, plugin_folder, prepare_environment
 from paddlemix.device.settings import DEVICE_KINDS, SETTINGS, settings_of, settings_table, value_of
+from paddlemix.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NAMES = sorted({setting.name for setting in SETTINGS if setting.form != "call"})
@@ -81,6 +82,21 @@ def test_what_the_user_exported_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     changed = {**os.environ, "FLAGS_npu_scale_aclnn": "0"}
     again = {row.setting.name: row.source for row in in_force("npu", state, changed)}
     assert again["FLAGS_npu_scale_aclnn"] == "user"
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_a_switch_with_another_value_stops_before_paddle_loads(monkeypatch: pytest.MonkeyPatch, loaded: bool) -> None:
+    if loaded:
+        monkeypatch.setitem(sys.modules, "paddle", object())
+        monkeypatch.setenv("PADDLEMIX_CPU_KERNELS", "no")
+    with pytest.raises(UserError, match="PADDLEMIX_CPU_KERNELS=no is neither 0 nor 1; export"):
+        prepare_environment() if loaded else prepared(monkeypatch, PADDLEMIX_CPU_KERNELS="no")
+    assert "KMP_BLOCKTIME" not in os.environ or loaded
+
+
+def test_a_switch_is_on_where_nobody_set_it() -> None:
+    name = "PADDLEMIX_CPU_KERNELS"
+    assert is_on(name, {}) and is_on(name, {name: "1"}) and not is_on(name, {name: "0"})
 
 
 def test_once_paddle_is_loaded_nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,10 @@ import numpy as np
 import paddle
 import pytest
 
+from paddlemix.doctor import examination
 from paddlemix.doctor.examination import examine
 from paddlemix.doctor.self_test import STEPS, SelfTest, compare, computes_in, run_self_test
+from paddlemix.models import compiled
 from paddlemix.tools.doctor import format_examination, main
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -68,6 +70,12 @@ def test_this_machine_is_named_in_time() -> None:
             "export KMP_BLOCKTIME=5 before python starts",
         ),
         ("", {"FLAGS_npu_scale_aclnn": ""}, "reads an empty text as true", "export FLAGS_npu_scale_aclnn=0 or =1"),
+        (
+            "",
+            {"PADDLEMIX_CPU_KERNELS": "off"},
+            "1. PADDLEMIX_CPU_KERNELS=off is neither 0 nor 1\n",
+            "export PADDLEMIX_CPU_KERNELS=0 or =1",
+        ),
         ("", {"CUSTOM_DEVICE_ROOT": "/nowhere"}, "/nowhere is no folder", "unset CUSTOM_DEVICE_ROOT"),
     ],
 )
@@ -76,6 +84,39 @@ def test_each_mistake_says_what_to_do(script: str, variables: dict[str, str], wh
     assert result.returncode == 1, result.stdout + result.stderr
     problems = result.stdout.partition("what is wrong")[2]
     assert what in problems and fix in problems.partition(what)[2]
+    assert problems.count(what) == 1
+
+
+def test_compiled_kernels_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "missing", lambda: None)
+    monkeypatch.setattr(compiled, "kind", lambda: "avx2")
+    found = examine("cpu", self_test=False)
+    assert "kernels for cpu\n  compiled kernels: avx2\n" in format_examination(found)
+    assert not [problem for problem in found.problems if "kernels" in problem.what]
+
+
+def test_missing_kernels_are_no_serious_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "missing", lambda: "they were not built; install a C compiler (gcc)")
+    found = examine("cpu", self_test=False)
+    text = format_examination(found)
+    assert "  no compiled kernels, paddle's operators alone: they were not built; install a C compiler (gcc)\n" in text
+    (problem,) = (problem for problem in found.problems if "kernels" in problem.what)
+    assert problem.what.endswith("about 1.25 times as long: they were not built") and not problem.serious
+    assert problem.fix == "install a C compiler (gcc)" and found.healthy
+
+
+def test_kernels_of_the_cpu_are_no_problem_where_a_card_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "missing", lambda: "they were not built; install a C compiler (gcc)")
+    monkeypatch.setattr(examination, "available_kinds", lambda: ["npu", "cpu"])
+    found = examine(self_test=False)
+    assert "kernels for cpu" in found.sections and "kernels" not in str(found.problems)
+
+
+def test_the_switch_is_shown() -> None:
+    result = doctor("", "--no-self-test", PADDLEMIX_CPU_KERNELS="0")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "PADDLEMIX_CPU_KERNELS = 0 (yours): 0 computes everything with paddle's own operators" in result.stdout
+    assert "PADDLEMIX_CPU_KERNELS=0 switches them off (works all the same)\n     to do: unset it" in result.stdout
 
 
 def test_a_card_that_is_not_there() -> None:

@@ -300,17 +300,18 @@ def test_an_answer_that_nobody_hears_to_its_end_is_kept_as_far_as_it_went(loaded
 
 @pytest.mark.parametrize("layer_call", [3, 8])
 def test_an_answer_that_is_interrupted_anywhere_leaves_a_conversation_that_goes_on(
-    loaded: Pretrained, monkeypatch: pytest.MonkeyPatch, layer_call: int, images: list[Image.Image]
+    loaded: Pretrained, monkeypatch: pytest.MonkeyPatch, form: str, layer_call: int, images: list[Image.Image]
 ) -> None:
     """In the middle of a token, when some layers have seen it and others have not."""
-    session, write, calls = ChatSession(loaded, settings=SETTINGS), KVCache.write, itertools.count()
+    name = "advance" if form == "compiled" else "write"  # what adds a token to a layer
+    session, add, calls = ChatSession(loaded, settings=SETTINGS), getattr(KVCache, name), itertools.count()
 
     def interrupted(self: KVCache, *arguments: Any) -> Any:
         if next(calls) == layer_call:
             raise KeyboardInterrupt
-        return write(self, *arguments)
+        return add(self, *arguments)
 
-    monkeypatch.setattr(KVCache, "write", interrupted)
+    monkeypatch.setattr(KVCache, name, interrupted)
     with pytest.raises(KeyboardInterrupt):
         ask(session, QUESTIONS[0], images[0])
     assert len(session.rounds) == 1

@@ -136,14 +136,15 @@ def test_a_batch_of_eight_mixed_prompts_equals_eight_single_runs(name: str, requ
 
 @pytest.mark.parametrize("name", ["loaded", "any_resolution"])
 def test_cached_scores_equal_those_of_the_whole(name: str, request: pytest.FixtureRequest) -> None:
-    """Every token of several answers, to a hundred thousandth."""
+    """Every token of several answers, to a hundred thousandth of the largest score: these weights are large, so that
+    the last bits of a layer's sums show in the scores."""
     loaded = request.getfixturevalue(name)
     for prompt in mixed_prompts(loaded)[:6]:
         steps = Steps(loaded.model)
         scores, tokens = steps.start([prompt]), []
         for _ in range(12):
             wanted = whole_scores(loaded, prompt, tokens)
-            np.testing.assert_allclose(scores[0], wanted, atol=1e-5, rtol=0)
+            np.testing.assert_allclose(scores[0], wanted, atol=1e-5 * np.abs(wanted).max(), rtol=0)
             tokens.append(int(scores.argmax()))
             scores = steps.feed(np.array(tokens[-1:]))
 

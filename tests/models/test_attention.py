@@ -10,6 +10,8 @@ from paddlemix.models.attention import attend, attention_bias, rotary_tables, ro
 from paddlemix.models.rotary import Rope
 from tests.tiny_models import draw
 
+pytestmark = pytest.mark.usefixtures("form")  # in C and in paddle's operators
+
 
 def rotated(states: np.ndarray, positions: list[int]) -> np.ndarray:
     """[1, L, heads, E] at the given positions."""

@@ -60,6 +60,52 @@ def test_one_more_position_copies_nothing_that_is_there() -> None:
     assert cache._layers[0].keys.data_ptr() == place and cache.length == 23
 
 
+def test_what_a_kernel_writes_counts_from_then_on() -> None:
+    """Into the buffers themselves, behind what a layer holds; each layer advances on its own."""
+    cache, first, second = KVCache(), draw(2, 3, 2, 4), draw(2, 2, 2, 4, seed=2)
+    for layer in range(2):
+        append(cache, layer, first + layer, -first)
+    for layer in range(2):
+        for buffer, part in zip(cache.buffers(layer), (second + layer, -second), strict=True):
+            assert buffer.shape == [2 * 2 * cache.room, 4]
+            places = (np.arange(4)[:, None] * cache.room + [3, 4]).reshape(-1)  # of rows and heads
+            rows = part.transpose(0, 2, 1, 3).reshape(-1, 4)
+            paddle.index_put_(buffer, (paddle.to_tensor(places),), paddle.to_tensor(rows))
+        assert cache.length == 3  # of both layers, or of the one that has not advanced
+        cache.advance(layer, 2)
+    assert cache.length == 5
+    third = draw(2, 1, 2, 4, seed=3)
+    for layer in range(2):
+        keys, values = append(cache, layer, third, third)
+        np.testing.assert_array_equal(keys, np.concatenate([first + layer, second + layer, third], axis=1))
+        np.testing.assert_array_equal(values, np.concatenate([-first, -second, third], axis=1))
+
+
+def test_buffers_are_those_that_grew_and_those_of_the_chosen_rows() -> None:
+    cache = KVCache()
+    append(cache, 0, draw(2, 3, 2, 4), draw(2, 3, 2, 4))
+    assert cache.room == 64 and [part.shape for part in cache.buffers(0)] == [[256, 4]] * 2
+    cache.reserve(65)
+    assert [part.shape for part in cache.buffers(0)] == [[2 * 2 * cache.room, 4]] * 2 and cache.room == 128
+    cache.select(np.array([1]))
+    keys, _ = cache.buffers(0)
+    held = keys.numpy().reshape(1, 2, 128, 4)[:, :, :3]
+    np.testing.assert_array_equal(held, draw(2, 3, 2, 4)[1:].transpose(0, 2, 1, 3))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_its_type_is_that_of_the_first_keys(dtype: str) -> None:
+    cache = KVCache()
+    assert cache.dtype is None
+    part = paddle.to_tensor(draw(1, 2, 1, 4)).astype(dtype)
+    cache.append(0, part, part)
+    assert cache.dtype == part.dtype
+    cache.append(0, part.astype("float32"), part.astype("float32"))
+    assert cache.dtype == part.dtype
+    cache.truncate(0)
+    assert cache.dtype is None
+
+
 def test_rows_can_be_chosen_and_repeated() -> None:
     cache, first = KVCache(), draw(3, 2, 2, 4)
     append(cache, 0, first, first)

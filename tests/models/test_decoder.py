@@ -15,6 +15,8 @@ from paddlemix.models.decoder import Decoder
 from paddlemix.peft.lora import LoRAConfig, add_lora, lora_parameters
 from tests.tiny_models import draw, randomise, tiny_model, tiny_text, weights_of
 
+pytestmark = pytest.mark.usefixtures("form")  # in C and in paddle's operators
+
 LLAMA_3 = {
     "rope_type": "llama3",
     "factor": 8.0,

@@ -16,6 +16,8 @@ from paddlemix.peft.quantize import QuantizationConfig, quantize_model
 from tests.models.test_decoder import LLAMA_3
 from tests.tiny_models import draw, randomise, tiny_text
 
+pytestmark = pytest.mark.usefixtures("form")  # in C and in paddle's operators
+
 DYNAMIC = {"rope_type": "dynamic", "factor": 2.0}
 WIDE = {"hidden_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2}
 

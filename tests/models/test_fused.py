@@ -1,11 +1,12 @@
-"""Which fused kernels a run takes, and that the model computes the same with them as without.
+"""Which fused kernels a run takes, and that the model computes the same with them as without; which a CPU has.
 
 No CPU has one, so stand-ins with the signatures and meanings of paddle's take their places, in plain operators.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ import paddle
 import pytest
 from paddle.nn import functional
 
-from paddlemix.models import fused
+from paddlemix.errors import UserError
+from paddlemix.models import compiled, fused
 from paddlemix.models.attention import CausalRuns, SegmentBiases, SegmentLengths, attention_bias, packed_segments
-from paddlemix.models.fused import FusedKernels, choose_kernels, chosen, use_plain_kernels
+from paddlemix.models.fused import FusedKernels, choose_kernels, chosen, cpu_kernels, use_plain_kernels
 from paddlemix.sample import Row
 from tests.models.test_packed import SPECS, collate, examples_of, losses_of, model_of
 
@@ -119,9 +121,53 @@ def test_without_the_key_none_is_taken(stand_ins: StandIns) -> None:
 @pytest.mark.parametrize("device", ["cpu", "npu:0"])
 def test_other_devices_do_not_even_try(stand_ins: StandIns, device: str) -> None:
     """On CPU paddle's fused RMS norm would end the process."""
-    (line,) = choose_kernels(True, device, "float32")
-    assert line == f"plain kernels: paddle has fused ones for gpu, not for {device}"
+    *_, line = choose_kernels(True, device, "float32")
+    kernels = (
+        "use_flash_attention: paddle has fused kernels" if device == "cpu" else "plain kernels: paddle has fused ones"
+    )
+    assert line == f"{kernels} for gpu, not for {device}"
     assert chosen() == FusedKernels() and not any(stand_ins.calls.values())
+
+
+# ---- what a CPU has ----
+
+
+def test_a_cpu_says_which_compiled_kernels_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "missing", lambda: None)
+    monkeypatch.setattr(compiled, "kind", lambda: "avx2")
+    assert choose_kernels(False, "cpu", "float32") == [cpu_kernels()] == ["compiled kernels: avx2"]
+    assert choose_kernels(True, "cpu", "float32")[0] == cpu_kernels()
+
+
+def test_a_cpu_without_them_says_why(
+    fresh_library: Callable[[], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("PADDLEMIX_CPU_KERNELS", raising=False)
+    monkeypatch.setattr(compiled, "__file__", str(tmp_path / "compiled.py"))
+    (line,) = choose_kernels(False, "cpu", "float32")
+    assert line.startswith("no compiled kernels, paddle's operators alone: they were not built; install a C compiler")
+
+
+def test_the_switch_is_read_once(fresh_library: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PADDLEMIX_CPU_KERNELS", "0")
+    off = cpu_kernels()
+    assert off.endswith("alone: PADDLEMIX_CPU_KERNELS=0 switches them off; unset it")
+    monkeypatch.setenv("PADDLEMIX_CPU_KERNELS", "1")
+    assert cpu_kernels() == off
+    fresh_library()
+    assert cpu_kernels() != off
+
+
+def test_a_wrong_value_of_the_switch_is_named(
+    fresh_library: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PADDLEMIX_CPU_KERNELS", "off")
+    for ask in (compiled.missing, cpu_kernels, lambda: compiled.takes(paddle.ones([2]))):
+        with pytest.raises(UserError, match="PADDLEMIX_CPU_KERNELS=off is neither 0 nor 1; export .*=0 or =1"):
+            ask()
+
+
+# ---- what a GPU has ----
 
 
 def test_float32_has_none() -> None:

@@ -23,6 +23,8 @@ from paddlemix.models.kernels import (
 from paddlemix.models.rotary import Rope
 from tests.tiny_models import draw
 
+pytestmark = pytest.mark.usefixtures("form")  # in C and in paddle's operators
+
 TOLERANCE = 4e-6  # of the largest number
 Function = Callable[..., paddle.Tensor]
 

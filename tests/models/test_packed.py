@@ -19,6 +19,8 @@ from paddlemix.trainer.loader import batch_inputs
 from paddlemix.trainer.loss import LossModel
 from tests.tiny_models import tiny_llava, tiny_model, tiny_text
 
+pytestmark = pytest.mark.usefixtures("form")  # in C and in paddle's operators
+
 TILE, PATCH, VOCABULARY = 6, 3, 37
 PINPOINTS = ((6, 12), (12, 6), (12, 12))
 SPECS = {

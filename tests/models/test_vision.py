@@ -13,6 +13,8 @@ from paddlemix.models.configuration import VisionConfig
 from paddlemix.models.vision import VisionTower
 from tests.tiny_models import draw, randomise, tiny_intern_vit, tiny_llava, tiny_model, tiny_vision, weights_of
 
+pytestmark = pytest.mark.usefixtures("form")  # in C and in paddle's operators
+
 Weights = dict[str, np.ndarray]
 ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "quick_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),

@@ -27,6 +27,8 @@ from paddlemix.peft.quantize import (
 from paddlemix.peft.quantized_linear import QuantizedLinear
 from tests.tiny_models import draw, tiny_llava, tiny_model, tiny_text
 
+pytestmark = pytest.mark.usefixtures("form")  # in C and in paddle's operators
+
 MEBIBYTE = 2**20
 
 

@@ -21,6 +21,8 @@ from paddlemix.trainer.trainer import model_inputs
 from tests.tiny import draw_picture, make_processor, make_sample
 from tests.tiny_models import draw, randomise, tiny_llava, tiny_model, tiny_text, tiny_vision
 
+pytestmark = pytest.mark.usefixtures("form")  # in C and in paddle's operators
+
 CONVERSATIONS = (
     ("<image>What is this?", "A red bus, 0.25"),
     ("How many?", "1"),

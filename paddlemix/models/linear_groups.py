@@ -1,0 +1,106 @@
+"""Linear layers together with the pass before them, so that training does not keep what stands between.
+
+A linear layer keeps its input for the gradient of its weight: behind a norm or a gate that is one more tensor of the
+same size as what the norm or gate keeps itself.  With compiled kernels it costs little to make it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import paddle
+from paddle import nn
+from paddle.autograd import PyLayer
+
+from paddlemix.models import compiled
+from paddlemix.models.kernels import GatedFunction
+from paddlemix.models.layers import RMSNorm
+
+
+def normed_linears(norm: RMSNorm, layers: Sequence[nn.Layer], inputs: paddle.Tensor) -> list[paddle.Tensor]:
+    """Several linear layers of norm(inputs), [..., in] -> [..., out] each."""
+    weights = [layer.weight for layer in layers if _is_plain(layer)]
+    if len(weights) == len(layers) and _trains_compiled(inputs, norm.weight, *weights):
+        return list(_NormedLinearsFunction.apply(inputs, norm.weight, norm.epsilon, *weights))
+    normed = norm(inputs)
+    return [layer(normed) for layer in layers]
+
+
+def gated_linear(layer: nn.Layer, gate: paddle.Tensor, up: paddle.Tensor) -> paddle.Tensor:
+    """A linear layer of silu(gate) * up, [..., in] -> [..., out]."""
+    if _is_plain(layer) and _trains_compiled(gate, up, layer.weight):
+        return _GatedLinearFunction.apply(gate, up, layer.weight)
+    return layer(GatedFunction.apply(gate, up))
+
+
+def _is_plain(layer: nn.Layer) -> bool:
+    return type(layer) is nn.Linear and layer.bias is None
+
+
+def _trains_compiled(*tensors: paddle.Tensor) -> bool:
+    return paddle.is_grad_enabled() and not paddle.amp.is_autocast_enabled() and compiled.takes(*tensors)
+
+
+class _NormedLinearsFunction(PyLayer):
+    """n(x) W for several W, where n(x) = x / sqrt(mean(x^2) + epsilon) * weight."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, inputs: paddle.Tensor, weight: paddle.Tensor, epsilon: float, *matrices: paddle.Tensor
+    ) -> tuple[paddle.Tensor, ...]:
+        """[..., in], [in] and [in, out] each -> [..., out] each."""
+        normed, scales = compiled.rms_norm(inputs, weight, epsilon)
+        ctx.epsilon, ctx.trains = epsilon, [not part.stop_gradient for part in (inputs, weight, *matrices)]
+        ctx.save_for_backward(inputs, scales, weight, *matrices)
+        return tuple(paddle.matmul(normed, matrix) for matrix in matrices)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
+        """Gradients of inputs, norm weight and matrices."""
+        inputs, scales, weight, *matrices = ctx.saved_tensor()
+        inputs_train, weight_trains, *train = ctx.trains
+        matrix_grads = _weight_grads(lambda: compiled.rms_norm(inputs, weight, ctx.epsilon)[0], grads, train)
+        if not (inputs_train or weight_trains):
+            return None, None, *matrix_grads
+        normed_grad = paddle.matmul(grads[0], matrices[0], transpose_y=True)
+        for grad, matrix in zip(grads[1:], matrices[1:], strict=True):
+            normed_grad.add_(paddle.matmul(grad, matrix, transpose_y=True))
+        found = compiled.rms_norm_backward(normed_grad, inputs, weight, scales, weight_trains)
+        return found[0] if inputs_train else None, found[1], *matrix_grads
+
+
+class _GatedLinearFunction(PyLayer):
+    """(silu(gate) * up) W."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: paddle.Tensor, up: paddle.Tensor, matrix: paddle.Tensor) -> paddle.Tensor:
+        """Twice [..., in] and [in, out] -> [..., out]."""
+        ctx.trains = [not part.stop_gradient for part in (gate, up, matrix)]
+        ctx.save_for_backward(gate, up, matrix)
+        return paddle.matmul(compiled.gated(gate, up), matrix)
+
+    @staticmethod
+    def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
+        """Gradients of gate, up and the matrix."""
+        gate, up, matrix = ctx.saved_tensor()
+        *train, matrix_trains = ctx.trains
+        matrix_grads = _weight_grads(lambda: compiled.gated(gate, up), [grad], [matrix_trains])
+        if not any(train):
+            return None, None, *matrix_grads
+        found = compiled.gated_backward(paddle.matmul(grad, matrix, transpose_y=True), gate, up)
+        return *(part if trains else None for part, trains in zip(found, train, strict=True)), *matrix_grads
+
+
+def _weight_grads(
+    make_inputs: Any, grads: Sequence[paddle.Tensor], train: Sequence[bool]
+) -> list[paddle.Tensor | None]:
+    """inputs^T grad for each matrix that trains; the inputs are made where there is one."""
+    if not any(train):
+        return [None] * len(train)
+    inputs = make_inputs()
+    flat = inputs.reshape([-1, inputs.shape[-1]])
+    return [
+        paddle.matmul(flat, grad.reshape([-1, grad.shape[-1]]), transpose_x=True) if trains else None
+        for grad, trains in zip(grads, train, strict=True)
+    ]

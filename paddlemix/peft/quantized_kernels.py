@@ -1,0 +1,76 @@
+"""Codes multiplied and made wide in C on CPU (models/quantized_kernels.c), where paddle's operators are many passes.
+
+Wide numbers are those of the plain form bit for bit, products to rounding.  `holds` and `suits` are false where the
+kernels are missing or a tensor is of another kind or device; the layer then computes the plain form.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+import paddle
+
+from paddlemix.models import compiled
+from paddlemix.peft.codes import NF4_LEVELS
+
+MOST_ROWS = 48  # for more, wide weights and a library's product are faster
+_KINDS = ("int8", "nf4")
+
+Arrays = Mapping[str, paddle.Tensor]  # of `codes.stored_arrays`, by name
+
+
+def holds(kind: str, arrays: Arrays) -> bool:
+    """Whether `widen_` takes a weight."""
+    if kind not in _KINDS or not compiled.takes(*_scales(kind, arrays)):
+        return False
+    return all(array.place.is_cpu_place() and array.is_contiguous() for array in arrays.values())
+
+
+def suits(kind: str, arrays: Arrays, inputs: paddle.Tensor) -> bool:
+    """Whether `product` takes inputs [n, in] and is the fast way for them."""
+    return 1 <= inputs.shape[0] <= MOST_ROWS and holds(kind, arrays) and compiled.takes(inputs)
+
+
+def product(kind: str, arrays: Arrays, inputs: paddle.Tensor) -> paddle.Tensor:
+    """float32 [n, in] -> [n, out], without a gradient; no weight is made wide in memory.
+
+    The codes are read once for 16 rows.  A row's numbers do not depend on the others.
+    """
+    (rows, inner), columns = inputs.shape, arrays["weight_codes"].shape[0]
+    outputs = paddle.empty([rows, columns], dtype="float32")
+    compiled.run(f"{kind}_product", inner * columns, rows, inner, columns, inputs, *_held(kind, arrays), outputs)
+    return outputs
+
+
+def widen_(wide: paddle.Tensor, kind: str, arrays: Arrays, first: int, scaled: bool = True) -> paddle.Tensor:
+    """Fills float32 [n, in] with the weights of n outputs from `first` on.
+
+    Args:
+        scaled: False leaves out the factors that int8 has per output.
+    """
+    count, inner = wide.shape
+    held = _held(kind, arrays)
+    if kind == "int8" and not scaled:
+        held = (held[0], None)
+    compiled.run(f"{kind}_widen", count * inner, first, count, inner, *held, wide)
+    return wide
+
+
+def _held(kind: str, arrays: Arrays) -> tuple[paddle.Tensor | None, ...]:
+    """What a kernel reads, in its order."""
+    codes, scales = arrays["weight_codes"], _scales(kind, arrays)
+    return (codes, *scales) if kind == "int8" else (codes, arrays["weight_scale_codes"], *scales, _levels())
+
+
+def _scales(kind: str, arrays: Arrays) -> tuple[paddle.Tensor, ...]:
+    """float32."""
+    if kind == "int8":
+        return (arrays["weight_scale"],)
+    return arrays["weight_scale_steps"], arrays["weight_scale_offset"]
+
+
+@functools.cache
+def _levels() -> paddle.Tensor:
+    """float32 [16]."""
+    return paddle.to_tensor(NF4_LEVELS, place=paddle.CPUPlace())

@@ -1,0 +1,47 @@
+"""The compiled kernels of every kind of processor that this one can run, on one thread and on several."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import paddlemix.models  # noqa: F401  sets the environment before paddle is imported
+from paddlemix.models import compiled
+
+KINDS, THREADS = ("plain", "avx2", "avx512"), (1, 3)
+
+
+@pytest.fixture
+def fresh_library() -> Iterator[Callable[[], None]]:
+    """Has the library loaded anew, now and at each call; the next test's is too."""
+
+    def forget() -> None:
+        compiled._load.cache_clear()
+        compiled._best_file.cache_clear()
+
+    forget()
+    yield forget
+    forget()
+
+
+@pytest.fixture(params=list(itertools.product(KINDS, THREADS)), ids=lambda pair: f"{pair[0]}-{pair[1]}")
+def library(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, fresh_library: Callable[[], None]
+) -> Iterator[tuple[str, int]]:
+    """Kind and threads that the kernels compute with, however few numbers there are."""
+    kind, threads = request.param
+    if compiled.missing() is not None:
+        pytest.skip(f"no compiled kernels: {compiled.missing()}")
+    if not compiled._KINDS[kind] <= compiled._processor_features():
+        pytest.skip(f"this processor cannot run the kernels for {kind}")
+    if not list(Path(compiled.__file__).parent.glob(f"_cpu_kernels_{kind}.*so")):
+        pytest.skip(f"the kernels for {kind} were not built")
+    monkeypatch.setattr(compiled, "_processor_features", lambda: compiled._KINDS[kind])
+    monkeypatch.setattr(compiled, "_LEAST_NUMBERS", 0)
+    monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+    fresh_library()
+    assert compiled.kind() == kind and compiled._threads(1) == threads
+    yield kind, threads

@@ -1,0 +1,238 @@
+"""Which compiled kernels are loaded, what they take, and what computes where there are none."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import numpy as np
+import paddle
+import pytest
+
+from paddlemix.models import compiled
+from paddlemix.models.attention import _half_turn
+from paddlemix.models.cache import KVCache
+from paddlemix.models.constants import kept
+from paddlemix.models.decoding import CachedDecoder
+from paddlemix.models.kernels import AttentionFunction, GatedFunction, RMSNormFunction, RotaryFunction
+from paddlemix.trainer.loss import LossModel
+from tests.tiny_models import draw, tiny_model
+
+Break = Callable[[pytest.MonkeyPatch, Path], None]
+
+
+def no_file(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setattr(compiled, "__file__", str(folder / "compiled.py"))
+
+
+def a_file_that_is_no_library(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    (folder / "_cpu_kernels_plain.so").write_bytes(b"")
+    no_file(monkeypatch, folder)
+
+
+def another_version(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setattr(compiled, "_VERSION", 10**6)
+
+
+def a_function_is_missing(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setitem(compiled._ARGUMENTS, "a_later_function", ())
+
+
+def no_openmp(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setattr(compiled, "openmp", lambda: None)
+
+
+def switched_off_by_the_user(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setenv("PADDLEMIX_CPU_KERNELS", "0")
+
+
+BUILT = pytest.mark.skipif(compiled.missing() is not None, reason=f"no compiled kernels: {compiled.missing()}")
+BREAKS = [
+    pytest.param(no_file, "they were not built; install a C compiler", id="no file"),
+    pytest.param(a_file_that_is_no_library, r"_cpu_kernels_plain.so cannot be loaded \(.*\); install", id="no library"),
+    pytest.param(another_version, "is of another version of paddlemix; install", id="version", marks=BUILT),
+    pytest.param(a_function_is_missing, "is of another version of paddlemix; install", id="function", marks=BUILT),
+    pytest.param(no_openmp, "OpenMP runtime cannot be loaded", id="no OpenMP", marks=BUILT),
+    pytest.param(switched_off_by_the_user, "PADDLEMIX_CPU_KERNELS=0 switches them off; unset it", id="switch"),
+]
+
+
+def everything(seed: int = 0) -> list[np.ndarray]:
+    """Loss and gradients of a tiny model with a picture, its features without gradients, and a decoded token."""
+    model = tiny_model(seed=seed)
+    ids = paddle.to_tensor([[3, 1, 4, 1, 5, 9, 2]])
+    inputs = {"input_ids": ids, "position_ids": paddle.arange(7).unsqueeze(0)}
+    loss, _ = LossModel(model)(paddle.to_tensor([1, 2, 5]), paddle.to_tensor([5, 0, 36]), **inputs)
+    loss.backward()
+    found = [loss.numpy(), *(part.grad.numpy() for part in model.parameters() if part.grad is not None)]
+    cache, decoder = KVCache(), model.language_model
+    with paddle.no_grad():
+        found.append(model.vision_tower(paddle.to_tensor(draw(2, 3, 6, 6))).numpy())
+        decoder(paddle.to_tensor(draw(2, 3, 12)), paddle.arange(3).unsqueeze(0).expand([2, -1]), cache=cache)
+    for place in (3, 4):
+        found.append(CachedDecoder(decoder)(paddle.to_tensor(draw(2, 1, 12)), np.full((2, 1), place), cache).numpy())
+    return found
+
+
+@pytest.mark.parametrize(("breaks", "reason"), BREAKS)
+def test_without_kernels_all_is_computed_and_it_is_said_why(
+    fresh_library: Callable[[], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, breaks: Break, reason: str
+) -> None:
+    before = everything()
+    breaks(monkeypatch, tmp_path)
+    fresh_library()
+    assert re.search(reason, compiled.missing() or ""), compiled.missing()
+    assert compiled.kind() is None and not compiled.takes(paddle.ones([2]))
+    states = paddle.ones([1, 2, 1, 2])
+    assert not compiled.takes_attention(states, states, states, None)
+    assert not compiled.takes_rotation(states, states, states)
+    for found, expected in zip(everything(), before, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@BUILT
+def test_what_is_compared_is_computed_in_two_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every kernel that a model of float32 weights needs takes part in one form, none in the other."""
+    called = set()
+
+    def watched(name: str, *arguments: Any) -> None:
+        called.add(name)
+        call(name, *arguments)
+
+    call = compiled._call
+    monkeypatch.setattr(compiled, "_call", watched)
+    with compiled.switched_off():
+        everything()
+    assert not called
+    everything()
+    quantized = {name for name in compiled._ARGUMENTS if name.startswith(("int8_", "nf4_"))}  # tests/peft
+    assert called == set(compiled._ARGUMENTS) - quantized
+
+
+# ---- which library ----
+
+
+@pytest.fixture
+def opened(fresh_library: Callable[[], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
+    """Names of the libraries that are opened, out of one for each kind; none of them is real."""
+    names: list[str] = []
+
+    def open_library(path: str) -> Mock:
+        names.append(Path(path).name)
+        library = Mock()
+        library.kernels_version.return_value = compiled._VERSION
+        return library
+
+    for kind in compiled._KINDS:
+        (tmp_path / f"_cpu_kernels_{kind}.cpython-311-x86_64-linux-gnu.so").touch()
+    monkeypatch.setattr(compiled, "__file__", str(tmp_path / "compiled.py"))
+    monkeypatch.setattr(compiled, "openmp", lambda: object())
+    monkeypatch.setattr(ctypes, "CDLL", open_library)
+    yield names
+
+
+@pytest.mark.parametrize(
+    ("lacks", "kind"),
+    [
+        (set(), "avx512"),
+        ({"avx512bw"}, "avx2"),
+        ({"avx512f", "fma"}, "plain"),
+        (set.union(*compiled._KINDS.values()), "plain"),
+    ],
+    ids=str,
+)
+def test_a_processor_gets_the_best_that_it_can_run(
+    opened: list[str], monkeypatch: pytest.MonkeyPatch, lacks: set[str], kind: str
+) -> None:
+    has = {"sse2", *set.union(*compiled._KINDS.values())} - lacks
+    monkeypatch.setattr(compiled, "_processor_features", lambda: has)
+    assert compiled.missing() is None and compiled.kind() == kind
+    assert compiled.missing() is None and opened == [f"_cpu_kernels_{kind}.cpython-311-x86_64-linux-gnu.so"]
+
+
+def test_a_kind_that_was_not_built_is_passed_over(
+    opened: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(compiled, "_processor_features", lambda: set.union(*compiled._KINDS.values()))
+    next(tmp_path.glob("_cpu_kernels_avx512.*")).unlink()
+    assert compiled.kind() == "avx2" and opened == ["_cpu_kernels_avx2.cpython-311-x86_64-linux-gnu.so"]
+
+
+def test_processors_of_another_make_get_the_plain_kind(opened: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled.platform, "machine", lambda: "aarch64")
+    assert compiled._processor_features() == set() and compiled.kind() == "plain"
+
+
+# ---- what is taken ----
+
+
+@BUILT
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64", "int64"])
+def test_float32_alone_is_taken(dtype: str) -> None:
+    other, states = paddle.ones([2, 3]).astype(dtype), paddle.ones([2, 3])
+    assert compiled.takes(states) and compiled.takes(states, states) and compiled.takes()
+    assert compiled.takes(states, other) is compiled.takes(other, states) is (dtype == "float32")
+
+
+@BUILT
+def test_nothing_is_taken_where_they_are_switched_off() -> None:
+    states = paddle.ones([1, 2, 1, 2])
+    for _ in range(2):
+        assert compiled.takes_attention(states, states, states, None) and compiled.takes_rotation(*[states] * 3)
+        with pytest.raises(KeyError), compiled.switched_off(), compiled.switched_off():
+            assert not compiled.takes(states) and not compiled.takes_rotation(*[states] * 3)
+            assert not compiled.takes_attention(states, states, states, None) and compiled.missing() is None
+            raise KeyError
+
+
+@BUILT
+def test_a_view_is_not_taken() -> None:
+    """Paddle makes copies here, unless it is told to give views."""
+    before = paddle.get_flags("FLAGS_use_stride_kernel")
+    paddle.set_flags({"FLAGS_use_stride_kernel": True})
+    try:
+        whole = paddle.to_tensor(draw(4, 6))
+        assert compiled.takes(whole) and not compiled.takes(whole.transpose([1, 0]))
+        assert not compiled.takes(whole[:, 2:4]) and not compiled.takes(whole, whole[:, ::2])
+        part = whole[2:]  # contiguous, but it begins in the middle
+        assert compiled.takes(part)
+        wanted = draw(4, 6)[2:] + draw(6, seed=2)
+        np.testing.assert_array_equal(compiled.add_bias_(part, paddle.to_tensor(draw(6, seed=2))).numpy(), wanted)
+    finally:
+        paddle.set_flags(before)
+
+
+@BUILT
+def test_gradients_that_are_views_are_computed_all_the_same() -> None:
+    """A backward pass may get a transposed gradient."""
+    results = []
+    before = paddle.get_flags("FLAGS_use_stride_kernel")
+    for strided in (False, True):
+        paddle.set_flags({"FLAGS_use_stride_kernel": strided})
+        try:
+            results.append(gradients_of_a_transposed_sum())
+        finally:
+            paddle.set_flags(before)
+    for found, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def gradients_of_a_transposed_sum() -> list[np.ndarray]:
+    angles = paddle.to_tensor(np.tile(draw(5, 3, 1, 2), 2))
+    functions: list[tuple[Callable[..., paddle.Tensor], int]] = [
+        (lambda a, b: RMSNormFunction.apply(a, b[0, 0, 0], 1e-5), 2),
+        (GatedFunction.apply, 2),
+        (lambda a: RotaryFunction.apply(a, paddle.cos(angles), paddle.sin(angles), kept(_half_turn, 4)), 1),
+        (lambda a, b, c: AttentionFunction.apply(a, b, c, None, None), 3),
+    ]
+    found = []
+    for function, count in functions:
+        inputs = [paddle.to_tensor(draw(5, 3, 2, 4, seed=seed), stop_gradient=False) for seed in range(count)]
+        weights = paddle.to_tensor(draw(4, 2, 3, 5, seed=9))
+        (function(*inputs).transpose([3, 2, 1, 0]) * weights).sum().backward()
+        found += [part.grad.numpy() for part in inputs]
+    return found
