@@ -101,8 +101,8 @@ SETTINGS = (
         value="1",
         default="0",
         when=_BEFORE_IMPORT,
-        reason="the math library takes its working memory from the same heap as everything and gives it back, instead of "
-        "keeping 100 MB of its own",
+        reason="the math library takes its working memory from the heap that everything uses and gives it back, "
+        "instead of keeping 100 MB of its own",
     ),
     Setting(
         name="mallopt",

@@ -14,7 +14,7 @@ from paddle.distributed.fleet.utils import recompute
 from paddlemix.models.attention import Bias, RotaryTables, attend, attention_bias, rotary_tables, rotate
 from paddlemix.models.cache import KVCache
 from paddlemix.models.configuration import DecoderConfig
-from paddlemix.models.layers import RMSNorm, linear, normal
+from paddlemix.models.layers import RMSNorm, apply_linear, linear, normal
 from paddlemix.models.linear_groups import gated_linear, normed_linears
 
 
@@ -56,7 +56,7 @@ class DecoderAttention(nn.Layer):
         queries, keys = rotate(queries, tables[0]), rotate(keys, tables[1])
         if cache is not None:
             keys, values = cache.append(self.layer, keys, values)
-        return self.o_proj(_choose(attend(queries, keys, values, bias), chosen))
+        return apply_linear(self.o_proj, _choose(attend(queries, keys, values, bias), chosen))
 
 
 class DecoderMLP(nn.Layer):

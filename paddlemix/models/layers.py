@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import paddle
 from paddle import nn
+from paddle.nn import functional
 
 from paddlemix.models import compiled
 from paddlemix.models.fused import chosen, suits
@@ -51,13 +52,18 @@ def linear(in_features: int, out_features: int, std: float, bias: bool = False) 
 
 
 def apply_linear(layer: nn.Layer, inputs: paddle.Tensor) -> paddle.Tensor:
-    """layer(inputs); where no gradient is wanted of a plain linear layer on CPU, in fewer passes."""
-    if type(layer) is not nn.Linear or paddle.is_grad_enabled():
-        return layer(inputs)
-    outputs, bias = product(inputs, layer.weight), layer.bias
+    """layer(inputs), a plain linear layer by `affine`."""
+    return affine(inputs, layer.weight, layer.bias) if type(layer) is nn.Linear else layer(inputs)
+
+
+def affine(inputs: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | None) -> paddle.Tensor:
+    """[..., in] times [in, out] plus [out]; where no gradient is wanted on CPU, in fewer passes."""
+    if paddle.is_grad_enabled() or not compiled.takes(inputs, weight):
+        return functional.linear(inputs, weight, bias)
+    outputs = product(inputs, weight)
     if bias is None:
         return outputs
-    return compiled.add_bias_(outputs, bias) if compiled.takes(outputs, bias) else outputs + bias
+    return compiled.add_bias_(outputs, bias) if compiled.takes(bias) else outputs + bias
 
 
 def product(inputs: paddle.Tensor, weight: paddle.Tensor) -> paddle.Tensor:

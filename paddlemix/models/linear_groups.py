@@ -15,7 +15,7 @@ from paddle.autograd import PyLayer
 
 from paddlemix.models import compiled
 from paddlemix.models.kernels import GatedFunction
-from paddlemix.models.layers import RMSNorm
+from paddlemix.models.layers import RMSNorm, apply_linear
 
 
 def normed_linears(norm: RMSNorm, layers: Sequence[nn.Layer], inputs: paddle.Tensor) -> list[paddle.Tensor]:
@@ -24,14 +24,14 @@ def normed_linears(norm: RMSNorm, layers: Sequence[nn.Layer], inputs: paddle.Ten
     if len(weights) == len(layers) and _trains_compiled(inputs, norm.weight, *weights):
         return list(_NormedLinearsFunction.apply(inputs, norm.weight, norm.epsilon, *weights))
     normed = norm(inputs)
-    return [layer(normed) for layer in layers]
+    return [apply_linear(layer, normed) for layer in layers]
 
 
 def gated_linear(layer: nn.Layer, gate: paddle.Tensor, up: paddle.Tensor) -> paddle.Tensor:
     """A linear layer of silu(gate) * up, [..., in] -> [..., out]."""
     if _is_plain(layer) and _trains_compiled(gate, up, layer.weight):
         return _GatedLinearFunction.apply(gate, up, layer.weight)
-    return layer(GatedFunction.apply(gate, up))
+    return apply_linear(layer, GatedFunction.apply(gate, up))
 
 
 def _is_plain(layer: nn.Layer) -> bool:

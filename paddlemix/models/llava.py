@@ -13,7 +13,7 @@ from paddlemix.models.cache import KVCache
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.models.decoder import Decoder
 from paddlemix.models.layers import apply_linear, linear, normal
-from paddlemix.models.projector import build_projector
+from paddlemix.models.projector import build_projector, run_projector
 from paddlemix.models.vision import VisionTower
 
 
@@ -82,7 +82,7 @@ class LlavaModel(nn.Layer):
 
     def project(self, tile_features: paddle.Tensor) -> paddle.Tensor:
         """The tower's features [N, P, C] -> [N * P, D]."""
-        features = self.projector(tile_features)
+        features = run_projector(self.projector, tile_features)
         return features.reshape([-1, features.shape[-1]])
 
     def merge(

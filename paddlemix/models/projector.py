@@ -5,10 +5,11 @@ Source: haotian-liu/LLaVA llava/model/multimodal_projector/builder.py (commit c1
 
 from __future__ import annotations
 
+import paddle
 from paddle import nn
 
 from paddlemix.models.configuration import projector_depth
-from paddlemix.models.layers import linear
+from paddlemix.models.layers import apply_linear, linear
 
 
 def build_projector(mm_projector_type: str, in_size: int, out_size: int, std: float = 0.02) -> nn.Layer:
@@ -32,3 +33,10 @@ def build_projector(mm_projector_type: str, in_size: int, out_size: int, std: fl
             layers.append(nn.GELU())
         layers.append(linear(in_size if number == 0 else out_size, out_size, std, bias=True))
     return nn.Sequential(*layers)
+
+
+def run_projector(projector: nn.Layer, features: paddle.Tensor) -> paddle.Tensor:
+    """[..., in_size] -> [..., out_size]."""
+    for layer in projector if isinstance(projector, nn.Sequential) else [projector]:
+        features = apply_linear(layer, features)
+    return features

@@ -14,7 +14,7 @@ import paddle
 from paddle.nn import functional
 
 from paddlemix.models.kernels import NARROW_COST
-from paddlemix.models.layers import initialising
+from paddlemix.models.layers import affine, initialising
 from paddlemix.peft.linear import LoRALinear
 from paddlemix.peft.settings import LoRAConfig
 
@@ -42,7 +42,7 @@ class DoRALinear(LoRALinear):
             return self._dropped(inputs)
         if self._is_added_first(inputs) and self._is_small():
             total = self._sum(self.weight)
-            return functional.linear(inputs, total * self._gain(total), self.bias)
+            return affine(inputs, total * self._gain(total), self.bias)
         outputs = (self._plain(inputs, with_bias=False) + self._update(inputs)) * self._cast_gain(inputs)
         return outputs if self.bias is None else outputs + self.bias.astype(outputs.dtype)
 

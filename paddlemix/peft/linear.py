@@ -16,7 +16,7 @@ from paddle import nn
 from paddle.nn import functional
 
 from paddlemix.models.kernels import NARROW_COST, LowRankLinearFunction
-from paddlemix.models.layers import initialising
+from paddlemix.models.layers import affine, initialising
 from paddlemix.peft.settings import LoRAConfig
 
 
@@ -83,6 +83,8 @@ class LoRALinear(nn.Layer):
         """[..., in] -> [..., out]."""
         dropping = self.dropout > 0 and self.training
         if self._is_added_first(inputs) and not dropping:
+            if not paddle.is_grad_enabled():  # the same product as of the layer without an adapter
+                return affine(inputs, self._sum(self.weight), self.bias)
             outputs = LowRankLinearFunction.apply(inputs, self.weight, *self.factors(), self.scaling)
             return outputs if self.bias is None else outputs + self.bias
         outputs = self._plain(inputs, with_bias=True)
@@ -109,7 +111,7 @@ class LoRALinear(nn.Layer):
     def _plain(self, inputs: paddle.Tensor, with_bias: bool) -> paddle.Tensor:
         """The base layer's outputs."""
         if not self.is_quantized:
-            return functional.linear(inputs, self.weight, self.bias if with_bias else None)
+            return affine(inputs, self.weight, self.bias if with_bias else None)
         outputs = self.base(inputs)
         return outputs if with_bias or self.bias is None else outputs - self.bias.astype(outputs.dtype)
 

@@ -67,9 +67,14 @@ def build_optimizer(
         multi_precision=low_precision,
     )
     if paddle.get_device() == "cpu" and not config.sharding:
-        # Beside the weights; made behind the first step's activations, they would keep the heap in pieces
-        optimizer._create_accumulators(paddle.static.default_main_program().global_block(), parameters)
+        _make_states(optimizer, parameters)
     return optimizer
+
+
+def _make_states(optimizer: paddle.optimizer.Optimizer, parameters: list[paddle.Tensor]) -> None:
+    """Makes the optimiser's states now, beside the weights: behind the first step's activations they would cut the
+    CPU's heap into pieces that activations no longer fit."""
+    optimizer._create_accumulators(paddle.static.default_main_program().global_block(), parameters)
 
 
 def build_schedule(config: RunConfig, total_steps: int) -> paddle.optimizer.lr.LambdaDecay:

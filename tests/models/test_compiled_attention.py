@@ -270,7 +270,7 @@ def test_a_token_that_is_no_number_spoils_its_own_row_alone() -> None:
 
 
 def test_threads_do_not_get_in_each_others_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Enough work for them to meet; what they add up among themselves may differ in the last bits."""
+    """Enough work for them to meet; sums that they share differ by rounding alone."""
     case, heads = Case(2, 250, 250, 16, 8, 16), (16, 4)
     states, bias = [paddle.to_tensor(array) for array in case.draw()], attention_bias(250, 250, None, None)
     rows, weight, grads = (paddle.to_tensor(draw(*shape)) for shape in ((20_000, 17), (17,), (20_000, 17)))
@@ -293,4 +293,4 @@ def test_threads_do_not_get_in_each_others_way(monkeypatch: pytest.MonkeyPatch) 
     alone = run(1)
     for _ in range(3):
         for number, (found, expected) in enumerate(zip(run(4), alone, strict=True)):
-            assert (found - expected).abs().max().item() <= TOLERANCE * expected.abs().max().item(), number
+            assert (found - expected).abs().max().item() <= 1e-4 * expected.abs().max().item(), number

@@ -22,10 +22,13 @@ from paddlemix.models.kernels import AttentionFunction, GatedFunction, RMSNormFu
 from paddlemix.trainer.loss import LossModel
 from tests.tiny_models import draw, tiny_model
 
+EVERY_FEATURE = tuple(sorted(set.union(*compiled._KINDS.values())))
 Break = Callable[[pytest.MonkeyPatch, Path], None]
 
 
 def no_file(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.delenv("PADDLEMIX_CPU_KERNELS", raising=False)
+    monkeypatch.setattr(compiled, "openmp", lambda: object())
     monkeypatch.setattr(compiled, "__file__", str(folder / "compiled.py"))
 
 
@@ -62,7 +65,7 @@ BREAKS = [
 
 
 def everything(seed: int = 0) -> list[np.ndarray]:
-    """Loss and gradients of a tiny model with a picture, its features without gradients, and a decoded token."""
+    """Loss and gradients of a tiny model on a text, a tower's features without gradients, and decoded tokens."""
     model = tiny_model(seed=seed)
     ids = paddle.to_tensor([[3, 1, 4, 1, 5, 9, 2]])
     inputs = {"input_ids": ids, "position_ids": paddle.arange(7).unsqueeze(0)}
@@ -129,26 +132,19 @@ def opened(fresh_library: Callable[[], None], monkeypatch: pytest.MonkeyPatch, t
 
     for kind in compiled._KINDS:
         (tmp_path / f"_cpu_kernels_{kind}.cpython-311-x86_64-linux-gnu.so").touch()
-    monkeypatch.setattr(compiled, "__file__", str(tmp_path / "compiled.py"))
-    monkeypatch.setattr(compiled, "openmp", lambda: object())
+    no_file(monkeypatch, tmp_path)
     monkeypatch.setattr(ctypes, "CDLL", open_library)
     yield names
 
 
 @pytest.mark.parametrize(
     ("lacks", "kind"),
-    [
-        (set(), "avx512"),
-        ({"avx512bw"}, "avx2"),
-        ({"avx512f", "fma"}, "plain"),
-        (set.union(*compiled._KINDS.values()), "plain"),
-    ],
-    ids=str,
+    [((), "avx512"), (("avx512bw",), "avx2"), (("avx512f", "fma"), "plain"), (EVERY_FEATURE, "plain")],
 )
 def test_a_processor_gets_the_best_that_it_can_run(
-    opened: list[str], monkeypatch: pytest.MonkeyPatch, lacks: set[str], kind: str
+    opened: list[str], monkeypatch: pytest.MonkeyPatch, lacks: tuple[str, ...], kind: str
 ) -> None:
-    has = {"sse2", *set.union(*compiled._KINDS.values())} - lacks
+    has = {"sse2", *EVERY_FEATURE} - {*lacks}
     monkeypatch.setattr(compiled, "_processor_features", lambda: has)
     assert compiled.missing() is None and compiled.kind() == kind
     assert compiled.missing() is None and opened == [f"_cpu_kernels_{kind}.cpython-311-x86_64-linux-gnu.so"]
@@ -157,7 +153,7 @@ def test_a_processor_gets_the_best_that_it_can_run(
 def test_a_kind_that_was_not_built_is_passed_over(
     opened: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(compiled, "_processor_features", lambda: set.union(*compiled._KINDS.values()))
+    monkeypatch.setattr(compiled, "_processor_features", lambda: {*EVERY_FEATURE})
     next(tmp_path.glob("_cpu_kernels_avx512.*")).unlink()
     assert compiled.kind() == "avx2" and opened == ["_cpu_kernels_avx2.cpython-311-x86_64-linux-gnu.so"]
 
