@@ -69,8 +69,8 @@ EXTRAS = {
 }
 
 
-# The kernels for CPU are built for each kind of processor; `paddlemix/models/compiled.py` takes the best that a machine
-# has.  They use the OpenMP runtime that paddle brings, so that nothing is linked for `-fopenmp`.
+# The kernels for CPU are built for each kind of processor; `paddlemix/models/compiled_library.py` takes the best that
+# a machine has.  They use the OpenMP runtime that paddle brings, so that nothing is linked for `-fopenmp`.
 KERNEL_FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fopenmp"]
 KERNEL_KINDS: dict[str, list[str]] = {"plain": []}
 if platform.machine() == "x86_64":

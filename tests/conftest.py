@@ -51,13 +51,13 @@ def shared_directory() -> Path:
 @pytest.fixture(params=["compiled", "plain"])
 def form(request: pytest.FixtureRequest) -> Iterator[str]:
     """What a test computes with: the kernels in C, then paddle's operators in their place."""
-    from paddlemix.models import compiled
+    from paddlemix.models import compiled_library
 
     if request.param == "plain":
-        with compiled.switched_off():
+        with compiled_library.switched_off():
             yield request.param
-    elif compiled.missing() is not None:
-        pytest.skip(f"no compiled kernels: {compiled.missing()}")
+    elif compiled_library.missing() is not None:
+        pytest.skip(f"no compiled kernels: {compiled_library.missing()}")
     else:
         yield request.param
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from paddlemix.models.compiled import _KINDS
+from paddlemix.models.compiled_library import _KINDS
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = set(_KINDS) if platform.machine() == "x86_64" else {"plain"}
@@ -52,7 +52,7 @@ def build(checkout: Path, compiler: str, **variables: str) -> tuple[Path, set[st
     """The built package's `models` folder, which is the one in a wheel, and the names of the libraries in it."""
     run(checkout, sys.executable, "setup.py", "-q", "build", "--build-lib", "built", CC=compiler, **variables)
     models = checkout / "built" / "paddlemix" / "models"
-    assert (models / "compiled.py").is_file()
+    assert (models / "compiled_library.py").is_file()
     return models, {path.name.partition(".")[0] for path in models.glob("*.so")}
 
 
@@ -74,7 +74,7 @@ def test_a_build_holds_a_library_for_each_kind_of_processor(checkout: Path) -> N
     assert found == {f"_cpu_kernels_{kind}" for kind in KINDS}
     compiled = [line.split() for line in calls.read_text(encoding="utf-8").splitlines() if SOURCE in line]
     needed = [{flag[2:] for flag in line if flag.startswith(("-mavx", "-mfma"))} for line in compiled]
-    # what a library is compiled for is what compiled.py asks a processor for; each with AVX-512 has FMA
+    # what a library is compiled for is what compiled_library.py asks a processor for; each with AVX-512 has FMA
     for needs in (_KINDS[kind] for kind in KINDS):
         assert any(features - needs <= {"fma"} and needs <= features for features in needed), (needs, needed)
     assert len(needed) == len(KINDS)

@@ -150,11 +150,11 @@ def _cpu_kernels(found: Examination, noted: bool) -> None:
     Args:
         noted: that compiled kernels are missing is a problem, because nothing else is there to compute.
     """
-    from paddlemix.models import compiled
+    from paddlemix.models import compiled_library
     from paddlemix.models.fused import cpu_kernels
 
     found.sections["kernels for cpu"] = [cpu_kernels()]
-    reason = compiled.missing()
+    reason = compiled_library.missing()
     if reason is not None and noted:
         why, _, fix = reason.partition("; ")
         what = f"no compiled kernels, so that a training step takes about 1.25 times as long: {why}"

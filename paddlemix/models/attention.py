@@ -14,10 +14,11 @@ from typing import TypeAlias
 import numpy as np
 import paddle
 
-from paddlemix.models import compiled
+from paddlemix.models import compiled, compiled_library
+from paddlemix.models.attention_kernels import AttentionFunction
 from paddlemix.models.constants import counted, kept
 from paddlemix.models.fused import chosen, suits
-from paddlemix.models.kernels import AttentionFunction, RotaryFunction
+from paddlemix.models.kernels import RotaryFunction
 from paddlemix.models.rotary import Rope
 
 RotaryTables = tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]
@@ -87,7 +88,7 @@ def rotary_tables(position_ids: paddle.Tensor, heads: int, rope: Rope, dtype: pa
     """
     angles = position_ids.astype("float32").unsqueeze(-1) * _frequencies(position_ids, rope)  # [B, L, E/2]
     angles = paddle.concat([angles, angles], axis=-1).unsqueeze(2)
-    if chosen().rotary is not None or compiled.takes(angles):
+    if chosen().rotary is not None or compiled_library.takes(angles):
         heads = 1
     cosines, sines = (part.astype(dtype).tile([1, 1, heads, 1]) for part in (paddle.cos(angles), paddle.sin(angles)))
     return cosines, sines, kept(_half_turn, rope.head_size).astype(dtype)

@@ -18,7 +18,7 @@ import paddle
 from paddle import nn
 from paddle.nn import functional
 
-from paddlemix.models import compiled
+from paddlemix.models import compiled, compiled_library
 from paddlemix.models.attention import MASKED, rotary_tables
 from paddlemix.models.cache import KVCache
 from paddlemix.models.decoder import Decoder, DecoderLayer
@@ -95,7 +95,7 @@ class CachedDecoder:
         batch, length, width = embeds.shape
         cache.reserve(cache.length + length)
         hidden = embeds.reshape([batch * length, width])
-        if compiled.takes(hidden, *self._norm_weights) and cache.dtype == paddle.float32:
+        if compiled_library.takes(hidden, *self._norm_weights) and cache.dtype == paddle.float32:
             fast = self._compiled_step(hidden, position_ids, cache)
             for layer in self._layers:
                 hidden = layer.run_compiled(hidden, fast)

@@ -17,7 +17,7 @@ import numpy as np
 import paddle
 from paddle.nn import functional
 
-from paddlemix.models import compiled
+from paddlemix.models import compiled_library
 
 DEVICES = ("gpu",)
 PRECISIONS = ("bfloat16", "float16")  # what paddle's flash attention takes
@@ -95,9 +95,9 @@ def choose_kernels(wanted: bool, device: str, dtype: str) -> list[str]:
 
 def cpu_kernels() -> str:
     """What a CPU computes with, in words: "compiled kernels: avx512", or why there are none and what to do."""
-    reason = compiled.missing()
+    reason = compiled_library.missing()
     if reason is None:
-        return f"compiled kernels: {compiled.kind()}"
+        return f"compiled kernels: {compiled_library.kind()}"
     return f"no compiled kernels, paddle's operators alone: {reason}"
 
 

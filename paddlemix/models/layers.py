@@ -13,7 +13,7 @@ import paddle
 from paddle import nn
 from paddle.nn import functional
 
-from paddlemix.models import compiled
+from paddlemix.models import compiled, compiled_library
 from paddlemix.models.fused import chosen, suits
 from paddlemix.models.kernels import RMSNormFunction
 
@@ -58,17 +58,17 @@ def apply_linear(layer: nn.Layer, inputs: paddle.Tensor) -> paddle.Tensor:
 
 def affine(inputs: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | None) -> paddle.Tensor:
     """[..., in] times [in, out] plus [out]; where no gradient is wanted on CPU, in fewer passes."""
-    if paddle.is_grad_enabled() or not compiled.takes(inputs, weight):
+    if paddle.is_grad_enabled() or not compiled_library.takes(inputs, weight):
         return functional.linear(inputs, weight, bias)
     outputs = product(inputs, weight)
     if bias is None:
         return outputs
-    return compiled.add_bias_(outputs, bias) if compiled.takes(bias) else outputs + bias
+    return compiled.add_bias_(outputs, bias) if compiled_library.takes(bias) else outputs + bias
 
 
 def product(inputs: paddle.Tensor, weight: paddle.Tensor) -> paddle.Tensor:
     """[..., in] times [in, out], without a gradient."""
-    if compiled.suits_few(math.prod(inputs.shape[:-1])) and compiled.takes(inputs, weight):
+    if compiled.suits_few(math.prod(inputs.shape[:-1])) and compiled_library.takes(inputs, weight):
         return compiled.matmul_few(inputs, weight)
     return paddle.matmul(inputs, weight)
 

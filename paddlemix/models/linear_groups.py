@@ -13,7 +13,7 @@ import paddle
 from paddle import nn
 from paddle.autograd import PyLayer
 
-from paddlemix.models import compiled
+from paddlemix.models import compiled, compiled_library
 from paddlemix.models.kernels import GatedFunction
 from paddlemix.models.layers import RMSNorm, apply_linear
 
@@ -39,7 +39,7 @@ def _is_plain(layer: nn.Layer) -> bool:
 
 
 def _trains_compiled(*tensors: paddle.Tensor) -> bool:
-    return paddle.is_grad_enabled() and not paddle.amp.is_autocast_enabled() and compiled.takes(*tensors)
+    return paddle.is_grad_enabled() and not paddle.amp.is_autocast_enabled() and compiled_library.takes(*tensors)
 
 
 class _NormedLinearsFunction(PyLayer):

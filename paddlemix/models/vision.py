@@ -12,7 +12,7 @@ import paddle
 from paddle import nn
 from paddle.nn import functional
 
-from paddlemix.models import compiled
+from paddlemix.models import compiled, compiled_library
 from paddlemix.models.attention import attend
 from paddlemix.models.configuration import VisionConfig
 from paddlemix.models.layers import RMSNorm, apply_linear, linear, normal
@@ -21,7 +21,7 @@ from paddlemix.models.parallel import map_on_cores
 
 def quick_gelu(states: paddle.Tensor) -> paddle.Tensor:
     """The sigmoid approximation of GELU that CLIP was trained with."""
-    if not paddle.is_grad_enabled() and compiled.takes(states):
+    if not paddle.is_grad_enabled() and compiled_library.takes(states):
         return compiled.quick_gelu(states)
     return states * functional.sigmoid(states * 1.702)
 

@@ -296,7 +296,7 @@ def _shared_input_bytes(item: LinearSize, rows: int, computation: Computation) -
 
 
 def _keeps_input(item: LinearSize) -> bool:
-    return not item.quantized or (item.rank > 0 and not item.dropout)
+    return not item.quantized or (item.rank > 0 and not (item.dropout and item.dora))
 
 
 def _input_bytes(group: list[LinearSize], rows: int, computation: Computation) -> int:
@@ -321,8 +321,8 @@ def _adapter_bytes(item: LinearSize, rows: int, computation: Computation) -> int
         if weight <= 3 * NARROW_COST * item.rank * both:
             return 2 * FLOAT32 * weight
     kept = computation.size * rows * item.rank
-    if item.dropout:
-        kept += (computation.size + 1) * rows * item.in_features
+    if item.dropout:  # which inputs are left, and these themselves where they are not made again
+        kept += (computation.size + 1 if item.dora or computation.autocast else 1) * rows * item.in_features
     if item.dora:
         kept += computation.size * rows * item.out_features * (2 if item.dropout else 1)
     return kept

@@ -16,7 +16,7 @@ import paddle
 from paddle import nn
 from paddle.autograd import PyLayer
 
-from paddlemix.models import compiled
+from paddlemix.models import compiled, compiled_library
 from paddlemix.models.constants import counted
 from paddlemix.models.llava import LlavaModel
 
@@ -159,7 +159,7 @@ def _cross_entropy(logits: paddle.Tensor, targets: paddle.Tensor) -> tuple[paddl
         targets: int64 [rows].
     """
     rows, size = logits.shape
-    if compiled.takes(logits):
+    if compiled_library.takes(logits):
         losses, rights = compiled.cross_entropy_(logits, targets)
         return losses.sum(), rights.sum(), logits
     scores = logits.astype("float32")

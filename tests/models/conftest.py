@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import paddlemix.models  # noqa: F401  sets the environment before paddle is imported
-from paddlemix.models import compiled
+from paddlemix.models import compiled_library
 
 KINDS, THREADS = ("plain", "avx2", "avx512"), (1, 3)
 
@@ -19,8 +19,8 @@ def fresh_library() -> Iterator[Callable[[], None]]:
     """Has the library loaded anew, now and at each call; the next test's is too."""
 
     def forget() -> None:
-        compiled._load.cache_clear()
-        compiled._best_file.cache_clear()
+        compiled_library._load.cache_clear()
+        compiled_library._best_file.cache_clear()
 
     forget()
     yield forget
@@ -33,15 +33,15 @@ def library(
 ) -> Iterator[tuple[str, int]]:
     """Kind and threads that the kernels compute with, however few numbers there are."""
     kind, threads = request.param
-    if compiled.missing() is not None:
-        pytest.skip(f"no compiled kernels: {compiled.missing()}")
-    if not compiled._KINDS[kind] <= compiled._processor_features():
+    if compiled_library.missing() is not None:
+        pytest.skip(f"no compiled kernels: {compiled_library.missing()}")
+    if not compiled_library._KINDS[kind] <= compiled_library._processor_features():
         pytest.skip(f"this processor cannot run the kernels for {kind}")
-    if not list(Path(compiled.__file__).parent.glob(f"_cpu_kernels_{kind}.*so")):
+    if not list(Path(compiled_library.__file__).parent.glob(f"_cpu_kernels_{kind}.*so")):
         pytest.skip(f"the kernels for {kind} were not built")
-    monkeypatch.setattr(compiled, "_processor_features", lambda: compiled._KINDS[kind])
-    monkeypatch.setattr(compiled, "_LEAST_NUMBERS", 0)
+    monkeypatch.setattr(compiled_library, "_processor_features", lambda: compiled_library._KINDS[kind])
+    monkeypatch.setattr(compiled_library, "_LEAST_NUMBERS", 0)
     monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
     fresh_library()
-    assert compiled.kind() == kind and compiled._threads(1) == threads
+    assert compiled_library.kind() == kind and compiled_library.threads(1) == threads
     yield kind, threads

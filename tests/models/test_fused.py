@@ -15,7 +15,7 @@ import pytest
 from paddle.nn import functional
 
 from paddlemix.errors import UserError
-from paddlemix.models import compiled, fused
+from paddlemix.models import compiled_library, fused
 from paddlemix.models.attention import CausalRuns, SegmentBiases, SegmentLengths, attention_bias, packed_segments
 from paddlemix.models.fused import FusedKernels, choose_kernels, chosen, cpu_kernels, use_plain_kernels
 from paddlemix.sample import Row
@@ -133,8 +133,8 @@ def test_other_devices_do_not_even_try(stand_ins: StandIns, device: str) -> None
 
 
 def test_a_cpu_says_which_compiled_kernels_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "missing", lambda: None)
-    monkeypatch.setattr(compiled, "kind", lambda: "avx2")
+    monkeypatch.setattr(compiled_library, "missing", lambda: None)
+    monkeypatch.setattr(compiled_library, "kind", lambda: "avx2")
     assert choose_kernels(False, "cpu", "float32") == [cpu_kernels()] == ["compiled kernels: avx2"]
     assert choose_kernels(True, "cpu", "float32")[0] == cpu_kernels()
 
@@ -143,7 +143,7 @@ def test_a_cpu_without_them_says_why(
     fresh_library: Callable[[], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("PADDLEMIX_CPU_KERNELS", raising=False)
-    monkeypatch.setattr(compiled, "__file__", str(tmp_path / "compiled.py"))
+    monkeypatch.setattr(compiled_library, "__file__", str(tmp_path / "compiled_library.py"))
     (line,) = choose_kernels(False, "cpu", "float32")
     assert line.startswith("no compiled kernels, paddle's operators alone: they were not built; install a C compiler")
 
@@ -162,7 +162,7 @@ def test_a_wrong_value_of_the_switch_is_named(
     fresh_library: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PADDLEMIX_CPU_KERNELS", "off")
-    for ask in (compiled.missing, cpu_kernels, lambda: compiled.takes(paddle.ones([2]))):
+    for ask in (compiled_library.missing, cpu_kernels, lambda: compiled_library.takes(paddle.ones([2]))):
         with pytest.raises(UserError, match="PADDLEMIX_CPU_KERNELS=off is neither 0 nor 1; export .*=0 or =1"):
             ask()
 

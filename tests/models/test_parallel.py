@@ -9,7 +9,7 @@ import pytest
 
 from paddlemix.models import parallel
 from paddlemix.models.attention import attention_bias
-from paddlemix.models.kernels import AttentionFunction
+from paddlemix.models.attention_kernels import AttentionFunction
 from paddlemix.models.parallel import cores, map_on_cores
 from tests.tiny_models import tiny_model
 
@@ -51,7 +51,7 @@ def test_attention_is_the_same(
     core_count: int, form: str, length: int, block: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Seven heads on three cores, with gradients: every element as on one core."""
-    monkeypatch.setattr("paddlemix.models.kernels._LEAST_SCORES", 0)
+    monkeypatch.setattr("paddlemix.models.attention_kernels._LEAST_SCORES", 0)
     paddle.seed(0)
     states = [paddle.randn([2, length, 7, 8]) for _ in range(3)]
     wanted = paddle.randn([2, length, 7, 8])

@@ -19,7 +19,7 @@ from paddlemix.checkpoints.sizes import read_sizes
 from paddlemix.config.load import load_config
 from paddlemix.config.schema import RunConfig
 from paddlemix.errors import MissingFileError, UserError
-from paddlemix.models import attention, compiled, kernels
+from paddlemix.models import attention, attention_kernels, compiled_library, kernels
 from paddlemix.models.attention import packed_segments
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionConfig
 from paddlemix.models.llava import LlavaModel
@@ -156,11 +156,11 @@ def test_kept_activations_are_what_paddle_allocates(
     model.language_model.enable_recompute = config.recompute
     shape = BatchShape(rows=ROWS, length=LENGTH, runs=runs, tiles=TILES, supervised=supervised)
     trained = {name for name, parameter in model.named_parameters() if not parameter.stop_gradient}
-    if form == "compiled" and compiled.missing() is not None:
-        pytest.skip(f"no compiled kernels: {compiled.missing()}")
+    if form == "compiled" and compiled_library.missing() is not None:
+        pytest.skip(f"no compiled kernels: {compiled_library.missing()}")
     computation = Computation(recompute=config.recompute, compiled=form == "compiled")
     estimate = estimate_activations.estimate_activations(sizes, linear_sizes(model), trained, shape, computation)
-    with compiled.switched_off() if form == "plain" else contextlib.nullcontext():
+    with compiled_library.switched_off() if form == "plain" else contextlib.nullcontext():
         measured = kept_bytes(model, make_inputs(sizes, shape))
     assert estimate.kept == pytest.approx(measured, rel=0.05)
 
@@ -171,7 +171,7 @@ def test_constants_are_those_of_the_code() -> None:
     assert estimate_activations.LOGITS_AT_ONCE == loss._LOGITS_AT_ONCE
     assert estimate_activations.LOGITS_WITHOUT_GRADIENT == loss._LOGITS_WITHOUT_GRADIENT
     for length in (1, 100, 191, 192, 425, 2048):
-        blocks = kernels._causal_blocks(length, length, attention._CAUSAL_BLOCK)
+        blocks = attention_kernels._causal_blocks(length, length, attention._CAUSAL_BLOCK)
         pairs = sum((stop - start) * end for start, stop, end in blocks)
         assert visible_pairs((length,), causal=True, blocks=True) == pairs
     assert visible_pairs((3, 4), causal=False, blocks=True) == 25

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from paddlemix.models import compiled
+from paddlemix.models import compiled_library
 from paddlemix.trainer import start_report
 
 
@@ -27,8 +27,8 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_run_on_cpu_says_which_kernels_it_has(
     monkeypatch: pytest.MonkeyPatch, told: list[str], reason: str | None, line: str, wanted: bool
 ) -> None:
-    monkeypatch.setattr(compiled, "missing", lambda: reason)
-    monkeypatch.setattr(compiled, "kind", lambda: "avx2")
+    monkeypatch.setattr(compiled_library, "missing", lambda: reason)
+    monkeypatch.setattr(compiled_library, "kind", lambda: "avx2")
     start_report.report_kernels(wanted, "cpu", "float32")
     asked = ["use_flash_attention: paddle has fused kernels for gpu, not for cpu"] if wanted else []
     assert told == [line, *asked]

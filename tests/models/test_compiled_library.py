@@ -13,23 +13,24 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix.models import compiled
+from paddlemix.models import compiled, compiled_library
 from paddlemix.models.attention import _half_turn
+from paddlemix.models.attention_kernels import AttentionFunction
 from paddlemix.models.cache import KVCache
 from paddlemix.models.constants import kept
 from paddlemix.models.decoding import CachedDecoder
-from paddlemix.models.kernels import AttentionFunction, GatedFunction, RMSNormFunction, RotaryFunction
+from paddlemix.models.kernels import GatedFunction, RMSNormFunction, RotaryFunction
 from paddlemix.trainer.loss import LossModel
 from tests.tiny_models import draw, tiny_model
 
-EVERY_FEATURE = tuple(sorted(set.union(*compiled._KINDS.values())))
+EVERY_FEATURE = tuple(sorted(set.union(*compiled_library._KINDS.values())))
 Break = Callable[[pytest.MonkeyPatch, Path], None]
 
 
 def no_file(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.delenv("PADDLEMIX_CPU_KERNELS", raising=False)
-    monkeypatch.setattr(compiled, "openmp", lambda: object())
-    monkeypatch.setattr(compiled, "__file__", str(folder / "compiled.py"))
+    monkeypatch.setattr(compiled_library, "openmp", lambda: object())
+    monkeypatch.setattr(compiled_library, "__file__", str(folder / "compiled_library.py"))
 
 
 def a_file_that_is_no_library(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -38,22 +39,24 @@ def a_file_that_is_no_library(monkeypatch: pytest.MonkeyPatch, folder: Path) -> 
 
 
 def another_version(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    monkeypatch.setattr(compiled, "_VERSION", 10**6)
+    monkeypatch.setattr(compiled_library, "_VERSION", 10**6)
 
 
 def a_function_is_missing(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    monkeypatch.setitem(compiled._ARGUMENTS, "a_later_function", ())
+    monkeypatch.setitem(compiled_library._ARGUMENTS, "a_later_function", ())
 
 
 def no_openmp(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    monkeypatch.setattr(compiled, "openmp", lambda: None)
+    monkeypatch.setattr(compiled_library, "openmp", lambda: None)
 
 
 def switched_off_by_the_user(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setenv("PADDLEMIX_CPU_KERNELS", "0")
 
 
-BUILT = pytest.mark.skipif(compiled.missing() is not None, reason=f"no compiled kernels: {compiled.missing()}")
+BUILT = pytest.mark.skipif(
+    compiled_library.missing() is not None, reason=f"no compiled kernels: {compiled_library.missing()}"
+)
 BREAKS = [
     pytest.param(no_file, "they were not built; install a C compiler", id="no file"),
     pytest.param(a_file_that_is_no_library, r"_cpu_kernels_plain.so cannot be loaded \(.*\); install", id="no library"),
@@ -88,8 +91,8 @@ def test_without_kernels_all_is_computed_and_it_is_said_why(
     before = everything()
     breaks(monkeypatch, tmp_path)
     fresh_library()
-    assert re.search(reason, compiled.missing() or ""), compiled.missing()
-    assert compiled.kind() is None and not compiled.takes(paddle.ones([2]))
+    assert re.search(reason, compiled_library.missing() or ""), compiled_library.missing()
+    assert compiled_library.kind() is None and not compiled_library.takes(paddle.ones([2]))
     states = paddle.ones([1, 2, 1, 2])
     assert not compiled.takes_attention(states, states, states, None)
     assert not compiled.takes_rotation(states, states, states)
@@ -106,14 +109,14 @@ def test_what_is_compared_is_computed_in_two_ways(monkeypatch: pytest.MonkeyPatc
         called.add(name)
         call(name, *arguments)
 
-    call = compiled._call
-    monkeypatch.setattr(compiled, "_call", watched)
-    with compiled.switched_off():
+    call = compiled_library.call
+    monkeypatch.setattr(compiled_library, "call", watched)
+    with compiled_library.switched_off():
         everything()
     assert not called
     everything()
-    quantized = {name for name in compiled._ARGUMENTS if name.startswith(("int8_", "nf4_"))}  # tests/peft
-    assert called == set(compiled._ARGUMENTS) - quantized
+    quantized = {name for name in compiled_library._ARGUMENTS if name.startswith(("int8_", "nf4_"))}  # tests/peft
+    assert called == set(compiled_library._ARGUMENTS) - quantized
 
 
 # ---- which library ----
@@ -127,10 +130,10 @@ def opened(fresh_library: Callable[[], None], monkeypatch: pytest.MonkeyPatch, t
     def open_library(path: str) -> Mock:
         names.append(Path(path).name)
         library = Mock()
-        library.kernels_version.return_value = compiled._VERSION
+        library.kernels_version.return_value = compiled_library._VERSION
         return library
 
-    for kind in compiled._KINDS:
+    for kind in compiled_library._KINDS:
         (tmp_path / f"_cpu_kernels_{kind}.cpython-311-x86_64-linux-gnu.so").touch()
     no_file(monkeypatch, tmp_path)
     monkeypatch.setattr(ctypes, "CDLL", open_library)
@@ -145,22 +148,22 @@ def test_a_processor_gets_the_best_that_it_can_run(
     opened: list[str], monkeypatch: pytest.MonkeyPatch, lacks: tuple[str, ...], kind: str
 ) -> None:
     has = {"sse2", *EVERY_FEATURE} - {*lacks}
-    monkeypatch.setattr(compiled, "_processor_features", lambda: has)
-    assert compiled.missing() is None and compiled.kind() == kind
-    assert compiled.missing() is None and opened == [f"_cpu_kernels_{kind}.cpython-311-x86_64-linux-gnu.so"]
+    monkeypatch.setattr(compiled_library, "_processor_features", lambda: has)
+    assert compiled_library.missing() is None and compiled_library.kind() == kind
+    assert compiled_library.missing() is None and opened == [f"_cpu_kernels_{kind}.cpython-311-x86_64-linux-gnu.so"]
 
 
 def test_a_kind_that_was_not_built_is_passed_over(
     opened: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(compiled, "_processor_features", lambda: {*EVERY_FEATURE})
+    monkeypatch.setattr(compiled_library, "_processor_features", lambda: {*EVERY_FEATURE})
     next(tmp_path.glob("_cpu_kernels_avx512.*")).unlink()
-    assert compiled.kind() == "avx2" and opened == ["_cpu_kernels_avx2.cpython-311-x86_64-linux-gnu.so"]
+    assert compiled_library.kind() == "avx2" and opened == ["_cpu_kernels_avx2.cpython-311-x86_64-linux-gnu.so"]
 
 
 def test_processors_of_another_make_get_the_plain_kind(opened: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled.platform, "machine", lambda: "aarch64")
-    assert compiled._processor_features() == set() and compiled.kind() == "plain"
+    monkeypatch.setattr(compiled_library.platform, "machine", lambda: "aarch64")
+    assert compiled_library._processor_features() == set() and compiled_library.kind() == "plain"
 
 
 # ---- what is taken ----
@@ -170,8 +173,8 @@ def test_processors_of_another_make_get_the_plain_kind(opened: list[str], monkey
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64", "int64"])
 def test_float32_alone_is_taken(dtype: str) -> None:
     other, states = paddle.ones([2, 3]).astype(dtype), paddle.ones([2, 3])
-    assert compiled.takes(states) and compiled.takes(states, states) and compiled.takes()
-    assert compiled.takes(states, other) is compiled.takes(other, states) is (dtype == "float32")
+    assert compiled_library.takes(states) and compiled_library.takes(states, states) and compiled_library.takes()
+    assert compiled_library.takes(states, other) is compiled_library.takes(other, states) is (dtype == "float32")
 
 
 @BUILT
@@ -179,9 +182,9 @@ def test_nothing_is_taken_where_they_are_switched_off() -> None:
     states = paddle.ones([1, 2, 1, 2])
     for _ in range(2):
         assert compiled.takes_attention(states, states, states, None) and compiled.takes_rotation(*[states] * 3)
-        with pytest.raises(KeyError), compiled.switched_off(), compiled.switched_off():
-            assert not compiled.takes(states) and not compiled.takes_rotation(*[states] * 3)
-            assert not compiled.takes_attention(states, states, states, None) and compiled.missing() is None
+        with pytest.raises(KeyError), compiled_library.switched_off(), compiled_library.switched_off():
+            assert not compiled_library.takes(states) and not compiled.takes_rotation(*[states] * 3)
+            assert not compiled.takes_attention(states, states, states, None) and compiled_library.missing() is None
             raise KeyError
 
 
@@ -192,10 +195,10 @@ def test_a_view_is_not_taken() -> None:
     paddle.set_flags({"FLAGS_use_stride_kernel": True})
     try:
         whole = paddle.to_tensor(draw(4, 6))
-        assert compiled.takes(whole) and not compiled.takes(whole.transpose([1, 0]))
-        assert not compiled.takes(whole[:, 2:4]) and not compiled.takes(whole, whole[:, ::2])
+        assert compiled_library.takes(whole) and not compiled_library.takes(whole.transpose([1, 0]))
+        assert not compiled_library.takes(whole[:, 2:4]) and not compiled_library.takes(whole, whole[:, ::2])
         part = whole[2:]  # contiguous, but it begins in the middle
-        assert compiled.takes(part)
+        assert compiled_library.takes(part)
         wanted = draw(4, 6)[2:] + draw(6, seed=2)
         np.testing.assert_array_equal(compiled.add_bias_(part, paddle.to_tensor(draw(6, seed=2))).numpy(), wanted)
     finally:
