@@ -24,7 +24,7 @@ PARTS = ("vision_tower", "projector", "language_model")
 # What the CPU's heap holds above its tensors: a freed block seldom fits the next request of its size, because paddle
 # asks for blocks that begin at a page.  Fitted to five kinds of runs by `benchmarks/memory.py`, glibc 2.36: a share of
 # what is made anew in each step, and so many of the largest blocks.
-HEAP_SHARE, HEAP_BLOCKS = 0.32, 25
+HEAP_SHARE, HEAP_BLOCKS = 0.65, 9
 _STATES = 2 * FLOAT32  # AdamW: means of gradient and squared gradient
 
 

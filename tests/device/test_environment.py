@@ -53,6 +53,7 @@ def prepared(monkeypatch: pytest.MonkeyPatch, kind: str = "cpu", amd: bool = Fal
 
 def test_cpu_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = {"OMP_NUM_THREADS": str(os.cpu_count()), "GLOG_minloglevel": "1", "KMP_BLOCKTIME": "1"}
+    plain["MKL_DISABLE_FAST_MM"] = "1"
     assert prepared(monkeypatch) == {**plain, "FLAGS_use_stride_kernel": "0"}
     assert prepared(monkeypatch, amd=True) == {**plain, "FLAGS_use_stride_kernel": "0", "MKL_DEBUG_CPU_TYPE": "5"}
 
