@@ -143,7 +143,7 @@ def takes_attention(
     queries: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, bias: paddle.Tensor | None
 ) -> bool:
     """`takes` for an attention, whose bias must be the same for every head: [L, S], [1 or B, 1, L, S] or None."""
-    if not compiled_library.takes(queries, keys, values) or compiled_library.gemm() is None:
+    if not compiled_library.takes_products(queries, keys, values):
         return False
     if bias is None:
         return True
@@ -225,6 +225,13 @@ def matmul_few(inputs: paddle.Tensor, weight: paddle.Tensor) -> paddle.Tensor:
     outputs = _empty([*leading, columns])
     compiled_library.run("matmul_few", inner * columns, math.prod(leading), inner, columns, inputs, weight, outputs)
     return outputs
+
+
+def add_outer_(total: paddle.Tensor, left: paddle.Tensor, right: paddle.Tensor) -> None:
+    """total [a, b] += left^T right, of [rows, a] and [rows, b]."""
+    (rows, width), columns = left.shape, right.shape[1]
+    arguments = compiled_library.gemm(), left, right, total
+    compiled_library.run("add_outer", rows * columns, rows, width, columns, *arguments)
 
 
 def cross_entropy_(logits: paddle.Tensor, targets: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:

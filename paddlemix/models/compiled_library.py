@@ -45,6 +45,7 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {  # behind the number of threads
     "attention_backward": (_POINTER,) * 7 + (_FLOAT,) + (_POINTER,) * 4,
     "attend_cached": (_POINTER,) * 9 + (_FLOAT, _POINTER),
     "matmul_few": (_LONG, _LONG, _LONG, _POINTER, _POINTER, _POINTER),
+    "add_outer": (_LONG, _LONG, _LONG) + (_POINTER,) * 4,
     "cross_entropy": (_LONG, _LONG, _POINTER, _POINTER, _POINTER, _POINTER),
     # of quantized_kernels.c
     "int8_product": (_LONG,) * 3 + (_POINTER,) * 4,
@@ -88,6 +89,11 @@ def takes(*tensors: paddle.Tensor) -> bool:
         return False
     float32 = paddle.float32
     return all(tensor.dtype == float32 and tensor.place.is_cpu_place() and tensor.is_contiguous() for tensor in tensors)
+
+
+def takes_products(*tensors: paddle.Tensor) -> bool:
+    """`takes`, for kernels that call the library of paddle's own products."""
+    return takes(*tensors) and gemm() is not None
 
 
 def run(name: str, numbers: int, *arguments: Any) -> None:

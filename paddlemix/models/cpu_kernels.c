@@ -349,27 +349,37 @@ void attend_cached(long threads, const struct cached_sizes *n, float *queries, c
     }
 }
 
-/* outputs[row, i] += sum over `count` <= STEP of inputs[row, k] weight[k, i], for columns [first, last) */
+/* outputs[row, i] += sum over `count` <= STEP of inputs[row, k] weight[k, i], for `blocks` <= 2 times WIDTH columns; both
+ * are constants wherever this is used, so that the weights stay in registers */
+INLINE void add_block(const int count, const int blocks, long rows, long inner, long columns, const float *inputs,
+                      const float *weight, float *outputs)
+{
+    wide parts[STEP][2];
+    for (int k = 0; k < count; k++)
+        for (int j = 0; j < blocks; j++) {
+            parts[k][j] = *(const wide *)(weight + k * columns + j * WIDTH);
+            __builtin_prefetch(weight + (STEP + k) * columns + j * WIDTH);
+        }
+    for (long row = 0; row < rows; row++, inputs += inner, outputs += columns)
+        for (int j = 0; j < blocks; j++) {
+            wide sum = parts[0][j] * inputs[0];
+            for (int k = 1; k < count; k++) sum += parts[k][j] * inputs[k];
+            *(wide *)(outputs + j * WIDTH) += sum;
+        }
+}
+
 INLINE void add_products(const int count, long rows, long inner, long columns, const float *inputs,
                          const float *weight, float *outputs, long first, long last)
 {
     long i = first;
-    for (; i + WIDTH <= last; i += WIDTH) {
-        wide parts[STEP];
-        for (int k = 0; k < count; k++) {
-            parts[k] = *(const wide *)(weight + k * columns + i);
-            __builtin_prefetch(weight + (STEP + k) * columns + i);
-        }
-        for (long row = 0; row < rows; row++) {
-            const float *x = inputs + row * inner;
-            wide sum = parts[0] * x[0], *output = (wide *)(outputs + row * columns + i);
-            for (int k = 1; k < count; k++) sum += parts[k] * x[k];
-            *output += sum;
-        }
-    }
+    for (; i + 2 * WIDTH <= last; i += 2 * WIDTH)
+        add_block(count, 2, rows, inner, columns, inputs, weight + i, outputs + i);
+    for (; i + WIDTH <= last; i += WIDTH)
+        add_block(count, 1, rows, inner, columns, inputs, weight + i, outputs + i);
     for (; i < last; i++)
         for (long row = 0; row < rows; row++)
-            for (int k = 0; k < count; k++) outputs[row * columns + i] += inputs[row * inner + k] * weight[k * columns + i];
+            for (int k = 0; k < count; k++)
+                outputs[row * columns + i] += inputs[row * inner + k] * weight[k * columns + i];
 }
 
 /* Few rows [rows, inner] times a weight [inner, columns], which is read once and in order: a library's product copies
@@ -388,6 +398,14 @@ void matmul_few(long threads, long rows, long inner, long columns, const float *
         for (; k < inner; k++)
             add_products(1, rows, inner, columns, inputs + k, weight + k * columns, outputs, start, end);
     }
+}
+
+/* total [left, right] += a^T b of a [rows, left] and b [rows, right], by the library's product */
+void add_outer(long threads, long rows, long left, long right, gemm_function gemm, const float *a, const float *b,
+               float *total)
+{
+    (void)threads; /* the library has its own */
+    gemm(ROW_MAJOR, TURNED, PLAIN, left, right, rows, 1.0f, a, left, b, right, 1.0f, total, right);
 }
 
 /* logits -> their gradients; losses and rights (1 where the target has the largest logit) of each row */

@@ -344,10 +344,12 @@ def _loss_bytes(config: LlavaConfig, trained: Collection[str], rows: int, comput
     width, vocabulary = config.text.hidden_size, config.text.vocab_size
     output = "language_model.embed_tokens.weight" if config.text.tie_word_embeddings else "lm_head.weight"
     weight = computation.size * width * vocabulary if output in trained else 0
-    at_once = min(rows, max(1, (LOGITS_AT_ONCE if weight else LOGITS_WITHOUT_GRADIENT) // vocabulary))
+    added_in_place = computation.compiled and not config.text.tie_word_embeddings
+    numbers = LOGITS_AT_ONCE if weight and not added_in_place else LOGITS_WITHOUT_GRADIENT
+    at_once = min(rows, max(1, numbers // vocabulary))
     kept = computation.size * rows * width + weight
     logits = at_once * vocabulary * (computation.size + (0 if computation.compiled else FLOAT32))
-    return kept, logits + (weight if rows > at_once else 0)
+    return kept, logits + (weight if rows > at_once and not added_in_place else 0)
 
 
 def _backward_bytes(text: DecoderConfig, shape: BatchShape, computation: Computation) -> int:

@@ -61,9 +61,13 @@ class LossModel(nn.Layer):
             return self.model.logits(rows).astype("float32").sum() * 0.0, paddle.zeros([], dtype="int64")
         chosen = decoder(embeds, position_ids, segment_ids, chosen=loss_index)
         weights = [weight for weight in self.model.output_weights() if not weight.stop_gradient]
-        numbers = _LOGITS_AT_ONCE if weights else _LOGITS_WITHOUT_GRADIENT
+        plain, with_gradient = self._plain_head(), paddle.is_grad_enabled()
+        total = None
+        if plain is not None and weights and with_gradient and compiled_library.takes_products(plain, chosen):
+            total = paddle.zeros(plain.shape, dtype="float32")
+        numbers = _LOGITS_AT_ONCE if weights and total is None else _LOGITS_WITHOUT_GRADIENT
         rows_at_once = max(1, numbers // self.model.config.text.vocab_size)
-        head = _Head(self.model.logits, rows_at_once, paddle.is_grad_enabled(), self._plain_head())
+        head = _Head(self.model.logits, rows_at_once, with_gradient, plain, total)
         return _SummedCrossEntropy.apply(chosen, loss_targets, head, *weights)
 
     def _plain_head(self) -> paddle.Tensor | None:
@@ -83,12 +87,14 @@ class _Head:
         rows_at_once: >= 1.
         with_gradient: whether a backward pass will follow.
         weight: [D, V], where the layer is the product with it alone; automatic gradients keep a copy of the logits.
+        total: zeros [D, V] that the weight's gradient is added up in, where a kernel can; else parts are added.
     """
 
     logits: Callable[[paddle.Tensor], paddle.Tensor]
     rows_at_once: int
     with_gradient: bool
     weight: paddle.Tensor | None
+    total: paddle.Tensor | None
 
 
 class _SummedCrossEntropy(PyLayer):
@@ -116,7 +122,7 @@ class _SummedCrossEntropy(PyLayer):
             losses.append(loss)
             rights.append(right)
         ctx.hidden_grad = paddle.concat(hidden_grads) if hidden_grads else None
-        ctx.weight_grads = weight_grads
+        ctx.weight_grads = weight_grads if head.total is None else [head.total]
         return sum(losses[1:], losses[0]), sum(rights[1:], rights[0])
 
     @staticmethod
@@ -146,7 +152,9 @@ def _score_plain(head: _Head, rows: paddle.Tensor, targets: paddle.Tensor, weigh
     assert head.weight is not None
     loss, right, logits_grad = _cross_entropy(paddle.matmul(rows, head.weight), targets)
     grads = [] if rows.stop_gradient else [paddle.matmul(logits_grad, head.weight, transpose_y=True)]
-    if weights and head.with_gradient:
+    if head.total is not None:
+        compiled.add_outer_(head.total, rows, logits_grad)
+    elif weights and head.with_gradient:
         grads.append(paddle.matmul(rows, logits_grad, transpose_x=True))
     return loss, right, grads
 
