@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from tests.kernels_built import need_kernels
+
 if TYPE_CHECKING:
     from paddlemix.processors.tokenizer import Tokenizer
     from tests.tiny_world import World
@@ -56,10 +58,15 @@ def form(request: pytest.FixtureRequest) -> Iterator[str]:
     if request.param == "plain":
         with compiled_library.switched_off():
             yield request.param
-    elif compiled_library.missing() is not None:
-        pytest.skip(f"no compiled kernels: {compiled_library.missing()}")
     else:
+        need_kernels()
         yield request.param
+
+
+@pytest.fixture
+def kernels() -> None:
+    """For a test that computes with the kernels in C, see `need_kernels`."""
+    need_kernels()
 
 
 @pytest.fixture(scope="session")

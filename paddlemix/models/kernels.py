@@ -171,3 +171,32 @@ class LowRankLinearFunction(PyLayer):
             first_grad = paddle.matmul(narrow, flat, transpose_x=True).transpose([1, 0])  # wide rows are the fast side
             second_grad = paddle.matmul(paddle.matmul(flat, first * ctx.scaling), grad, transpose_x=True)
         return only(ctx.trains, inputs_grad, weight_grad, first_grad, second_grad)
+
+
+class DroppedLowRankFunction(PyLayer):
+    """scaling * dropout(x) A B.  Keeps one byte for each number of x, where automatic gradients keep dropout(x) too."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, inputs: paddle.Tensor, first: paddle.Tensor, second: paddle.Tensor, scaling: float, rate: float
+    ) -> paddle.Tensor:
+        """[..., in], [in, r], [r, out], all of one dtype -> [..., out]; `rate` is the share that is dropped."""
+        factors = functional.dropout(paddle.ones_like(inputs), rate, training=True)  # 0 or 1 / (1 - rate)
+        narrow = paddle.matmul(inputs * factors, first)
+        ctx.save_for_backward(inputs, factors > 0, narrow, first, second)
+        ctx.scaling, ctx.rate, ctx.trains = scaling, rate, trains(inputs, first, second)
+        return paddle.matmul(narrow, second).scale_(scaling)
+
+    @staticmethod
+    def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
+        """Gradients of inputs, A and B."""
+        inputs, is_left, narrow, first, second = ctx.saved_tensor()
+        rank, width = second.shape[0], first.shape[0]
+        factors = is_left.astype(inputs.dtype).scale_(1.0 / (1.0 - ctx.rate))
+        narrow_grad = paddle.matmul(grad, second, transpose_y=True).scale_(ctx.scaling)
+        flat = grad.reshape([-1, second.shape[1]])
+        second_grad = paddle.matmul(narrow.reshape([-1, rank]), flat, transpose_x=True).scale_(ctx.scaling)
+        dropped = (inputs * factors).reshape([-1, width])
+        first_grad = paddle.matmul(narrow_grad.reshape([-1, rank]), dropped, transpose_x=True).transpose([1, 0])
+        inputs_grad = paddle.matmul(narrow_grad, first, transpose_y=True).multiply_(factors) if ctx.trains[0] else None
+        return only(ctx.trains, inputs_grad, first_grad, second_grad)

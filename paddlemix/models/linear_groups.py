@@ -6,7 +6,7 @@ same size as what the norm or gate keeps itself.  With compiled kernels it costs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import paddle
@@ -14,7 +14,7 @@ from paddle import nn
 from paddle.autograd import PyLayer
 
 from paddlemix.models import compiled, compiled_library
-from paddlemix.models.kernels import GatedFunction
+from paddlemix.models.kernels import GatedFunction, only, trains
 from paddlemix.models.layers import RMSNorm, apply_linear
 
 
@@ -51,7 +51,7 @@ class _NormedLinearsFunction(PyLayer):
     ) -> tuple[paddle.Tensor, ...]:
         """[..., in], [in] and [in, out] each -> [..., out] each."""
         normed, scales = compiled.rms_norm(inputs, weight, epsilon)
-        ctx.epsilon, ctx.trains = epsilon, [not part.stop_gradient for part in (inputs, weight, *matrices)]
+        ctx.epsilon, ctx.trains = epsilon, trains(inputs, weight, *matrices)
         ctx.save_for_backward(inputs, scales, weight, *matrices)
         return tuple(paddle.matmul(normed, matrix) for matrix in matrices)
 
@@ -59,15 +59,16 @@ class _NormedLinearsFunction(PyLayer):
     def backward(ctx: Any, *grads: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
         """Gradients of inputs, norm weight and matrices."""
         inputs, scales, weight, *matrices = ctx.saved_tensor()
-        inputs_train, weight_trains, *train = ctx.trains
-        matrix_grads = _weight_grads(lambda: compiled.rms_norm(inputs, weight, ctx.epsilon)[0], grads, train)
-        if not (inputs_train or weight_trains):
+        matrix_grads = _weight_grads(
+            lambda: compiled.rms_norm(inputs, weight, ctx.epsilon)[0], grads, wanted=ctx.trains[2:]
+        )
+        if not any(ctx.trains[:2]):
             return None, None, *matrix_grads
         normed_grad = paddle.matmul(grads[0], matrices[0], transpose_y=True)
         for grad, matrix in zip(grads[1:], matrices[1:], strict=True):
             normed_grad.add_(paddle.matmul(grad, matrix, transpose_y=True))
-        found = compiled.rms_norm_backward(normed_grad, inputs, weight, scales, weight_trains)
-        return found[0] if inputs_train else None, found[1], *matrix_grads
+        found = compiled.rms_norm_backward(normed_grad, inputs, weight, scales, ctx.trains[1])
+        return *only(ctx.trains[:2], *found), *matrix_grads
 
 
 class _GatedLinearFunction(PyLayer):
@@ -76,7 +77,7 @@ class _GatedLinearFunction(PyLayer):
     @staticmethod
     def forward(ctx: Any, gate: paddle.Tensor, up: paddle.Tensor, matrix: paddle.Tensor) -> paddle.Tensor:
         """Twice [..., in] and [in, out] -> [..., out]."""
-        ctx.trains = [not part.stop_gradient for part in (gate, up, matrix)]
+        ctx.trains = trains(gate, up, matrix)
         ctx.save_for_backward(gate, up, matrix)
         return paddle.matmul(compiled.gated(gate, up), matrix)
 
@@ -84,23 +85,22 @@ class _GatedLinearFunction(PyLayer):
     def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
         """Gradients of gate, up and the matrix."""
         gate, up, matrix = ctx.saved_tensor()
-        *train, matrix_trains = ctx.trains
-        matrix_grads = _weight_grads(lambda: compiled.gated(gate, up), [grad], [matrix_trains])
-        if not any(train):
+        matrix_grads = _weight_grads(lambda: compiled.gated(gate, up), [grad], wanted=ctx.trains[2:])
+        if not any(ctx.trains[:2]):
             return None, None, *matrix_grads
         found = compiled.gated_backward(paddle.matmul(grad, matrix, transpose_y=True), gate, up)
-        return *(part if trains else None for part, trains in zip(found, train, strict=True)), *matrix_grads
+        return *only(ctx.trains[:2], *found), *matrix_grads
 
 
 def _weight_grads(
-    make_inputs: Any, grads: Sequence[paddle.Tensor], train: Sequence[bool]
+    make_inputs: Callable[[], paddle.Tensor], grads: Sequence[paddle.Tensor], wanted: Sequence[bool]
 ) -> list[paddle.Tensor | None]:
-    """inputs^T grad for each matrix that trains; the inputs are made where there is one."""
-    if not any(train):
-        return [None] * len(train)
+    """inputs^T grad for each matrix that trains; the inputs are made only where there is one."""
+    if not any(wanted):
+        return [None] * len(wanted)
     inputs = make_inputs()
     flat = inputs.reshape([-1, inputs.shape[-1]])
     return [
-        paddle.matmul(flat, grad.reshape([-1, grad.shape[-1]]), transpose_x=True) if trains else None
-        for grad, trains in zip(grads, train, strict=True)
+        paddle.matmul(flat, grad.reshape([-1, grad.shape[-1]]), transpose_x=True) if want else None
+        for grad, want in zip(grads, wanted, strict=True)
     ]

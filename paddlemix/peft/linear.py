@@ -13,10 +13,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import paddle
 from paddle import nn
-from paddle.autograd import PyLayer
 from paddle.nn import functional
 
-from paddlemix.models.kernels import NARROW_COST, LowRankLinearFunction
+from paddlemix.models.kernels import NARROW_COST, DroppedLowRankFunction, LowRankLinearFunction
 from paddlemix.models.layers import affine, initialising
 from paddlemix.peft.settings import LoRAConfig
 
@@ -90,7 +89,7 @@ class LoRALinear(nn.Layer):
             return outputs if self.bias is None else outputs + self.bias
         outputs = self._plain(inputs, with_bias=True)
         if dropping and inputs.dtype == self.adapter_dtype and not paddle.amp.is_autocast_enabled():
-            return outputs + _DroppedUpdate.apply(inputs, *self.factors(), self.scaling, self.dropout)
+            return outputs + DroppedLowRankFunction.apply(inputs, *self.factors(), self.scaling, self.dropout)
         if dropping:
             inputs = functional.dropout(inputs, self.dropout, training=True)
         return outputs + self._update(inputs)
@@ -132,34 +131,3 @@ class LoRALinear(nn.Layer):
 def _as(tensor: paddle.Tensor, dtype: paddle.dtype) -> paddle.Tensor:
     """The tensor in a dtype; itself where it has it, since paddle's cast would put a step into the gradient's way."""
     return tensor if tensor.dtype == dtype else tensor.astype(dtype)
-
-
-class _DroppedUpdate(PyLayer):
-    """scaling * dropout(x) A B.  Keeps one byte for each number of x, where automatic gradients keep dropout(x) too."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, inputs: paddle.Tensor, first: paddle.Tensor, second: paddle.Tensor, scaling: float, rate: float
-    ) -> paddle.Tensor:
-        """[..., in], [in, r], [r, out] -> [..., out]; `rate` is the share that is dropped."""
-        factors = functional.dropout(paddle.ones_like(inputs), rate, training=True)  # 0 or 1 / (1 - rate)
-        narrow = paddle.matmul(inputs * factors, first)
-        ctx.save_for_backward(inputs, factors > 0, narrow, first, second)
-        ctx.scaling, ctx.rate, ctx.inputs_train = scaling, rate, not inputs.stop_gradient
-        return paddle.matmul(narrow, second).scale_(scaling)
-
-    @staticmethod
-    def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
-        """Gradients of inputs, A and B."""
-        inputs, is_left, narrow, first, second = ctx.saved_tensor()
-        rank, width = second.shape[0], first.shape[0]
-        factors = is_left.astype(inputs.dtype).scale_(1.0 / (1.0 - ctx.rate))
-        narrow_grad = paddle.matmul(grad, second, transpose_y=True).scale_(ctx.scaling)
-        flat = grad.reshape([-1, second.shape[1]])
-        second_grad = paddle.matmul(narrow.reshape([-1, rank]), flat, transpose_x=True).scale_(ctx.scaling)
-        dropped = (inputs * factors).reshape([-1, width])
-        first_grad = paddle.matmul(narrow_grad.reshape([-1, rank]), dropped, transpose_x=True).transpose([1, 0])
-        inputs_grad = None
-        if ctx.inputs_train:
-            inputs_grad = paddle.matmul(narrow_grad, first, transpose_y=True).multiply_(factors)
-        return inputs_grad, first_grad, second_grad

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 import paddlemix.models  # noqa: F401  sets the environment before paddle is imported
 from paddlemix.models import compiled_library
+from tests.kernels_built import need_kernels
 
 KINDS, THREADS = ("plain", "avx2", "avx512"), (1, 3)
 
@@ -33,12 +33,7 @@ def library(
 ) -> Iterator[tuple[str, int]]:
     """Kind and threads that the kernels compute with, however few numbers there are."""
     kind, threads = request.param
-    if compiled_library.missing() is not None:
-        pytest.skip(f"no compiled kernels: {compiled_library.missing()}")
-    if not compiled_library._KINDS[kind] <= compiled_library._processor_features():
-        pytest.skip(f"this processor cannot run the kernels for {kind}")
-    if not list(Path(compiled_library.__file__).parent.glob(f"_cpu_kernels_{kind}.*so")):
-        pytest.skip(f"the kernels for {kind} were not built")
+    need_kernels(kind)
     monkeypatch.setattr(compiled_library, "_processor_features", lambda: compiled_library._KINDS[kind])
     monkeypatch.setattr(compiled_library, "_LEAST_NUMBERS", 0)
     monkeypatch.setenv("OMP_NUM_THREADS", str(threads))

@@ -21,6 +21,7 @@ from paddlemix.models.constants import kept
 from paddlemix.models.decoding import CachedDecoder
 from paddlemix.models.kernels import GatedFunction, RMSNormFunction, RotaryFunction
 from paddlemix.trainer.loss import LossModel
+from tests.kernels_built import need_kernels
 from tests.tiny_models import draw, tiny_model
 
 EVERY_FEATURE = tuple(sorted(set.union(*compiled_library._KINDS.values())))
@@ -39,14 +40,17 @@ def a_file_that_is_no_library(monkeypatch: pytest.MonkeyPatch, folder: Path) -> 
 
 
 def another_version(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    need_kernels()
     monkeypatch.setattr(compiled_library, "_VERSION", 10**6)
 
 
 def a_function_is_missing(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    need_kernels()
     monkeypatch.setitem(compiled_library._ARGUMENTS, "a_later_function", ())
 
 
 def no_openmp(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    need_kernels()
     monkeypatch.setattr(compiled_library, "openmp", lambda: None)
 
 
@@ -54,15 +58,13 @@ def switched_off_by_the_user(monkeypatch: pytest.MonkeyPatch, folder: Path) -> N
     monkeypatch.setenv("PADDLEMIX_CPU_KERNELS", "0")
 
 
-BUILT = pytest.mark.skipif(
-    compiled_library.missing() is not None, reason=f"no compiled kernels: {compiled_library.missing()}"
-)
+BUILT = pytest.mark.usefixtures("kernels")
 BREAKS = [
     pytest.param(no_file, "they were not built; install a C compiler", id="no file"),
     pytest.param(a_file_that_is_no_library, r"_cpu_kernels_plain.so cannot be loaded \(.*\); install", id="no library"),
-    pytest.param(another_version, "is of another version of paddlemix; install", id="version", marks=BUILT),
-    pytest.param(a_function_is_missing, "is of another version of paddlemix; install", id="function", marks=BUILT),
-    pytest.param(no_openmp, "OpenMP runtime cannot be loaded", id="no OpenMP", marks=BUILT),
+    pytest.param(another_version, "is of another version of paddlemix; install", id="version"),
+    pytest.param(a_function_is_missing, "is of another version of paddlemix; install", id="function"),
+    pytest.param(no_openmp, "OpenMP runtime cannot be loaded", id="no OpenMP"),
     pytest.param(switched_off_by_the_user, "PADDLEMIX_CPU_KERNELS=0 switches them off; unset it", id="switch"),
 ]
 

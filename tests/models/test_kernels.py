@@ -15,6 +15,7 @@ from paddle.nn import functional
 from paddlemix.models.attention import attention_bias, rotary_tables
 from paddlemix.models.attention_kernels import AttentionFunction
 from paddlemix.models.kernels import (
+    DroppedLowRankFunction,
     GatedFunction,
     LowRankLinearFunction,
     RMSNormFunction,
@@ -121,3 +122,25 @@ def test_a_weight_with_its_update(rank: int) -> None:
 
     arrays = [draw(2, 5, 40), draw(40, 30, seed=2), draw(40, rank, seed=3), draw(rank, 30, seed=4)]
     check(lambda *inputs: LowRankLinearFunction.apply(*inputs, 0.5), plain, arrays)
+
+
+@pytest.mark.parametrize("frozen", [None, 0, 1, 2])
+def test_a_dropped_update_is_the_plain_formula(frozen: int | None) -> None:
+    """With the same numbers drawn; also where one of the three wants no gradient."""
+    arrays = [draw(2, 7, 6), draw(6, 3), draw(3, 5)]
+    slope = paddle.to_tensor(draw(2, 7, 5, seed=2))
+
+    def plain(inputs: paddle.Tensor, first: paddle.Tensor, second: paddle.Tensor) -> paddle.Tensor:
+        dropped = paddle.nn.functional.dropout(inputs, 0.4, training=True)
+        return paddle.matmul(paddle.matmul(dropped, first), second) * 1.5
+
+    results = []
+    for formula in (plain, lambda *tensors: DroppedLowRankFunction.apply(*tensors, 1.5, 0.4)):
+        paddle.seed(3)
+        tensors = [paddle.to_tensor(array, stop_gradient=place == frozen) for place, array in enumerate(arrays)]
+        outputs = formula(*tensors)
+        outputs.backward(slope)
+        results.append([outputs.numpy(), *(tensor.grad.numpy() for tensor in tensors if not tensor.stop_gradient)])
+    for expected, found in zip(*results, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert (results[0][-1] != 0).any()

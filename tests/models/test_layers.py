@@ -5,9 +5,10 @@ from __future__ import annotations
 import paddle
 import pytest
 
-from paddlemix.models import compiled, compiled_library
+from paddlemix.models import compiled
 from paddlemix.models.layers import apply_linear, product, skip_initialisation
 from paddlemix.models.layers import linear as build_linear
+from tests.kernels_built import need_kernels
 from tests.tiny_models import draw, randomise
 
 
@@ -43,8 +44,7 @@ def test_a_layer_of_another_kind_is_called() -> None:
 
 @pytest.mark.parametrize(("rows", "few"), [(1, False), (2, True), (16, True), (17, False)])
 def test_few_rows_take_the_compiled_product(monkeypatch: pytest.MonkeyPatch, rows: int, few: bool) -> None:
-    if compiled_library.missing() is not None:
-        pytest.skip(f"no compiled kernels: {compiled_library.missing()}")
+    need_kernels()
     taken: list[int] = []
     monkeypatch.setattr(compiled, "matmul_few", lambda inputs, weight: taken.append(inputs.shape[0]))
     product(paddle.ones([rows, 3]), paddle.ones([3, 5]))

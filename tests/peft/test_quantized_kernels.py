@@ -18,9 +18,7 @@ from tests.tiny_models import draw
 
 # in, out: below and above a vector, a block and a piece, no multiple of any of them nor of 2
 SHAPES = [(1, 1), (15, 2), (63, 3), (64, 4), (65, 70), (100, 33), (130, 7), (512, 5), (577, 9), (1100, 6)]
-BUILT = pytest.mark.skipif(
-    compiled_library.missing() is not None, reason=f"no compiled kernels: {compiled_library.missing()}"
-)
+BUILT = pytest.mark.usefixtures("kernels")
 
 
 def draw_weight(kind: str, shape: tuple[int, int], seed: int = 0) -> QuantizedWeight:
