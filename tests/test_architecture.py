@@ -26,7 +26,7 @@ LEVELS = (
     ("serve", "evaluation", "trainer"),
     ("generation",),
     ("checkpoints", "peft", "datasets"),
-    ("models", "processors"),
+    ("models", "processors", "network"),
     ("config", "sample", "device", "log", "cache", "memory"),
     ("errors",),
     ("__init__",),
@@ -42,7 +42,7 @@ ONLY_IN = {
 }
 # Importing these rooms and modules loads neither paddle nor paddlenlp, directly or through others.
 WITHOUT_PADDLE = (
-    *("processors", "datasets", "config", "sample", "log", "cache", "memory", "errors"),
+    *("processors", "network", "datasets", "config", "sample", "log", "cache", "memory", "errors"),
     *("demo.scenes", "demo.digits", "demo.vocabulary", "demo.report", "evaluation.metrics"),
 )
 

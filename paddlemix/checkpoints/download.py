@@ -28,11 +28,11 @@ from paddlemix.checkpoints.remote import (
     existing,
     list_files,
     pause,
-    plain_cause,
     send,
 )
 from paddlemix.errors import UserError
 from paddlemix.log import logger
+from paddlemix.network.failures import plain_cause
 
 _CHUNK = 1 << 18  # bytes
 

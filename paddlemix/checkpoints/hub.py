@@ -21,6 +21,7 @@ from paddlemix.checkpoints.files import read_json
 from paddlemix.checkpoints.remote import ADAPTER_WEIGHTS, PADDLEMIX, SMALL_FILE, WEIGHTS, UnavailableError, shards_of
 from paddlemix.errors import MissingFileError, UserError, did_you_mean
 from paddlemix.models.presets import PUBLISHED_NAMES
+from paddlemix.network.switches import offline_switch
 
 KNOWN_NAMES = (
     *PUBLISHED_NAMES,
@@ -157,9 +158,9 @@ def _suggestion(name: str) -> str:
 
 
 def _check_download_allowed(name: str) -> None:
-    for variable in ("PADDLEMIX_OFFLINE", "HF_HUB_OFFLINE"):
-        if os.environ.get(variable, "").lower() in ("1", "true", "yes", "on"):
-            raise UnavailableError(f"{variable} is set")
+    switch = offline_switch()
+    if switch is not None:
+        raise UnavailableError(f"{switch} forbids to ask a server")
     owner = name.split("/")[0]
     if name not in KNOWN_NAMES and Path(owner).is_dir():
         raise UnavailableError(f"the folder '{owner}' is here ({Path.cwd()}), so this is taken for a path in it")

@@ -17,6 +17,7 @@ from typing import Any
 import requests
 
 from paddlemix.errors import UserError
+from paddlemix.network.failures import plain_cause
 
 PADDLEMIX = "paddlemix/"  # how the names on PaddleMIX's server begin; all others are Hugging Face's
 # Single weight files, best first; "x.index.json" beside one names the shards it was split into.
@@ -214,11 +215,3 @@ def existing(response: requests.Response) -> requests.Response:
         meaning = "; it does not exist there or is not public" if response.status_code in (401, 403, 404) else ""
         raise UnavailableError(f"{response.url}: status {response.status_code}{meaning}")
     return response
-
-
-def plain_cause(error: Exception) -> str:
-    """The innermost cause of a network error: the outer ones quote the objects of their libraries."""
-    cause: Any = error
-    while cause.args and isinstance(getattr(cause, "reason", cause.args[0]), Exception):
-        cause = getattr(cause, "reason", cause.args[0])
-    return f"{type(cause).__name__}: {str(cause).rsplit('>: ')[-1]}"

@@ -18,9 +18,9 @@ from filelock import FileLock
 from paddlemix.cache import cache_directory
 from paddlemix.datasets.image_sources import ImageSettings, is_data_uri, is_url, local_path
 from paddlemix.datasets.images import check_limits, image_size
-from paddlemix.datasets.remote import cached
 from paddlemix.errors import UserError
 from paddlemix.log import logger
+from paddlemix.network.fetch import cached
 
 _FILE = "sizes-1.sqlite3"  # the number counts changes of the table
 _TABLE = (

@@ -20,8 +20,9 @@ from paddlemix.datasets.image_sources import MAX_PIXELS, check_bytes, open_conte
 from paddlemix.datasets.image_sources import ImageSettings as ImageSettings
 from paddlemix.datasets.image_sources import is_data_uri as is_data_uri
 from paddlemix.datasets.image_sources import is_url as is_url
-from paddlemix.datasets.remote import cached, content_type, discard, offline_switch
 from paddlemix.errors import UserError
+from paddlemix.network.fetch import cached, content_type, discard
+from paddlemix.network.switches import offline_switch
 
 # Source: EXIF 2.3, tag Orientation
 _UPRIGHT = {

@@ -13,8 +13,8 @@ from paddlemix.cache import cache_key
 from paddlemix.datasets.formats import parse_question
 from paddlemix.datasets.image_sizes import ImageSizes
 from paddlemix.datasets.images import ImageSettings, is_url, load_image
-from paddlemix.datasets.remote import cached
 from paddlemix.errors import UserError
+from paddlemix.network.fetch import cached
 from paddlemix.processors.boxes import write_boxes
 from paddlemix.processors.llava import LlavaProcessor
 from paddlemix.sample import Example, Message, Sample

@@ -23,9 +23,9 @@ from filelock import FileLock
 from paddlemix.cache import cache_directory, cache_key
 from paddlemix.datasets.record_errors import DECODER
 from paddlemix.datasets.record_index import INDEX_VERSION, Index, build_index, read_index, write_index
-from paddlemix.datasets.remote import RemoteSettings, fetch
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.log import logger
+from paddlemix.network.fetch import RemoteSettings, fetch
 
 # Files of millions of records; a slow line may take hours.
 DOWNLOADS = RemoteSettings(max_bytes=64 * 1024**3, timeout=60.0, deadline=24 * 3600.0)

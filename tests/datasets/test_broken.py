@@ -26,8 +26,8 @@ from PIL import Image
 from paddlemix.datasets.images import ImageSettings
 from paddlemix.datasets.mixture import DataSettings, SampleDataset
 from paddlemix.datasets.records import open_records
-from paddlemix.datasets.remote import RemoteSettings
 from paddlemix.errors import UserError
+from paddlemix.network.fetch import RemoteSettings
 from paddlemix.processors.tokenizer import Tokenizer
 from paddlemix.sample import Row
 from tests.faulty_server import FaultyServer, serving

@@ -7,7 +7,6 @@ under the address's own name.  Knows nothing of what the files hold.
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import time
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 from urllib.parse import urldefrag, urljoin, urlsplit
 
 import requests
@@ -23,8 +22,10 @@ from filelock import FileLock, Timeout
 from urllib3.exceptions import HTTPError
 
 from paddlemix.cache import cache_directory, cache_key, replacing
-from paddlemix.datasets.connections import Deadline, LocalAddressError, check_literal, open_session
 from paddlemix.errors import UserError
+from paddlemix.network.connections import Deadline, LocalAddressError, check_literal, open_session
+from paddlemix.network.failures import plain_cause
+from paddlemix.network.switches import offline_switch
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _FIRST_WAIT = 0.5  # seconds before the second attempt, doubled before each further one
@@ -70,20 +71,6 @@ class _PassingError(Exception):
     def __init__(self, reason: str, wait: float | None = None) -> None:
         super().__init__(reason)
         self.wait = wait
-
-
-def offline_switch(setting: bool | None = None) -> str | None:
-    """What forbids to ask servers, as the user knows it, or None.
-
-    Args:
-        setting: True or False decides; None leaves it to the environment.
-    """
-    if setting is not None:
-        return "the setting offline" if setting else None
-    for variable in ("PADDLEMIX_OFFLINE", "HF_HUB_OFFLINE"):
-        if os.environ.get(variable, "").lower() in ("1", "true", "yes", "on"):
-            return f"{variable}={os.environ[variable]}"
-    return None
 
 
 def cached(url: str) -> Path | None:
@@ -229,9 +216,9 @@ class _Download:
             hop = "" if address == self._url else f"its server redirects to '{address}': "
             raise self._error(f"{hop}{error}") from error
         except (requests.exceptions.SSLError, requests.exceptions.InvalidURL) as error:
-            raise (_PassingError if not self._deadline.remaining else self._error)(_cause(error)) from error
+            raise (_PassingError if not self._deadline.remaining else self._error)(plain_cause(error)) from error
         except (requests.RequestException, HTTPError, OSError) as error:
-            raise _PassingError(_cause(error)) from error
+            raise _PassingError(plain_cause(error)) from error
         except ValueError as error:  # e.g. a host that can be no name
             raise self._error(error) from error
 
@@ -264,7 +251,7 @@ class _Download:
             try:
                 chunk = next(chunks, None)
             except (requests.RequestException, HTTPError, OSError) as error:
-                raise _PassingError(_cause(error)) from error
+                raise _PassingError(plain_cause(error)) from error
             if chunk is None:
                 return
             written += len(chunk)
@@ -289,13 +276,3 @@ def _retry_after(value: str) -> float | None:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=timezone.utc)
     return max((moment - datetime.now(timezone.utc)).total_seconds(), 0.0)
-
-
-def _cause(error: BaseException) -> str:
-    """The innermost cause of a network error in words: the outer ones quote the objects of their libraries."""
-    cause: Any = error
-    while isinstance(inner := getattr(cause, "reason", None) or (cause.args or [None])[-1], Exception):
-        cause = inner
-    text = re.sub(r"^.*(?:object at 0x\w+>|\)): ", "", str(cause.args[-1] if cause.args else ""))
-    shown = "".join(character if character.isprintable() else "?" for character in text.strip())
-    return f"{type(cause).__name__}: {shown}" if shown else type(cause).__name__

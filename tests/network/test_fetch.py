@@ -18,10 +18,12 @@ from typing import Any
 
 import pytest
 
-from paddlemix.datasets import connections, remote
-from paddlemix.datasets.connections import check_literal, is_local
-from paddlemix.datasets.remote import RemoteSettings, cached, content_type, discard, fetch, offline_switch
 from paddlemix.errors import UserError
+from paddlemix.network import connections
+from paddlemix.network import fetch as downloads
+from paddlemix.network.connections import check_literal, is_local
+from paddlemix.network.fetch import RemoteSettings, cached, content_type, discard, fetch
+from paddlemix.network.switches import offline_switch
 from tests.faulty_server import FaultyServer, picture_bytes, serving
 
 QUICK = RemoteSettings(timeout=0.5, retries=2, max_bytes=1 << 20, allow_local_network=True, deadline=1.5)
@@ -40,8 +42,8 @@ def server(running: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for variable in ("PADDLEMIX_OFFLINE", "HF_HUB_OFFLINE", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("PADDLEMIX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(remote, "_sleep", lambda seconds: None)
-    monkeypatch.setattr(remote._random, "uniform", lambda low, high: low)  # the longest pass the deadline of `QUICK`
+    monkeypatch.setattr(downloads, "_sleep", lambda seconds: None)
+    monkeypatch.setattr(downloads._random, "uniform", lambda low, high: low)  # the longest pass the deadline of `QUICK`
     running.asked.clear()
     return running
 
@@ -62,7 +64,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch, server: FaultyServer) -> list[float]:
     seen: list[float] = []
-    monkeypatch.setattr(remote, "_sleep", seen.append)
+    monkeypatch.setattr(downloads, "_sleep", seen.append)
     return seen
 
 
@@ -115,10 +117,10 @@ def test_retry_after_has_a_cap(server: FaultyServer, waits: list[float]) -> None
 
 def test_forms_of_retry_after() -> None:
     soon = datetime.now(timezone.utc) + timedelta(seconds=100)
-    assert 90 < (remote._retry_after(format_datetime(soon, usegmt=True)) or 0) <= 100
-    assert remote._retry_after("Fri, 31 Dec 1999 23:59:59 GMT") == 0
-    assert remote._retry_after("12") == 12
-    assert remote._retry_after("") is None and remote._retry_after("soon") is None and remote._retry_after("-5") is None
+    assert 90 < (downloads._retry_after(format_datetime(soon, usegmt=True)) or 0) <= 100
+    assert downloads._retry_after("Fri, 31 Dec 1999 23:59:59 GMT") == 0
+    assert downloads._retry_after("12") == 12
+    assert [downloads._retry_after(text) for text in ("", "soon", "-5")] == [None] * 3
 
 
 FAULTS = {
@@ -155,7 +157,7 @@ def test_every_fault_is_one_error_in_bounded_time(server: FaultyServer, fault: s
     assert time.monotonic() - started < 4
     assert requests is None or len(server.asked) == requests
     assert cached(f"{server.address}/{fault}") is None
-    assert [path for path in (Path(remote.cache_directory("downloads"))).rglob("*") if path.is_file()] == []
+    assert [path for path in (Path(downloads.cache_directory("downloads"))).rglob("*") if path.is_file()] == []
 
 
 @pytest.mark.parametrize("fault", ["dripping-body", "dripping-headers"])
