@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from paddlemix.trainer.less_memory import less_memory
 
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.memory import is_out_of_memory, out_of_memory_explained
-from paddlemix.trainer.less_memory import less_memory
 from tests.tiny_world import LORA, World
 
 

@@ -19,11 +19,11 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
     _here = Path(__file__).resolve()
     sys.path[:] = [str(_here.parents[2]), *(p for p in sys.path if Path(p).resolve() != _here.parent)]
 
+from paddlemix.config.less_memory import less_memory_in_answers
 from paddlemix.datasets.formats import FORMS
 from paddlemix.errors import UserError
 from paddlemix.memory import out_of_memory_explained
 from paddlemix.tools._command import run_command
-from paddlemix.tools._memory import less_memory
 
 if TYPE_CHECKING:
     from paddlemix.generation.predict_file import Chunk, Outcome, PredictJob
@@ -107,7 +107,7 @@ def main(argv: list[str]) -> int:
         overwrite=arguments.overwrite,
     )
     start = time.monotonic()
-    with out_of_memory_explained(f"answering with {job.model} on {device}", less_memory(arguments, dtype)):
+    with out_of_memory_explained(f"answering with {job.model} on {device}", less_memory_in_answers(arguments, dtype)):
         outcome = predict_file(job, lambda: load_pretrained(job.model, job.dtype, quantize=job.quantize))
     _report(job, outcome, time.monotonic() - start)
     return STATUS_FAILED_QUESTIONS if outcome.failed and outcome.complete else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from paddlemix.config.less_memory import less_memory_in_run
 from paddlemix.config.schema import RunConfig
 from paddlemix.trainer.device_memory import DeviceMemory, device_memory
 from paddlemix.trainer.dry_run import DryRun, plan_run
@@ -104,25 +105,12 @@ def _fit_lines(run: DryRun, device: DeviceMemory | None) -> Iterator[str]:
     else:
         yield (
             f"warning: it would not fit: about {_size(total)}, but {_size(device.free)} are free "
-            f"(of {_size(device.total)}); {_advice(run)}"
+            f"(of {_size(device.total)}). What takes less, the cheapest first: {'; '.join(_less_memory(run))}"
         )
 
 
-def _advice(run: DryRun) -> str:
-    """Keys that would take less memory, those with most effect first."""
-    config, advice = run.config, []
-    if not config.recompute:
-        advice.append("recompute true")
-    if config.per_device_train_batch_size > 1:
-        advice.append("a smaller per_device_train_batch_size with more gradient_accumulation_steps")
-    if not (config.lora or config.lora_path):
-        advice.append("lora true")
-    elif run.sizes.quantization is None:
-        advice.append("quantize_base nf4")
-    if run.devices > 1 and "stage3" not in config.sharding:
-        advice.append('sharding "stage3"' if "stage2" in config.sharding else 'sharding "stage2"')
-    advice.append("a smaller max_length")
-    return f"try {', or '.join(advice)}"
+def _less_memory(run: DryRun) -> list[str]:
+    return less_memory_in_run(run.config, run.sizes.quantization is not None, run.devices)
 
 
 def _size(num_bytes: int) -> str:

@@ -30,7 +30,6 @@ from paddlemix.trainer.callbacks import CURVE_FILE, METRICS_FILE, Progress, Seed
 from paddlemix.trainer.compat import PrinterCallback, ProgressCallback, TrainingArguments
 from paddlemix.trainer.environment import describe_adapter, describe_environment
 from paddlemix.trainer.guards import StopEarly, StopOnSignal
-from paddlemix.trainer.less_memory import less_memory
 from paddlemix.trainer.loss import LossModel
 from paddlemix.trainer.model_card import CardFacts, write_model_card
 from paddlemix.trainer.neftune import add_neftune
@@ -51,7 +50,7 @@ from paddlemix.trainer.sampling_callback import SAMPLES_FILE, ShowAnswers, sampl
 from paddlemix.trainer.saving import best_metric, saved_recipe
 from paddlemix.trainer.skipping import SkipLog
 from paddlemix.trainer.start_report import report_kernels, report_parts, report_sample
-from paddlemix.trainer.starting_point import adjusted_processor, base_spec, compute_dtype, weight_dtype
+from paddlemix.trainer.starting_point import adjusted_processor, base_spec, compute_dtype, remedies, weight_dtype
 from paddlemix.trainer.trackers import TrackedArguments, resolve_trackers
 from paddlemix.trainer.trainer import LlavaTrainer, RunData
 from paddlemix.trainer.vision_cache import VisionCache, open_store
@@ -95,7 +94,7 @@ def run_recipe(config: RunConfig) -> dict[str, float]:
     if resume is not None:
         check_same_recipe(resume, saved_recipe(resume), config)
     set_seed(config.seed)
-    with out_of_memory_explained(f"loading {config.model_name_or_path} on {device}", less_memory(config)):
+    with out_of_memory_explained(f"loading {config.model_name_or_path} on {device}", remedies(config)):
         run = _prepare(config, device)
     _report_start(run)
     return _execute(run, resume)
@@ -173,7 +172,7 @@ def _execute(run: _Run, resume: Path | None) -> dict[str, float]:
     if config.do_train:
         try:
             with out_of_memory_explained(
-                lambda: f"training on {run.device}, in step {trainer.state.global_step + 1}", less_memory(config)
+                lambda: f"training on {run.device}, in step {trainer.state.global_step + 1}", remedies(config)
             ):
                 results |= trainer.run(resume)
         finally:
@@ -189,7 +188,7 @@ def _execute(run: _Run, resume: Path | None) -> dict[str, float]:
             write_model_card(_card_facts(run, trainer, results), output_dir / METRICS_FILE, output_dir / SAMPLES_FILE)
             logger.info("saved to %s", output_dir)
     elif run.evaluation is not None:
-        with out_of_memory_explained(f"evaluating on {run.device}", less_memory(config)):
+        with out_of_memory_explained(f"evaluating on {run.device}", remedies(config)):
             results |= trainer.evaluate()
         logger.info(" ".join(f"{name} {value:.4f}" for name, value in results.items()))
     return results

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
+from paddlemix.checkpoints.hub import is_model_name, local_model
 from paddlemix.checkpoints.load import BaseSpec
+from paddlemix.checkpoints.quantized import choose_quantization
+from paddlemix.config.less_memory import less_memory_in_run
 from paddlemix.config.schema import RunConfig
 from paddlemix.errors import UserError
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.processors.chat_template import resolve_template
 from paddlemix.processors.llava import LlavaProcessor, image_spec_from_dict
+from paddlemix.trainer.run_checks import process_count
 
 
 def compute_dtype(config: RunConfig) -> str:
@@ -22,6 +29,16 @@ def weight_dtype(config: RunConfig) -> str:
     if config.dtype is not None:
         return config.dtype
     return compute_dtype(config) if config.fp16_opt_level == "O2" else "float32"
+
+
+def remedies(config: RunConfig) -> Iterator[str]:
+    """What would take less memory, for an error; nothing is read before the first one is asked for."""
+    name, quantization = str(config.model_name_or_path), None
+    directory = Path(name) if Path(name).is_dir() else local_model(name) if is_model_name(name) else None
+    with contextlib.suppress(UserError):  # the run ends by another error
+        quantization = None if directory is None else choose_quantization(directory, config.quantize_base)
+    yield from less_memory_in_run(config, quantization is not None, process_count())
+    yield "--dry-run says what takes how much"
 
 
 def base_spec(config: RunConfig) -> BaseSpec:

@@ -17,10 +17,10 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
     _here = Path(__file__).resolve()
     sys.path[:] = [str(_here.parents[3]), *(p for p in sys.path if Path(p).resolve() != _here.parent)]
 
+from paddlemix.config.less_memory import less_memory_in_answers
 from paddlemix.errors import UserError
 from paddlemix.memory import out_of_memory_explained
 from paddlemix.tools._command import run_command
-from paddlemix.tools._memory import less_memory
 
 if TYPE_CHECKING:
     from paddlemix.generation.chat import ChatSession
@@ -94,7 +94,7 @@ def main(argv: list[str]) -> int:
         stream=not arguments.no_stream,
         debug=arguments.debug,
         interactive=sys.stdin.isatty(),
-        less_memory=less_memory(arguments, dtype),
+        less_memory=less_memory_in_answers(arguments, dtype),
     )
     Terminal(session, list(zip(arguments.image_file, pictures, strict=True)), options).run()
     return 0
@@ -136,7 +136,9 @@ def _open_session(arguments: argparse.Namespace) -> ChatSession:
     check_dtype(dtype, device)
     set_seed(arguments.seed)
     quantize = "int8" if arguments.load_8bit else "nf4" if arguments.load_4bit else None
-    with out_of_memory_explained(f"loading {arguments.model_path} on {device}", less_memory(arguments, dtype)):
+    with out_of_memory_explained(
+        f"loading {arguments.model_path} on {device}", less_memory_in_answers(arguments, dtype)
+    ):
         loaded = load_pretrained(arguments.model_path, dtype, quantize=quantize)
     if template is not None and loaded.processor is not None and template.name != loaded.processor.template.name:
         print(

@@ -1,0 +1,83 @@
+"""What takes less memory, the cheapest first: the one place that knows, for runs and for commands that answer.
+
+A run's error, its dry run and the commands that answer questions all show these texts.  Knows keys and flags, and no
+device.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+from paddlemix.config.schema import RunConfig
+
+
+def less_memory_in_run(config: RunConfig, is_quantized: bool = False, devices: int = 1) -> list[str]:
+    """The keys of a run with the values they have, and the values that would take less.
+
+    Args:
+        config: the run.
+        is_quantized: the base's linear layers are held in few bits, whoever asked for it.
+        devices: processes that share the data.
+
+    Returns:
+        One text per key, "recompute false -> true" for example; those that change the result least come first.
+    """
+    return [*_passes(config), *_precision(config), *_evaluation(config), *_model(config, is_quantized, devices)]
+
+
+def _passes(config: RunConfig) -> Iterator[str]:
+    size, passes = config.per_device_train_batch_size, config.gradient_accumulation_steps
+    if config.do_train and size > 1:
+        yield (
+            f"per_device_train_batch_size {size} -> 1, with gradient_accumulation_steps {passes} -> {passes * size} "
+            "for the same result"
+        )
+    if config.do_train and not config.recompute:
+        yield "recompute false -> true"
+
+
+def _precision(config: RunConfig) -> Iterator[str]:
+    if not (config.bf16 or config.fp16):
+        yield 'bf16 false -> true with fp16_opt_level "O2" (GPU and NPU)'
+    elif config.fp16_opt_level != "O2":
+        yield f'fp16_opt_level "{config.fp16_opt_level}" -> "O2"'
+
+
+def _evaluation(config: RunConfig) -> Iterator[str]:
+    if config.resolved_evaluation_strategy != "no" and config.per_device_eval_batch_size > 1:
+        yield f"per_device_eval_batch_size {config.per_device_eval_batch_size} -> 1"
+
+
+def _model(config: RunConfig, is_quantized: bool, devices: int) -> Iterator[str]:
+    yield f"max_length {config.max_length} -> a smaller one"
+    adapts = config.lora or config.lora_path is not None
+    trains_all = (config.language_model or ("lora" if adapts else "full")) == "full"
+    if config.do_train and not adapts and trains_all:
+        yield "lora false -> true"
+    if not is_quantized and config.quantize_base is None and not config.pissa and not (config.do_train and trains_all):
+        yield 'quantize_base null -> "nf4"'
+    if devices == 1:
+        yield "several devices with sharding"
+    elif "stage3" not in config.sharding:
+        stage = "stage3" if "stage2" in config.sharding else "stage2"
+        yield f'sharding "{config.sharding}" -> "{stage}"'
+
+
+def less_memory_in_answers(arguments: argparse.Namespace, dtype: str) -> list[str]:
+    """Flags of a command that answers questions, the cheapest first.
+
+    Args:
+        arguments: with `load_8bit`, `load_4bit`, `max_new_tokens` and, where questions are answered together,
+            `batch_size`.
+        dtype: that the model is computed in.
+    """
+    found = []
+    size = getattr(arguments, "batch_size", 1)
+    if size > 1:
+        found.append(f"--batch-size {size} -> a smaller one")
+    if dtype == "float32":
+        found.append("--dtype bfloat16 (GPU and NPU)")
+    if not arguments.load_4bit:
+        found.append("--load-4bit" if arguments.load_8bit else "--load-8bit or --load-4bit")
+    return [*found, f"--max-new-tokens {arguments.max_new_tokens} -> a smaller one"]
