@@ -122,6 +122,26 @@ def test_keys_named_in_the_configuration_page_exist() -> None:
     assert len(named) > 30
 
 
+def test_the_configuration_page_says_of_each_key_whether_it_has_an_effect() -> None:
+    """The table of keys without effect is the schema's, key by key: no more and no fewer."""
+    page = read_page(ROOT / "docs" / "configuration.md")
+    table = page.partition("## Read, but without effect today")[2]
+    first_cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    named = [name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)]
+    assert len(named) == len(set(named))
+    assert set(named) == {name for name, spec in SPECS.items() if spec.status == "ignored"}
+
+
+def test_defaults_on_the_configuration_page_are_the_schema_s() -> None:
+    page = read_page(ROOT / "docs" / "configuration.md")
+    table = page.partition("| key | default | effect | source |")[2].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in table.splitlines() if line.startswith("| `")]
+    said = {name: default for cell, default in rows for name in re.findall(r"`(\w+)`", cell)}
+    assert len(said) == 8
+    shown = {name: SPECS[name].default for name in said}
+    assert said == {name: item if isinstance(item, str) else json.dumps(item) for name, item in shown.items()}
+
+
 def test_every_template_is_on_the_data_page() -> None:
     page = read_page(ROOT / "docs" / "data.md")
     assert [name for name in template_names() if f"`{name}`" not in page] == []

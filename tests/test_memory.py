@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from paddlemix.trainer.less_memory import less_memory
 
+from paddlemix.checkpoints.files import read_json, write_json
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.memory import is_out_of_memory, out_of_memory_explained
+from paddlemix.trainer import dry_report
+from paddlemix.trainer.device_memory import DeviceMemory
+from paddlemix.trainer.starting_point import remedies
 from tests.tiny_world import LORA, World
 
 
@@ -55,15 +59,60 @@ def test_numpy_and_paddle_on_this_machine() -> None:
 
 
 def test_a_configuration_says_what_it_can_change(world: World, tmp_path: Path) -> None:
-    full = less_memory(world.config(tmp_path, gradient_accumulation_steps=3))
+    full = list(remedies(world.config(tmp_path, gradient_accumulation_steps=3)))
     assert full[0] == (
         "per_device_train_batch_size 2 -> 1, with gradient_accumulation_steps 3 -> 6 for the same result"
     )
     assert "lora false -> true" in full and "max_length 256 -> a smaller one" in full
     saving = {"recompute": True, "per_device_train_batch_size": 1, "bf16": True, "fp16_opt_level": "O2"}
-    rest = less_memory(world.config(tmp_path, **LORA, quantize_base="nf4", **saving))
+    rest = list(remedies(world.config(tmp_path, **LORA, quantize_base="nf4", **saving)))
     assert rest == [
         "max_length 256 -> a smaller one",
         "several devices with sharding",
         "--dry-run says what takes how much",
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "codes", "whole"),
+    [
+        ({}, False, True),
+        (LORA, True, False),
+        ({"lora_path": "an-adapter"}, True, False),  # its base can be held in few bits, and it trains no more by lora
+        ({"language_model": "frozen"}, True, False),
+        ({**LORA, "pissa": True}, False, False),  # changes the base's weights
+        ({**LORA, "language_model": "full", "vision_tower": "lora"}, False, False),
+        ({"do_train": False, "evaluation_strategy": "steps"}, True, False),
+    ],
+)
+def test_advice_fits_what_trains(
+    world: World, tmp_path: Path, changes: dict[str, Any], codes: bool, whole: bool
+) -> None:
+    advice = list(remedies(world.config(tmp_path, **changes)))
+    assert ('quantize_base null -> "nf4"' in advice) is codes
+    assert ("lora false -> true" in advice) is whole
+
+
+def test_a_base_in_few_bits_is_not_to_be_coded_again(world: World, tmp_path: Path) -> None:
+    coded = tmp_path / "coded"
+    coded.mkdir()
+    declared = {**read_json(world.model / "config.json"), "quantization_config": {"quant_method": "paddlemix"}}
+    declared["quantization_config"]["kind"] = "int8"
+    write_json(coded / "config.json", declared)
+    advice = list(remedies(world.config(tmp_path / "out", **LORA, model_name_or_path=str(coded))))
+    assert not [text for text in advice if "quantize_base" in text]
+
+
+@pytest.mark.parametrize("changes", [{}, LORA, {**LORA, "recompute": True}, {"sharding": "stage2"}])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_error_and_dry_run_give_the_same_advice(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], processes: int
+) -> None:
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", str(processes))
+    monkeypatch.setattr(dry_report, "device_memory", lambda kind: DeviceMemory(total=2**20, free=2**19))
+    monkeypatch.setattr("paddlemix.trainer.dry_run.program_bytes", lambda on_cpu: 2**20)
+    config = world.config(tmp_path, **changes)
+    [warning] = [line for line in dry_report.dry_run(config) if line.startswith("warning: it would not fit")]
+    *advice, last = remedies(config)
+    assert last == "--dry-run says what takes how much"
+    assert warning.endswith(f"What takes less, the cheapest first: {'; '.join(advice)}")

@@ -84,8 +84,8 @@ class TrainingKeys:
     )
     amp_master_grad: bool = _training(False, help="With O2: float32 gradients for clipping and the update.")
     scale_loss: float = _training(32768.0, help="First loss scale of fp16.", min=0)
-    bf16_full_eval: bool = _training(False, help="Evaluate wholly in bfloat16.")
-    fp16_full_eval: bool = _training(False, help="Evaluate wholly in float16.")
+    bf16_full_eval: bool = _ignored(False, help="Evaluation computes as training does; set bf16.")
+    fp16_full_eval: bool = _ignored(False, help="Evaluation computes as training does; set fp16.")
     amp_custom_black_list: list[str] | None = _training(None, help="Operators kept in float32.")
     amp_custom_white_list: list[str] | None = _training(None, help="Operators always computed in low precision.")
 
@@ -160,16 +160,16 @@ class DistributedKeys:
     sharding_degree: int = _distributed(-1, help="Old name of sharding_parallel_degree.", min=-1)
     sharding_comm_buffer_size_MB: int = _distributed(-1, help="Fused gradient buffer; -1: all.", unit="MB", min=-1)
     sharding_parallel_config: str = _distributed("", help="PaddleNLP's options of sharding.")
-    save_sharded_model: bool = _distributed(False, help="With stage1: every process saves its part.")
-    load_sharded_model: bool = _distributed(False, help="With stage1: read such parts.")
-    save_sharding_stage1_model_include_freeze_params: bool | None = _distributed(
-        False, help="With stage1: save frozen weights in the parts too."
+    save_sharded_model: bool = _ignored(False, help="The first process saves the whole model.")
+    load_sharded_model: bool = _ignored(False, help="Checkpoints hold the whole model.")
+    save_sharding_stage1_model_include_freeze_params: bool | None = _ignored(
+        False, help="Checkpoints hold the whole model."
     )
     data_parallel_config: str = _distributed("", help="PaddleNLP's options of data parallelism.")
     ddp_find_unused_parameters: bool | None = _distributed(None, help="Look for weights without a gradient.")
     tensor_parallel_config: str = _distributed("", help="PaddleNLP's options of tensor parallelism.")
     pipeline_parallel_config: str = _distributed("", help="PaddleNLP's options of the pipeline.")
-    force_reshard_pp: bool | None = _distributed(False, help="Lay out the pipeline anew on loading.")
+    force_reshard_pp: bool | None = _ignored(False, help="No LLaVA decoder here is split into a pipeline.")
     hybrid_parallel_topo_order: str | None = _distributed(
         None, help="Order of the process groups.", choices=("pp_first", "sharding_first")
     )

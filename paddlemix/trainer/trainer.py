@@ -264,20 +264,17 @@ class LlavaTrainer(Trainer):
         batches = [rows[start : start + size] for start in range(0, len(rows), size)]
         if self.args.max_evaluate_steps > 0:
             batches = batches[: self.args.max_evaluate_steps]
-        sums: list[paddle.Tensor] = []  # of a batch each; they come to the host together
-        rights: list[paddle.Tensor] = []
+        sums = HostSums(self.args.eval_accumulation_steps)
         count = 0
         self.model.eval()
         for batch in self._evaluation_maker(dataset).batches(batches):
             self._tell_skipped(batch.skipped)
             with paddle.no_grad(), self.autocast_smart_context_manager():
                 loss_sum, right = self.model(**self._model_inputs(batch_inputs(batch)))
-            sums.append(loss_sum)
-            rights.append(right)
+            sums.add(loss_sum, right)
             count += len(batch.loss_index)
         self.model.train()
-        loss_total, right_total = (sum(paddle.stack(values).tolist()) if values else 0.0 for values in (sums, rights))
-        return loss_total, right_total, count
+        return *sums.take(), count
 
     def _evaluation_maker(self, dataset: RowDataset) -> BatchMaker:
         """One for all evaluations: starting worker processes takes seconds."""
@@ -339,6 +336,35 @@ class LlavaTrainer(Trainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Nothing to load: random numbers of a step depend on seed and step alone (`callbacks.SeedEachStep`)."""
+
+
+class HostSums:
+    """Sums of loss and right guesses over batches; they come to the host together, because each look waits.
+
+    Args:
+        every: batches after which they come at the latest; None for all of an evaluation.
+
+    Attributes:
+        waiting: float32 scalars of the batches that are on the device still.
+    """
+
+    def __init__(self, every: int | None) -> None:
+        self._every, self._totals = every, [0.0, 0.0]
+        self.waiting: list[tuple[paddle.Tensor, paddle.Tensor]] = []
+
+    def add(self, loss_sum: paddle.Tensor, right: paddle.Tensor) -> None:
+        """Takes note of a batch's float32 scalars."""
+        self.waiting.append((loss_sum, right))
+        if len(self.waiting) == self._every:
+            self.take()
+
+    def take(self) -> tuple[float, float]:
+        """Both sums over all batches so far."""
+        if self.waiting:
+            for number, values in enumerate(zip(*self.waiting, strict=True)):
+                self._totals[number] += sum(paddle.stack(list(values)).tolist())
+            self.waiting = []
+        return self._totals[0], self._totals[1]
 
 
 def model_inputs(inputs: Inputs) -> Inputs:

@@ -89,9 +89,9 @@ def test_what_does_not_fit_is_a_warning(
     monkeypatch.setattr(dry_report, "device_memory", lambda kind: DeviceMemory(total=2**20, free=2**19))
     text = dry_run(world.recipe(tmp_path), capsys)
     assert "warning: it would not fit: about" in text and "512.0 KiB are free (of 1.0 MiB)" in text
-    assert "recompute true" in text and "lora true" in text
+    assert "recompute false -> true" in text and "lora false -> true" in text
     text = dry_run(world.recipe(tmp_path, lora=True, recompute=True, per_device_train_batch_size=1), capsys)
-    assert "recompute true" not in text and "quantize_base nf4" in text
+    assert "recompute" not in text.partition("What takes less")[2] and 'quantize_base null -> "nf4"' in text
 
 
 def test_a_device_that_is_not_here(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
