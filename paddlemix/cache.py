@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from paddlemix.errors import UserError
+from paddlemix.paths import user_path
 
 _UMASK = os.umask(0o022)
 os.umask(_UMASK)
@@ -30,10 +31,9 @@ def cache_directory(kind: str) -> Path:
     Raises:
         UserError: the folder cannot be made.
     """
-    base = os.environ.get("PADDLEMIX_CACHE")
-    if not base:
-        base = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "paddlemix")
-    directory = Path(base) / kind
+    own = os.environ.get("PADDLEMIX_CACHE")
+    base = user_path(own or os.environ.get("XDG_CACHE_HOME") or "~/.cache", "the cache folder (PADDLEMIX_CACHE)")
+    directory = (base if own else base / "paddlemix") / kind
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:

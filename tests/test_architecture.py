@@ -28,6 +28,7 @@ LEVELS = (
     ("checkpoints", "peft", "datasets"),
     ("models", "processors", "network"),
     ("config", "sample", "device", "log", "cache", "memory"),
+    ("paths",),
     ("errors",),
     ("__init__",),
 )
@@ -42,7 +43,7 @@ ONLY_IN = {
 }
 # Importing these rooms and modules loads neither paddle nor paddlenlp, directly or through others.
 WITHOUT_PADDLE = (
-    *("processors", "network", "datasets", "config", "sample", "log", "cache", "memory", "errors"),
+    *("processors", "network", "datasets", "config", "sample", "log", "cache", "memory", "paths", "errors"),
     *("demo.scenes", "demo.digits", "demo.vocabulary", "demo.report", "evaluation.metrics"),
 )
 

@@ -151,7 +151,7 @@ def test_the_documented_beginning_works_uninstalled_and_hides_no_library(folder:
     package = tmp_path / "checkout" / "paddlemix"
     (package / "tools").mkdir(parents=True)
     (package / folder).mkdir(parents=True, exist_ok=True)
-    for file in ("__init__.py", "errors.py", "tools/__init__.py", "tools/_command.py"):
+    for file in ("__init__.py", "errors.py", "paths.py", "tools/__init__.py", "tools/_command.py"):
         shutil.copy(ROOT / "paddlemix" / file, package / file)
     (package / folder / "wave.py").write_text("raise SystemExit('a neighbour hides the library')\n")
     script = package / folder / "x.py"

@@ -22,6 +22,7 @@ from paddlemix.checkpoints.remote import ADAPTER_WEIGHTS, PADDLEMIX, SMALL_FILE,
 from paddlemix.errors import MissingFileError, UserError, did_you_mean
 from paddlemix.models.presets import PUBLISHED_NAMES
 from paddlemix.network.switches import offline_switch
+from paddlemix.paths import user_path
 
 KNOWN_NAMES = (
     *PUBLISHED_NAMES,
@@ -47,11 +48,11 @@ def resolve_model(name_or_path: str | Path) -> Path:
         UserError: a download cannot be written.
     """
     name = str(name_or_path)
-    path = Path(os.path.expanduser(name))
-    if name and path.is_dir():
+    path = user_path(name, "the model") if name else None
+    if path is not None and path.is_dir():
         return path
     if not is_model_name(name):
-        kind = "is a file" if path.is_file() else "does not exist"
+        kind = "is a file" if path is not None and path.is_file() else "does not exist"
         raise MissingFileError(f"model directory '{name}' {kind} (looked from {Path.cwd()}){_suggestion(name)}")
     found = local_model(name)
     if found is not None:
@@ -85,7 +86,7 @@ def local_model(name: str) -> Path | None:
 
 def candidates(name: str) -> list[Path]:
     """Where a model may be on this machine, in the order of preference; a download goes to the first."""
-    paddlenlp = Path(os.environ.get("PPNLP_HOME") or "~/.paddlenlp").expanduser()
+    paddlenlp = user_path(os.environ.get("PPNLP_HOME") or "~/.paddlenlp", "PPNLP_HOME")
     places = [_paddlemix_home() / "models" / name, paddlenlp / "models" / name]
     if not name.startswith(PADDLEMIX):
         cached = _hugging_face_cache() / f"models--{name.replace('/', '--')}"
@@ -95,14 +96,14 @@ def candidates(name: str) -> list[Path]:
 
 
 def _paddlemix_home() -> Path:
-    return Path(os.environ.get("PPMIX_HOME") or "~/.paddlemix").expanduser()
+    return user_path(os.environ.get("PPMIX_HOME") or "~/.paddlemix", "PPMIX_HOME")
 
 
 def _hugging_face_cache() -> Path:
     for variable, below in (("HF_HUB_CACHE", ""), ("HF_HOME", "hub"), ("XDG_CACHE_HOME", "huggingface/hub")):
         if os.environ.get(variable):
-            return Path(os.environ[variable]).expanduser() / below
-    return Path("~/.cache/huggingface/hub").expanduser()
+            return user_path(os.environ[variable], variable) / below
+    return user_path("~/.cache/huggingface/hub", "the home folder")
 
 
 def _lacks(directory: Path) -> str | None:

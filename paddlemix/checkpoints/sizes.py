@@ -7,7 +7,6 @@ For what needs to know a model that is not loaded.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from paddlemix.checkpoints.xtuner import is_xtuner
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.models.presets import PRESETS, PUBLISHED_NAMES, TOWERS
+from paddlemix.paths import user_path
 from paddlemix.peft.quantize import QuantizationConfig
 from paddlemix.processors.llava import LlavaProcessor
 
@@ -139,7 +139,7 @@ def _open_tower(name: str, beside: Path | None = None) -> Source:
 
 def _directory(name: str) -> Path | None:
     """A model's directory or the cache that has it; None where neither is there."""
-    path = Path(os.path.expanduser(name))
+    path = user_path(name, "the model")
     if path.is_dir():
         return path
     return local_model(name) if is_model_name(name) else None

@@ -16,6 +16,7 @@ from pathlib import Path
 from paddlemix.config.keys import KeySpec
 from paddlemix.config.schema import SPECS
 from paddlemix.errors import UserError, did_you_mean
+from paddlemix.paths import user_path
 
 _ASSIGNMENT = re.compile(r"\w+=")
 _BOOLEAN_WORDS = ("true", "false", "0", "1")
@@ -83,7 +84,7 @@ def parse_command_line(argv: list[str], prog: str, description: str) -> tuple[Pa
         elif _ASSIGNMENT.match(item):
             overrides.append(item)
         elif path is None:
-            path = Path(item)
+            path = user_path(item, "the configuration file")
         else:
             raise UserError(f"{prog}: '{item}' is a second file after '{path}'; give one, and keys as key=value")
     if path is None and not overrides:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 Group = Literal["model", "lora", "data", "training", "logging", "distributed", "generation", "compatibility"]
 Status = Literal["used", "ignored"]
+PathKind = Literal["local", "place"]
 
 GROUPS: tuple[Group, ...] = (
     "model",
@@ -42,6 +43,8 @@ class KeySpec:
         status: "used", or "ignored": accepted because PaddleMIX or PaddleNLP accept it, without any effect.
         target: "trainer" when PaddleNLP's TrainingArguments gets it under the same name.
         secret: never written to a file.
+        path: of a text that names something on the disk: "local", or "place" where an address or a model's name may
+            stand for it too.
     """
 
     name: str
@@ -57,6 +60,7 @@ class KeySpec:
     status: Status = "used"
     target: Literal["trainer"] | None = None
     secret: bool = False
+    path: PathKind | None = None
 
 
 def key(  # noqa: PLR0913 - one argument per fact of a key, always given by name
@@ -72,12 +76,13 @@ def key(  # noqa: PLR0913 - one argument per fact of a key, always given by name
     status: Status = "used",
     target: Literal["trainer"] | None = None,
     secret: bool = False,
+    path: PathKind | None = None,
 ) -> Any:
     """The dataclass field of one key.
 
     Args:
         default: its default; a list is copied for every configuration.
-        group, help, unit, min, max, choices, pattern, status, target, secret: see `KeySpec`.
+        group, help, unit, min, max, choices, pattern, status, target, secret, path: see `KeySpec`.
 
     Returns:
         A `dataclasses.field`, typed Any so that the class can annotate the value's own type.
@@ -93,6 +98,7 @@ def key(  # noqa: PLR0913 - one argument per fact of a key, always given by name
         "status": status,
         "target": target,
         "secret": secret,
+        "path": path,
     }
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=facts)

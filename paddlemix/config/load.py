@@ -30,7 +30,7 @@ _STRUCTURES: dict[str, Callable[[Any], tuple[Any, list[InnerFault]]]] = {
     "dataset": check_dataset,
     "image_grid_pinpoints": lambda value: (value, check_pairs("image_grid_pinpoints", value, least=1)),
     "skip_data_intervals": lambda value: (value, check_pairs("skip_data_intervals", value, least=0)),
-    "sample_prompts": lambda value: (value, check_prompts("sample_prompts", value)),
+    "sample_prompts": lambda value: check_prompts("sample_prompts", value),
 }
 
 

@@ -25,7 +25,9 @@ POLICIES = ("frozen", "lora", "full")
 class ModelKeys:
     """Which model, how it sees images, and which parts of it train."""
 
-    model_name_or_path: str | None = _model(None, help="Directory or name of the model to start from; required.")
+    model_name_or_path: str | None = _model(
+        None, help="Directory or name of the model to start from; required.", path="place"
+    )
     dtype: str | None = _model(
         None,
         help="Precision of the weights in memory; null: what bf16, fp16 and fp16_opt_level ask for.",
@@ -51,7 +53,9 @@ class ModelKeys:
         choices=("flat", "spatial", "spatial_unpad"),
     )
     mm_vision_tower: str | None = _model(
-        None, help="Directory or name of a vision tower, to start from a text-only model; null: the checkpoint's."
+        None,
+        help="Directory or name of a vision tower, to start from a text-only model; null: the checkpoint's.",
+        path="place",
     )
     vision_image_size: int | None = _model(
         None,
@@ -74,7 +78,9 @@ class ModelKeys:
         help="Tower outputs that are read: patch without, cls_patch with the class token; null: the checkpoint's.",
         choices=("patch", "cls_patch"),
     )
-    pretrain_mm_mlp_adapter: str | None = _model(None, help="File with a trained projector to start from.")
+    pretrain_mm_mlp_adapter: str | None = _model(
+        None, help="File with a trained projector to start from.", path="local"
+    )
     vision_tower: str | None = _model(
         None, help="How the vision tower trains; null: frozen unless freeze patterns say otherwise.", choices=POLICIES
     )
@@ -97,7 +103,9 @@ class LoraKeys:
     """Low-rank adapters."""
 
     lora: bool = _lora(False, help="Train low-rank adapters instead of the language model's own weights.")
-    lora_path: str | None = _lora(None, help="Adapter directory to go on from; its own settings then hold.")
+    lora_path: str | None = _lora(
+        None, help="Adapter directory to go on from; its own settings then hold.", path="local"
+    )
     lora_rank: int = _lora(8, help="Rank of each adapter.", min=1)
     lora_alpha: int = _lora(16, help="Scale: an adapter's output is multiplied by lora_alpha / lora_rank.", min=1)
     lora_dropout: float = _lora(0.05, help="Share of an adapter's inputs dropped in training.", min=0, max=1)
@@ -141,9 +149,10 @@ class DataKeys:
         None,
         help="Template of the conversations (vicuna_v1, plain, ...) or path of a chat_template.json; an entry's own "
         "comes first; null: what the checkpoint says.",
+        path="place",
     )
     image_root: str | None = _data(
-        None, help="Folder that relative image paths start from; an entry's own comes first."
+        None, help="Folder that relative image paths start from; an entry's own comes first.", path="place"
     )
     max_length: int = _data(
         2048, help="Longest sample, visual tokens included; with mixtoken also of a row.", unit="tokens", min=1
@@ -180,7 +189,9 @@ class DataKeys:
         False, help="Keep the frozen tower's features of every image on disk, so that it runs in one epoch only."
     )
     vision_cache_dir: str | None = _data(
-        None, help="Folder of those features; null: below the cache folder ($PADDLEMIX_CACHE or ~/.cache/paddlemix)."
+        None,
+        help="Folder of those features; null: below the cache folder ($PADDLEMIX_CACHE or ~/.cache/paddlemix).",
+        path="local",
     )
     vision_cache_gb: float = _data(50.0, help="Most features kept, all runs in the folder together.", unit="GB", min=0)
     allow_local_network: bool = _data(

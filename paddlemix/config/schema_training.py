@@ -29,9 +29,11 @@ REPORTERS = ("none", "all", "visualdl", "tensorboard", "wandb")
 class TrainingKeys:
     """Steps, optimiser, schedule, precision, evaluation and checkpoints."""
 
-    output_dir: str | None = _training(None, help="Folder for checkpoints and the trained model; required.")
+    output_dir: str | None = _training(
+        None, help="Folder for checkpoints and the trained model; required.", path="local"
+    )
     overwrite_output_dir: bool = _training(False, help="Start anew although output_dir holds a checkpoint.")
-    resume_from_checkpoint: str | None = _training(None, help="Checkpoint folder to go on from.")
+    resume_from_checkpoint: str | None = _training(None, help="Checkpoint folder to go on from.", path="local")
     do_train: bool = _training(False, help="Train.")
     do_eval: bool = _training(False, help="Evaluate; an evaluation_strategy other than no does the same.")
     num_train_epochs: float = _training(1.0, help="Passes over the training data.", unit="epochs", min=0)
@@ -130,7 +132,7 @@ class LoggingKeys:
     logging_strategy: str = _logging("steps", help="When to log.", choices=STRATEGIES)
     logging_steps: int = _logging(10, help="Interval for steps.", unit="steps", min=1)
     logging_first_step: bool = _logging(False, help="Log the first step too.")
-    logging_dir: str | None = _logging(None, help="Folder for logs; null: inside output_dir.")
+    logging_dir: str | None = _logging(None, help="Folder for logs; null: inside output_dir.", path="local")
     log_on_each_node: bool = _logging(True, help="Every machine logs, not the first alone.")
     disable_tqdm: bool | None = _logging(None, help="A line per report and no bar; null: where there is no terminal.")
     report_to: str | list[str] = _logging([], help="Trackers that also get the numbers.", choices=REPORTERS)
@@ -145,7 +147,9 @@ class LoggingKeys:
     wandb_http_proxy: str | None = _logging(None, help="Proxy of the wandb tracker.")
     skip_memory_metrics: bool = _logging(True, help="Do not log memory use.")
     skip_profile_timer: bool | None = _logging(True, help="Do not log the time of each phase.")
-    metrics_output_path: str | None = _logging(None, help="Folder for a JSON file of metrics per process.")
+    metrics_output_path: str | None = _logging(
+        None, help="Folder for a JSON file of metrics per process.", path="local"
+    )
     count_trained_tokens: bool = _logging(False, help="Count the tokens seen.")
     pad_token_id: int = _logging(0, help="Token id that count_trained_tokens leaves out.", min=0)
 

@@ -10,7 +10,8 @@ import re
 from typing import Any
 
 from paddlemix.config.values import describe
-from paddlemix.errors import did_you_mean
+from paddlemix.errors import UserError, did_you_mean
+from paddlemix.paths import user_place
 
 InnerFault = tuple[str, str]  # path, message
 
@@ -27,6 +28,7 @@ _ENTRY_KINDS: dict[str, tuple[type, ...]] = {
     "split": (str, type(None)),
     "weight": (int, float, type(None)),
 }
+_PLACES = ("data_files", "chat_template", "image_root")  # of those, what names a file, a folder or an address
 
 
 def check_dataset(value: dict[str, Any]) -> tuple[dict[str, Any], list[InnerFault]]:
@@ -49,9 +51,30 @@ def check_dataset(value: dict[str, Any]) -> tuple[dict[str, Any], list[InnerFaul
             faults.append((path, f"{path}: expected a list of entries, got {describe(entries)}; put it in [ ]"))
         else:
             results = [_check_entry(f"{path}[{index}]", path, entry) for index, entry in enumerate(entries)]
-            checked[split] = [entry for entry, _ in results]
             faults += [fault for _, found in results for fault in found]
+            checked[split] = [
+                _with_places(entry, f"{path}[{index}]", faults) if isinstance(entry, dict) and not found else entry
+                for index, (entry, found) in enumerate(results)
+            ]
     return checked, faults
+
+
+def _with_places(entry: dict[str, Any], path: str, faults: list[InnerFault]) -> dict[str, Any]:
+    """An entry whose paths are as the rule for paths reads them; adds those that it refuses to `faults`."""
+
+    def read(key: str, text: str) -> str:
+        try:
+            return user_place(text, f"{path}.{key}")
+        except UserError as error:
+            faults.append((f"{path}.{key}", str(error)))
+            return text
+
+    found = {key: entry[key] for key in _PLACES if entry.get(key)}
+    places = {
+        key: [read(key, text) for text in value] if isinstance(value, list) else read(key, value)
+        for key, value in found.items()
+    }
+    return {**entry, **places}
 
 
 def check_pairs(name: str, value: list[Any], least: int) -> list[InnerFault]:
@@ -72,7 +95,7 @@ def check_pairs(name: str, value: list[Any], least: int) -> list[InnerFault]:
     ]
 
 
-def check_prompts(name: str, value: list[Any]) -> list[InnerFault]:
+def check_prompts(name: str, value: list[Any]) -> tuple[list[Any], list[InnerFault]]:
     """A list of questions, each with an image or without.
 
     Args:
@@ -80,15 +103,23 @@ def check_prompts(name: str, value: list[Any]) -> list[InnerFault]:
         value: e.g. [{"image": "bus.jpg", "question": "What is this?"}]; `image` may be missing or null.
 
     Returns:
-        One fault per item that is no such object; one for an empty list.
+        The same with the images' paths as the rule for paths reads them; one fault per item that is no such object, one
+        for an empty list.
     """
     if not value:
-        return [(name, f"{name} is an empty list; remove it, or add an object with question and image")]
-    return [
-        (name, f'{name}: item {index} is {item!r}; expected an object like {{"image": path, "question": text}}')
-        for index, item in enumerate(value)
-        if not _is_prompt(item)
-    ]
+        return value, [(name, f"{name} is an empty list; remove it, or add an object with question and image")]
+    checked, faults = [], list[InnerFault]()
+    for index, item in enumerate(value):
+        try:
+            if not _is_prompt(item):
+                raise UserError(
+                    f'{name}: item {index} is {item!r}; expected an object like {{"image": path, "question": text}}'
+                )
+            image = item.get("image")
+            checked.append({**item, "image": user_place(image, f"{name}[{index}].image")} if image else item)
+        except UserError as error:
+            faults.append((name, str(error)))
+    return checked, faults
 
 
 def _is_prompt(item: object) -> bool:

@@ -11,7 +11,8 @@ import re
 from typing import Any
 
 from paddlemix.config.keys import KeySpec
-from paddlemix.errors import did_you_mean
+from paddlemix.errors import UserError, did_you_mean
+from paddlemix.paths import user_path, user_place
 
 _KIND_NAMES = {
     "bool": "true or false",
@@ -39,8 +40,19 @@ def check_value(spec: KeySpec, value: object) -> tuple[Any, list[str]]:
     if not _fits(spec.kinds, value):
         return spec.default, [f"{spec.name}: expected {_wanted(spec)}, got {describe(value)}{_hint(spec, value)}"]
     converted = _convert(spec, value)
+    if spec.path is not None and isinstance(converted, str) and converted:
+        return _read_path(spec, converted)
     faults = _range_faults(spec, converted) + _choice_faults(spec, converted)
     return (spec.default, faults) if faults else (converted, [])
+
+
+def _read_path(spec: KeySpec, text: str) -> tuple[Any, list[str]]:
+    try:
+        if spec.path == "local":
+            user_path(text, spec.name)
+        return user_place(text, spec.name), []  # as text: "./name" is no model's name
+    except UserError as error:
+        return spec.default, [str(error)]
 
 
 def parse_text(spec: KeySpec, text: str) -> object:

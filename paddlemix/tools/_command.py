@@ -23,14 +23,18 @@ So it runs from a checkout that is not installed, and neighbours named `serve.py
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import os
 import select
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TextIO
 
 from paddlemix.errors import UserError
+from paddlemix.paths import user_path, user_place
 
 STATUS_USER_ERROR = 2
 STATUS_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
@@ -62,6 +66,34 @@ def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None 
         for stream in closed:
             _discard(stream)
         return STATUS_PIPE_CLOSED
+
+
+def path_argument(text: str) -> Path:
+    """The type of an argparse argument that is a path on this machine.
+
+    Raises:
+        argparse.ArgumentTypeError: there can be no such path; argparse says it with the flag's name.
+    """
+    with _as_argument_error():
+        return user_path(text, "the path")
+
+
+def place_argument(text: str) -> str:
+    """The type of an argument that is a path, an address or a model's name, as text.
+
+    Raises:
+        argparse.ArgumentTypeError: see `path_argument`.
+    """
+    with _as_argument_error():
+        return user_place(text, "the path")
+
+
+@contextlib.contextmanager
+def _as_argument_error() -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _run(main: Callable[[list[str]], int | None], argv: list[str]) -> int:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from paddlemix.errors import UserError, did_you_mean
 from paddlemix.memory import out_of_memory_explained
+from paddlemix.paths import is_address, user_path, user_place
 
 if TYPE_CHECKING:
     from paddlemix.generation.chat import ChatSession
@@ -129,7 +130,8 @@ class Terminal:
 
         if not name:
             raise UserError("/image needs a path or an http(s) address")
-        image = load_image(os.path.expanduser(name))
+        name = user_place(name, "/image")
+        image = load_image(name)
         if self._session.model.config.vision is None:
             raise UserError("the model has no vision tower, so it cannot see an image")
         picture = Picture(image, image.size)
@@ -157,7 +159,7 @@ class Terminal:
 
         if not name or not self._session.rounds:
             raise UserError("/save needs a file name" if not name else "there is nothing to save yet")
-        path = Path(os.path.expanduser(name)).absolute()
+        path = user_path(name, "/save").absolute()
         if path.exists() and path not in self._saved:
             raise UserError(f"{path} exists and is not overwritten; take another name")
         pictures = [picture for item in self._session.rounds for picture in item.pictures]
@@ -177,7 +179,7 @@ def _later(session: ChatSession, question: str, pictures: Sequence[Picture]) -> 
 
 def _kept_name(name: str) -> str:
     """A name that still means the file when it is read from another folder."""
-    return name if "://" in name or name.startswith("data:") else os.path.abspath(os.path.expanduser(name))
+    return name if is_address(name) else os.path.abspath(name)
 
 
 def _lines() -> Iterator[str]:

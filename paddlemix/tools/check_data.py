@@ -19,7 +19,7 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
     sys.path[:] = [str(_here.parents[2]), *(p for p in sys.path if Path(p).resolve() != _here.parent)]
 
 from paddlemix.errors import UserError
-from paddlemix.tools._command import run_command
+from paddlemix.tools._command import path_argument, place_argument, run_command
 
 if TYPE_CHECKING:
     from paddlemix.datasets.checking import CheckReport
@@ -31,14 +31,30 @@ _MOST_WORKERS = 8
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("inputs", nargs="+", metavar="CONFIG|FILE", help="a run's JSON, or data files")
-    parser.add_argument("--image-root", help="folder that relative image paths start from; default: the run's, or here")
-    parser.add_argument("--model-path", help="checkpoint whose tokens are counted; default: the run's")
-    parser.add_argument("--chat-template", help="template, by name or file; default: the run's, or the checkpoint's")
+    parser.add_argument(
+        "inputs", type=place_argument, nargs="+", metavar="CONFIG|FILE", help="a run's JSON, or data files"
+    )
+    parser.add_argument(
+        "--image-root",
+        type=place_argument,
+        help="folder that relative image paths start from; default: the run's, or here",
+    )
+    parser.add_argument(
+        "--model-path", type=place_argument, help="checkpoint whose tokens are counted; default: the run's"
+    )
+    parser.add_argument(
+        "--chat-template",
+        type=place_argument,
+        help="template, by name or file; default: the run's, or the checkpoint's",
+    )
     parser.add_argument("--max-length", type=int, help="longest sample in tokens; default: the run's")
     parser.add_argument("--workers", type=int, help=f"processes; default: the CPU cores, at most {_MOST_WORKERS}")
-    parser.add_argument("--report", type=Path, metavar="OUT.json", help="write everything that was found as JSON")
-    parser.add_argument("--fix", type=Path, metavar="OUT.json", help="write the good records; .jsonl for JSON Lines")
+    parser.add_argument(
+        "--report", type=path_argument, metavar="OUT.json", help="write everything that was found as JSON"
+    )
+    parser.add_argument(
+        "--fix", type=path_argument, metavar="OUT.json", help="write the good records; .jsonl for JSON Lines"
+    )
     parser.add_argument("--no-images", action="store_true", help="leave images alone")
     parser.add_argument("--limit", type=int, help="look at the first so many records of each file only")
     return parser

@@ -18,7 +18,7 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
     sys.path[:] = [str(_here.parents[2]), *(p for p in sys.path if Path(p).resolve() != _here.parent)]
 
 from paddlemix.errors import UserError
-from paddlemix.tools._command import run_command
+from paddlemix.tools._command import path_argument, place_argument, run_command
 
 _UNITS = {"": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "KIB": 1024, "MIB": 1024**2, "GIB": 1024**3}
 
@@ -26,8 +26,12 @@ _UNITS = {"": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "KIB": 1024, "MIB": 1
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--input", type=Path, required=True, help="the checkpoint's folder, of any layout that is read")
-    parser.add_argument("--output", type=Path, required=True, help="a new folder; it appears whole or not at all")
+    parser.add_argument(
+        "--input", type=place_argument, required=True, help="the checkpoint's folder, of any layout that is read"
+    )
+    parser.add_argument(
+        "--output", type=path_argument, required=True, help="a new folder; it appears whole or not at all"
+    )
     layouts = ("paddlemix", "llava", "hf", "xtuner")
     parser.add_argument("--to", required=True, choices=layouts, help="the layout to write")
     parser.add_argument(

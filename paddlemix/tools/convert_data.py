@@ -24,7 +24,7 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
     sys.path[:] = [str(_here.parents[2]), *(p for p in sys.path if Path(p).resolve() != _here.parent)]
 
 from paddlemix.errors import UserError
-from paddlemix.tools._command import run_command
+from paddlemix.tools._command import path_argument, place_argument, run_command
 
 _TABLES = (".csv", ".tsv")
 _SHOWN = 20  # bad rows that are listed
@@ -34,9 +34,13 @@ Converted = Iterator[tuple[str, dict[str, Any] | UserError]]  # where it stood, 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("input", help="a table (.csv, .tsv), or records (.json, .jsonl; also by URL)")
-    parser.add_argument("--output", type=Path, required=True, help="the file to write: .json, or .jsonl for lines")
-    parser.add_argument("--image-root", type=Path, help="folder of the images; every image must then be in it")
+    parser.add_argument(
+        "input", type=place_argument, help="a table (.csv, .tsv), or records (.json, .jsonl; also by URL)"
+    )
+    parser.add_argument(
+        "--output", type=path_argument, required=True, help="the file to write: .json, or .jsonl for lines"
+    )
+    parser.add_argument("--image-root", type=path_argument, help="folder of the images; every image must then be in it")
     parser.add_argument("--split", type=float, metavar="FRACTION", help="write about this share to OUTPUT_eval.json")
     parser.add_argument("--seed", type=int, default=0, help="of the split (0)")
     parser.add_argument("--skip-bad", action="store_true", help="leave out what cannot be converted, and count it")

@@ -16,7 +16,7 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
     sys.path[:] = [str(_here.parents[2]), *(p for p in sys.path if Path(p).resolve() != _here.parent)]
 
 from paddlemix.errors import UserError
-from paddlemix.tools._command import run_command
+from paddlemix.tools._command import path_argument, place_argument, run_command
 
 if TYPE_CHECKING:
     from paddlemix.checkpoints.pretrained import Pretrained
@@ -28,9 +28,13 @@ MOST_DIFFERENT = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.15}
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments; names and defaults are PaddleMIX's."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model_name_or_path", help="the base model; default: the one the adapter names")
-    parser.add_argument("--lora_path", required=True, help="the adapter directory")
-    parser.add_argument("--merge_model_path", help="where the whole model goes; default: into lora_path")
+    parser.add_argument(
+        "--model_name_or_path", type=place_argument, help="the base model; default: the one the adapter names"
+    )
+    parser.add_argument("--lora_path", type=path_argument, required=True, help="the adapter directory")
+    parser.add_argument(
+        "--merge_model_path", type=path_argument, help="where the whole model goes; default: into lora_path"
+    )
     parser.add_argument("--device", help="gpu, npu, xpu or cpu; default: what is there")
     parser.add_argument(
         "--dtype", default="float32", choices=("float32", "float16", "bfloat16"), help="of the written weights"
@@ -54,13 +58,13 @@ def main(argv: list[str]) -> int:
     from paddlemix.device import select_device
     from paddlemix.trainer.output import publish
 
-    adapter_path = Path(arguments.lora_path)
+    adapter_path: Path = arguments.lora_path
     if not is_adapter(adapter_path):
         raise UserError(
             f"lora_path '{adapter_path}' is no adapter directory: no lora_config.json, adapter_config.json or XTuner's "
             "llm_adapter or visual_encoder_adapter"
         )
-    target = Path(arguments.merge_model_path or adapter_path)
+    target: Path = arguments.merge_model_path or adapter_path
     select_device(arguments.device)
     adapter = read_adapter(adapter_path)
     spec = base_of(adapter, arguments.model_name_or_path)

@@ -23,7 +23,7 @@ from paddlemix.config.less_memory import less_memory_in_answers
 from paddlemix.datasets.formats import FORMS
 from paddlemix.errors import UserError
 from paddlemix.memory import out_of_memory_explained
-from paddlemix.tools._command import run_command
+from paddlemix.tools._command import path_argument, place_argument, run_command
 
 if TYPE_CHECKING:
     from paddlemix.generation.predict_file import Chunk, Outcome, PredictJob
@@ -35,10 +35,18 @@ STATUS_FAILED_QUESTIONS = 1
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments; those that LLaVA has too have its names."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model-path", required=True, help="a model or adapter, directory or name")
-    parser.add_argument("--input", required=True, help="the questions: JSON Lines or a JSON array, path or URL")
-    parser.add_argument("--output", required=True, type=Path, help="the answers, JSON Lines; appears when complete")
-    parser.add_argument("--image-root", help="folder that image paths start from; default: the working directory")
+    parser.add_argument(
+        "--model-path", type=place_argument, required=True, help="a model or adapter, directory or name"
+    )
+    parser.add_argument(
+        "--input", type=place_argument, required=True, help="the questions: JSON Lines or a JSON array, path or URL"
+    )
+    parser.add_argument(
+        "--output", required=True, type=path_argument, help="the answers, JSON Lines; appears when complete"
+    )
+    parser.add_argument(
+        "--image-root", type=place_argument, help="folder that image paths start from; default: the working directory"
+    )
     parser.add_argument("--form", choices=FORMS, help="of the records, where PaddleMIX tells it by name")
     parser.add_argument("--conv-mode", help="conversation template; default: the one stored with the checkpoint")
     parser.add_argument("--max-new-tokens", type=int, default=1024, help="most tokens of an answer (default 1024)")

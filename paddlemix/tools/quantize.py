@@ -16,14 +16,21 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
     sys.path[:] = [str(_here.parents[2]), *(p for p in sys.path if Path(p).resolve() != _here.parent)]
 
 from paddlemix.errors import UserError
-from paddlemix.tools._command import run_command
+from paddlemix.tools._command import path_argument, place_argument, run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model-path", required=True, help="the model's folder or name, of any layout that is read")
-    parser.add_argument("--output", type=Path, required=True, help="a new folder; it appears whole or not at all")
+    parser.add_argument(
+        "--model-path",
+        type=place_argument,
+        required=True,
+        help="the model's folder or name, of any layout that is read",
+    )
+    parser.add_argument(
+        "--output", type=path_argument, required=True, help="a new folder; it appears whole or not at all"
+    )
     parser.add_argument(
         "--kind",
         required=True,

@@ -18,7 +18,7 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
     sys.path[:] = [str(_here.parents[2]), *(p for p in sys.path if Path(p).resolve() != _here.parent)]
 
 from paddlemix.errors import UserError
-from paddlemix.tools._command import run_command
+from paddlemix.tools._command import path_argument, place_argument, run_command
 
 _DEFAULT_COUNT = 3
 
@@ -26,15 +26,21 @@ _DEFAULT_COUNT = 3
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model-path", required=True, help="the checkpoint, whole or an adapter, of any layout")
-    parser.add_argument("--data", required=True, help="the data file")
-    parser.add_argument("--conv-mode", help="conversation template, by name or file; default: the checkpoint's")
-    parser.add_argument("--image-root", help="folder that relative image paths start from; default: here")
+    parser.add_argument(
+        "--model-path", type=place_argument, required=True, help="the checkpoint, whole or an adapter, of any layout"
+    )
+    parser.add_argument("--data", type=place_argument, required=True, help="the data file")
+    parser.add_argument(
+        "--conv-mode", type=place_argument, help="conversation template, by name or file; default: the checkpoint's"
+    )
+    parser.add_argument(
+        "--image-root", type=place_argument, help="folder that relative image paths start from; default: here"
+    )
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--index", type=int, help="the one record to show; the first is 0")
     chosen.add_argument("--count", type=int, help=f"records to show, from the first on ({_DEFAULT_COUNT}; --json: all)")
     parser.add_argument("--max-length", type=int, help="longest sample in tokens; default: no limit")
-    parser.add_argument("--output", type=Path, help="folder for a picture of each image's tiles")
+    parser.add_argument("--output", type=path_argument, help="folder for a picture of each image's tiles")
     parser.add_argument("--json", action="store_true", help="print one JSON object per record and nothing else")
     return parser
 

@@ -20,7 +20,7 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
 from paddlemix.config.less_memory import less_memory_in_answers
 from paddlemix.errors import UserError
 from paddlemix.memory import out_of_memory_explained
-from paddlemix.tools._command import run_command
+from paddlemix.tools._command import place_argument, run_command
 
 if TYPE_CHECKING:
     from paddlemix.generation.chat import ChatSession
@@ -32,9 +32,15 @@ _TEMPERATURE = 0.2  # PaddleMIX's
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments; those that PaddleMIX has too have its names and defaults."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model-path", required=True, help="a model or adapter, directory or name")
     parser.add_argument(
-        "--image-file", action="append", default=[], help="path or http(s) URL of the image; may be given several times"
+        "--model-path", type=place_argument, required=True, help="a model or adapter, directory or name"
+    )
+    parser.add_argument(
+        "--image-file",
+        type=place_argument,
+        action="append",
+        default=[],
+        help="path or http(s) URL of the image; may be given several times",
     )
     parser.add_argument("--conv-mode", help="conversation template; default: the one stored with the checkpoint")
     parser.add_argument("--system", help="text before the first question, instead of the template's own")
