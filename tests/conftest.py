@@ -17,6 +17,7 @@ import pytest
 from hypothesis import settings
 
 from tests.kernels_built import need_kernels
+from tests.moments import signals_of_a_terminal
 
 if TYPE_CHECKING:
     from paddlemix.processors.tokenizer import Tokenizer
@@ -39,6 +40,13 @@ atexit.register(shutil.rmtree, os.environ["PADDLEMIX_CACHE"], ignore_errors=True
 # A shared machine may stall any example: its time says nothing about the code.
 settings.register_profile("paddlemix", settings(deadline=None))
 settings.load_profile("paddlemix")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals() -> Iterator[None]:
+    """Whether a terminal, a script's background job or `nohup` started the tests makes no difference to them."""
+    with signals_of_a_terminal():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -125,6 +125,9 @@ def _no_number(what: str, step: int, value: float, sources: str) -> str:
 class StopOnSignal(TrainerCallback):
     """Saves a checkpoint and ends the run in order on SIGTERM or Ctrl-C; a second signal ends it at once.
 
+    A signal that the process was started with as ignored stays ignored: a script's background job leaves the
+    terminal's Ctrl-C to others.
+
     Attributes:
         received: the signal that came, None while there was none.
     """
@@ -136,7 +139,8 @@ class StopOnSignal(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Takes over the signals."""
         try:
-            self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+            heeded = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._handle) for number in heeded}
         except ValueError:  # not the main thread: whoever runs us there handles signals
             self._before = {}
 

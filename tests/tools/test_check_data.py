@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -178,37 +179,38 @@ def test_what_cannot_be_carried_out(
 
 
 def test_ctrl_c_ends_it_cleanly(folder: Path) -> None:
-    record = json.loads((folder / "good.json").read_text())[0]
-    noise_picture(1500, 1500).save(folder / "big.png")
-    blob = (folder / "big.png").read_bytes()
-    for number in range(200):
-        (folder / f"big{number}.png").write_bytes(blob)
-    many = [{**record, "image": f"big{number}.png"} for number in range(200)]
-    (folder / "many.json").write_text(json.dumps(many))
-    arguments = ["check-data", str(folder / "many.json"), "--image-root", str(folder), "--workers", "2"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "paddlemix", *arguments, "--fix", str(folder / "fixed.json")],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        text=True,
-    )
-    deadline = time.monotonic() + 60
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    workers: list[str] = []
-    while time.monotonic() < deadline and not (len(workers) == 3 and all(map(_leaves_ctrl_c_alone, workers))):
-        time.sleep(0.05)  # two workers and Python's own tracker
-        workers = children.read_text().split()
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    """While both workers wait for a picture whose server never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(600)
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        record = json.loads((folder / "good.json").read_text())[0]
+        many = [{**record, "image": f"{address}/{number}.png"} for number in range(65)]  # two tasks
+        (folder / "many.json").write_text(json.dumps(many))
+        dataset = {"train": [{"data_files": [str(folder / "many.json")]}]}
+        run = write_run(folder, dataset=dataset, allow_local_network=True, image_timeout=10_000)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "paddlemix", "check-data", run, "--workers", "2", "--fix", folder / "fixed.json"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            text=True,
+            env={**_without_proxies(), "PADDLEMIX_OFFLINE": "0"},
+        )
+        with silent.accept()[0], silent.accept()[0]:
+            workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            assert len(workers) == 3 and all(map(_leaves_ctrl_c_alone, workers))  # with Python's own tracker
+            os.killpg(process.pid, signal.SIGINT)
+            _, errors = process.communicate()
     assert process.returncode == 130
     assert errors.strip() == "interrupted", errors
     assert not (folder / "fixed.json").exists()
-    deadline = time.monotonic() + 5  # the last of them, Python's own tracker, ends when its pipe is closed
-    while any(map(_is_running, workers)) and time.monotonic() < deadline:
+    while any(map(_is_running, workers)):  # the last of them, Python's own tracker, ends when its pipe is closed
         time.sleep(0.02)
-    assert [worker for worker in workers if _is_running(worker)] == []
+
+
+def _without_proxies() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
 
 
 def _leaves_ctrl_c_alone(pid: str) -> bool:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import signal
 import string
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,9 @@ import pytest
 
 from paddlemix.tools import predict
 from paddlemix.tools._command import run_command
+from tests.moments import Moment
 from tests.tiny_world import World
-from tests.trainer.fork_server import ForkServer, is_running, wait_for
+from tests.trainer.fork_server import ForkServer
 
 TEXTS = ("What is the colour of the big bus?", "How many?", "这是什么颜色?", "Where is the small cat? " * 3)
 KEYS = ["question_id", "prompt", "text", "answer_id", "model_id", "metadata"]
@@ -218,30 +217,21 @@ def test_killed_at_random_moments(server: ForkServer, world: World, tmp_path: Pa
     partial = tmp_path / "a.jsonl.partial"
     command = arguments(world, questions, output)
 
-    def size() -> int:
-        return partial.stat().st_size if partial.exists() else -1
+    def moment() -> Moment:
+        """Of a run that is never done: it has ten batches for each kill, and writes nine at most."""
+        if draw.choice(("start", "answers", "answers")) == "start":
+            return Moment(draw.choice(("read */model.safetensors", "open */a.jsonl.run.json")))
+        touch = draw.choice(("write", "sync"))
+        return Moment(f"{touch} {partial}", draw.randrange(9), torn=touch == "write" and draw.random() < 0.5)
 
-    def kill(pid: int) -> None:
-        before, place = size(), draw.choice(("start", "answers", "answers"))
-        if place == "answers":
-            wait_for(pid, lambda: size() > before + draw.randrange(2000))
-            time.sleep(draw.uniform(0, 0.05))
-        else:
-            time.sleep(draw.uniform(0, 1.0))
-        if is_running(pid):
-            os.kill(pid, signal.SIGKILL)
-
-    statuses = [server.run(command, kill)[0] for _ in range(kills)]
-    assert statuses.count(-signal.SIGKILL) == kills, "the command was faster than the test"
-    assert not output.exists() and size() > 0
+    first, last = Moment("sync */a.jsonl.run.json", torn=True), Moment(f"write {partial}", 5, torn=True)
+    moments = [first, *(moment() for _ in range(kills - 2)), last]
+    for number in moments:
+        assert server.run(command, number)[0] == -signal.SIGKILL, number
+    assert not output.exists()
     kept = partial.read_bytes().split(b"\n")[:-1]
-    assert len({line.partition(b"\t")[0] for line in kept}) == len(kept)
-
-    def kill_at_the_end(pid: int) -> None:
-        if wait_for(pid, lambda: any(tmp_path.glob(".a.jsonl.*"))):
-            os.kill(pid, signal.SIGKILL)
-
-    server.run(command, kill_at_the_end)
+    assert len({line.partition(b"\t")[0] for line in kept}) == len(kept) >= 5 * 4
+    assert server.run(command, Moment("sync */.a.jsonl.*", torn=True))[0] == -signal.SIGKILL
     status, log = server.run(command)
     assert status == 0, log
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "a.jsonl.run.json", "q.jsonl"]

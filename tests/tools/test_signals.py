@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +12,11 @@ import pytest
 
 from paddlemix.trainer.recipe import run_recipe
 from paddlemix.trainer.saving import list_checkpoints
+from tests import moments
 from tests.conftest import ROOT
+from tests.moments import Moment
 from tests.tiny_world import World, changed, reports, weights
-from tests.trainer.fork_server import ForkServer, wait_for
+from tests.trainer.fork_server import ForkServer
 
 RUN: dict[str, Any] = {"max_steps": 60, "save_strategy": "no", "per_device_train_batch_size": 1}
 
@@ -38,16 +37,12 @@ def test_the_command_saves_ends_in_order_and_goes_on(
 ) -> None:
     """With a data worker, which a terminal's Ctrl-C reaches too."""
     out, recipe = tmp_path / "out", world.recipe(tmp_path, dataloader_num_workers=1, **RUN)
-    command = [sys.executable, str(ROOT / "paddlemix/tools/supervised_finetune.py"), str(recipe)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    assert wait_for(process.pid, lambda: (out / "metrics.jsonl").is_file()), process.communicate()[1]
-    (os.killpg if to_group else os.kill)(process.pid, number)
-    stdout, stderr = process.communicate(timeout=120)
-    assert process.returncode == status, stderr
-    assert f"{number.name}: saving after this step, then ending" in stderr
-    assert "Traceback" not in stderr and stdout == ""
+    moment = Moment("open */out/metrics.jsonl", 3, signal=number, to_group=to_group)
+    command = moments.command(tmp_path, moment, str(ROOT / "paddlemix/tools/supervised_finetune.py"), str(recipe))
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, start_new_session=True)
+    assert process.returncode == status, process.stderr
+    assert f"{number.name}: saving after this step, then ending" in process.stderr
+    assert "Traceback" not in process.stderr and process.stdout == ""
     [checkpoint] = list_checkpoints(out)
     assert not (out / "config.json").exists() and not list(out.glob(".*"))
     assert sorted(reports(out))[-1] == int(checkpoint.name.partition("-")[2]) < RUN["max_steps"]
@@ -64,16 +59,10 @@ def server(tmp_path: Path) -> Iterator[ForkServer]:
 
 
 def test_before_the_first_step_nothing_is_left(server: ForkServer, world: World, tmp_path: Path) -> None:
-    def interrupt(number: int) -> Any:
-        def send(pid: int) -> None:
-            time.sleep(0.15)
-            os.kill(pid, number)
-
-        return send
-
     arguments = [str(world.recipe(tmp_path / "run", **RUN))]
-    status, log = server.run(arguments, interrupt(signal.SIGINT))
-    assert status == 130 and log.endswith("interrupted\n") and "Traceback" not in log
-    status, log = server.run(arguments, interrupt(signal.SIGTERM))
-    assert status == -signal.SIGTERM and "Traceback" not in log
+    for touch in ("read */recipe.json", "read */model.safetensors", "read */train.json", "mkdir */run/out"):
+        status, log = server.run(arguments, Moment(touch, signal=signal.SIGINT))
+        assert status == 130 and log.endswith("interrupted\n") and "Traceback" not in log
+        status, log = server.run(arguments, Moment(touch, signal=signal.SIGTERM))
+        assert status == -signal.SIGTERM and "Traceback" not in log
     assert not (tmp_path / "run" / "out").exists()

@@ -1,9 +1,8 @@
 """Runs a command in child processes that need no time to load: one process loads paddle and forks them.
 
 Started as a process of its own, `python -m tests.trainer.fork_server COMMAND LOADED`; it computes nothing itself,
-because what paddle starts for that does not survive a fork. Per line of its input, a JSON list [arguments, log file,
-file size limit in bytes or null], it starts a child and answers with two lines: the child's process id, and when it
-has ended its status, negative for a signal.
+because what paddle starts for that does not survive a fork. Per line of its input, a JSON object with the fields of
+`_Task`, it starts a child and answers with its status when that has ended, negative for a signal.
 """
 
 from __future__ import annotations
@@ -14,12 +13,13 @@ import os
 import resource
 import subprocess
 import sys
-import time
 import traceback
-from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from tests.conftest import ROOT
+from tests.moments import Moment, watch
 
 
 class ForkServer:
@@ -47,14 +47,19 @@ class ForkServer:
         )
 
     def run(
-        self, arguments: list[str], watch: Callable[[int], None] | None = None, limit: int | None = None
+        self,
+        arguments: list[str],
+        moment: Moment | None = None,
+        limit: int | None = None,
+        touches: Path | None = None,
     ) -> tuple[int, str]:
         """Runs the command once.
 
         Args:
             arguments: its arguments.
-            watch: is called with the process id while the command runs.
+            moment: when it sends itself which signal.
             limit: largest file that it may write, bytes.
+            touches: a file that takes all its touches of files, see `tests.moments.watch`.
 
         Returns:
             Its status, negative for a signal, and what it wrote to stderr.
@@ -62,47 +67,36 @@ class ForkServer:
         assert self._process.stdin is not None and self._process.stdout is not None
         log = self._folder / f"{self._count}.log"
         self._count += 1
-        self._process.stdin.write(json.dumps([arguments, str(log), limit]) + "\n")
+        task = {
+            "arguments": arguments,
+            "log": str(log),
+            "moment": None if moment is None else asdict(moment),
+            "limit": limit,
+            "touches": None if touches is None else str(touches),
+        }
+        self._process.stdin.write(json.dumps(task) + "\n")
         self._process.stdin.flush()
-        pid = int(self._process.stdout.readline())
-        if watch is not None:
-            watch(pid)
         return int(self._process.stdout.readline()), log.read_text(encoding="utf-8")
 
     def close(self) -> None:
         """Ends the server."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(timeout=60)
+        self._process.wait()
 
 
-def is_running(pid: int) -> bool:
-    """Whether a process has not ended yet; one that nobody waited for has."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def wait_for(pid: int, ready: Callable[[], bool]) -> bool:
-    """Waits, looking all the time, until something holds or the process has ended; whether it held."""
-    while not ready():
-        if not is_running(pid):
-            return ready()
-        time.sleep(0.0003)
-    return True
-
-
-def _child(arguments: list[str], log: str, limit: int | None) -> int:
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+def _child(task: dict[str, Any]) -> int:
+    descriptor = os.open(task["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    if limit is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    if task["limit"] is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (task["limit"], resource.RLIM_INFINITY))
     from paddlemix.tools._command import run_command
 
     try:
-        return run_command(importlib.import_module(sys.argv[1]).main, arguments)
+        main = importlib.import_module(sys.argv[1]).main
+        watch(task["moment"] and Moment(**task["moment"]), task["touches"] and Path(task["touches"]))
+        return run_command(main, task["arguments"])
     except SystemExit as end:
         return int(end.code or 0)
     except BaseException:
@@ -110,24 +104,17 @@ def _child(arguments: list[str], log: str, limit: int | None) -> int:
         return 1
 
 
-def _answer(number: int) -> None:
-    sys.stdout.write(f"{number}\n")
-    sys.stdout.flush()
-
-
 def _serve() -> None:
     importlib.import_module(sys.argv[2])  # what takes long
 
     for line in sys.stdin:
-        arguments, log, limit = json.loads(line)
         pid = os.fork()
         if pid == 0:
-            status = _child(arguments, log, limit)
+            status = _child(json.loads(line))
             sys.stderr.flush()
             os._exit(status)
-        _answer(pid)
         _, status = os.waitpid(pid, 0)
-        _answer(os.waitstatus_to_exitcode(status))
+        print(os.waitstatus_to_exitcode(status), flush=True)  # noqa: T201  the answer
 
 
 if __name__ == "__main__":

@@ -76,6 +76,20 @@ def test_a_second_signal_ends_at_once() -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_an_ignored_signal_stays_ignored() -> None:
+    """As `nohup` and a script's background job start with it."""
+    before, stop = signal.signal(signal.SIGINT, signal.SIG_IGN), StopOnSignal()
+    try:
+        stop.on_train_begin(None, None, None)
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.received is None
+        stop.on_train_end(None, None, None)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_gradient_that_is_no_number_stops_before_a_weight_changes(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

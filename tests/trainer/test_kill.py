@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import random
-import shutil
 import signal
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +13,9 @@ import pytest
 from paddlemix.checkpoints.files import read_safetensors
 from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.trainer.saving import list_checkpoints
+from tests.moments import Moment
 from tests.tiny_world import LORA, World, changed, reports, weights
-from tests.trainer.fork_server import ForkServer, is_running, wait_for
+from tests.trainer.fork_server import ForkServer
 
 RUN: dict[str, Any] = {
     "max_steps": 12,
@@ -32,51 +29,21 @@ RUN: dict[str, Any] = {
     "learning_rate": 0.01,
 }
 METHODS: dict[str, dict[str, Any]] = {"full": {}, "lora": LORA}
-TEMPORARY = {"save": ".checkpoint-*", "result": ".result.*", "removal": ".checkpoint-*.old.*"}
-
-
-@dataclass(frozen=True)
-class Moment:
-    """When a run is killed.
-
-    Args:
-        place: "step": after its first step; "start": when it is not yet known to train; "save", "removal", "result":
-            while a directory of that temporary name is there.
-        number: how many of them come before.
-        delay: seconds from there on.
-    """
-
-    place: str
-    number: int
-    delay: float
-
-    def kill(self, pid: int, output_dir: Path) -> None:
-        """Waits for the moment and kills; nothing where the run was faster."""
-        if self.place == "step":
-            wait_for(pid, lambda: (output_dir / "metrics.jsonl").is_file())
-        elif self.place in TEMPORARY:
-            seen: set[Path] = set()
-
-            def come() -> bool:
-                there = set(output_dir.glob(TEMPORARY[self.place]))
-                if self.place == "save":
-                    there = {path for path in there if ".old." not in path.name}
-                seen.update(there)
-                return len(seen) > self.number and bool(there)
-
-            wait_for(pid, come)
-        time.sleep(self.delay)
-        if is_running(pid):
-            os.kill(pid, signal.SIGKILL)
+SAVING = "[!r]* */out/.checkpoint-[0-9]*"  # whatever is done to one that is written, but reading
+SAVES = 5 * 9  # of its touches at the least: five checkpoints of nine files and more
+STARTS = ("read */config.json", "read */model.safetensors", "read */train.json", "mkdir */out")
 
 
 def moments(method: str) -> list[Moment]:
     """Ten moments: in the steps, in saving, while an old checkpoint is removed, while the result is written, before."""
     draw = random.Random(f"kill {method}")
-    found = [Moment("step", 0, draw.uniform(0, 0.6)) for _ in range(4)]
-    found += [Moment("save", draw.randrange(5), draw.uniform(0, 0.012)) for _ in range(3)]
-    found += [Moment("removal", draw.randrange(3), 0.0), Moment("result", 0, draw.uniform(0, 0.01))]
-    return [*found, Moment("start", 0, draw.uniform(0.1, 0.5))]
+    found = [Moment("open */out/metrics.jsonl", 1 + number) for number in draw.sample(range(11), 4)]
+    found += [Moment(SAVING, round(draw.random() * 0.9 * SAVES), torn=draw.random() < 0.5) for _ in range(3)]
+    found += [
+        Moment("* */out/.checkpoint-*.old.*", draw.randrange(10)),
+        Moment("* */out/.result.*", draw.randrange(10)),
+    ]
+    return [*found, Moment(draw.choice(STARTS))]
 
 
 QUICK = (0, 4)  # of each method; the others are slow tests
@@ -84,7 +51,7 @@ CASES = [
     pytest.param(
         method,
         moment,
-        id=f"{method}-{moment.place}-{number}",
+        id=f"{method}-{number}",
         marks=() if number in QUICK else pytest.mark.slow,
     )
     for method in METHODS
@@ -128,14 +95,8 @@ def test_a_killed_run_ends_with_the_same_bits(
 ) -> None:
     out = tmp_path / "out"
     arguments = [str(world.recipe(tmp_path, **RUN, **METHODS[method]))]
-    for _ in range(5):
-        killed, log = server.run(arguments, lambda pid, moment=moment: moment.kill(pid, out))
-        if killed == -signal.SIGKILL:
-            break
-        assert killed == 0, log  # the run was faster than the moment: again, with less delay
-        shutil.rmtree(out)
-        moment = replace(moment, delay=moment.delay / 2)
-    assert killed == -signal.SIGKILL
+    killed, log = server.run(arguments, moment)
+    assert killed == -signal.SIGKILL, log
     check_is_whole(out)
     before = [path.name for path in list_checkpoints(out)]
     status, log = server.run(arguments)
@@ -154,7 +115,7 @@ def test_killed_again_and_again(server: ForkServer, world: World, undisturbed: d
     """Each start makes some way, and the last one ends where one start would have."""
     out, arguments = tmp_path / "out", [str(world.recipe(tmp_path, **RUN, **LORA))]
     for number in range(2):
-        status, _ = server.run(arguments, lambda pid: Moment("save", 1, 0.002).kill(pid, out))
+        status, _ = server.run(arguments, Moment("sync */out/.checkpoint-*/*model.safetensors", 3, torn=True))
         assert status == -signal.SIGKILL, number
         check_is_whole(out)
     status, log = server.run(arguments)
