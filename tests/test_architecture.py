@@ -27,13 +27,16 @@ LEVELS = (
     ("generation",),
     ("checkpoints", "peft", "datasets"),
     ("models", "processors", "network"),
-    ("config", "sample", "device", "log", "cache", "memory"),
+    ("config", "sample", "device", "log", "cache", "cached_table", "identity", "memory"),
     ("paths",),
     ("errors",),
     ("__init__",),
 )
 # Importer and imported of one level.
-SAME_LEVEL = {("examples", "tools"), ("trainer", "evaluation"), ("checkpoints", "peft"), ("device", "log")}
+SAME_LEVEL = {
+    *(("examples", "tools"), ("trainer", "evaluation"), ("checkpoints", "peft"), ("device", "log")),
+    *(("identity", "cached_table"), ("identity", "log"), ("cached_table", "cache"), ("cached_table", "log")),
+}
 
 # Library -> the rooms or files that may name it, even inside a function.
 ONLY_IN = {
@@ -44,6 +47,7 @@ ONLY_IN = {
 # Importing these rooms and modules loads neither paddle nor paddlenlp, directly or through others.
 WITHOUT_PADDLE = (
     *("processors", "network", "datasets", "config", "sample", "log", "cache", "memory", "paths", "errors"),
+    *("cached_table", "identity"),
     *("demo.scenes", "demo.digits", "demo.vocabulary", "demo.report", "evaluation.metrics"),
 )
 

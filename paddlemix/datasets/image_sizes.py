@@ -6,36 +6,28 @@ One SQLite file in the cache, shared by all processes and runs.  Knows no record
 from __future__ import annotations
 
 import os
-import sqlite3
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock
-
-from paddlemix.cache import cache_directory
+from paddlemix.cached_table import CachedTable, TableLayout
 from paddlemix.datasets.image_sources import ImageSettings, is_data_uri, is_url, local_path
 from paddlemix.datasets.images import check_limits, image_size
 from paddlemix.errors import UserError
-from paddlemix.log import logger
 from paddlemix.network.fetch import cached
 
-_FILE = "sizes-1.sqlite3"  # the number counts changes of the table
-_TABLE = (
-    "CREATE TABLE IF NOT EXISTS sizes (path BLOB PRIMARY KEY, bytes INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, "
-    "width INTEGER NOT NULL, height INTEGER NOT NULL, decoded INTEGER NOT NULL) WITHOUT ROWID"
+_LAYOUT = TableLayout(
+    kind="images",
+    file="sizes-2.sqlite3",
+    what="sizes of images",
+    columns="bytes INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, width INTEGER NOT NULL, height INTEGER NOT NULL, "
+    "decoded INTEGER NOT NULL",
+    # Another process may have decoded the same state of the file meanwhile.
+    on_conflict="ON CONFLICT (path) DO UPDATE SET bytes = excluded.bytes, mtime_ns = excluded.mtime_ns, "
+    "width = excluded.width, height = excluded.height, decoded = excluded.decoded OR "
+    "(decoded AND bytes = excluded.bytes AND mtime_ns = excluded.mtime_ns)",
 )
-# Another process may have decoded the same state of the file meanwhile.
-_STORE = (
-    "INSERT INTO sizes VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (path) DO UPDATE SET bytes = excluded.bytes, "
-    "mtime_ns = excluded.mtime_ns, width = excluded.width, height = excluded.height, decoded = excluded.decoded OR "
-    "(decoded AND bytes = excluded.bytes AND mtime_ns = excluded.mtime_ns)"
-)
-_BUSY_SECONDS = 30.0
 _BLOCK = 2048  # files between two commits
-_VARIABLES = 512  # of one SELECT; SQLite's own limit was 999
 _THREADS = 8  # they wait for the disk or for servers
 _READ_FROM = 4  # new files; fewer are read without threads
 
@@ -58,13 +50,11 @@ class ImageSizes:
 
     Args:
         settings: limits on images; they hold for images that are known, too.
-
-    A database that is damaged is made anew, one that cannot be written is replaced by memory; both give a warning.
     """
 
     def __init__(self, settings: ImageSettings | None = None) -> None:
         self._settings = settings or ImageSettings()
-        self._index = _Index()
+        self._index = CachedTable(_LAYOUT)
 
     def get(self, path: str) -> tuple[int, int]:
         """Width and height in pixels of what `load_image` gives.
@@ -89,19 +79,19 @@ class ImageSizes:
         for block in _blocks([path for path in dict.fromkeys(paths) if not is_data_uri(path)], _BLOCK):
             self.get_many(block)
             states = filter(None, map(_state, block))
-            known = self._index.read([key for key, _ in states])
+            known = self._read([key for key, _ in states])
             self._index.write({key: entry._replace(decoded=1) for key, entry in known.items() if not entry.decoded})
 
     def is_decoded(self, path: str) -> bool:
         """Whether the image was decoded without an error and has not changed since."""
         state = _state(path)
-        entry = None if state is None else self._index.read([state[0]]).get(state[0])
+        entry = None if state is None else self._read([state[0]]).get(state[0])
         return entry is not None and _is_of(entry, state) and bool(entry.decoded)
 
     def _look_up(self, paths: list[str]) -> list[tuple[int, int] | UserError]:
         """`get_many` for a block of different paths."""
         states = [_state(path) for path in paths]
-        known = self._index.read([state[0] for state in states if state is not None])
+        known = self._read([state[0] for state in states if state is not None])
         entries = [known.get(state[0]) if state is not None else None for state in states]
         new = [
             number
@@ -114,6 +104,9 @@ class ImageSizes:
             read[number][0] if number in read else self._within_limits(path, entry)
             for number, (path, entry) in enumerate(zip(paths, entries, strict=True))
         ]
+
+    def _read(self, keys: Sequence[bytes]) -> dict[bytes, _Entry]:
+        return {key: _Entry(*row) for key, row in self._index.read(keys).items()}
 
     def _within_limits(self, path: str, entry: _Entry | None) -> tuple[int, int] | UserError:
         size = (entry.width, entry.height) if entry is not None else (0, 0)
@@ -159,122 +152,3 @@ def _is_of(entry: _Entry, state: tuple[bytes, tuple[int, int]] | None) -> bool:
 def _blocks(items: list[Any], size: int) -> Iterator[list[Any]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
-
-
-class _Index:
-    """The table, or memory in its stead.  Each thread of each process has its own connection."""
-
-    def __init__(self) -> None:
-        self._local = threading.local()
-        self._memory: dict[bytes, _Entry] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_memory": self._memory}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _local=threading.local())
-
-    def read(self, keys: Sequence[bytes]) -> dict[bytes, _Entry]:
-        """What is known of some files."""
-        if not keys:
-            return {}
-        rows: list[tuple[Any, ...]] | None = self._run(lambda database: _select(database, keys))
-        if rows is None:
-            memory = self._memory or {}
-            return {key: memory[key] for key in keys if key in memory}
-        return {row[0]: _Entry(*row[1:]) for row in rows}
-
-    def write(self, entries: dict[bytes, _Entry]) -> None:
-        """Stores entries in the place of earlier ones."""
-        if entries and self._run(lambda database: _replace(database, entries)) is None and self._memory is not None:
-            self._memory.update(entries)
-
-    def _run(self, action: Any) -> Any:
-        """What the action gives, or None once memory has taken the database's place."""
-        for last in (False, True):
-            if self._memory is not None:
-                return None
-            try:
-                return action(self._database())
-            except sqlite3.OperationalError as error:  # locked for too long, read-only, full, no such folder
-                self._forsake(error)
-            except sqlite3.DatabaseError as error:
-                if last:
-                    self._forsake(error)
-                else:
-                    self._rebuild(error)
-            except (UserError, OSError) as error:  # no folder for the cache
-                self._forsake(error)
-        return None
-
-    def _database(self) -> sqlite3.Connection:
-        """This thread's connection; one that came through a fork is left alone."""
-        if getattr(self._local, "process", None) != os.getpid():
-            self._local.inherited = getattr(self._local, "database", None)  # closing it would disturb the parent
-            self._local.database = _connect(cache_directory("images") / _FILE)
-            self._local.process = os.getpid()
-        return self._local.database
-
-    def _forsake(self, error: Exception) -> None:
-        logger.warning("the sizes of images are kept in memory only, the index in the cache cannot be used: %s", error)
-        self._memory = {}
-
-    def _rebuild(self, error: Exception) -> None:
-        path = cache_directory("images") / _FILE
-        self._local = threading.local()
-        try:
-            with FileLock(path.with_suffix(".rebuild.lock")):
-                if _is_whole(path):  # another process was first
-                    return
-                logger.warning("the index of image sizes, %s, is damaged (%s) and is made anew", path, error)
-                for suffix in ("", "-wal", "-shm"):
-                    Path(f"{path}{suffix}").unlink(missing_ok=True)
-        except OSError as problem:
-            self._forsake(problem)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
-    try:
-        database.execute("PRAGMA synchronous=NORMAL")
-        if database.execute("PRAGMA journal_mode").fetchone() != ("wal",):
-            with FileLock(path.with_suffix(".lock"), timeout=_BUSY_SECONDS):  # SQLite does not wait here by itself
-                database.execute("PRAGMA journal_mode=WAL")  # then readers and a writer do not wait for each other
-        database.execute(_TABLE)
-    except sqlite3.Error:
-        database.close()
-        raise
-    return database
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        database = _connect(path)
-    except sqlite3.DatabaseError:
-        return False
-    try:
-        return database.execute("PRAGMA quick_check").fetchone() == ("ok",)
-    except sqlite3.DatabaseError:
-        return False
-    finally:
-        database.close()
-
-
-def _select(database: sqlite3.Connection, keys: Sequence[bytes]) -> list[tuple[Any, ...]]:
-    rows: list[tuple[Any, ...]] = []
-    for start in range(0, len(keys), _VARIABLES):
-        some = keys[start : start + _VARIABLES]
-        marks = ",".join("?" * len(some))
-        rows += database.execute(f"SELECT * FROM sizes WHERE path IN ({marks})", some).fetchall()
-    return rows
-
-
-def _replace(database: sqlite3.Connection, entries: dict[bytes, _Entry]) -> bool:
-    database.execute("BEGIN IMMEDIATE")
-    try:
-        database.executemany(_STORE, [(key, *entry) for key, entry in entries.items()])
-    except sqlite3.Error:
-        database.execute("ROLLBACK")
-        raise
-    database.execute("COMMIT")
-    return True

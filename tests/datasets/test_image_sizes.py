@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from paddlemix import cached_table
 from paddlemix.datasets import image_sizes
 from paddlemix.datasets.image_sizes import ImageSizes
 from paddlemix.datasets.images import ImageSettings
@@ -153,7 +154,7 @@ def test_urls(monkeypatch: pytest.MonkeyPatch, read: list[str]) -> None:
 def test_damaged_index(tmp_path: Path, cache: Path, read: list[str], warnings: list[str]) -> None:
     (path,) = make(tmp_path, (3, 4))
     cache.mkdir(parents=True)
-    (cache / "sizes-1.sqlite3").write_bytes(b"this is no database, and long enough to be none " * 100)
+    (cache / "sizes-2.sqlite3").write_bytes(b"this is no database, and long enough to be none " * 100)
     assert ImageSizes().get(path) == (3, 4)
     assert len(warnings) == 1 and "is damaged" in warnings[0] and "made anew" in warnings[0]
     assert ImageSizes().get(path) == (3, 4) and len(read) == 1 and len(warnings) == 1
@@ -163,7 +164,7 @@ def test_index_damaged_while_open(tmp_path: Path, cache: Path, warnings: list[st
     paths = make(tmp_path, *((number + 1, 2) for number in range(300)))
     sizes = ImageSizes()
     sizes.get_many(paths)
-    file = cache / "sizes-1.sqlite3"
+    file = cache / "sizes-2.sqlite3"
     with sqlite3.connect(file) as database:
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     database.close()
@@ -195,7 +196,7 @@ def test_disk_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings: li
     def fail(*_: object) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr(image_sizes, "_replace", fail)
+    monkeypatch.setattr(cached_table, "store_rows", fail)
     sizes = ImageSizes()
     assert sizes.get(path) == sizes.get(path) == (3, 4)
     assert len(read) == 1 and warnings == [
