@@ -28,7 +28,7 @@ LEVELS = (
     ("checkpoints", "peft", "datasets"),
     ("models", "processors", "network"),
     ("config", "sample", "device", "log", "cache", "cached_table", "identity", "memory"),
-    ("paths",),
+    ("declared", "paths"),
     ("errors",),
     ("__init__",),
 )
@@ -47,7 +47,7 @@ ONLY_IN = {
 # Importing these rooms and modules loads neither paddle nor paddlenlp, directly or through others.
 WITHOUT_PADDLE = (
     *("processors", "network", "datasets", "config", "sample", "log", "cache", "memory", "paths", "errors"),
-    *("cached_table", "identity"),
+    *("cached_table", "declared", "identity"),
     *("demo.scenes", "demo.digits", "demo.vocabulary", "demo.report", "evaluation.metrics"),
 )
 

@@ -22,6 +22,7 @@ from paddlemix.checkpoints.directories import writing
 from paddlemix.checkpoints.pickles import read_paddle, read_torch
 from paddlemix.checkpoints.tensors import NUMPY_TYPES, TensorEntry, Tensors
 from paddlemix.checkpoints.tensors import array_entry as array_entry
+from paddlemix.declared import read_object
 from paddlemix.errors import MissingFileError, UserError
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
@@ -29,6 +30,7 @@ _MAX_HEADER_BYTES = 100 * 1024 * 1024
 _SAMPLED = 512  # elements at either end of a tensor by which two files of the same names are told apart
 # gets a tensor's name and, piece by piece, its bytes as they were written
 OnWritten = Callable[[str, memoryview], None]
+read_json = read_object  # what `write_json` wrote, and any other declared file
 
 
 def read_safetensors(path: Path) -> dict[str, TensorEntry]:
@@ -132,7 +134,7 @@ def read_weight_file(path: Path) -> dict[str, TensorEntry]:
 def _read_shards(index_path: Path, read: Callable[[Path], dict[str, TensorEntry]]) -> dict[str, TensorEntry]:
     directory = index_path.parent
     try:
-        weight_map = dict(json.loads(index_path.read_text(encoding="utf-8"))["weight_map"])
+        weight_map = dict(read_object(index_path)["weight_map"])
         names = sorted({str(shard) for shard in weight_map.values()})
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"'{index_path}' is not a weight index: {error!r}; copy it again") from error
@@ -247,20 +249,3 @@ def write_json(path: Path, values: Any) -> None:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Raises:
-        MissingFileError, UserError: no such file, or it is not a JSON object.
-    """
-    if not path.is_file():
-        raise MissingFileError(f"'{path}' does not exist")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"'{path}' is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"'{path}' holds no JSON object")
-    return values

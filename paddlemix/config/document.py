@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paddlemix.declared import parse_json, read_text
 from paddlemix.errors import MissingFileError, UserError, did_you_mean
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],]')
@@ -39,14 +40,15 @@ def read_document(path: Path) -> Document:
 
     Raises:
         MissingFileError: there is no such file, or it cannot be read.
-        UserError: it is not UTF-8, not JSON (names line, column and the line itself), or no object.
+        UserError: it is not UTF-8, not JSON (names line, column and the line itself), no object, or longer or deeper
+            than a declared file may be.
     """
     text = _read_text(path)
     try:
-        values = json.loads(text)
+        values = parse_json(text, repeats=True)
     except json.JSONDecodeError as error:
         raise UserError(_explain_syntax(path, text, error)) from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or too deep a nest
+    except UserError as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f'{path}: the file must hold one object of keys, {{"model_name_or_path": ...}}')
@@ -112,17 +114,15 @@ def locate_keys(text: str) -> list[tuple[str, int]]:
 
 
 def _read_text(path: Path) -> str:
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name the JSON file inside it")
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
+        return read_text(path)
+    except MissingFileError as error:
+        if path.exists():
+            raise MissingFileError(f"configuration file {error}") from None
         siblings = [item.name for item in path.parent.glob("*.json")] if path.parent.is_dir() else []
         raise MissingFileError(f"configuration file {path} does not exist{did_you_mean(path.name, siblings)}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder; name the JSON file inside it") from None
-    except OSError as error:
-        raise MissingFileError(f"configuration file {path} cannot be read: {error.strerror}") from None
 
 
 def _explain_syntax(path: Path, text: str, error: json.JSONDecodeError) -> str:
