@@ -105,7 +105,8 @@ def _encode_piece(tokenizer: Tokenizer, special: bool, text: str, after: Neighbo
     index = tokenizer.special_id(text) if special else None
     if index is not None:
         return (index,), tokenizer.behind(text)
-    return tuple(tokenizer.encode(text, after)), "text"
+    ids = tuple(tokenizer.encode(text, after))
+    return ids, tokenizer.neighbour(ids)
 
 
 def expand_pairs(pairs: Sequence[EncodedPair]) -> tuple[np.ndarray, np.ndarray]:

@@ -10,13 +10,36 @@ for `tokenizer.json`.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from paddlemix.errors import UserError
+from paddlemix.processors.added_tokens import AddedTokens
 from paddlemix.processors.templates import SPECIAL_TOKENS
 
 Neighbour = Literal["start", "special", "text"]
 SPACE = "\u2581"  # how SentencePiece writes a space
+_GUARDS = ("\n", ">", "a")  # texts that open another one, of which one does not grow into it
+
+
+@dataclass(frozen=True)
+class SentencePieceRules:
+    """How the reference's class reads a SentencePiece model.
+
+    Args:
+        legacy: the older rule: SentencePiece itself puts the first space, also behind a special token.  Llama of 2023,
+            Yi, InternLM and InternLM2 have it.
+        prefixes: without `legacy`, whether a text that begins gets a space before it.
+        unknown: the unknown token.
+        named: tokens that are declared beside the model.
+        added: those of them that a text may hold.
+    """
+
+    legacy: bool
+    prefixes: bool
+    unknown: str
+    named: frozenset[str]
+    added: AddedTokens
 
 
 class SentencePieceEncoder:
@@ -24,25 +47,34 @@ class SentencePieceEncoder:
 
     Args:
         model: a SentencePieceProcessor.
-        legacy: the older rule: SentencePiece itself puts the first space, also behind a special token.  Llama of 2023,
-            Yi, InternLM and InternLM2 have it.
-        prefixes: without `legacy`, whether a text that begins gets a space before it.
-        unknown: the unknown token.
-        named: tokens that are declared beside the model.
+        rules: how it is read.
 
     Attributes:
-        inside: special tokens that are pieces of the model and declared nowhere else; texts run on behind them.
+        inside: special tokens that are pieces of the model and declared nowhere else; texts run on after them.
     """
 
-    def __init__(self, model: Any, legacy: bool, prefixes: bool, unknown: str, named: frozenset[str]) -> None:
-        self._model, found = _without_named(model, named | set(SPECIAL_TOKENS))
-        self.inside = found - named
-        self._legacy, self._prefixes = legacy, prefixes
-        self._guards = (unknown, "\n")
+    def __init__(self, model: Any, rules: SentencePieceRules) -> None:
+        self._model, found = _without_named(model, rules.named | set(SPECIAL_TOKENS))
+        self.inside = found - rules.named
+        self._legacy, self._prefixes, self._added = rules.legacy, rules.prefixes, rules.added
+        self._guards = (rules.unknown, "\n")
 
     def encode(self, text: str, after: Neighbour) -> list[int]:
         """Ids of a text that is not empty; `after` as in `Tokenizer.encode`."""
-        text = text.replace(SPACE, " ")
+        ids: list[int] = []
+        for part in self._added.split(text.replace(SPACE, " ")):
+            if isinstance(part, str):
+                ids += self._encode_plain(part, after)
+                after = "text"
+            else:
+                if after == "start" and self._prefixes and not (self._legacy or part.drops_prefix):
+                    ids += self._unprefixed(" ")  # the space that opens a text stands alone before the token
+                ids.append(part.id)
+                after = "special"
+        return ids
+
+    def _encode_plain(self, text: str, after: Neighbour) -> list[int]:
+        """`encode` of a text without added tokens."""
         if self._legacy:
             return self._unprefixed(text) if after == "text" else self._model.encode(text)
         if after == "start" and self._prefixes:
@@ -84,15 +116,17 @@ class FastEncoder:
 
     Args:
         description: content of the file.
+        added: tokens that a text may hold; the others of the file are characters in it.
     """
 
     inside: frozenset[str] = frozenset()  # see `SentencePieceEncoder`
 
-    def __init__(self, description: str) -> None:
+    def __init__(self, description: str, added: AddedTokens) -> None:
         values = json.loads(description)
         values["padding"] = values["truncation"] = None
+        self._added = added
         for token in values.get("added_tokens") or ():
-            token["special"] = token["special"] or token["content"] in SPECIAL_TOKENS
+            token["special"] = token["content"] not in added  # special ones are not looked for, see `_backend`
         self._opening = self._continuing = _backend(values)
         scopes = [_stop_prefix(values, part) for part in ("normalizer", "pre_tokenizer")]
         self._prefixes_after_special = "always" in scopes
@@ -102,7 +136,20 @@ class FastEncoder:
     def encode(self, text: str, after: Neighbour) -> list[int]:
         """Ids of a text that is not empty; `after` as in `Tokenizer.encode`."""
         opens = after == "start" or (after == "special" and self._prefixes_after_special)
-        backend = self._opening if opens else self._continuing
+        if opens or self._continuing is self._opening:
+            return self._ids(self._opening, text)
+        if not self._added.found_in(text):
+            return self._ids(self._continuing, text)
+        # After an added token the file's own rule for a space holds again, and an added token may have taken the space
+        # before it along: only the whole description knows, so a guard opens the text and its ids are taken away.
+        for guard in _GUARDS:
+            own, ids = self._ids(self._opening, guard), self._ids(self._opening, guard + text)
+            if ids[: len(own)] == own:
+                return ids[len(own) :]
+        raise UserError(f"the tokenizer joins every start of a text with what follows it, here {text[:20]!r}")
+
+    @staticmethod
+    def _ids(backend: Any, text: str) -> list[int]:
         return list(backend.encode(text, add_special_tokens=False).ids)
 
     def __setstate__(self, state: dict[str, Any]) -> None:

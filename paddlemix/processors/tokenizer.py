@@ -2,7 +2,7 @@
 
 Gives the ids of the reference's tokenizer for pieces of text whose neighbourhood is known, so that a caller can build
 ids and labels side by side.  Knows no template and no image.  Special tokens are never parsed out of text: `</s>`
-inside a user's sentence is four characters.
+inside a user's sentence is four characters.  Words that were added to the vocabulary are: see `added_tokens.py`.
 
 Which files are read, the first that are there: a SentencePiece `tokenizer.model`, `tokenizer.json`, `vocab.json` with
 `merges.txt`, `*.tiktoken`.  InternLM and InternLM2 have a class of their own that comes as code with the checkpoint; no
@@ -23,7 +23,14 @@ from typing import Any
 
 from paddlemix.cache import cache_key
 from paddlemix.errors import MissingFileError, UserError
-from paddlemix.processors.text_encoders import SPACE, FastEncoder, Neighbour, SentencePieceEncoder
+from paddlemix.processors.added_tokens import added_tokens
+from paddlemix.processors.text_encoders import (
+    SPACE,
+    FastEncoder,
+    Neighbour,
+    SentencePieceEncoder,
+    SentencePieceRules,
+)
 from paddlemix.processors.tiktoken_files import read_tiktoken
 
 TOKENIZER_FILES = (
@@ -62,18 +69,20 @@ class Tokenizer:
         pad = hf_tokenizer.pad_token_id
         unk = hf_tokenizer.unk_token_id
         self.pad_token_id: int = next(index for index in (pad, unk, self.eos_token_id) if index is not None)
+        self._added = added_tokens(hf_tokenizer)
         self._encoder = self._make_encoder()
 
     def _make_encoder(self) -> SentencePieceEncoder | FastEncoder:
         if self._named is not None:
-            return FastEncoder(self._hf.backend_tokenizer.to_str())
-        return SentencePieceEncoder(
-            self._hf.sp_model,
+            return FastEncoder(self._hf.backend_tokenizer.to_str(), self._added)
+        rules = SentencePieceRules(
             legacy=self._legacy,
             prefixes=bool(self._hf.add_prefix_space),
             unknown=str(self._hf.unk_token),
             named=frozenset(self._hf.added_tokens_encoder),
+            added=self._added,
         )
+        return SentencePieceEncoder(self._hf.sp_model, rules)
 
     def __len__(self) -> int:
         """Number of token ids, added tokens included."""
@@ -91,7 +100,7 @@ class Tokenizer:
         """Token ids of a piece of text, without BOS or EOS.
 
         Args:
-            text: any text; nothing in it is a special token.
+            text: any text; nothing in it is a special token, but added tokens are found.
             after: what stands before it: "start" of a sequence or of the text behind an image (a word there gets the
                 leading space of a word), a "special" token, or "text" that this piece continues.
 
@@ -114,6 +123,10 @@ class Tokenizer:
         """What a text behind this special token is encoded after: "text" where the token is a piece like any other to
         the reference (InternLM's `<eoh>` and `<eoa>`)."""
         return "text" if token in self._encoder.inside else "special"
+
+    def neighbour(self, ids: Sequence[int]) -> Neighbour:
+        """What a text that follows these ids of `encode` is encoded after: "special" if they end in an added token."""
+        return "special" if ids and ids[-1] in self._added.ids else "text"
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of ids; with `skip_special_tokens`, BOS, EOS and padding leave no trace.  Ids that only a model with a
