@@ -1,4 +1,4 @@
-"""What every test file may rely on: the environment that paddle reads at its start, and the shared directory.
+"""What every test file may rely on: the environment that paddle reads at its start, and common fixtures.
 
 Loads neither paddle nor numpy, so that a file that needs neither stays quick.
 """
@@ -47,15 +47,6 @@ def _signals() -> Iterator[None]:
     """Whether a terminal, a script's background job or `nohup` started the tests makes no difference to them."""
     with signals_of_a_terminal():
         yield
-
-
-@pytest.fixture(scope="session")
-def shared_directory() -> Path:
-    """The folder `shared` beside the checkout: golden files and reference notes too large to carry along."""
-    directory = ROOT.parent / "shared"
-    if not directory.is_dir():
-        pytest.skip("there is no folder ../shared beside this checkout; the test reads its golden files")
-    return directory
 
 
 @pytest.fixture(params=["compiled", "plain"])

