@@ -184,20 +184,20 @@ def apply_adapter(base: Pretrained, adapter: AdapterFiles) -> Pretrained:
     add_lora(base.model, config, loaded.keys())
     fill_model(base.model, loaded, str(adapter.directory), may_miss=lambda name: name in adapter.base_names(base.model))
     base.model.eval()
-    processor = _adapter_processor(base, adapter)
+    processor = adapter_processor(base.processor, adapter)
     return replace(base, processor=processor, adapter=config, directory=adapter.directory)
 
 
-def _adapter_processor(base: Pretrained, adapter: AdapterFiles) -> LlavaProcessor | None:
-    """An adapter's own processor; for one of another program the base's with what the adapter declares otherwise."""
+def adapter_processor(base: LlavaProcessor | None, adapter: AdapterFiles) -> LlavaProcessor | None:
+    """An adapter's own processor; for one of another program its base's with what the adapter declares otherwise."""
     if adapter.foreign is None:
         return processor_from_dict(adapter.processor, adapter.directory)
-    if base.processor is None:
+    if base is None:
         return None
-    values = {**base.processor.to_dict(), **adapter.processor}
+    values = {**base.to_dict(), **adapter.processor}
     template, spec = read_template(values["chat_template"]), image_spec_from_dict(values)
     markers = bool(values["mm_use_im_start_end"])
-    return replace(base.processor, template=template, image_spec=spec, image_markers=markers)
+    return replace(base, template=template, image_spec=spec, image_markers=markers)
 
 
 def load_base(spec: BaseSpec, dtype: str = "float32") -> Pretrained:

@@ -87,8 +87,11 @@ def read_carried(directory: Path) -> dict[str, bytes]:
     return {HF_VOCABULARY_FILE: path.read_bytes()} if path.is_file() else {}
 
 
-def load_processor(source: Source) -> LlavaProcessor | None:
+def load_processor(source: Source, for_weights: bool = True) -> LlavaProcessor | None:
     """The processor of an opened checkpoint; None where it has no tokenizer files.
+
+    Args:
+        for_weights: its tokens must have rows in the model's embedding.
 
     Raises:
         UserError: a processor or tokenizer file cannot be understood, or the tokenizer has more ids than the model.
@@ -97,7 +100,8 @@ def load_processor(source: Source) -> LlavaProcessor | None:
         return None
     values = source.processor if source.config.vision is not None else {**NO_TOWER, **source.processor}
     processor = processor_from_dict(values, source.directory)
-    check_vocabulary(len(processor.tokenizer), source.config.text.vocab_size, str(source.directory))
+    if for_weights:
+        check_vocabulary(len(processor.tokenizer), source.config.text.vocab_size, str(source.directory))
     return processor
 
 

@@ -55,11 +55,7 @@ def read_sizes(spec: BaseSpec) -> ModelSizes:
         MissingFileError: it is no directory here and no model of `presets`.
         UserError: its files cannot be understood.
     """
-    source = _open(spec.model)
-    if isinstance(source, Source) and source.config.vision is None and spec.tower is not None:
-        source = attach_tower(source, with_image_size(_open_tower(spec.tower), spec.vision_image_size), spec)
-    elif isinstance(source, Source):
-        source = with_image_size(source, spec.vision_image_size)
+    source = declared_base(spec)
     if isinstance(source, Source):
         quantization = choose_quantization(source.directory, spec.quantize)
         return ModelSizes(
@@ -83,6 +79,20 @@ def read_sizes(spec: BaseSpec) -> ModelSizes:
     quantization = None if spec.quantize is None else QuantizationConfig(kind=spec.quantize)
     origin = f"the sizes of {PUBLISHED_NAMES.get(spec.model, spec.model)}, which is not on this machine"
     return ModelSizes(config=config, processor=None, quantization=quantization, origin=origin)
+
+
+def declared_base(spec: BaseSpec) -> Source | LlavaConfig:
+    """The declared files of a base, its tower attached; a preset's sizes where there are none.
+
+    Raises:
+        MissingFileError, UserError: see `read_sizes`.
+    """
+    source = _open(spec.model)
+    if not isinstance(source, Source):
+        return source
+    if source.config.vision is None and spec.tower is not None:
+        return attach_tower(source, with_image_size(_open_tower(spec.tower), spec.vision_image_size), spec)
+    return with_image_size(source, spec.vision_image_size)
 
 
 def _open(name: str) -> Source | LlavaConfig:

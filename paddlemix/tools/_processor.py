@@ -1,4 +1,4 @@
-"""The processor of a checkpoint, without its weights: for the commands that look at data.
+"""The processor of a checkpoint or of a run, without weights: for the commands that look at data.
 
 A directory that has our own `processor_config.json` is read without paddle; the other layouts need the package that
 knows them.
@@ -8,31 +8,32 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from paddlemix.config.schema import RunConfig
 from paddlemix.errors import UserError
 from paddlemix.processors.chat_template import resolve_template
-from paddlemix.processors.llava import PROCESSOR_FILE, LlavaProcessor, image_spec_from_dict, processor_from_dict
-from paddlemix.processors.tokenizer import has_tokenizer
+from paddlemix.processors.llava import PROCESSOR_FILE, LlavaProcessor, processor_from_dict
+from paddlemix.processors.run_processor import Sight, run_processor
+
+if TYPE_CHECKING:
+    from paddlemix.checkpoints.load import BaseSpec
 
 _OURS = {"chat_template", "image_aspect_ratio", "image_size", "patch_size"}  # llava-hf's file of this name lacks them
-_RUN_KEYS = ("image_aspect_ratio", "image_grid_pinpoints", "mm_patch_merge_type")
 
 
-def open_processor(path: str, template: str | None = None, tower: str | None = None) -> LlavaProcessor:
+def open_processor(path: str, template: str | None = None) -> LlavaProcessor:
     """Reads what a model or adapter directory declares about text and images.
 
     Args:
         path: the directory, of any layout, or a model's name.
         template: a template's name or file to write conversations with; None for the checkpoint's own.
-        tower: directory or name of a vision tower, for a text-only model.
 
     Raises:
         MissingFileError: the directory, its tokenizer or its base is not there.
         UserError: the layout is not known, or a file cannot be understood.
     """
-    processor = _open_ours(Path(path)) or _open_any(path, tower)
+    processor = _open_ours(Path(path)) or _open_any(path)
     return processor if template is None else replace(processor, template=resolve_template(template))
 
 
@@ -44,13 +45,46 @@ def processor_of_run(config: RunConfig, model: str | None = None, template: str 
         template: another template in place of the JSON's.
 
     Raises:
-        MissingFileError, UserError: see `open_processor`.
+        MissingFileError, UserError: see `open_processor`; or the run would refuse a key.
     """
-    path = model or config.lora_path or config.model_name_or_path
-    processor = open_processor(str(path), template or config.chat_template, config.mm_vision_tower)
-    changes = {key: getattr(config, key) for key in _RUN_KEYS if getattr(config, key) is not None}
-    changes |= {} if config.vision_image_size is None else {"image_size": config.vision_image_size}
-    return replace(processor, image_spec=image_spec_from_dict({**processor.to_dict(), **changes}))
+    if template is not None:
+        config = replace(config, chat_template=template)
+    if model is not None:
+        return run_processor(open_processor(model), config)
+    quick = _without_paddle(config)
+    if quick is not None:
+        return quick
+    from paddlemix.trainer.starting_point import declared_processor
+
+    return declared_processor(config)
+
+
+def _without_paddle(config: RunConfig) -> LlavaProcessor | None:
+    """The run's processor where model and adapter are of our own layout and the model has what it needs itself."""
+    directory = Path(str(config.model_name_or_path))
+    processor = _open_ours(directory)
+    if processor is None:
+        return None
+    sight = _sight(directory)
+    if config.mm_vision_tower is not None and (sight is None or sight.image_size is None):
+        return None  # the tower has to be attached
+    if config.vision_image_size is not None and sight is not None:
+        sight = replace(sight, image_size=config.vision_image_size)
+    if config.lora_path:
+        processor = _open_ours(Path(config.lora_path))
+    return None if processor is None else run_processor(processor, config, sight)
+
+
+def _sight(directory: Path) -> Sight | None:
+    """What the `config.json` of our own layout says of images; None where there is none."""
+    from paddlemix.config.document import read_document
+
+    path = directory / "config.json"
+    if not path.is_file():
+        return None
+    sizes = read_document(path).values
+    vision = sizes.get("vision_config") or {}
+    return Sight(image_size=vision.get("image_size"), image_newline=bool(sizes.get("image_newline")))
 
 
 def _open_ours(directory: Path) -> LlavaProcessor | None:
@@ -63,24 +97,32 @@ def _open_ours(directory: Path) -> LlavaProcessor | None:
     return processor_from_dict(values, directory) if values.keys() >= _OURS else None
 
 
-def _open_any(path: str, tower: str | None) -> LlavaProcessor:
+def _open_any(path: str) -> LlavaProcessor:
     from paddlemix.checkpoints.adapter import read_adapter
     from paddlemix.checkpoints.hub import resolve_model
-    from paddlemix.checkpoints.layouts import NO_TOWER, is_adapter
-    from paddlemix.checkpoints.load import base_of
-    from paddlemix.checkpoints.source import Source, open_source
+    from paddlemix.checkpoints.layouts import is_adapter
+    from paddlemix.checkpoints.load import BaseSpec, adapter_processor, base_of
 
     directory = resolve_model(path)
-    changes, inside = dict[str, Any](), False
-    if is_adapter(directory):
-        adapter = read_adapter(directory)
-        base = base_of(adapter)
-        path, inside, tower, changes = base.model, base.inside, base.tower, adapter.processor
-    source = open_source(path, inside)
-    values = source.processor
-    if source.config.vision is None:
-        of_tower = Source.open(resolve_model(tower)).processor if tower else NO_TOWER
-        values = {**values, **of_tower, "image_aspect_ratio": "square" if tower else NO_TOWER["image_aspect_ratio"]}
-    if not has_tokenizer(source.directory):
-        raise UserError(f"{source.directory} has no tokenizer files; copy tokenizer.model from the base model")
-    return processor_from_dict({**values, **changes}, source.directory)
+    if not is_adapter(directory):
+        return _declared(BaseSpec(model=str(directory)))
+    adapter = read_adapter(directory)
+    processor = adapter_processor(_declared(base_of(adapter)), adapter)
+    assert processor is not None
+    return processor
+
+
+def _declared(spec: BaseSpec) -> LlavaProcessor:
+    """The processor of a base, its tower attached, from declared files alone."""
+    from paddlemix.checkpoints.hub import resolve_model
+    from paddlemix.checkpoints.pretrained import load_processor
+    from paddlemix.checkpoints.sizes import declared_base
+    from paddlemix.checkpoints.source import Source
+
+    directory = resolve_model(spec.model)
+    tower = None if spec.tower is None else str(resolve_model(spec.tower))
+    source = declared_base(replace(spec, model=str(directory), tower=tower))
+    processor = load_processor(source, for_weights=False) if isinstance(source, Source) else None
+    if processor is None:
+        raise UserError(f"{directory} has no tokenizer files; copy tokenizer.model from the base model")
+    return processor

@@ -32,7 +32,7 @@ from paddlemix.trainer.estimate import MemoryEstimate, Training, estimate_memory
 from paddlemix.trainer.estimate_activations import FLOAT32, BatchShape, Computation, estimate_activations
 from paddlemix.trainer.run_checks import check_devices, check_steps, process_count
 from paddlemix.trainer.run_data import data_settings, grouping_of, read_samples
-from paddlemix.trainer.starting_point import adjusted_processor, base_spec, compute_dtype, weight_dtype
+from paddlemix.trainer.starting_point import base_spec, compute_dtype, processor_of_run, weight_dtype
 
 _ANYRES_TILES = 5  # Source: LLaVA-1.6's grids of at most four tiles, and the whole image
 
@@ -108,7 +108,7 @@ def plan_run(config: RunConfig, devices: int | None = None) -> DryRun:
     data = _read_data(config, sizes)
     if data.rows is not None:
         check_steps(config, data.rows, devices)
-    if sizes.processor is None:
+    if data.statistics is None:
         notes.append(
             "no tokenizer files: lengths are not known, so rows of max_length and an image in each are reckoned with"
         )
@@ -154,9 +154,9 @@ def _sampler(config: RunConfig, rows: int, devices: int) -> EpochBatchSampler:
 
 def _read_data(config: RunConfig, sizes: ModelSizes) -> _Data:
     has_tower = sizes.config.vision is not None
-    if sizes.processor is None:
+    processor = processor_of_run(config, sizes.processor, sizes.config)
+    if processor is None:
         return _Data(_count_samples(config), None, (_assumed_shape(config, sizes.config),))
-    processor = adjusted_processor(sizes.processor, config, sizes.config)
     samples = read_samples(config, "train", processor, has_tower)
     lengths = measure_lengths(samples, config.dataloader_num_workers)
     capacity = config.max_length if config.mixtoken else None

@@ -24,7 +24,7 @@ from paddlemix.errors import Stopped, UserError
 from paddlemix.log import logger, process_rank
 from paddlemix.memory import out_of_memory_explained
 from paddlemix.peft.lora import add_lora
-from paddlemix.processors.llava import LlavaProcessor, processor_from_dict
+from paddlemix.processors.llava import LlavaProcessor
 from paddlemix.trainer.answering import Answerer, AnswerScores
 from paddlemix.trainer.callbacks import CURVE_FILE, METRICS_FILE, Progress, SeedEachStep, draw_loss_curve, shows_bar
 from paddlemix.trainer.compat import PrinterCallback, ProgressCallback, TrainingArguments
@@ -50,7 +50,7 @@ from paddlemix.trainer.sampling_callback import SAMPLES_FILE, ShowAnswers, sampl
 from paddlemix.trainer.saving import best_metric, saved_recipe
 from paddlemix.trainer.skipping import SkipLog
 from paddlemix.trainer.start_report import report_kernels, report_parts, report_sample
-from paddlemix.trainer.starting_point import adjusted_processor, base_spec, compute_dtype, remedies, weight_dtype
+from paddlemix.trainer.starting_point import base_spec, compute_dtype, processor_of_run, remedies, weight_dtype
 from paddlemix.trainer.trackers import TrackedArguments, resolve_trackers
 from paddlemix.trainer.trainer import LlavaTrainer, RunData
 from paddlemix.trainer.vision_cache import VisionCache, open_store
@@ -103,12 +103,9 @@ def run_recipe(config: RunConfig) -> dict[str, float]:
 def _prepare(config: RunConfig, device: str) -> _Run:
     spec = base_spec(config)
     loaded = load_base(spec, weight_dtype(config))
-    if loaded.processor is None:
+    loaded.processor = processor = processor_of_run(config, loaded.processor, loaded.model.config)
+    if processor is None:
         raise UserError(f"{spec.model} has no tokenizer files; copy tokenizer.model from the model it was made of")
-    if config.lora_path:
-        earlier = read_adapter(Path(config.lora_path))
-        loaded.processor = processor_from_dict(earlier.processor, earlier.directory)
-    loaded.processor = processor = adjusted_processor(loaded.processor, config, loaded.model.config)
     has_tower = loaded.model.config.vision is not None
     train = arrange(config, read_samples(config, "train", processor, has_tower)) if config.do_train else None
     if train is not None:

@@ -7,15 +7,17 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from paddlemix.checkpoints.hub import is_model_name, local_model
-from paddlemix.checkpoints.load import BaseSpec
+from paddlemix.checkpoints.adapter import read_adapter
+from paddlemix.checkpoints.hub import is_model_name, local_model, resolve_model
+from paddlemix.checkpoints.load import BaseSpec, adapter_processor
 from paddlemix.checkpoints.quantized import choose_quantization
+from paddlemix.checkpoints.sizes import read_sizes
 from paddlemix.config.less_memory import less_memory_in_run
 from paddlemix.config.schema import RunConfig
 from paddlemix.errors import UserError
 from paddlemix.models.configuration import LlavaConfig
-from paddlemix.processors.chat_template import resolve_template
-from paddlemix.processors.llava import LlavaProcessor, image_spec_from_dict
+from paddlemix.processors.llava import LlavaProcessor
+from paddlemix.processors.run_processor import Sight, run_processor
 from paddlemix.trainer.run_checks import process_count
 
 
@@ -59,20 +61,39 @@ def base_spec(config: RunConfig) -> BaseSpec:
     )
 
 
-def adjusted_processor(processor: LlavaProcessor, config: RunConfig, sizes: LlavaConfig) -> LlavaProcessor:
-    """The checkpoint's processor with what the run's configuration says otherwise.
+def processor_of_run(config: RunConfig, base: LlavaProcessor | None, sizes: LlavaConfig) -> LlavaProcessor | None:
+    """The processor that a run uses, see `run_processor`.
+
+    Args:
+        base: of the base model, None where it has no tokenizer.
+        sizes: of the base model, its tower included.
+
+    Returns:
+        None where there is no tokenizer.
 
     Raises:
-        UserError: the model has no vector for the ends of rows, or a key's value does not fit another's.
+        MissingFileError, UserError: `lora_path` is no adapter, or a key does not fit the model.
     """
-    keys = ("image_aspect_ratio", "image_grid_pinpoints", "mm_patch_merge_type")
-    changes = {key: getattr(config, key) for key in keys if getattr(config, key) is not None}
-    spec = image_spec_from_dict({**processor.to_dict(), **changes})
-    needs_newline = spec.aspect_mode == "anyres" and "unpad" in spec.merge_type
-    if needs_newline and sizes.vision is not None and not sizes.image_newline:
-        raise UserError(
-            f"mm_patch_merge_type '{spec.merge_type}' needs a model with an image_newline vector (LLaVA-1.6); "
-            f"{config.model_name_or_path} has none, use 'spatial' or 'flat'"
-        )
-    template = resolve_template(config.chat_template) if config.chat_template else processor.template
-    return replace(processor, image_spec=spec, template=template)
+    processor = base
+    if config.lora_path:
+        processor = adapter_processor(base, read_adapter(Path(config.lora_path)))
+    if processor is None:
+        return None
+    vision = sizes.vision
+    sight = Sight(image_size=None if vision is None else vision.image_size, image_newline=sizes.image_newline)
+    return run_processor(processor, config, sight)
+
+
+def declared_processor(config: RunConfig) -> LlavaProcessor:
+    """The same without loading the model, whose files are found or downloaded.
+
+    Raises:
+        MissingFileError, UserError: see `processor_of_run`; or there are no tokenizer files.
+    """
+    spec = base_spec(config)
+    tower = None if spec.tower is None else str(resolve_model(spec.tower))
+    sizes = read_sizes(replace(spec, model=str(resolve_model(spec.model)), tower=tower))
+    processor = processor_of_run(config, sizes.processor, sizes.config)
+    if processor is None:
+        raise UserError(f"{spec.model} has no tokenizer files; copy tokenizer.model from the model it was made of")
+    return processor

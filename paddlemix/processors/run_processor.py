@@ -1,0 +1,67 @@
+"""The processor of a run: a checkpoint's, with what the run's configuration says otherwise.
+
+The one place where a run's keys change how text and images are prepared; a run, its dry run and `check-data` all come
+here, so that what is checked is what is trained.  Knows no weight and no directory's layout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from paddlemix.config.schema import RunConfig
+from paddlemix.errors import UserError
+from paddlemix.processors.chat_template import resolve_template
+from paddlemix.processors.llava import LlavaProcessor, image_spec_from_dict
+
+_IMAGE_KEYS = ("image_aspect_ratio", "image_grid_pinpoints", "mm_patch_merge_type")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sight:
+    """What a model's own sizes say about the images that it takes.
+
+    Args:
+        image_size: side of a tile that the tower reads, pixels; None for a model without a tower.
+        image_newline: it has the end-of-row vector of LLaVA-1.6.
+    """
+
+    image_size: int | None
+    image_newline: bool
+
+
+def run_processor(processor: LlavaProcessor, config: RunConfig, sight: Sight | None = None) -> LlavaProcessor:
+    """The processor that a run uses.
+
+    Args:
+        processor: of the base model, or of the adapter that the run goes on from.
+        config: the run.
+        sight: of the model; None where it is not known, nothing is then held against it.
+
+    Raises:
+        UserError: the model has no vector for the ends of rows, its tower reads tiles of another size, or a key's value
+            does not fit another's.
+    """
+    changes: dict[str, Any] = {key: getattr(config, key) for key in _IMAGE_KEYS if getattr(config, key) is not None}
+    if config.vision_image_size is not None:
+        changes["image_size"] = config.vision_image_size
+    spec = image_spec_from_dict({**processor.to_dict(), **changes})
+    template = resolve_template(config.chat_template) if config.chat_template else processor.template
+    result = replace(processor, image_spec=spec, template=template)
+    if sight is not None and sight.image_size is not None:
+        _check_sight(result, config, sight.image_size, sight.image_newline)
+    return result
+
+
+def _check_sight(processor: LlavaProcessor, config: RunConfig, image_size: int, image_newline: bool) -> None:
+    spec = processor.image_spec
+    if spec.aspect_mode == "anyres" and "unpad" in spec.merge_type and not image_newline:
+        raise UserError(
+            f"mm_patch_merge_type '{spec.merge_type}' needs a model with an image_newline vector (LLaVA-1.6); "
+            f"{config.model_name_or_path} has none, use 'spatial' or 'flat'"
+        )
+    if spec.tile_size != image_size:
+        raise UserError(
+            f"{config.lora_path or config.model_name_or_path} prepares tiles of {spec.tile_size} pixels, but the tower "
+            f"of {config.model_name_or_path} reads {image_size}; set vision_image_size to {spec.tile_size}"
+        )
