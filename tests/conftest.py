@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tests.tiny_world import World
 
 ROOT = Path(__file__).resolve().parent.parent
+HANG = 900.0  # seconds after which a test tells that something never ends; nothing that works depends on it
 
 # Read once, when paddle loads.  One thread: the tests' tensors are tiny, and test processes run side by side.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -12,7 +12,6 @@ from tests.tiny import noise_picture
 
 PICTURE = noise_picture(6, 4)
 _STEP = 0.05  # seconds between bytes that drip
-_FOREVER = 20.0  # seconds, longer than any test waits
 
 
 def picture_bytes() -> bytes:
@@ -49,7 +48,7 @@ def serving() -> Iterator[FaultyServer]:
         server.stopped.set()
         server.shutdown()
         server.server_close()
-        thread.join(5)
+        thread.join()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -111,7 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer(204)
 
     def send_silence(self) -> None:
-        self.server.stopped.wait(_FOREVER)
+        self.server.stopped.wait()
 
     def send_dripping_body(self) -> None:
         self.answer(200, Content_Length="")

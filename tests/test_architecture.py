@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import HANG
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "paddlemix"
 
@@ -258,7 +260,7 @@ def test_a_circle_is_seen_through_relative_imports(write_package) -> None:
 
 def run_python(source: str) -> str:
     """What a fresh interpreter at the root of the checkout prints; fails with its errors."""
-    result = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    result = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, timeout=HANG)
     assert result.returncode == 0, result.stderr[-4000:]
     return result.stdout.strip()
 

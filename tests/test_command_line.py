@@ -16,12 +16,13 @@ from paddlemix import __main__ as front_door
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.tools import _command
 from paddlemix.tools._command import run_command
+from tests.conftest import HANG
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def run_python(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=HANG)
 
 
 def raising(error: BaseException):
@@ -87,7 +88,7 @@ def test_a_reader_that_goes_away_is_no_error(lines: int) -> None:
         process.stdout.close()
         process.stdin.write(b"\n")
         process.stdin.flush()
-        assert process.wait(timeout=60) == 141
+        assert process.wait(timeout=HANG) == 141
         assert process.stderr.read() == b""
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from paddlemix.models.compiled_library import _KINDS
+from tests.conftest import HANG
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = set(_KINDS) if platform.machine() == "x86_64" else {"plain"}
@@ -43,7 +44,7 @@ def checkout(tmp_path: Path) -> Path:
 
 def run(checkout: Path, *command: str, **variables: str) -> None:
     done = subprocess.run(
-        command, cwd=checkout, env={**os.environ, **variables}, capture_output=True, text=True, timeout=120
+        command, cwd=checkout, env={**os.environ, **variables}, capture_output=True, text=True, timeout=HANG
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -17,6 +17,7 @@ from paddlemix.checkpoints import remote
 from paddlemix.checkpoints.hub import KNOWN_NAMES, candidates, is_model_name, local_model, resolve_model
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.models.presets import TOWERS
+from tests.conftest import HANG
 from tests.tiny_models import GOLDEN
 
 HF_NAME = "liuhaotian/llava-v1.5-7b"
@@ -76,7 +77,7 @@ class Handler(BaseHTTPRequestHandler):
         faults = self.server.faults.get(path, []) if body else []
         fault = faults.pop(0) if faults else ""
         if fault == "silent":
-            self.server.released.wait(10)
+            self.server.released.wait(HANG)
             return
         content = self.server.files.get(path)
         if fault.isdecimal() or content is None:
@@ -121,7 +122,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def server(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(remote, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(remote, "TIMEOUT", (2.0, 5.0))
+    monkeypatch.setattr(remote, "TIMEOUT", (HANG, HANG))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with Server() as running:
         monkeypatch.setenv("HF_ENDPOINT", running.address)
@@ -412,7 +413,8 @@ def test_a_busy_server_is_asked_again(repository: Server, path: str) -> None:
 def test_after_some_attempts_it_gives_up(
     repository: Server, monkeypatch: pytest.MonkeyPatch, path: str, fault: str
 ) -> None:
-    monkeypatch.setattr(remote, "TIMEOUT", (0.2, 0.2))
+    if fault == "silent":
+        monkeypatch.setattr(remote, "TIMEOUT", (HANG, 0.2))
     repository.faults[path] = [fault] * 9
     with pytest.raises(MissingFileError, match=r"(?i)(timed out|503).*3 attempts"):
         resolve_model(HF_NAME)
@@ -451,7 +453,7 @@ def test_processes_that_start_together_download_once(repository: Server) -> None
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(HANG)
     assert found == [candidates(HF_NAME)[0]] * 3
     assert len(repository.ranges(WEIGHT_PATH)) == 1
 

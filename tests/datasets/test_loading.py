@@ -18,6 +18,7 @@ from paddlemix.datasets import workers
 from paddlemix.datasets.loading import BatchMaker, LoadingSettings, iterate_batches, make_batch
 from paddlemix.datasets.workers import WorkerPool
 from paddlemix.errors import UserError
+from tests.conftest import HANG
 from tests.rows import NumberedRows, echo, mixed_lengths, process_number
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,11 +30,11 @@ def settings(**changes: int) -> LoadingSettings:
 
 
 def wait_until(happened: Callable[[], bool]) -> None:
-    """Gives something 10 seconds to happen."""
-    end = time.monotonic() + 10
-    while not happened() and time.monotonic() < end:
+    """Waits until something has happened, which it does."""
+    end = time.monotonic() + HANG
+    while not happened():
+        assert time.monotonic() < end
         time.sleep(0.02)
-    assert happened()
 
 
 def dataset(**changes: int) -> NumberedRows:
@@ -164,7 +165,7 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
         "    os.kill(os.getpid(), signal.SIGKILL)\n",
         encoding="utf-8",
     )
-    run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False)
+    run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=HANG, check=False)
     worker = int(run.stdout)
     wait_until(lambda: not running(worker))
     assert process_number(None, 0) == os.getpid()

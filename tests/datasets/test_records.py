@@ -23,6 +23,7 @@ from paddlemix.cache import cache_directory
 from paddlemix.datasets import record_index, record_scan, record_validation, records
 from paddlemix.datasets.records import RecordFile, open_records, read_records
 from paddlemix.errors import MissingFileError, UserError
+from tests.conftest import HANG
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -543,7 +544,7 @@ def run_scripts(*arguments: list[str]) -> list[subprocess.CompletedProcess[str]]
     running = [
         subprocess.Popen([sys.executable, *each], env={**os.environ, "PYTHONPATH": "."}, **keys) for each in arguments
     ]
-    results = [process.communicate(timeout=120) for process in running]
+    results = [process.communicate(timeout=HANG) for process in running]
     return [
         subprocess.CompletedProcess(process.args, process.returncode, out, err)
         for process, (out, err) in zip(running, results, strict=True)

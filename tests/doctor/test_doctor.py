@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from paddlemix.doctor.examination import examine
 from paddlemix.doctor.self_test import STEPS, SelfTest, compare, computes_in, run_self_test
 from paddlemix.models import compiled_library
 from paddlemix.tools.doctor import format_examination, main
+from tests.conftest import HANG
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -27,7 +27,7 @@ def doctor(script: str = "", *arguments: str, **variables: str) -> subprocess.Co
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("FLAGS_", "CUSTOM_DEVICE_"))}
     call = f"{script}\nfrom paddlemix.__main__ import main\nraise SystemExit(main(['doctor', *{arguments!r}]))"
     return subprocess.run(
-        [sys.executable, "-c", call], cwd=ROOT, env={**clean, **variables}, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", call], cwd=ROOT, env={**clean, **variables}, capture_output=True, text=True, timeout=HANG
     )
 
 
@@ -36,11 +36,9 @@ def reference() -> SelfTest:
     return run_self_test("cpu")
 
 
-def test_this_machine_is_named_in_time() -> None:
-    start = time.monotonic()
+def test_this_machine_is_named() -> None:
     result = doctor(OMP_NUM_THREADS="1")
     assert result.returncode == 0, result.stdout + result.stderr
-    assert time.monotonic() - start < 60  # 20 seconds where nobody else computes
     for text in (
         f"paddlepaddle {paddle.__version__}",
         f"Python {sys.version.split()[0]}",

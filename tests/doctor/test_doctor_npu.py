@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import HANG
 from tests.npu_double.build import README_BLOCK, built_or_skipped, environment
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -24,7 +25,7 @@ def doctor(folder: Path, *arguments: str, script: str = "", **variables: str) ->
     call = f"{script}\nfrom paddlemix.__main__ import main\nraise SystemExit(main(['doctor', *{arguments!r}]))"
     found = environment(folder, NPU_DOUBLE_DEVICES="2", OMP_NUM_THREADS="1", **variables)
     result = subprocess.run(
-        [sys.executable, "-c", call], cwd=ROOT, env=found, capture_output=True, text=True, timeout=240
+        [sys.executable, "-c", call], cwd=ROOT, env=found, capture_output=True, text=True, timeout=HANG
     )
     return result.returncode, result.stdout + result.stderr
 

@@ -8,9 +8,9 @@ import socket
 import ssl
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from pathlib import Path
@@ -24,9 +24,14 @@ from paddlemix.network import fetch as downloads
 from paddlemix.network.connections import check_literal, is_local
 from paddlemix.network.fetch import RemoteSettings, cached, content_type, discard, fetch
 from paddlemix.network.switches import offline_switch
+from tests.conftest import HANG
 from tests.faulty_server import FaultyServer, picture_bytes, serving
 
-QUICK = RemoteSettings(timeout=0.5, retries=2, max_bytes=1 << 20, allow_local_network=True, deadline=1.5)
+# What comes by itself may take its time; short waits are for what never comes, so that no test asks for a fast machine.
+PATIENT = RemoteSettings(timeout=300, retries=2, max_bytes=1 << 20, allow_local_network=True, deadline=900)
+IMPATIENT = {"silence": replace(PATIENT, timeout=0.2)} | dict.fromkeys(
+    ("dripping-body", "dripping-headers"), replace(PATIENT, deadline=0.5)
+)
 PUBLIC = "93.184.215.14"
 
 
@@ -43,7 +48,7 @@ def server(running: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("PADDLEMIX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(downloads, "_sleep", lambda seconds: None)
-    monkeypatch.setattr(downloads._random, "uniform", lambda low, high: low)  # the longest pass the deadline of `QUICK`
+    monkeypatch.setattr(downloads._random, "uniform", lambda low, high: low)
     running.asked.clear()
     return running
 
@@ -76,9 +81,9 @@ def loopback_is_public(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_fetched_once(server: FaultyServer) -> None:
     url = f"{server.address}/picture.png"
     assert cached(url) is None and content_type(url) == ""
-    path = fetch(url, QUICK)
+    path = fetch(url, PATIENT)
     assert path.read_bytes() == picture_bytes()
-    assert fetch(f"{url}#part", QUICK) == cached(url) == path
+    assert fetch(f"{url}#part", PATIENT) == cached(url) == path
     assert content_type(url) == "image/png"
     assert server.asked == ["picture.png"]
     assert sorted(file.suffix for file in path.parent.iterdir()) == [".bin", ".json"]
@@ -88,12 +93,12 @@ def test_fetched_once(server: FaultyServer) -> None:
 
 
 def test_the_query_is_part_of_the_address(server: FaultyServer) -> None:
-    assert fetch(f"{server.address}/picture.png?a=1", QUICK) != fetch(f"{server.address}/picture.png?a=2", QUICK)
+    assert fetch(f"{server.address}/picture.png?a=1", PATIENT) != fetch(f"{server.address}/picture.png?a=2", PATIENT)
 
 
 @pytest.mark.parametrize("path", ["moved", "unsized", "endless-moved"])
 def test_other_ways_to_the_file(server: FaultyServer, path: str) -> None:
-    assert fetch(f"{server.address}/{path}", QUICK).read_bytes() == picture_bytes()
+    assert fetch(f"{server.address}/{path}", PATIENT).read_bytes() == picture_bytes()
 
 
 def test_a_failure_that_passes(server: FaultyServer, waits: list[float]) -> None:
@@ -116,8 +121,8 @@ def test_retry_after_has_a_cap(server: FaultyServer, waits: list[float]) -> None
 
 
 def test_forms_of_retry_after() -> None:
-    soon = datetime.now(timezone.utc) + timedelta(seconds=100)
-    assert 90 < (downloads._retry_after(format_datetime(soon, usegmt=True)) or 0) <= 100
+    soon = datetime.now(timezone.utc) + timedelta(days=100)
+    assert 99 < (downloads._retry_after(format_datetime(soon, usegmt=True)) or 0) / 86400 <= 100
     assert downloads._retry_after("Fri, 31 Dec 1999 23:59:59 GMT") == 0
     assert downloads._retry_after("12") == 12
     assert [downloads._retry_after(text) for text in ("", "soon", "-5")] == [None] * 3
@@ -128,9 +133,9 @@ FAULTS = {
     "forbidden": ("cannot be fetched: 403 Forbidden$", 1),
     "failing": (r"cannot be fetched: 500 Internal Server Error \(attempt 3\)", 3),
     "nothing": ("cannot be fetched: 204 No Content", 1),
-    "silence": ("cannot be fetched: .*(timed out|not arrived whole after 1.5 s)", None),
-    "dripping-body": ("cannot be fetched: it has not arrived whole after 1.5 s", 1),
-    "dripping-headers": ("cannot be fetched: it has not arrived whole after 1.5 s", 1),
+    "silence": (r"cannot be fetched: .*timed out.*\(attempt 3\)", None),
+    "dripping-body": ("cannot be fetched: it has not arrived whole after 0.5 s", None),
+    "dripping-headers": ("cannot be fetched: it has not arrived whole after 0.5 s", None),
     "endless": (r"is larger than 1 MiB \(max_bytes=1048576\)", 1),
     "huge": (r"is larger than 1 MiB \(max_bytes=1048576\)", 1),
     "short": ("cannot be fetched: .*(bytes|IncompleteRead).*attempt 3", 3),
@@ -151,20 +156,18 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_every_fault_is_one_error_in_bounded_time(server: FaultyServer, fault: str) -> None:
     expected, requests = FAULTS[fault]
-    started = time.monotonic()
     with pytest.raises(UserError, match=rf"^'{server.address}/{fault}' {expected}"):
-        fetch(f"{server.address}/{fault}", QUICK)
-    assert time.monotonic() - started < 4
+        fetch(f"{server.address}/{fault}", IMPATIENT.get(fault, PATIENT))
     assert requests is None or len(server.asked) == requests
     assert cached(f"{server.address}/{fault}") is None
     assert [path for path in (Path(downloads.cache_directory("downloads"))).rglob("*") if path.is_file()] == []
 
 
 @pytest.mark.parametrize("fault", ["dripping-body", "dripping-headers"])
-def test_a_long_deadline_wants_progress(server: FaultyServer, fault: str) -> None:
-    settings = RemoteSettings(timeout=0.2, allow_local_network=True, deadline=3600)
-    with pytest.raises(UserError, match=f"{fault}' cannot be fetched: less than 64 KiB came in 0.8 s"):
-        fetch(f"{server.address}/{fault}", settings)
+def test_a_long_deadline_wants_progress(server: FaultyServer, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    monkeypatch.setattr(downloads, "Deadline", lambda seconds, pace: connections.Deadline(seconds, pace / 2000))
+    with pytest.raises(UserError, match=f"{fault}' cannot be fetched: less than 64 KiB came in 1200 s"):
+        fetch(f"{server.address}/{fault}", replace(PATIENT, deadline=3600))
 
 
 def test_nobody_listens(server: FaultyServer) -> None:
@@ -172,7 +175,7 @@ def test_nobody_listens(server: FaultyServer) -> None:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
         with pytest.raises(UserError, match=r"cannot be fetched: .*refused \(attempt 3\)"):
-            fetch(f"http://127.0.0.1:{port}/a.png", QUICK)
+            fetch(f"http://127.0.0.1:{port}/a.png", PATIENT)
 
 
 def test_a_name_without_address(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,7 +327,7 @@ def test_tls_verifies_the_name(
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate[0]))
         assert fetch(f"{url}/picture.png", RemoteSettings()).read_bytes() == picture_bytes()
         with pytest.raises(UserError, match="cannot be fetched: it has not arrived whole after 0.6 s"):
-            fetch(f"{url}/dripping-headers", RemoteSettings(timeout=0.5, deadline=0.6))
+            fetch(f"{url}/dripping-headers", RemoteSettings(timeout=300, deadline=0.6))
         with pytest.raises(UserError, match=r"cannot be fetched: .*Hostname mismatch"):
             fetch(f"{url.replace('secure', 'another')}/picture.png", RemoteSettings())
         assert secure.asked == ["picture.png", "dripping-headers"]
@@ -384,16 +387,16 @@ def test_offline(
 
 def test_several_at_once_fetch_it_once(server: FaultyServer) -> None:
     with ThreadPoolExecutor(8) as pool:
-        paths = list(pool.map(lambda _: fetch(f"{server.address}/picture.png", QUICK), range(8)))
+        paths = list(pool.map(lambda _: fetch(f"{server.address}/picture.png", PATIENT), range(8)))
     assert len(set(paths)) == 1 and server.asked == ["picture.png"]
 
 
 def test_threads_end(server: FaultyServer) -> None:
     with pytest.raises(UserError):
-        fetch(f"{server.address}/missing", QUICK)
+        fetch(f"{server.address}/missing", PATIENT)
     for thread in threading.enumerate():
         if thread.name == "deadline":
-            thread.join(1)
+            thread.join(HANG)
             assert not thread.is_alive()
 
 
@@ -401,9 +404,9 @@ def test_cache_that_cannot_be_written(server: FaultyServer, tmp_path: Path, monk
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PADDLEMIX_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match="set PADDLEMIX_CACHE"):
-        fetch(f"{server.address}/picture.png", QUICK)
+        fetch(f"{server.address}/picture.png", PATIENT)
 
 
 def test_settings_travel() -> None:
-    assert pickle.loads(pickle.dumps(QUICK)) == QUICK
-    assert RemoteSettings(timeout=2).seconds == 8 and QUICK.seconds == 1.5
+    assert pickle.loads(pickle.dumps(PATIENT)) == PATIENT
+    assert RemoteSettings(timeout=2).seconds == 8 and PATIENT.seconds == 900

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import ROOT
+from tests.conftest import HANG, ROOT
 from tests.npu_double.build import environment
 
 _LOADED = ("paddlemix.trainer.recipe", "paddlemix.generation.predict_file", "paddlemix.generation.chat")
@@ -82,7 +82,7 @@ class DeviceServer:
         """Ends the server."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(timeout=60)
+        self._process.wait(timeout=HANG)
 
 
 def _child(job: dict[str, Any]) -> int:

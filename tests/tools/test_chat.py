@@ -23,7 +23,7 @@ from paddlemix.generation.steps import Steps
 from paddlemix.tools import merge_lora_params
 from paddlemix.tools._command import run_command
 from paddlemix.tools._terminal import Terminal
-from tests.conftest import ROOT
+from tests.conftest import HANG, ROOT
 from tests.tiny_world import World
 
 QUESTIONS = "What is this?\n这是什么颜色?\n"
@@ -66,7 +66,7 @@ def test_adapter_and_merged_model_say_the_same(
     script = str(ROOT / "paddlemix/examples/llava/run_predict_multiround.py")
     arguments = ["--model-path", str(adapter), "--image-file", str(world.picture), "--temperature", "0"]
     command = [sys.executable, script, *arguments, "--max-new-tokens", "8"]
-    process = subprocess.run(command, input=QUESTIONS.encode(), capture_output=True, cwd=tmp_path, timeout=120)
+    process = subprocess.run(command, input=QUESTIONS.encode(), capture_output=True, cwd=tmp_path, timeout=HANG)
     assert process.returncode == 0 and process.stderr == b""
     shown = process.stdout.decode()
     assert shown.endswith("USER: exit...\n") and shown.count("ASSISTANT: ") == 2

@@ -17,7 +17,7 @@ import pytest
 from paddlemix.processors.tokenizer import Tokenizer
 from paddlemix.tools import check_data
 from paddlemix.tools._command import run_command
-from tests.conftest import ROOT
+from tests.conftest import HANG, ROOT
 from tests.tiny import make_processor, noise_picture
 
 
@@ -181,7 +181,7 @@ def test_what_cannot_be_carried_out(
 def test_ctrl_c_ends_it_cleanly(folder: Path) -> None:
     """While both workers wait for a picture whose server never answers."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        silent.settimeout(600)
+        silent.settimeout(HANG)
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         record = json.loads((folder / "good.json").read_text())[0]
         many = [{**record, "image": f"{address}/{number}.png"} for number in range(65)]  # two tasks

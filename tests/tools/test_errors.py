@@ -13,7 +13,7 @@ import pytest
 from paddlemix.examples.llava import pretrain
 from paddlemix.tools import supervised_finetune
 from paddlemix.tools._command import run_command
-from tests.conftest import ROOT
+from tests.conftest import HANG, ROOT
 from tests.tiny_world import World, without_weight
 
 
@@ -241,7 +241,7 @@ def test_the_folder_of_the_model_itself(world: World, tmp_path: Path, capsys: py
 )
 def test_a_process_ends_with_status_2_and_one_line(world: World, tmp_path: Path, values: dict[str, Any]) -> None:
     command = [sys.executable, "paddlemix/tools/supervised_finetune.py", str(world.recipe(tmp_path, **values))]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG)
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()

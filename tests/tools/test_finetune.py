@@ -16,7 +16,7 @@ from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.examples.llava import pretrain
 from paddlemix.tools import supervised_finetune
 from paddlemix.tools._command import run_command
-from tests.conftest import ROOT
+from tests.conftest import HANG, ROOT
 from tests.tiny_world import World, changed, reports, template_of, weights
 
 
@@ -27,7 +27,7 @@ def test_a_process_trains_and_says_how_it_goes(world: World, tmp_path: Path) -> 
     arguments = ["max_steps=2", "--lora", "--lora_rank", "4", "--learning-rate=0.01"]
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    result = subprocess.run([*command, *arguments], cwd=elsewhere, capture_output=True, text=True, timeout=240)
+    result = subprocess.run([*command, *arguments], cwd=elsewhere, capture_output=True, text=True, timeout=HANG)
     assert (result.returncode, result.stdout) == (0, ""), result.stderr
     assert "Traceback" not in result.stderr and "Warning" not in result.stderr
     for text in ("language_model", "training data: 12 samples", "step 1/2 loss", "step 2/2 loss", "saved to"):

@@ -15,7 +15,7 @@ from PIL import Image
 from paddlemix.processors.tokenizer import Tokenizer
 from paddlemix.tools import show_data
 from paddlemix.tools._command import run_command
-from tests.conftest import ROOT
+from tests.conftest import HANG, ROOT
 from tests.golden_conversations import VOCABULARIES, golden_cases, golden_tokenizer
 from tests.tiny import ANYRES_SPEC, PAD_SPEC, make_processor, noise_picture
 
@@ -195,7 +195,7 @@ def test_paddle_is_not_loaded(checkpoint: Path, data: Path) -> None:
     )
     arguments = ["--model-path", str(checkpoint), "--data", str(data), "--image-root", str(data.parent), "--index", "0"]
     command = [sys.executable, "-c", script, "show-data", *arguments]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG)
     assert (result.returncode, result.stderr) == (0, "")
 
 

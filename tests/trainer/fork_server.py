@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import ROOT
+from tests.conftest import HANG, ROOT
 from tests.moments import Moment, watch
 
 
@@ -82,7 +82,7 @@ class ForkServer:
         """Ends the server."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait()
+        self._process.wait(timeout=HANG)
 
 
 def _child(task: dict[str, Any]) -> int:
