@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class AdapterFiles:
         fingerprint: of the base's weights; "" for an adapter of another program, which has none.
         processor: content of its `processor_config.json`; of another program's, what its `config.json` declares.
         foreign: the weights of an adapter of another program.
+        names: of such a one, our name of a weight -> its file's.
     """
 
     directory: Path
@@ -58,6 +59,7 @@ class AdapterFiles:
     fingerprint: str
     processor: dict[str, Any]
     foreign: dict[str, TensorEntry] | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, TensorEntry]:
         """Its weights under our names, unread."""
@@ -85,7 +87,7 @@ def read_adapter(directory: Path) -> AdapterFiles:
     values = {} if xtuner or peft else read_json(directory / ADAPTER_FILE)
     if FORMAT_KEY not in values:
         other = read_xtuner_adapter(directory) if xtuner else read_foreign_adapter(directory)
-        return AdapterFiles(directory, other.config, other.base, "", other.processor, other.tensors)
+        return AdapterFiles(directory, other.config, other.base, "", other.processor, other.tensors, other.names)
     try:
         return AdapterFiles(
             directory,

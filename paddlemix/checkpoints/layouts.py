@@ -32,6 +32,7 @@ from paddlemix.processors.llava import PROCESSOR_FILE
 
 CONFIG_FILE, PREPROCESSOR_FILE, ADAPTER_FILE = "config.json", "preprocessor_config.json", "lora_config.json"
 PEFT_ADAPTER_FILE = "adapter_config.json"
+ADAPTER_PROCESSOR_FILE = "paddlemix_processor.json"  # ours beside another program's adapter: template and pixels
 FORMAT_KEY, FORMAT_VERSION = "paddlemix_format", 1
 TEMPLATE_KEY = "chat_template_name"  # our own key in config.json of layouts that have none
 FUSED_OPTIONS = ("fuse_attention_qkv", "fuse_attention_ffn")

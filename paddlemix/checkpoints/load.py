@@ -14,6 +14,7 @@ from typing import Any
 import paddle
 
 from paddlemix.checkpoints.adapter import AdapterFiles, fingerprint, read_adapter
+from paddlemix.checkpoints.adapter_fit import AdapterWeights, check_fit
 from paddlemix.checkpoints.files import read_weight_file, read_weights
 from paddlemix.checkpoints.hub import is_model_name, resolve_model
 from paddlemix.checkpoints.keymap import ORIGINAL, OURS, PADDLEMIX, PEFT_PROJECTOR, XTUNER_PROJECTOR
@@ -30,6 +31,7 @@ from paddlemix.checkpoints.quantized import choose_quantization
 from paddlemix.checkpoints.source import Source, open_source, rename, with_image_size
 from paddlemix.checkpoints.tensors import TensorEntry
 from paddlemix.checkpoints.towers import TOWER_KINDS
+from paddlemix.checkpoints.unbuilt import unbuilt_with_adapter
 from paddlemix.device import return_freed_memory
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.log import logger
@@ -181,11 +183,19 @@ def apply_adapter(base: Pretrained, adapter: AdapterFiles) -> Pretrained:
     loaded, names = adapter.tensors(), set(linear_names(base.model))
     unbuilt = {name for name in adapter.config.modules if name.startswith("vision_tower.layers.")} - names
     config = replace(adapter.config, modules=tuple(name for name in adapter.config.modules if name not in unbuilt))
+    weights = AdapterWeights(adapter.directory, config, loaded, adapter.names)
+    check_fit(base.model, weights, str(base.directory))
     add_lora(base.model, config, loaded.keys())
-    fill_model(base.model, loaded, str(adapter.directory), may_miss=lambda name: name in adapter.base_names(base.model))
+    may_miss = adapter.base_names(base.model)
+    behind = fill_model(base.model, loaded, str(adapter.directory), may_miss=lambda name: name in may_miss)
     base.model.eval()
-    processor = adapter_processor(base.processor, adapter)
-    return replace(base, processor=processor, adapter=config, directory=adapter.directory)
+    return replace(
+        base,
+        processor=adapter_processor(base.processor, adapter),
+        adapter=config,
+        directory=adapter.directory,
+        unused=unbuilt_with_adapter(base.unused, behind, adapter.config, unbuilt),
+    )
 
 
 def adapter_processor(base: LlavaProcessor | None, adapter: AdapterFiles) -> LlavaProcessor | None:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from paddlemix.checkpoints.families import FAMILIES
 from paddlemix.checkpoints.files import read_json, read_weights
-from paddlemix.checkpoints.foreign_adapter import ForeignAdapter, adapter_settings, peft_tensors, under_our_names
+from paddlemix.checkpoints.foreign_adapter import ForeignAdapter, peft_tensors, under_our_names
 from paddlemix.checkpoints.fused import split_fused
 from paddlemix.checkpoints.keymap import CLIP, INTERNLM2, LLAMA, XTUNER_PROJECTOR, KeyMap
+from paddlemix.checkpoints.peft_settings import adapter_settings
 from paddlemix.checkpoints.source import open_language_model, rename
 from paddlemix.checkpoints.tensors import TensorEntry
 from paddlemix.checkpoints.xtuner import LANGUAGE_ADAPTER, PEFT_CONFIG, TOWER_ADAPTER, XTunerParts, read_xtuner
@@ -62,7 +63,7 @@ def _read_part(name: str, path: Path, parts: XTunerParts) -> tuple[LoRAConfig, T
     if name == LANGUAGE_ADAPTER and any(".attention.wqkv." in key for key in keys):
         keymap, text = INTERNLM2, open_language_model(parts).config.text
         split = lambda tensors: split_fused(tensors, text, FAMILIES["internlm2"].fused)  # noqa: E731
-    named = under_our_names(keys, keymap, path)
+    named, _ = under_our_names(keys, keymap, path)
     config = adapter_settings(read_json(path / PEFT_CONFIG), named, keymap, path / PEFT_CONFIG)
     return (config, named) if split is None else _apart(config, named, split)
 

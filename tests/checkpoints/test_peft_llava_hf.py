@@ -1,0 +1,167 @@
+"""Adapters of llava-hf models as TRL, LLaMA-Factory, ms-swift and plain PEFT write them: logits, files, faults."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from paddlemix.checkpoints.adapter import read_adapter
+from paddlemix.checkpoints.files import array_entry, read_json, read_safetensors, write_json, write_safetensors
+from paddlemix.checkpoints.load import load_pretrained
+from paddlemix.errors import UserError
+from tests.peft_cases import BASE, CASES, GAP, GOLDEN_ADAPTERS, NUM_POSITIONS, our_logits, with_base
+
+GOLDEN_NAMES = [name for name, case in CASES.items() if case.is_golden]
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.mark.parametrize("name", GOLDEN_NAMES)
+def test_logits_are_pefts(name: str) -> None:
+    directory = GOLDEN_ADAPTERS / name
+    found = our_logits(load_pretrained(directory).model)[-NUM_POSITIONS:]
+    np.testing.assert_allclose(found, np.load(directory / "logits.npz")["logits"], atol=GAP, rtol=0)
+
+
+def copied(name: str, tmp_path: Path, **changes: Any) -> Path:
+    """A golden adapter with other settings."""
+    directory = with_base(Path(shutil.copytree(GOLDEN_ADAPTERS / name, tmp_path / "adapter")))
+    path = directory / "adapter_config.json"
+    write_json(path, {**read_json(path), **changes})
+    return directory
+
+
+def change_weights(directory: Path, changes: dict[str, np.ndarray | None], file: str = WEIGHTS) -> None:
+    """Adds, replaces or, with None, removes weights of a file."""
+    path = directory / file
+    arrays = {key: np.array(entry.read()) for key, entry in read_safetensors(path).items()} if path.is_file() else {}
+    arrays |= {key: array for key, array in changes.items() if array is not None}
+    write_safetensors(path, {k: array_entry(v) for k, v in arrays.items() if changes.get(k, v) is not None}, {})
+
+
+def test_both_spellings_and_whole_modules_have_our_names(tmp_path: Path) -> None:
+    for name in ("lora", "lora_old_names"):
+        modules = read_adapter(GOLDEN_ADAPTERS / name).config.modules
+        assert {"language_model.layers.2.self_attn.v_proj", "vision_tower.layers.0.self_attn.q_proj"} <= set(modules)
+        assert len(modules) == 12
+    assert {"lm_head", "projector.0"}.isdisjoint(read_adapter(GOLDEN_ADAPTERS / "lora").config.modules)
+    assert {"projector.0", "projector.2"} <= set(read_adapter(GOLDEN_ADAPTERS / "all_linear").config.modules)
+    whole = {name for name in read_adapter(GOLDEN_ADAPTERS / "projector").tensors() if name.startswith("projector.")}
+    assert whole == {f"projector.{number}.{part}" for number in (0, 2) for part in ("weight", "bias")}
+
+
+def test_files_that_ms_swift_puts_beside(tmp_path: Path) -> None:
+    """Its settings say nothing that counts; what trained whole is in a file of its own, under PEFT's names."""
+    directory = copied("lora", tmp_path)
+    write_json(directory / "additional_config.json", {"lora_dtype": None, "lorap_lr_ratio": None})
+    write_json(directory / "args.json", {"template": "llava1_5_hf", "model": "elsewhere"})
+    bias = np.arange(64, dtype="float32")
+    key = "base_model.model.model.multi_modal_projector.linear_2.bias"
+    change_weights(directory, {key: bias}, "vit.safetensors")
+    found = dict(load_pretrained(directory).model.named_parameters())
+    np.testing.assert_array_equal(found["projector.2.bias"].numpy(), bias)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"peft_type": "IA3"},
+            r"adapter_config.json: an adapter of kind 'IA3' \(peft_type\) is not supported, only LORA",
+        ),
+        ({"peft_type": "LOHA"}, "'LOHA'.*merge_and_unload"),
+        ({"peft_type": "ADALORA"}, "'ADALORA'"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights='olora' .a base that was changed at the start"),
+        ({"init_lora_weights": "lora_ga"}, "init_lora_weights='lora_ga'"),
+        ({"trainable_token_indices": [3]}, r"trainable_token_indices=\[3\] \(single rows of the embedding\)"),
+        ({"lora_bias": True, "use_bdlora": {"nblocks": 2}}, "lora_bias=True .*, use_bdlora="),
+        ({"layer_replication": [[0, 2]], "r": 2}, "layer_replication"),
+        ({"target_parameters": ["experts.gate"]}, "target_parameters"),
+        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
+        ({"scaling_of_tomorrow": 3}, "scaling_of_tomorrow=3 .unknown here"),
+        ({"modules_to_save": ["embed_tokens"]}, "modules_to_save names embed_tokens, but .* holds no weights of them"),
+    ],
+)
+def test_what_changes_the_numbers_is_refused_by_name(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_adapter(copied("lora", tmp_path, **changes))
+
+
+HARMLESS: dict[str, Any] = {
+    "fan_in_fan_out": True,
+    "megatron_core": "megatron.core",
+    "qalora_group_size": 16,
+    "eva_config": {"rho": 2.0},
+    "init_lora_weights": "eva",
+    "exclude_modules": ["lm_head"],
+    "velora_config": {"num_groups": 2},
+    "lora_dtype": "float32",
+    "scaling_of_tomorrow": None,
+    "modules_to_save": None,
+    "use_qalora": False,
+}
+
+
+def test_what_changes_nothing_is_read_over(tmp_path: Path) -> None:
+    config = read_adapter(copied("lora", tmp_path, **HARMLESS)).config
+    assert config == read_adapter(GOLDEN_ADAPTERS / "lora").config
+
+
+Q_PROJ = "base_model.model.model.language_model.layers.1.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {f"{Q_PROJ}.lora_A.weight": np.ones((2, 99), "float32")},
+            rf"'{Q_PROJ}.lora_A.weight' is \[2, 99\], its layer calls for \[2, 64\]. Is it the adapter of another",
+        ),
+        (
+            {key.replace("layers.1", "layers.9"): np.ones((2, 2), "float32") for key in (
+                f"{Q_PROJ}.lora_A.weight", f"{Q_PROJ}.lora_B.weight")},
+            "1 of its weights are of layers that the base does not have: "
+            "'base_model.model.model.language_model.layers.9.self_attn.q_proj.lora_A.weight'",
+        ),
+        (
+            {"base_model.model.model.visual.blocks.0.attn.qkv.lora_A.weight": np.ones((2, 2), "float32")},
+            "holds 1 weights of layers that a LLaVA model does not have, .*'base_model.model.model.visual.blocks.0",
+        ),
+        (
+            {"base_model.model.model.language_model.embed_tokens.lora_embedding_A": np.ones((2, 2), "float32")},
+            "lora_embedding_A': LoRA of the token embedding is not supported",
+        ),
+        ({f"{Q_PROJ}.lora_A.weight": np.ones(0, "float32")}, "sharded model .DeepSpeed ZeRO-3, FSDP.; save it again"),
+        ({f"{Q_PROJ}.lora_B.weight": None}, "no lora_B for 'model.language_model.layers.1.self_attn.q_proj'"),
+        (
+            {"base_model.model.model.language_model.embed_tokens.weight": np.ones((321, 64), "float32")},
+            r"embed_tokens.weight' is \[321, 64\], its layer calls for \[320, 64\]",
+        ),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_said_in_the_files_own_names(
+    tmp_path: Path, changes: dict[str, np.ndarray | None], message: str
+) -> None:
+    directory = copied("lora", tmp_path)
+    change_weights(directory, changes)
+    with pytest.raises(UserError, match=message):
+        load_pretrained(directory)
+
+
+def test_a_magnitude_that_is_missing_has_the_files_name(tmp_path: Path) -> None:
+    directory = copied("lora_old_names", tmp_path, use_dora=True)
+    with pytest.raises(
+        UserError, match=r"10 missing: 'base_model.model.language_model.model.layers.0.self_attn.q_proj"
+    ):
+        load_pretrained(directory)
+
+
+def test_the_base_may_be_in_another_layout(tmp_path: Path) -> None:
+    """The adapter of llava-hf's model on the same weights in original LLaVA's layout."""
+    original = BASE.parent / "original"
+    found = our_logits(load_pretrained(GOLDEN_ADAPTERS / "lora_old_names", base=str(original)).model)
+    wanted = np.load(GOLDEN_ADAPTERS / "lora_old_names" / "logits.npz")["logits"]
+    np.testing.assert_allclose(found[-NUM_POSITIONS:], wanted, atol=GAP, rtol=0)
