@@ -9,6 +9,7 @@ from paddlemix.device.choice import (
     default_dtype,
     device_count,
     kind_of,
+    missing_card,
     select_device,
     supported_dtypes,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "default_dtype",
     "device_count",
     "kind_of",
+    "missing_card",
     "peak_memory_bytes",
     "prepare_environment",
     "random_state",

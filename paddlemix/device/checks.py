@@ -26,6 +26,8 @@ _OLD_NAMES = {
     "sum": "reduce_sum",
     "mean": "reduce_mean",
 }
+_VISIBLE = {"gpu": "CUDA_VISIBLE_DEVICES", "npu": "ASCEND_RT_VISIBLE_DEVICES"}
+_LISTS = {"gpu": "nvidia-smi", "npu": "npu-smi info"}  # what lists a machine's cards
 
 
 @dataclass(frozen=True)
@@ -151,9 +153,26 @@ def check_cards(kind: str, count: int, environment: Mapping[str, str]) -> list[P
     return [Problem(f"{name}={environment[name]}: there is no {kind} {wrong[0]}", card_advice(kind, count))]
 
 
+def no_card_left(kind: str, plugin: str, environment: Mapping[str, str]) -> Problem:
+    """What is to be said where paddle is made for cards of a kind and sees none.
+
+    Args:
+        kind: the kind that was expected.
+        plugin: name of the library that paddle loaded for it; "" for a kind that is built into paddle.
+    """
+    name, tool = _VISIBLE.get(kind, ""), _LISTS.get(kind, "the vendor's tool")
+    loaded = f"paddle loaded {plugin}" if plugin else f"paddle is made for {kind}"
+    if name in environment:
+        what = f"{loaded}, but no card: {name}={environment[name]} leaves none of this machine's visible"
+        fix = f"unset {name}, or export numbers of cards that {tool} lists (they count from 0: 0 to 7 on a host of 8)"
+        return Problem(what, fix)
+    looks = "".join(f"at {item}, " for item in (tool, name) if item)
+    return Problem(f"{loaded}, but no card", f"look {looks}and at the driver that the container can see")
+
+
 def card_advice(kind: str, count: int) -> str:
     """Which cards there are, for an error about one that is not there."""
-    visible = {"gpu": "CUDA_VISIBLE_DEVICES", "npu": "ASCEND_RT_VISIBLE_DEVICES"}.get(kind)
+    visible = _VISIBLE.get(kind)
     seen = f"this process sees {count} ({kind}:0{f' to {kind}:{count - 1}' if count > 1 else ''})" if count else ""
     counted = f"numbers count the cards that {visible} leaves visible" if visible else ""
     return ", ".join(part for part in (seen or f"this process sees no {kind}", counted) if part)

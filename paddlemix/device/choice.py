@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 
-from paddlemix.device.checks import card_advice, check_cards
+from paddlemix.device.checks import Problem, card_advice, check_cards, no_card_left
+from paddlemix.device.environment import expected_kind, plugin_libraries
 from paddlemix.device.settings import DEVICE_KINDS
 from paddlemix.errors import UserError, did_you_mean
+from paddlemix.log import logger
 
 LOW_PRECISION = ("bfloat16", "float16")
 
@@ -28,6 +30,9 @@ def select_device(name: str | None = None) -> str:
 
     if name is None:
         name = available_kinds()[0]
+        problem = missing_card() if name == "cpu" else None
+        if problem is not None:
+            logger.warning("computing on CPU: %s", problem)
     kind = kind_of(name)
     if kind not in DEVICE_KINDS:
         raise UserError(f"device='{name}' is not one of {', '.join(DEVICE_KINDS)}{did_you_mean(kind, DEVICE_KINDS)}")
@@ -44,6 +49,15 @@ def select_device(name: str | None = None) -> str:
     return paddle.get_device()
 
 
+def missing_card() -> Problem | None:
+    """Why paddle sees no card although it is made for some; None where it sees one, or is made for the CPU alone."""
+    kind = expected_kind()
+    if kind == "cpu" or device_count(kind):
+        return None
+    libraries = plugin_libraries()
+    return no_card_left(kind, libraries[0].name if libraries else "", os.environ)
+
+
 def kind_of(device: str) -> str:
     """ "npu" of "npu:3"."""
     return device.partition(":")[0]
@@ -52,6 +66,9 @@ def kind_of(device: str) -> str:
 def _check_card(name: str) -> None:
     kind, _, number = name.partition(":")
     count = device_count(kind)
+    problem = missing_card()
+    if problem is not None and kind == expected_kind():
+        raise UserError(f"device='{name}' cannot be used here: {problem}")
     if kind == "cpu" or not count:
         return
     if number.isdigit() and int(number) >= count:
@@ -115,9 +132,10 @@ def check_dtype(dtype: str, device: str) -> None:
     if dtype not in LOW_PRECISION:
         return
     if kind_of(device) == "cpu":
+        problem = missing_card()
         raise UserError(
             f"{dtype} cannot be computed on CPU (paddle has float32 matrix kernels only); remove bf16/fp16/--fp16 "
-            'or choose an accelerator with "device": "gpu" or "npu"'
+            'or choose an accelerator with "device": "gpu" or "npu"' + (f". {problem}" if problem is not None else "")
         )
     if dtype not in supported_dtypes(device):
         raise UserError(

@@ -242,7 +242,9 @@ SETTINGS = (
         default="all cards",
         when=_BEFORE_IMPORT,
         form="cards",
-        reason="yours: which cards the process sees; npu:0 is the first of them",
+        upstream="8",
+        reason="yours: which cards the process sees, as npu-smi info counts them; npu:0 is the first of them. "
+        "PaddleMIX's value leaves no card visible on a host whose cards are 0 to 7",
     ),
     Setting(
         name="FLAGS_selected_npus",

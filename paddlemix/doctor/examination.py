@@ -12,9 +12,17 @@ from pathlib import Path
 
 from paddlemix import __version__
 from paddlemix.device.checks import Problem, check_values
-from paddlemix.device.choice import available_kinds, device_count, kind_of, select_device, supported_dtypes
+from paddlemix.device.choice import (
+    available_kinds,
+    device_count,
+    kind_of,
+    missing_card,
+    select_device,
+    supported_dtypes,
+)
 from paddlemix.device.environment import (
     current_environment,
+    expected_kind,
     in_force,
     plugin_folder,
     plugin_libraries,
@@ -121,10 +129,11 @@ def _devices(found: Examination, device: str | None) -> list[str]:
     lines = [f"{kind}: {device_count(kind)}" for kind in kinds if kind != "cpu"] + ["cpu"]
     lines.append(f"plugin: {', '.join(map(str, libraries)) or f'none in {plugin_folder()}'}")
     found.sections["devices"] = lines
-    if libraries and kinds == ["cpu"]:
-        what = f"paddle loaded {libraries[0].name}, but no card"
-        fix = "look at npu-smi info, at ASCEND_RT_VISIBLE_DEVICES, and at the driver that the container can see"
-        found.add([Problem(what, fix)])
+    problem = missing_card()
+    if problem is not None:
+        found.add([problem])
+        if device is not None and kind_of(device) == expected_kind():
+            return []
     if device is None:
         return [kind if kind == "cpu" else f"{kind}:0" for kind in reversed(kinds)]
     try:

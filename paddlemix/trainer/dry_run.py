@@ -20,7 +20,7 @@ from paddlemix.datasets.mixture import SampleDataset
 from paddlemix.datasets.order import EpochBatchSampler
 from paddlemix.datasets.packing import PackedDataset, pack_rows
 from paddlemix.datasets.statistics import DataStatistics, describe_lengths
-from paddlemix.device import available_kinds
+from paddlemix.device import available_kinds, missing_card
 from paddlemix.errors import UserError
 from paddlemix.log import logger
 from paddlemix.models import compiled_library
@@ -134,14 +134,15 @@ def plan_run(config: RunConfig, devices: int | None = None) -> DryRun:
 
 def _choose_device(config: RunConfig) -> tuple[str, list[str]]:
     """The kind of device that is reckoned with, and what is to be said of it."""
-    here = available_kinds()
+    here, problem = available_kinds(), missing_card()
+    noted = [str(problem)] if problem is not None else []
     kind = (config.device or here[0]).partition(":")[0]
     narrow = "bfloat16" if config.bf16 else "float16" if config.fp16 else config.dtype or "float32"
     if config.device is None and kind == "cpu" and narrow != "float32":
-        return "gpu", [f"{narrow} needs an accelerator, and there is none here; one is reckoned with"]
+        return "gpu", [*noted, f"{narrow} needs an accelerator, and there is none here; one is reckoned with"]
     if kind == "cpu" and narrow != "float32":
-        return kind, [f"the run would stop: {narrow} cannot be computed on CPU"]
-    return kind, [] if kind in here else [f"device '{kind}' is not here (available: {', '.join(here)})"]
+        return kind, [*noted, f"the run would stop: {narrow} cannot be computed on CPU"]
+    return kind, noted if kind in here else [*noted, f"device '{kind}' is not here (available: {', '.join(here)})"]
 
 
 def _sampler(config: RunConfig, rows: int, devices: int) -> EpochBatchSampler:

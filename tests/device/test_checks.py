@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from paddlemix.device.checks import check_cards, check_late, check_plugin_root, check_values
+from paddlemix.device.checks import check_cards, check_late, check_plugin_root, check_values, no_card_left
 from paddlemix.device.environment import Prepared
 from paddlemix.device.settings import SETTINGS
 
@@ -84,6 +84,18 @@ def test_cards_that_are_not_there(value: str, wrong: str | None) -> None:
     if found:
         assert f"FLAGS_selected_npus={value}: there is no npu {wrong}" in found[0].what
         assert "sees 2 (npu:0 to npu:1)" in found[0].fix and "ASCEND_RT_VISIBLE_DEVICES" in found[0].fix
+
+
+def test_no_card_is_left() -> None:
+    block = {"ASCEND_RT_VISIBLE_DEVICES": "8"}
+    problem = no_card_left("npu", "libpaddle-custom-npu.so", block)
+    assert problem.what == (
+        "paddle loaded libpaddle-custom-npu.so, but no card: ASCEND_RT_VISIBLE_DEVICES=8 leaves none of this machine's "
+        "visible"
+    )
+    assert "unset ASCEND_RT_VISIBLE_DEVICES, or export numbers of cards that npu-smi info lists" in problem.fix
+    assert no_card_left("npu", "libx.so", {}).fix.startswith("look at npu-smi info, at ASCEND_RT_VISIBLE_DEVICES, and")
+    assert "CUDA_VISIBLE_DEVICES=-1 leaves none" in no_card_left("gpu", "", {"CUDA_VISIBLE_DEVICES": "-1"}).what
 
 
 def test_a_flag_that_came_when_paddle_was_loaded() -> None:

@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 
 from tests.npu.server import DeviceServer, Outcome
-from tests.npu_double.build import README_BLOCK, built_or_skipped
+from tests.npu_double.build import README_BLOCK, README_FIRST_LINE, built_or_skipped
 from tests.tiny_world import World
 
 WAYS = ("bare", "block")  # without flags of the user's, and with those of PaddleMIX's README
+FLAGS = {"block": README_BLOCK, "whole block": {**README_BLOCK, **README_FIRST_LINE}}
 
 
 class Bench:
-    """Commands by where they run: "cpu", "bare" or "block"; equal trainings run once.
+    """Commands by where they run: "cpu", "bare", "block" or "whole block"; equal trainings run once.
 
     Args:
         world: read by all of them.
@@ -35,7 +36,7 @@ class Bench:
         if where not in self._servers:
             logs = self.root / where / "logs"
             logs.mkdir(parents=True)
-            flags = README_BLOCK if where == "block" else {}
+            flags = FLAGS.get(where, {})
             self._servers[where] = DeviceServer(logs, None if where == "cpu" else self._plugin, **flags)
         return self._servers[where].run(command, *arguments, **options)
 

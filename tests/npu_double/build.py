@@ -40,7 +40,9 @@ README_BLOCK = {
     "FLAGS_allocator_strategy": "auto_growth",
     "CUSTOM_DEVICE_BLACK_LIST": "set_value,set_value_with_tensor",
 }
-_OURS = ("FLAGS_", "NPU_DOUBLE_", "CUSTOM_DEVICE_", "KMP_", "MKL_", "GLOG_")
+# The same block's first line, for a ninth card: on a host whose cards are 0 to 7 it leaves none.
+README_FIRST_LINE = {"ASCEND_RT_VISIBLE_DEVICES": "8"}
+_OURS = ("FLAGS_", "ASCEND_", "NPU_DOUBLE_", "CUSTOM_DEVICE_", "KMP_", "MKL_", "GLOG_")
 
 
 def why_not() -> str | None:

@@ -8,7 +8,7 @@
 // private memory formats and missing kernels of a real board, several boards.
 // It registers none of the real plugin's flags (FLAGS_npu_*).
 //
-// Environment: NPU_DOUBLE_DEVICES (1), NPU_DOUBLE_MEM_MB (4096 per device).
+// Environment: NPU_DOUBLE_DEVICES (1), NPU_DOUBLE_MEM_MB (4096 per device), ASCEND_RT_VISIBLE_DEVICES.
 #include <array>
 #include <atomic>
 #include <cstdint>
@@ -41,9 +41,24 @@ size_t EnvNumber(const char* name, size_t fallback) {
   return (end != nullptr && *end == '\0') ? static_cast<size_t>(value)
                                           : fallback;
 }
+// Cards that ASCEND_RT_VISIBLE_DEVICES leaves of so many: those it lists before the first that is not there.
+size_t Visible(size_t there) {
+  const char* text = std::getenv("ASCEND_RT_VISIBLE_DEVICES");
+  if (text == nullptr) return there;
+  size_t seen = 0;
+  while (*text != '\0') {
+    char* end = nullptr;
+    unsigned long long card = std::strtoull(text, &end, 10);
+    if (end == text || card >= there) break;
+    ++seen;
+    text = *end == ',' ? end + 1 : end;
+    if (text == end) break;
+  }
+  return seen;
+}
 size_t DeviceCount() {
   static const size_t n = [] {
-    size_t wanted = EnvNumber("NPU_DOUBLE_DEVICES", 1);
+    size_t wanted = Visible(EnvNumber("NPU_DOUBLE_DEVICES", 1));
     return wanted > kMaxDevices ? static_cast<size_t>(kMaxDevices) : wanted;
   }();
   return n;
