@@ -7,11 +7,26 @@ and keeps its traceback.  Library callers catch the same classes as `ValueError`
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_USER = re.compile(r"(?<=://)[^/?#\s]*@")
+_SECRET = re.compile(
+    r"(?i)([?&;](?:[\w.\-]*(?:token|secret|signature|passw|credential|accesskey|session)[\w.\-]*"
+    r"|(?:[\w.]*[_\-])?(?:api-?key|key|sig|sign|sas|pwd|pass|auth\w*))=)[^&;#\s'\"]+"
+)
+_LONG_WORD = 1000  # characters without a space: no path and no name, but a picture in base64 and the like
+_SHOWN_OF_IT = 100
 
 
 class UserError(ValueError):
-    """Bad input: the message names the value, what is allowed and what to do."""
+    """Bad input: the message names the value, what is allowed and what to do.
+
+    Whatever a message quotes, it repeats no secret of an address and of a word of 1,000 characters the beginning alone.
+    """
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(_fit_to_show(item) if isinstance(item, str) else item for item in arguments))
 
 
 class MissingFileError(UserError, FileNotFoundError):
@@ -27,6 +42,29 @@ class Stopped(SystemExit):
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
+
+
+def without_secrets(text: str) -> str:
+    """An address, or a text that quotes some, as messages and logs may repeat it.
+
+        without_secrets("https://me:pass@host/a.png?token=abc&size=2")  # "https://***@host/a.png?token=***&size=2"
+
+    Returns:
+        The text with "***" in place of every user and password, and of the values of parameters that are named like a
+        token, a key or a signature.
+    """
+    return _SECRET.sub(r"\1***", _USER.sub("***@", text))
+
+
+def cut(text: str, limit: int) -> str:
+    """A value as a message repeats it: whole, or its first `limit` characters and how many there are."""
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} characters)"
+
+
+def _fit_to_show(message: str) -> str:
+    if len(message) <= _LONG_WORD:
+        return without_secrets(message)
+    return without_secrets(re.sub(rf"\S{{{_LONG_WORD},}}", lambda word: cut(word[0], _SHOWN_OF_IT), message))
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:

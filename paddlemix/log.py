@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from paddlemix.errors import MissingFileError, UserError
+from paddlemix.errors import MissingFileError, UserError, without_secrets
 
 
 def process_rank() -> int:
@@ -23,6 +23,13 @@ def process_rank() -> int:
 class _RankZero(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         return process_rank() == 0 or record.levelno >= logging.ERROR
+
+
+class _Formatter(logging.Formatter):
+    """Repeats no password and no token of an address."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(super().format(record))
 
 
 class _CurrentStderr(logging.StreamHandler):
@@ -41,7 +48,7 @@ def _build_logger() -> logging.Logger:
     built = logging.getLogger("paddlemix")
     if not built.handlers:
         handler = _CurrentStderr()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+        handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
         handler.addFilter(_RankZero())
         built.addHandler(handler)
         built.setLevel(logging.INFO)

@@ -29,6 +29,7 @@ class FaultyServer(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.asked: list[str] = []
+        self.authorizations: list[str | None] = []  # of the same requests
         self.stopped = threading.Event()
         self.address = f"http://127.0.0.1:{self.server_port}"
 
@@ -57,6 +58,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.partition("?")[0].strip("/")
         self.server.asked.append(path)
+        self.server.authorizations.append(self.headers["Authorization"])
         getattr(self, f"send_{path.replace('-', '_').partition('.')[0]}")()
 
     def log_message(self, *arguments: object) -> None:

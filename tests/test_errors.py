@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from paddlemix.errors import MissingFileError, UserError, did_you_mean
+from paddlemix.errors import MissingFileError, UserError, cut, did_you_mean, without_secrets
 
 
 def test_classes() -> None:
@@ -31,3 +31,37 @@ def test_suggestion() -> None:
     assert did_you_mean("x", ["seed", "learning_rate"]) == ""
     assert did_you_mean("seed", []) == ""
     assert did_you_mean("sed", (name for name in ("seed", "size"))) == "; did you mean 'seed'?"
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("https://me:pa@ss@host/a.png", "https://***@host/a.png"),
+        ("see http://token@host:80/x and ftp://u:p@h/", "see http://***@host:80/x and ftp://***@h/"),
+        ("https://h/a?size=2&token=abc#top", "https://h/a?size=2&token=***#top"),
+        (
+            "https://h/a?OSSAccessKeyId=a&Expires=9&x-oss-signature=b'",
+            "https://h/a?OSSAccessKeyId=***&Expires=9&x-oss-signature=***'",
+        ),
+        ("https://h/a?X-Amz-Credential=a/b&api_key=c;sig=d", "https://h/a?X-Amz-Credential=***&api_key=***;sig=***"),
+        ("https://h/a?keyword=cat&monkey=1&page=2", "https://h/a?keyword=cat&monkey=1&page=2"),
+        ("a mail to me@host, x?y=1", "a mail to me@host, x?y=1"),
+    ],
+)
+def test_no_secret_is_repeated(given: str, shown: str) -> None:
+    assert without_secrets(given) == shown
+    for kind in (UserError, MissingFileError):
+        assert str(kind(given)) == shown
+        assert str(pickle.loads(pickle.dumps(kind(given)))) == shown
+
+
+def test_of_a_picture_in_a_message_the_beginning_is_enough() -> None:
+    picture = "iVBOR" * 40_000
+    for kind in (UserError, MissingFileError):
+        assert (
+            str(kind(f"no image '{picture}' in images"))
+            == f"no image '{picture[:99]}... (200,002 characters) in images"
+        )
+    names = "\n".join(f"layers.{number}.weight is missing" for number in range(500))
+    assert str(UserError(names)) == names
+    assert cut("abc", 3) == "abc" and cut("abcd", 3) == "abc... (4 characters)"

@@ -48,6 +48,11 @@ def test_verbosity(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.endswith("WARNING loud\n")
 
 
+def test_no_secret_is_logged(capsys: pytest.CaptureFixture[str]) -> None:
+    logger.warning("%s fails", "https://me:hidden@host/a.png?token=hidden")
+    assert capsys.readouterr().err.endswith("WARNING https://***@host/a.png?token=*** fails\n")
+
+
 def test_metrics_come_back(tmp_path: Path) -> None:
     path = tmp_path / "run" / "metrics.jsonl"
     lines: list[dict[str, Any]] = [{"step": 1, "loss": 0.5}, {"step": 2, "note": "两\u2028lines\x85\n"}, {"epoch": 1.0}]

@@ -19,7 +19,7 @@ from paddlemix.datasets.formats import parse_record
 from paddlemix.datasets.image_sizes import ImageSizes
 from paddlemix.datasets.images import ImageSettings, load_image
 from paddlemix.datasets.records import RecordFile
-from paddlemix.errors import UserError
+from paddlemix.errors import UserError, without_secrets
 from paddlemix.processors.llava import LlavaProcessor, TooLongError
 from paddlemix.sample import Box, Sample
 
@@ -44,7 +44,7 @@ class DataFile:
 
     def source(self, row: int) -> str:
         """How messages name a record of the file."""
-        return f"{self.path} record {row}"
+        return f"{without_secrets(self.path)} record {row}"
 
 
 @dataclass(frozen=True, kw_only=True)

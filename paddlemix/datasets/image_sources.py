@@ -20,7 +20,8 @@ from typing import BinaryIO
 from urllib.parse import unquote_to_bytes
 
 from paddlemix.errors import MissingFileError, UserError
-from paddlemix.network.fetch import RemoteSettings, fetch
+from paddlemix.network.client import RemoteSettings
+from paddlemix.network.fetch import fetch
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit, above which it refuses
 _DATA_URI = re.compile(r"data:(?P<type>[^;,]*)(?P<options>(?:;[^;,]*)*),", re.IGNORECASE)

@@ -113,7 +113,7 @@ class SampleDataset:
                 raise UserError(f"{problems[0][1]}{others}; `paddlemix check-data` lists and removes bad records")
             rows = select_rows(len(records), entry, count, self.settings.seed)
             chosen = set(rows.tolist()) if problems else set()
-            self.unreadable += [(f"{path} record {row}", reason) for row, reason in problems if row in chosen]
+            self.unreadable += [(f"{records.path} record {row}", reason) for row, reason in problems if row in chosen]
             root = entry.get("image_root") or self.settings.image_root
             yield _Part(records, rows[records.words[rows] != 0], form, root, processor)
 

@@ -23,9 +23,10 @@ from filelock import FileLock
 from paddlemix.cache import cache_directory, cache_key
 from paddlemix.datasets.record_errors import DECODER
 from paddlemix.datasets.record_index import INDEX_VERSION, Index, build_index, read_index, write_index
-from paddlemix.errors import MissingFileError, UserError
+from paddlemix.errors import MissingFileError, UserError, without_secrets
 from paddlemix.log import logger
-from paddlemix.network.fetch import RemoteSettings, fetch
+from paddlemix.network.client import RemoteSettings
+from paddlemix.network.fetch import fetch
 
 # Files of millions of records; a slow line may take hours.
 DOWNLOADS = RemoteSettings(max_bytes=64 * 1024**3, timeout=60.0, deadline=24 * 3600.0)
@@ -46,7 +47,7 @@ def open_records(path: str | Path, form: str | None = None, remote: RemoteSettin
     """
     name = str(path)
     local = str(fetch(name, remote or DOWNLOADS)) if name.startswith(("http://", "https://")) else os.path.abspath(name)
-    return RecordFile(name, form, local)
+    return RecordFile(without_secrets(name), form, local)
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:

@@ -15,11 +15,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TextIO
 
-from paddlemix.errors import MissingFileError, UserError, did_you_mean
+from paddlemix.errors import MissingFileError, UserError, cut, did_you_mean
 
 _DELIMITERS = ",;\t|"
 _MAX_FIELD = 16 * 1024**2  # characters; more is a quotation mark that is never closed
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_LONGEST_PATH = 4096  # characters
+_SHOWN = 80  # characters of a name that an error repeats
 _LAST_NUMBER = re.compile(r"(\d+)$")
 _WHOLE_FLOAT = re.compile(r"(\d+)\.0")  # how programs write an id that stood beside an empty cell
 
@@ -156,15 +158,22 @@ class ImageFinder:
             return name
         if self._root is None:
             if not name.lower().endswith(_EXTENSIONS):
-                raise UserError(f"the image '{name}' has no file extension; give --image-root to look it up")
+                raise UserError(
+                    f"the image '{cut(name, _SHOWN)}' has no file extension; give --image-root to look it up"
+                )
             return name
-        if (self._root / name).is_file():
+        if len(name) > _LONGEST_PATH:
+            raise UserError(
+                f"the image '{cut(name, _SHOWN)}' is too long for a path; a picture in base64 begins with "
+                "data:image/jpeg;base64, or is saved as a file"
+            )
+        if os.path.isfile(self._root / name):  # False also where the name can be no path
             return name
         whole = _WHOLE_FLOAT.fullmatch(name)
         key = whole[1] if whole else name
         found = self._names.get(key) or (self._numbers.get(int(key)) if key.isdecimal() else None)
         if not found:
-            raise UserError(f"no image '{name}' in {self._root}")
+            raise UserError(f"no image '{cut(name, _SHOWN)}' in {self._root}")
         if len(found) > 1:
             raise UserError(f"'{name}' may be {found[0]} or {found[1]} in {self._root}; give the path")
         return found[0]

@@ -8,13 +8,12 @@ slowly the server sends, headers included.  Knows no file and no cache.
 from __future__ import annotations
 
 import contextlib
-import ipaddress
+import math
 import socket
 import threading
 import time
 from types import TracebackType
 from typing import Any
-from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -23,74 +22,14 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import NewConnectionError
 
 from paddlemix import __version__
-from paddlemix.errors import UserError
-
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052: the last four bytes are an IPv4 address
-_LOCAL_NAMES = ("localhost", ".localhost")  # RFC 6761
-
-
-class LocalAddressError(UserError):
-    """An address of this machine or of its network where that is not allowed."""
-
-
-def is_local(address: str) -> bool:
-    """Whether an IP address is anything but a public one of a single machine.
-
-    Args:
-        address: IPv4 or IPv6; of an IPv6 address that carries an IPv4 one, that one counts too.
-
-    Returns:
-        True for loopback, private, link-local, shared, reserved, multicast and unspecified addresses.
-
-    Raises:
-        ValueError: not an IP address.
-    """
-    ip = ipaddress.ip_address(address)
-    if ip.is_multicast or not ip.is_global:
-        # The mapped forms are not global by themselves: what they carry decides.
-        carried = ip.ipv4_mapped if ip.version == 6 else None
-        return carried is None or is_local(str(carried))
-    if ip.version == 6:
-        carried = ipaddress.IPv4Address(ip.packed[12:]) if ip in _NAT64 else ip.sixtofour
-        return carried is not None and is_local(str(carried))
-    return False
-
-
-def check_literal(url: str) -> None:
-    """Refuses an address that names the local network by number or as localhost.
-
-    This is all that can be checked where a proxy makes the connection.
-
-    Raises:
-        LocalAddressError: it does.
-    """
-    host = (urlsplit(url).hostname or "").rstrip(".")
-    if host == _LOCAL_NAMES[0] or host.endswith(_LOCAL_NAMES[1]):
-        raise _refusal(host, host)
-    try:
-        local = is_local(host)
-    except ValueError:
-        try:
-            address = socket.inet_ntoa(socket.inet_aton(host))  # also 127.1, 0x7f000001 and 2130706433
-        except (OSError, UnicodeError):
-            return
-        local = is_local(address)
-    if local:
-        raise _refusal(host, host)
-
-
-def _refusal(host: str, address: str) -> LocalAddressError:
-    shown = host if host == address else f"{host} ({address})"
-    return LocalAddressError(
-        f"{shown} belongs to the local network; set allow_local_network to true if the data may name such addresses"
-    )
+from paddlemix.network.addresses import is_local, refusal
 
 
 class Deadline:
     """The time by which everything is over; a context that closes its connections then.
 
     Args:
-        seconds: from now, above 0.
+        seconds: from now, above 0; `math.inf` for no end.
         pace: seconds within which `step` must be called, again and again; else it is over, too.
 
     Attributes:
@@ -115,6 +54,17 @@ class Deadline:
     def step(self, pause: float = 0.0) -> None:
         """Notes progress; a pause of so many seconds may follow."""
         self._next = time.monotonic() + pause + self._pace
+
+    def renew(self) -> bool:
+        """Begins again after a stall, where no end is set; gives whether it did."""
+        if self._end != math.inf:
+            return False
+        self._thread.join()  # it has ended, or is about to
+        self.stalled = False
+        self.step()
+        self._thread = threading.Thread(target=self._wait, name="deadline", daemon=True)
+        self._thread.start()
+        return True
 
     def watch(self, connection: socket.socket) -> socket.socket:
         """Adds a connection, which comes back.  Its copy is kept: TLS takes the original's place over."""
@@ -212,7 +162,7 @@ class _Guarded(HTTPConnection):
         addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
         for address in addresses:
             if is_local(address):
-                raise _refusal(host, address)
+                raise refusal(host, address)
         return addresses
 
 

@@ -28,7 +28,7 @@ from paddlemix.datasets.images import ImageSettings
 from paddlemix.datasets.mixture import DataSettings, SampleDataset
 from paddlemix.datasets.records import open_records
 from paddlemix.errors import UserError
-from paddlemix.network.fetch import RemoteSettings
+from paddlemix.network.client import RemoteSettings
 from paddlemix.processors.tokenizer import Tokenizer
 from paddlemix.sample import Row
 from tests.conftest import HANG

@@ -19,10 +19,12 @@ from typing import Any
 import pytest
 
 from paddlemix.errors import UserError
-from paddlemix.network import connections
+from paddlemix.network import addresses, client, connections
 from paddlemix.network import fetch as downloads
-from paddlemix.network.connections import check_literal, is_local
-from paddlemix.network.fetch import RemoteSettings, cached, content_type, discard, fetch
+from paddlemix.network.addresses import check_literal, is_local
+from paddlemix.network.client import RemoteSettings
+from paddlemix.network.failures import retry_after
+from paddlemix.network.fetch import cached, content_type, discard, fetch
 from paddlemix.network.switches import offline_switch
 from tests.conftest import HANG
 from tests.faulty_server import FaultyServer, picture_bytes, serving
@@ -47,9 +49,10 @@ def server(running: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for variable in ("PADDLEMIX_OFFLINE", "HF_HUB_OFFLINE", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("PADDLEMIX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(downloads, "_sleep", lambda seconds: None)
-    monkeypatch.setattr(downloads._random, "uniform", lambda low, high: low)
+    monkeypatch.setattr(client, "_sleep", lambda seconds: None)
+    monkeypatch.setattr(client._random, "uniform", lambda low, high: low)
     running.asked.clear()
+    running.authorizations.clear()
     return running
 
 
@@ -69,13 +72,14 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch, server: FaultyServer) -> list[float]:
     seen: list[float] = []
-    monkeypatch.setattr(downloads, "_sleep", seen.append)
+    monkeypatch.setattr(client, "_sleep", seen.append)
     return seen
 
 
 @pytest.fixture
 def loopback_is_public(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "is_local", lambda address: address != "127.0.0.1" and is_local(address))
+    for module in (addresses, connections):
+        monkeypatch.setattr(module, "is_local", lambda address: address != "127.0.0.1" and is_local(address))
 
 
 def test_fetched_once(server: FaultyServer) -> None:
@@ -122,10 +126,10 @@ def test_retry_after_has_a_cap(server: FaultyServer, waits: list[float]) -> None
 
 def test_forms_of_retry_after() -> None:
     soon = datetime.now(timezone.utc) + timedelta(days=100)
-    assert 99 < (downloads._retry_after(format_datetime(soon, usegmt=True)) or 0) / 86400 <= 100
-    assert downloads._retry_after("Fri, 31 Dec 1999 23:59:59 GMT") == 0
-    assert downloads._retry_after("12") == 12
-    assert [downloads._retry_after(text) for text in ("", "soon", "-5")] == [None] * 3
+    assert 99 < (retry_after(format_datetime(soon, usegmt=True)) or 0) / 86400 <= 100
+    assert retry_after("Fri, 31 Dec 1999 23:59:59 GMT") == 0
+    assert retry_after("12") == 12
+    assert [retry_after(text) for text in ("", "soon", "-5")] == [None] * 3
 
 
 FAULTS = {
@@ -207,6 +211,10 @@ def test_no_address(server: FaultyServer, url: str, expected: str) -> None:
 LOCAL = ["127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.0.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1"]
 LOCAL += ["240.0.0.1", "255.255.255.255", "::1", "::", "fe80::1", "fe80::1%eth0", "fc00::1", "ff02::1", "ff0e::1"]
 LOCAL += ["::ffff:10.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "2001:db8::1"]
+# Special ranges, and IPv4 addresses reached through them: local-use translation, IPv4-compatible and -translated forms,
+# documentation, segment routing, site-local.
+LOCAL += ["64:ff9b:1::a00:1", "64:ff9b:1:ffff::808:808", "::10.0.0.1", "::8.8.8.8", "::ffff:0:10.0.0.1"]
+LOCAL += ["::ffff:0:8.8.8.8", "3fff::1", "3fff:fff::1", "5f00::1", "fec0::1", "4000::1", "2001::1"]
 
 
 @pytest.mark.parametrize("address", LOCAL)
@@ -214,7 +222,9 @@ def test_local_addresses(address: str) -> None:
     assert is_local(address)
 
 
-@pytest.mark.parametrize("address", [PUBLIC, "8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"])
+@pytest.mark.parametrize(
+    "address", [PUBLIC, "8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808", "2002:808:808::"]
+)
 def test_public_addresses(address: str) -> None:
     assert not is_local(address)
 
@@ -280,6 +290,22 @@ def test_redirect_to_the_local_network(server: FaultyServer, path: str) -> None:
     ):
         fetch(f"{server.address}/{path}", RemoteSettings())
     assert server.asked == [path]
+
+
+@pytest.mark.parametrize("path", ["missing", "picture.png", "to-file"])
+def test_no_secret_of_an_address_is_repeated(server: FaultyServer, tmp_path: Path, path: str) -> None:
+    """The password reaches the server it is for, and neither an error nor a file of the cache."""
+    url = f"{server.address}/{path}?size=4&X-Amz-Signature=hidden1&token=hidden2".replace("//", "//me:hidden3@")
+    message = ""
+    try:
+        fetch(url, PATIENT)
+    except UserError as error:
+        message = str(error)
+        assert f"'{server.address.replace('//', '//***@')}/{path}?size=4&X-Amz-Signature=***&token=***'" in message
+    assert server.authorizations == ["Basic bWU6aGlkZGVuMw=="]
+    kept = [file.read_bytes() for file in (tmp_path / "cache").rglob("*.json")]
+    assert len(kept) == (path == "picture.png")
+    assert b"hidden" not in b"".join(kept) + message.encode()
 
 
 @pytest.mark.usefixtures("loopback_is_public")

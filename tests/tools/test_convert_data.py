@@ -100,6 +100,11 @@ ROOT = ("--image-root", "images")
         ("7,What is <image>?,A", "line 2: the question holds <image>"),
         ("8,Q,A", "line 2: no image '8' in images"),
         ("notes,Q,A", "line 2: no image 'notes' in images"),
+        (
+            "0123456789" * 1000 + ",Q,A",
+            f"line 2: the image '{'0123456789' * 8}... (10,000 characters)' is too long for",
+        ),
+        ("0123456789" * 30 + "x,Q,A", f"line 2: no image '{'0123456789' * 8}... (301 characters)' in images"),
         ("twice,Q,A", "line 2: 'twice' may be twice.jpg or val/twice.png in images; give the path"),
     ],
 )
