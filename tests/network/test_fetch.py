@@ -169,7 +169,7 @@ def test_every_fault_is_one_error_in_bounded_time(server: FaultyServer, fault: s
 
 @pytest.mark.parametrize("fault", ["dripping-body", "dripping-headers"])
 def test_a_long_deadline_wants_progress(server: FaultyServer, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
-    monkeypatch.setattr(downloads, "Deadline", lambda seconds, pace: connections.Deadline(seconds, pace / 2000))
+    monkeypatch.setattr(client, "Deadline", lambda seconds, pace: connections.Deadline(seconds, pace / 2000))
     with pytest.raises(UserError, match=f"{fault}' cannot be fetched: less than 64 KiB came in 1200 s"):
         fetch(f"{server.address}/{fault}", replace(PATIENT, deadline=3600))
 
