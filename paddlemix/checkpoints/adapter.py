@@ -1,13 +1,15 @@
 """Adapter directories: LoRA weights, the other trained weights, tokenizer, processor and where the base is.
 
 lora_config.json            settings, adapted layers, base, fingerprint of the base
-adapter_model.safetensors   lora_A, lora_B, ... and every weight that was trained whole (e.g. the projector)
+adapter_model.safetensors   lora_A, lora_B, ... and every weight that was trained whole (e.g. the projector); its header
+                            also has the digest of each of the base's weights, see `weight_identity`
 processor_config.json       with the tokenizer files: everything but the base's weights
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,7 @@ from paddlemix.checkpoints.files import (
     TensorEntry,
     atomic_directory,
     read_json,
+    read_metadata,
     read_safetensors,
     write_json,
     write_safetensors,
@@ -36,6 +39,7 @@ from paddlemix.peft.settings import LoRAConfig, is_adapter_weight, is_start_valu
 from paddlemix.processors.llava import PROCESSOR_FILE, LlavaProcessor
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_DIGESTS_KEY = "base_digests"
 _SAMPLED_ROWS = 64
 
 
@@ -64,6 +68,22 @@ class AdapterFiles:
     def tensors(self) -> dict[str, TensorEntry]:
         """Its weights under our names, unread."""
         return read_safetensors(self.directory / ADAPTER_WEIGHTS) if self.foreign is None else self.foreign
+
+    def base_digests(self) -> dict[str, str]:
+        """Our name -> digest of each of its base's weights; {} where it has none: an earlier version's, or another
+        program's.
+
+        Raises:
+            UserError: they cannot be understood.
+        """
+        if self.foreign is not None:
+            return {}
+        path = self.directory / ADAPTER_WEIGHTS
+        text = read_metadata(path).get(_DIGESTS_KEY, "{}")
+        try:
+            return {str(name): str(digest) for name, digest in json.loads(text).items()}
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"'{path}' has a damaged header ({_DIGESTS_KEY}: {error}); copy it again") from error
 
     def base_names(self, model: paddle.nn.Layer) -> set[str]:
         """Names of a model's weights that come from the base: all but the adapter's own.
@@ -106,12 +126,14 @@ class AdapterSettings:
 
     Args:
         carried: weights of an earlier adapter that this one goes on from; they are written whether they train or not.
+        digests: of the base's weights, see `base_check.base_digests`.
     """
 
     config: LoRAConfig
     base: dict[str, Any]
     fingerprint: str
     carried: frozenset[str] = frozenset()
+    digests: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_adapter(
@@ -121,7 +143,8 @@ def write_adapter(
     trained = {name for name, parameter in model.named_parameters() if not parameter.stop_gradient}
     written = trained | {name for name, _ in lora_parameters(model)} | settings.carried
     write_processor(processor, directory)
-    write_safetensors(directory / ADAPTER_WEIGHTS, parameter_entries(model, written), {"format": "paddlemix"})
+    metadata = {"format": "paddlemix", _DIGESTS_KEY: json.dumps(dict(settings.digests))}
+    write_safetensors(directory / ADAPTER_WEIGHTS, parameter_entries(model, written), metadata)
     write_json(
         directory / ADAPTER_FILE,
         {
@@ -143,7 +166,8 @@ def save_adapter(
 
 
 def fingerprint(model: paddle.nn.Layer, stored: Mapping[str, TensorEntry] | None = None) -> str:
-    """Tells base models apart: a hash over names, shapes and samples of the weights an adapter does not change.
+    """Tells base models apart roughly: a hash over names, shapes and samples of the weights an adapter does not change.
+    For a base whose digests are not known, or an adapter of an earlier version, see `base_check`.
 
     Norms and rows of the token embedding are sampled, rounded to bfloat16 so that the dtype they were loaded in does
     not matter; new or trained projectors do not count.  A quantised model has the mark of the one it was made of.
@@ -154,7 +178,9 @@ def fingerprint(model: paddle.nn.Layer, stored: Mapping[str, TensorEntry] | None
     """
     digest = hashlib.sha256()
     parameters = dict(model.named_parameters())
-    for name, shape in sorted(_base_shapes(model).items()):
+    for name, shape in sorted(weight_shapes(model).items()):
+        if name.startswith(("projector.", "image_newline")):
+            continue
         digest.update(f"{name}{shape}".encode())
         if name.startswith("language_model.") and (name.endswith("norm.weight") or "embed_tokens" in name):
             step = max(shape[0] // _SAMPLED_ROWS, 1)
@@ -166,8 +192,8 @@ def fingerprint(model: paddle.nn.Layer, stored: Mapping[str, TensorEntry] | None
     return digest.hexdigest()
 
 
-def _base_shapes(model: paddle.nn.Layer) -> dict[str, list[int]]:
-    """Name -> shape of the weights that a base is told by; those of quantised layers as they were before."""
+def weight_shapes(model: paddle.nn.Layer) -> dict[str, list[int]]:
+    """Name -> shape of a model's own weights, without an adapter's; those of quantised layers as they were before."""
     found = dict(quantized_layers(model))
     inside = tuple(f"{name}." for name in found)
     shapes = {
@@ -180,4 +206,4 @@ def _base_shapes(model: paddle.nn.Layer) -> dict[str, list[int]]:
         shapes[f"{plain}.weight"] = list(layer.weight_shape)
         if layer.bias is not None:
             shapes[f"{plain}.bias"] = list(layer.bias.shape)
-    return {name: shape for name, shape in shapes.items() if not name.startswith(("projector.", "image_newline"))}
+    return shapes

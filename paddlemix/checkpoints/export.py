@@ -42,6 +42,7 @@ from paddlemix.checkpoints.vocabulary import (
     read_carried_vocabulary,
     take_off,
 )
+from paddlemix.checkpoints.weight_identity import source_digests, write_origin
 from paddlemix.checkpoints.xtuner import PROJECTOR, TOWER
 from paddlemix.errors import UserError
 from paddlemix.log import logger
@@ -94,7 +95,10 @@ def convert_checkpoint(source: str | Path, target: str | Path, conversion: Conve
             "--to hf for the form of its own family"
         )
     with atomic_directory(target) as temporary:
-        return _WRITERS[conversion.to](checkpoint, temporary, conversion)
+        report = _WRITERS[conversion.to](checkpoint, temporary, conversion)
+        if conversion.dtype is not None:  # what may be rounded says what it was
+            write_origin(temporary, source_digests(open_source(source)))
+        return report
 
 
 def check_target(target: Path) -> None:

@@ -15,9 +15,8 @@ import paddle
 
 from paddlemix.checkpoints.adapter import AdapterFiles, fingerprint, read_adapter
 from paddlemix.checkpoints.adapter_fit import AdapterWeights, check_fit
-from paddlemix.checkpoints.files import read_weight_file, read_weights
+from paddlemix.checkpoints.base_check import check_base
 from paddlemix.checkpoints.hub import is_model_name, resolve_model
-from paddlemix.checkpoints.keymap import ORIGINAL, OURS, PADDLEMIX, PEFT_PROJECTOR, XTUNER_PROJECTOR
 from paddlemix.checkpoints.layouts import ADAPTER_FILE, is_adapter
 from paddlemix.checkpoints.pretrained import (
     Pretrained,
@@ -27,11 +26,13 @@ from paddlemix.checkpoints.pretrained import (
     load_processor,
     read_carried,
 )
+from paddlemix.checkpoints.projector_file import NEW_PARTS as NEW_PARTS
+from paddlemix.checkpoints.projector_file import read_projector_file
 from paddlemix.checkpoints.quantized import choose_quantization
-from paddlemix.checkpoints.source import Source, open_source, rename, with_image_size
-from paddlemix.checkpoints.tensors import TensorEntry
+from paddlemix.checkpoints.source import Source, open_source, with_image_size
 from paddlemix.checkpoints.towers import TOWER_KINDS
 from paddlemix.checkpoints.unbuilt import unbuilt_with_adapter
+from paddlemix.checkpoints.weight_identity import WeightFiles
 from paddlemix.device import return_freed_memory
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.log import logger
@@ -41,8 +42,6 @@ from paddlemix.models.projector import build_projector
 from paddlemix.peft.lora import LoRAConfig, add_lora, linear_names
 from paddlemix.processors.chat_template import read_template
 from paddlemix.processors.llava import LlavaProcessor, image_spec_from_dict, processor_from_dict
-
-NEW_PARTS = ("projector.", "image_newline")  # what a text-only model gets besides the tower
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,25 +160,13 @@ def base_reference(spec: BaseSpec, directory: Path) -> dict[str, Any]:
     return {**values, "relative": relative}
 
 
-def base_mark(base: Pretrained) -> str:
-    """The fingerprint of a base that was just loaded."""
-    if base.model.language_model.embed_tokens.weight.dtype != paddle.float16:
-        return fingerprint(base.model)
-    return fingerprint(base.model, open_source(base.directory, inside=True).tensors())
-
-
 def apply_adapter(base: Pretrained, adapter: AdapterFiles) -> Pretrained:
     """Adds an adapter's layers and weights to its base, in place.
 
     Raises:
         UserError: the base is another model, or weights are missing, extra or misshapen.
     """
-    found = base_mark(base)
-    if adapter.foreign is None and found != adapter.fingerprint:
-        raise UserError(
-            f"the adapter {adapter.directory} was trained on another base than {base.directory} (its weights differ: "
-            f"{found[:12]}, expected {adapter.fingerprint[:12]})"
-        )
+    check_base(base, adapter)
     loaded, names = adapter.tensors(), set(linear_names(base.model))
     unbuilt = {name for name in adapter.config.modules if name.startswith("vision_tower.layers.")} - names
     config = replace(adapter.config, modules=tuple(name for name in adapter.config.modules if name not in unbuilt))
@@ -220,8 +207,10 @@ def load_base(spec: BaseSpec, dtype: str = "float32") -> Pretrained:
     attached = source.config.vision is None and spec.tower is not None
     if not attached and spec.tower is not None:
         logger.warning("%s has its own vision tower; mm_vision_tower '%s' is not used", spec.model, spec.tower)
-    tower = with_image_size(_open_tower(spec.tower), spec.vision_image_size) if attached and spec.tower else None
+    tower = _open_tower(spec.tower) if attached and spec.tower else None
+    files = WeightFiles(source, tower, None if spec.projector_file is None else Path(spec.projector_file))
     if tower is not None:
+        tower = with_image_size(tower, spec.vision_image_size)
         source = attach_tower(source, tower, spec)
     else:
         source = with_image_size(source, spec.vision_image_size)
@@ -236,7 +225,8 @@ def load_base(spec: BaseSpec, dtype: str = "float32") -> Pretrained:
     if spec.projector_file is not None:
         _load_projector(model, Path(spec.projector_file))
     model.eval()
-    return Pretrained(model, load_processor(source), source.directory, unused, carried=read_carried(source.directory))
+    carried = read_carried(source.directory)
+    return Pretrained(model, load_processor(source), source.directory, unused, carried=carried, files=files)
 
 
 def _open_tower(tower: str) -> Source:
@@ -282,16 +272,10 @@ def _start_new_parts(model: LlavaModel, dtype: str) -> None:
 
 
 def _load_projector(model: LlavaModel, path: Path) -> None:
-    """Fills the projector from a file that holds its weights: original LLaVA's mm_projector.bin or
-    non_lora_trainables.bin, PaddleMIX's, XTuner's (the file or its folder), or safetensors under any of their names or
-    ours.
-
-    LLaVA writes no newline vector to these files, so a new one may keep its start values.
-    """
+    """Fills the projector from a file of its own; LLaVA writes no newline vector there, so a new one may keep its start
+    values."""
     parameters = {name: value for name, value in model.named_parameters() if name.startswith(NEW_PARTS)}
-    weights = read_weights(path) if path.is_dir() else read_weight_file(path)
-    entries = rename(weights, (OURS, XTUNER_PROJECTOR, ORIGINAL, PADDLEMIX, PEFT_PROJECTOR), path)
-    found: dict[str, TensorEntry] = {name: entry for name, entry in entries.items() if name.startswith(NEW_PARTS)}
+    found = read_projector_file(path)
     wrong = sorted(
         name
         for name in parameters.keys() | found.keys()

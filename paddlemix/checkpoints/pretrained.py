@@ -31,6 +31,7 @@ from paddlemix.checkpoints.source import Source, open_source
 from paddlemix.checkpoints.strict import check_vocabulary, check_weights
 from paddlemix.checkpoints.tensors import FLOAT_TYPES, NUMPY_TYPES, TensorEntry, array_entry, converted
 from paddlemix.checkpoints.vocabulary import HF_VOCABULARY_FILE
+from paddlemix.checkpoints.weight_identity import WeightFiles
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.models.layers import skip_initialisation
 from paddlemix.models.llava import LlavaModel
@@ -53,6 +54,7 @@ class Pretrained:
         unused: tower weights behind the selected layer: not built, kept so that saving loses nothing.
         adapter: settings of the adapter that was added to it, if any.
         carried: files that travel with the weights as they are, name -> content; see `vocabulary`.
+        files: what the weights were read from, without the adapter's; None for a model that was made otherwise.
     """
 
     model: LlavaModel
@@ -61,6 +63,7 @@ class Pretrained:
     unused: dict[str, TensorEntry] = field(default_factory=dict)
     adapter: LoRAConfig | None = None
     carried: dict[str, bytes] = field(default_factory=dict)
+    files: WeightFiles | None = None
 
 
 def load_model(path: str | Path, dtype: str = "float32") -> Pretrained:

@@ -50,12 +50,14 @@ def main(argv: list[str]) -> int:
         UserError: the model cannot be used, is an adapter or quantised already, or the output cannot be written.
     """
     arguments = build_parser().parse_args(argv)
+    from paddlemix.checkpoints.directories import atomic_directory
     from paddlemix.checkpoints.export import check_target
     from paddlemix.checkpoints.load import BaseSpec, load_base
-    from paddlemix.checkpoints.pretrained import save_model
+    from paddlemix.checkpoints.pretrained import write_model
     from paddlemix.checkpoints.quantized import read_quantization
     from paddlemix.checkpoints.source import open_source
     from paddlemix.checkpoints.tensors import FLOAT_TYPES
+    from paddlemix.checkpoints.weight_identity import WeightFiles, write_origin
     from paddlemix.device import select_device
     from paddlemix.peft.quantize import quantized_linears
 
@@ -71,7 +73,9 @@ def main(argv: list[str]) -> int:
     dtype = arguments.dtype or names.get(embedding.dtype if embedding is not None else "", "float32")
     select_device("cpu")  # nothing is computed, and the model need not fit into a device's memory
     loaded = load_base(BaseSpec(model=arguments.model_path, quantize=arguments.kind), dtype)
-    save_model(loaded, arguments.output)
+    with atomic_directory(arguments.output) as temporary:
+        write_model(loaded, temporary)
+        write_origin(temporary, WeightFiles(source).digests())
     layers = quantized_linears(loaded.model).values()
     weights = sum(layer.weight_shape[0] * layer.weight_shape[1] for layer in layers)
     held = sum(layer.num_bytes for layer in layers)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.checkpoints.adapter import AdapterSettings, read_adapter, write_adapter
-from paddlemix.checkpoints.load import NEW_PARTS, BaseSpec, apply_adapter, base_mark, base_reference, load_base
+from paddlemix.checkpoints.base_check import base_digests, base_mark
+from paddlemix.checkpoints.load import NEW_PARTS, BaseSpec, apply_adapter, base_reference, load_base
 from paddlemix.checkpoints.pretrained import Pretrained, write_model
 from paddlemix.config.load import save_config
 from paddlemix.config.schema import RunConfig, trainer_keys
@@ -136,10 +137,10 @@ def _add_training(config: RunConfig, spec: BaseSpec, loaded: Pretrained) -> Call
     set_trainable(model, plan, config)
     if loaded.adapter is None:
         return lambda directory: write_model(loaded, directory)
-    adapter = loaded.adapter
+    adapter, digests = loaded.adapter, base_digests(loaded) if process_rank() == 0 else {}  # this rank writes
 
     def write_result(directory: Path) -> None:
-        settings = AdapterSettings(adapter, base_reference(spec, directory), mark, frozenset(carried))
+        settings = AdapterSettings(adapter, base_reference(spec, directory), mark, frozenset(carried), digests)
         write_adapter(model, loaded.processor, settings, directory)
 
     return write_result

@@ -1,0 +1,27 @@
+"""A projector's weights that stand in a file of their own, as pretraining leaves them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from paddlemix.checkpoints.files import read_weight_file, read_weights
+from paddlemix.checkpoints.keymap import ORIGINAL, OURS, PADDLEMIX, PEFT_PROJECTOR, XTUNER_PROJECTOR
+from paddlemix.checkpoints.source import rename
+from paddlemix.checkpoints.tensors import TensorEntry
+
+NEW_PARTS = ("projector.", "image_newline")  # what a text-only model gets besides the tower
+
+
+def read_projector_file(path: Path) -> dict[str, TensorEntry]:
+    """The projector's weights and the newline vector under our names, unread.
+
+    Args:
+        path: original LLaVA's mm_projector.bin or non_lora_trainables.bin, PaddleMIX's, XTuner's (the file or its
+            folder), or safetensors under any of their names or ours.
+
+    Raises:
+        MissingFileError, UserError: it cannot be read, or holds weights that none of these has.
+    """
+    weights = read_weights(path) if path.is_dir() else read_weight_file(path)
+    entries = rename(weights, (OURS, XTUNER_PROJECTOR, ORIGINAL, PADDLEMIX, PEFT_PROJECTOR), path)
+    return {name: entry for name, entry in entries.items() if name.startswith(NEW_PARTS)}
