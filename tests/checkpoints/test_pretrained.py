@@ -10,9 +10,10 @@ import paddle
 import pytest
 
 from paddlemix.checkpoints import files
+from paddlemix.checkpoints.base_check import base_mark
 from paddlemix.checkpoints.files import INDEX_FILE, TensorEntry, array_entry, read_weights, write_json, write_weights
 from paddlemix.checkpoints.layouts import ADAPTER_FILE
-from paddlemix.checkpoints.load import BaseSpec, base_mark, load_base
+from paddlemix.checkpoints.load import BaseSpec, load_base
 from paddlemix.checkpoints.pretrained import (
     Pretrained,
     build_model,
