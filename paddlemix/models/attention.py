@@ -19,6 +19,7 @@ from paddlemix.models.attention_kernels import AttentionFunction
 from paddlemix.models.constants import counted, kept
 from paddlemix.models.fused import chosen, suits
 from paddlemix.models.kernels import RotaryFunction
+from paddlemix.models.operators import repeat_heads
 from paddlemix.models.rotary import Rope
 
 RotaryTables = tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]
@@ -280,7 +281,7 @@ def _attend_all(
     """Every query with every key that the bias may show it; [B, L, H, E] and twice [B, S, K, E] -> [B, L, H, E]."""
     groups = queries.shape[2] // keys.shape[2]
     if groups > 1 and not compiled.takes_attention(queries, keys, values, bias):
-        keys, values = (states.repeat_interleave(groups, axis=2) for states in (keys, values))
+        keys, values = (repeat_heads(states, groups) for states in (keys, values))
     causal = bias is not None and bias.ndim == 2
     block = _CAUSAL_BLOCK if causal and paddle.get_device() == "cpu" else None
     return AttentionFunction.apply(queries, keys, values, bias, block)

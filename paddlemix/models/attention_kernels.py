@@ -13,6 +13,7 @@ from paddle.nn import functional
 
 from paddlemix.models import compiled
 from paddlemix.models.kernels import only, trains
+from paddlemix.models.operators import row_sums
 from paddlemix.models.parallel import cores, map_on_cores
 
 _LEAST_SCORES = 1 << 18  # below so many, handing a share over to another thread takes longer than computing it
@@ -128,7 +129,7 @@ def _attend_backward(
     queries, keys, values, *weights = kept
     size = grad.shape[-1]
     # [B, H, L, 1]: the weights' gradients, averaged by the weights
-    means = paddle.matmul((grad * output).astype("float32"), paddle.ones([size, 1])).transpose([0, 2, 1, 3])
+    means = row_sums((grad * output).astype("float32")).transpose([0, 2, 1, 3])
     grad = grad.transpose([0, 2, 1, 3])  # [B, H, L, E]
     parts: list[list[paddle.Tensor]] = [[], [], []]
     for (start, stop, end), weight in zip(blocks, weights, strict=True):

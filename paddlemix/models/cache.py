@@ -13,6 +13,8 @@ import numpy as np
 import paddle
 from paddle.nn import functional
 
+from paddlemix.models.operators import take_rows
+
 _UNIT = 64  # room is made for a multiple of this many positions
 
 
@@ -132,7 +134,7 @@ class KVCache:
         for layer in self._layers:
             for name in ("keys", "values"):
                 part = getattr(layer, name).reshape([-1, heads * self.room * width])
-                setattr(layer, name, paddle.gather(part, index).reshape([-1, width]))
+                setattr(layer, name, take_rows(part, index).reshape([-1, width]))
         if self.segment_ids is not None:
             self.segment_ids = paddle.gather(self.segment_ids, index)
         self._shape, self._rows = (len(rows), heads, width), None

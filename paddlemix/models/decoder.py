@@ -16,6 +16,7 @@ from paddlemix.models.cache import KVCache
 from paddlemix.models.configuration import DecoderConfig
 from paddlemix.models.layers import RMSNorm, apply_linear, linear, normal
 from paddlemix.models.linear_groups import gated_linear, normed_linears
+from paddlemix.models.operators import take_rows
 
 
 class DecoderAttention(nn.Layer):
@@ -163,7 +164,7 @@ class Decoder(nn.Layer):
 
 def _choose(states: paddle.Tensor, chosen: paddle.Tensor | None) -> paddle.Tensor:
     """Rows of [B, L, D] at flat positions [S] -> [S, D]; all of them, unchanged, where none are chosen."""
-    return states if chosen is None else paddle.gather(states.reshape([-1, states.shape[-1]]), chosen)
+    return states if chosen is None else take_rows(states.reshape([-1, states.shape[-1]]), chosen)
 
 
 def _first_chosen(

@@ -23,6 +23,7 @@ from paddlemix.models.attention import MASKED, rotary_tables
 from paddlemix.models.cache import KVCache
 from paddlemix.models.decoder import Decoder, DecoderLayer
 from paddlemix.models.layers import RMSNorm, product
+from paddlemix.models.operators import on_cpu
 from paddlemix.models.rotary import Rope
 
 _Table = tuple[paddle.Tensor, paddle.Tensor]
@@ -209,11 +210,15 @@ def _norm(norm: RMSNorm) -> Callable[[paddle.Tensor], paddle.Tensor]:
 
 
 def _normalise(weight: paddle.Tensor, epsilon: float, kept: dict[str, Any], hidden: paddle.Tensor) -> paddle.Tensor:
-    """RMS norm of [n, D], in float32; means are products with ones."""
-    if "ones" not in kept:
-        kept["ones"] = paddle.full([hidden.shape[1], 1], 1.0 / hidden.shape[1], dtype="float32")
+    """RMS norm of [n, D], in float32; on CPU means are products with ones that are made once."""
     wide = hidden if hidden.dtype == paddle.float32 else hidden.astype("float32")
-    scaled = wide * paddle.rsqrt(paddle.matmul(wide * wide, kept["ones"]) + epsilon)
+    if on_cpu(hidden):
+        if "ones" not in kept:
+            kept["ones"] = paddle.full([hidden.shape[1], 1], 1.0 / hidden.shape[1], dtype="float32")
+        means = paddle.matmul(wide * wide, kept["ones"])
+    else:
+        means = (wide * wide).mean(axis=-1, keepdim=True)
+    scaled = wide * paddle.rsqrt(means + epsilon)
     return (scaled if hidden.dtype == paddle.float32 else scaled.astype(hidden.dtype)) * weight
 
 

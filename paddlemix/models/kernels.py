@@ -1,7 +1,7 @@
 """Forward and backward passes written out where paddle's automatic ones are slow or keep too much.
 
 Each equals the plain formula in its docstring; tests compare values and gradients.  What is gained, mostly on CPU:
-reductions are products with ones, results are written in place, and less is kept for the backward pass.
+results are written in place, and less is kept for the backward pass.
 None of them has a second derivative.
 """
 
@@ -14,6 +14,7 @@ from paddle.autograd import PyLayer
 from paddle.nn import functional
 
 from paddlemix.models import compiled, compiled_library
+from paddlemix.models.operators import column_sums, dropout_mask, on_cpu, row_sums, widened_mask
 
 NARROW_COST = 3  # a product with a factor of few columns runs at about a third of the rate
 
@@ -29,16 +30,26 @@ def only(wanted: tuple[bool, ...], *grads: paddle.Tensor | None) -> tuple[paddle
     return tuple(grad if want else None for want, grad in zip(wanted, grads, strict=True))
 
 
+def autocasts() -> bool:
+    """Whether autocast chooses the type of products here."""
+    return bool(paddle.amp.is_autocast_enabled())
+
+
+def as_type(tensor: paddle.Tensor, dtype: paddle.dtype) -> paddle.Tensor:
+    """The tensor in a dtype; itself where it has it, since paddle's cast would put a step into the gradient's way."""
+    return tensor if tensor.dtype == dtype else tensor.astype(dtype)
+
+
 def _spread(column: paddle.Tensor, width: int) -> paddle.Tensor:
     """[rows, 1] as a factor of [rows, width].  On CPU a product with ones: broadcasting takes three times as long."""
-    if column.dtype != paddle.float32 or not column.place.is_cpu_place():
+    if column.dtype != paddle.float32 or not on_cpu(column):
         return column
     return paddle.matmul(column, paddle.ones([1, width]))
 
 
 def _repeat(row: paddle.Tensor, rows: int) -> paddle.Tensor:
     """[width] as a factor of [rows, width], see `_spread`."""
-    if row.dtype != paddle.float32 or not row.place.is_cpu_place():
+    if row.dtype != paddle.float32 or not on_cpu(row):
         return row
     return paddle.matmul(paddle.ones([rows, 1]), row.unsqueeze(0))
 
@@ -56,8 +67,7 @@ class RMSNormFunction(PyLayer):
             ctx.save_for_backward(inputs, scales, weight)
             return outputs
         flat = inputs.reshape([-1, width]).astype("float32")
-        ones = paddle.ones([width, 1], dtype="float32")
-        scale = paddle.rsqrt(paddle.matmul(flat * flat, ones) * (1.0 / width) + epsilon)  # [rows, 1]
+        scale = paddle.rsqrt(row_sums(flat * flat) * (1.0 / width) + epsilon)  # [rows, 1]
         normalised = flat * _spread(scale, width)
         ctx.save_for_backward(normalised, scale, weight)
         ctx.shape, ctx.dtype = inputs.shape, inputs.dtype
@@ -73,13 +83,12 @@ class RMSNormFunction(PyLayer):
         rows, width = normalised.shape
         flat = grad.reshape([rows, width]).astype("float32")
         through = flat * _repeat(weight.astype("float32"), rows)
-        mean = paddle.matmul(through * normalised, paddle.ones([width, 1], dtype="float32")) * (1.0 / width)
+        mean = row_sums(through * normalised) * (1.0 / width)
         inputs_grad = through.subtract_(normalised * _spread(mean, width)).multiply_(_spread(scale, width))
         inputs_grad = inputs_grad.astype(ctx.dtype).reshape(ctx.shape)
         weight_grad = None
         if ctx.trains[1]:
-            weight_grad = paddle.matmul(paddle.ones([1, rows], dtype="float32"), flat * normalised).reshape([width])
-            weight_grad = weight_grad.astype(weight.dtype)
+            weight_grad = column_sums(flat * normalised).astype(weight.dtype)
         return only(ctx.trains, inputs_grad, weight_grad)
 
 
@@ -104,8 +113,9 @@ class GatedFunction(PyLayer):
         sigmoid = functional.sigmoid(gate)
         active = gate * sigmoid
         up_grad = grad * active
-        # silu'(x) = sigmoid * (1 + x - active)
-        slope = (gate - active).scale_(1.0, 1.0).multiply_(sigmoid)
+        # silu'(x) = sigmoid * (1 + x * (1 - sigmoid)); x * (1 - sigmoid) is x - active, but NPU subtracts no bfloat16
+        left = gate - active if on_cpu(gate) else gate * sigmoid.scale(-1.0, 1.0)
+        slope = left.scale_(1.0, 1.0).multiply_(sigmoid)
         return only(ctx.trains, slope.multiply_(grad).multiply_(up), up_grad)
 
 
@@ -180,23 +190,31 @@ class DroppedLowRankFunction(PyLayer):
     def forward(
         ctx: Any, inputs: paddle.Tensor, first: paddle.Tensor, second: paddle.Tensor, scaling: float, rate: float
     ) -> paddle.Tensor:
-        """[..., in], [in, r], [r, out], all of one dtype -> [..., out]; `rate` is the share that is dropped."""
-        factors = functional.dropout(paddle.ones_like(inputs), rate, training=True)  # 0 or 1 / (1 - rate)
-        narrow = paddle.matmul(inputs * factors, first)
-        ctx.save_for_backward(inputs, factors > 0, narrow, first, second)
+        """[..., in], [in, r], [r, out] -> [..., out]; `rate` is the share that is dropped.
+
+        Products run in the type that autocast gives them, else in that of the inputs, and so does the backward pass.
+        """
+        mask = dropout_mask(inputs, rate)
+        dropped = inputs * widened_mask(mask, rate, inputs.dtype)
+        narrow = paddle.matmul(dropped, first if autocasts() else as_type(first, inputs.dtype))
+        ctx.save_for_backward(inputs, mask, narrow, first, second)
         ctx.scaling, ctx.rate, ctx.trains = scaling, rate, trains(inputs, first, second)
-        return paddle.matmul(narrow, second).scale_(scaling)
+        return paddle.matmul(narrow * scaling, second if autocasts() else as_type(second, narrow.dtype))
 
     @staticmethod
     def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
         """Gradients of inputs, A and B."""
-        inputs, is_left, narrow, first, second = ctx.saved_tensor()
-        rank, width = second.shape[0], first.shape[0]
-        factors = is_left.astype(inputs.dtype).scale_(1.0 / (1.0 - ctx.rate))
-        narrow_grad = paddle.matmul(grad, second, transpose_y=True).scale_(ctx.scaling)
-        flat = grad.reshape([-1, second.shape[1]])
+        inputs, mask, narrow, first, second = ctx.saved_tensor()
+        (rank, out_size), width, dtype = second.shape, first.shape[0], narrow.dtype
+        grad = as_type(grad, dtype)
+        factors = widened_mask(mask, ctx.rate, inputs.dtype)
+        narrow_grad = paddle.matmul(grad, as_type(second, dtype), transpose_y=True).scale_(ctx.scaling)
+        flat = grad.reshape([-1, out_size])
         second_grad = paddle.matmul(narrow.reshape([-1, rank]), flat, transpose_x=True).scale_(ctx.scaling)
-        dropped = (inputs * factors).reshape([-1, width])
+        dropped = as_type((inputs * factors).reshape([-1, width]), dtype)
         first_grad = paddle.matmul(narrow_grad.reshape([-1, rank]), dropped, transpose_x=True).transpose([1, 0])
-        inputs_grad = paddle.matmul(narrow_grad, first, transpose_y=True).multiply_(factors) if ctx.trains[0] else None
-        return only(ctx.trains, inputs_grad, first_grad, second_grad)
+        inputs_grad = None
+        if ctx.trains[0]:
+            inputs_grad = paddle.matmul(narrow_grad, as_type(first, dtype), transpose_y=True)
+            inputs_grad = as_type(inputs_grad, inputs.dtype).multiply_(factors)
+        return only(ctx.trains, inputs_grad, as_type(first_grad, first.dtype), as_type(second_grad, second.dtype))

@@ -13,6 +13,7 @@ from paddlemix.models.cache import KVCache
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.models.decoder import Decoder
 from paddlemix.models.layers import apply_linear, linear, normal
+from paddlemix.models.operators import take_rows
 from paddlemix.models.projector import build_projector, run_projector
 from paddlemix.models.vision import VisionTower
 
@@ -110,7 +111,7 @@ class LlavaModel(nn.Layer):
         rows = [embeds.reshape([-1, width]), features.astype(embeds.dtype)]
         if self.config.image_newline:
             rows.append(self.image_newline.astype(embeds.dtype).unsqueeze(0))
-        return paddle.gather(paddle.concat(rows), merge_index).reshape([batch, length, width])
+        return take_rows(paddle.concat(rows), merge_index).reshape([batch, length, width])
 
     def logits(self, hidden_states: paddle.Tensor) -> paddle.Tensor:
         """[..., D] -> scores over the vocabulary [..., V]."""

@@ -11,10 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 import paddle
-from paddle.nn import functional
 
 from paddlemix.models.kernels import NARROW_COST
 from paddlemix.models.layers import affine, initialising
+from paddlemix.models.operators import dropout
 from paddlemix.peft.linear import LoRALinear
 from paddlemix.peft.settings import LoRAConfig
 
@@ -59,7 +59,7 @@ class DoRALinear(LoRALinear):
     def _dropped(self, inputs: paddle.Tensor) -> paddle.Tensor:
         """With dropout the base layer sees whole inputs and all that is new dropped ones, as in PEFT."""
         gain = self._cast_gain(inputs)
-        dropped = functional.dropout(inputs, self.dropout, training=True)
+        dropped = dropout(inputs, self.dropout)
         change = self._plain(dropped, with_bias=False) * (gain - 1) + self._update(dropped) * gain
         return self._plain(inputs, with_bias=True) + change
 

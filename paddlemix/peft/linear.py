@@ -13,9 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import paddle
 from paddle import nn
-from paddle.nn import functional
 
-from paddlemix.models.kernels import NARROW_COST, DroppedLowRankFunction, LowRankLinearFunction
+from paddlemix.models.kernels import NARROW_COST, DroppedLowRankFunction, LowRankLinearFunction, as_type
 from paddlemix.models.layers import affine, initialising
 from paddlemix.peft.settings import LoRAConfig
 
@@ -88,10 +87,8 @@ class LoRALinear(nn.Layer):
             outputs = LowRankLinearFunction.apply(inputs, self.weight, *self.factors(), self.scaling)
             return outputs if self.bias is None else outputs + self.bias
         outputs = self._plain(inputs, with_bias=True)
-        if dropping and inputs.dtype == self.adapter_dtype and not paddle.amp.is_autocast_enabled():
-            return outputs + DroppedLowRankFunction.apply(inputs, *self.factors(), self.scaling, self.dropout)
         if dropping:
-            inputs = functional.dropout(inputs, self.dropout, training=True)
+            return outputs + DroppedLowRankFunction.apply(inputs, *self.factors(), self.scaling, self.dropout)
         return outputs + self._update(inputs)
 
     def factors(self) -> tuple[paddle.Tensor, paddle.Tensor]:
@@ -119,15 +116,10 @@ class LoRALinear(nn.Layer):
 
     def _update(self, inputs: paddle.Tensor) -> paddle.Tensor:
         """What the adapter adds to the base layer's outputs."""
-        first, second = (_as(factor, inputs.dtype) if self.is_quantized else factor for factor in self.factors())
+        first, second = (as_type(factor, inputs.dtype) if self.is_quantized else factor for factor in self.factors())
         return paddle.matmul(paddle.matmul(inputs, first), second) * self.scaling
 
     def _sum(self, weight: paddle.Tensor) -> paddle.Tensor:
         """A weight [in, out] with the update added, in the weight's dtype."""
-        first, second = (_as(factor, weight.dtype) for factor in self.factors())
+        first, second = (as_type(factor, weight.dtype) for factor in self.factors())
         return weight + paddle.matmul(first, second) * self.scaling
-
-
-def _as(tensor: paddle.Tensor, dtype: paddle.dtype) -> paddle.Tensor:
-    """The tensor in a dtype; itself where it has it, since paddle's cast would put a step into the gradient's way."""
-    return tensor if tensor.dtype == dtype else tensor.astype(dtype)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import paddle
 from paddle import nn
 
@@ -46,7 +47,7 @@ def sample_lengths(position_ids: paddle.Tensor, segment_ids: Any = None) -> padd
     if segment_ids is None:  # positions of padding are 0
         return (position_ids.max(axis=1, keepdim=True) + 1).expand_as(position_ids)
     if isinstance(segment_ids, SegmentLengths):
-        runs = paddle.to_tensor(segment_ids.lengths, dtype="int64")
-        return paddle.repeat_interleave(runs, runs).reshape(position_ids.shape)
+        runs = np.repeat(segment_ids.lengths, segment_ids.lengths)  # known to the host
+        return paddle.to_tensor(runs, dtype="int64").reshape(position_ids.shape)
     same = segment_ids.unsqueeze(1) == segment_ids.unsqueeze(2)  # [B, L, L]
     return same.astype("int64").sum(axis=-1)

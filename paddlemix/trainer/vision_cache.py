@@ -12,6 +12,7 @@ from paddlemix.config.schema import RunConfig
 from paddlemix.datasets.features import FeatureStore
 from paddlemix.errors import UserError
 from paddlemix.models.llava import LlavaModel
+from paddlemix.models.operators import take_rows
 from paddlemix.models.vision import VisionTower
 from paddlemix.trainer.loader import Inputs
 
@@ -76,7 +77,10 @@ class VisionCache:
         if not features:
             return inputs
         joined = paddle.concat(features)
-        return {**rest, "tile_features": paddle.gather(joined, inputs["tile_order"]) if len(features) > 1 else joined}
+        if len(features) > 1:
+            tiles, shape = len(joined), joined.shape
+            joined = take_rows(joined.reshape([tiles, -1]), inputs["tile_order"]).reshape(shape)
+        return {**rest, "tile_features": joined}
 
     def _keep(self, features: paddle.Tensor, keys: tuple[tuple[str, int], ...]) -> None:
         values, first = features.astype("float32").numpy(), 0

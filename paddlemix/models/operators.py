@@ -1,0 +1,66 @@
+"""Operators that a CPU computes fastest in one form and accelerators compute rightly in another.
+
+The CPU's forms: a sum is a product with ones, because paddle's reductions over the last axis run on one thread there.
+Under autocast such a product leaves in half precision, where a sum of squares overflows, and a float32 product may be
+rounded to TF32; so elsewhere a reduction is a reduction.  The other forms avoid operators that the Ascend plugin lacks
+in bfloat16, or that are wrong there: its `gather` has no gradient for repeated indices, and its `dropout` draws on the
+host, from a generator that recomputation does not restore.
+
+Source: the operators that PaddleCustomDevice registers for NPU, by type (October 2024).
+"""
+
+from __future__ import annotations
+
+import paddle
+from paddle.nn import functional
+
+
+def on_cpu(tensor: paddle.Tensor) -> bool:
+    """Whether a tensor is in the host's memory."""
+    return bool(tensor.place.is_cpu_place())
+
+
+def row_sums(numbers: paddle.Tensor) -> paddle.Tensor:
+    """float32 [..., n] -> [..., 1], in float32 whatever autocast does."""
+    if on_cpu(numbers):
+        return paddle.matmul(numbers, paddle.ones([numbers.shape[-1], 1]))
+    return numbers.sum(axis=-1, keepdim=True)
+
+
+def column_sums(numbers: paddle.Tensor) -> paddle.Tensor:
+    """float32 [rows, n] -> [n], in float32 whatever autocast does."""
+    if on_cpu(numbers):
+        return paddle.matmul(paddle.ones([1, numbers.shape[0]]), numbers).reshape([-1])
+    return numbers.sum(axis=0)
+
+
+def take_rows(rows: paddle.Tensor, index: paddle.Tensor) -> paddle.Tensor:
+    """[n, D] and int64 [m] -> [m, D].  The gradient of a row that is taken several times is the sum of all of them."""
+    return paddle.gather(rows, index) if on_cpu(rows) else functional.embedding(index, rows)
+
+
+def repeat_heads(states: paddle.Tensor, groups: int) -> paddle.Tensor:
+    """[B, S, K, E] -> [B, S, K * groups, E], each head `groups` times in a row."""
+    if on_cpu(states):
+        return states.repeat_interleave(groups, axis=2)
+    batch, length, heads, width = states.shape
+    return states.unsqueeze(3).expand([batch, length, heads, groups, width]).reshape([batch, length, -1, width])
+
+
+def dropout(inputs: paddle.Tensor, rate: float) -> paddle.Tensor:
+    """Zero with probability `rate`, else multiplied by 1 / (1 - rate)."""
+    if on_cpu(inputs):
+        return functional.dropout(inputs, rate, training=True)
+    return inputs * widened_mask(dropout_mask(inputs, rate), rate, inputs.dtype)
+
+
+def dropout_mask(inputs: paddle.Tensor, rate: float) -> paddle.Tensor:
+    """bool, of the inputs' shape: what is left, drawn from the generator of the inputs' device."""
+    if on_cpu(inputs):
+        return functional.dropout(paddle.ones_like(inputs), rate, training=True) > 0
+    return paddle.uniform(inputs.shape, dtype="float32", min=0.0, max=1.0) >= rate
+
+
+def widened_mask(mask: paddle.Tensor, rate: float, dtype: paddle.dtype) -> paddle.Tensor:
+    """The factors of a `dropout_mask`: 0 or 1 / (1 - rate)."""
+    return mask.astype(dtype).scale_(1.0 / (1.0 - rate))

@@ -1,0 +1,155 @@
+"""Numbers that single pieces give on the stand-in NPU in half precision, as JSON on standard output.
+
+`python -m tests.npu.probes NAME ...` runs where the plugin is; nothing here is a test.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import paddle
+
+from paddlemix.models.configuration import DecoderConfig, LlavaConfig
+from paddlemix.models.decoding import _normalise
+from paddlemix.models.kernels import RMSNormFunction
+from paddlemix.models.llava import LlavaModel
+from paddlemix.peft.lora import LoRAConfig, add_lora, linear_names
+from paddlemix.trainer.loss import LossModel, _cross_entropy
+
+LEVELS = [(dtype, level) for dtype in ("float16", "bfloat16") for level in ("O1", "O2")]
+WIDTH, EPSILON = 4096, 1e-5
+OUTLIERS, OUTLIER_AT = (300.0, 2000.0), 7
+
+
+def norms() -> dict[str, Any]:
+    """Length of each normalised row, found over expected; rows of normal numbers beside one outlier, whose own rounding
+    to half precision is left out."""
+    random = np.random.default_rng(0)
+    rows = random.standard_normal([len(OUTLIERS), WIDTH]).astype(np.float32)
+    rows[:, OUTLIER_AT] = OUTLIERS
+    found: dict[str, Any] = {}
+    for dtype, level in LEVELS:
+        states = paddle.to_tensor(rows).astype(dtype)
+        exact = states.astype("float32").numpy().astype(np.float64)
+        scales = 1 / np.sqrt((exact**2).mean(-1) + EPSILON)
+        weight = paddle.ones([WIDTH], dtype=dtype)
+        with paddle.amp.auto_cast(True, level=level, dtype=dtype):
+            outputs = RMSNormFunction.apply(states, weight, EPSILON)
+            decoded = _normalise(weight, EPSILON, {}, states)
+        lengths = [_length_of_the_rest(part.astype("float32").numpy()) for part in (outputs, decoded)]
+        wanted = _length_of_the_rest(exact * scales[:, None])
+        found[f"{dtype} {level}"] = [(length / wanted).tolist() for length in lengths]
+    return found
+
+
+def _length_of_the_rest(rows: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(np.delete(rows, OUTLIER_AT, axis=-1), axis=-1)
+
+
+def scales() -> dict[str, Any]:
+    """Largest relative error of the scale of a row, read off numbers that half precision holds exactly."""
+    random = np.random.default_rng(1)
+    rows = random.integers(-8, 9, [64, 512]).astype(np.float32)
+    wanted = 1 / np.sqrt((rows.astype(np.float64) ** 2).mean(-1) + EPSILON)
+    found: dict[str, Any] = {}
+    for dtype, level in LEVELS:
+        states = paddle.to_tensor(rows).astype(dtype)
+        with (
+            paddle.amp.auto_cast(True, level=level, dtype=dtype),
+            mock.patch.object(paddle, "rsqrt", wraps=paddle.rsqrt),
+        ):
+            made = paddle.rsqrt
+            RMSNormFunction.apply(states, paddle.ones([512], dtype=dtype), EPSILON)
+            means = made.call_args.args[0].astype("float32").numpy()[:, 0]
+        difference = np.abs(1 / np.sqrt(means.astype(np.float64)) - wanted) / wanted
+        found[f"{dtype} {level}"] = float(difference.max())
+    return found
+
+
+def losses() -> dict[str, Any]:
+    """Largest error of a token's loss, and of its logits' gradient, beside those of the same logits in float64."""
+    random = np.random.default_rng(2)
+    found: dict[str, Any] = {}
+    for dtype, level in LEVELS:
+        worst = 0.0
+        for seed in range(16):
+            logits = paddle.to_tensor((random.standard_normal([1, 997]) * 4).astype(np.float32)).astype(dtype)
+            exact = logits.astype("float32").numpy()[0].astype(np.float64)
+            target = seed * 61
+            wanted = np.log(np.exp(exact - exact.max()).sum()) + exact.max() - exact[target]
+            with paddle.amp.auto_cast(True, level=level, dtype=dtype):
+                loss, _, _ = _cross_entropy(logits, paddle.to_tensor([target]))
+            worst = max(worst, abs(float(loss) - wanted))
+        found[f"{dtype} {level}"] = worst
+    return found
+
+
+def tiny() -> LlavaModel:
+    """A language model of two layers with grouped heads, drawn from one seed."""
+    paddle.seed(1)
+    text = DecoderConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=97,
+        max_position_embeddings=64,
+    )
+    return LlavaModel(LlavaConfig(text=text))
+
+
+def recomputed() -> dict[str, Any]:
+    """How far gradients of a LoRA step with dropout are from those without recomputation, and which kernels ran."""
+    found: dict[str, Any] = {}
+    for rate in (0.0, 0.3):
+        grads = [_lora_gradients(rate, recompute) for recompute in (False, True)]
+        pairs = [(first, second) for first, second in zip(*grads, strict=True)]
+        found[str(rate)] = max(float(np.linalg.norm(first - second) / np.linalg.norm(first)) for first, second in pairs)
+    return found
+
+
+def _lora_gradients(rate: float, recompute: bool) -> list[np.ndarray]:
+    model, random = tiny(), np.random.default_rng(0)
+    model.to(dtype="bfloat16")
+    for parameter in model.parameters():
+        parameter.stop_gradient = True
+    names = tuple(name for name in linear_names(model) if name.startswith("language_model."))
+    add_lora(model, LoRAConfig(r=4, lora_alpha=8, lora_dropout=rate, modules=names))
+    trained = [(name, item) for name, item in model.named_parameters() if "lora_" in name]
+    for _, parameter in trained:
+        parameter.stop_gradient = False
+        values = random.standard_normal(parameter.shape).astype(np.float32) * 0.2
+        parameter.set_value(paddle.to_tensor(values).astype(parameter.dtype))
+    model.language_model.enable_recompute = recompute
+    wrapped = LossModel(model)
+    wrapped.train()
+    ids = paddle.to_tensor(random.integers(3, 97, [1, 32]))
+    places = {"loss_index": paddle.arange(20, 31), "loss_targets": ids[0, 21:32], "input_ids": ids}
+    paddle.seed(7)
+    with paddle.amp.auto_cast(True, level="O2", dtype="bfloat16"):
+        loss, _ = wrapped(position_ids=paddle.arange(32).unsqueeze(0), **places)
+    loss.backward()
+    return [parameter.grad.astype("float32").numpy() for _, parameter in trained]
+
+
+PROBES: dict[str, Callable[[], dict[str, Any]]] = {
+    "norms": norms,
+    "scales": scales,
+    "losses": losses,
+    "recomputed": recomputed,
+}
+
+
+def main() -> None:
+    paddle.set_device("npu")
+    sys.stdout.write(json.dumps({name: PROBES[name]() for name in sys.argv[1:]}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Half precision on the stand-in NPU, piece by piece: sums are float32 sums, and masks come from the device alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.npu.probes import LEVELS
+from tests.npu_double.build import environment
+
+NAMES = [f"{dtype} {level}" for dtype, level in LEVELS]
+
+
+def probe(plugin: Path, *names: str, **variables: str) -> dict[str, Any]:
+    """What `tests.npu.probes` prints in a process with the stand-in."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.npu.probes", *names],
+        cwd=ROOT,
+        env=environment(plugin, **variables),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def found(plugin: Path) -> dict[str, Any]:
+    return probe(plugin, "norms", "scales", "losses", "recomputed")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_row_with_an_outlier_keeps_its_norm(found: dict[str, Any], name: str) -> None:
+    """As the first token of every Llama has; in training and in decoding."""
+    for ratios in found["norms"][name]:
+        assert ratios == pytest.approx([1.0, 1.0], abs=1e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_norms_scale_is_float32(found: dict[str, Any], name: str) -> None:
+    assert found["scales"][name] < 1e-6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_tokens_loss_is_float32(found: dict[str, Any], name: str) -> None:
+    assert found["losses"][name] < 1e-5
+
+
+def test_recomputation_draws_the_same_masks(found: dict[str, Any], plugin: Path) -> None:
+    """Also where the plugin has no dropout of its own: nothing is then drawn on the host."""
+    lacking = probe(plugin, "recomputed", CUSTOM_DEVICE_BLACK_LIST="dropout,dropout_grad")["recomputed"]
+    assert found["recomputed"] == lacking == {"0.0": 0.0, "0.3": 0.0}
