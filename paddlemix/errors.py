@@ -17,6 +17,7 @@ _SECRET = re.compile(
 )
 _LONG_WORD = 1000  # characters without a space: no path and no name, but a picture in base64 and the like
 _SHOWN_OF_IT = 100
+_CLOSENESS = 0.75  # share of common letters: 'sede' is near 'seed', 'deepspeed' is not
 
 
 class UserError(ValueError):
@@ -77,5 +78,5 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     Returns:
         "; did you mean 'x'?" for the nearest allowed name, or "" when none is near.
     """
-    nearest = difflib.get_close_matches(name, list(allowed), n=1)
+    nearest = difflib.get_close_matches(name, list(allowed), n=1, cutoff=_CLOSENESS)
     return f"; did you mean '{nearest[0]}'?" if nearest else ""

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.checkpoints.files import read_json
+from paddlemix.config.foreign_templates import XTUNER_TEMPLATES, Named
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.log import logger
-from paddlemix.processors.templates import template_names
 
 PROJECTOR, TOWER, RUN_FILE = "projector", "visual_encoder", "xtuner_config.py"
 LANGUAGE_ADAPTER, TOWER_ADAPTER = "llm_adapter", "visual_encoder_adapter"
@@ -121,15 +121,17 @@ def _projector_type(path: Path) -> str:
 def _template(name: str | None, directory: Path) -> str | None:
     if name is None:
         return None
-    known = next((ours for ours in (f"xtuner_{name}", name) if ours in template_names()), None)
-    if known is None:
-        logger.warning(
-            "%s was trained with XTuner's template '%s', which is not known here; set chat_template to one that "
-            "writes the same",
-            directory,
-            name,
-        )
-    return known
+    named = XTUNER_TEMPLATES.get(name, Named(None))  # a template of ours that is called so is another program's
+    if named.ours is not None and named.exact:
+        return named.ours
+    logger.warning(
+        "%s was trained with XTuner's template '%s', which is not known here%s; set chat_template to one that writes the "
+        "same",
+        directory,
+        name,
+        "" if named.ours is None else f" (the nearest is {named.ours})",
+    )
+    return None
 
 
 def _read_run_file(path: Path) -> dict[str, Any]:

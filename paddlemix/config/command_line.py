@@ -10,11 +10,14 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from paddlemix.config.foreign_names import foreign_key, keys_meant
 from paddlemix.config.keys import KeySpec
 from paddlemix.config.schema import SPECS
+from paddlemix.config.values import parse_any
 from paddlemix.errors import UserError, did_you_mean
 from paddlemix.paths import user_path
 
@@ -55,7 +58,22 @@ def split_dry_run(argv: list[str]) -> tuple[list[str], bool, int | None]:
     return rest, True, int(text)
 
 
-def parse_command_line(argv: list[str], prog: str, description: str) -> tuple[Path | None, list[str]]:
+@dataclass(frozen=True)
+class Fault:
+    """Something wrong with a command line.
+
+    Args:
+        message: what, and what to do.
+        keys: of ours that are not missing for it, since it would have set them.
+    """
+
+    message: str
+    keys: frozenset[str] = frozenset()
+
+
+def parse_command_line(
+    argv: list[str], prog: str, description: str, faults: list[Fault] | None = None
+) -> tuple[Path | None, list[str]]:
     """The configuration file and the keys that a command line names.
 
     Args:
@@ -63,12 +81,14 @@ def parse_command_line(argv: list[str], prog: str, description: str) -> tuple[Pa
             `--key` alone for true, `--key a b c` for a list of texts; a dash in a key counts as an underscore.
         prog: the command as the user types it.
         description: what it does, one sentence.
+        faults: gets a second file, unknown flags and flags without their value, for `load_config` to show together with
+            all other faults; None raises them.
 
     Returns:
         The file (None when flags give everything) and "key=value" texts in the order given.
 
     Raises:
-        UserError: nothing given, a second file, an unknown flag or one without its value.
+        UserError: nothing given; without `faults` all that it would get.
         SystemExit: with status 0, after printing the help that `-h` or `--help` asked for.
     """
     if "-h" in argv or "--help" in argv:
@@ -76,19 +96,28 @@ def parse_command_line(argv: list[str], prog: str, description: str) -> tuple[Pa
         raise SystemExit(0)
     path: Path | None = None
     overrides: list[str] = []
+    found: list[Fault] = []
     rest = list(argv)
     while rest:
         item = rest.pop(0)
         if item.startswith("--"):
-            overrides.append(_take_flag(item[2:], rest))
+            taken = _take_flag(item[2:], rest, path is None)
+            if isinstance(taken, Fault):
+                found.append(taken)
+            else:
+                overrides.append(taken)
         elif _ASSIGNMENT.match(item):
             overrides.append(item)
         elif path is None:
             path = user_path(item, "the configuration file")
         else:
-            raise UserError(f"{prog}: '{item}' is a second file after '{path}'; give one, and keys as key=value")
-    if path is None and not overrides:
+            found.append(Fault(f"'{item}' is a second file after '{path}'; give one, and keys as key=value"))
+    if path is None and not overrides and not found:
         raise UserError(f"{prog}: name a configuration file (CONFIG.json); `{prog} --help` lists its keys")
+    if faults is not None:
+        faults += found
+    elif found:
+        raise UserError("\n".join(f"command line: {fault.message}" for fault in found))
     return path, overrides
 
 
@@ -122,16 +151,20 @@ def _format_key(spec: KeySpec) -> Iterator[str]:
     yield from textwrap.wrap(spec.help, _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
 
 
-def _take_flag(flag: str, rest: list[str]) -> str:
-    """One `--flag` as "key=value"; takes its values off the front of `rest`.
+def _take_flag(flag: str, rest: list[str], may_be_file: bool) -> str | Fault:
+    """One `--flag` as "key=value", or what is wrong with it; takes its values off the front of `rest`.
 
-    Raises:
-        UserError: there is no such key, or its value is missing.
+    Args:
+        may_be_file: whether no configuration file was named yet: it does not become the value of an unknown key.
     """
     name, equals, text = flag.partition("=")
     name = name.replace("-", "_")
     if name not in SPECS:
-        raise UserError(f"command line: --{flag} is not a known key{did_you_mean(name, SPECS)}")
+        is_file = may_be_file and rest and rest[0].endswith(".json") and not keys_meant(name)
+        given = text if equals else " ".join(_take_values(rest, 0 if is_file else len(rest))) or "true"
+        foreign = foreign_key(name, parse_any(given), on_command_line=True)
+        message = foreign or f"--{flag} is not a known key{did_you_mean(name, SPECS)}"
+        return Fault(message, frozenset(keys_meant(name)))
     if equals:
         return f"{name}={text}"
     kinds = SPECS[name].kinds
@@ -139,7 +172,7 @@ def _take_flag(flag: str, rest: list[str]) -> str:
         return f"{name}={rest.pop(0) if rest and rest[0].lower() in _BOOLEAN_WORDS else 'true'}"
     values = _take_values(rest, 1 if "list[str]" not in kinds else len(rest))
     if not values:
-        raise UserError(f"command line: --{name} needs a value after it")
+        return Fault(f"--{name} needs a value after it", frozenset([name]))
     if "list[str]" in kinds and not values[0].startswith("["):
         return f"{name}={json.dumps(values, ensure_ascii=False)}"
     return f"{name}={values[0]}"

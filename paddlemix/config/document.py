@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paddlemix.config.foreign_names import foreign_file
 from paddlemix.declared import parse_json, read_text
 from paddlemix.errors import MissingFileError, UserError, did_you_mean
 
@@ -122,7 +123,8 @@ def _read_text(path: Path) -> str:
         if path.exists():
             raise MissingFileError(f"configuration file {error}") from None
         siblings = [item.name for item in path.parent.glob("*.json")] if path.parent.is_dir() else []
-        raise MissingFileError(f"configuration file {path} does not exist{did_you_mean(path.name, siblings)}") from None
+        hint = did_you_mean(path.name, siblings) or foreign_file(path, "; ")
+        raise MissingFileError(f"configuration file {path} does not exist{hint}") from None
 
 
 def _explain_syntax(path: Path, text: str, error: json.JSONDecodeError) -> str:
@@ -133,7 +135,9 @@ def _explain_syntax(path: Path, text: str, error: json.JSONDecodeError) -> str:
     shown = lines[min(error.lineno, len(lines)) - 1].strip()
     here = text[error.pos : error.pos + 1]
     hint = ""
-    if here in ("/", "#"):
+    if foreign_file(path):
+        hint = foreign_file(path, "; ")
+    elif here in ("/", "#"):
         hint = "; JSON has no comments, remove it"
     elif text[: error.pos].rstrip().endswith(",") or "trailing comma" in error.msg:
         hint = "; remove the comma before the closing bracket"

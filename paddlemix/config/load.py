@@ -13,18 +13,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paddlemix.config.command_line import format_help, parse_command_line, split_dry_run
+from paddlemix.config.command_line import Fault, format_help, parse_command_line, split_dry_run
 from paddlemix.config.document import Document, read_document
+from paddlemix.config.foreign_names import foreign_key, foreign_value, keys_meant
 from paddlemix.config.rules import find_conflicts
 from paddlemix.config.schema import SPECS, RunConfig
 from paddlemix.config.structures import InnerFault, check_dataset, check_pairs, check_prompts
-from paddlemix.config.values import check_value, parse_text
+from paddlemix.config.values import check_value, describe, parse_any, parse_text
 from paddlemix.errors import UserError, did_you_mean
 
-__all__ = ["ConfigError", "format_help", "load_config", "parse_command_line", "save_config", "split_dry_run"]
+__all__ = ["ConfigError", "Fault", "format_help", "load_config", "parse_command_line", "save_config", "split_dry_run"]
 
 COMMAND_LINE = "command line"
 _WHOLE = 10**9  # line of what concerns a whole file
+_FREE_TEXTS = ("lora_target_modules",)  # any text is allowed there, but not the words of other programs
 
 _STRUCTURES: dict[str, Callable[[Any], tuple[Any, list[InnerFault]]]] = {
     "dataset": check_dataset,
@@ -85,9 +87,12 @@ class _Draft:
     def put(self, name: str, value: object, place: _Place) -> None:
         """Check one value and keep it, or note what is wrong with it."""
         if name not in SPECS:
-            self.faults.append((place, f"{name} is not a known key{did_you_mean(name, SPECS)}"))
+            self.refuse(name, value, place)
             return
         checked, messages = check_value(SPECS[name], value)
+        foreign = foreign_value(name, value, place.rank == 1) if messages or name in _FREE_TEXTS else ""
+        if foreign:
+            messages = [f"{(messages or [f'{name}: {describe(value)}'])[0]}; this is {foreign}"]
         faults = [(place, message) for message in messages]
         if not faults and checked is not None and name in _STRUCTURES:
             checked, inner = _STRUCTURES[name](checked)
@@ -98,11 +103,18 @@ class _Draft:
         self.values[name] = checked
         self.places[name] = place
 
+    def refuse(self, name: str, value: object, place: _Place) -> None:
+        """Note a key that is not ours, with what is written here for it where another program has it."""
+        foreign = foreign_key(name, value, place.rank == 1)
+        self.faults.append((place, foreign or f"{name} is not a known key{did_you_mean(name, SPECS)}"))
+        self.faulty |= keys_meant(name)  # what they would set is not missing
+
 
 def load_config(
     path: str | os.PathLike[str] | None,
     overrides: Iterable[str] = (),
     defaults: Mapping[str, Any] | None = None,
+    faults: Iterable[Fault] = (),
 ) -> RunConfig:
     """The checked configuration of one run.
 
@@ -110,6 +122,7 @@ def load_config(
         path: JSON file with one flat object; None when `overrides` give everything.
         overrides: "key=value" texts from the command line; they win over the file.
         defaults: values that the calling command wants where neither file nor command line sets the key.
+        faults: of the command line, see `parse_command_line`; raised with all others.
 
     Returns:
         A value for every key; `given` names the keys that file or command line set, `warnings` says which of them
@@ -134,6 +147,9 @@ def load_config(
         draft.faults.append((place, f"{repeated} is given again, first in line {first}; remove one of them"))
     for override in overrides:
         _put_override(draft, override)
+    for fault in faults:
+        draft.faults.append((_Place(1, _WHOLE, COMMAND_LINE), fault.message))
+        draft.faulty |= fault.keys
     return _finish(draft)
 
 
@@ -173,7 +189,7 @@ def _put_override(draft: _Draft, override: str) -> None:
     if not equals:
         draft.faults.append((place, f"'{override}' is not key=value"))
     else:
-        draft.put(name, parse_text(SPECS[name], text) if name in SPECS else text, place)
+        draft.put(name, parse_text(SPECS[name], text) if name in SPECS else parse_any(text), place)
 
 
 def _finish(draft: _Draft) -> RunConfig:
@@ -191,11 +207,16 @@ def _finish(draft: _Draft) -> RunConfig:
     if draft.faults:
         raise ConfigError([f"{place}: {message}" for place, message in sorted(draft.faults, key=lambda item: item[0])])
     config.warnings = [
-        f"{place}: {name} has no effect here. {SPECS[name].help}"
+        f"{place}: {name} has no effect here. {SPECS[name].help}{_instead(name, getattr(config, name))}"
         for name, place in sorted(given.items(), key=lambda item: item[1])
         if SPECS[name].status == "ignored" and getattr(config, name) != SPECS[name].default
     ]
     return _normalised(config)
+
+
+def _instead(name: str, value: object) -> str:
+    foreign = foreign_value(name, value)
+    return f" This is {foreign}." if foreign else ""
 
 
 def _normalised(config: RunConfig) -> RunConfig:

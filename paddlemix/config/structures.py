@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from paddlemix.config.foreign_names import foreign_entry_key
 from paddlemix.config.values import describe
 from paddlemix.errors import UserError, did_you_mean
 from paddlemix.paths import user_place
@@ -147,6 +148,9 @@ def _check_entry(path: str, parent: str, entry: object) -> tuple[dict[str, Any],
 def _check_entry_key(path: str, key: str, value: object) -> list[InnerFault]:
     if key not in _ENTRY_KINDS:
         allowed = ", ".join(_ENTRY_KINDS)
+        foreign = foreign_entry_key(key, value)
+        if foreign:
+            return [(path, f"{path}: {foreign}")]
         return [(path, f"{path}: {key} is not a known key{did_you_mean(key, _ENTRY_KINDS)} (allowed: {allowed})")]
     if not isinstance(value, _ENTRY_KINDS[key]) or isinstance(value, bool):
         kinds = _ENTRY_KINDS[key]

@@ -72,6 +72,14 @@ def parse_text(spec: KeySpec, text: str) -> object:
     return text if "str" in spec.kinds and not _fits(spec.kinds, value) else value
 
 
+def parse_any(text: str) -> object:
+    """What a text on the command line stands for where no key says what is wanted: JSON, True, False, else the text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return _BOOLEAN_TEXTS.get(text.lower(), text)
+
+
 def describe(value: object) -> str:
     """A value in words, for messages: "text '2e-4'", "the number 3", "a list"."""
     if value is None or isinstance(value, bool):

@@ -18,7 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.errors import MissingFileError, UserError, did_you_mean
-from paddlemix.processors.templates import CONTENT, IMAGE, SPECIAL_TOKENS, SYSTEM, TEMPLATES, Template, get_template
+from paddlemix.processors.templates import (
+    CONTENT,
+    IMAGE,
+    SPECIAL_TOKENS,
+    SYSTEM,
+    TEMPLATES,
+    Template,
+    choose_template,
+    get_template,
+)
 
 _USER = re.compile(r"\s*USER:?\s*\{\{\s*user\s*\}\}\s*")
 _ASSISTANT = re.compile(r"\s*ASSISTANT:?\s*\{\{\s*bot\s*\}\}\s*(</s>)?\s*")
@@ -44,7 +53,7 @@ def resolve_template(value: str) -> Template:
             answer has no end, or its `query` opens an answer otherwise than its `conversation`.
     """
     if not value.endswith(".json"):
-        return get_template(value)
+        return choose_template(value)
     path = Path(value)
     if not path.is_file():
         raise MissingFileError(f"chat_template '{value}' does not exist (looked from {Path.cwd()})")

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from paddlemix.config.foreign_names import foreign_template, other_templates
 from paddlemix.errors import UserError, did_you_mean
+from paddlemix.log import logger
 
 CONTENT, SYSTEM, IMAGE = "{content}", "{system}", "{image}"
 IMAGE_START, IMAGE_END = "<im_start>", "<im_end>"
@@ -247,6 +249,14 @@ _TEMPLATES = (
         assistant="<|assistant|>\n",
         end="<|end|>",
     ),
+    Template(
+        name="xtuner_phi3_chat",
+        first_user=f"<|system|>\n{SYSTEM}<|end|>\n<|user|>\n{CONTENT}<|end|>\n",
+        user=f"<|user|>\n{CONTENT}<|end|>\n",
+        assistant="<|assistant|>\n",
+        end="<|end|>",
+        after_answer="\n",
+    ),
     Template(name="plain", user=IMAGE, assistant="", end="\n", captions=True),
 )
 _ALIASES = {
@@ -281,8 +291,19 @@ def get_template(name: str) -> Template:
     """
     template = TEMPLATES.get(_ALIASES.get(name, name))
     if template is None:
-        names = template_names()
+        names, foreign = template_names(), foreign_template(name)
+        if foreign:
+            raise UserError(f"conversation template '{name}' is not a name here: {foreign}")
         raise UserError(f"conversation template '{name}' is not one of {', '.join(names)}{did_you_mean(name, names)}")
+    return template
+
+
+def choose_template(name: str) -> Template:
+    """As `get_template`, of a name that a person wrote: a warning says where another program calls another text so."""
+    template = get_template(name)
+    others = other_templates(name, template.name)
+    if others:
+        logger.warning("template '%s' is %s here; %s", name, template.name, others)
     return template
 
 

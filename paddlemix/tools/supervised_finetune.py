@@ -9,7 +9,7 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
     _here = Path(__file__).resolve()
     sys.path[:] = [str(_here.parents[2]), *(p for p in sys.path if Path(p).resolve() != _here.parent)]
 
-from paddlemix.config.load import load_config, parse_command_line, split_dry_run
+from paddlemix.config.load import Fault, load_config, parse_command_line, split_dry_run
 from paddlemix.tools._command import run_command
 
 
@@ -20,10 +20,10 @@ def main(argv: list[str]) -> int:
         UserError: the file, or anything that it names, cannot be used.
     """
     rest, is_dry, devices = split_dry_run(argv)
-    path, overrides = parse_command_line(
-        rest, "supervised_finetune.py", "Fine-tune a LLaVA model, whole or with LoRA, as one JSON file says."
-    )
-    config = load_config(path, overrides)
+    faults: list[Fault] = []
+    description = "Fine-tune a LLaVA model, whole or with LoRA, as one JSON file says."
+    path, overrides = parse_command_line(rest, "supervised_finetune.py", description, faults)
+    config = load_config(path, overrides, faults=faults)
     if is_dry:
         from paddlemix.trainer.dry_report import dry_run
 

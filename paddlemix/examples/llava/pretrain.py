@@ -13,7 +13,7 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
     _here = Path(__file__).resolve()
     sys.path[:] = [str(_here.parents[3]), *(p for p in sys.path if Path(p).resolve() != _here.parent)]
 
-from paddlemix.config.load import load_config, parse_command_line, split_dry_run
+from paddlemix.config.load import Fault, load_config, parse_command_line, split_dry_run
 from paddlemix.tools._command import run_command
 
 # Source: haotian-liu/LLaVA scripts/v1_5/pretrain.sh
@@ -33,8 +33,10 @@ def main(argv: list[str]) -> int:
         UserError: the file, or anything that it names, cannot be used.
     """
     rest, is_dry, devices = split_dry_run(argv)
-    path, overrides = parse_command_line(rest, "pretrain.py", "Train the projector on captions, as one JSON file says.")
-    config = load_config(path, overrides, DEFAULTS)
+    faults: list[Fault] = []
+    description = "Train the projector on captions, as one JSON file says."
+    path, overrides = parse_command_line(rest, "pretrain.py", description, faults)
+    config = load_config(path, overrides, DEFAULTS, faults)
     if is_dry:
         from paddlemix.trainer.dry_report import dry_run
 

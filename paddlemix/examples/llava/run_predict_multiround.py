@@ -133,9 +133,9 @@ def _open_session(arguments: argparse.Namespace) -> ChatSession:
     from paddlemix.checkpoints.load import load_pretrained
     from paddlemix.device import check_dtype, default_dtype, select_device, set_seed
     from paddlemix.generation.chat import ChatSession
-    from paddlemix.processors.templates import get_template
+    from paddlemix.processors.templates import choose_template
 
-    template = get_template(arguments.conv_mode) if arguments.conv_mode else None
+    template = choose_template(arguments.conv_mode) if arguments.conv_mode else None
     device = select_device(arguments.device)
     dtype = "float16" if arguments.fp16 else arguments.dtype
     dtype = dtype or default_dtype(device)

@@ -1,0 +1,139 @@
+"""What a line of the tables of other programs' names is, and how it is put into words.
+
+Knows no name.  The tables are data in `foreign_keys.py`, `foreign_toolchain_keys.py` and `foreign_templates.py`;
+`foreign_names.py` looks names up in them.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+VALUE = "$"  # in a `write`: the value that was given, as JSON
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What stands here for a key of another program.
+
+    Args:
+        write: our keys as JSON without braces, `$` for the value given: '"lora_rank": $'.
+        values: shell pattern of a value -> what to write for it, "" for "leave it out"; before `write`.  A value that
+            is not text is compared as JSON ("true", "4").
+        says: a remark; the whole answer where there is nothing to write.
+        otherwise: the remark where no value of `values` was given.
+    """
+
+    write: str = ""
+    values: Mapping[str, str] = field(default_factory=dict)
+    says: str = ""
+    otherwise: str = ""
+
+
+def same(key: str, says: str = "") -> Answer:
+    """Our key of another name, which takes the same values."""
+    return Answer(write=f'"{key}": {VALUE}', says=says)
+
+
+def policy(part: str, frozen_when: bool = True, says: str = "") -> Answer:
+    """A switch that freezes a part of the model, or trains it."""
+    frozen, full = f'"{part}": "frozen"', f'"{part}": "full"'
+    values = {"true": frozen, "false": full} if frozen_when else {"true": full, "false": frozen}
+    return Answer(values=values, says=says)
+
+
+def switch(true: str, false: str = "", says: str = "") -> Answer:
+    """A switch whose two states are written as other keys."""
+    return Answer(values={"true": true, "false": false}, says=says)
+
+
+def says(text: str) -> Answer:
+    """Nothing to write: one sentence."""
+    return Answer(says=text)
+
+
+def each(names: str, answer: Answer) -> dict[str, Answer]:
+    """The same answer for several names, which are separated by spaces."""
+    return dict.fromkeys(names.split(), answer)
+
+
+def of_programs(programs: list[str]) -> str:
+    """Whose a name is: "LLaVA's", "transformers' and ms-swift's"."""
+    owners = [f"{program}'" if program.endswith("s") else f"{program}'s" for program in programs]
+    return " and ".join([", ".join(owners[:-1]), owners[-1]] if len(owners) > 1 else owners)
+
+
+def explain(answer: Answer, value: object, on_command_line: bool = False) -> str:
+    """An answer in words.
+
+    Args:
+        answer: of the table.
+        value: what was given for the name; JSON values.
+        on_command_line: whether to write `key=value` for a shell, else a line of a JSON file.
+
+    Returns:
+        E.g. 'write "lora": true' or "leave it out".
+    """
+    chosen, remark = choose(answer, value), answer.says
+    if chosen is None:
+        words, remark = _cases(answer, on_command_line), answer.otherwise or answer.says
+    else:
+        words = f"write {_spell(chosen, value, on_command_line)}" if chosen else "leave it out"
+    return f"{words} ({remark})" if words and remark else words or remark
+
+
+def _cases(answer: Answer, on_command_line: bool) -> str:
+    """What to write for each value that an answer knows."""
+    written = [
+        f"{_spell(text, None, on_command_line)} for {case}" for case, text in answer.values.items() if text and case
+    ]
+    dropped = [case for case, text in answer.values.items() if not text and case]
+    parts = [f"write {', '.join(written)}"] if written else []
+    return ", ".join([*parts, f"leave it out for {', '.join(dropped)}"] if dropped else parts)
+
+
+def keys_written(answer: Answer) -> set[str]:
+    """The keys of ours that an answer names."""
+    return {key for text in (answer.write, *answer.values.values()) for key in _parsed(text, None)}
+
+
+def explain_flag(answer: Answer, value: str | None) -> str:
+    """As `explain`, of a flag: what is written are flags of ours, the value is text, None where there is none."""
+    chosen = choose(answer, "" if value is None else value)
+    if not chosen:
+        return "; ".join(text for text in ("leave it out" if chosen == "" else "", answer.says) if text)
+    written = chosen.replace(VALUE, "..." if value is None else shlex.quote(value))
+    return f"write {written}" + (f" ({answer.says})" if answer.says else "")
+
+
+def choose(answer: Answer, value: object) -> str | None:
+    """What to write for a value; "" to leave the name out, None where the answer does not say for this value."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    for pattern, written in answer.values.items():
+        if fnmatch.fnmatchcase(text.lower(), pattern.lower()):
+            return written
+    return answer.write or None
+
+
+def knows_value(answer: Answer, value: object) -> bool:
+    """Whether a value is one of those that an answer lists, not only let through by it."""
+    return choose(replace(answer, write=""), value) is not None
+
+
+def _spell(written: str, value: object, on_command_line: bool) -> str:
+    if not on_command_line:
+        return written.replace(VALUE, json.dumps(value, ensure_ascii=False))
+    pairs = _parsed(written, value).items()
+    return " ".join(
+        shlex.quote(f"{key}={item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)}")
+        for key, item in pairs
+    )
+
+
+def _parsed(written: str, value: object) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads("{" + written.replace(VALUE, json.dumps(value)) + "}")
+    return found

@@ -1,0 +1,135 @@
+"""Other programs' names, and what to write here instead: keys, values of our keys, templates, recipes.
+
+A name that no table has gets no answer; nothing is guessed from its spelling.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import PurePath
+
+from paddlemix.config import foreign_keys as keys
+from paddlemix.config import foreign_toolchain_keys as toolchains
+from paddlemix.config.foreign_answers import Answer, choose, explain, keys_written, knows_value, of_programs
+from paddlemix.config.foreign_templates import FOREIGN_RECIPES, FOREIGN_TEMPLATES, Named
+
+# Program -> name -> answer; where several programs have a name, the order here is that in which they are named.
+FOREIGN_KEYS: Mapping[str, Mapping[str, Answer]] = {
+    "LLaVA": keys.LLAVA,
+    "LLaVA-NeXT": keys.LLAVA_NEXT,
+    "transformers": keys.TRANSFORMERS,
+    "ms-swift": toolchains.SWIFT,
+    "LLaMA-Factory": toolchains.LLAMA_FACTORY,
+    "XTuner": toolchains.XTUNER,
+    "InternVL": keys.INTERNVL,
+    "PEFT": toolchains.PEFT,
+}
+_SCRIPTS = {".py": "XTuner's configurations are Python", ".sh": "LLaVA's and InternVL's recipes are shell scripts"}
+_YAML = "YAML, as LLaMA-Factory and ms-swift have it, is not read"
+
+
+def foreign_key(name: str, value: object, on_command_line: bool = False) -> str:
+    """What to write for a key that is not ours.
+
+    Args:
+        name: as given.
+        value: given for it.
+        on_command_line: see `explain`.
+
+    Returns:
+        'lora_enable is LLaVA's; write "lora": true'; "" for a name that no program of the tables has.
+    """
+    found = _programs_of(name)
+    if not found:
+        return ""
+    sure = {program: answer for program, answer in found.items() if knows_value(answer, value)}
+    found = sure or found
+    by_answer: dict[str, list[str]] = {}
+    for program, answer in found.items():
+        by_answer.setdefault(explain(answer, value, on_command_line), []).append(program)
+    if len(by_answer) == 1:
+        ((words, programs),) = by_answer.items()
+        return f"{name} is {of_programs(programs)}; {words}"
+    cases = [f"as {of_programs(programs)} {words}" for words, programs in by_answer.items()]
+    return f"{name} is not a key here: {'; '.join(cases)}"
+
+
+def keys_meant(name: str) -> set[str]:
+    """Our keys that the answer to a foreign one names."""
+    return {key for answer in _programs_of(name).values() for key in keys_written(answer)}
+
+
+def foreign_value(key: str, value: object, on_command_line: bool = False) -> str:
+    """What to write for a value of one of our keys that is another program's.
+
+    Returns:
+        'transformers\': write "optim": "adamw"'; "" for a value that the table does not know.
+    """
+    program, answer = keys.VALUES.get(key, ("", None))
+    if answer is None or value in ([], "", None) or (answer.values and choose(answer, value) is None):
+        return ""
+    return f"{of_programs([program])}: {explain(answer, value, on_command_line)}"
+
+
+def foreign_entry_key(name: str, value: object) -> str:
+    """As `foreign_key`, of an entry of `dataset`."""
+    if name not in keys.ENTRY_KEYS:
+        return ""
+    program, answer = keys.ENTRY_KEYS[name]
+    return f"{name} is {of_programs([program])}; {explain(answer, value)}"
+
+
+def foreign_template(name: str) -> str:
+    """Which template of ours a name of other programs stands for.
+
+    Returns:
+        "XTuner's is xtuner_vicuna; LLaMA-Factory's is vicuna_v1"; "" for a name that no program of the tables has.
+    """
+    said = []
+    for program, named in _templates_called(name).items():
+        owner = of_programs([program])
+        if named.ours is None:
+            said.append(f"{owner} is not among them; write a chat_template.json of that text")
+        elif named.exact:
+            said.append(f"{owner} is {named.ours}")
+        else:
+            said.append(f"{owner} differs from all of them; the nearest is {named.ours}")
+    return "; ".join(said)
+
+
+def other_templates(name: str, ours: str) -> str:
+    """The other programs' templates of a name that is one of ours too, where their text is another.
+
+    Args:
+        name: as given.
+        ours: the canonical name of the template that it is here.
+
+    Returns:
+        "XTuner's is xtuner_internlm2_chat"; "" where no other program has another template of this name.
+    """
+    others = [
+        f"{of_programs([program])} is {named.ours or 'not known here'}"
+        for program, named in _templates_called(name).items()
+        if named.ours != ours
+    ]
+    return "; ".join(others)
+
+
+def foreign_file(path: str | os.PathLike[str], before: str = "") -> str:
+    """What to take instead of another program's recipe or configuration file, with `before`; "" where it is none."""
+    file = PurePath(path)
+    for program, recipes in FOREIGN_RECIPES.items():
+        if file.stem in recipes or file.name in recipes:
+            ours, beside = recipes.get(file.stem) or recipes[file.name]
+            return f"{before}{of_programs([program])} {file.stem} is paddlemix/config/llava/{ours} {beside}".rstrip()
+    kind = _SCRIPTS.get(file.suffix) or (_YAML if file.suffix in (".yaml", ".yml") else "")
+    return f"{before}{kind}; write a JSON file of the keys, docs/coming_from.md has the names" if kind else ""
+
+
+def _templates_called(name: str) -> dict[str, Named]:
+    return {program: names[name] for program, names in FOREIGN_TEMPLATES.items() if name in names}
+
+
+def _programs_of(name: str) -> dict[str, Answer]:
+    return {program: answers[name] for program, answers in FOREIGN_KEYS.items() if name in answers}
