@@ -125,8 +125,8 @@ def _template(name: str | None, directory: Path) -> str | None:
     if named.ours is not None and named.exact:
         return named.ours
     logger.warning(
-        "%s was trained with XTuner's template '%s', which is not known here%s; set chat_template to one that writes the "
-        "same",
+        "%s was trained with XTuner's template '%s', which is not known here%s; set chat_template to one that writes "
+        "the same",
         directory,
         name,
         "" if named.ours is None else f" (the nearest is {named.ours})",

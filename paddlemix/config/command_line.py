@@ -161,7 +161,7 @@ def _take_flag(flag: str, rest: list[str], may_be_file: bool) -> str | Fault:
     name = name.replace("-", "_")
     if name not in SPECS:
         is_file = may_be_file and rest and rest[0].endswith(".json") and not keys_meant(name)
-        given = text if equals else " ".join(_take_values(rest, 0 if is_file else len(rest))) or "true"
+        given = text if equals else " ".join(_take_values(rest, 0 if is_file else len(rest), True)) or "true"
         foreign = foreign_key(name, parse_any(given), on_command_line=True)
         message = foreign or f"--{flag} is not a known key{did_you_mean(name, SPECS)}"
         return Fault(message, frozenset(keys_meant(name)))
@@ -178,9 +178,11 @@ def _take_flag(flag: str, rest: list[str], may_be_file: bool) -> str | Fault:
     return f"{name}={values[0]}"
 
 
-def _take_values(rest: list[str], most: int) -> list[str]:
-    """The next items up to the next flag or `key=value` of a known key; they are taken off `rest`."""
+def _take_values(rest: list[str], most: int, of_unknown: bool = False) -> list[str]:
+    """The next items up to the next flag or `key=value`, of a known key or of any; they are taken off `rest`."""
     values: list[str] = []
     while rest and len(values) < most and not rest[0].startswith("--") and rest[0].partition("=")[0] not in SPECS:
+        if of_unknown and _ASSIGNMENT.match(rest[0]):
+            break
         values.append(rest.pop(0))
     return values

@@ -106,14 +106,15 @@ def other_templates(name: str, ours: str) -> str:
         ours: the canonical name of the template that it is here.
 
     Returns:
-        "XTuner's is xtuner_internlm2_chat"; "" where no other program has another template of this name.
+        "InternVL's here; XTuner's is xtuner_internlm2_chat"; "" where no other program has another one of this name.
     """
     others = [
         f"{of_programs([program])} is {named.ours or 'not known here'}"
         for program, named in _templates_called(name).items()
         if named.ours != ours
     ]
-    return "; ".join(others)
+    owners = (program for program, names in FOREIGN_TEMPLATES.items() if Named(ours) in names.values())
+    return "; ".join([f"{of_programs([next(owners, 'LLaVA')])} here", *others]) if others else ""
 
 
 def foreign_file(path: str | os.PathLike[str], before: str = "") -> str:

@@ -37,11 +37,12 @@ _JINJA = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}|\{\{|\{%|\{#", re.DOTALL)
 _SPECIAL = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
 
 
-def resolve_template(value: str) -> Template:
+def resolve_template(value: str, own: Template | None = None) -> Template:
     """Looks up a template name, or reads a `chat_template.json`.
 
     Args:
         value: a name such as "vicuna_v1", or a path ending in ".json".
+        own: the template of the model that it is for, see `choose_template`.
 
     Returns:
         `vicuna_v1` for a file with the roles USER and ASSISTANT, whose own system text counts as little as in
@@ -53,7 +54,7 @@ def resolve_template(value: str) -> Template:
             answer has no end, or its `query` opens an answer otherwise than its `conversation`.
     """
     if not value.endswith(".json"):
-        return choose_template(value)
+        return choose_template(value, own)
     path = Path(value)
     if not path.is_file():
         raise MissingFileError(f"chat_template '{value}' does not exist (looked from {Path.cwd()})")

@@ -46,7 +46,9 @@ def run_processor(processor: LlavaProcessor, config: RunConfig, sight: Sight | N
     if config.vision_image_size is not None:
         changes["image_size"] = config.vision_image_size
     spec = image_spec_from_dict({**processor.to_dict(), **changes})
-    template = resolve_template(config.chat_template) if config.chat_template else processor.template
+    template = (
+        resolve_template(config.chat_template, processor.template) if config.chat_template else processor.template
+    )
     result = replace(processor, image_spec=spec, template=template)
     if sight is not None and sight.image_size is not None:
         _check_sight(result, config, sight.image_size, sight.image_newline)

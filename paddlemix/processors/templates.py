@@ -10,9 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from paddlemix.config.foreign_names import foreign_template, other_templates
+from paddlemix.config.foreign_templates import XTUNER_TEMPLATES
 from paddlemix.errors import UserError, did_you_mean
 from paddlemix.log import logger
 
+_XTUNER = "xtuner_"  # what names of XTuner's templates begin with
 CONTENT, SYSTEM, IMAGE = "{content}", "{system}", "{image}"
 IMAGE_START, IMAGE_END = "<im_start>", "<im_end>"
 
@@ -298,12 +300,21 @@ def get_template(name: str) -> Template:
     return template
 
 
-def choose_template(name: str) -> Template:
-    """As `get_template`, of a name that a person wrote: a warning says where another program calls another text so."""
+def choose_template(name: str, own: Template | None = None) -> Template:
+    """As `get_template`, of a name that a person wrote.
+
+    Args:
+        name: as written.
+        own: the template of the model that it is for: an XTuner model takes XTuner's template of the name.  Elsewhere a
+            warning says where another program calls another text so.
+    """
+    xtuner = XTUNER_TEMPLATES.get(name)
+    if own is not None and own.name.startswith(_XTUNER) and xtuner is not None and xtuner.exact and xtuner.ours:
+        return TEMPLATES[xtuner.ours]
     template = get_template(name)
     others = other_templates(name, template.name)
     if others:
-        logger.warning("template '%s' is %s here; %s", name, template.name, others)
+        logger.warning("template '%s' is %s", name, others)
     return template
 
 

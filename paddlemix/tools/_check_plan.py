@@ -126,7 +126,7 @@ def _plan_run(plan: CheckPlan, config: RunConfig, path: str, options: CheckOptio
     def processor_for(template: str | None) -> LlavaProcessor | None:
         if own is None or template is None or options.chat_template:
             return own
-        return replace(own, template=resolve_template(template))
+        return replace(own, template=resolve_template(template, own.template))
 
     for entry in entries:
         plan.files += _entry_files(entry, options.image_root or config.image_root, processor_for)

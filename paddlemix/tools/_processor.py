@@ -34,7 +34,9 @@ def open_processor(path: str, template: str | None = None) -> LlavaProcessor:
         UserError: the layout is not known, or a file cannot be understood.
     """
     processor = _open_ours(Path(path)) or _open_any(path)
-    return processor if template is None else replace(processor, template=resolve_template(template))
+    if template is None:
+        return processor
+    return replace(processor, template=resolve_template(template, processor.template))
 
 
 def processor_of_run(config: RunConfig, model: str | None = None, template: str | None = None) -> LlavaProcessor:

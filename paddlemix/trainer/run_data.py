@@ -74,7 +74,9 @@ def read_samples(config: RunConfig, split: str, processor: LlavaProcessor, has_t
     """
 
     def processor_for(chat_template: str | None) -> LlavaProcessor:
-        return processor if chat_template is None else replace(processor, template=resolve_template(chat_template))
+        if chat_template is None:
+            return processor
+        return replace(processor, template=resolve_template(chat_template, processor.template))
 
     dataset = SampleDataset((config.dataset or {})[split], processor_for, data_settings(config))
     with_images = np.flatnonzero(dataset.words > 0)

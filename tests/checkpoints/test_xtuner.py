@@ -258,6 +258,12 @@ def test_an_unknown_template_and_broken_python_are_said(adapted: Path, caplog: p
     with caplog.at_level("WARNING", logger="paddlemix"):
         assert read_xtuner(adapted).chat_template is None
     assert "XTuner's template 'chatglm2', which is not known here" in caplog.text
+    for name in ("default", "mistral"):  # the first is a name of LLaVA's, for another text
+        (adapted / "xtuner_config.py").write_text(f"prompt_template = PROMPT_TEMPLATE.{name}")
+        assert read_xtuner(adapted).chat_template is None
+    assert "'mistral', which is not known here (the nearest is mistral_instruct)" in caplog.text
+    (adapted / "xtuner_config.py").write_text("prompt_template = PROMPT_TEMPLATE.phi3_chat")
+    assert read_xtuner(adapted).chat_template == "xtuner_phi3_chat"
     (adapted / "xtuner_config.py").write_text("model = dict(")
     with pytest.raises(UserError, match="xtuner_config.py cannot be read"):
         read_xtuner(adapted)

@@ -11,7 +11,7 @@ import pytest
 from paddlemix.datasets.formats import parse_record
 from paddlemix.errors import UserError
 from paddlemix.processors.conversation import Piece, prompt_text, render
-from paddlemix.processors.templates import TEMPLATES, get_template, template_names
+from paddlemix.processors.templates import TEMPLATES, choose_template, get_template, template_names
 from paddlemix.sample import Message
 from tests.tiny import make_sample
 
@@ -122,6 +122,40 @@ def test_aliases_and_unknown_names() -> None:
         get_template("vicuna_v2")
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("vicuna", "XTuner's is xtuner_vicuna; LLaMA-Factory's is vicuna_v1"),
+        ("llama3_chat", "XTuner's is xtuner_llama3_chat"),
+        ("llava_next", "LLaMA-Factory's is vicuna_v1"),
+        ("llava1_6_vicuna_hf", "ms-swift's is llava_v1"),
+        ("llava1_5_hf", "ms-swift's differs from all of them; the nearest is vicuna_v1"),
+        ("chatglm3", "XTuner's is not among them; write a chat_template.json of that text"),
+    ],
+)
+def test_other_programs_names_are_answered_with_ours(name: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        get_template(name)
+    assert str(caught.value) == f"conversation template '{name}' is not a name here: {message}"
+
+
+def test_a_name_of_two_programs_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING", logger="paddlemix"):
+        assert choose_template("internlm2_chat") is TEMPLATES["internlm2_chat"]
+        assert choose_template("internlm2-chat") is TEMPLATES["internlm2_chat"]  # InternVL's own spelling
+        assert choose_template("vicuna_v1") is TEMPLATES["vicuna_v1"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "template 'internlm2_chat' is InternVL's here; XTuner's is xtuner_internlm2_chat"
+    ]
+
+
+@pytest.mark.parametrize("name", ["internlm2_chat", "vicuna", "llama3_chat", "internlm_chat", "phi3_chat"])
+def test_a_model_of_xtuner_takes_xtuner_s_template(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING", logger="paddlemix"):
+        assert choose_template(name, TEMPLATES["xtuner_internlm2_chat"]) is TEMPLATES[f"xtuner_{name}"]
+    assert not caplog.records
+
+
 def user(*content: str | int) -> Message:
     return Message(role="user", content=content)
 
@@ -180,6 +214,7 @@ XTUNER = {
         "<|eot_id|>",
         "",
     ),
+    "xtuner_phi3_chat": ("<|system|>\n{}<|end|>\n", "<|user|>\n{}<|end|>\n<|assistant|>\n", "<|end|>", "\n"),
     # no end of its own: the tokenizer's is put there, and its beginning before the next round
     "xtuner_vicuna": (
         TEMPLATES["vicuna_v1"].system + " {}\n ",
