@@ -294,9 +294,8 @@ def get_template(name: str) -> Template:
     template = TEMPLATES.get(_ALIASES.get(name, name))
     if template is None:
         names, foreign = template_names(), foreign_template(name)
-        if foreign:
-            raise UserError(f"conversation template '{name}' is not a name here: {foreign}")
-        raise UserError(f"conversation template '{name}' is not one of {', '.join(names)}{did_you_mean(name, names)}")
+        hint = f"; {foreign}" if foreign else did_you_mean(name, names)
+        raise UserError(f"conversation template '{name}' is not one of {', '.join(names)}{hint}")
     return template
 
 
