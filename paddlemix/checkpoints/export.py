@@ -21,6 +21,7 @@ from paddlemix.checkpoints.files import (
     write_safetensors,
 )
 from paddlemix.checkpoints.fused import join_attention
+from paddlemix.checkpoints.hub import resolve_model
 from paddlemix.checkpoints.keymap import HF_OLD, OURS, XTUNER_PROJECTOR, KeyMap, is_linear_weight
 from paddlemix.checkpoints.layouts import CONFIG_FILE, PREPROCESSOR_FILE, config_values
 from paddlemix.checkpoints.quantized import read_quantization
@@ -120,6 +121,7 @@ def read_checkpoint(directory: Path, dtype: str | None = None) -> Checkpoint:
     Raises:
         MissingFileError, UserError: it cannot be used, see `convert_checkpoint`.
     """
+    directory = resolve_model(directory)
     if read_quantization(directory) is not None:
         raise UserError(f"{directory} is quantised; convert the model it was made of")
     source = open_source(directory)

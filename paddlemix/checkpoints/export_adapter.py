@@ -20,12 +20,14 @@ from paddlemix.checkpoints.files import atomic_directory, write_json, write_safe
 from paddlemix.checkpoints.foreign_adapter import PEFT_OTHER_WEIGHTS, PEFT_WEIGHTS
 from paddlemix.checkpoints.keymap import ORIGINAL, KeyMap, is_linear_weight
 from paddlemix.checkpoints.layouts import CONFIG_FILE, PEFT_ADAPTER_FILE
-from paddlemix.checkpoints.load import base_of
+from paddlemix.checkpoints.load import apply_adapter, base_of, load_base
+from paddlemix.checkpoints.pretrained import tensor_entry
 from paddlemix.checkpoints.tensors import FLOAT_TYPES, TensorEntry, converted, joined, transposed
 from paddlemix.errors import UserError
-from paddlemix.peft.settings import MAGNITUDE, LoRAConfig, is_adapter_weight
+from paddlemix.peft.lora import lora_parameters
+from paddlemix.peft.settings import MAGNITUDE, LoRAConfig, is_adapter_weight, is_start_value
 
-_WRAPPER = "base_model.model."
+PEFT_WRAPPER = "base_model.model."
 _STORAGES = {"F32": "FloatStorage", "F16": "HalfStorage", "BF16": "BFloat16Storage"}
 
 
@@ -46,26 +48,46 @@ def export_adapter(source: str | Path, target: str | Path, dtype: str | None = N
     source, target = Path(source), Path(target)
     check_target(target)
     adapter = read_adapter(source)
-    tensors = adapter.tensors()
-    if dtype is not None:
-        tensors = {name: converted(entry, FLOAT_TYPES[dtype]) for name, entry in tensors.items()}
-    lora = {name: entry for name, entry in tensors.items() if is_adapter_weight(name)}
-    other = {name: entry for name, entry in tensors.items() if name not in lora}
-    if adapter.config.pissa:
-        lora = dict(plain_of_pissa(lora))
+    lora, other = split_adapter(adapter, dtype)
     with atomic_directory(target) as temporary:
-        write_json(temporary / PEFT_ADAPTER_FILE, peft_settings(adapter, adapter.config.modules))
+        write_json(temporary / PEFT_ADAPTER_FILE, peft_settings(adapter, adapted_modules(lora)))
         write_json(temporary / CONFIG_FILE, _config(adapter))
         write_safetensors(temporary / PEFT_WEIGHTS[0], dict(peft_lora(lora)), {"format": "pt"})
         write_torch(temporary / PEFT_OTHER_WEIGHTS, dict(_peft_whole(other)))
-    return len(tensors)
+    return len(lora) + len(other)
+
+
+def split_adapter(adapter: AdapterFiles, dtype: str | None) -> tuple[dict[str, TensorEntry], dict[str, TensorEntry]]:
+    """An adapter's weights for PEFT: those of a plain LoRA or DoRA, and the others, which trained whole.
+
+    Args:
+        dtype: "float32", "float16" or "bfloat16"; None keeps them.
+    """
+    tensors = adapter.tensors()
+    lora = {name: entry for name, entry in tensors.items() if is_adapter_weight(name)}
+    other = {name: entry for name, entry in tensors.items() if name not in lora}
+    if adapter.config.pissa:
+        if not any(is_start_value(name) for name in lora):  # another program's: it computes them from the base again
+            model = apply_adapter(load_base(base_of(adapter)), adapter).model
+            lora = {name: tensor_entry(parameter) for name, parameter in lora_parameters(model)}
+        lora = dict(plain_of_pissa(lora))
+    if dtype is None:
+        return lora, other
+    kind = FLOAT_TYPES[dtype]
+    lora = {name: converted(entry, kind) for name, entry in lora.items()}
+    return lora, {name: converted(entry, kind) for name, entry in other.items()}
+
+
+def adapted_modules(lora: Mapping[str, TensorEntry]) -> tuple[str, ...]:
+    """Names of the layers that an adapter's matrices are of."""
+    return tuple(name.removesuffix(".lora_A") for name in lora if name.endswith(".lora_A"))
 
 
 def peft_lora(lora: Mapping[str, TensorEntry], keymap: KeyMap = ORIGINAL) -> Iterator[tuple[str, TensorEntry]]:
     """An adapter's matrices under PEFT's names and in its orientation, of the layers as `keymap` names them."""
     for name, entry in lora.items():
         module, _, part = name.rpartition(".")
-        theirs = f"{_WRAPPER}{_module(module, keymap)}.{part}"
+        theirs = f"{PEFT_WRAPPER}{_module(module, keymap)}.{part}"
         yield (theirs, entry) if part == MAGNITUDE else (f"{theirs}.weight", transposed(entry))
 
 
@@ -90,7 +112,7 @@ def _negated(entry: TensorEntry) -> TensorEntry:
 def _peft_whole(tensors: Mapping[str, TensorEntry]) -> Iterator[tuple[str, TensorEntry]]:
     for name, entry in tensors.items():
         turned = transposed(entry) if is_linear_weight(name, entry.shape) else entry
-        yield _WRAPPER + ORIGINAL.to_theirs(name), turned
+        yield PEFT_WRAPPER + ORIGINAL.to_theirs(name), turned
 
 
 def _module(name: str, keymap: KeyMap) -> str:
@@ -106,7 +128,7 @@ def peft_settings(adapter: AdapterFiles, modules: Sequence[str], keymap: KeyMap 
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": adapter.base["model"],
+        "base_model_name_or_path": place_of(base_of(adapter).model),
         "r": rank,
         "lora_alpha": alpha,
         "rank_pattern": {_module(module, keymap): r for module, (r, _) in others.items() if r != rank},
@@ -121,6 +143,11 @@ def peft_settings(adapter: AdapterFiles, modules: Sequence[str], keymap: KeyMap 
         "init_lora_weights": True,
         "modules_to_save": None,
     }
+
+
+def place_of(base: str) -> str:
+    """A base as another directory's file names it: an absolute path, or the name as it is."""
+    return str(Path(base).resolve()) if Path(base).exists() else base
 
 
 def _rank_and_alpha(config: LoRAConfig, module: str) -> tuple[int, float]:

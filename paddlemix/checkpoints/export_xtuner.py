@@ -12,7 +12,7 @@ from pathlib import Path
 from paddlemix.checkpoints.adapter import AdapterFiles, read_adapter
 from paddlemix.checkpoints.declared import Facts, check_xtuner, xtuner_projector_config
 from paddlemix.checkpoints.export import check_target, to_layout
-from paddlemix.checkpoints.export_adapter import peft_lora, peft_settings, plain_of_pissa
+from paddlemix.checkpoints.export_adapter import peft_lora, peft_settings, place_of, plain_of_pissa
 from paddlemix.checkpoints.families import FAMILIES
 from paddlemix.checkpoints.files import atomic_directory, write_json, write_safetensors
 from paddlemix.checkpoints.foreign_adapter import PEFT_WEIGHTS
@@ -116,7 +116,7 @@ def _write_part(
     own = {name: entry for name, entry in lora.items() if name.startswith(prefix)}
     plain = dict(plain_of_pissa(own)) if adapter.config.pissa else own
     directory.mkdir()
-    settings = peft_settings(adapter, modules, keymap) | {"base_model_name_or_path": base}
+    settings = peft_settings(adapter, modules, keymap) | {"base_model_name_or_path": place_of(base)}
     task = "CAUSAL_LM" if prefix == "language_model." else None
     write_json(directory / PEFT_CONFIG, {**settings, "task_type": task})
     write_safetensors(directory / PEFT_WEIGHTS[0], dict(peft_lora(plain, keymap)), {"format": "pt"})

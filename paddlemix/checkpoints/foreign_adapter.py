@@ -26,7 +26,7 @@ from paddlemix.checkpoints.layouts import (
     PEFT_ADAPTER_FILE,
     read_processor_values,
 )
-from paddlemix.checkpoints.peft_settings import adapter_settings, check_kind, check_saved
+from paddlemix.checkpoints.peft_settings import adapter_settings, check_saved, read_settings
 from paddlemix.checkpoints.source import rename
 from paddlemix.checkpoints.tensors import TensorEntry, transposed
 from paddlemix.errors import MissingFileError, UserError
@@ -79,13 +79,13 @@ def read_foreign_adapter(directory: Path) -> ForeignAdapter:
     is_peft = (directory / PEFT_ADAPTER_FILE).is_file()
     path = directory / (PEFT_ADAPTER_FILE if is_peft else ADAPTER_FILE)
     values = read_json(path)
-    check_kind(values, path)
-    base = values.get("base_model_name_or_path")
+    settings = read_settings(values, path)
+    base = settings.get("base_model_name_or_path")
     if not base:
         raise UserError(f"{path} names no base model; set base_model_name_or_path to its folder")
     if is_peft:
         weights = _peft_files(directory)
-        check_saved(values, list(weights), path)
+        check_saved(settings, list(weights), path)
         keymap, plain = _unwrapped(weights, directory)
     else:
         weights = read_weight_file(directory / PADDLEMIX_WEIGHTS)

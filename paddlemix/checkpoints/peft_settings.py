@@ -1,6 +1,6 @@
 """adapter_config.json of PEFT and lora_config.json of PaddleNLP as our settings: every key read, inert or refused.
 
-A key that is in none of the tables below is refused unless it is empty: a newer PEFT may mean anything by it.
+A key that is in no table below is refused unless it is empty: a newer PEFT may mean anything by it.
 Sources: peft 0.21.2 LoraConfig and tuners/lora/layer.py; PaddleNLP 3.0.0b4 peft/lora/lora_config.py.
 """
 
@@ -11,70 +11,105 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from paddlemix import declared
 from paddlemix.checkpoints.keymap import KeyMap
 from paddlemix.checkpoints.tensors import TensorEntry
 from paddlemix.errors import UserError
 from paddlemix.peft.settings import LoRAConfig
 
-# what the settings are made of
-_SCALES = {"r", "lora_alpha", "use_rslora", "rslora", "rank_pattern", "alpha_pattern"}
-_READ = {"peft_type", "base_model_name_or_path", "use_dora", "pissa", "lora_dropout", "bias", "trainable_bias"}
-# which layers are adapted or saved: the weights say it, and are held against modules_to_save
-_LAYERS = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "trainable_modules"}
-# how it was trained, started or stored: nothing that its outputs depend on
-_ABOUT = {"task_type", "auto_mapping", "peft_version", "revision", "inference_mode", "runtime_config", "dtype"}
-_TRAINED = {"velora_config", "ensure_weight_tying", "lora_dtype", "lorap_lr_ratio", "lorap_emb_lr", "lora_plus_scale"}
-_STARTED = {"loftq_config", "eva_config", "corda_config", "lora_ga_config"}  # count as `init_lora_weights` says
-_PARALLEL = {"megatron_config", "megatron_core", "tensor_parallel_degree", "head_dim"}
-# PEFT switches fan_in_fan_out off for a plain linear layer, and a LLaVA model has no other
-_WITHOUT_EFFECT = {"fan_in_fan_out", "qalora_group_size", "merge_weights", "scaling", "use_quick_lora"}
-_INERT = _LAYERS | {"modules_to_save"} | _ABOUT | _TRAINED | _STARTED | _PARALLEL | _WITHOUT_EFFECT
-# values of `init_lora_weights` that leave the base as it is, and PiSSA, whose change can be computed again
-_STARTS = (True, False, None, "gaussian", "orthogonal", "eva", "mica", "pissa")
-# key -> what a value other than an empty one does to the outputs
-_REFUSED = {
-    "lora_bias": "a bias of lora_B",
-    "layer_replication": "layers that are there several times",
-    "target_parameters": "adapters of bare parameters",
-    "trainable_token_indices": "single rows of the embedding",
-    "alora_invocation_tokens": "an adapter that only acts behind some tokens",
-    "arrow_config": "routing between several adapters",
-    "kasa_config": "a base without its smallest singular values",
-    "monteclora_config": "weights that are drawn at random",
-    "use_qalora": "an adapter of pooled inputs",
-    "use_bdlora": "block-diagonal matrices",
-    "enable_lora_list": "adapters of parts of joined layers",
-    "lora_use_mixer": "a third matrix between the two",
-    "use_mora": "a square matrix in the place of the two",
-    "loraga": "a base that was changed at the start",
-    "do_qat": "quantisation while training",
-}
 _MERGE_THERE = "merge it into its base there (PEFT: merge_and_unload) and use the merged model"
 
 
-def check_kind(values: Mapping[str, Any], path: Path) -> None:
-    """Whether an adapter is a LoRA without anything that changes its outputs and that we do not have.
+def _only_empty(effect: str) -> declared.Rule:
+    """A key that is only allowed without a value; `effect` is what another one does to the outputs."""
+
+    def read(value: Any) -> Any:
+        if value:
+            raise ValueError
+        return value
+
+    return declared.Rule(f"null, false or empty (it means {effect})", read)
+
+
+_START = declared.choice(
+    True, False, "gaussian", "orthogonal", "eva", "mica", "pissa",
+    because="others begin from a base that was changed and is not stored",
+)  # fmt: skip
+_KEYS = declared.Keys(
+    read={
+        "r": declared.integer(1, 1_000_000),
+        "lora_alpha": declared.number(-1e9, 1e9),
+        "lora_dropout": declared.number(0, 1),
+        "use_rslora": declared.flag,
+        "rslora": declared.flag,
+        "use_dora": declared.flag,
+        "pissa": declared.flag,
+        "rank_pattern": declared.mapping,
+        "alpha_pattern": declared.mapping,
+        "init_lora_weights": _START,
+        "bias": declared.text,
+        "trainable_bias": declared.text,
+        "base_model_name_or_path": declared.text,
+        "modules_to_save": declared.items(declared.text),
+    },
+    refused={
+        "lora_bias": _only_empty("a bias of lora_B"),
+        "layer_replication": _only_empty("layers that are there several times"),
+        "target_parameters": _only_empty("adapters of bare parameters"),
+        "trainable_token_indices": _only_empty("single trained rows of the embedding"),
+        "alora_invocation_tokens": _only_empty("an adapter that acts only after certain tokens"),
+        "arrow_config": _only_empty("routing between several adapters"),
+        "kasa_config": _only_empty("a base without its smallest singular values"),
+        "monteclora_config": _only_empty("weights that are drawn at random"),
+        "use_qalora": _only_empty("an adapter of pooled inputs"),
+        "use_bdlora": _only_empty("block-diagonal matrices"),
+        "enable_lora_list": _only_empty("adapters of parts of joined layers"),
+        "lora_use_mixer": _only_empty("a third matrix between the two"),
+        "use_mora": _only_empty("one square matrix instead of the two"),
+        "loraga": _only_empty("a base that was changed at the start"),
+        "do_qat": _only_empty("quantisation while training"),
+    },
+    harmless=frozenset(
+        [
+            # which layers are adapted: the weights say it
+            *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "trainable_modules"),
+            # what it is and how it was trained, started or stored
+            *("peft_type", "task_type", "auto_mapping", "peft_version", "revision", "inference_mode", "runtime_config"),
+            *("loftq_config", "eva_config", "corda_config", "lora_ga_config"),  # count as `init_lora_weights` says
+            *("velora_config", "ensure_weight_tying", "lora_dtype", "lorap_lr_ratio", "lorap_emb_lr", "dtype"),
+            *("megatron_config", "megatron_core", "tensor_parallel_degree", "head_dim", "lora_plus_scale"),
+            # without effect: PEFT switches fan_in_fan_out off for linear layers, and a LLaVA model has no others
+            *("fan_in_fan_out", "qalora_group_size", "merge_weights", "scaling", "use_quick_lora"),
+        ]
+    ),
+)
+
+
+def read_settings(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The settings that count, of a LoRA without anything that changes its outputs and that we do not have.
 
     Args:
         values: content of the settings file at `path`.
 
+    Returns:
+        key -> value of those that have one.
+
     Raises:
-        UserError: names the kind, or every such key with its value.
+        UserError: names the kind of an adapter of another kind, or every key that is not supported with its value.
     """
     kind = values.get("peft_type") or "LORA"
     if kind != "LORA":
         raise UserError(f"{path}: an adapter of kind '{kind}' (peft_type) is not supported, only LORA; {_MERGE_THERE}")
-    start = values.get("init_lora_weights")
-    faults, known = [], _READ | _SCALES | _INERT | _REFUSED.keys() | {"init_lora_weights"}
-    if start not in _STARTS:
-        faults.append(f"init_lora_weights={start!r} (a base that was changed at the start and is not stored)")
-    for key, value in values.items():
-        if key in _REFUSED and value:
-            faults.append(f"{key}={value!r} ({_REFUSED[key]})")
-        elif value and key not in known:
-            faults.append(f"{key}={value!r} (unknown here; remove it if it changes no outputs)")
-    if faults:
-        raise UserError(f"{path}: {', '.join(faults)} is not supported; {_MERGE_THERE}")
+    known = {*_KEYS.read, *_KEYS.refused, *_KEYS.harmless}
+    odd = [f"{key} is {declared.describe(value)}" for key, value in values.items() if value and key not in known]
+    if odd:
+        raise UserError(
+            f"{path}: {'; '.join(odd)}: unknown here; remove it if it does not change the outputs, else {_MERGE_THERE}"
+        )
+    try:
+        return declared.take({key: value for key, value in values.items() if key in known}, _KEYS, str(path))
+    except UserError as error:
+        raise UserError(f"{error}. An adapter that needs this: {_MERGE_THERE}") from error
 
 
 def check_saved(values: Mapping[str, Any], keys: list[str], path: Path) -> None:
@@ -108,14 +143,14 @@ def adapter_settings(
     Raises:
         UserError: a setting is not supported, or the weights are not those of the settings.
     """
-    check_kind(values, path)
+    known = read_settings(values, path)
     modules = tuple(name.removesuffix(".lora_A") for name in tensors if name.endswith(".lora_A"))
     theirs = {module: keymap.to_theirs(f"{module}.weight").removesuffix(".weight") for module in modules}
     odd = sorted(theirs[module] for module in modules if f"{module}.lora_B" not in tensors)
     if odd or not modules:
         raise UserError(f"{path.parent} has " + (f"no lora_B for '{odd[0]}'" if odd else "no LoRA weights"))
     try:
-        config = _config(values, theirs)
+        config = _config(known, theirs)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (AttributeError, KeyError, TypeError, ValueError, re.error) as error:

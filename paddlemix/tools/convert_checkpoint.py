@@ -1,9 +1,9 @@
 """Converts a checkpoint between layouts: ours, original LLaVA's, llava-hf's and XTuner's.
 
-    python paddlemix/tools/convert_checkpoint.py --input DIR --output DIR --to {paddlemix,llava,hf,xtuner}
+    python paddlemix/tools/convert_checkpoint.py --input DIR --output DIR --to {paddlemix,llava,hf,xtuner,peft}
 
-Reads those, PaddleMIX's (.pdparams), InternVL-Chat-LLaVA's and language models alone; with an adapter directory,
---to llava and --to xtuner write an adapter that original LLaVA or XTuner loads.
+Reads those, PaddleMIX's (.pdparams), InternVL-Chat-LLaVA's and language models alone.  With an adapter directory,
+--to llava, --to xtuner and --to peft write an adapter that original LLaVA, XTuner or PEFT (on llava-hf) loads.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", type=path_argument, required=True, help="a new folder; it appears whole or not at all"
     )
-    layouts = ("paddlemix", "llava", "hf", "xtuner")
-    parser.add_argument("--to", required=True, choices=layouts, help="the layout to write")
+    layouts = ("paddlemix", "llava", "hf", "xtuner", "peft")
+    parser.add_argument("--to", required=True, choices=layouts, help="the layout to write; peft: of an adapter")
     parser.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), help="of the written weights; default: as they are"
     )
@@ -71,6 +71,8 @@ def main(argv: list[str]) -> int:
     arguments.input = resolve_model(arguments.input)
     if is_adapter(arguments.input):
         return _convert_adapter(arguments)
+    if arguments.to == "peft":
+        raise UserError(f"{arguments.input} is not an adapter, and --to peft writes adapters; use --to hf for a model")
     with tqdm(desc="convert, verify", unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
 
         def show(done: int, total: int) -> None:
@@ -90,13 +92,18 @@ def main(argv: list[str]) -> int:
 
 def _convert_adapter(arguments: argparse.Namespace) -> int:
     from paddlemix.checkpoints.export_adapter import export_adapter
+    from paddlemix.checkpoints.export_peft import export_peft_adapter
     from paddlemix.checkpoints.export_xtuner import export_xtuner_adapter
 
-    writers = {"llava": (export_adapter, "original LLaVA"), "xtuner": (export_xtuner_adapter, "XTuner")}
+    writers = {
+        "llava": (export_adapter, "original LLaVA"),
+        "xtuner": (export_xtuner_adapter, "XTuner"),
+        "peft": (export_peft_adapter, "PEFT on llava-hf"),
+    }
     if arguments.to not in writers:
         raise UserError(
-            f"{arguments.input} is an adapter; it can be written --to llava or --to xtuner, or merged into its base "
-            "first (paddlemix merge-lora)"
+            f"{arguments.input} is an adapter; it can be written --to llava, --to xtuner or --to peft, or merged into "
+            "its base first (paddlemix merge-lora)"
         )
     export, program = writers[arguments.to]
     count = export(arguments.input, arguments.output, arguments.dtype)

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 
 from paddlemix.checkpoints.adapter import read_adapter
+from paddlemix.checkpoints.export_adapter import export_adapter
+from paddlemix.checkpoints.export_peft import export_peft_adapter
 from paddlemix.checkpoints.files import array_entry, read_json, read_safetensors, write_json, write_safetensors
 from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.errors import UserError
+from paddlemix.tools.convert_checkpoint import main
 from tests.peft_cases import BASE, CASES, GAP, GOLDEN_ADAPTERS, NUM_POSITIONS, our_logits, with_base
 
 GOLDEN_NAMES = [name for name, case in CASES.items() if case.is_golden]
@@ -74,14 +77,17 @@ def test_files_that_ms_swift_puts_beside(tmp_path: Path) -> None:
         ),
         ({"peft_type": "LOHA"}, "'LOHA'.*merge_and_unload"),
         ({"peft_type": "ADALORA"}, "'ADALORA'"),
-        ({"init_lora_weights": "olora"}, "init_lora_weights='olora' .a base that was changed at the start"),
-        ({"init_lora_weights": "lora_ga"}, "init_lora_weights='lora_ga'"),
-        ({"trainable_token_indices": [3]}, r"trainable_token_indices=\[3\] \(single rows of the embedding\)"),
-        ({"lora_bias": True, "use_bdlora": {"nblocks": 2}}, "lora_bias=True .*, use_bdlora="),
+        (
+            {"init_lora_weights": "olora"},
+            'init_lora_weights is "olora" .text.; allowed: .*others begin from a base that was changed',
+        ),
+        ({"init_lora_weights": "lora_ga"}, 'init_lora_weights is "lora_ga"'),
+        ({"trainable_token_indices": [3]}, r"trainable_token_indices is \[3\] .* means single trained rows"),
+        ({"lora_bias": True, "use_bdlora": {"nblocks": 2}}, "lora_bias is true; .*; use_bdlora is"),
         ({"layer_replication": [[0, 2]], "r": 2}, "layer_replication"),
         ({"target_parameters": ["experts.gate"]}, "target_parameters"),
         ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
-        ({"scaling_of_tomorrow": 3}, "scaling_of_tomorrow=3 .unknown here"),
+        ({"scaling_of_tomorrow": 3}, "scaling_of_tomorrow is 3: unknown here"),
         ({"modules_to_save": ["embed_tokens"]}, "modules_to_save names embed_tokens, but .* holds no weights of them"),
     ],
 )
@@ -165,3 +171,72 @@ def test_the_base_may_be_in_another_layout(tmp_path: Path) -> None:
     found = our_logits(load_pretrained(GOLDEN_ADAPTERS / "lora_old_names", base=str(original)).model)
     wanted = np.load(GOLDEN_ADAPTERS / "lora_old_names" / "logits.npz")["logits"]
     np.testing.assert_allclose(found[-NUM_POSITIONS:], wanted, atol=GAP, rtol=0)
+
+
+def assert_same_weights(found: Path, wanted: Path) -> None:
+    found_weights, wanted_weights = read_safetensors(found / WEIGHTS), read_safetensors(wanted / WEIGHTS)
+    assert found_weights.keys() == wanted_weights.keys()
+    for key, entry in wanted_weights.items():
+        np.testing.assert_array_equal(found_weights[key].read(), entry.read(), err_msg=key)
+
+
+def test_an_adapter_is_written_back_as_pefts(tmp_path: Path) -> None:
+    """Bit for bit, with the names of today: the two golden cases have the same weights in both spellings."""
+    for name, twin in (("lora_old_names", "lora"), ("projector", "projector"), ("patterns", "patterns")):
+        export_peft_adapter(GOLDEN_ADAPTERS / name, tmp_path / name)
+        assert_same_weights(tmp_path / name, GOLDEN_ADAPTERS / twin)
+        assert read_adapter(tmp_path / name).config == read_adapter(GOLDEN_ADAPTERS / name).config
+    settings = read_json(tmp_path / "projector" / "adapter_config.json")
+    assert settings["modules_to_save"] == ["multi_modal_projector"]
+    assert settings["base_model_name_or_path"] == str(BASE)
+    assert "model.language_model.layers.0.self_attn.q_proj" in settings["target_modules"]
+    assert read_json(tmp_path / "projector" / "paddlemix_processor.json")["image_aspect_ratio"] == "pad"
+
+
+def test_pissa_is_written_as_a_plain_adapter(tmp_path: Path) -> None:
+    """What another program's PiSSA began from is in no file: it is computed from the base."""
+    export_peft_adapter(GOLDEN_ADAPTERS / "pissa", tmp_path / "peft")
+    settings = read_json(tmp_path / "peft" / "adapter_config.json")
+    assert (settings["r"], settings["lora_alpha"], settings["init_lora_weights"]) == (4, 8, True)
+    wanted = np.load(GOLDEN_ADAPTERS / "pissa" / "logits.npz")["logits"]
+    found = our_logits(load_pretrained(tmp_path / "peft").model)[-NUM_POSITIONS:]
+    np.testing.assert_allclose(found, wanted, atol=GAP, rtol=0)
+    export_adapter(GOLDEN_ADAPTERS / "pissa", tmp_path / "llava")
+    found = our_logits(load_pretrained(tmp_path / "llava").model)[-NUM_POSITIONS:]
+    np.testing.assert_allclose(found, wanted, atol=GAP, rtol=0)
+
+
+def test_the_template_travels_with_pefts_files(tmp_path: Path) -> None:
+    """In a file of our own, since PEFT's settings have no place for it."""
+    base = Path(shutil.copytree(BASE, tmp_path / "base"))
+    write_json(base / "config.json", {**read_json(base / "config.json"), "chat_template_name": "llava_v1"})
+    export_peft_adapter(
+        with_base(Path(shutil.copytree(GOLDEN_ADAPTERS / "lora", tmp_path / "lora")), base), tmp_path / "peft"
+    )
+    assert read_adapter(tmp_path / "peft").processor["chat_template"] == "llava_v1"
+
+
+def test_a_base_of_another_layout_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    adapter = with_base(
+        Path(shutil.copytree(GOLDEN_ADAPTERS / "embedding", tmp_path / "lora")), BASE.parent / "original"
+    )
+    with caplog.at_level("WARNING", logger="paddlemix"):
+        assert main(["--input", str(adapter), "--output", str(tmp_path / "peft"), "--to", "peft"]) == 0
+    assert "convert it (paddlemix convert --to hf) and set base_model_name_or_path" in caplog.text
+    # the converted base has rows for <image> and <pad>, so the adapter's embedding has them too
+    weights = read_safetensors(tmp_path / "peft" / WEIGHTS)
+    assert weights["base_model.model.model.language_model.embed_tokens.weight"].shape == (384, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("v16", "trained image_newline, which PEFT has no place for"), ("model", "is not an adapter")]
+)
+def test_what_cannot_be_pefts_is_refused(tmp_path: Path, name: str, message: str) -> None:
+    arguments = ["--output", str(tmp_path / "peft"), "--to", "peft", "--input"]
+    directory = copied("lora", tmp_path)
+    if name == "v16":
+        with_base(directory, BASE.parent.parent / "llava_v16_llama" / "hf")
+        change_weights(directory, {"base_model.model.model.image_newline": np.ones(64, "float32")})
+    with pytest.raises(UserError, match=message):
+        main([*arguments, str(directory if name == "v16" else BASE)])
+    assert not (tmp_path / "peft").exists()

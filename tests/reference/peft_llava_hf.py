@@ -52,7 +52,7 @@ def save(model: Any, case: PeftCase, directory: Path) -> Path:
 def their_logits(model: Any) -> np.ndarray:
     """Logits of every position of the golden prompt, [L, V]."""
     pixels, case = golden_inputs()
-    image_token = model.config.image_token_id
+    image_token = model.config.image_token_id  # its embedding is replaced
     ids = [*case["prompt_before"], *[image_token] * case["num_image_tokens"], *case["prompt_after"]]
     with torch.no_grad():
         return model(input_ids=torch.tensor([ids]), pixel_values=torch.tensor(pixels)).logits[0].numpy()
