@@ -18,7 +18,8 @@ help:
 	@echo "make demo       train a tiny LLaVA on this machine and question it, without any download"
 	@echo "make test       lint, types and tests"
 	@echo "make lint       ruff and mypy alone"
-	@echo "make reference  compare with torch and transformers (its own environment, about 2 GB more)"
+	@echo "make reference  compare with torch and transformers (its own environment, about 2 GB more);"
+	@echo "                ISA=avx2: with that instruction set alone, whatever the processor has"
 	@echo "make clean      remove caches and build leftovers; make distclean: the environments too"
 
 demo: .venv/.installed
@@ -32,9 +33,13 @@ lint: .venv/.installed
 	@.venv/bin/ruff format --quiet --check . || { echo "error: format with .venv/bin/ruff format ." >&2; exit 1; }
 	@.venv/bin/mypy
 
+# What limits MKL, oneDNN and torch's own operators to an instruction set; tests/reference/conftest.py limits our kernels.
+ISA ?=
+ISA_avx2 = MKL_ENABLE_INSTRUCTIONS=AVX2 MKL_CBWR=AVX2 DNNL_MAX_CPU_ISA=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
+
 # torch's CPU build is much smaller: point pip at it by its own environment variables.
 reference: .venv-reference/.installed
-	@.venv-reference/bin/python -m pytest -m reference
+	@REFERENCE_ISA=$(ISA) $(ISA_$(ISA)) .venv-reference/bin/python -m pytest -m reference
 
 # setup.py says what is needed and compiles the C files, so that a change of either installs again.
 .venv/.installed: setup.py $(SOURCES)

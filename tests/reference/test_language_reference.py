@@ -19,6 +19,7 @@ from paddlemix.checkpoints.export import convert_checkpoint
 from paddlemix.checkpoints.pretrained import load_model
 from paddlemix.checkpoints.verified import Conversion
 from paddlemix.models.llava import LlavaModel
+from tests.reference.exact import assert_as_exact, in_float64
 
 torch = pytest.importorskip("torch", reason="needs the reference environment: make reference")
 transformers = pytest.importorskip("transformers")
@@ -172,9 +173,12 @@ def our_logits(model: LlavaModel, rows: list[np.ndarray]) -> list[np.ndarray]:
     return [logits[number, width - len(row) :] for number, row in enumerate(rows)]
 
 
-def assert_close(found: list[np.ndarray], wanted: list[np.ndarray]) -> None:
-    for ours, theirs in zip(found, wanted, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
+def exact_logits(model: Any, rows: list[np.ndarray]) -> list[np.ndarray]:
+    """`reference_logits` in float64; the model comes back in float32."""
+    with in_float64():
+        found = reference_logits(model.double(), rows)
+    model.float()
+    return found
 
 
 def assert_same_bits(first: Path, second: Path) -> None:
@@ -193,11 +197,11 @@ def test_logits_agree_both_ways(tmp_path: Path, family: str, seed: int) -> None:
         config.num_key_value_heads = config.num_attention_heads
     reference = reference_model(config, seed)
     rows = [random.randint(0, VOCABULARY, length) for length in (23, 4, 11)]
-    wanted = reference_logits(reference, rows)
+    wanted, exact = reference_logits(reference, rows), exact_logits(reference, rows)
     write_reference(reference, family, tmp_path / "theirs")
-    assert_close(our_logits(load_model(tmp_path / "theirs").model, rows), wanted)
+    assert_as_exact(our_logits(load_model(tmp_path / "theirs").model, rows), wanted, exact)
     convert_checkpoint(tmp_path / "theirs", tmp_path / "ours", Conversion(to="paddlemix"))
-    assert_close(our_logits(load_model(tmp_path / "ours").model, rows), wanted)
+    assert_as_exact(our_logits(load_model(tmp_path / "ours").model, rows), wanted, exact)
     convert_checkpoint(tmp_path / "ours", tmp_path / "again", Conversion(to="hf"))
     assert_same_bits(tmp_path / "theirs", tmp_path / "again")
     if not family.startswith("internlm"):
@@ -205,9 +209,9 @@ def test_logits_agree_both_ways(tmp_path: Path, family: str, seed: int) -> None:
         again, report = kind.from_pretrained(tmp_path / "again", output_loading_info=True, attn_implementation="eager")
         assert {key: list(value) for key, value in report.items() if value} == {}
         assert type(again) is type(reference)
-        assert_close(reference_logits(again.eval(), rows), wanted)
+        assert_as_exact(reference_logits(again.eval(), rows), wanted, exact)
     else:
-        assert_close(our_logits(load_model(tmp_path / "again").model, rows), wanted)
+        assert_as_exact(our_logits(load_model(tmp_path / "again").model, rows), wanted, exact)
         values = [json.loads((tmp_path / part / "config.json").read_text()) for part in ("theirs", "again")]
         for key in ("model_type", "architectures", "bias", "rotary", "rope_scaling", "intermediate_size"):
             assert values[1].get(key) == values[0].get(key), key
@@ -239,17 +243,17 @@ def test_llava_on_it_goes_through_every_layout(tmp_path: Path, family: str, seed
     reference = kind(config).eval()
     reference.save_pretrained(tmp_path / "hf")
     rows = [random.randint(0, VOCABULARY - 1, length) for length in (17, 6)]
-    wanted = reference_logits(reference, rows)
+    wanted, exact = reference_logits(reference, rows), exact_logits(reference, rows)
     previous = "hf"
     for to in ("paddlemix", "llava", "paddlemix", "hf"):
         target = f"{previous}-{to}"
         convert_checkpoint(tmp_path / previous, tmp_path / target, Conversion(to=to))
-        assert_close(our_logits(load_model(tmp_path / target).model, rows), wanted)
+        assert_as_exact(our_logits(load_model(tmp_path / target).model, rows), wanted, exact)
         previous = target
     assert_same_bits(tmp_path / "hf", tmp_path / previous)
     again, report = kind.from_pretrained(tmp_path / previous, output_loading_info=True, attn_implementation="eager")
     assert {key: list(value) for key, value in report.items() if value} == {}
-    assert_close(reference_logits(again.eval(), rows), wanted)
+    assert_as_exact(reference_logits(again.eval(), rows), wanted, exact)
     original = json.loads((tmp_path / "hf-paddlemix-llava" / "config.json").read_text())
     expected = {"llama3": "LlavaLlama", "mistral": "LlavaMistral", "qwen2": "LlavaQwen"}[family]
     assert original["architectures"] == [f"{expected}ForCausalLM"]

@@ -30,6 +30,7 @@ from paddlemix.models.llava import LlavaModel
 from paddlemix.peft.lora import LoRAConfig, add_lora
 from paddlemix.processors.image import ImageSpec, best_resolution, count_tiles, visual_token_index
 from paddlemix.sample import IGNORE_INDEX, IMAGE_TOKEN_INDEX, Example
+from tests.reference.exact import assert_as_exact, in_float64
 from tests.tiny_models import GOLDEN
 
 torch = pytest.importorskip("torch", reason="needs the reference environment: make reference")
@@ -162,9 +163,14 @@ def our_logits(model: LlavaModel, case: Case, rows: list[Any]) -> list[np.ndarra
     return [row[: len(example.input_ids)] for row, example in zip(logits, examples, strict=True)]
 
 
-def assert_close(found: list[np.ndarray], wanted: list[np.ndarray]) -> None:
-    for ours, theirs in zip(found, wanted, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
+def exact_logits(model: Any, case: Case, rows: list[Any]) -> list[np.ndarray]:
+    """`reference_logits` in float64; the model comes back in float32."""
+    with in_float64():
+        wide = [(before, behind, tiles.astype("float64")) for before, behind, tiles in rows]
+        found = reference_logits(model.double(), case, wide)
+    assert all(row.dtype == np.float64 for row in found)
+    model.float()
+    return found
 
 
 def load_strictly(directory: Path, next_generation: bool) -> Any:
@@ -182,14 +188,15 @@ def test_logits_agree_and_the_export_loads_strictly(tmp_path: Path, seed: int) -
     reference.save_pretrained(tmp_path / "hf")
     rows = draw_rows(case, seed)
     wanted = reference_logits(reference, case, rows)
-    assert_close(our_logits(load_model(tmp_path / "hf").model, case, rows), wanted)
+    exact = exact_logits(reference, case, rows)
+    assert_as_exact(our_logits(load_model(tmp_path / "hf").model, case, rows), wanted, exact)
     previous = "hf"
     for to in ("paddlemix", "llava", "paddlemix", "hf"):
         target = f"{previous}-{to}"
         convert_checkpoint(tmp_path / previous, tmp_path / target, Conversion(to=to))
         previous = target
     exported = load_strictly(tmp_path / previous, case.next_generation)
-    assert_close(reference_logits(exported, case, rows), wanted)
+    assert_as_exact(reference_logits(exported, case, rows), wanted, exact)
     before, behind = read_weights(tmp_path / "hf"), read_weights(tmp_path / previous)
     assert before.keys() == behind.keys()
     for name, entry in before.items():
