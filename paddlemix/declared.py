@@ -233,7 +233,7 @@ def choice(*allowed: Any, because: str = "") -> Rule:
         same = [item for item in allowed if item == value and isinstance(item, bool) == isinstance(value, bool)]
         return same[0] if same else _refuse()
 
-    shown = ", ".join(json.dumps(item) for item in allowed)
+    shown = ", ".join(json.dumps(item) for item in allowed) or "null"
     return Rule(f"{shown}{' (' + because + ')' if because else ''}", read)
 
 
@@ -269,6 +269,11 @@ def either(*rules: Rule) -> Rule:
     return Rule(", or ".join(rule.expected for rule in rules), read)
 
 
+def key_names(text: str) -> frozenset[str]:
+    """Keys that are written one behind the other, with spaces between."""
+    return frozenset(text.split())
+
+
 @dataclass(frozen=True)
 class Keys:
     """The keys of one kind of declared file.
@@ -278,20 +283,23 @@ class Keys:
         refused: those that change what is computed in a way that is not supported, with a rule for values that change
             nothing.
         harmless: those that change nothing that is computed, as the program uses the file.
+        nullable: keys of `read` whose null means something else than no key, and is then returned as None.
     """
 
     read: Mapping[str, Rule]
     refused: Mapping[str, Rule] = field(default_factory=dict)
     harmless: Collection[str] = frozenset()
+    nullable: Collection[str] = frozenset()
 
 
-def take(values: Any, keys: Keys, where: str) -> dict[str, Any]:
+def take(values: Any, keys: Keys, where: str = "", tell: bool = True) -> dict[str, Any]:
     """The values of a declared object that are used.
 
     Args:
         values: the object.
         keys: what it may hold.
         where: for errors and warnings, "config.json" or "config.json: text_config".
+        tell: whether to name unknown keys in a warning.
 
     Returns:
         key -> value, for the keys of `keys.read` that have one; null is absent.
@@ -301,8 +309,12 @@ def take(values: Any, keys: Keys, where: str) -> dict[str, Any]:
     """
     if not isinstance(values, dict):
         raise UserError(f"{where} is {describe(values)}, expected an object")
-    found, faults, unknown = {}, [], []
-    for key, value in without_null(values).items():
+    found: dict[str, Any] = {}
+    faults, unknown = [], []
+    for key, value in values.items():
+        if value is None:
+            found |= {key: None} if key in keys.nullable else {}
+            continue
         rule = keys.read.get(key) or keys.refused.get(key)
         if rule is None:
             unknown += [key] if key not in keys.harmless else []
@@ -315,8 +327,9 @@ def take(values: Any, keys: Keys, where: str) -> dict[str, Any]:
             supported = "allowed" if key in keys.read else "supported"
             faults.append(f"{key} is {describe(value)}; {supported}: {rule.expected}")
     if faults:
-        raise UserError(f"{where}: {'; '.join(faults)}")
-    tell_unknown(where, unknown)
+        raise UserError((f"{where}: " if where else "") + "; ".join(faults))
+    if tell:
+        tell_unknown(where, unknown)
     return {key: value for key, value in found.items() if key in keys.read}
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import paddle
 
+from paddlemix.checkpoints.config_keys import FORMAT_KEY
 from paddlemix.checkpoints.files import (
     TensorEntry,
     atomic_directory,
@@ -28,7 +29,7 @@ from paddlemix.checkpoints.files import (
     write_safetensors,
 )
 from paddlemix.checkpoints.foreign_adapter import read_foreign_adapter
-from paddlemix.checkpoints.layouts import ADAPTER_FILE, FORMAT_KEY, FORMAT_VERSION, PEFT_ADAPTER_FILE
+from paddlemix.checkpoints.layouts import ADAPTER_FILE, FORMAT_VERSION, PEFT_ADAPTER_FILE
 from paddlemix.checkpoints.pretrained import parameter_entries, write_processor
 from paddlemix.checkpoints.tensors import convert
 from paddlemix.checkpoints.xtuner import has_adapters

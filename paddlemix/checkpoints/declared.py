@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from paddlemix.checkpoints.config_keys import BASE_KEY, TEMPLATE_KEY
 from paddlemix.checkpoints.families import FAMILIES, inside_llava, write_text
-from paddlemix.checkpoints.layouts import NO_TOWER, TEMPLATE_KEY, exchange_sides
+from paddlemix.checkpoints.layouts import NO_TOWER, exchange_sides
 from paddlemix.checkpoints.towers import CLIP_FORM, tower_form
-from paddlemix.checkpoints.vocabulary import BASE_KEY, IMAGE_TOKEN, HfVocabulary
+from paddlemix.checkpoints.vocabulary import IMAGE_TOKEN, HfVocabulary
 from paddlemix.checkpoints.xtuner import MODEL_TYPE, SELECT_LAYER
 from paddlemix.errors import UserError
 from paddlemix.models.configuration import LlavaConfig, VisionConfig, projector_depth
@@ -20,7 +21,6 @@ from paddlemix.processors.chat_template import read_template
 from paddlemix.processors.llava import image_spec_from_dict
 
 TOWER_DIRECTORY = "vision_tower"
-_BICUBIC = 3  # PIL's number
 _OUTER_KEYS = ("architectures", "torch_dtype")  # not said again inside another config.json
 
 
@@ -60,10 +60,11 @@ def complete_processor(config: LlavaConfig, processor: dict[str, Any]) -> dict[s
         **processor,
     }
     try:
-        image_spec_from_dict(values)
+        spec = image_spec_from_dict(values)
         read_template(values["chat_template"])
     except KeyError as error:
         raise UserError(f"the processor's settings have no key {error}") from error
+    values["image_grid_pinpoints"] = [list(pinpoint) for pinpoint in spec.grid_pinpoints] or None
     return values
 
 
@@ -129,14 +130,14 @@ def tower_preprocessor(processor: dict[str, Any]) -> dict[str, Any]:
         "crop_size": {"height": size, "width": size},
         "do_center_crop": True,
         "do_convert_rgb": True,
-        "do_normalize": True,
+        "do_normalize": processor.get("do_normalize", True),
         "do_rescale": True,
         "do_resize": True,
         "image_mean": list(processor["image_mean"]),
         "image_std": list(processor["image_std"]),
-        "resample": _BICUBIC,
-        "rescale_factor": 1 / 255,
-        "size": {"shortest_edge": size},
+        "resample": processor.get("resample", 3),
+        "rescale_factor": processor.get("rescale_factor", 1 / 255),
+        "size": processor.get("size", {"shortest_edge": size}),
     }
 
 

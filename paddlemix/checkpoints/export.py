@@ -23,7 +23,8 @@ from paddlemix.checkpoints.files import (
 from paddlemix.checkpoints.fused import join_attention
 from paddlemix.checkpoints.hub import resolve_model
 from paddlemix.checkpoints.keymap import HF_OLD, OURS, XTUNER_PROJECTOR, KeyMap, is_linear_weight
-from paddlemix.checkpoints.layouts import CONFIG_FILE, PREPROCESSOR_FILE, config_values
+from paddlemix.checkpoints.layouts import CONFIG_FILE, config_values
+from paddlemix.checkpoints.pixels import PREPROCESSOR_FILE
 from paddlemix.checkpoints.quantized import read_quantization
 from paddlemix.checkpoints.source import open_source
 from paddlemix.checkpoints.strict import check_vocabulary, check_weights, expected_shapes

@@ -15,7 +15,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from paddlemix.checkpoints.config_keys import TEXT_KEYS
 from paddlemix.checkpoints.keymap import INTERNLM2, LLAMA, KeyMap
+from paddlemix.declared import take, without_null
 from paddlemix.errors import UserError
 from paddlemix.models.configuration import DecoderConfig, pick_fields
 
@@ -109,12 +111,6 @@ _NAMES = {
     for model_type, family in FAMILIES.items()
     for name in (model_type, family.architecture, *(family.llava or ()))
 }
-# values that change what is computed and that the decoder has no place for
-_UNCOMPUTED: dict[str, tuple[Any, ...]] = {
-    "mlp_bias": (None, False),
-    "partial_rotary_factor": (None, 1, 1.0),
-    "mm_resampler_type": (None, "identity"),
-}
 
 
 def find_family(config: Mapping[str, Any]) -> str:
@@ -123,7 +119,7 @@ def find_family(config: Mapping[str, Any]) -> str:
     Raises:
         UserError: it is none of `FAMILIES`.
     """
-    architectures = config.get("architectures") or []
+    architectures = config.get("architectures") or ()
     found = [_NAMES[name] for name in (config.get("model_type"), *architectures) if name in _NAMES]
     if found:
         return found[0]
@@ -135,22 +131,21 @@ def find_family(config: Mapping[str, Any]) -> str:
     )
 
 
-def read_text(values: Mapping[str, Any], model_type: str | None = None) -> DecoderConfig:
+def read_text(values: Mapping[str, Any], model_type: str | None = None, where: str = "") -> DecoderConfig:
     """Sizes of a language model from its config.json, in any of the families' spellings.
 
     Args:
         values: the file's content.
         model_type: a key of `FAMILIES`; None: as `values` says, "llama" where they say nothing.
+        where: the file, for errors and for a warning about unknown keys, which are not looked at without it.
 
     Raises:
-        UserError: the family is unknown, or something in the file cannot be computed.
+        UserError: the family is unknown, a value is not allowed, or something in the file cannot be computed.
     """
+    values = take(values, TEXT_KEYS, where, tell=bool(where))
     model_type = values.get("model_type", "llama") if model_type is None else model_type
     if model_type not in FAMILIES:
         raise UserError(f"language model_type '{model_type}' is not one of {', '.join(FAMILIES)}")
-    for key, allowed in _UNCOMPUTED.items():
-        if values.get(key) not in allowed:
-            raise UserError(f"{key} {values[key]!r} is not supported; allowed: {', '.join(map(str, allowed))}")
     family = FAMILIES[model_type]
     merged = {**family.defaults, **values}
     merged |= {ours: merged[theirs] for ours, theirs in family.spelling.items() if theirs in merged}
@@ -164,18 +159,18 @@ def _read_rope(values: Mapping[str, Any]) -> dict[str, Any]:
     """`rope_theta` and `rope_scaling` from what transformers 4 or 5 or InternLM's own code writes."""
     theta, scaling = values.get("rope_theta"), values.get("rope_scaling")
     if values.get("rope_parameters") is not None:  # transformers 5 has both in one
-        scaling = dict(values["rope_parameters"])
-        theta = scaling.pop("rope_theta", theta)
+        scaling = without_null(values["rope_parameters"])
+        theta = take({"rope_theta": scaling.pop("rope_theta", theta)}, TEXT_KEYS, "rope_parameters").get("rope_theta")
         if scaling.pop("partial_rotary_factor", 1) != 1:
             raise UserError(
                 f"rope_parameters {values['rope_parameters']} turn a part of a head, which is not supported"
             )
     elif "rotary" in values and scaling is None:  # InternLM's "origin" is the plain one
-        rotary = values["rotary"] or {}
+        rotary = values["rotary"]
         theta, kind = rotary.get("base", theta), rotary.get("type", "origin")
         scaling = None if kind == "origin" else {"type": kind, "factor": rotary.get("scaling_factor", 1.0)}
     if scaling is not None:
-        scaling = dict(scaling)
+        scaling = without_null(scaling)
         older = scaling.pop("type", None)  # its name before transformers 4.43
         scaling.setdefault("rope_type", older)
         scaling = None if scaling["rope_type"] == "default" else scaling

@@ -7,12 +7,23 @@ Sources: config.json of liuhaotian/llava-v1.5-7b, llava-v1.6-vicuna-7b, llava-hf
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paddlemix.checkpoints.config_keys import (
+    CLIP_KEYS,
+    FORMAT_KEY,
+    HF_KEYS,
+    HF_VISION_KEYS,
+    LANGUAGE_KEYS,
+    ORIGINAL_KEYS,
+    OURS_KEYS,
+    TEMPLATE_KEY,
+    TEXT_KEYS,
+    VISION_KEYS,
+)
 from paddlemix.checkpoints.families import FAMILIES, LLAVA_ARCHITECTURES, find_family, read_text
 from paddlemix.checkpoints.files import read_json
 from paddlemix.checkpoints.keymap import (
@@ -24,17 +35,19 @@ from paddlemix.checkpoints.keymap import (
     PADDLEMIX,
     KeyMap,
 )
+from paddlemix.checkpoints.pixels import PREPROCESSOR_FILE, read_pixels
 from paddlemix.checkpoints.towers import CLIP_FORM, TOWER_FORMS
 from paddlemix.checkpoints.xtuner import has_adapters
+from paddlemix.declared import Keys, items, take, without_null
+from paddlemix.declared import text as text_rule
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionConfig, pick_fields
+from paddlemix.processors.image import parse_pinpoints
 from paddlemix.processors.llava import PROCESSOR_FILE
 
-CONFIG_FILE, PREPROCESSOR_FILE, ADAPTER_FILE = "config.json", "preprocessor_config.json", "lora_config.json"
-PEFT_ADAPTER_FILE = "adapter_config.json"
+CONFIG_FILE, ADAPTER_FILE, PEFT_ADAPTER_FILE = "config.json", "lora_config.json", "adapter_config.json"
 ADAPTER_PROCESSOR_FILE = "paddlemix_processor.json"  # ours beside another program's adapter: template and pixels
-FORMAT_KEY, FORMAT_VERSION = "paddlemix_format", 1
-TEMPLATE_KEY = "chat_template_name"  # our own key in config.json of layouts that have none
+FORMAT_VERSION = 1
 FUSED_OPTIONS = ("fuse_attention_qkv", "fuse_attention_ffn")
 
 # vision_config of llava-hf files leaves out what equals transformers' LlavaConfig default, CLIP ViT-L/14-336
@@ -96,17 +109,18 @@ def recognise(directory: Path) -> Layout:
     if not config_path.is_file():
         found = ", ".join(sorted(path.name for path in directory.iterdir())[:8]) or "nothing"
         raise MissingFileError(f"no {CONFIG_FILE} in {directory}, so it is no model directory (it holds {found})")
-    config = read_json(config_path)
+    where, config = str(config_path), read_json(config_path)
     try:
+        kind = take(config, _KIND_KEYS, tell=False)
         for matches, read in _READERS:
-            if matches(config):
-                return read(config, directory)
+            if matches(config.keys(), kind):
+                return read(config, directory, where)
     except UserError as error:
-        raise UserError(f"{config_path}: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError, SyntaxError) as error:
-        raise UserError(f"{config_path} cannot be understood: {error!r}") from error
+        raise error if str(error).startswith(str(directory)) else UserError(f"{where}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise UserError(f"{where} cannot be understood: {error!r}") from error
     raise UserError(
-        f"{config_path}: model_type '{config.get('model_type')}' with architectures {config.get('architectures')} is "
+        f"{where}: model_type '{config.get('model_type')}' with architectures {config.get('architectures')} is "
         "not supported; allowed: LLaVA (original, llava-hf, PaddleMIX, InternVL-Chat), a language model "
         f"({', '.join(FAMILIES)}), CLIP, InternViT"
     )
@@ -124,85 +138,106 @@ def config_values(config: LlavaConfig) -> dict[str, Any]:
 
 def read_processor_values(directory: Path) -> dict[str, Any]:
     """The processor values that an adapter's `config.json` declares, as far as it has one."""
-    config = read_json(directory / CONFIG_FILE) if (directory / CONFIG_FILE).is_file() else {}
-    values = {key: config.get(key) for key in ("image_aspect_ratio", "mm_patch_merge_type", "mm_vision_select_feature")}
-    values["image_grid_pinpoints"] = _pinpoints(config.get("image_grid_pinpoints"))
-    values |= {"chat_template": config.get(TEMPLATE_KEY), "mm_use_im_start_end": config.get("mm_use_im_start_end")}
-    return {key: value for key, value in values.items() if value}
+    path = directory / CONFIG_FILE
+    config = take(read_json(path), ORIGINAL_KEYS, str(path), tell=False) if path.is_file() else {}
+    keys = ("image_aspect_ratio", "image_grid_pinpoints", "mm_patch_merge_type", "mm_vision_select_feature")
+    values = {key: config.get(key) for key in (*keys, "mm_use_im_start_end")}
+    return {key: value for key, value in {**values, "chat_template": config.get(TEMPLATE_KEY)}.items() if value}
 
 
-def _read_ours(config: Mapping[str, Any], directory: Path) -> Layout:
-    if config[FORMAT_KEY] > FORMAT_VERSION:
+def _read_ours(config: Mapping[str, Any], directory: Path, where: str) -> Layout:
+    values = take(config, OURS_KEYS, where)
+    if values[FORMAT_KEY] > FORMAT_VERSION:
         raise UserError(
-            f"{FORMAT_KEY} {config[FORMAT_KEY]} is newer than this version reads ({FORMAT_VERSION}); update paddlemix"
+            f"{FORMAT_KEY} {values[FORMAT_KEY]} is newer than this version reads ({FORMAT_VERSION}); update paddlemix"
         )
+    text = take(values["text_config"], TEXT_KEYS, f"{where}: text_config")
+    vision = values.get("vision_config")
+    if vision is not None:
+        vision = take(vision, VISION_KEYS, f"{where}: vision_config")
     processor_path = directory / PROCESSOR_FILE
     processor = read_json(processor_path) if processor_path.is_file() else {}
-    return Layout("paddlemix", LlavaConfig.from_dict(config), (OURS,), processor)
+    layout_config = LlavaConfig.from_dict({**values, "text_config": text, "vision_config": vision})
+    return Layout("paddlemix", layout_config, (OURS,), processor)
 
 
-def _read_original(config: Mapping[str, Any], directory: Path) -> Layout:
+def _read_original(config: Mapping[str, Any], directory: Path, where: str) -> Layout:
     """LLaVA's own files and PaddleMIX's, which share config.json and differ in the names of weights."""
-    tower = config.get("mm_vision_tower")
-    merge_type = config.get("mm_patch_merge_type") or "flat"
+    values = take(config, ORIGINAL_KEYS, where)
+    merge_type = values.get("mm_patch_merge_type", "flat")
     text = read_text(config, find_family(config))
     layout_config = LlavaConfig(
         text=text,
-        mm_projector_type=config.get("mm_projector_type") or "linear",
-        mm_vision_select_layer=config.get("mm_vision_select_layer", -2),
-        mm_vision_select_feature=config.get("mm_vision_select_feature") or "patch",
+        mm_projector_type=values.get("mm_projector_type") or "linear",
+        mm_vision_select_layer=values.get("mm_vision_select_layer", -2),
+        mm_vision_select_feature=values.get("mm_vision_select_feature", "patch"),
         image_newline="unpad" in merge_type,
     )
     processor = {
-        "chat_template": _template(config, text),
-        "image_aspect_ratio": config.get("image_aspect_ratio") or "square",
-        "image_grid_pinpoints": _pinpoints(config.get("image_grid_pinpoints")),
+        "chat_template": _template(values, text),
+        "image_aspect_ratio": values.get("image_aspect_ratio") or "square",
         "mm_patch_merge_type": merge_type,
         "mm_vision_select_feature": layout_config.mm_vision_select_feature,
-        "mm_use_im_start_end": bool(config.get("mm_use_im_start_end")),
+        "mm_use_im_start_end": values.get("mm_use_im_start_end", False),
     }
+    pixels = {key: value for key, value in read_pixels(directory).items() if key != "image_aspect_ratio"}
+    pixels |= same_pinpoints(values.get("image_grid_pinpoints"), pixels.get("image_grid_pinpoints"))
     return Layout(
         "original",
         layout_config,
         (PADDLEMIX, ORIGINAL_INTERN_VIT, ORIGINAL),  # ORIGINAL takes any name below "model." as the decoder's
-        {**processor, **_preprocessor_values(directory)},
-        tower=tower,
-        tower_inside=bool(config.get("unfreeze_mm_vision_tower")),
-        fused=tuple(option for option in FUSED_OPTIONS if config.get(option)),
+        {**processor, **pixels},
+        tower=values.get("mm_vision_tower"),
+        tower_inside=values.get("unfreeze_mm_vision_tower", False),
+        fused=tuple(option for option in FUSED_OPTIONS if values.get(option)),
     )
 
 
-def _pinpoints(value: Any) -> Any:
-    """LLaVA's trainer writes the list as text, "[(336, 672), ...]"."""
-    return [list(pair) for pair in ast.literal_eval(value)] if isinstance(value, str) else value
+def same_pinpoints(in_config: Any, in_preprocessor: Any) -> dict[str, Any]:
+    """The grids that both files name: one decides the tiles, the other the order of their features.
+
+    Raises:
+        UserError: they name different ones.
+    """
+    lists = [value for value in (in_config, in_preprocessor) if isinstance(value, list)]
+    if len(lists) == 2 and sorted(lists[0]) != sorted(lists[1]):
+        raise UserError(f"image_grid_pinpoints {lists[0]} is not what {PREPROCESSOR_FILE} has, {lists[1]}")
+    value = in_config if in_config is not None else in_preprocessor
+    return {"image_grid_pinpoints": value}
 
 
-def _read_hf(config: Mapping[str, Any], directory: Path) -> Layout:
-    next_generation = config["model_type"] == "llava_next"
-    feature = {"default": "patch", "full": "cls_patch"}[config.get("vision_feature_select_strategy", "default")]
-    vision = pick_fields(VisionConfig, {**_HF_TOWER, **config["vision_config"]})
+def _read_hf(config: Mapping[str, Any], directory: Path, where: str) -> Layout:
+    values = take(config, HF_KEYS, where)
+    next_generation = values["model_type"] == "llava_next"
+    feature = {"default": "patch", "full": "cls_patch"}[values.get("vision_feature_select_strategy", "default")]
+    vision = take(values.get("vision_config", {}), HF_VISION_KEYS, f"{where}: vision_config")
+    text = {"tie_word_embeddings": values.get("tie_word_embeddings", False), **without_null(values["text_config"])}
     layout_config = LlavaConfig(
-        text=read_text({**config["text_config"], "tie_word_embeddings": _hf_tied(config)}),
-        vision=vision,
+        text=read_text({**values["text_config"], **text}, where=f"{where}: text_config"),
+        vision=pick_fields(VisionConfig, {**_HF_TOWER, **vision}),
         mm_projector_type="mlp2x_gelu",
-        mm_vision_select_layer=config.get("vision_feature_layer", -2),
+        mm_vision_select_layer=values.get("vision_feature_layer", -2),
         mm_vision_select_feature=feature,
         image_newline=next_generation,
     )
+    pixels = {**CLIP_FORM.pixels(), **read_pixels(directory)}
+    pinpoints = same_pinpoints(values.get("image_grid_pinpoints"), pixels.get("image_grid_pinpoints"))
     processor = {
-        "chat_template": _template(config, layout_config.text),
+        "chat_template": _template(values, layout_config.text),
         # LLaVA-1.5 was trained on padded images
-        "image_aspect_ratio": config.get("image_aspect_ratio") or ("anyres" if next_generation else "pad"),
-        "image_grid_pinpoints": exchange_sides(config.get("image_grid_pinpoints")),
+        "image_aspect_ratio": "anyres" if next_generation else "pad",
         "mm_patch_merge_type": "spatial_unpad" if next_generation else "flat",
         "mm_vision_select_feature": feature,
-        "image_size": vision.image_size,
-        "patch_size": vision.patch_size,
+        **tower_sizes(layout_config.vision or VisionConfig()),
+        **pixels,
+        "image_grid_pinpoints": exchange_sides(pinpoints["image_grid_pinpoints"]),
     }
-    return Layout("hf", layout_config, (HF_OLD, HF_NEW), {**processor, **_pixels(directory)})
+    if "image_aspect_ratio" in values:  # what our own conversion wrote
+        processor["image_aspect_ratio"] = values["image_aspect_ratio"]
+    return Layout("hf", layout_config, (HF_OLD, HF_NEW), processor)
 
 
-def exchange_sides(pinpoints: list[list[int]] | None) -> list[list[int]] | None:
+def exchange_sides(pinpoints: Any) -> list[list[int]] | None:
     """Grids of llava-hf, (height, width), as ours, (width, height), or back.
 
     A list that holds every grid both ways, as that of LLaVA-1.6 does, stays as it is: llava-hf's files took it over
@@ -210,23 +245,22 @@ def exchange_sides(pinpoints: list[list[int]] | None) -> list[list[int]] | None:
     """
     if pinpoints is None:
         return None
+    if isinstance(pinpoints, str):
+        pinpoints = [list(pair) for pair in parse_pinpoints(pinpoints, 1)]
     turned = [[second, first] for first, second in pinpoints]
     same = sorted(turned) == sorted([first, second] for first, second in pinpoints)
     return [list(pinpoint) for pinpoint in pinpoints] if same else turned
 
 
-def _hf_tied(config: Mapping[str, Any]) -> bool:
-    return bool(config["text_config"].get("tie_word_embeddings", config.get("tie_word_embeddings", False)))
-
-
-def _read_language(config: Mapping[str, Any], directory: Path) -> Layout:
+def _read_language(config: Mapping[str, Any], directory: Path, where: str) -> Layout:
+    values = take(config, LANGUAGE_KEYS, where)
     text = read_text(config)
     family = FAMILIES[text.model_type]
     return Layout(
         "language",
         LlavaConfig(text=text),
         (family.keymap, PADDLEMIX),  # PaddleNLP writes the same config.json with its own names of weights
-        {"chat_template": _template(config, text)},
+        {"chat_template": _template(values, text)},
         fused=family.fused,
     )
 
@@ -237,50 +271,35 @@ def _template(config: Mapping[str, Any], text: DecoderConfig) -> str:
     return config.get(TEMPLATE_KEY) or FAMILIES[text.model_type].template
 
 
-def _is_tower(config: Mapping[str, Any]) -> bool:
-    return any(config.get("model_type") in form.model_types for form in TOWER_FORMS)
-
-
-def _read_tower(config: Mapping[str, Any], directory: Path) -> Layout:
+def _read_tower(config: Mapping[str, Any], directory: Path, where: str) -> Layout:
     form = next(form for form in TOWER_FORMS if config["model_type"] in form.model_types)
-    vision = form.read(config.get("vision_config", config))
+    if config["model_type"] == "clip":  # with its text model; of two copies, as old files have, the second counts
+        parts = take(config, CLIP_KEYS, where)
+        declared = {**parts.get("vision_config", {}), **without_null(parts.get("vision_config_dict", {}))}
+    else:
+        declared = dict(config)
+    vision = form.read(declared, where)
     layout_config = LlavaConfig(vision=vision, mm_vision_select_layer=-1)
-    pixels = {**form.pixels(), **_preprocessor_values(directory)}
+    pixels = {**form.pixels(), **read_pixels(directory)}
     return Layout(form.kind, layout_config, form.keymaps, {**tower_sizes(vision), **pixels})
 
 
-def _is_original(config: Mapping[str, Any]) -> bool:
-    return "mm_vision_tower" in config or not LLAVA_ARCHITECTURES.isdisjoint(config.get("architectures") or [])
-
-
+_KIND_KEYS = Keys({"model_type": text_rule, "architectures": items(text_rule)})
+# what a config.json has, as its keys and its kind -> how it is read; the first that fits
 _READERS = (
-    (lambda config: FORMAT_KEY in config, _read_ours),
-    (lambda config: config.get("model_type") in ("llava", "llava_next") and "text_config" in config, _read_hf),
-    (_is_original, _read_original),
-    (lambda config: config.get("model_type") in FAMILIES, _read_language),
-    (_is_tower, _read_tower),
+    (lambda keys, kind: FORMAT_KEY in keys, _read_ours),
+    (lambda keys, kind: kind.get("model_type") in ("llava", "llava_next") and "text_config" in keys, _read_hf),
+    (
+        lambda keys, kind: (
+            "mm_vision_tower" in keys or not LLAVA_ARCHITECTURES.isdisjoint(kind.get("architectures", ()))
+        ),
+        _read_original,
+    ),
+    (lambda keys, kind: kind.get("model_type") in FAMILIES, _read_language),
+    (lambda keys, kind: any(kind.get("model_type") in form.model_types for form in TOWER_FORMS), _read_tower),
 )
 
 
 def tower_sizes(vision: VisionConfig) -> dict[str, int]:
     """The processor values that a tower decides."""
     return {"image_size": vision.image_size, "patch_size": vision.patch_size}
-
-
-def _pixels(directory: Path) -> dict[str, Any]:
-    """What a directory declares about pixels; CLIP's numbers where it says nothing."""
-    return {**CLIP_FORM.pixels(), **_preprocessor_values(directory)}
-
-
-def _preprocessor_values(directory: Path) -> dict[str, Any]:
-    """Mean, deviation and crop size as far as a `preprocessor_config.json` has them; PaddleMIX keeps one for training
-    and one for inference in folders of their own."""
-    places = (directory, directory / "processor" / "eval", directory / "processor" / "train")
-    path = next((place / PREPROCESSOR_FILE for place in places if (place / PREPROCESSOR_FILE).is_file()), None)
-    if path is None:
-        return {}
-    declared = read_json(path)
-    values = {key: declared[key] for key in ("image_mean", "image_std") if declared.get(key)}
-    crop = declared.get("crop_size")
-    size = crop.get("height") if isinstance(crop, dict) else crop
-    return {**values, "image_size": size} if size else values

@@ -32,6 +32,7 @@ from paddlemix.checkpoints.xtuner import XTunerParts, is_xtuner, read_xtuner
 from paddlemix.errors import UserError
 from paddlemix.models.configuration import LlavaConfig, VisionConfig
 from paddlemix.models.presets import PUBLISHED_NAMES, TOWERS
+from paddlemix.processors.llava import PIXEL_OPTIONS
 
 _TOWER = "vision_tower."
 
@@ -174,6 +175,7 @@ def with_image_size(source: Source, image_size: int | None) -> Source:
         raise UserError(f"vision_image_size {image_size} needs a vision tower, but {source.directory} has none")
     vision = replace(source.config.vision, image_size=image_size)
     processor = {**source.processor, "image_size": image_size}
+    processor.pop("size", None)  # of another tile
     return replace(source, config=replace(source.config, vision=vision), processor=processor, resized=True)
 
 
@@ -198,6 +200,8 @@ def _with_tower_values(
     source: Source, layout: Layout, vision: VisionConfig, processor: Mapping[str, Any], directory: Path | None
 ) -> Source:
     """The checkpoint with a tower's sizes and pixels; `directory` is None where the weights inside are taken."""
+    if "image_mean" in source.processor:  # the checkpoint has a preprocessor_config.json, and that counts whole
+        processor = {key: value for key, value in processor.items() if key not in PIXEL_OPTIONS}
     joined = replace(
         source,
         config=replace(source.config, vision=vision),

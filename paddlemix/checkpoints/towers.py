@@ -13,9 +13,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from paddlemix.checkpoints.config_keys import VISION_KEYS
 from paddlemix.checkpoints.keymap import CLIP, CLIP_PADDLEMIX, INTERN_VIT, ORIGINAL, ORIGINAL_INTERN_VIT, KeyMap
 from paddlemix.checkpoints.positions import resized_positions, table_side
 from paddlemix.checkpoints.tensors import TensorEntry, Tensors, joined, selected, transposed
+from paddlemix.declared import take
 from paddlemix.errors import UserError
 from paddlemix.models.configuration import VisionConfig, pick_fields
 from paddlemix.models.presets import TOWERS
@@ -56,9 +58,16 @@ class TowerForm:
     layer_scale_key: str | None = None
     smallest_input: int = 0
 
-    def read(self, declared: Mapping[str, Any]) -> VisionConfig:
-        """Sizes from the family's `config.json`."""
-        values = {**self.defaults, **{key: value for key, value in declared.items() if value is not None}}
+    def read(self, declared: Mapping[str, Any], where: str = "") -> VisionConfig:
+        """Sizes from the family's `config.json`.
+
+        Args:
+            where: the file, for errors and for a warning about unknown keys.
+
+        Raises:
+            UserError: a value is not allowed.
+        """
+        values = {**self.defaults, **take(declared, VISION_KEYS, where, tell=bool(where))}
         if self.layer_scale_key is not None:
             values["layer_scale"] = float(values[self.layer_scale_key])
         return pick_fields(VisionConfig, {**values, **self.structure})

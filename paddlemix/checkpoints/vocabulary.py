@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from paddlemix.checkpoints.config_keys import BASE_KEY
 from paddlemix.checkpoints.files import read_metadata, read_safetensors
 from paddlemix.checkpoints.tensors import TensorEntry, array_entry, convert, converted, joined, selected
 
 HF_VOCABULARY_FILE = "hf_vocabulary.safetensors"
 IMAGE_TOKEN, PAD_TOKEN = "<image>", "<pad>"
-BASE_KEY = "paddlemix_vocab_size"  # our own key in llava-hf's config.json: rows before those that were added
 _MULTIPLE = 64
 # name of a matrix with one row or column per token -> the axis of the tokens
 _TOKEN_AXES = {"language_model.embed_tokens.weight": 0, "lm_head.weight": 1}

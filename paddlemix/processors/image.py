@@ -10,6 +10,8 @@ transformers for resize, crop and normalisation.
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from paddlemix.errors import UserError, did_you_mean
-from paddlemix.processors.resample import resize_shortest_and_crop
+from paddlemix.processors.resample import FILTERS, resize_shortest_and_crop
 from paddlemix.sample import NEWLINE_INDEX
 
 ASPECT_MODES = ("square", "pad", "anyres")
@@ -27,6 +29,11 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 # Source: InternViT's preprocessor_config.json; the means and deviations of ImageNet's pictures
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_MOST_TILES = 64  # along one side of a grid
+_GRID = re.compile(r"\((\d{1,9})x(\d{1,9})\)")
+_RANGE = re.compile(r"\(\d{1,9}x\d{1,9}\)(,(\.\.\.|\(\d{1,9}x\d{1,9}\)))*")
+_PAIR = re.compile(r"[\[(](\d{1,9}),(\d{1,9})[\])]")
+_PAIRS = re.compile(r"[\[(]([\[(]\d{1,9},\d{1,9}[\])],?)+[\])]")
 # (width, height) in pixels; the first listed wins a tie. Source: LLaVA-1.6 checkpoints' config.json
 LLAVA_16_PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 
@@ -44,6 +51,11 @@ class ImageSpec:
         merge_type: order of an "anyres" image's tokens: "flat" tile after tile, "spatial" row by row over the grid,
             "spatial_unpad" the same without padding and with a newline vector behind each row.
         mean, std: per channel, of values in 0..1.
+        resize_to: side that pictures have before the centre of a tile's size is cut out, pixels; None: `tile_size`.
+        squash: in the mode "square", resize both sides, not the short one.
+        resample: Pillow's number of the filter, 1 (Lanczos), 2 (bilinear) or 3 (bicubic).
+        rescale_factor: what bytes are multiplied by before mean and deviation.
+        normalise: whether mean and deviation are applied; the mean is also the colour of padding.
         cls_token: each tile gives its class token before its patches ("cls_patch").
     """
 
@@ -54,20 +66,39 @@ class ImageSpec:
     merge_type: str = "flat"
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
+    resize_to: int | None = None
+    squash: bool = False
+    resample: int = 3
+    rescale_factor: float = 1 / 255
+    normalise: bool = True
     cls_token: bool = False
 
     def __post_init__(self) -> None:
-        _check_choice("image_aspect_ratio", self.aspect_mode, ASPECT_MODES)
+        check_aspect_mode(self.aspect_mode)
         _check_choice("mm_patch_merge_type", self.merge_type, MERGE_TYPES)
         if self.tile_size < self.patch_size or self.patch_size < 1:
             raise UserError(f"image size {self.tile_size} is smaller than one patch of {self.patch_size} pixels")
-        if len(self.mean) != 3 or len(self.std) != 3 or 0 in self.std:
+        if len(self.mean) != 3 or len(self.std) != 3 or 0 in self.std or not np.isfinite([*self.mean, *self.std]).all():
             raise UserError(
                 f"image_mean {list(self.mean)} and image_std {list(self.std)}: expected three numbers each, "
                 "one per channel, and no deviation of 0"
             )
-        if self.aspect_mode != "anyres":
-            return
+        self._check_resize()
+        if self.aspect_mode == "anyres":
+            self._check_grid()
+
+    def _check_resize(self) -> None:
+        if self.resample not in FILTERS:
+            raise UserError(f"resample {self.resample} is not one of {', '.join(map(str, FILTERS))}")
+        if self.resized_side < self.tile_size:
+            raise UserError(f"size {self.resized_side} is smaller than the {self.tile_size} pixels that are cut out")
+        if self.aspect_mode == "anyres" and self.resized_side != self.tile_size:
+            raise UserError(
+                f"size {self.resized_side} unlike crop_size {self.tile_size} is not supported with image_aspect_ratio "
+                "'anyres'; supported: equal ones"
+            )
+
+    def _check_grid(self) -> None:
         if not self.grid_pinpoints:
             raise UserError(
                 "image_aspect_ratio 'anyres' needs image_grid_pinpoints, a list of [width, height] in pixels"
@@ -84,6 +115,11 @@ class ImageSpec:
             )
 
     @property
+    def resized_side(self) -> int:
+        """Side of a picture before its centre is cut out, pixels."""
+        return self.tile_size if self.resize_to is None else self.resize_to
+
+    @property
     def patches_per_side(self) -> int:
         """Patches along one side of a tile."""
         return self.tile_size // self.patch_size
@@ -96,9 +132,59 @@ class ImageSpec:
     @cached_property
     def _normalisation(self) -> np.ndarray:
         """float32 [3, 256]: normalised value of each byte in each channel."""
-        scaled = (np.arange(256, dtype=np.float64)[:, None] * (1 / 255)).astype(np.float32)
+        scaled = (np.arange(256, dtype=np.float64)[:, None] * self.rescale_factor).astype(np.float32)
+        if not self.normalise:
+            return np.ascontiguousarray(np.broadcast_to(scaled, (256, 3)).T)
         table = (scaled - np.array(self.mean, dtype=np.float32)) / np.array(self.std, dtype=np.float32)
         return np.ascontiguousarray(table.T)
+
+
+def check_aspect_mode(value: str) -> None:
+    """Whether a mode is one of `ASPECT_MODES`.
+
+    Raises:
+        UserError: it is not.  LLaVA-NeXT's "anyres_max_N" looks like "anyres" and is another computation, so that no
+            advice may lead from one to the other.
+    """
+    if value.startswith("anyres_") or value == "highres":
+        raise UserError(
+            f"image_aspect_ratio='{value}' is not one of {', '.join(ASPECT_MODES)}, and none of them computes what it "
+            "does, 'anyres' neither: a model that was trained so is not supported"
+        )
+    _check_choice("image_aspect_ratio", value, ASPECT_MODES)
+
+
+def parse_pinpoints(value: str | Sequence[Sequence[int]] | None, tile_size: int) -> tuple[tuple[int, int], ...]:
+    """The allowed grids of "anyres" in any of the forms that files have.
+
+    Args:
+        value: pairs (width, height) in pixels; such a list as text, as LLaVA's trainer writes it; or LLaVA-NeXT's
+            "(1x1),...,(3x3)": all grids from the first to the last, in tiles.
+        tile_size: pixels.
+
+    Raises:
+        UserError: it is none of these.
+
+    Source: LLaVA-NeXT llava/mm_utils.py, process_anyres_image.
+    """
+    if value is None or not isinstance(value, str):
+        return tuple((int(width), int(height)) for width, height in value or ())
+    plain = "".join(value.split())
+    if _RANGE.fullmatch(plain):
+        grids = [(int(across), int(down)) for across, down in _GRID.findall(plain)]
+        (first_across, first_down), (last_across, last_down) = grids[0], grids[-1]
+        if 1 <= first_across <= last_across <= _MOST_TILES and 1 <= first_down <= last_down <= _MOST_TILES:
+            return tuple(
+                (across * tile_size, down * tile_size)
+                for across in range(first_across, last_across + 1)
+                for down in range(first_down, last_down + 1)
+            )
+    elif _PAIRS.fullmatch(plain):
+        return tuple((int(width), int(height)) for width, height in _PAIR.findall(plain))
+    raise UserError(
+        f"image_grid_pinpoints {value[:60]!r} is not a list of [width, height] in pixels, nor (1x1),...,(NxN) in tiles "
+        f"with N up to {_MOST_TILES}"
+    )
 
 
 def _check_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -220,37 +306,45 @@ def image_tiles(image: Image.Image, spec: ImageSpec) -> list[Image.Image]:
     Returns:
         RGB images of `tile_size` squared; the whole image first, then the grid row by row.
     """
-    size = spec.tile_size
+    size, resample = spec.tile_size, FILTERS[spec.resample]
+    if spec.aspect_mode == "square" and spec.squash:
+        return [_centre(image.resize((spec.resized_side, spec.resized_side), resample), size)]
     if spec.aspect_mode == "square":
-        return [resize_shortest_and_crop(image, size)]
+        return [resize_shortest_and_crop(image, spec.resized_side, size, resample)]
     if spec.aspect_mode == "pad":
-        return [_pad_and_resize(image, spec)]
-    padded = _fit_into(image, best_resolution(*image.size, spec))
+        return [_centre(_pad_and_resize(image, spec), size)]
+    padded = _fit_into(image, best_resolution(*image.size, spec), resample)
     boxes = [
         (left, top, left + size, top + size)
         for top in range(0, padded.height, size)
         for left in range(0, padded.width, size)
     ]
-    return [image.resize((size, size), Image.Resampling.BICUBIC), *(padded.crop(box) for box in boxes)]
+    return [image.resize((size, size), resample), *(padded.crop(box) for box in boxes)]
+
+
+def _centre(image: Image.Image, size: int) -> Image.Image:
+    """The middle of a square."""
+    start = (image.width - size) // 2
+    return image if image.width == size else image.crop((start, start, start + size, start + size))
 
 
 def _pad_and_resize(image: Image.Image, spec: ImageSpec) -> Image.Image:
-    """A square of the mean colour with the image in its centre, resized to a tile."""
-    size, side = spec.tile_size, max(image.size)
+    """A square of the mean colour with the image in its centre, resized."""
+    size, side, resample = spec.resized_side, max(image.size), FILTERS[spec.resample]
     colour = tuple(int(value * 255) for value in spec.mean)
     offset = ((side - image.width) // 2, (side - image.height) // 2)
     if image.width > image.height:
         # Pillow resizes across, then down: across, the padding stays of one colour and needs no work.
-        row = Image.new("RGB", (side, 1), colour).resize((size, 1), Image.Resampling.BICUBIC)
+        row = Image.new("RGB", (side, 1), colour).resize((size, 1), resample)
         canvas = Image.new("RGB", (size, side), row.getpixel((0, 0)))
-        canvas.paste(image.resize((size, image.height), Image.Resampling.BICUBIC), (0, offset[1]))
+        canvas.paste(image.resize((size, image.height), resample), (0, offset[1]))
     else:
         canvas = Image.new("RGB", (side, side), colour)
         canvas.paste(image, offset)
-    return canvas.resize((size, size), Image.Resampling.BICUBIC)
+    return canvas.resize((size, size), resample)
 
 
-def _fit_into(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def _fit_into(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
     """Resizes to fit and centres on black."""
     scale_x, scale_y = size[0] / image.width, size[1] / image.height
     if scale_x < scale_y:
@@ -258,7 +352,7 @@ def _fit_into(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     else:
         fitted = (min(math.ceil(image.width * scale_y), size[0]), size[1])
     canvas = Image.new("RGB", size, (0, 0, 0))
-    resized = image.resize(fitted, Image.Resampling.BICUBIC)
+    resized = image.resize(fitted, resample)
     canvas.paste(resized, ((size[0] - fitted[0]) // 2, (size[1] - fitted[1]) // 2))
     return canvas
 
@@ -267,7 +361,7 @@ def normalise_tiles(tiles: list[Image.Image], spec: ImageSpec) -> np.ndarray:
     """Pixels of tiles as the tower takes them.
 
     Returns:
-        float32 [N, 3, tile_size, tile_size], channels first, (value / 255 - mean) / std.
+        float32 [N, 3, tile_size, tile_size], channels first, (value / 255 - mean) / std as CLIP has it.
     """
     size = spec.tile_size
     normalised = np.empty((len(tiles), 3, size, size), dtype=np.float32)

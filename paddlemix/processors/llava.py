@@ -25,6 +25,7 @@ from paddlemix.processors.image import (
     ImageSpec,
     count_tiles,
     count_visual_tokens,
+    parse_pinpoints,
     preprocess_image,
     visual_token_index,
 )
@@ -33,6 +34,8 @@ from paddlemix.processors.tokenizer import Tokenizer, load_tokenizer
 from paddlemix.sample import NEWLINE_INDEX, Box, Example, Message, Sample
 
 PROCESSOR_FILE = "processor_config.json"
+# keys of it that only a model has whose pictures are not prepared as CLIP's are
+PIXEL_OPTIONS = ("size", "resample", "rescale_factor", "do_normalize")
 ON_TOO_LONG = ("truncate_turns", "skip", "error")
 _SHOWN_TRUNCATIONS = 3  # of a million, more tell nothing new
 _truncations = itertools.count(1)
@@ -245,6 +248,7 @@ class LlavaProcessor:
             "patch_size": spec.patch_size,
             "image_mean": list(spec.mean),
             "image_std": list(spec.std),
+            **pixel_options(spec),
         }
 
 
@@ -266,6 +270,19 @@ def _too_long(pairs: Sequence[EncodedPair], max_length: int, on_too_long: str) -
     )
 
 
+def pixel_options(spec: ImageSpec) -> dict[str, Any]:
+    """The keys of a `processor_config.json` that only a spec unlike CLIP's has; named as transformers names them."""
+    side, values = spec.resized_side, dict[str, Any]()
+    if spec.squash or side != spec.tile_size:
+        values["size"] = {"height": side, "width": side} if spec.squash else {"shortest_edge": side}
+    options = {
+        "resample": (spec.resample, 3),
+        "rescale_factor": (spec.rescale_factor, 1 / 255),
+        "do_normalize": (spec.normalise, True),
+    }
+    return {**values, **{key: value for key, (value, usual) in options.items() if value != usual}}
+
+
 def image_spec_from_dict(values: dict[str, Any]) -> ImageSpec:
     """The image part of a `processor_config.json`; keys as `LlavaProcessor.to_dict` writes them.
 
@@ -273,16 +290,21 @@ def image_spec_from_dict(values: dict[str, Any]) -> ImageSpec:
         KeyError: a key is missing.
         UserError: a value is not allowed.
     """
-    pinpoints = values.get("image_grid_pinpoints") or ()
+    size = values.get("size") or {}
     try:
         return ImageSpec(
             tile_size=int(values["image_size"]),
             patch_size=int(values["patch_size"]),
             aspect_mode=values["image_aspect_ratio"],
-            grid_pinpoints=tuple((int(width), int(height)) for width, height in pinpoints),
+            grid_pinpoints=parse_pinpoints(values.get("image_grid_pinpoints"), int(values["image_size"])),
             merge_type=values.get("mm_patch_merge_type") or "flat",
             mean=tuple(values["image_mean"]),
             std=tuple(values["image_std"]),
+            resize_to=size.get("shortest_edge") or size.get("height"),
+            squash="height" in size,
+            resample=int(values.get("resample") or 3),
+            rescale_factor=float(values.get("rescale_factor") or 1 / 255),
+            normalise=values.get("do_normalize") is not False,
             cls_token=values.get("mm_vision_select_feature") == "cls_patch",
         )
     except UserError:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from paddlemix.checkpoints import files, verified
+from paddlemix.checkpoints.config_keys import BASE_KEY
 from paddlemix.checkpoints.export import convert_checkpoint
 from paddlemix.checkpoints.files import INDEX_FILE, array_entry, read_json, read_weights, write_json, write_weights
 from paddlemix.checkpoints.load import load_pretrained
@@ -20,7 +21,7 @@ from paddlemix.checkpoints.pretrained import config_values, load_model, save_mod
 from paddlemix.checkpoints.source import Source
 from paddlemix.checkpoints.tensors import convert
 from paddlemix.checkpoints.verified import Conversion
-from paddlemix.checkpoints.vocabulary import BASE_KEY, HF_VOCABULARY_FILE
+from paddlemix.checkpoints.vocabulary import HF_VOCABULARY_FILE
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.tools.convert_checkpoint import main, parse_size

@@ -1,0 +1,122 @@
+"""preprocessor_config.json in our terms: how a model's pictures are resized, cropped and normalised.
+
+What transformers' CLIPImageProcessor, LlavaImageProcessor and LlavaNextImageProcessor compute is computed; the rest is
+refused by name.  Knows no config.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from paddlemix.checkpoints.config_keys import PINPOINTS
+from paddlemix.checkpoints.files import read_json
+from paddlemix.declared import Keys, choice, either, flag, integer, items, key_names, mapping, number, take
+from paddlemix.errors import UserError
+
+PREPROCESSOR_FILE = "preprocessor_config.json"
+_CLASSES = [
+    name + kind
+    for name in ("CLIPImageProcessor", "LlavaImageProcessor", "LlavaNextImageProcessor")
+    for kind in ("", "Fast", "Pil")
+]
+_CLASS = choice(*_CLASSES, "CLIPFeatureExtractor", because="others resize otherwise")
+_SIDE = integer(1, 1 << 16)
+KEYS = Keys(
+    {
+        "image_processor_type": _CLASS,
+        "feature_extractor_type": _CLASS,
+        "image_mean": items(number(-1000, 1000), 3, 3),
+        "image_std": items(either(number(1e-9, 1000), number(-1000, -1e-9)), 3, 3),
+        "crop_size": either(_SIDE, mapping),
+        "size": either(_SIDE, mapping),
+        "resample": choice(1, 2, 3, because="Pillow's Lanczos, bilinear and bicubic filters"),
+        "rescale_factor": number(1e-9, 1e6),
+        "do_rescale": flag,
+        "do_normalize": flag,
+        "do_center_crop": flag,
+        "do_pad": flag,
+        "image_grid_pinpoints": PINPOINTS,
+    },
+    {"do_resize": choice(True, because="the tower reads one size")},
+    # pictures are always made RGB before anything else, which is what a picture of another kind needs
+    key_names(
+        """
+        do_convert_rgb processor_class _valid_processor_keys _processor_class auto_map data_format input_data_format
+        return_tensors device disable_grouping default_to_square image_seq_length num_additional_image_tokens
+        patch_size do_rand_resize_crop
+        """
+    ),
+)
+_SIZE_KEYS = Keys({"height": _SIDE, "width": _SIDE, "shortest_edge": _SIDE})
+
+
+def find_preprocessor(directory: Path) -> Path | None:
+    """The file of a directory; PaddleMIX keeps one for training and one for inference in folders of their own."""
+    places = (directory, directory / "processor" / "eval", directory / "processor" / "train")
+    return next((place / PREPROCESSOR_FILE for place in places if (place / PREPROCESSOR_FILE).is_file()), None)
+
+
+def read_pixels(directory: Path) -> dict[str, Any]:
+    """Processor values as far as a directory's `preprocessor_config.json` has them; empty where there is none.
+
+    Returns:
+        Any of `image_mean`, `image_std`, `image_size`, `image_aspect_ratio` and `image_grid_pinpoints` as the file
+        writes them; of `PIXEL_OPTIONS` those that are not as CLIP's.
+
+    Raises:
+        UserError: a value is not allowed, or asks for what is not computed.
+    """
+    path = find_preprocessor(directory)
+    if path is None:
+        return {}
+    found = take(read_json(path), KEYS, str(path))
+    try:
+        return _pixels(found)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _pixels(found: Mapping[str, Any]) -> dict[str, Any]:
+    values = {key: found[key] for key in ("image_mean", "image_std", "image_grid_pinpoints") if key in found}
+    tile, resized = _tile_and_size(found)
+    if tile is not None:
+        values["image_size"] = tile
+    # only this class pads to a square, and only when it is told to
+    kind = found.get("image_processor_type", "")
+    if kind.startswith("LlavaImageProcessor") and "do_pad" in found:
+        values["image_aspect_ratio"] = "pad" if found["do_pad"] else "square"
+    options = {
+        "size": (resized, None),
+        "resample": (found.get("resample"), 3),
+        "rescale_factor": (found.get("rescale_factor") if found.get("do_rescale", True) else 1.0, 1 / 255),
+        "do_normalize": (found.get("do_normalize"), True),
+    }
+    return values | {key: value for key, (value, usual) in options.items() if value is not None and value != usual}
+
+
+def _tile_and_size(found: Mapping[str, Any]) -> tuple[int | None, dict[str, int] | None]:
+    """Side of a tile, and what pictures are resized to where that is another, as a file writes it."""
+    crop, size = _sides(found.get("crop_size"), "crop_size"), _sides(found.get("size"), "size")
+    both = "height" in size
+    side = size.get("height") or size.get("shortest_edge")
+    if not found.get("do_center_crop", True):
+        if not both:
+            raise UserError(
+                f"do_center_crop is false with size {size or 'missing'}, so that pictures would not be square; "
+                'supported: true, or a size with equal "height" and "width"'
+            )
+        crop = size
+    tile = crop.get("height") or crop.get("shortest_edge") or side
+    return tile, size if size and (both or side != tile) else None
+
+
+def _sides(value: Any, key: str) -> dict[str, int]:
+    """A size as transformers reads it: a number is that of the short side."""
+    if value is None:
+        return {}
+    sides = {"shortest_edge": value} if isinstance(value, int) else take(value, _SIZE_KEYS, key, tell=False)
+    if sides.keys() not in ({"shortest_edge"}, {"height", "width"}) or sides.get("height") != sides.get("width"):
+        raise UserError(f'{key} is {value}; supported: a number, "shortest_edge", or equal "height" and "width"')
+    return sides
