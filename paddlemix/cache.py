@@ -8,15 +8,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from paddlemix.errors import UserError
+from paddlemix.locks import temporary_file
 from paddlemix.paths import user_path
-
-_UMASK = os.umask(0o022)
-os.umask(_UMASK)
 
 
 def cache_directory(kind: str) -> Path:
@@ -56,16 +53,10 @@ def replacing(path: Path) -> Iterator[Path]:
         UserError: the disk is full or the folder cannot be written.
     """
     try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-        os.close(descriptor)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
-    temporary = Path(name)
-    try:
-        yield temporary
-        os.chmod(temporary, 0o666 & ~_UMASK)  # temporary files are private, what is kept need not be
-        os.replace(temporary, path)
+        with temporary_file(path) as temporary:
+            yield temporary
+            os.replace(temporary, path)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -30,7 +30,8 @@ LEVELS = (
     ("checkpoints", "peft", "datasets"),
     ("models", "processors", "network"),
     ("config", "sample", "device", "log", "cache", "cached_table", "identity", "memory"),
-    ("declared", "paths"),
+    ("outputs",),
+    ("declared", "locks", "paths"),
     ("errors",),
     ("__init__",),
 )
@@ -49,7 +50,7 @@ ONLY_IN = {
 # Importing these rooms and modules loads neither paddle nor paddlenlp, directly or through others.
 WITHOUT_PADDLE = (
     *("processors", "network", "datasets", "config", "sample", "log", "cache", "memory", "paths", "errors"),
-    *("cached_table", "declared", "identity"),
+    *("cached_table", "declared", "identity", "locks", "outputs"),
     *("demo.scenes", "demo.digits", "demo.vocabulary", "demo.report", "evaluation.metrics"),
 )
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from paddlemix.errors import UserError
+from paddlemix.locks import remove_leftovers, temporary_directory
 
 
 @contextlib.contextmanager
@@ -38,9 +38,8 @@ def atomic_directory(target: Path, keep: Sequence[str] = ()) -> Iterator[Path]:
     target = Path(os.path.abspath(target))
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        with writing(target):
+        remove_leftovers(target.parent)
+        with temporary_directory(target.parent, target.name) as temporary:
             yield temporary
             os.chmod(temporary, 0o777 & ~_umask())
             for path in temporary.rglob("*"):
@@ -51,8 +50,6 @@ def atomic_directory(target: Path, keep: Sequence[str] = ()) -> Iterator[Path]:
             else:
                 os.rename(temporary, target)
             _sync(target.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove_directory(path: Path) -> None:
@@ -62,28 +59,26 @@ def remove_directory(path: Path) -> None:
         UserError: it cannot be removed.
     """
     with writing(path):
-        hidden = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-        os.rename(path, hidden / "old")
-        shutil.rmtree(hidden)
+        with temporary_directory(path.parent, path.name) as hidden:
+            os.rename(path, hidden / path.name)
+            shutil.rmtree(hidden)
 
 
 def _exchange(temporary: Path, target: Path, keep: Sequence[str]) -> None:
     """Puts `temporary` in the place of `target`, with what `target` has of `keep`; a failed step is taken back."""
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
     moves = [(target / name, temporary / name) for name in keep]
     moves = [(source, place) for source, place in moves if source.exists() and not place.exists()]
-    moves += [(target, old / "old"), (temporary, target)]
-    done: list[tuple[Path, Path]] = []
-    try:
-        for source, place in moves:
-            os.rename(source, place)
-            done.append((source, place))
-    except BaseException:
-        for source, place in reversed(done):
-            os.rename(place, source)
-        old.rmdir()
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+    with temporary_directory(target.parent, target.name, replaced=True) as old:
+        moves += [(target, old / target.name), (temporary, target)]
+        done: list[tuple[Path, Path]] = []
+        try:
+            for source, place in moves:
+                os.rename(source, place)
+                done.append((source, place))
+        except BaseException:
+            for source, place in reversed(done):
+                os.rename(place, source)
+            raise
 
 
 def _sync(path: Path) -> None:

@@ -5,7 +5,6 @@ Order of precedence: the schema's defaults, the command's own, the file, the com
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +20,7 @@ from paddlemix.config.schema import SPECS, RunConfig
 from paddlemix.config.structures import InnerFault, check_dataset, check_pairs, check_prompts
 from paddlemix.config.values import check_value, describe, parse_any, parse_text
 from paddlemix.errors import UserError, did_you_mean
+from paddlemix.locks import temporary_file
 
 __all__ = ["ConfigError", "Fault", "format_help", "load_config", "parse_command_line", "save_config", "split_dry_run"]
 
@@ -168,19 +168,16 @@ def save_config(config: RunConfig, path: str | os.PathLike[str]) -> None:
     values = {name: getattr(config, name) for name, spec in SPECS.items() if spec.status == "used" and not spec.secret}
     text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
+        with temporary_file(target) as temporary:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror}; choose another place") from error
-    finally:
-        with contextlib.suppress(OSError):  # after the rename it is gone
-            temporary.unlink()
 
 
 def _put_override(draft: _Draft, override: str) -> None:

@@ -11,8 +11,6 @@ cut off.  Knows no model and nothing of the lines but whether they hold an error
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import glob
 import json
 import os
 import weakref
@@ -24,6 +22,7 @@ import numpy as np
 
 from paddlemix.cache import replacing
 from paddlemix.errors import UserError
+from paddlemix.locks import Locked, remove_leftovers
 
 _MISSING, _FAILED, _ANSWERED = 0, 1, 2
 
@@ -58,7 +57,7 @@ class AnswerFile:
         self._places = np.zeros((len(numbers), 2), np.int64)  # first byte and length of each line in the partial file
         with _write_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = Locked(beside(path, "run.json"))
+            self._lock = lock_of(path)
             if overwrite:
                 self._partial.unlink(missing_ok=True)
                 path.unlink(missing_ok=True)
@@ -138,40 +137,16 @@ class AnswerFile:
             yield os.pread(self._descriptor, length, start)
 
 
-class Locked:
-    """A small JSON file that this process alone has open for writing until it closes it or ends.
+def lock_of(path: Path, wait: bool = False) -> Locked:
+    """The lock of an answers file, whose content is its header.
 
     Args:
-        path: made where it is missing.
-        wait: until it is free.
+        wait: until no other process has it.
 
     Raises:
         UserError: another process has it.
     """
-
-    def __init__(self, path: Path, wait: bool = False) -> None:
-        self.path = path
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        self.close = weakref.finalize(self, os.close, self._descriptor)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            self.close()
-            raise UserError(f"another process writes {path.with_suffix('').with_suffix('')}; wait for it") from error
-
-    def read(self) -> Any:
-        """Its value; None where it is empty or half written."""
-        try:
-            return json.loads(os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0))
-        except ValueError:
-            return None
-
-    def write(self, value: Any) -> None:
-        """Replaces its value; it is on the disk when this returns."""
-        os.ftruncate(self._descriptor, 0)
-        os.lseek(self._descriptor, 0, os.SEEK_SET)
-        _write_all(self._descriptor, (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode())
-        os.fsync(self._descriptor)
+    return Locked(beside(path, "run.json"), lambda _: f"another process writes {path}; wait for it", wait)
 
 
 def _claim(lock: Locked, path: Path, header: Mapping[str, Any], fresh: bool) -> None:
@@ -225,10 +200,8 @@ def encode_line(line: Mapping[str, Any]) -> bytes:
 
 
 def write_lines(path: Path, lines: Iterable[bytes]) -> None:
-    """Writes a file of lines in one step: it is there whole, or as it was.  One process at a time may do so; what one
-    that was killed meanwhile left is removed."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.????????{glob.escape(path.suffix)}"):
-        left.unlink()
+    """Writes a file of lines in one step: it is there whole, or as it was.  What killed processes left is removed."""
+    remove_leftovers(path.parent)
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.writelines(line + b"\n" for line in lines)
         file.flush()

@@ -25,7 +25,7 @@ from paddlemix.datasets.lengths import measure_lengths
 from paddlemix.datasets.questions import QuestionList, QuestionSettings, QuestionShare
 from paddlemix.datasets.records import RecordFile, open_records
 from paddlemix.errors import UserError
-from paddlemix.generation.answer_file import AnswerFile, Locked, beside, compare_headers, is_complete, write_lines
+from paddlemix.generation.answer_file import AnswerFile, beside, compare_headers, is_complete, lock_of, write_lines
 from paddlemix.generation.predict import Answer, answer_batches, batches_by_length, processor_for
 from paddlemix.generation.sampling import GenerationSettings
 from paddlemix.processors.templates import Template
@@ -238,7 +238,7 @@ def _joined_before(job: PredictJob, header: dict[str, Any]) -> list[bytes] | Non
     """The lines of a complete output of the same arguments; None where there is none."""
     if job.overwrite or not job.output.exists():
         return None
-    lock = Locked(beside(job.output, "run.json"), wait=True)
+    lock = lock_of(job.output, wait=True)
     try:
         found = lock.read()
         if not isinstance(found, dict):
@@ -258,7 +258,7 @@ def _joined_before(job: PredictJob, header: dict[str, Any]) -> list[bytes] | Non
 def _join(job: PredictJob, header: dict[str, Any], outcome: Outcome) -> Outcome:
     """Puts the shares together where this process is the last to finish."""
     paths = _shares(job)
-    lock = Locked(beside(job.output, "run.json"), wait=True)
+    lock = lock_of(job.output, wait=True)
     try:
         headers = ({**header, "chunk": [index, len(paths)]} for index in range(len(paths)))
         if not all(map(is_complete, paths, headers)):

@@ -1,0 +1,248 @@
+"""Who writes what at the moment: one lock per output, and temporary names that tell whether anybody still uses them.
+
+A lock is the system's (`flock`), which ends with the process that has it, whatever ends that.  So what a killed process
+left under a temporary name differs from what is being written, and `remove_leftovers` removes only the former.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+import socket
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from paddlemix.errors import UserError
+
+LOCK_FILE = ".paddlemix.lock"  # in a folder that a command writes into
+_MARK = ".paddlemix-tmp"
+_TEMPORARY = re.compile(rf"\..*{re.escape(_MARK)}(\.\w+)?", re.DOTALL)
+_REPLACED = ".replaced."  # in the name of a folder that holds what is just being replaced
+_NAME = 40  # characters of a file's name that its temporary name repeats
+_UMASK = os.umask(0o022)
+os.umask(_UMASK)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL, errno.EPERM)
+
+
+class LockingUnavailableError(UserError):
+    """The file system has no locks."""
+
+
+class Locked:
+    """A small JSON file that this process alone has open for writing until it closes it or ends.
+
+    Args:
+        path: made where it is missing.
+        busy: the message for when another process has it, from the file's value (None where it has none).
+        wait: until it is free.
+
+    Raises:
+        UserError: another process has it.
+        LockingUnavailableError: the file system cannot lock.
+        OSError: the file cannot be made.
+    """
+
+    def __init__(self, path: Path, busy: Callable[[Any], str], wait: bool = False) -> None:
+        self.path = path
+        while True:
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            self.close = weakref.finalize(self, _close, self._descriptor, os.getpid())
+            if not _hold(self._descriptor, path, wait):
+                message = busy(self.read())
+                self.close()
+                raise UserError(message)
+            if _is_at(self._descriptor, path):
+                return
+            self.close()  # who had it has removed it meanwhile
+
+    def read(self) -> Any:
+        """Its value; None where it is empty or half written."""
+        try:
+            return json.loads(os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0))
+        except ValueError:
+            return None
+
+    def write(self, value: Any) -> None:
+        """Replaces its value; it is on the disk when this returns."""
+        data = memoryview((json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode())
+        os.ftruncate(self._descriptor, 0)
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
+        while data:
+            data = data[os.write(self._descriptor, data) :]
+        os.fsync(self._descriptor)
+
+
+@contextlib.contextmanager
+def locked_output(path: Path, what: str, inside: bool = True) -> Iterator[None]:
+    """Keeps every other command from writing the same output while the block runs.
+
+    Args:
+        path: the folder, made where it is missing and removed again where nothing comes into it; or, not `inside`, any
+            path: the lock is then beside it, for what appears in one step.
+        what: the flag or key that names it, for messages.
+
+    Raises:
+        UserError: another process writes it (names the process), or no lock can be made there.
+        LockingUnavailableError: the file system cannot lock.
+    """
+    path = Path(os.path.realpath(path))
+    folder = path if inside else path.parent
+    made = [missing for missing in (folder, *folder.parents) if not missing.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = Locked(
+            folder / LOCK_FILE if inside else folder / f".{path.name[:_NAME]}{LOCK_FILE}",
+            lambda value: f"{what} '{path}' is being written by {_writer(value)}; wait for it or choose another place",
+        )
+    except OSError as error:
+        raise UserError(f"{what} '{path}' cannot be written: {error.strerror}; choose another place") from error
+    try:
+        lock.write({"pid": os.getpid(), "host": socket.gethostname()})
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            lock.path.unlink(missing_ok=True)
+        lock.close()
+        for directory in made:
+            with contextlib.suppress(OSError):
+                directory.rmdir()  # only an empty one
+
+
+def _writer(value: Any) -> str:
+    if not isinstance(value, dict) or "pid" not in value:
+        return "another process"
+    here = value.get("host") == socket.gethostname()
+    return f"process {value['pid']}" + ("" if here else f" on {value.get('host')}")
+
+
+@contextlib.contextmanager
+def temporary_directory(folder: Path, name: str, replaced: bool = False) -> Iterator[Path]:
+    """A new hidden directory in a folder, held while the block runs and gone afterwards, unless the block renamed it.
+
+    Args:
+        name: of what it is for.
+        replaced: it is to hold what is being replaced, which `remove_leftovers` puts back where nothing came in its
+            place.
+    """
+    prefix = f".{name[:_NAME]}{_REPLACED if replaced else '.'}"
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=prefix, suffix=_MARK, dir=folder))
+        descriptor = os.open(path, os.O_RDONLY)
+        with contextlib.suppress(LockingUnavailableError):  # then nobody removes it either
+            _hold(descriptor, path, wait=True)
+        if _is_at(descriptor, path):
+            break
+        os.close(descriptor)  # removed as a leftover before it was held
+    whole = False
+    try:
+        yield path
+        whole = True
+    finally:
+        if whole or not replaced:
+            shutil.rmtree(path, ignore_errors=True)
+        else:  # it may hold the only copy
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def temporary_file(path: Path) -> Iterator[Path]:
+    """A new hidden file beside a path, of the same suffix, held while the block runs and gone afterwards."""
+    while True:
+        prefix, suffix = f".{path.stem[:_NAME]}.", _MARK + path.suffix
+        descriptor, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=path.parent)
+        os.fchmod(descriptor, 0o666 & ~_UMASK)  # temporary files are private, what is kept need not be
+        with contextlib.suppress(LockingUnavailableError):
+            _hold(descriptor, Path(name), wait=True)
+        if _is_at(descriptor, Path(name)):
+            break
+        os.close(descriptor)
+    try:
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Removes what killed processes left in a folder under temporary names; what somebody still writes stays.
+
+    What was being replaced when its process was killed comes back to its place, where nothing is there now.
+
+    Returns:
+        What was removed or put back.
+    """
+    try:
+        names = [entry.name for entry in os.scandir(folder) if _TEMPORARY.fullmatch(entry.name)]
+    except OSError:  # no such folder, or none that may be read
+        return []
+    return [folder / name for name in sorted(names) if _remove_unheld(folder / name)]
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a path's name is one that commands give to what they are still writing, or a lock's."""
+    return path.name.endswith(LOCK_FILE) or _TEMPORARY.fullmatch(path.name) is not None
+
+
+def _remove_unheld(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW if path.is_file() else os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return False
+    try:
+        if not _hold(descriptor, path, wait=False) or not _is_at(descriptor, path):
+            return False
+        if not path.is_dir():
+            path.unlink()
+            return True
+        if _REPLACED in path.name:
+            for entry in path.iterdir():
+                if not (path.parent / entry.name).exists():
+                    os.rename(entry, path.parent / entry.name)
+        shutil.rmtree(path, ignore_errors=True)
+        return True
+    except (LockingUnavailableError, OSError):
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _hold(descriptor: int, path: Path, wait: bool) -> bool:
+    """Locks an open file; False where another process has it.
+
+    Raises:
+        LockingUnavailableError: there are no locks there (NFS has none for directories).
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise LockingUnavailableError(f"the file system of {path} has no locks ({error.strerror})") from error
+    return True
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether a path still means the open file."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except OSError:
+        return False
+
+
+def _close(descriptor: int, owner: int) -> None:
+    if os.getpid() == owner:  # a forked process shares the lock and must not end it
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # else such a process would keep it
+    os.close(descriptor)
