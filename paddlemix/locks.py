@@ -54,11 +54,14 @@ class Locked:
         self.path = path
         while True:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            _open.add(self._descriptor)
             self.close = weakref.finalize(self, _close, self._descriptor, os.getpid())
-            if not _hold(self._descriptor, path, wait):
-                message = busy(self.read())
+            try:
+                if not _hold(self._descriptor, path, wait):
+                    raise UserError(busy(self.read()))
+            except BaseException:
                 self.close()
-                raise UserError(message)
+                raise
             if _is_at(self._descriptor, path):
                 return
             self.close()  # who had it has removed it meanwhile
@@ -95,25 +98,31 @@ def locked_output(path: Path, what: str, inside: bool = True) -> Iterator[None]:
     """
     path = Path(os.path.realpath(path))
     folder = path if inside else path.parent
+    place = folder / LOCK_FILE if inside else folder / f".{path.name[:_NAME]}{LOCK_FILE}"
     made = [missing for missing in (folder, *folder.parents) if not missing.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = Locked(
-            folder / LOCK_FILE if inside else folder / f".{path.name[:_NAME]}{LOCK_FILE}",
-            lambda value: f"{what} '{path}' is being written by {_writer(value)}; wait for it or choose another place",
-        )
-    except OSError as error:
-        raise UserError(f"{what} '{path}' cannot be written: {error.strerror}; choose another place") from error
-    try:
+    with contextlib.ExitStack() as stack:
+        for directory in reversed(made):
+            stack.callback(_remove_if_empty, directory)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = Locked(
+                place,
+                lambda value: f"{what} '{path}' is being written by {_writer(value)}; wait for it, or choose another",
+            )
+        except LockingUnavailableError:
+            place.unlink(missing_ok=True)
+            raise
+        except OSError as error:
+            raise UserError(f"{what} '{path}' cannot be written: {error.strerror}; choose another place") from error
+        stack.callback(lock.close)
+        stack.callback(place.unlink, missing_ok=True)  # while it is held
         lock.write({"pid": os.getpid(), "host": socket.gethostname()})
         yield
-    finally:
-        with contextlib.suppress(OSError):
-            lock.path.unlink(missing_ok=True)
-        lock.close()
-        for directory in made:
-            with contextlib.suppress(OSError):
-                directory.rmdir()  # only an empty one
+
+
+def _remove_if_empty(directory: Path) -> None:
+    with contextlib.suppress(OSError):
+        directory.rmdir()
 
 
 def _writer(value: Any) -> str:
@@ -136,12 +145,9 @@ def temporary_directory(folder: Path, name: str, replaced: bool = False) -> Iter
     while True:
         path = Path(tempfile.mkdtemp(prefix=prefix, suffix=_MARK, dir=folder))
         descriptor = os.open(path, os.O_RDONLY)
-        with contextlib.suppress(LockingUnavailableError):  # then nobody removes it either
-            _hold(descriptor, path, wait=True)
-        if _is_at(descriptor, path):
+        if _hold_temporary(descriptor, path):
             break
-        os.close(descriptor)  # removed as a leftover before it was held
-    whole = False
+    whole, owner = False, os.getpid()
     try:
         yield path
         whole = True
@@ -151,26 +157,35 @@ def temporary_directory(folder: Path, name: str, replaced: bool = False) -> Iter
         else:  # it may hold the only copy
             with contextlib.suppress(OSError):
                 path.rmdir()
-        os.close(descriptor)
+        _close(descriptor, owner)
 
 
 @contextlib.contextmanager
 def temporary_file(path: Path) -> Iterator[Path]:
     """A new hidden file beside a path, of the same suffix, held while the block runs and gone afterwards."""
     while True:
-        prefix, suffix = f".{path.stem[:_NAME]}.", _MARK + path.suffix
+        prefix, suffix = f".{path.name[:_NAME]}.", _MARK + path.suffix
         descriptor, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=path.parent)
         os.fchmod(descriptor, 0o666 & ~_UMASK)  # temporary files are private, what is kept need not be
-        with contextlib.suppress(LockingUnavailableError):
-            _hold(descriptor, Path(name), wait=True)
-        if _is_at(descriptor, Path(name)):
+        if _hold_temporary(descriptor, Path(name)):
             break
-        os.close(descriptor)
+    owner = os.getpid()
     try:
         yield Path(name)
     finally:
         Path(name).unlink(missing_ok=True)
-        os.close(descriptor)
+        _close(descriptor, owner)
+
+
+def _hold_temporary(descriptor: int, path: Path) -> bool:
+    """Holds what was just made; False, and it is closed, where it was removed as a leftover before."""
+    _open.add(descriptor)
+    with contextlib.suppress(LockingUnavailableError):  # then nobody removes it either
+        _hold(descriptor, path, wait=True)
+    if _is_at(descriptor, path):
+        return True
+    _close(descriptor, os.getpid())
+    return False
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
@@ -242,7 +257,17 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def _close(descriptor: int, owner: int) -> None:
-    if os.getpid() == owner:  # a forked process shares the lock and must not end it
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # else such a process would keep it
-    os.close(descriptor)
+    if os.getpid() == owner:
+        _open.discard(descriptor)
+        os.close(descriptor)
+
+
+def _close_in_child() -> None:
+    """A forked process shares its parent's locks, and would keep them where that is killed."""
+    for descriptor in _open:
+        os.close(descriptor)
+    _open.clear()
+
+
+_open: set[int] = set()  # descriptors with a lock, of this process
+os.register_at_fork(after_in_child=_close_in_child)

@@ -58,10 +58,9 @@ def remove_directory(path: Path) -> None:
     Raises:
         UserError: it cannot be removed.
     """
-    with writing(path):
-        with temporary_directory(path.parent, path.name) as hidden:
-            os.rename(path, hidden / path.name)
-            shutil.rmtree(hidden)
+    with writing(path), temporary_directory(path.parent, f"{path.name}.old") as hidden:
+        os.rename(path, hidden / path.name)
+        shutil.rmtree(hidden)
 
 
 def _exchange(temporary: Path, target: Path, keep: Sequence[str]) -> None:

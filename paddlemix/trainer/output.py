@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from paddlemix import locks
 from paddlemix.checkpoints.adapter import ADAPTER_WEIGHTS
 from paddlemix.checkpoints.directories import remove_directory, writing
-from paddlemix.checkpoints.files import INDEX_FILE, SINGLE_FILE
+from paddlemix.checkpoints.files import INDEX_FILE, SINGLE_FILE, read_json
 from paddlemix.checkpoints.layouts import ADAPTER_FILE, CONFIG_FILE
 from paddlemix.config.schema import RunConfig
 from paddlemix.errors import MissingFileError, UserError
-from paddlemix.log import logger
+from paddlemix.locks import is_temporary
+from paddlemix.log import logger, process_rank
+from paddlemix.outputs import Output, check_output
 from paddlemix.processors.llava import PROCESSOR_FILE
 from paddlemix.processors.tokenizer import TOKENIZER_FILES
 from paddlemix.trainer.callbacks import CURVE_FILE, METRICS_FILE
+from paddlemix.trainer.inputs import check_outputs
 from paddlemix.trainer.model_card import CARD_FILE, is_own_card
 from paddlemix.trainer.sampling_callback import SAMPLES_FILE
 from paddlemix.trainer.saving import STATE_FILE, list_checkpoints
@@ -32,10 +36,9 @@ _OWN_FILES = (
     *(RUN_CONFIG_FILE, METRICS_FILE, CURVE_FILE, SAMPLES_FILE, SKIPPED_FILE, "skipped-rank*.jsonl", CARD_FILE),
     "checkpoint-[0-9]*",
 )
-_RESULT = ".result."
-# temporary names that only a killed run leaves behind
+# temporary names that only killed runs of earlier versions left; those of today tell whether anybody holds them
 _LEFTOVERS = (
-    *(".checkpoint-[0-9]*", f"{_RESULT}*", f".{RUN_CONFIG_FILE}.*.tmp"),
+    *(".checkpoint-[0-9]*", ".result.*", f".{RUN_CONFIG_FILE}.*.tmp"),
     *(Path(name).stem + ".tmp" for name in (METRICS_FILE, SAMPLES_FILE)),
     f".{CURVE_FILE}.tmp",
 )
@@ -49,64 +52,87 @@ def find_resume_point(config: RunConfig) -> Path | None:
 
     Raises:
         MissingFileError: `resume_from_checkpoint` is no complete checkpoint.
-        UserError: `output_dir` has content that is neither to be overwritten nor gone on from, or cannot be written.
+        UserError: `output_dir` has content that is neither to be overwritten nor gone on from, cannot be written, or
+            something that the run reads is there.
     """
     assert config.output_dir is not None
     output_dir = Path(config.output_dir)
-    if output_dir.exists() and not output_dir.is_dir():
-        raise UserError(f"output_dir '{output_dir}' is a file; name a folder")
-    _check_writable(output_dir)
-    if config.resume_from_checkpoint:
-        checkpoint = Path(config.resume_from_checkpoint)
-        if not (checkpoint / STATE_FILE).is_file():
-            raise MissingFileError(f"resume_from_checkpoint '{checkpoint}' is no complete checkpoint (no {STATE_FILE})")
-        return checkpoint
-    _check_inputs_are_elsewhere(config, output_dir)
-    if not config.do_train or config.overwrite_output_dir or not _content(output_dir):
-        return None
-    checkpoints = list_checkpoints(output_dir)
-    if not checkpoints and _ended_early(output_dir):
-        logger.info("the run in %s ended before its first checkpoint: starting anew", output_dir)
-        return None
-    if not checkpoints:
-        raise UserError(
-            f"output_dir '{output_dir}' is not empty and holds no checkpoint to go on from; set overwrite_output_dir "
-            "to true or choose another folder"
-        )
-    logger.info("going on from %s (set overwrite_output_dir to start anew)", checkpoints[-1])
-    return checkpoints[-1]
-
-
-def _check_writable(output_dir: Path) -> None:
-    existing = output_dir
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir():
-        raise UserError(f"output_dir '{output_dir}' cannot be made: {existing} is a file; choose another folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"output_dir '{output_dir}' cannot be written: no permission in {existing}")
-
-
-def _check_inputs_are_elsewhere(config: RunConfig, output_dir: Path) -> None:
-    """What a run starts from must not be what it replaces: an adapter would then stand on nothing."""
+    check_output(Output("output_dir", output_dir), ())
+    resume = _named_checkpoint(config)
     if not config.do_train:
+        return resume
+    checkpoints = [] if config.overwrite_output_dir else list_checkpoints(output_dir)
+    if resume is None and checkpoints:
+        resume = checkpoints[-1]
+        logger.info("going on from %s (set overwrite_output_dir to start anew)", resume)
+    goes_on = resume is not None and continues_in(config, resume)
+    check_outputs(config, resume, goes_on)
+    if not (goes_on or config.overwrite_output_dir):
+        _check_nothing_is_there(output_dir, resume)
+    return resume
+
+
+def continues_in(config: RunConfig, resume: Path) -> bool:
+    """Whether a run that goes on from a checkpoint does so in its own folder: that which holds the checkpoint, or in
+    which it was begun from the same one."""
+    output_dir = Path(str(config.output_dir)).resolve()
+    if resume.resolve().parent == output_dir:
+        return True
+    try:
+        earlier = read_json(output_dir / RUN_CONFIG_FILE).get("resume_from_checkpoint")
+    except UserError:
+        return False
+    return isinstance(earlier, str) and Path(earlier).resolve() == resume.resolve()
+
+
+@contextlib.contextmanager
+def sole_writer(config: RunConfig) -> Iterator[None]:
+    """Keeps a second run out of `output_dir` while the block runs.
+
+    Raises:
+        UserError: a run that trains has the folder (names its process), or a model that this run needs is there.
+    """
+    with contextlib.ExitStack() as stack:
+        if config.do_train and process_rank() == 0:  # the others go where it goes
+            output_dir = Path(str(config.output_dir))
+            check_output(Output("output_dir", output_dir), ())
+            check_outputs(config, None, own_folder=True)
+            try:
+                stack.enter_context(locks.locked_output(output_dir, "output_dir"))
+            except locks.LockingUnavailableError as error:
+                logger.warning("%s: start no second run in %s while this one goes on", error, output_dir)
+        yield
+
+
+def _named_checkpoint(config: RunConfig) -> Path | None:
+    if not config.resume_from_checkpoint:
+        return None
+    checkpoint = Path(config.resume_from_checkpoint)
+    if not (checkpoint / STATE_FILE).is_file():
+        raise MissingFileError(f"resume_from_checkpoint '{checkpoint}' is no complete checkpoint (no {STATE_FILE})")
+    return checkpoint
+
+
+def _check_nothing_is_there(output_dir: Path, resume: Path | None) -> None:
+    if not _content(output_dir):
         return
-    replaced = [output_dir.resolve()]
-    if config.overwrite_output_dir:
-        replaced += [path.resolve() for path in _earlier_run(output_dir)]
-    for key in ("model_name_or_path", "mm_vision_tower", "lora_path", "pretrain_mm_mlp_adapter"):
-        value = getattr(config, key)
-        given = Path(value).resolve() if value else None
-        inside = given is not None and any(path in given.parents for path in replaced[1:])
-        if given in replaced or inside:
-            raise UserError(
-                f"output_dir '{output_dir}': the run would replace its own {key} '{value}'; choose another folder"
-            )
+    advice = "set overwrite_output_dir to true or choose another folder"
+    if resume is not None:
+        raise UserError(
+            f"output_dir '{output_dir}' is not empty and is not the folder of the run that resume_from_checkpoint "
+            f"'{resume}' is of; {advice}"
+        )
+    if not _ended_early(output_dir):
+        raise UserError(f"output_dir '{output_dir}' is not empty and holds no checkpoint to go on from; {advice}")
+    logger.info("the run in %s ended before its first checkpoint: starting anew", output_dir)
 
 
 def _content(output_dir: Path) -> set[Path]:
     """What is in the directory besides what a killed run left under temporary names."""
-    return set(output_dir.iterdir()) - set(_found(output_dir, _LEFTOVERS)) if output_dir.is_dir() else set()
+    if not output_dir.is_dir():
+        return set()
+    found = {path for path in output_dir.iterdir() if not is_temporary(path)}
+    return found - set(_found(output_dir, _LEFTOVERS))
 
 
 def _ended_early(output_dir: Path) -> bool:
@@ -115,8 +141,9 @@ def _ended_early(output_dir: Path) -> bool:
 
 
 def _earlier_run(output_dir: Path) -> list[Path]:
-    found = _found(output_dir, _OWN_FILES)
-    return [path for path in found if path.name != CARD_FILE or is_own_card(path)]
+    found = [path for path in _found(output_dir, _OWN_FILES) if path.name != CARD_FILE or is_own_card(path)]
+    has_metrics = (output_dir / METRICS_FILE).exists()  # a picture of that name alone may be anybody's
+    return [path for path in found if path.name != CURVE_FILE or has_metrics]
 
 
 def _found(output_dir: Path, patterns: Iterable[str]) -> list[Path]:
@@ -126,8 +153,10 @@ def _found(output_dir: Path, patterns: Iterable[str]) -> list[Path]:
 def remove_leftovers(output_dir: Path) -> None:
     """Removes what a killed run left under temporary names."""
     with writing(output_dir):
+        locks.remove_leftovers(output_dir)
         for path in _found(output_dir, _LEFTOVERS):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if not is_temporary(path):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def clear_earlier_run(output_dir: Path) -> None:
@@ -152,8 +181,8 @@ def publish(output_dir: Path, write: Callable[[Path], None]) -> None:
     output_dir = Path(os.path.abspath(output_dir))
     with writing(output_dir):
         output_dir.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=_RESULT, dir=output_dir))  # never on another disk
-        try:
+        locks.remove_leftovers(output_dir)
+        with locks.temporary_directory(output_dir, "result") as temporary:  # never on another disk
             write(temporary)
             for name in _LAST:
                 (output_dir / name).unlink(missing_ok=True)
@@ -161,5 +190,3 @@ def publish(output_dir: Path, write: Callable[[Path], None]) -> None:
                 path.unlink()  # an index that stays behind would win over the new file
             for path in sorted(temporary.iterdir(), key=lambda path: path.name in _LAST):
                 os.replace(path, output_dir / path.name)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)

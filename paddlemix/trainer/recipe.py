@@ -34,7 +34,15 @@ from paddlemix.trainer.guards import StopEarly, StopOnSignal
 from paddlemix.trainer.loss import LossModel
 from paddlemix.trainer.model_card import CardFacts, write_model_card
 from paddlemix.trainer.neftune import add_neftune
-from paddlemix.trainer.output import RUN_CONFIG_FILE, clear_earlier_run, find_resume_point, publish, remove_leftovers
+from paddlemix.trainer.output import (
+    RUN_CONFIG_FILE,
+    clear_earlier_run,
+    continues_in,
+    find_resume_point,
+    publish,
+    remove_leftovers,
+    sole_writer,
+)
 from paddlemix.trainer.parts import (
     adapter_config,
     check_adapter_keys,
@@ -91,14 +99,15 @@ def run_recipe(config: RunConfig) -> dict[str, float]:
     best_metric(config)
     check_devices(config, process_count())
     config.report_to = resolve_trackers(config)
-    resume = find_resume_point(config)
-    if resume is not None:
-        check_same_recipe(resume, saved_recipe(resume), config)
-    set_seed(config.seed)
-    with out_of_memory_explained(f"loading {config.model_name_or_path} on {device}", remedies(config)):
-        run = _prepare(config, device)
-    _report_start(run)
-    return _execute(run, resume)
+    with sole_writer(config):
+        resume = find_resume_point(config)
+        if resume is not None:
+            check_same_recipe(resume, saved_recipe(resume), config)
+        set_seed(config.seed)
+        with out_of_memory_explained(f"loading {config.model_name_or_path} on {device}", remedies(config)):
+            run = _prepare(config, device)
+        _report_start(run)
+        return _execute(run, resume)
 
 
 def _prepare(config: RunConfig, device: str) -> _Run:
@@ -161,7 +170,7 @@ def _execute(run: _Run, resume: Path | None) -> dict[str, float]:
     output_dir = Path(str(config.output_dir))
     if config.do_train and process_rank() == 0:
         remove_leftovers(output_dir)
-        if resume is None:  # only what may go is there: see find_resume_point
+        if resume is None or not continues_in(config, resume):  # only what may go is there: see find_resume_point
             clear_earlier_run(output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)
         save_config(config, output_dir / RUN_CONFIG_FILE)

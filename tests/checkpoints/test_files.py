@@ -255,7 +255,7 @@ def test_what_is_written_anew_wins_over_what_is_kept(tmp_path: Path, target: Pat
 def test_a_removal_that_is_interrupted_leaves_nothing_under_the_name(
     target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(path: Path, *_: Any) -> None:
+    def stop(path: Path, *_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("shutil.rmtree", stop)

@@ -120,7 +120,7 @@ def test_a_full_disk_elsewhere(
     fill_disk(monkeypatch, pattern)
     with pytest.raises(UserError, match=message):
         run_recipe(world.config(tmp_path / "out", **EVERY))
-    assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
+    assert not list((tmp_path / "out").glob(".*"))
     assert not (tmp_path / "out" / "config.json").exists()
     monkeypatch.undo()
     assert run_recipe(world.config(tmp_path / "out", **EVERY))["steps"] == 4

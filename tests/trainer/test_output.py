@@ -123,28 +123,25 @@ def test_clearing_takes_a_runs_own_files_and_no_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["model_name_or_path", "mm_vision_tower", "lora_path"])
-def test_a_run_may_not_replace_what_it_starts_from(tmp_path: Path, key: str) -> None:
+def test_a_run_may_not_write_where_what_it_starts_from_is(tmp_path: Path, key: str) -> None:
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     again = tmp_path / "x" / ".."
     (tmp_path / "x").mkdir()
-    with pytest.raises(UserError, match=f"the run would replace its own {key}"):
-        find_resume_point(settings(tmp_path, overwrite_output_dir=True, **{key: str(again)}))
-    inside = add_checkpoint(tmp_path, 3)
-    with pytest.raises(UserError, match=f"the run would replace its own {key} .*checkpoint-3"):
-        find_resume_point(settings(tmp_path, overwrite_output_dir=True, **{key: str(inside)}))
-    beside = settings(tmp_path, overwrite_output_dir=True, **{key: str(tmp_path / "x")})
-    assert find_resume_point(beside) is None
+    for given, relation in ((again, "is"), (add_checkpoint(tmp_path, 3), "contains"), (tmp_path / "x", "contains")):
+        with pytest.raises(UserError, match=f"{relation} the run's own {key} '{given}', which must stay as it is"):
+            find_resume_point(settings(tmp_path, overwrite_output_dir=True, **{key: str(given)}))
+    with pytest.raises(UserError, match=f"is inside the run's own {key} '{tmp_path}'"):
+        find_resume_point(settings(tmp_path / "run", **{key: str(tmp_path)}))
+    assert find_resume_point(settings(tmp_path / "run", **{key: str(tmp_path / "x")})) is None
 
 
-def test_a_projector_file_inside_is_safe_unless_its_name_is_ours(tmp_path: Path) -> None:
-    for name in ("projector.safetensors", "model.safetensors"):
-        (tmp_path / name).write_text("", encoding="utf-8")
-    given = {"overwrite_output_dir": True, "pretrain_mm_mlp_adapter": str(tmp_path / "projector.safetensors")}
-    assert find_resume_point(settings(tmp_path, **given)) is None
-    with pytest.raises(UserError, match="would replace its own pretrain_mm_mlp_adapter"):
-        find_resume_point(
-            settings(tmp_path, **{**given, "pretrain_mm_mlp_adapter": str(tmp_path / "model.safetensors")})
-        )
+@pytest.mark.parametrize("name", ["projector.safetensors", "model.safetensors"])
+def test_a_projector_file_is_not_in_the_folder_that_a_run_writes(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("", encoding="utf-8")
+    given = {"overwrite_output_dir": True, "pretrain_mm_mlp_adapter": str(tmp_path / name)}
+    with pytest.raises(UserError, match="contains the run's own pretrain_mm_mlp_adapter"):
+        find_resume_point(settings(tmp_path, **given))
+    assert find_resume_point(settings(tmp_path / "run", **given)) is None
 
 
 def write_model_files(directory: Path) -> None:

@@ -1,0 +1,177 @@
+"""The one guard for what a command writes: never anything that one of its inputs needs, and nothing that is not the
+command's own unless a flag says so.
+
+A command describes its outputs (`Output`) and all that its inputs need (`Needed`), and calls `check_output` before it
+does anything else.  Places are compared by what is on the disk, so links of both kinds and other spellings of a path
+are seen through.  Knows no file format and no command.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from paddlemix.errors import UserError
+
+_LINK_DEPTH = 3  # folders below a model's own in which links that lead out of it are looked for
+_JSON_STARTS = (b"[", b"{")
+FileId = tuple[int, int]  # device and inode
+
+
+@dataclass(frozen=True)
+class Needed:
+    """What a command reads, or what something that it reads needs.
+
+    Args:
+        role: for messages: "the base model", "the data file".
+        path: where it is; nothing is checked where nothing is there.
+        kind: a "model" is a folder in which nothing may change; a "file"; "pictures" is a folder to which files may
+            come, but that nothing may replace.
+    """
+
+    role: str
+    path: Path
+    kind: Literal["model", "file", "pictures"]
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a command writes.
+
+    Args:
+        what: the flag or key that names it.
+        path: where.
+        kind: a "folder" whose content the command may replace; a "file"; "additions" is a folder to which only files
+            of new names come.
+    """
+
+    what: str
+    path: Path
+    kind: Literal["folder", "file", "additions"] = "folder"
+
+    @property
+    def noun(self) -> str:
+        """What to choose another one of."""
+        return "file" if self.kind == "file" else "folder"
+
+
+def check_output(output: Output, needed: Iterable[Needed]) -> None:
+    """Whether writing an output leaves everything alone that the command's inputs need.
+
+    Raises:
+        UserError: it is, contains or is inside something needed, or cannot be written there; names both.
+    """
+    _check_place(output)
+    for item in needed:
+        for part in (item, *_linked(item)):
+            relation = _relation(output, part)
+            if relation:
+                leads = _leads_to(output.path)
+                raise UserError(
+                    f"{output.what} '{output.path}'{leads} {relation} {part.role} '{part.path}', which must stay as it "
+                    f"is; choose another {output.noun}"
+                )
+
+
+def check_replaceable(output: Output, overwrite: bool, own: bool = False, flag: str = "--overwrite") -> None:
+    """Whether a JSON file may be written where a file is already.
+
+    Args:
+        overwrite: whether the user gave `flag`.
+        own: whether the file that is there was written by the same command.
+
+    Raises:
+        UserError: it is not the command's own and the flag is missing, or it holds something else than JSON.
+    """
+    path = output.path
+    if not os.path.lexists(path):
+        return
+    if not path.is_file():
+        raise UserError(f"{output.what} '{path}' is there and is not a regular file; choose another name")
+    if not (overwrite or own):
+        raise UserError(f"{output.what} '{path}' exists; choose another name, or give {flag} to replace it")
+    with path.open("rb") as file:
+        start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
+    if start and not start.startswith(_JSON_STARTS):
+        raise UserError(
+            f"{output.what} '{path}' exists and is not a JSON file, so it is never replaced; choose another name"
+        )
+
+
+def _check_place(output: Output) -> None:
+    """Whether there can be such a file or folder."""
+    what, path = output.what, output.path
+    if path.exists() and path.is_dir() is (output.kind == "file"):
+        raise UserError(f"{what} '{path}' is a {'folder' if path.is_dir() else 'file'}; name a {output.noun}")
+    existing = path.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if existing == path.absolute() and output.kind == "file":
+        existing = existing.parent
+    if not existing.is_dir():
+        raise UserError(f"{what} '{path}' cannot be made: {existing} is a file; choose another {output.noun}")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{what} '{path}' cannot be written: no permission in {existing}")
+
+
+def _relation(output: Output, item: Needed) -> str:
+    """How an output would touch something needed, as a verb for the message; "" where it would not."""
+    own, theirs = _file_id(output.path), _file_id(item.path)
+    if theirs is None:
+        return ""
+    if output.kind == "additions" and item.kind == "pictures":
+        return ""
+    if own == theirs:
+        return "is"
+    if item.kind == "model" and theirs in _folders(output.path):
+        return "is inside"
+    if output.kind == "folder" and own in _folders(item.path):
+        return "contains"
+    if output.kind == "file" and item.kind == "model" and own is not None and own in _files(item.path):
+        return "is a file of"
+    return ""
+
+
+def _file_id(path: Path) -> FileId | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _folders(path: Path) -> set[FileId | None]:
+    """Every folder that a path is inside of, by its name and by what its links lead to."""
+    given, real = Path(os.path.abspath(path)), Path(os.path.realpath(path))
+    beside = Path(os.path.realpath(given.parent))  # where a link itself is
+    found = {_file_id(folder) for folder in (beside, *beside.parents, *real.parents)}
+    return found - {None}
+
+
+def _files(folder: Path) -> Iterator[FileId | None]:
+    for parent, _, names in os.walk(folder):
+        yield from (_file_id(Path(parent, name)) for name in names)
+
+
+def _linked(item: Needed) -> Iterator[Needed]:
+    """What links inside a model's folder lead to: a tower, or weights that are kept elsewhere."""
+    if item.kind != "model":
+        return
+    root = Path(os.path.realpath(item.path))
+    for parent, folders, names in os.walk(root):
+        if len(Path(parent).relative_to(root).parts) >= _LINK_DEPTH:
+            folders.clear()
+        for name in (*folders, *names):
+            path = Path(parent, name)
+            if path.is_symlink() and path.exists() and root not in Path(os.path.realpath(path)).parents:
+                yield Needed(
+                    f"{name} of {item.role}", Path(os.path.realpath(path)), "model" if path.is_dir() else "file"
+                )
+
+
+def _leads_to(path: Path) -> str:
+    given, real = os.path.abspath(path), os.path.realpath(path)
+    return "" if given == real else f" (leads to {real})"

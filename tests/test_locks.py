@@ -1,0 +1,174 @@
+"""Locks and temporary names: a second writer is told who has it, and only what nobody holds is removed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from paddlemix import locks
+from paddlemix.errors import UserError
+from paddlemix.locks import LOCK_FILE, Locked, locked_output, remove_leftovers, temporary_directory, temporary_file
+
+
+@pytest.fixture
+def child() -> Iterator[Callable[[Callable[[], None]], int]]:
+    """Runs a function in a forked process up to where it says so; that then waits until it is killed."""
+    started: list[int] = []
+
+    def start(body: Callable[[], None]) -> int:
+        read, write = os.pipe()
+        pid = os.fork()
+        if not pid:
+            try:
+                os.close(read)
+                ready = lambda: (os.write(write, b"."), os.close(write), signal.pause())  # noqa: E731
+                body(ready)  # type: ignore[call-arg]
+            finally:
+                os._exit(1)
+        os.close(write)
+        started.append(pid)
+        assert os.read(read, 1) == b"."
+        os.close(read)
+        return pid
+
+    yield start
+    for pid in started:
+        kill(pid)
+
+
+def kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    except (ProcessLookupError, ChildProcessError):
+        pass
+
+
+def test_a_second_writer_is_told_who_has_the_folder(tmp_path: Path, child: Callable[..., int]) -> None:
+    out = tmp_path / "a" / "out"
+
+    def write(ready: Callable[[], None]) -> None:
+        with locked_output(out, "output_dir"):
+            ready()
+
+    pid = child(write)
+    with (
+        pytest.raises(UserError, match=f"output_dir '{out}' is being written by process {pid}; wait for it"),
+        locked_output(tmp_path / "a" / "x" / ".." / "out", "output_dir"),
+    ):
+        pass
+    kill(pid)
+    with locked_output(out, "output_dir"):  # what a killed process held is free
+        assert (out / LOCK_FILE).exists()
+    assert not (out / LOCK_FILE).exists()
+
+
+def test_a_folder_into_which_nothing_came_is_gone_again(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), locked_output(tmp_path / "a" / "b", "output_dir"):
+        raise KeyError
+    assert not (tmp_path / "a").exists()
+    with locked_output(tmp_path / "a" / "b", "output_dir"):
+        (tmp_path / "a" / "b" / "file").touch()
+    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["file"]
+
+
+def test_what_appears_in_one_step_is_locked_beside(tmp_path: Path) -> None:
+    with locked_output(tmp_path / "out", "--output", inside=False):
+        assert not (tmp_path / "out").exists()
+        with (
+            pytest.raises(UserError, match="--output '.*out' is being written by process"),
+            locked_output(tmp_path / "out", "--output", inside=False),
+        ):
+            pass
+        with locked_output(tmp_path / "other", "--output", inside=False):
+            pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_that_was_removed_meanwhile_is_taken_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, hold = tmp_path / "lock", locks._hold
+
+    def remove_then_hold(descriptor: int, place: Path, wait: bool) -> bool:
+        monkeypatch.setattr(locks, "_hold", hold)
+        path.unlink()
+        return hold(descriptor, place, wait)
+
+    monkeypatch.setattr(locks, "_hold", remove_then_hold)
+    lock = Locked(path, lambda _: "busy")
+    with pytest.raises(UserError, match="busy"):
+        Locked(path, lambda _: "busy")
+    lock.close()
+    Locked(path, lambda _: "busy").close()
+
+
+def test_forked_processes_do_not_keep_a_lock(tmp_path: Path, child: Callable[..., int]) -> None:
+    """The workers that read data outlive a killed run for a moment; its next start must not meet its lock."""
+    lock = Locked(tmp_path / "lock", lambda _: "busy")
+    child(lambda ready: ready())
+    lock.close()
+    Locked(tmp_path / "lock", lambda _: "busy").close()
+
+
+def test_leftovers_of_killed_processes_go_and_what_is_written_stays(tmp_path: Path, child: Callable[..., int]) -> None:
+    def write(ready: Callable[[], None]) -> None:
+        with temporary_directory(tmp_path, "model") as directory, temporary_file(tmp_path / "data.json") as file:
+            (directory / "weights").write_text("half")
+            file.write_text("half")
+            ready()
+
+    pid = child(write)
+    mine = [tmp_path / name for name in (".model.abcdefgh", ".cache", "model", f".x{LOCK_FILE}")]
+    for path in mine:
+        path.mkdir()
+    assert remove_leftovers(tmp_path) == []
+    assert len(list(tmp_path.iterdir())) == len(mine) + 2
+    kill(pid)
+    assert len(remove_leftovers(tmp_path)) == 2
+    assert sorted(tmp_path.iterdir()) == sorted(mine)
+    assert remove_leftovers(tmp_path / "missing") == []
+
+
+def test_what_was_being_replaced_comes_back(tmp_path: Path, child: Callable[..., int]) -> None:
+    """Between its two renames a replacement has the old folder under a hidden name alone."""
+
+    def replace(ready: Callable[[], None]) -> None:
+        with temporary_directory(tmp_path, "model", replaced=True) as old:
+            os.rename(tmp_path / "model", old / "model")
+            ready()
+
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_text("old")
+    kill(child(replace))
+    assert not (tmp_path / "model").exists()
+    assert len(remove_leftovers(tmp_path)) == 1
+    assert (tmp_path / "model" / "weights").read_text() == "old"
+    kill(child(replace))
+    (tmp_path / "model").mkdir()  # the new one has come
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"] and not list((tmp_path / "model").iterdir())
+
+
+def test_a_failed_step_back_keeps_the_only_copy(tmp_path: Path) -> None:
+    with pytest.raises(OSError), temporary_directory(tmp_path, "model", replaced=True) as old:
+        (old / "model").mkdir()
+        raise OSError
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_without_locks_nothing_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As directories on NFS: who writes cannot be told."""
+
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(9, "Bad file descriptor")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with temporary_directory(tmp_path, "model") as directory:
+        assert remove_leftovers(tmp_path) == [] and directory.exists()
+    with pytest.raises(locks.LockingUnavailableError, match="has no locks"), locked_output(tmp_path, "output_dir"):
+        pass
+    assert not (tmp_path / LOCK_FILE).exists()
