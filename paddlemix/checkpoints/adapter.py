@@ -29,7 +29,7 @@ from paddlemix.checkpoints.files import (
     write_safetensors,
 )
 from paddlemix.checkpoints.foreign_adapter import read_foreign_adapter
-from paddlemix.checkpoints.layouts import ADAPTER_FILE, FORMAT_VERSION, PEFT_ADAPTER_FILE
+from paddlemix.checkpoints.layouts import ADAPTER_FILE, CONFIG_FILE, FORMAT_VERSION, PEFT_ADAPTER_FILE
 from paddlemix.checkpoints.pretrained import parameter_entries, write_processor
 from paddlemix.checkpoints.tensors import convert
 from paddlemix.checkpoints.xtuner import has_adapters
@@ -85,6 +85,21 @@ class AdapterFiles:
             return {str(name): str(digest) for name, digest in json.loads(text).items()}
         except (ValueError, AttributeError) as error:
             raise UserError(f"'{path}' has a damaged header ({_DIGESTS_KEY}: {error}); copy it again") from error
+
+    def place_of_base(self, key: str) -> str:
+        """Where this adapter says what it is based on, for messages.
+
+        Args:
+            key: "model", "tower" or "projector_file".
+        """
+        if self.foreign is None:
+            return f"'base' of {self.directory / ADAPTER_FILE}"
+        if key != "model":
+            return f"mm_vision_tower of {self.directory / CONFIG_FILE}"
+        own = [self.directory / name for name in (PEFT_ADAPTER_FILE, ADAPTER_FILE)]
+        own += sorted(self.directory.glob(f"*/{PEFT_ADAPTER_FILE}"))  # XTuner's stand in folders
+        files = [str(path) for path in own if path.is_file()]
+        return f"base_model_name_or_path of {files[0] if files else self.directory / CONFIG_FILE}"
 
     def base_names(self, model: paddle.nn.Layer) -> set[str]:
         """Names of a model's weights that come from the base: all but the adapter's own.

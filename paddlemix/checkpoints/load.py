@@ -17,7 +17,7 @@ from paddlemix.checkpoints.adapter import AdapterFiles, fingerprint, read_adapte
 from paddlemix.checkpoints.adapter_fit import AdapterWeights, check_fit
 from paddlemix.checkpoints.base_check import check_base
 from paddlemix.checkpoints.hub import is_model_name, resolve_model
-from paddlemix.checkpoints.layouts import ADAPTER_FILE, is_adapter
+from paddlemix.checkpoints.layouts import is_adapter
 from paddlemix.checkpoints.pretrained import (
     Pretrained,
     build_model,
@@ -42,6 +42,8 @@ from paddlemix.models.projector import build_projector
 from paddlemix.peft.lora import LoRAConfig, add_lora, linear_names
 from paddlemix.processors.chat_template import read_template
 from paddlemix.processors.llava import LlavaProcessor, image_spec_from_dict, processor_from_dict
+
+_FLAGS = "give its folder with --model-base (chat, predict) or --model_name_or_path (merge-lora), "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +95,10 @@ def load_pretrained(
     """
     directory = resolve_model(path)
     if not is_adapter(directory):
+        if base is not None:
+            raise UserError(
+                f"{path} is a whole model, so the base '{base}' has no use; --model-base is for adapters: leave it out"
+            )
         return load_base(BaseSpec(model=str(path), quantize=quantize), dtype)
     adapter = read_adapter(directory)
     spec = base_of(adapter, base)
@@ -131,7 +137,7 @@ def base_of(adapter: AdapterFiles, model: str | None = None) -> BaseSpec:
             looked = ", ".join(os.path.normpath(candidate) for candidate in candidates)
             raise MissingFileError(
                 f"the base {key} of the adapter {adapter.directory} was not found (looked at {looked}); put it back, "
-                f"or edit 'base' in {adapter.directory / ADAPTER_FILE}"
+                f"{_FLAGS if key == 'model' else ''}or set its new place in {adapter.place_of_base(key)}"
             )
         found[key] = str(there)
     return replace(spec, **found)
@@ -203,12 +209,8 @@ def load_base(spec: BaseSpec, dtype: str = "float32") -> Pretrained:
     Raises:
         MissingFileError, UserError: see `load_pretrained`; also where `spec.tower` is no vision tower.
     """
-    source = open_source(spec.model, spec.inside)
-    attached = source.config.vision is None and spec.tower is not None
-    if not attached and spec.tower is not None:
-        logger.warning("%s has its own vision tower; mm_vision_tower '%s' is not used", spec.model, spec.tower)
-    tower = _open_tower(spec.tower) if attached and spec.tower else None
-    files = WeightFiles(source, tower, None if spec.projector_file is None else Path(spec.projector_file))
+    files = open_weights(spec)
+    source, tower = files.source, files.tower
     if tower is not None:
         tower = with_image_size(tower, spec.vision_image_size)
         source = attach_tower(source, tower, spec)
@@ -227,6 +229,20 @@ def load_base(spec: BaseSpec, dtype: str = "float32") -> Pretrained:
     model.eval()
     carried = read_carried(source.directory)
     return Pretrained(model, load_processor(source), source.directory, unused, carried=carried, files=files)
+
+
+def open_weights(spec: BaseSpec) -> WeightFiles:
+    """Opens what a model is put together from: the model, a tower where it has none, a projector's own file.
+
+    Raises:
+        MissingFileError, UserError: see `load_base`.
+    """
+    source = open_source(spec.model, spec.inside)
+    attached = source.config.vision is None and spec.tower is not None
+    if not attached and spec.tower is not None:
+        logger.warning("%s has its own vision tower; mm_vision_tower '%s' is not used", spec.model, spec.tower)
+    tower = _open_tower(spec.tower) if attached and spec.tower else None
+    return WeightFiles(source, tower, None if spec.projector_file is None else Path(spec.projector_file))
 
 
 def _open_tower(tower: str) -> Source:

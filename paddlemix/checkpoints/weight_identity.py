@@ -93,7 +93,7 @@ def source_digests(source: Source) -> dict[str, str]:
     """`WeightFiles.digests` of one opened checkpoint; a rounded or quantised one has those of what it was made of."""
     parts = [part for part in (source.directory, source.tower_directory, source.projector_directory) if part]
     files = sorted({path for part in parts for path in weight_files(part)})
-    found = _kept_or_made([str(source.resized), *map(str, parts)], files, lambda: _comparable(source))
+    found = kept_or_made([str(source.resized), *map(str, parts)], files, lambda: _comparable(source))
     return _with_origin(found, source.directory)
 
 
@@ -105,7 +105,7 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def _digests_of_projector(path: Path) -> dict[str, str]:
-    return _kept_or_made(["projector", str(path)], weight_files(path), lambda: read_projector_file(path))
+    return kept_or_made(["projector", str(path)], weight_files(path), lambda: read_projector_file(path))
 
 
 def _comparable(source: Source) -> dict[str, TensorEntry]:
@@ -117,10 +117,16 @@ def _comparable(source: Source) -> dict[str, TensorEntry]:
     return tensors
 
 
-def _kept_or_made(
+def kept_or_made(
     places: list[str], files: list[Path], tensors: Callable[[], Mapping[str, TensorEntry]]
 ) -> dict[str, str]:
-    """Digests from the cache where all files are as they were; else they are made, by one process at a time."""
+    """`tensor_digests` from the cache where all files are as they were; else they are made, by one process at a time.
+
+    Args:
+        places: what tells these tensors from others in the cache: where they are, and how they are read.
+        files: all that decide which tensors there are.
+        tensors: gives them.
+    """
     key = "\0".join([_VERSION, *(str(Path(place).absolute()) for place in places)]).encode("utf-8", "surrogateescape")
     with ExitStack() as stack:
         states = file_states(files)

@@ -24,6 +24,7 @@ from paddlemix.cache import cache_directory, cache_key
 from paddlemix.datasets.record_errors import DECODER
 from paddlemix.datasets.record_index import INDEX_VERSION, Index, build_index, read_index, write_index
 from paddlemix.errors import MissingFileError, UserError, without_secrets
+from paddlemix.identity import file_digest
 from paddlemix.log import logger
 from paddlemix.network.client import RemoteSettings
 from paddlemix.network.fetch import fetch
@@ -123,6 +124,11 @@ class RecordFile:
         if not isinstance(record, dict):
             raise UserError(dict(self.problems()).get(number, f"{self.path} record {number} changed during the run"))
         return record
+
+    @property
+    def content_digest(self) -> str:
+        """What the file holds, wherever it is and whenever it was written; see `identity.file_digest`."""
+        return file_digest(self._local)
 
     def problems(self) -> list[tuple[int, str]]:
         """Number of each record that cannot be used, and what is wrong, beginning with path and record; ascending."""

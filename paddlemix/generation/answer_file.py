@@ -22,7 +22,9 @@ import numpy as np
 
 from paddlemix.cache import replacing
 from paddlemix.errors import UserError
+from paddlemix.generation.answer_header import IMAGES, ImagesOf, check_images, compare_headers
 from paddlemix.locks import Locked, remove_leftovers
+from paddlemix.log import logger
 
 _MISSING, _FAILED, _ANSWERED = 0, 1, 2
 
@@ -35,8 +37,9 @@ class AnswerFile:
         header: what they depend on: JSON values by name.
         numbers: of the questions whose answers it holds, ascending.
         earlier: lines of all these questions from a run before, the failed ones of which are asked again; None takes
-            them from `path`, where it is.
+            them from `path`, where it is.  From the first on that is cut short or damaged they are asked again, too.
         overwrite: forget what is there.
+        images: what the pictures of each of these questions hold, see `ImagesOf`.
 
     Raises:
         UserError: another process has it open, it was made with another header (lists the differences), `path` is there
@@ -50,6 +53,7 @@ class AnswerFile:
         numbers: range,
         earlier: Iterable[bytes] | None = None,
         overwrite: bool = False,
+        images: ImagesOf | None = None,
     ) -> None:
         self.path, self._numbers = path, numbers
         self._partial = beside(path, "partial")
@@ -61,15 +65,29 @@ class AnswerFile:
             if overwrite:
                 self._partial.unlink(missing_ok=True)
                 path.unlink(missing_ok=True)
-            _claim(self._lock, path, header, fresh=overwrite or not (path.exists() or self._partial.exists()))
-            if not self._partial.exists():
-                self._begin(_lines(path) if earlier is None and path.exists() else earlier or ())
+            fresh = overwrite or not (path.exists() or self._partial.exists())
+            before = _claim(self._lock, path, header, images, fresh)
+            begun = not self._partial.exists()
+            if begun:
+                self._begin(_lines(path) if earlier is None and path.exists() else earlier)
             self._descriptor = os.open(self._partial, os.O_RDWR | os.O_APPEND)
             weakref.finalize(self, os.close, self._descriptor)
             self._read()
+            if before is not None and images is not None:
+                self._compare_images(before, images, begun)
+                self._lock.write({**header, IMAGES: images.digests})
 
-    def _begin(self, lines: Iterable[bytes]) -> None:
-        write_lines(self._partial, (b"%d\t%s" % pair for pair in zip(self._numbers, lines, strict=False)))
+    def _compare_images(self, before: Mapping[str, Any], images: ImagesOf, begun: bool) -> None:
+        try:
+            check_images(self.path, before.get(IMAGES), images, self._state == _ANSWERED)
+        except UserError:
+            if begun:  # what was there before is all that stays
+                self._partial.unlink()
+            raise
+
+    def _begin(self, lines: Iterable[bytes] | None) -> None:
+        kept = [] if lines is None else whole_lines(self.path, lines, len(self._numbers))
+        write_lines(self._partial, (b"%d\t%s" % pair for pair in zip(self._numbers, kept, strict=False)))
 
     def _read(self) -> None:
         """Learns which answers are there and cuts off what follows the last whole line."""
@@ -90,7 +108,7 @@ class AnswerFile:
             index = self._numbers.index(int(number))
             failed = "error" in json.loads(text)
         except ValueError as error:
-            raise UserError(f"{self._partial} is damaged at byte {place}; remove it to begin again") from error
+            raise UserError(f"{self._partial} is damaged at byte {place}; begin again with --overwrite") from error
         self._state[index] = _FAILED if failed else _ANSWERED
         self._places[index] = place + len(number) + len(tab), len(text) - 1
 
@@ -149,44 +167,68 @@ def lock_of(path: Path, wait: bool = False) -> Locked:
     return Locked(beside(path, "run.json"), lambda _: f"another process writes {path}; wait for it", wait)
 
 
-def _claim(lock: Locked, path: Path, header: Mapping[str, Any], fresh: bool) -> None:
-    """Writes the header of a new file, or compares it with that of the one that is there."""
+def _claim(
+    lock: Locked, path: Path, header: Mapping[str, Any], images: ImagesOf | None, fresh: bool
+) -> dict[str, Any] | None:
+    """Writes the header of a new file, or compares it with that of the one that is there, which is returned."""
     if fresh:
-        lock.write(dict(header))
-        return
+        lock.write(dict(header) | ({} if images is None else {IMAGES: images.digests}))
+        return None
     found = lock.read()
     if not isinstance(found, dict):
         if path.exists():
             lock.path.unlink()
         raise UserError(f"{path} is there and was not written by this command; choose another name, or --overwrite")
-    differences = compare_headers(found, header)
-    if differences:
+    changed = compare_headers(found, header)
+    if changed:
         raise UserError(
-            f"{path} was begun with other arguments: {'; '.join(differences)}. Run with those to go on, choose another "
+            f"{path} was begun with other arguments: {'; '.join(changed)}. Run with those to go on, choose another "
             "--output, or begin again with --overwrite"
         )
+    return found
 
 
-def compare_headers(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """What differs between a header that was read and another, one text for each name."""
-    wanted = json.loads(json.dumps(dict(wanted)))  # where a tuple is a list
-    pairs = {name: (found.get(name), wanted.get(name)) for name in (*wanted, *found)}
-    return [f"{name} {_shown(old)} (now {_shown(new)})" for name, (old, new) in pairs.items() if old != new]
+def whole_lines(path: Path, lines: Iterable[bytes], count: int) -> list[bytes]:
+    """The lines of a file of answers before the first that is cut short or damaged, with a warning where there is one.
 
-
-def _shown(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    Args:
+        path: of the answers.
+        count: lines that there should be.
+    """
+    kept = []
+    for line in lines:
+        try:
+            whole = isinstance(json.loads(line), dict)
+        except ValueError:
+            whole = False
+        if not whole:
+            break
+        kept.append(line)
+    if len(kept) < count:
+        logger.warning(
+            "%s was cut short or damaged after line %d of %d: the questions from there on are asked again",
+            path,
+            len(kept),
+            count,
+        )
+    return kept[:count]
 
 
 def is_complete(path: Path, header: Mapping[str, Any]) -> bool:
     """Whether an answer file is finished and was made with a header."""
     if not path.exists() or beside(path, "partial").exists():
         return False
+    found = read_header(path)
+    return bool(found) and not compare_headers(found, header)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """What an answer file was made with; {} where that is not known."""
     try:
         found = json.loads(beside(path, "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and not compare_headers(found, header)
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def beside(path: Path, suffix: str) -> Path:
@@ -209,9 +251,10 @@ def write_lines(path: Path, lines: Iterable[bytes]) -> None:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
+    """Its lines without their ends; the last one, cut short, as it is."""
     with path.open("rb") as file:
         for line in file:
-            yield line.rstrip(b"\n")
+            yield line[:-1] if line.endswith(b"\n") else line
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -16,21 +16,32 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
-from paddlemix.cache import cache_key
-from paddlemix.checkpoints.hub import resolve_model
+from paddlemix.checkpoints.model_identity import model_identity
 from paddlemix.checkpoints.pretrained import Pretrained
 from paddlemix.datasets.lengths import measure_lengths
-from paddlemix.datasets.questions import QuestionList, QuestionSettings, QuestionShare
+from paddlemix.datasets.questions import QuestionList, QuestionSettings, QuestionShare, image_files
 from paddlemix.datasets.records import RecordFile, open_records
 from paddlemix.errors import UserError
-from paddlemix.generation.answer_file import AnswerFile, beside, compare_headers, is_complete, lock_of, write_lines
+from paddlemix.generation.answer_file import (
+    AnswerFile,
+    beside,
+    is_complete,
+    lock_of,
+    read_header,
+    whole_lines,
+    write_lines,
+)
+from paddlemix.generation.answer_header import IMAGES, VERSION, ImagesOf, check_images, compare_headers
 from paddlemix.generation.predict import Answer, answer_batches, batches_by_length, processor_for
 from paddlemix.generation.sampling import GenerationSettings
+from paddlemix.identity import file_digests, text_digest
 from paddlemix.processors.templates import Template
 
 _ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"  # shortuuid's: no two look alike
+_SHORT = 16  # digits of a picture's digest that are kept for each question
 _ID_LENGTH = 22  # of its digits hold 128 bits
 
 
@@ -66,6 +77,7 @@ class PredictJob:
         model: directory or name, as the user gave it.
         input: the questions: JSON array or JSON Lines, path or http(s) address.
         output: the answers, JSON Lines.
+        base: an adapter's base model, where it is not at the place that the adapter names.
         image_root, form: see `QuestionSettings`.
         template: instead of the one stored with the checkpoint.
         settings: length and sampling of answers.
@@ -79,6 +91,7 @@ class PredictJob:
     model: str
     input: str
     output: Path
+    base: str | None = None
     image_root: str | None = None
     form: str | None = None
     template: Template | None = None
@@ -91,13 +104,12 @@ class PredictJob:
     overwrite: bool = False
 
     def header(self, records: RecordFile) -> dict[str, Any]:
-        """All that the answers depend on."""
+        """All that the answers depend on but pictures.  Places do not count: what was moved or copied may go on."""
         return {
-            "model": _place(self.model),
-            "model files": _fingerprint_of_files(resolve_model(self.model)),
-            "input": _place(self.input),
-            "input content": records.fingerprint,
-            "image root": None if self.image_root is None else _place(self.image_root),
+            VERSION: 2,
+            "model": model_id(self.model),
+            "model files": model_identity(self.model, self.base),
+            "input content": records.content_digest,
             "form": self.form,
             "conv-mode": None if self.template is None else self.template.name,
             "dtype": self.dtype,
@@ -106,6 +118,23 @@ class PredictJob:
             "chunk": None if self.chunk.count == 1 else [self.chunk.index, self.chunk.count],
             **asdict(self.settings),
         }
+
+    def images(self, records: RecordFile, numbers: range) -> ImagesOf:
+        """What the pictures of some questions hold."""
+        settings = self.question_settings()
+        paths = [image_files(records, number, settings) for number in numbers]
+        files = sorted({path for each in paths for path in each})
+        digests = dict(zip(files, file_digests(files, "pictures"), strict=True))
+
+        def digest(each: list[str]) -> str:
+            found = [digests[path] for path in each]
+            return text_digest(*found)[:_SHORT] if found and None not in found else ""
+
+        return ImagesOf([digest(each) for each in paths], lambda places: [p for place in places for p in paths[place]])
+
+    def question_settings(self) -> QuestionSettings:
+        """How records become questions."""
+        return QuestionSettings(name=self.input, image_root=self.image_root, form=self.form)
 
 
 @dataclass(frozen=True)
@@ -146,11 +175,11 @@ def predict_file(job: PredictJob, load: Callable[[], Pretrained]) -> Outcome:
     path, earlier = job.output, None
     if job.chunk.joined:
         path = _shares(job)[job.chunk.index]
-        earlier = _joined_before(job, header)
-        if earlier is not None and not _count_failed(earlier):
+        earlier = _joined_before(job, header, records)
+        if earlier is not None and len(earlier) == len(records) and not _count_failed(earlier):
             return Outcome(0, len(numbers), 0, True)
         earlier = None if earlier is None else earlier[numbers.start : numbers.stop]
-    answers = AnswerFile(path, header, numbers, earlier, job.overwrite)
+    answers = AnswerFile(path, header, numbers, earlier, job.overwrite, job.images(records, numbers))
     missing = answers.missing
     if missing:
         _ask(job, load(), records, answers, missing)
@@ -163,8 +192,7 @@ def predict_file(job: PredictJob, load: Callable[[], Pretrained]) -> Outcome:
 
 def _ask(job: PredictJob, loaded: Pretrained, records: RecordFile, answers: AnswerFile, missing: list[int]) -> None:
     processor = processor_for(loaded, job.template)
-    settings = QuestionSettings(name=job.input, image_root=job.image_root, form=job.form)
-    questions = QuestionList(records, processor, settings)
+    questions = QuestionList(records, processor, job.question_settings())
     numbers, wanted = job.chunk.numbers(len(records)), set(missing)
     lengths = measure_lengths(QuestionShare(questions, numbers), job.workers if job.workers > 1 else 0)[:, 0]
     batches = [[numbers[place] for place in batch] for batch in batches_by_length(lengths, job.batch_size)]
@@ -214,17 +242,6 @@ def model_id(model: str) -> str:
     return "_".join(parts[-2:]) if parts[-1].startswith("checkpoint-") else parts[-1]
 
 
-def _fingerprint_of_files(directory: Path) -> str:
-    """Differs where a file of a model was written anew."""
-    states = ((path.name, path.stat()) for path in sorted(directory.iterdir()) if path.is_file())
-    return cache_key(*((name, state.st_size, state.st_mtime_ns) for name, state in states))
-
-
-def _place(name: str) -> str:
-    """A path that reads the same from any folder; a name or an address as it is."""
-    return os.path.abspath(name) if os.path.exists(name) else name
-
-
 def _count_failed(lines: list[bytes]) -> int:
     return sum(b'"error": ' in line for line in lines)  # in a text its quotes would be escaped
 
@@ -234,8 +251,8 @@ def _shares(job: PredictJob) -> list[Path]:
     return [beside(job.output, f"{index}-of-{job.chunk.count}") for index in range(job.chunk.count)]
 
 
-def _joined_before(job: PredictJob, header: dict[str, Any]) -> list[bytes] | None:
-    """The lines of a complete output of the same arguments; None where there is none."""
+def _joined_before(job: PredictJob, header: dict[str, Any], records: RecordFile) -> list[bytes] | None:
+    """The whole lines of an output of the same arguments; None where there is none."""
     if job.overwrite or not job.output.exists():
         return None
     lock = lock_of(job.output, wait=True)
@@ -250,7 +267,10 @@ def _joined_before(job: PredictJob, header: dict[str, Any]) -> list[bytes] | Non
                 f"{job.output} was written with other arguments: {'; '.join(differences)}. Choose another --output, or "
                 "begin again with --overwrite"
             )
-        return _lines(job.output)
+        lines = whole_lines(job.output, job.output.read_bytes().split(b"\n"), len(records))
+        answered = np.array([b'"error": ' not in line for line in lines] + [False] * (len(records) - len(lines)), bool)
+        check_images(job.output, found.get(IMAGES), job.images(records, range(len(records))), answered)
+        return lines
     finally:
         lock.close()
 
@@ -265,7 +285,8 @@ def _join(job: PredictJob, header: dict[str, Any], outcome: Outcome) -> Outcome:
             return outcome
         lines = [line for path in paths for line in _lines(path)]
         job.output.unlink(missing_ok=True)  # so that the next header never stands beside answers of another
-        lock.write({**header, "chunk": None})
+        images = [text for path in paths for text in read_header(path).get(IMAGES, [])]
+        lock.write({**header, "chunk": None, IMAGES: images})
         write_lines(job.output, lines)
         for path in paths:
             path.unlink()

@@ -38,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model-path", type=place_argument, required=True, help="a model or adapter, directory or name"
     )
+    parser.add_argument("--model-base", type=place_argument, help="an adapter's base; default: the one it names")
     parser.add_argument(
         "--input", type=place_argument, required=True, help="the questions: JSON Lines or a JSON array, path or URL"
     )
@@ -101,6 +102,7 @@ def main(argv: list[str]) -> int:
     set_seed(arguments.seed)
     job = PredictJob(
         model=arguments.model_path,
+        base=arguments.model_base,
         input=arguments.input,
         output=arguments.output,
         image_root=arguments.image_root,
@@ -116,7 +118,7 @@ def main(argv: list[str]) -> int:
     )
     start = time.monotonic()
     with out_of_memory_explained(f"answering with {job.model} on {device}", less_memory_in_answers(arguments, dtype)):
-        outcome = predict_file(job, lambda: load_pretrained(job.model, job.dtype, quantize=job.quantize))
+        outcome = predict_file(job, lambda: load_pretrained(job.model, job.dtype, job.base, job.quantize))
     _report(job, outcome, time.monotonic() - start)
     return STATUS_FAILED_QUESTIONS if outcome.failed and outcome.complete else 0
 

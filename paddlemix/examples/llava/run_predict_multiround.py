@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model-path", type=place_argument, required=True, help="a model or adapter, directory or name"
     )
+    parser.add_argument("--model-base", type=place_argument, help="an adapter's base; default: the one it names")
     parser.add_argument(
         "--image-file",
         type=place_argument,
@@ -145,7 +146,7 @@ def _open_session(arguments: argparse.Namespace) -> ChatSession:
     with out_of_memory_explained(
         f"loading {arguments.model_path} on {device}", less_memory_in_answers(arguments, dtype)
     ):
-        loaded = load_pretrained(arguments.model_path, dtype, quantize=quantize)
+        loaded = load_pretrained(arguments.model_path, dtype, arguments.model_base, quantize)
     if template is not None and loaded.processor is not None and template.name != loaded.processor.template.name:
         print(
             f"note: --conv-mode {template.name} replaces the checkpoint's template {loaded.processor.template.name}",

@@ -1,0 +1,78 @@
+"""What a file of answers was made with, and what has changed since: arguments, model, questions, pictures.
+
+The header is JSON values by name beside the answers, see `answer_file`.  Pictures are compared question by question:
+one that has no answer yet, or an error in its place, may get another picture.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paddlemix.errors import UserError
+from paddlemix.identity import differences, listed
+
+IMAGES = "images"  # in the header: a digest for each question
+VERSION = "header version"  # in the header: what its names mean
+
+
+@dataclass(frozen=True)
+class ImagesOf:
+    """What the pictures of some questions hold.
+
+    Args:
+        digests: one text for each question; "" where there is no picture or none that can be read.
+        names: gives the names of the pictures of some questions, by their places.
+    """
+
+    digests: list[str]
+    names: Callable[[list[int]], list[str]]
+
+
+def compare_headers(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What differs between a header that was read and another, one text for each name; pictures do not count."""
+    wanted = json.loads(json.dumps(dict(wanted)))  # where a tuple is a list
+    if found.get(VERSION) != wanted.get(VERSION):
+        return ["it is of another version of this package"]
+    names = [name for name in dict.fromkeys((*wanted, *found)) if name != IMAGES]
+    texts = (_difference(name, found.get(name), wanted.get(name)) for name in names)
+    return [text for text in texts if text]
+
+
+def _difference(name: str, old: Any, new: Any) -> str:
+    if old == new:
+        return ""
+    if isinstance(old, dict) and isinstance(new, dict):  # digests by name: their values say nothing to anybody
+        return f"{name} ({'; '.join(differences(old, new))})"
+    return f"{name} {_shown(old)} (now {_shown(new)})"
+
+
+def check_images(path: Path, before: Any, images: ImagesOf, answered: np.ndarray) -> None:
+    """Compares the pictures of questions that are answered with those that they were answered about.
+
+    Args:
+        path: of the answers.
+        before: digests of an earlier run, as many as there are questions; anything else says nothing.
+        answered: bool [n].
+
+    Raises:
+        UserError: some differ; names them.
+    """
+    if not isinstance(before, list) or len(before) != len(images.digests):
+        return
+    pairs = zip(before, images.digests, answered.tolist(), strict=True)
+    wrong = [place for place, (old, new, done) in enumerate(pairs) if done and old and new and old != new]
+    if wrong:
+        raise UserError(
+            f"{path} has answers about pictures that were replaced since: {listed(images.names(wrong))}. Put them back "
+            "to go on, choose another --output, or begin again with --overwrite"
+        )
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
