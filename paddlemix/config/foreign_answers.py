@@ -103,11 +103,14 @@ def keys_written(answer: Answer) -> set[str]:
 
 def explain_flag(answer: Answer, value: str | None) -> str:
     """As `explain`, of a flag: what is written are flags of ours, the value is text, None where there is none."""
-    chosen = choose(answer, "" if value is None else value)
-    if not chosen:
-        return "; ".join(text for text in ("leave it out" if chosen == "" else "", answer.says) if text)
-    written = chosen.replace(VALUE, "..." if value is None else shlex.quote(value))
-    return f"write {written}" + (f" ({answer.says})" if answer.says else "")
+    chosen, remark = choose(answer, "" if value is None else value), answer.says
+    if chosen is None:
+        words = ", ".join(f"{text} for {case}" for case, text in answer.values.items() if text and case)
+        words, remark = f"write {words}" if words else "", answer.otherwise or answer.says
+    else:
+        written = chosen.replace(VALUE, "..." if value is None else shlex.quote(value))
+        words = f"write {written}" if chosen else "leave it out"
+    return f"{words} ({remark})" if words and remark else words or remark
 
 
 def choose(answer: Answer, value: object) -> str | None:

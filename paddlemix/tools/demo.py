@@ -10,12 +10,13 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
     _here = Path(__file__).resolve()
     sys.path[:] = [str(_here.parents[2]), *(p for p in sys.path if Path(p).resolve() != _here.parent)]
 
+from paddlemix.tools._arguments import CommandParser
 from paddlemix.tools._command import path_argument, run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = CommandParser("demo", __doc__)
     parser.add_argument(
         "--output", type=path_argument, default=Path("runs/demo"), help="folder for everything (runs/demo)"
     )

@@ -16,6 +16,7 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
     sys.path[:] = [str(_here.parents[2]), *(p for p in sys.path if Path(p).resolve() != _here.parent)]
 
 from paddlemix.doctor.examination import Examination, examine
+from paddlemix.tools._arguments import CommandParser
 from paddlemix.tools._command import run_command
 
 STATUS_UNHEALTHY = 1
@@ -23,7 +24,7 @@ STATUS_UNHEALTHY = 1
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = CommandParser("doctor", __doc__)
     parser.add_argument("--device", help="look at this one alone: gpu, npu, xpu or cpu, or one card (npu:1)")
     parser.add_argument("--no-self-test", action="store_true", help="do not train and ask the tiny model")
     return parser

@@ -16,6 +16,7 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
     sys.path[:] = [str(_here.parents[2]), *(p for p in sys.path if Path(p).resolve() != _here.parent)]
 
 from paddlemix.errors import UserError
+from paddlemix.tools._arguments import CommandParser
 from paddlemix.tools._command import path_argument, place_argument, run_command
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ MOST_DIFFERENT = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.15}
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments; names and defaults are PaddleMIX's."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = CommandParser("merge-lora", __doc__)
     parser.add_argument(
         "--model_name_or_path", type=place_argument, help="the base model; default: the one the adapter names"
     )

@@ -23,6 +23,7 @@ from paddlemix.config.less_memory import less_memory_in_answers
 from paddlemix.datasets.formats import FORMS
 from paddlemix.errors import UserError
 from paddlemix.memory import out_of_memory_explained
+from paddlemix.tools._arguments import CommandParser
 from paddlemix.tools._command import path_argument, place_argument, run_command
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ STATUS_FAILED_QUESTIONS = 1
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments; those that LLaVA has too have its names."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = CommandParser("predict", __doc__)
     parser.add_argument(
         "--model-path", type=place_argument, required=True, help="a model or adapter, directory or name"
     )

@@ -20,6 +20,7 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
 from paddlemix.config.less_memory import less_memory_in_answers
 from paddlemix.errors import UserError
 from paddlemix.memory import out_of_memory_explained
+from paddlemix.tools._arguments import CommandParser
 from paddlemix.tools._command import place_argument, run_command
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ _TEMPERATURE = 0.2  # PaddleMIX's
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments; those that PaddleMIX has too have its names and defaults."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = CommandParser("chat", __doc__)
     parser.add_argument(
         "--model-path", type=place_argument, required=True, help="a model or adapter, directory or name"
     )
