@@ -6,6 +6,7 @@ Sources: config.json and processor files of liuhaotian/llava-v1.5-7b, llava-v1.6
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,13 +190,8 @@ def hf_config(facts: Facts, vocabulary: HfVocabulary) -> dict[str, Any]:
     }
 
 
-def check_xtuner(facts: Facts) -> None:
-    """Whether XTuner's own form has a place for a model.
-
-    Raises:
-        UserError: lists what it has none for.
-    """
-    config, processor = facts.config, facts.processor
+def xtuner_faults(config: LlavaConfig, processor: Mapping[str, Any]) -> list[str]:
+    """What XTuner's own form has no place for, "image_aspect_ratio 'square' (only 'pad')"; empty for nothing."""
     found = {
         "mm_vision_select_layer": (config.mm_vision_select_layer, SELECT_LAYER),
         "mm_vision_select_feature": (config.mm_vision_select_feature, "patch"),
@@ -206,8 +202,21 @@ def check_xtuner(facts: Facts) -> None:
     faults = [f"{key} {value!r} (only {only!r})" for key, (value, only) in found.items() if value != only]
     if not config.mm_projector_type.startswith("mlp"):
         faults.append(f"mm_projector_type {config.mm_projector_type!r} (only mlpNx_gelu)")
+    return faults
+
+
+def check_xtuner(facts: Facts) -> None:
+    """Whether XTuner's own form has a place for a model.
+
+    Raises:
+        UserError: lists what it has none for.
+    """
+    faults = xtuner_faults(facts.config, facts.processor)
     if faults:
-        raise UserError(f"XTuner's form has no place for {'; '.join(faults)}; use --to llava or --to paddlemix")
+        raise UserError(
+            f"XTuner's form has no place for {'; '.join(faults)}: XTuner would answer otherwise than the training was; "
+            "train with these values for --to xtuner, or use --to llava or --to paddlemix"
+        )
 
 
 def xtuner_projector_config(facts: Facts) -> dict[str, Any]:

@@ -45,7 +45,7 @@ from paddlemix.checkpoints.vocabulary import (
     take_off,
 )
 from paddlemix.checkpoints.weight_identity import source_digests, write_origin
-from paddlemix.checkpoints.xtuner import PROJECTOR, TOWER
+from paddlemix.checkpoints.xtuner import PROJECTOR, TOWER, say_template
 from paddlemix.errors import UserError
 from paddlemix.log import logger
 from paddlemix.models.configuration import DecoderConfig
@@ -221,6 +221,7 @@ def _write_xtuner(checkpoint: Checkpoint, directory: Path, conversion: Conversio
     """The language model in the directory itself, the tower and the projector in folders of their own."""
     facts, tensors = checkpoint.facts, checkpoint.tensors
     declared.check_xtuner(facts)
+    say_template(facts.processor["chat_template"])
     assert facts.config.vision is not None
     form, family = tower_form(facts.config.vision), FAMILIES[facts.config.text.model_type]
     tower, projector = directory / TOWER, directory / PROJECTOR

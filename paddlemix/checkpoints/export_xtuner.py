@@ -23,7 +23,15 @@ from paddlemix.checkpoints.source import Source, open_source
 from paddlemix.checkpoints.strict import expected_shapes
 from paddlemix.checkpoints.tensors import FLOAT_TYPES, TensorEntry, converted
 from paddlemix.checkpoints.towers import CLIP_FORM, tower_form
-from paddlemix.checkpoints.xtuner import CONFIG, LANGUAGE_ADAPTER, PEFT_CONFIG, PROJECTOR, TOWER_ADAPTER
+from paddlemix.checkpoints.xtuner import (
+    CONFIG,
+    LANGUAGE_ADAPTER,
+    PEFT_CONFIG,
+    PROJECTOR,
+    TEMPLATE,
+    TOWER_ADAPTER,
+    say_template,
+)
 from paddlemix.errors import UserError
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.peft.settings import is_adapter_weight
@@ -61,11 +69,13 @@ def export_xtuner_adapter(source: str | Path, target: str | Path, dtype: str | N
     facts = Facts(config=config, processor=adapter.processor, special_ids={}, dtype=stored)
     check_xtuner(facts)
     keymap = FAMILIES[config.text.model_type].keymap
+    say_template(adapter.processor.get("chat_template"))
     with atomic_directory(target) as temporary:
         _write_part(temporary / LANGUAGE_ADAPTER, adapter, lora, (keymap, "language_model.", spec.model))
         _write_part(temporary / TOWER_ADAPTER, adapter, lora, (CLIP_FORM.keymaps[0], "vision_tower.", str(spec.tower)))
         (temporary / PROJECTOR).mkdir()
-        write_json(temporary / PROJECTOR / CONFIG, xtuner_projector_config(facts))
+        template = {TEMPLATE: adapter.processor["chat_template"]} if "chat_template" in adapter.processor else {}
+        write_json(temporary / PROJECTOR / CONFIG, {**xtuner_projector_config(facts), **template})
         write_safetensors(temporary / PROJECTOR / _WEIGHTS, to_layout(projector, XTUNER_PROJECTOR), {"format": "pt"})
     return len(tensors)
 

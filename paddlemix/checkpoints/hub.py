@@ -19,6 +19,7 @@ from paddlemix.checkpoints.directories import writing
 from paddlemix.checkpoints.download import download_model
 from paddlemix.checkpoints.files import read_json
 from paddlemix.checkpoints.remote import ADAPTER_WEIGHTS, PADDLEMIX, SMALL_FILE, WEIGHTS, UnavailableError, shards_of
+from paddlemix.checkpoints.xtuner import conversion_hint
 from paddlemix.errors import MissingFileError, UserError, did_you_mean
 from paddlemix.models.presets import PUBLISHED_NAMES
 from paddlemix.network.switches import offline_switch
@@ -52,8 +53,9 @@ def resolve_model(name_or_path: str | Path) -> Path:
     if path is not None and path.is_dir():
         return path
     if not is_model_name(name):
+        hint = conversion_hint(path) if path is not None and path.exists() else ""
         kind = "is a file" if path is not None and path.is_file() else "does not exist"
-        raise MissingFileError(f"model directory '{name}' {kind} (looked from {Path.cwd()}){_suggestion(name)}")
+        raise MissingFileError(f"model directory '{name}' {kind} (looked from {Path.cwd()}){hint or _suggestion(name)}")
     found = local_model(name)
     if found is not None:
         return found

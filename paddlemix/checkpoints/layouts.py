@@ -37,7 +37,7 @@ from paddlemix.checkpoints.keymap import (
 )
 from paddlemix.checkpoints.pixels import PREPROCESSOR_FILE, read_pixels
 from paddlemix.checkpoints.towers import CLIP_FORM, TOWER_FORMS
-from paddlemix.checkpoints.xtuner import has_adapters
+from paddlemix.checkpoints.xtuner import conversion_hint, has_adapters
 from paddlemix.declared import Keys, items, take, without_null
 from paddlemix.declared import text as text_rule
 from paddlemix.errors import MissingFileError, UserError
@@ -108,7 +108,10 @@ def recognise(directory: Path) -> Layout:
     config_path = directory / CONFIG_FILE
     if not config_path.is_file():
         found = ", ".join(sorted(path.name for path in directory.iterdir())[:8]) or "nothing"
-        raise MissingFileError(f"no {CONFIG_FILE} in {directory}, so it is no model directory (it holds {found})")
+        raise MissingFileError(
+            f"no {CONFIG_FILE} in {directory}, so it is not a model directory (it holds {found})"
+            f"{conversion_hint(directory) or _inner_hint(directory)}"
+        )
     where, config = str(config_path), read_json(config_path)
     try:
         kind = take(config, _KIND_KEYS, tell=False)
@@ -124,6 +127,14 @@ def recognise(directory: Path) -> Layout:
         "not supported; allowed: LLaVA (original, llava-hf, PaddleMIX, InternVL-Chat), a language model "
         f"({', '.join(FAMILIES)}), CLIP, InternViT"
     )
+
+
+def _inner_hint(directory: Path) -> str:
+    """The folders of a run's folder that are models or adapters."""
+    names = (CONFIG_FILE, ADAPTER_FILE, PEFT_ADAPTER_FILE)
+    inner = [path for path in directory.iterdir() if any((path / name).is_file() for name in names)]
+    latest = sorted(inner, key=lambda path: path.stat().st_mtime)[-3:]
+    return f"; give one of the models inside, for example {', '.join(map(str, latest))}" if latest else ""
 
 
 def is_adapter(directory: Path) -> bool:

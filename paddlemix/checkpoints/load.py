@@ -292,17 +292,19 @@ def _load_projector(model: LlavaModel, path: Path) -> None:
     values."""
     parameters = {name: value for name, value in model.named_parameters() if name.startswith(NEW_PARTS)}
     found = read_projector_file(path)
-    wrong = sorted(
-        name
-        for name in parameters.keys() | found.keys()
-        if (name not in found and name != "image_newline")
-        or name not in parameters
-        or (name in found and list(found[name].shape) != parameters[name].shape)
-    )
+    wrong = [
+        f"{name} is {_shape_of(found.get(name))} there, {_shape_of(parameters.get(name))} in the model"
+        for name in sorted(parameters.keys() | found.keys())
+        if _shape_of(found.get(name)) != _shape_of(parameters.get(name)) and (name in found or name != "image_newline")
+    ]
     if wrong:
-        raise UserError(f"pretrain_mm_mlp_adapter '{path}' does not fit the model's projector: {', '.join(wrong)}")
+        raise UserError(f"pretrain_mm_mlp_adapter '{path}' does not fit the model's projector: {'; '.join(wrong)}")
     for name, entry in found.items():
         copy_into(parameters[name], entry)
+
+
+def _shape_of(weight: Any) -> str:
+    return "missing" if weight is None else " x ".join(map(str, weight.shape))
 
 
 def new_adapter(model: LlavaModel, config: LoRAConfig) -> str:

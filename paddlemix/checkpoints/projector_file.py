@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from paddlemix.checkpoints.files import read_weight_file, read_weights
-from paddlemix.checkpoints.keymap import ORIGINAL, OURS, PADDLEMIX, PEFT_PROJECTOR, XTUNER_PROJECTOR
+from paddlemix.checkpoints.keymap import HF_NEW, HF_OLD, ORIGINAL, OURS, PADDLEMIX, PEFT_PROJECTOR, XTUNER_PROJECTOR
 from paddlemix.checkpoints.source import rename
 from paddlemix.checkpoints.tensors import TensorEntry
+from paddlemix.checkpoints.xtuner import conversion_hint
+from paddlemix.errors import UserError
 
 NEW_PARTS = ("projector.", "image_newline")  # what a text-only model gets besides the tower
 
@@ -16,12 +18,15 @@ def read_projector_file(path: Path) -> dict[str, TensorEntry]:
     """The projector's weights and the newline vector under our names, unread.
 
     Args:
-        path: original LLaVA's mm_projector.bin or non_lora_trainables.bin, PaddleMIX's, XTuner's (the file or its
-            folder), or safetensors under any of their names or ours.
+        path: original LLaVA's mm_projector.bin or non_lora_trainables.bin, llava-hf's names, PaddleMIX's, XTuner's (the
+            file or its folder), or safetensors under any of their names or ours.
 
     Raises:
         MissingFileError, UserError: it cannot be read, or holds weights that none of these has.
     """
+    hint = conversion_hint(path)
+    if hint:
+        raise UserError(f"pretrain_mm_mlp_adapter '{path}' is not a projector's file{hint}")
     weights = read_weights(path) if path.is_dir() else read_weight_file(path)
-    entries = rename(weights, (OURS, XTUNER_PROJECTOR, ORIGINAL, PADDLEMIX, PEFT_PROJECTOR), path)
+    entries = rename(weights, (OURS, XTUNER_PROJECTOR, HF_NEW, HF_OLD, ORIGINAL, PADDLEMIX, PEFT_PROJECTOR), path)
     return {name: entry for name, entry in entries.items() if name.startswith(NEW_PARTS)}

@@ -27,6 +27,8 @@ LANGUAGE_ADAPTER, TOWER_ADAPTER = "llm_adapter", "visual_encoder_adapter"
 CONFIG, PEFT_CONFIG = "config.json", "adapter_config.json"
 MODEL_TYPE = "projector"
 SELECT_LAYER = -2  # Source: LLaVAModel's default; none of its configurations says otherwise
+TEMPLATE = "chat_template_name"  # our own key in the projector's config.json, which XTuner does not look at
+_told: set[Path] = set()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ class XTunerParts:
         adapters: adapter directories that there are, `LANGUAGE_ADAPTER` and `TOWER_ADAPTER`.
         mm_projector_type: e.g. "mlp2x_gelu".
         mm_vision_select_layer: of the tower.
-        chat_template: a name of ours; None where the run's file does not tell it.
+        chat_template: a name or a template of ours; None where no file tells it.
     """
 
     directory: Path
@@ -49,7 +51,7 @@ class XTunerParts:
     adapters: dict[str, Path]
     mm_projector_type: str
     mm_vision_select_layer: int
-    chat_template: str | None
+    chat_template: Any
 
     @property
     def projector(self) -> Path:
@@ -105,8 +107,24 @@ def read_xtuner(directory: Path) -> XTunerParts:
         adapters=adapters,
         mm_projector_type=_projector_type(directory / PROJECTOR / CONFIG),
         mm_vision_select_layer=int(run.get("visual_select_layer", SELECT_LAYER)),
-        chat_template=_template(run.get("prompt_template"), directory),
+        chat_template=_declared_template(directory, run.get("prompt_template")),
     )
+
+
+def conversion_hint(path: Path) -> str:
+    """What to do with a checkpoint of XTuner's training, a file or folder iter_N.pth or a folder of these.
+
+    Returns:
+        A sentence to end an error with; "" for anything else.
+    """
+    name = path.name
+    if not (name.startswith("iter_") and name.endswith(".pth")):
+        found = sorted(path.glob("iter_*.pth"), key=lambda item: item.stat().st_mtime) if path.is_dir() else []
+        if not found:
+            return ""
+        path = found[-1]
+    command = f"xtuner convert pth_to_hf CONFIG {path} OUT"
+    return f"; '{path}' is a checkpoint of XTuner's training: convert it first ({command})"
 
 
 def _projector_type(path: Path) -> str:
@@ -116,6 +134,36 @@ def _projector_type(path: Path) -> str:
         kind = {key: values[key] for key in ("depth", "hidden_act", "bias")}
         raise UserError(f"{path}: a projector with {kind} is not supported; allowed: hidden_act gelu with bias")
     return f"mlp{values['depth']}x_gelu"
+
+
+def _declared_template(directory: Path, run_template: str | None) -> Any:
+    """The template of a directory's files: our own key's, else that of the run; None where neither says it."""
+    own = [directory / PROJECTOR / CONFIG, directory / CONFIG]
+    found = next((value for path in own if path.is_file() and (value := read_json(path).get(TEMPLATE))), None)
+    if found is not None:
+        return found
+    if run_template is None and directory not in _told:
+        _told.add(directory)
+        logger.warning(
+            "%s does not say which conversation template it was trained with, and the language model's is taken; copy "
+            "%s of the run into it, or set chat_template (--conv-mode)",
+            directory,
+            RUN_FILE,
+        )
+    return _template(run_template, directory)
+
+
+def say_template(template: Any) -> None:
+    """Tells which template XTuner's chat must be given, since its files have no place for one."""
+    theirs = [name for name, named in XTUNER_TEMPLATES.items() if named.exact and named.ours == template]
+    if theirs:
+        logger.info("XTuner asks for the template: xtuner chat ... --prompt-template %s", theirs[0])
+    elif template is not None:
+        logger.warning(
+            "XTuner has no template that writes the same as '%s': it will answer otherwise in XTuner's chat. "
+            "paddlemix reads the template back from a key of its own",
+            template if isinstance(template, str) else "its own",
+        )
 
 
 def _template(name: str | None, directory: Path) -> str | None:

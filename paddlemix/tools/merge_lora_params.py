@@ -56,14 +56,15 @@ def main(argv: list[str]) -> int:
     from paddlemix.checkpoints.layouts import is_adapter
     from paddlemix.checkpoints.load import apply_adapter, base_of, load_base
     from paddlemix.checkpoints.merging import exact_storage
+    from paddlemix.checkpoints.xtuner import conversion_hint
     from paddlemix.device import select_device
     from paddlemix.trainer.output import publish
 
     adapter_path: Path = arguments.lora_path
     if not is_adapter(adapter_path):
         raise UserError(
-            f"lora_path '{adapter_path}' is no adapter directory: no lora_config.json, adapter_config.json or XTuner's "
-            "llm_adapter or visual_encoder_adapter"
+            f"lora_path '{adapter_path}' is not an adapter directory: no lora_config.json, adapter_config.json or "
+            f"XTuner's llm_adapter or visual_encoder_adapter{conversion_hint(adapter_path)}"
         )
     target: Path = arguments.merge_model_path or adapter_path
     select_device(arguments.device)

@@ -8,13 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from paddlemix.checkpoints.adapter import read_adapter
+from paddlemix.checkpoints.declared import xtuner_faults
 from paddlemix.checkpoints.hub import is_model_name, local_model, resolve_model
 from paddlemix.checkpoints.load import BaseSpec, adapter_processor
 from paddlemix.checkpoints.quantized import choose_quantization
 from paddlemix.checkpoints.sizes import read_sizes
+from paddlemix.checkpoints.xtuner import is_xtuner
 from paddlemix.config.less_memory import less_memory_in_run
 from paddlemix.config.schema import RunConfig
 from paddlemix.errors import UserError
+from paddlemix.log import logger
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.processors.llava import LlavaProcessor
 from paddlemix.processors.run_processor import Sight, run_processor
@@ -81,7 +84,19 @@ def processor_of_run(config: RunConfig, base: LlavaProcessor | None, sizes: Llav
         return None
     vision = sizes.vision
     sight = Sight(image_size=None if vision is None else vision.image_size, image_newline=sizes.image_newline)
-    return run_processor(processor, config, sight)
+    result = run_processor(processor, config, sight)
+    _warn_of_xtuner(config, result, sizes)
+    return result
+
+
+def _warn_of_xtuner(config: RunConfig, processor: LlavaProcessor, sizes: LlavaConfig) -> None:
+    """Says before the training what keeps its result from XTuner, where the run's template or model is XTuner's."""
+    is_xtuners = processor.template.name.startswith("xtuner_") or is_xtuner(Path(str(config.model_name_or_path)))
+    if not is_xtuners or processor.template.captions or sizes.vision is None:
+        return
+    faults = xtuner_faults(sizes, processor.to_dict())
+    if faults:
+        logger.warning("the result cannot be converted --to xtuner: its form has no place for %s", "; ".join(faults))
 
 
 def declared_processor(config: RunConfig) -> LlavaProcessor:

@@ -359,3 +359,11 @@ def test_grids_of_both_files_are_the_same(place: Callable[..., Path]) -> None:
     alone = {**hf, "image_grid_pinpoints": None}
     layout = recognise(place(alone, "alone", preprocessor_config={"image_grid_pinpoints": grids}))
     assert layout.processor["image_grid_pinpoints"] == grids
+
+
+def test_a_runs_folder_names_the_models_inside(tmp_path: Path) -> None:
+    for name in ("checkpoint-2", "checkpoint-4"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text("{}")
+    with pytest.raises(MissingFileError, match="give one of the models inside, for example .*checkpoint-4"):
+        recognise(tmp_path)

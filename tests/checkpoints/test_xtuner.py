@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from paddlemix.checkpoints.adapter import read_adapter
+from paddlemix.checkpoints.declared import complete_processor
 from paddlemix.checkpoints.export import convert_checkpoint
 from paddlemix.checkpoints.export_xtuner import export_xtuner_adapter
 from paddlemix.checkpoints.files import (
@@ -23,17 +24,22 @@ from paddlemix.checkpoints.files import (
     write_weights,
 )
 from paddlemix.checkpoints.layouts import is_adapter
-from paddlemix.checkpoints.load import BaseSpec, load_base, load_pretrained
+from paddlemix.checkpoints.load import BaseSpec, adapter_processor, load_base, load_pretrained
 from paddlemix.checkpoints.merging import write_merged
 from paddlemix.checkpoints.pretrained import load_model
 from paddlemix.checkpoints.sizes import read_sizes
 from paddlemix.checkpoints.source import Source
 from paddlemix.checkpoints.verified import Conversion
-from paddlemix.checkpoints.xtuner import is_xtuner, read_xtuner
+from paddlemix.checkpoints.xtuner import is_xtuner, read_xtuner, say_template
+from paddlemix.config.load import load_config
 from paddlemix.errors import MissingFileError, UserError
+from paddlemix.processors.llava import processor_from_dict
+from paddlemix.tools.merge_lora_params import main as merge
+from paddlemix.trainer.starting_point import processor_of_run
 from tests.tiny_models import GOLDEN, draw, weights_of
 
 ORIGINAL = GOLDEN / "llava_v15_llama" / "original"
+TOKENIZER = GOLDEN.parent / "training" / "tokenizer"
 WIDTH, TOWER_WIDTH = 64, 48
 RUN_FILE = """
 raise SystemExit("a run's file is never executed")
@@ -106,6 +112,15 @@ def plain_sum(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return merged
 
 
+def check_template(adapter: Path, template: str) -> None:
+    """What an adapter answers and is merged with, on a base whose own template is another one."""
+    assert read_xtuner(adapter).chat_template == template
+    source = Source.open(ORIGINAL)
+    values = {**complete_processor(source.config, source.processor), "chat_template": "vicuna_v1"}
+    processor = adapter_processor(processor_from_dict(values, TOKENIZER), read_adapter(adapter))
+    assert processor is not None and processor.template.name == template
+
+
 def test_an_adapter_is_written_as_xtuner_does_and_read_back(adapted: Path) -> None:
     """Ours, made of XTuner's by training on: the same files again."""
     source = read_adapter(adapted)
@@ -114,7 +129,7 @@ def test_an_adapter_is_written_as_xtuner_does_and_read_back(adapted: Path) -> No
     ours = adapted.parent / "ours"
     ours.mkdir()
     write_safetensors(ours / "adapter_model.safetensors", source.tensors(), {"format": "paddlemix"})
-    write_json(ours / "processor_config.json", {"image_aspect_ratio": "pad"})
+    write_json(ours / "processor_config.json", {"image_aspect_ratio": "pad", "chat_template": "llava_v1"})
     values = {"paddlemix_format": 1, **source.config.to_dict(), "base": base, "base_fingerprint": ""}
     write_json(ours / "lora_config.json", values)
     assert export_xtuner_adapter(ours, adapted.parent / "again") == 10
@@ -132,6 +147,7 @@ def test_an_adapter_is_written_as_xtuner_does_and_read_back(adapted: Path) -> No
     assert again.config == before.config
     for name, entry in before.tensors().items():
         np.testing.assert_array_equal(again.tensors()[name].read(), entry.read())
+    check_template(adapted.parent / "again", "llava_v1")
     write_json(ours / "lora_config.json", {**values, "base": {**base, "model": str(ORIGINAL), "tower": None}})
     with pytest.raises(UserError, match="is a whole model, XTuner's adapters stand on a language model"):
         export_xtuner_adapter(ours, adapted.parent / "other")
@@ -267,6 +283,58 @@ def test_an_unknown_template_and_broken_python_are_said(adapted: Path, caplog: p
     (adapted / "xtuner_config.py").write_text("model = dict(")
     with pytest.raises(UserError, match="xtuner_config.py cannot be read"):
         read_xtuner(adapted)
+
+
+def test_what_says_no_template_is_told_once(adapted: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING", logger="paddlemix"):
+        assert read_xtuner(adapted).chat_template is None and read_xtuner(adapted).chat_template is None
+    assert caplog.text.count("does not say which conversation template it was trained with") == 1
+    assert "copy xtuner_config.py of the run into it" in caplog.text
+
+
+def test_xtuners_own_name_of_the_template_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="paddlemix"):
+        say_template("xtuner_llama3_chat")
+        say_template("llava_v1")
+    assert "xtuner chat ... --prompt-template llama3_chat" in caplog.text
+    assert "XTuner has no template that writes the same as 'llava_v1'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("template", "mode", "is_said"),
+    [("xtuner_vicuna", "square", True), ("xtuner_vicuna", "pad", False), ("vicuna_v1", "square", False)],
+)
+def test_what_xtuner_cannot_say_is_told_before_training(
+    template: str, mode: str, is_said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = Source.open(ORIGINAL)
+    values = {**complete_processor(source.config, source.processor), "chat_template": template}
+    arguments = [f"model_name_or_path={ORIGINAL}", "output_dir=o", f"image_aspect_ratio={mode}"]
+    with caplog.at_level("WARNING", logger="paddlemix"):
+        processor_of_run(load_config(None, arguments), processor_from_dict(values, TOKENIZER), source.config)
+    message = "the result cannot be converted --to xtuner: its form has no place for image_aspect_ratio 'square' (only"
+    assert (message in caplog.text) == is_said
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_a_checkpoint_of_training_has_to_be_converted(adapted: Path, is_folder: bool) -> None:
+    """iter_N.pth is a file, under DeepSpeed a folder; given itself, by its run's folder or as a projector."""
+    run = adapted.parent / "run"
+    run.mkdir()
+    checkpoint = run / "iter_500.pth"
+    if is_folder:
+        checkpoint.mkdir()
+    else:
+        checkpoint.write_bytes(b"PK")
+    advice = f"'{checkpoint}' is a checkpoint of XTuner's training: convert it first .xtuner convert pth_to_hf"
+    for path in (run, checkpoint):
+        with pytest.raises(MissingFileError, match=advice):
+            load_pretrained(path)
+        with pytest.raises(UserError, match=advice):
+            merge(["--lora_path", str(path)])
+    language, tower = (str(adapted.parent / name) for name in ("language", "tower"))
+    with pytest.raises(UserError, match=f"pretrain_mm_mlp_adapter .* is not a projector's file; {advice}"):
+        load_base(BaseSpec(model=language, tower=tower, projector_file=str(checkpoint)))
 
 
 def test_a_part_of_another_kind_is_refused(adapted: Path) -> None:

@@ -191,8 +191,8 @@ def test_what_cannot_be_merged(
     if case == "other base":
         run_recipe(world.config(tmp_path / "tuned", learning_rate=0.1))
     arguments, message = {
-        "model": (("--lora_path", world.model), "is no adapter directory: no lora_config.json"),
-        "missing": (("--lora_path", tmp_path / "none"), "is no adapter directory"),
+        "model": (("--lora_path", world.model), "is not an adapter directory: no lora_config.json"),
+        "missing": (("--lora_path", tmp_path / "none"), "is not an adapter directory"),
         "other base": (
             ("--lora_path", adapter, "--model_name_or_path", tmp_path / "tuned"),
             "was trained on another base than",
