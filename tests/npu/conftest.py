@@ -9,15 +9,22 @@ from typing import Any
 import pytest
 
 from tests.npu.server import DeviceServer, Outcome
-from tests.npu_double.build import README_BLOCK, README_FIRST_LINE, built_or_skipped
+from tests.npu_double.build import NEWER, README_BLOCK, README_FIRST_LINE, STRICT, built_or_skipped
 from tests.tiny_world import World
 
 WAYS = ("bare", "block")  # without flags of the user's, and with those of PaddleMIX's README
-FLAGS = {"block": README_BLOCK, "whole block": {**README_BLOCK, **README_FIRST_LINE}}
+# Which operators go to the host for want of one of the device's stands in the log.
+_TOLD = {"GLOG_vmodule": "kernel_factory=3", "GLOG_minloglevel": "0"}
+FLAGS = {
+    "block": README_BLOCK,
+    "whole block": {**README_BLOCK, **README_FIRST_LINE},
+    "strict": {**STRICT, **_TOLD},  # the operators of the real plugin alone
+    "newer": {**NEWER, **_TOLD},
+}
 
 
 class Bench:
-    """Commands by where they run: "cpu", "bare", "block" or "whole block"; equal trainings run once.
+    """Commands by where they run: "cpu", "bare" or a key of `FLAGS`; equal trainings run once.
 
     Args:
         world: read by all of them.

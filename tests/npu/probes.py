@@ -18,6 +18,7 @@ from paddlemix.models.configuration import DecoderConfig, LlavaConfig
 from paddlemix.models.decoding import _normalise
 from paddlemix.models.kernels import RMSNormFunction
 from paddlemix.models.llava import LlavaModel
+from paddlemix.models.operators import take_rows
 from paddlemix.peft.lora import LoRAConfig, add_lora, linear_names
 from paddlemix.trainer.loss import LossModel, _cross_entropy
 
@@ -89,7 +90,7 @@ def losses() -> dict[str, Any]:
     return found
 
 
-def tiny() -> LlavaModel:
+def tiny(image_newline: bool = False) -> LlavaModel:
     """A language model of two layers with grouped heads, drawn from one seed."""
     paddle.seed(1)
     text = DecoderConfig(
@@ -101,7 +102,7 @@ def tiny() -> LlavaModel:
         vocab_size=97,
         max_position_embeddings=64,
     )
-    return LlavaModel(LlavaConfig(text=text))
+    return LlavaModel(LlavaConfig(text=text, image_newline=image_newline))
 
 
 def recomputed() -> dict[str, Any]:
@@ -138,11 +139,29 @@ def _lora_gradients(rate: float, recompute: bool) -> list[np.ndarray]:
     return [parameter.grad.astype("float32").numpy() for _, parameter in trained]
 
 
+def newline() -> dict[str, Any]:
+    """The gradient of a row that is taken three times, by the model's merge and by `gather`; each counts 1 a time."""
+    index = paddle.to_tensor([0, 4, 1, 4, 2, 4])
+    found = {}
+    for name, take in (("merge", take_rows), ("gather", paddle.gather)):
+        table = paddle.ones([5, 4])
+        table.stop_gradient = False
+        take(table, index).sum().backward()
+        found[name] = table.grad[4].numpy().tolist()
+    model = tiny(image_newline=True)
+    features = paddle.zeros([2, 32])  # rows 7 and 8 behind the seven tokens, then the newline
+    merged = model.merge(paddle.zeros([1, 7], dtype="int64"), features, paddle.to_tensor([0, 9, 7, 9, 8, 9, 1]))
+    merged.sum().backward()
+    found["image_newline"] = model.image_newline.grad.numpy().tolist()
+    return found
+
+
 PROBES: dict[str, Callable[[], dict[str, Any]]] = {
     "norms": norms,
     "scales": scales,
     "losses": losses,
     "recomputed": recomputed,
+    "newline": newline,
 }
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.npu.probes import LEVELS
-from tests.npu_double.build import environment
+from tests.npu_double.build import STRICT, environment
 
 NAMES = [f"{dtype} {level}" for dtype, level in LEVELS]
 
@@ -56,3 +56,16 @@ def test_recomputation_draws_the_same_masks(found: dict[str, Any], plugin: Path)
     """Also where the plugin has no dropout of its own: nothing is then drawn on the host."""
     lacking = probe(plugin, "recomputed", CUSTOM_DEVICE_BLACK_LIST="dropout,dropout_grad")["recomputed"]
     assert found["recomputed"] == lacking == {"0.0": 0.0, "0.3": 0.0}
+
+
+def test_a_row_that_is_taken_often_gets_all_of_its_gradient(plugin: Path) -> None:
+    """`image_newline` ends every line of a picture; the real plugin's gather keeps the last gradient of a row."""
+    found = probe(plugin, "newline", **STRICT)["newline"]
+    assert found["gather"] == [1.0] * 4  # the stand-in is as wrong as the plugin
+    assert found["merge"] == [3.0] * 4
+    assert found["image_newline"] == [3.0] * 32
+
+
+def test_the_strict_stand_in_computes_the_same(found: dict[str, Any], plugin: Path) -> None:
+    strict = probe(plugin, "norms", "losses", "recomputed", **STRICT)
+    assert strict == {name: found[name] for name in strict}

@@ -71,6 +71,7 @@ struct Mirror {
   std::string name;
   phi::Kernel cpu;
   bool widen = false;
+  bool overwrites = false;  // see Call::OverwriteRepeated
   DataType dtype = DataType::UNDEFINED;
   std::vector<Arg> inputs, outputs;
   std::vector<AttributeType> attrs;
@@ -207,6 +208,7 @@ class Call {
         own.EmplaceBackOutput(list.empty() ? nullptr : list[0]);
     }
     m_.cpu(&own);
+    if (m_.overwrites) OverwriteRepeated(&own);
     for (auto& pair : results_) Return(pair.first, pair.second);
     for (auto& pair : rows_results_) {
       pair.first->set_rows(pair.second->rows());
@@ -295,6 +297,24 @@ class Call {
     DenseTensor* mine = NewTensor(meta, holder);
     results_.emplace_back(given, mine);
     return mine;
+  }
+
+  // gather_grad as Ascend scatters: of several rows that belong to one index the
+  // last stays, where the CPU adds them up.
+  void OverwriteRepeated(KernelContext* own) {
+    const auto& index = own->InputAt<DenseTensor>(1);
+    const auto& rows = own->InputAt<DenseTensor>(2);
+    DenseTensor* sums = results_.front().second;
+    const size_t bytes =
+        rows.numel() / index.numel() * phi::SizeOf(rows.dtype());
+    for (int64_t i = 0; i < index.numel(); ++i) {
+      const int64_t row = index.dtype() == DataType::INT64
+                              ? index.data<int64_t>()[i]
+                              : index.data<int>()[i];
+      std::memcpy(static_cast<char*>(sums->data()) + row * bytes,
+                  static_cast<const char*>(rows.data()) + i * bytes,
+                  bytes);
+    }
   }
 
   static void SetMeta(DenseTensor* t, const phi::DenseTensorMeta& meta) {

@@ -4,8 +4,15 @@
 // What runs is the CPU's arithmetic.  That a kernel is here proves nothing of a
 // real board: its plugin has fewer kernels, and others in low precision.
 // Collectives and sparse tensors are left out.
+//
+// With NPU_DOUBLE_STRICT, a list of files joined by colons, only the operators
+// and types that those name are offered: a line is a name and its types.  What
+// is missing then goes to the CPU, as it does with the plugin that the list was
+// read from.  gather_grad then overwrites instead of adding up, as that one's.
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
+#include <sstream>
 
 #include "entry.h"
 
@@ -23,6 +30,36 @@ bool Skipped(const std::string& name) {
 }
 
 using ByType = std::map<DataType, const phi::Kernel*>;
+using Listed = std::map<std::string, std::set<std::string>>;
+
+// Operator -> types, of the files that NPU_DOUBLE_STRICT names.
+Listed ReadListed() {
+  Listed listed;
+  const char* paths = std::getenv("NPU_DOUBLE_STRICT");
+  std::istringstream names(paths == nullptr ? "" : paths);
+  for (std::string path; std::getline(names, path, ':');) {
+    std::ifstream file(path);
+    if (!file) {
+      std::fprintf(stderr, "npu double: cannot read %s\n", path.c_str());
+      std::abort();
+    }
+    for (std::string line; std::getline(file, line);) {
+      std::istringstream words(line);
+      std::string name;
+      if (!(words >> name) || name[0] == '#') continue;
+      for (std::string type; words >> type;) listed[name].insert(type);
+    }
+  }
+  return listed;
+}
+
+// Whether an operator is offered in a type: all are, where nothing is listed.
+bool Offered(const Listed& listed, const std::string& name, DataType type) {
+  if (listed.empty()) return true;
+  auto found = listed.find(name);
+  return found != listed.end() &&
+         found->second.count(phi::DataTypeToString(type)) > 0;
+}
 
 // What the CPU has of an operator.
 ByType CpuKernels(const phi::KernelKeyMap& kernels) {
@@ -99,6 +136,7 @@ extern "C" const char* npu_double_kernels_ran() {
 void RegisterMirrors(const char* device_type) {
   const Backend npu = paddle::experimental::StringToBackend(device_type);
   auto& mirrors = Mirrors();
+  const Listed listed = ReadListed();
   mirrors.reserve(kSlots);  // the stubs hold numbers, kernels hold references
   for (auto& by_name : phi::KernelFactory::Instance().kernels()) {
     const std::string& name = by_name.first;
@@ -106,12 +144,14 @@ void RegisterMirrors(const char* device_type) {
     const ByType cpu = CpuKernels(by_name.second);
     std::vector<std::pair<KernelKey, phi::Kernel>> added;
     for (auto& one : Wanted(name, cpu)) {
+      if (!Offered(listed, name, one.first)) continue;
       const phi::Kernel& base =
           *cpu.at(one.second ? DataType::FLOAT32 : one.first);
       Mirror m;
       m.name = name;
       m.dtype = one.first;
       m.widen = one.second;
+      m.overwrites = !listed.empty() && name == "gather_grad";
       if (!Describe(base, &m)) continue;
       if (mirrors.size() == kSlots) {
         std::fprintf(stderr, "npu double: more than %zu kernels\n", kSlots);

@@ -1,0 +1,52 @@
+"""With the operators of the real plugin alone: no step and no decoded token sends anything to the host."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from tests.npu.cases import FINETUNE
+from tests.npu.conftest import Bench
+from tests.npu.server import Outcome
+from tests.tiny_world import LORA
+
+CHAT = "examples.llava.run_predict_multiround"
+BF16 = {"bf16": True, "fp16_opt_level": "O2"}
+RUNS: dict[str, dict[str, Any]] = {
+    "full": {"vision_tower": "full", "gradient_accumulation_steps": 2},
+    "lora": {**LORA, "lora_dropout": 0.1, "recompute": True},
+    "nf4": {**LORA, "lora_dropout": 0.1, "quantize_base": "nf4"},
+    "int8": {**LORA, "quantize_base": "int8"},
+    "packed": {**LORA, "mixtoken": True, "recompute": True},
+    "any_resolution": {
+        "image_aspect_ratio": "anyres",
+        "mm_patch_merge_type": "spatial",
+        "image_grid_pinpoints": [[56, 28], [28, 56]],
+    },
+}
+_MISSING = re.compile(r"missing npu kernel: (\w+), expected_kernel_key:\(npu, \S+, (\w+)\), fallbacking")
+
+
+@pytest.mark.parametrize(("where", "name"), [*(("strict", name) for name in RUNS), ("newer", "full")])
+def test_no_micro_batch_goes_to_the_host(bench: Bench, where: str, name: str) -> None:
+    bench.train(where, f"{name} bf16", {**BF16, **RUNS[name]}, FINETUNE)
+    outcome = bench.outcome(where, f"{name} bf16")
+    copies = [step["d2h_calls"] for step in outcome.report["micro_steps"]]
+    assert copies == [0] * len(copies) and copies, sorted(set(_MISSING.findall(outcome.err)))
+
+
+@pytest.mark.parametrize("flags", [[], ["--load-8bit"], ["--load-4bit"]], ids=["plain", "int8", "nf4"])
+def test_a_decoded_token_is_read_once_and_no_more(bench: Bench, flags: list[str]) -> None:
+    few, many = (_chat(bench, tokens, *flags) for tokens in (2, 6))
+    copies = [outcome.report["total"]["d2h_calls"] for outcome in (few, many)]
+    assert copies[1] - copies[0] == 2 * (6 - 2), sorted(set(_MISSING.findall(many.err)))  # of two answers
+
+
+def _chat(bench: Bench, tokens: int, *more: str) -> Outcome:
+    asked = ["--model-path", bench.world.model, "--image-file", bench.world.picture, "--device", "npu"]
+    length = ["--max-new-tokens", tokens, "--temperature", 0]
+    outcome = bench.run("strict", CHAT, *asked, *length, "--dtype", "bfloat16", *more, stdin="What?\nHow many?\n")
+    assert outcome.status == 0, outcome.err
+    return outcome
