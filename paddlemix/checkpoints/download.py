@@ -1,51 +1,34 @@
-"""A model's files from a server into a directory: go on after a break, check, appear whole or not at all.
+"""A model's files from its hub into a directory that appears whole or not at all.
 
-    download_model("lmsys/vicuna-7b-v1.5", target, lambda: None)
+    download_model(ModelName.parse("lmsys/vicuna-7b-v1.5"), target, lambda: None)
 
 A download grows in a hidden folder beside its place and is renamed when every file is there and checked: a killed one
-leaves no half model, and the next one goes on where it stopped.  Knows no cache but the place that it is given.
+leaves no half model, and the next one resumes it.  Knows no cache but the place that it is given.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import requests
-from filelock import FileLock
-from tqdm import tqdm
+from filelock import FileLock, Timeout
 
 from paddlemix.checkpoints.directories import writing
-from paddlemix.checkpoints.remote import (
-    ATTEMPTS,
-    RETRIED,
-    RemoteFile,
-    UnavailableError,
-    existing,
-    list_files,
-    pause,
-    send,
-)
+from paddlemix.checkpoints.model_names import ModelName
+from paddlemix.checkpoints.remote import DECLARATIONS, needed_files, repository_of
 from paddlemix.errors import UserError
 from paddlemix.log import logger
-from paddlemix.network.failures import plain_cause
-
-_CHUNK = 1 << 18  # bytes
-
-
-class _InterruptedError(Exception):
-    """A transfer stopped; another attempt may go on."""
+from paddlemix.network.hugging_face import remove_bookkeeping
+from paddlemix.network.transfer import PART_SUFFIX, RemoteFile, mismatch
 
 
-def download_model(name: str, target: Path, find: Callable[[], Path | None]) -> Path:
+def download_model(name: ModelName, target: Path, find: Callable[[], Path | None]) -> Path:
     """Downloads a model; several processes that want the same one wait for the first.
 
     Args:
-        name: `paddlemix/...` from PaddleMIX's server, else `owner/name` from Hugging Face.
+        name: see `ModelName`.
         target: the directory to make, or to complete.
         find: looks whether another process has fetched the model meanwhile.
 
@@ -53,25 +36,41 @@ def download_model(name: str, target: Path, find: Callable[[], Path | None]) -> 
         `target`, or what `find` gave.
 
     Raises:
-        UnavailableError: no such model, no network, or what arrived is damaged.
+        UnreachableError: no such model, a token is needed, no network, or what arrived is damaged.
         UserError: `target` cannot be written.
     """
     partial = target.with_name(f".{target.name}.partial")
-    with requests.Session() as session, writing(target):
-        session.headers["Accept-Encoding"] = "identity"  # sizes and ranges are of the file itself
-        files = list_files(session, name)
+    repository = repository_of(name)
+    with writing(target):
+        files = needed_files(repository, name)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{partial}.lock"):
+        with _alone(partial):
             found = find()
             if found is not None:
                 return found
             partial.mkdir(exist_ok=True)
             _check_space(files, partial)
-            logger.info("downloading %s to %s: %d files", name, target, len(files))
+            logger.info("downloading %s from %s to %s: %d files", name.name, name.hub, target, len(files))
             for file in files:
-                _fetch(session, file, partial / file.path)
+                path = partial / file.path
+                if not path.is_file() or mismatch(path, file) is not None:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    repository.receive(file, partial)
+            remove_bookkeeping(partial)
+            for part in partial.rglob(f"*{PART_SUFFIX}"):  # of other versions
+                part.unlink()
             _put_in_place(partial, target)
     return target
+
+
+def _alone(partial: Path) -> FileLock:
+    """The lock of a download, held; says so where another process has it."""
+    lock = FileLock(f"{partial}.lock")
+    try:
+        return lock.acquire(timeout=0).lock
+    except Timeout:
+        logger.info("another process is downloading to %s; waiting for it", partial.parent)
+        return lock.acquire().lock
 
 
 def _check_space(files: list[RemoteFile], partial: Path) -> None:
@@ -81,97 +80,13 @@ def _check_space(files: list[RemoteFile], partial: Path) -> None:
         raise UserError(f"the download needs {needed:,} bytes more, {partial.parent} has {free:,}; set PPMIX_HOME")
 
 
-def _fetch(session: requests.Session, file: RemoteFile, path: Path) -> None:
-    """Downloads one file to `path`, going on where an earlier attempt stopped, and checks it."""
-    if path.is_file() and _mismatch(path, file) is None:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    resumed = _size(part) > 0
-    _receive_all(session, file, part)
-    if resumed and _mismatch(part, file) is not None:  # the earlier part may be of another version
-        part.unlink()
-        _receive_all(session, file, part)
-    wrong = _mismatch(part, file)
-    if wrong is not None:
-        part.unlink()
-        raise UnavailableError(f"{file.url} arrived damaged: {wrong}; try again")
-    os.replace(part, path)
-
-
-def _receive_all(session: requests.Session, file: RemoteFile, part: Path) -> None:
-    failures = 0
-    while file.size is None or _size(part) != file.size or not part.is_file():
-        before = _size(part)
-        try:
-            _receive(session, file, part)
-            return
-        except _InterruptedError as error:
-            failures = 0 if _size(part) > before else failures + 1
-            if failures == ATTEMPTS:
-                raise UnavailableError(f"{file.url}: {error} ({ATTEMPTS} attempts without a new byte)") from error
-            logger.warning("%s: %s; trying again", file.url, error)
-            pause(failures)
-
-
-def _receive(session: requests.Session, file: RemoteFile, part: Path) -> None:
-    """One attempt: appends to `part` if the server can go on from there, else begins again."""
-    offset = _size(part)
-    headers = {"Range": f"bytes={offset}-"} if offset else {}
-    try:
-        with send(session, "GET", file.url, headers=headers, stream=True) as response:
-            if response.status_code == 416:  # nothing is left at this offset: the part is of something else
-                part.unlink()
-            if response.status_code in (416, *RETRIED):
-                raise _InterruptedError(f"status {response.status_code}")
-            existing(response)
-            goes_on = response.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
-            _write(response, file, part, offset if response.status_code == 206 and goes_on else 0)
-    except requests.RequestException as error:
-        raise _InterruptedError(plain_cause(error)) from error
-
-
-def _write(response: requests.Response, file: RemoteFile, part: Path, offset: int) -> None:
-    length = response.headers.get("Content-Length", "")
-    total = offset + int(length) if length.isdecimal() else file.size
-    shown = {"total": total, "initial": offset, "unit": "B", "unit_scale": True, "unit_divisor": 1024}
-    with open(part, "ab" if offset else "wb") as out, tqdm(desc=file.path, disable=None, **shown) as bar:
-        for chunk in response.iter_content(_CHUNK):
-            out.write(chunk)
-            bar.update(len(chunk))
-        out.flush()
-        os.fsync(out.fileno())
-    if total is not None and _size(part) < total:
-        raise _InterruptedError(f"the connection ended after {_size(part):,} of {total:,} bytes")
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
-
-
-def _mismatch(path: Path, file: RemoteFile) -> str | None:
-    """How a file differs from what the server announced; None where it does not."""
-    if file.size is not None and _size(path) != file.size:
-        return f"{_size(path):,} bytes, expected {file.size:,}"
-    digests: dict[int, Any] = {64: hashlib.sha256, 40: hashlib.sha1, 32: hashlib.md5}
-    kind = digests.get(len(file.checksum or ""))
-    if kind is None:
-        return None
-    digest = kind(f"blob {_size(path)}\0".encode() if kind is hashlib.sha1 else b"")
-    with open(path, "rb") as content:
-        while chunk := content.read(1 << 20):
-            digest.update(chunk)
-    found = digest.hexdigest()
-    return None if found == file.checksum else f"its checksum is {found}, expected {file.checksum}"
-
-
 def _put_in_place(partial: Path, target: Path) -> None:
     """Renames a finished download; where `target` is there already but incomplete, its files move in one by one."""
     if not target.exists():
         os.rename(partial, target)
         return
-    names = [path.relative_to(partial) for path in partial.rglob("*") if path.is_file() and path.suffix != ".part"]
-    for name in sorted(names, key=lambda name: str(name) == "config.json"):
+    names = [path.relative_to(partial) for path in partial.rglob("*") if path.is_file()]
+    for name in sorted(names, key=lambda name: str(name) in DECLARATIONS):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(partial / name, target / name)
     shutil.rmtree(partial)

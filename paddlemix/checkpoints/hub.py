@@ -11,17 +11,18 @@ Sources: PaddleMIX's cache folders (its documentation); huggingface_hub's cache 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from pathlib import Path
 
 from paddlemix.checkpoints.directories import writing
 from paddlemix.checkpoints.download import download_model
 from paddlemix.checkpoints.files import read_json
-from paddlemix.checkpoints.remote import ADAPTER_WEIGHTS, PADDLEMIX, SMALL_FILE, WEIGHTS, UnavailableError, shards_of
+from paddlemix.checkpoints.model_names import ModelName, candidates
+from paddlemix.checkpoints.remote import ADAPTER_WEIGHTS, DECLARATIONS, SMALL_FILE, WEIGHTS, shards_of
 from paddlemix.checkpoints.xtuner import conversion_hint
 from paddlemix.errors import MissingFileError, UserError, did_you_mean
 from paddlemix.models.presets import PUBLISHED_NAMES
+from paddlemix.network.failures import UnreachableError
 from paddlemix.network.switches import offline_switch
 from paddlemix.paths import user_path
 
@@ -32,17 +33,16 @@ KNOWN_NAMES = (
     "llava-hf/llava-v1.6-vicuna-7b-hf",
     "llava-hf/llava-v1.6-vicuna-13b-hf",
 )
-_PART = r"[A-Za-z0-9_][\w.\-]*"
-_NAME = re.compile(rf"paddlemix(/{_PART})+|{_PART}/{_PART}", re.ASCII)
 
 
 def resolve_model(name_or_path: str | Path) -> Path:
     """The directory of a model.
 
     Args:
-        name_or_path: an existing directory, or a name: `owner/name` on Hugging Face, `paddlemix/...` on PaddleMIX's
-            server.  A name is looked for in the caches of PaddleMIX, PaddleNLP and Hugging Face, then downloaded
-            unless PADDLEMIX_OFFLINE or HF_HUB_OFFLINE is 1.
+        name_or_path: an existing directory, or a name: `paddlemix/...` on PaddleMIX's server, else `owner/name` on
+            Hugging Face or on the hub of PADDLEMIX_HUB; `modelscope:` or `huggingface:` before it decides, and
+            `@revision` after it names a branch, a tag or a commit.  A name is looked for in the caches of PaddleMIX,
+            PaddleNLP and the hub, then downloaded unless PADDLEMIX_OFFLINE or HF_HUB_OFFLINE is 1.
 
     Raises:
         MissingFileError: it is nowhere and cannot be downloaded; says every place that was tried.
@@ -52,7 +52,8 @@ def resolve_model(name_or_path: str | Path) -> Path:
     path = user_path(name, "the model") if name else None
     if path is not None and path.is_dir():
         return path
-    if not is_model_name(name):
+    parsed = ModelName.parse(name)
+    if parsed is None:
         hint = conversion_hint(path) if path is not None and path.exists() else ""
         kind = "is a file" if path is not None and path.is_file() else "does not exist"
         raise MissingFileError(f"model directory '{name}' {kind} (looked from {Path.cwd()}){hint or _suggestion(name)}")
@@ -61,14 +62,9 @@ def resolve_model(name_or_path: str | Path) -> Path:
         return found
     try:
         _check_download_allowed(name)
-        return download_model(name, candidates(name)[0], lambda: local_model(name))
-    except UnavailableError as error:
+        return download_model(parsed, parsed.places()[0], lambda: local_model(name))
+    except UnreachableError as error:
         raise MissingFileError(_not_found(name, str(error))) from error
-
-
-def is_model_name(text: str) -> bool:
-    """Whether a text may name a model: `owner/name` or `paddlemix/...`, with no leading "./", "/" or "~"."""
-    return _NAME.fullmatch(text) is not None
 
 
 def local_model(name: str) -> Path | None:
@@ -80,41 +76,27 @@ def local_model(name: str) -> Path | None:
     Raises:
         UserError: PaddleMIX's two halves of a cached model cannot be joined because its folder cannot be written.
     """
-    paddlemix, paddlenlp, *others = candidates(name)
-    if _lacks(paddlemix) == "config.json" and (paddlenlp / "config.json").is_file():
-        _copy_small_files(paddlenlp, paddlemix)  # PaddleMIX keeps weights in the first, all else in the second
-    return next((path for path in (paddlemix, paddlenlp, *others) if _lacks(path) is None), None)
-
-
-def candidates(name: str) -> list[Path]:
-    """Where a model may be on this machine, in the order of preference; a download goes to the first."""
-    paddlenlp = user_path(os.environ.get("PPNLP_HOME") or "~/.paddlenlp", "PPNLP_HOME")
-    places = [_paddlemix_home() / "models" / name, paddlenlp / "models" / name]
-    if not name.startswith(PADDLEMIX):
-        cached = _hugging_face_cache() / f"models--{name.replace('/', '--')}"
-        revision = cached / "refs" / "main"
-        places.append(cached / "snapshots" / (revision.read_text().strip() if revision.is_file() else "main"))
-    return places
-
-
-def _paddlemix_home() -> Path:
-    return user_path(os.environ.get("PPMIX_HOME") or "~/.paddlemix", "PPMIX_HOME")
-
-
-def _hugging_face_cache() -> Path:
-    for variable, below in (("HF_HUB_CACHE", ""), ("HF_HOME", "hub"), ("XDG_CACHE_HOME", "huggingface/hub")):
-        if os.environ.get(variable):
-            return user_path(os.environ[variable], variable) / below
-    return user_path("~/.cache/huggingface/hub", "the home folder")
+    parsed = ModelName.parse(name)
+    if parsed is None:
+        return None
+    places = parsed.places()
+    if parsed.hub != "modelscope":
+        weights, rest = places[:2]
+        if _lacks(weights) == "config.json" and (rest / "config.json").is_file():
+            _copy_small_files(rest, weights)  # PaddleMIX keeps weights in the first, all else in the second
+    return next((path for path in places if _lacks(path) is None), None)
 
 
 def _lacks(directory: Path) -> str | None:
     """What keeps a directory from being a whole model; None where nothing does."""
     if not directory.is_dir():
         return "no such directory"
-    if not any(_holds(directory, name) for name in (*WEIGHTS, *ADAPTER_WEIGHTS[:2])):
-        return "weights"
-    return None if (directory / "config.json").is_file() else "config.json"
+    declared: tuple[str, ...] = DECLARATIONS[:1]
+    if not any(_holds(directory, name) for name in WEIGHTS):
+        if not any((directory / name).is_file() for name in ADAPTER_WEIGHTS):
+            return "weights"
+        declared = DECLARATIONS
+    return None if any((directory / name).is_file() for name in declared) else declared[0]
 
 
 def _holds(directory: Path, weights: str) -> bool:
@@ -163,7 +145,7 @@ def _suggestion(name: str) -> str:
 def _check_download_allowed(name: str) -> None:
     switch = offline_switch()
     if switch is not None:
-        raise UnavailableError(f"{switch} forbids to ask a server")
+        raise UnreachableError(f"{switch} forbids to ask a server")
     owner = name.split("/")[0]
     if name not in KNOWN_NAMES and Path(owner).is_dir():
-        raise UnavailableError(f"the folder '{owner}' is here ({Path.cwd()}), so this is taken for a path in it")
+        raise UnreachableError(f"the folder '{owner}' is here ({Path.cwd()}), so this is taken for a path in it")

@@ -16,8 +16,9 @@ import paddle
 from paddlemix.checkpoints.adapter import AdapterFiles, fingerprint, read_adapter
 from paddlemix.checkpoints.adapter_fit import AdapterWeights, check_fit
 from paddlemix.checkpoints.base_check import check_base
-from paddlemix.checkpoints.hub import is_model_name, resolve_model
+from paddlemix.checkpoints.hub import resolve_model
 from paddlemix.checkpoints.layouts import is_adapter
+from paddlemix.checkpoints.model_names import is_model_name
 from paddlemix.checkpoints.pretrained import (
     Pretrained,
     build_model,

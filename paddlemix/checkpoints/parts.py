@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from paddlemix.checkpoints.hub import is_model_name, local_model, resolve_model
+from paddlemix.checkpoints.hub import local_model, resolve_model
+from paddlemix.checkpoints.model_names import is_model_name
 from paddlemix.errors import MissingFileError
 
 

@@ -1,28 +1,38 @@
-"""What a server has of a model: its files with addresses, sizes and checksums, and which of them are needed.
+"""What of a model's files is needed, and the hubs that have them.
 
-Two kinds of server: Hugging Face, which gives a list, and PaddleMIX's, where every file is asked for by its name.
-Knows nothing of where files go.
+Hugging Face and ModelScope give a list; on PaddleMIX's server every file is asked for by its name.  Knows nothing of
+where files go.
 
-Sources: Hugging Face's model API (https://huggingface.co/docs/hub/api); PaddleMIX's address scheme (its documentation).
+Source: PaddleMIX's address scheme (its documentation).
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
-import time
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
-import requests
-
+from paddlemix.checkpoints.model_names import ModelName
 from paddlemix.errors import UserError
-from paddlemix.network.failures import plain_cause
+from paddlemix.network.client import Client, length_of
+from paddlemix.network.failures import UnreachableError
+from paddlemix.network.hugging_face import HuggingFaceRepository
+from paddlemix.network.modelscope import ModelScopeRepository
+from paddlemix.network.transfer import MODEL_DOWNLOADS, RemoteFile, expect_found, receive_file
 
-PADDLEMIX = "paddlemix/"  # how the names on PaddleMIX's server begin; all others are Hugging Face's
+Result = TypeVar("Result")
+
 # Single weight files, best first; "x.index.json" beside one names the shards it was split into.
 WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model_state.pdparams")
-ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "non_lora_trainables.bin", "mm_projector.bin")
+# Those of an adapter: one of the first three, and what may stand beside it.
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "lora_model_state.pdparams")
+_BESIDE_ADAPTER = ("non_lora_trainables.bin", "mm_projector.bin")
+# One of these makes a directory a model or an adapter; it is the last to come to its place.
+DECLARATIONS = ("config.json", "adapter_config.json", "lora_config.json")
 SMALL_FILE = re.compile(r"[^/]+\.(json|model|txt|jinja|tiktoken)|processor/(train|eval)/[^/]+\.json")
 # What a PaddleMIX model may have beside its weights; its server gives no list.
 _PADDLEMIX_SMALL = (
@@ -32,60 +42,46 @@ _PADDLEMIX_SMALL = (
 )
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][\w.\-]*", re.ASCII)
-TIMEOUT = (10.0, 60.0)  # seconds to connect, seconds between bytes
-ATTEMPTS = 3  # failures in a row without a new byte
-FIRST_WAIT = 1.0  # seconds before the second attempt, doubled before each further one
-RETRIED = (408, 429, 500, 502, 503, 504)
 
 
-class UnavailableError(UserError):
-    """A model cannot be downloaded; the message is the reason alone."""
+class Repository(Protocol):
+    """A model on a server."""
+
+    def list_files(self) -> list[RemoteFile]:
+        """Its files, without downloading any.
+
+        Raises:
+            UnreachableError: no such model, or no network.
+        """
+
+    def receive(self, file: RemoteFile, directory: Path) -> None:
+        """Downloads a file to its place below a directory, resumed and checked.
+
+        Raises:
+            UnreachableError: it cannot be had, or arrived damaged.
+            OSError: it cannot be written.
+        """
 
 
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file on a server.
-
-    Args:
-        path: below the model's directory.
-        url: its address.
-        size: bytes, None where the server does not say.
-        checksum: hex: SHA-256 (64 digits), git's blob SHA-1 (40) or MD5 (32); None where the server gives none.
-    """
-
-    path: str
-    url: str
-    size: int | None = None
-    checksum: str | None = None
+def repository_of(name: ModelName) -> Repository:
+    """The model of a name, on the server that has it."""
+    if name.hub == "modelscope":
+        return ModelScopeRepository(name.name, name.revision)
+    if name.hub == "huggingface":
+        return HuggingFaceRepository(name.name, name.revision)
+    return PaddlemixModel(name.name)
 
 
-def list_files(session: requests.Session, name: str) -> list[RemoteFile]:
-    """The files of a model, without downloading any; `name` as in `download_model`.
+def needed_files(repository: Repository, name: ModelName) -> list[RemoteFile]:
+    """The files to download of a model.
 
     Raises:
-        UnavailableError: no such model, no weights in it, or no network.
+        UnreachableError: no such model, no weights in it, or no network.
     """
-    return _list_paddlemix(session, name) if name.startswith(PADDLEMIX) else _list_hugging_face(session, name)
-
-
-def _list_hugging_face(session: requests.Session, name: str) -> list[RemoteFile]:
-    """The files of a Hugging Face repository that a model needs, all of one revision."""
-    endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-    url = f"{endpoint}/api/models/{name}?blobs=true"
-    answer = _ask_json(session, url)
-    try:
-        items = {item["rfilename"]: item for item in answer["siblings"]}
-        base = f"{endpoint}/{name}/resolve/{answer.get('sha') or 'main'}"
-        files = {path: _hugging_face_file(base, item) for path, item in items.items()}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UnavailableError(f"{url} did not answer with a list of files ({error!r})") from error
-    return [files[path] for path in choose_files(list(files), name)]
-
-
-def _hugging_face_file(base: str, item: dict[str, Any]) -> RemoteFile:
-    large = item.get("lfs")  # of a large file the blob is only a pointer
-    checksum = large.get("sha256") if large else item.get("blobId")
-    return RemoteFile(item["rfilename"], f"{base}/{item['rfilename']}", item.get("size"), checksum)
+    files = {file.path: file for file in repository.list_files()}
+    if name.hub == "paddlemix":
+        return list(files.values())  # only what is needed was asked for
+    return [files[path] for path in choose_files(list(files), name.name)]
 
 
 def choose_files(paths: list[str], name: str) -> list[str]:
@@ -96,13 +92,16 @@ def choose_files(paths: list[str], name: str) -> list[str]:
         name: of the model, for the message.
 
     Raises:
-        UnavailableError: it has no weights that can be read, or no `config.json`.
+        UnreachableError: it has no weights that can be read, or no `config.json` (of an adapter: none of
+            `DECLARATIONS`).
     """
-    chosen = next((found for weights in WEIGHTS if (found := _of_format(paths, weights))), None)
-    chosen = chosen or [path for path in paths if path in ADAPTER_WEIGHTS]
-    if not chosen or "config.json" not in paths:
-        wanted = f"weights ({', '.join(WEIGHTS)})" if not chosen else "config.json"
-        raise UnavailableError(f"{name} has no {wanted}; it holds {', '.join(sorted(paths)[:8]) or 'nothing'}")
+    chosen = next((found for weights in WEIGHTS if (found := _of_format(paths, weights))), [])
+    declared: tuple[str, ...] = DECLARATIONS[:1]
+    if not chosen:
+        chosen, declared = [path for path in paths if path in (*ADAPTER_WEIGHTS, *_BESIDE_ADAPTER)], DECLARATIONS
+    if not chosen or not any(declaration in paths for declaration in declared):
+        wanted = f"weights ({', '.join(WEIGHTS)})" if not chosen else " or ".join(declared)
+        raise UnreachableError(f"{name} has no {wanted}; it holds {', '.join(sorted(paths)[:8]) or 'nothing'}")
     small = [path for path in paths if SMALL_FILE.fullmatch(path) and not path.endswith(".index.json")]
     return [*small, *chosen]
 
@@ -127,91 +126,72 @@ def _of_format(paths: list[str], weights: str) -> list[str]:
     return [*found, *(path for path in paths if found and path == f"{weights}.index.json")]
 
 
-def _list_paddlemix(session: requests.Session, name: str) -> list[RemoteFile]:
-    """The files of a model on PaddleMIX's server, which gives no list: each is asked for by its name."""
-    prefix = os.environ.get("COMMUNITY_MODEL_PREFIX") or "https://bj.bcebos.com/paddlenlp/models/community"
-    base = f"{prefix.rstrip('/')}/{name}"
-    files = [_paddlemix_file(session, base, path) for path in _PADDLEMIX_SMALL]
-    if files[0] is None:
-        raise UnavailableError(f"{base}/config.json does not exist")
-    for weights in WEIGHTS:
-        index = _paddlemix_file(session, base, f"{weights}.index.json")
-        if index is not None:
-            shards = _ask_shards(session, index.url)
-            files += [index, *(_paddlemix_file(session, base, shard, required=True) for shard in shards)]
-            break
-        single = _paddlemix_file(session, base, weights)
-        if single is not None:
-            files.append(single)
-            break
-    else:
-        raise UnavailableError(f"{base} has no weights ({', '.join(WEIGHTS)})")
-    return [file for file in files if file is not None]
+class PaddlemixModel:
+    """A model on PaddleMIX's server, which gives no list: each file is asked for by its name.
 
-
-def _paddlemix_file(session: requests.Session, base: str, path: str, required: bool = False) -> RemoteFile | None:
-    response = _request(session, "HEAD", f"{base}/{path}")
-    if response.status_code in (403, 404) and not required:  # an object store may answer 403 for what is not there
-        return None
-    existing(response)
-    length, etag = response.headers.get("Content-Length", ""), response.headers.get("ETag", "").strip('"')
-    checksum = etag if re.fullmatch(r"[0-9a-f]{32}", etag) else None  # an object stored in one piece: its MD5
-    return RemoteFile(path, f"{base}/{path}", int(length) if length.isdecimal() else None, checksum)
-
-
-def _ask_shards(session: requests.Session, url: str) -> list[str]:
-    try:
-        return shards_of(_ask_json(session, url))
-    except UserError as error:
-        raise UnavailableError(f"{url}: {error}") from error
-
-
-def _ask_json(session: requests.Session, url: str) -> dict[str, Any]:
-    response = existing(_request(session, "GET", url))
-    try:
-        return dict(response.json())
-    except (ValueError, TypeError) as error:  # e.g. the page of a network's login
-        raise UnavailableError(f"{url} did not answer with a JSON object") from error
-
-
-def _request(session: requests.Session, method: str, url: str) -> requests.Response:
-    """Asks until there is an answer; statuses that may pass are asked again."""
-    reason = ""
-    for attempt in range(ATTEMPTS):
-        if attempt:
-            pause(attempt)
-        try:
-            response = send(session, method, url)
-        except requests.RequestException as error:
-            reason = plain_cause(error)
-            continue
-        if response.status_code not in RETRIED:
-            return response
-        reason = f"status {response.status_code}"
-    raise UnavailableError(f"{url}: {reason} ({ATTEMPTS} attempts)")
-
-
-def send(session: requests.Session, method: str, url: str, **options: Any) -> requests.Response:
-    """One request, following redirects, that gives up when the server is silent for too long.
-
-    Raises:
-        requests.RequestException: no answer.
+    Args:
+        name: `paddlemix/...`.  The server is that of COMMUNITY_MODEL_PREFIX.
     """
-    return session.request(method, url, timeout=TIMEOUT, allow_redirects=True, **options)
+
+    def __init__(self, name: str) -> None:
+        prefix = os.environ.get("COMMUNITY_MODEL_PREFIX") or "https://bj.bcebos.com/paddlenlp/models/community"
+        self._base = f"{prefix.rstrip('/')}/{name}"
+
+    def list_files(self) -> list[RemoteFile]:
+        """See `Repository`."""
+        with Client(MODEL_DOWNLOADS) as client:
+            files = [self._find(client, path) for path in _PADDLEMIX_SMALL]
+            if files[0] is None:
+                raise UnreachableError(f"{self._base}/config.json does not exist")
+            return [file for file in (*files, *self._weights(client)) if file is not None]
+
+    def receive(self, file: RemoteFile, directory: Path) -> None:
+        """See `Repository`."""
+        receive_file(file, directory / file.path)
+
+    def _weights(self, client: Client) -> list[RemoteFile | None]:
+        for weights in WEIGHTS:
+            index = self._find(client, f"{weights}.index.json")
+            if index is not None:
+                shards = self._ask_shards(client, index.url)
+                return [index, *(self._find(client, shard, required=True) for shard in shards)]
+            single = self._find(client, weights)
+            if single is not None:
+                return [single]
+        raise UnreachableError(f"{self._base} has no weights ({', '.join(WEIGHTS)})")
+
+    def _find(self, client: Client, path: str, required: bool = False) -> RemoteFile | None:
+        url = f"{self._base}/{path}"
+
+        def ask() -> RemoteFile | None:
+            with closing(client.request(url, "HEAD")) as response:
+                # An object store may answer 403 for what is not there.
+                if response.status_code in (403, 404) and not required:
+                    return None
+                etag = expect_found(response).headers.get("ETag", "").strip('"')
+                checksum = etag if re.fullmatch(r"[0-9a-f]{32}", etag) else None  # stored in one piece: its MD5
+                version = etag or response.headers.get("Last-Modified")
+                return RemoteFile(path, url, length_of(response), checksum, version)
+
+        return _asked(client, ask, url)
+
+    @staticmethod
+    def _ask_shards(client: Client, url: str) -> list[str]:
+        def ask() -> list[str]:
+            with closing(client.request(url)) as response:
+                expect_found(response)
+                body = b"".join(client.chunks(response))
+            try:
+                return shards_of(dict(json.loads(body)))
+            except (ValueError, TypeError) as error:  # a UserError too; e.g. the page of a network's login
+                reason = str(error) if isinstance(error, UserError) else "did not answer with a JSON object"
+                raise UnreachableError(reason) from error
+
+        return _asked(client, ask, url)
 
 
-def pause(failures: int) -> None:
-    """Waits before another attempt, twice as long after every failure in a row."""
-    time.sleep(FIRST_WAIT * 2 ** max(failures - 1, 0))
-
-
-def existing(response: requests.Response) -> requests.Response:
-    """The response, if it is no refusal.
-
-    Raises:
-        UnavailableError: its status is 400 or above.
-    """
-    if response.status_code >= 400:
-        meaning = "; it does not exist there or is not public" if response.status_code in (401, 403, 404) else ""
-        raise UnavailableError(f"{response.url}: status {response.status_code}{meaning}")
-    return response
+def _asked(client: Client, ask: Callable[[], Result], url: str) -> Result:
+    try:
+        return client.repeat(ask)
+    except UnreachableError as error:
+        raise UnreachableError(f"{url}: {error}") from error

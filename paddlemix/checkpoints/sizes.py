@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from paddlemix.checkpoints.hub import is_model_name, local_model
+from paddlemix.checkpoints.hub import local_model
 from paddlemix.checkpoints.layouts import is_adapter, recognise, tower_sizes
 from paddlemix.checkpoints.load import BaseSpec, attach_tower
+from paddlemix.checkpoints.model_names import is_model_name
 from paddlemix.checkpoints.parts import local_part
 from paddlemix.checkpoints.pretrained import load_processor
 from paddlemix.checkpoints.quantized import choose_quantization

@@ -132,8 +132,7 @@ class Client:
     def _wait(self, failures: int, error: PassingError) -> float:
         """Seconds before the attempt after this one, if there is to be one."""
         settings, reason = self.settings, str(error)
-        backoff = _FIRST_WAIT * 2**failures * _random.uniform(0.5, 1.5)
-        wait = min(backoff if error.wait is None else error.wait, _LONGEST_WAIT)
+        wait = backoff(failures) if error.wait is None else min(error.wait, _LONGEST_WAIT)
         if self._deadline.stalled:
             reason = f"less than 64 KiB came in {settings.timeout * 4:g} s"
             if not self._deadline.renew():
@@ -227,6 +226,11 @@ class Client:
 
 class TooLargeError(UserError):
     """A file has more bytes than allowed; the message continues the file's name."""
+
+
+def backoff(failures: int) -> float:
+    """Seconds to wait after so many failures before, longer each time and never the same for two programs."""
+    return min(_FIRST_WAIT * 2**failures * _random.uniform(0.5, 1.5), _LONGEST_WAIT)
 
 
 def status_of(response: requests.Response) -> str:

@@ -45,8 +45,14 @@ def retry_after(value: str) -> float | None:
 def plain_cause(error: BaseException) -> str:
     """The innermost cause of a network error in words: the outer ones quote the objects of their libraries."""
     cause: Any = error
-    while isinstance(inner := getattr(cause, "reason", None) or (cause.args or [None])[-1], Exception):
+    while (inner := _inner(cause)) is not None:
         cause = inner
     text = re.sub(r"^.*(?:object at 0x\w+>|\)): ", "", str(cause.args[-1] if cause.args else ""))
     shown = "".join(character if character.isprintable() else "?" for character in without_secrets(text.strip()))
     return f"{type(cause).__name__}: {shown}" if shown else type(cause).__name__
+
+
+def _inner(error: Any) -> Exception | None:
+    """The error that another one wraps: its reason, else the last of its arguments that is one."""
+    wrapped = (getattr(error, "reason", None), *reversed(error.args))
+    return next((item for item in wrapped if isinstance(item, Exception)), None)

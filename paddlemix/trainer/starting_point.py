@@ -9,8 +9,9 @@ from pathlib import Path
 
 from paddlemix.checkpoints.adapter import read_adapter
 from paddlemix.checkpoints.declared import xtuner_faults
-from paddlemix.checkpoints.hub import is_model_name, local_model, resolve_model
+from paddlemix.checkpoints.hub import local_model, resolve_model
 from paddlemix.checkpoints.load import BaseSpec, adapter_processor
+from paddlemix.checkpoints.model_names import is_model_name
 from paddlemix.checkpoints.quantized import choose_quantization
 from paddlemix.checkpoints.sizes import read_sizes
 from paddlemix.checkpoints.xtuner import is_xtuner

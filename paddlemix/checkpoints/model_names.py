@@ -1,0 +1,109 @@
+"""Names of models: which hub they are of, and where a model of that name may be on this machine.
+
+    ModelName.parse("modelscope:swift/llava-1.5-7b-hf")
+    ModelName.parse("llava-hf/llava-1.5-7b-hf@main")  # of Hugging Face, or of the hub that PADDLEMIX_HUB names
+
+Asks no server.
+
+Sources: PaddleMIX's cache folders (its documentation); huggingface_hub's cache layout
+(https://huggingface.co/docs/huggingface_hub/guides/manage-cache).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from paddlemix.network import modelscope
+from paddlemix.network.switches import chosen_hub
+
+PADDLEMIX = "paddlemix/"  # how the names on PaddleMIX's server begin
+_PREFIXES: dict[str, Literal["huggingface", "modelscope"]] = {
+    "modelscope": "modelscope",
+    "ms": "modelscope",
+    "huggingface": "huggingface",
+    "hf": "huggingface",
+}
+_PART = r"[A-Za-z0-9_][\w.\-]*"
+_NAME = re.compile(
+    rf"(?P<paddlemix>paddlemix(/{_PART})+)|((?P<hub>{'|'.join(_PREFIXES)}):)?(?P<name>{_PART}/{_PART})(@(?P<revision>{_PART}))?",
+    re.ASCII,
+)
+# What ModelScope calls models that have another owner there.  Source: ms-swift's model registrations, LLaMA-Factory's.
+_ON_MODELSCOPE = {
+    "llava-hf/llava-1.5-7b-hf": "swift/llava-1.5-7b-hf",
+    "llava-hf/llava-1.5-13b-hf": "swift/llava-1.5-13b-hf",
+    "llava-hf/llava-v1.6-vicuna-7b-hf": "swift/llava-v1.6-vicuna-7b-hf",
+    "llava-hf/llava-v1.6-vicuna-13b-hf": "swift/llava-v1.6-vicuna-13b-hf",
+    "llava-hf/llava-v1.6-mistral-7b-hf": "swift/llava-v1.6-mistral-7b-hf",
+    "lmsys/vicuna-7b-v1.5": "AI-ModelScope/vicuna-7b-v1.5",
+    "openai/clip-vit-large-patch14": "AI-ModelScope/clip-vit-large-patch14",
+    "openai/clip-vit-large-patch14-336": "AI-ModelScope/clip-vit-large-patch14-336",
+}
+
+
+@dataclass(frozen=True)
+class ModelName:
+    """A model's name, taken apart.
+
+    Args:
+        hub: whose server has it.
+        name: there: `owner/name`, of PaddleMIX `paddlemix/...`.
+        revision: branch, tag or commit; None for the newest.
+        chosen_by: the environment's variable that chose the hub of a plain name; None where nothing did.
+    """
+
+    hub: Literal["huggingface", "modelscope", "paddlemix"]
+    name: str
+    revision: str | None = None
+    chosen_by: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> ModelName | None:
+        """The parts of `[hub:]owner/name[@revision]` or `paddlemix/...`; None for a text that names no model."""
+        found = _NAME.fullmatch(text)
+        if found is None:
+            return None
+        if found["paddlemix"] is not None:
+            return cls("paddlemix", found["paddlemix"])
+        if found["hub"] is not None:
+            return cls(_PREFIXES[found["hub"]], found["name"], found["revision"])
+        hub, variable = chosen_hub()
+        name = _ON_MODELSCOPE.get(found["name"], found["name"]) if hub == "modelscope" else found["name"]
+        return cls(hub, name, found["revision"], variable)
+
+    def places(self) -> list[Path]:
+        """Where it may be on this machine, in the order of preference; a download goes to the first."""
+        folder = self.name if self.revision is None else f"{self.name}@{self.revision}"
+        home = Path(os.environ.get("PPMIX_HOME") or "~/.paddlemix").expanduser()
+        if self.hub == "modelscope":
+            return [home / "modelscope" / folder, *modelscope.cached_places(self.name, self.revision)]
+        paddlenlp = Path(os.environ.get("PPNLP_HOME") or "~/.paddlenlp").expanduser()
+        places = [home / "models" / folder, paddlenlp / "models" / folder]
+        if self.hub == "huggingface":
+            cached = _hugging_face_cache() / f"models--{self.name.replace('/', '--')}"
+            wanted = self.revision or "main"
+            reference = cached / "refs" / wanted
+            places.append(cached / "snapshots" / (reference.read_text().strip() if reference.is_file() else wanted))
+        return places
+
+
+def is_model_name(text: str) -> bool:
+    """Whether a text may name a model, see `ModelName.parse`: no leading "./", "/" or "~"."""
+    return _NAME.fullmatch(text) is not None
+
+
+def candidates(name: str) -> list[Path]:
+    """`ModelName.places` of a name; [] for a text that names no model."""
+    parsed = ModelName.parse(name)
+    return parsed.places() if parsed is not None else []
+
+
+def _hugging_face_cache() -> Path:
+    for variable, below in (("HF_HUB_CACHE", ""), ("HF_HOME", "hub"), ("XDG_CACHE_HOME", "huggingface/hub")):
+        if os.environ.get(variable):
+            return Path(os.environ[variable]).expanduser() / below
+    return Path("~/.cache/huggingface/hub").expanduser()
