@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from paddlemix.checkpoints.files import read_json
-from paddlemix.checkpoints.hub import is_model_name, local_model
+from paddlemix.checkpoints.hub import local_model
 from paddlemix.checkpoints.layouts import ADAPTER_FILE, CONFIG_FILE, PEFT_ADAPTER_FILE
+from paddlemix.checkpoints.model_names import is_model_name
 from paddlemix.checkpoints.parts import local_part
 from paddlemix.checkpoints.xtuner import LANGUAGE_ADAPTER, TOWER_ADAPTER, is_xtuner, read_xtuner
 from paddlemix.errors import UserError
