@@ -11,24 +11,21 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import paddle
-
 from paddlemix.checkpoints.adapter import AdapterFiles, fingerprint, read_adapter
 from paddlemix.checkpoints.adapter_fit import AdapterWeights, check_fit
 from paddlemix.checkpoints.base_check import check_base
 from paddlemix.checkpoints.hub import resolve_model
 from paddlemix.checkpoints.layouts import is_adapter
 from paddlemix.checkpoints.model_names import is_model_name
+from paddlemix.checkpoints.new_parts import lacks_projector, load_projector, start_new_parts
 from paddlemix.checkpoints.pretrained import (
     Pretrained,
     build_model,
-    copy_into,
     fill_model,
     load_processor,
     read_carried,
 )
 from paddlemix.checkpoints.projector_file import NEW_PARTS as NEW_PARTS
-from paddlemix.checkpoints.projector_file import read_projector_file
 from paddlemix.checkpoints.quantized import choose_quantization
 from paddlemix.checkpoints.source import Source, open_source, with_image_size
 from paddlemix.checkpoints.towers import TOWER_KINDS
@@ -37,9 +34,8 @@ from paddlemix.checkpoints.weight_identity import WeightFiles
 from paddlemix.device import return_freed_memory
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.log import logger
-from paddlemix.models.layers import normal
+from paddlemix.models.configuration import LlavaConfig
 from paddlemix.models.llava import LlavaModel
-from paddlemix.models.projector import build_projector
 from paddlemix.peft.lora import LoRAConfig, add_lora, linear_names
 from paddlemix.processors.chat_template import read_template
 from paddlemix.processors.llava import LlavaProcessor, image_spec_from_dict, processor_from_dict
@@ -60,6 +56,7 @@ class BaseSpec:
         projector_file: file with projector weights to start from.
         inside: of an XTuner directory the model without the adapters that stand beside it.
         quantize: how the language model's linear layers are held, see `peft/codes.py`; None as the directory has them.
+        starts_projector: whether a projector is what is trained: one that is wholly missing is then begun.
     """
 
     model: str
@@ -72,6 +69,7 @@ class BaseSpec:
     projector_file: str | None = None
     inside: bool = False
     quantize: str | None = None
+    starts_projector: bool = False
 
 
 def load_pretrained(
@@ -217,19 +215,27 @@ def load_base(spec: BaseSpec, dtype: str = "float32") -> Pretrained:
         source = attach_tower(source, tower, spec)
     else:
         source = with_image_size(source, spec.vision_image_size)
+    check_tower(source.config, spec)
     quantization = choose_quantization(source.directory, spec.quantize)
     if quantization is not None and quantization.kind == "nf4":  # who asks for so few bits is short of memory
         return_freed_memory()
     model = build_model(source.config, dtype, quantization=quantization)
     tensors = source.tensors() if tower is None else {**source.tensors(), **tower.tensors()}
-    unused = fill_model(model, tensors, spec.model, lambda name: tower is not None and name.startswith(NEW_PARTS))
-    if tower is not None:
-        _start_new_parts(model, dtype)
+    may_begin = spec.starts_projector or spec.projector_file is not None
+    begins = tower is not None or (may_begin and lacks_projector(source, tensors))
+    if begins and tower is None and spec.projector_file is None:
+        kind = source.config.mm_projector_type
+        logger.warning("%s declares a projector and has no weights of one; a new %s is begun", spec.model, kind)
+    unused = fill_model(model, tensors, spec.model, lambda name: begins and name.startswith(NEW_PARTS))
+    if begins:
+        start_new_parts(model, dtype)
     if spec.projector_file is not None:
-        _load_projector(model, Path(spec.projector_file))
+        load_projector(model, Path(spec.projector_file))
     model.eval()
     carried = read_carried(source.directory)
-    return Pretrained(model, load_processor(source), source.directory, unused, carried=carried, files=files)
+    return Pretrained(
+        model, load_processor(source), source.directory, unused, carried=carried, files=files, begun=begins
+    )
 
 
 def open_weights(spec: BaseSpec) -> WeightFiles:
@@ -244,6 +250,22 @@ def open_weights(spec: BaseSpec) -> WeightFiles:
         logger.warning("%s has its own vision tower; mm_vision_tower '%s' is not used", spec.model, spec.tower)
     tower = _open_tower(spec.tower) if attached and spec.tower else None
     return WeightFiles(source, tower, None if spec.projector_file is None else Path(spec.projector_file))
+
+
+def check_tower(config: LlavaConfig, spec: BaseSpec) -> None:
+    """Whether there is a tower for the projector that is trained.
+
+    Args:
+        config: of the model that `spec` leads to.
+
+    Raises:
+        UserError: there is none.
+    """
+    if spec.starts_projector and config.vision is None:
+        raise UserError(
+            f"mm_vision_tower is missing: {spec.model} is a language model alone, and its projector is to be trained; "
+            "set mm_vision_tower to a directory or name, e.g. openai/clip-vit-large-patch14-336"
+        )
 
 
 def _open_tower(tower: str) -> Source:
@@ -270,42 +292,6 @@ def attach_tower(text: Source, tower: Source, spec: BaseSpec) -> Source:
         "mm_vision_select_feature": spec.mm_vision_select_feature,
     }
     return replace(text, config=config, processor=processor)
-
-
-def _start_new_parts(model: LlavaModel, dtype: str) -> None:
-    """Gives the projector and the newline vector of a model that was filled without them their start values."""
-    config = model.config
-    assert config.vision is not None
-    before = paddle.get_default_dtype()
-    paddle.set_default_dtype(dtype)
-    try:
-        fresh = build_projector(config.mm_projector_type, config.vision.hidden_size, config.text.hidden_size)
-        for target, start in zip(model.projector.parameters(), fresh.parameters(), strict=True):
-            target.set_value(start)
-        if config.image_newline:
-            normal(config.text.hidden_size**-0.5)(model.image_newline)
-    finally:
-        paddle.set_default_dtype(before)
-
-
-def _load_projector(model: LlavaModel, path: Path) -> None:
-    """Fills the projector from a file of its own; LLaVA writes no newline vector there, so a new one may keep its start
-    values."""
-    parameters = {name: value for name, value in model.named_parameters() if name.startswith(NEW_PARTS)}
-    found = read_projector_file(path)
-    wrong = [
-        f"{name} is {_shape_of(found.get(name))} there, {_shape_of(parameters.get(name))} in the model"
-        for name in sorted(parameters.keys() | found.keys())
-        if _shape_of(found.get(name)) != _shape_of(parameters.get(name)) and (name in found or name != "image_newline")
-    ]
-    if wrong:
-        raise UserError(f"pretrain_mm_mlp_adapter '{path}' does not fit the model's projector: {'; '.join(wrong)}")
-    for name, entry in found.items():
-        copy_into(parameters[name], entry)
-
-
-def _shape_of(weight: Any) -> str:
-    return "missing" if weight is None else " x ".join(map(str, weight.shape))
 
 
 def new_adapter(model: LlavaModel, config: LoRAConfig) -> str:

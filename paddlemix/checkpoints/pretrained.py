@@ -55,6 +55,7 @@ class Pretrained:
         adapter: settings of the adapter that was added to it, if any.
         carried: files that travel with the weights as they are, name -> content; see `vocabulary`.
         files: what the weights were read from, without the adapter's; None for a model that was made otherwise.
+        begun: whether projector and newline vector are in none of these files: they were begun, or have their own.
     """
 
     model: LlavaModel
@@ -64,6 +65,7 @@ class Pretrained:
     adapter: LoRAConfig | None = None
     carried: dict[str, bytes] = field(default_factory=dict)
     files: WeightFiles | None = None
+    begun: bool = False
 
 
 def load_model(path: str | Path, dtype: str = "float32") -> Pretrained:

@@ -13,7 +13,7 @@ from typing import Any
 
 from paddlemix.checkpoints.hub import local_model
 from paddlemix.checkpoints.layouts import is_adapter, recognise, tower_sizes
-from paddlemix.checkpoints.load import BaseSpec, attach_tower
+from paddlemix.checkpoints.load import BaseSpec, attach_tower, check_tower
 from paddlemix.checkpoints.model_names import is_model_name
 from paddlemix.checkpoints.parts import local_part
 from paddlemix.checkpoints.pretrained import load_processor
@@ -58,6 +58,7 @@ def read_sizes(spec: BaseSpec) -> ModelSizes:
     """
     source = declared_base(spec)
     if isinstance(source, Source):
+        check_tower(source.config, spec)
         quantization = choose_quantization(source.directory, spec.quantize)
         return ModelSizes(
             config=source.config,
@@ -77,6 +78,7 @@ def read_sizes(spec: BaseSpec) -> ModelSizes:
         )
     elif config.vision is not None and spec.vision_image_size is not None:
         config = replace(config, vision=replace(config.vision, image_size=spec.vision_image_size))
+    check_tower(config, spec)
     quantization = None if spec.quantize is None else QuantizationConfig(kind=spec.quantize)
     origin = f"the sizes of {PUBLISHED_NAMES.get(spec.model, spec.model)}, which is not on this machine"
     return ModelSizes(config=config, processor=None, quantization=quantization, origin=origin)

@@ -218,9 +218,11 @@ def _matching(names: Iterable[str], patterns: Sequence[str] | None, key: str) ->
     for pattern in patterns or ():
         hits = {name for name in names if any(fnmatch.fnmatchcase(s, pattern) for s in names_for_patterns(name))}
         if not hits:
+            blind = not any(part_of(name) == "vision_tower" for name in names)
             raise UserError(
                 f"{key}: '{pattern}' matches no parameter of the model (parameters are named like "
                 f"{' or '.join(names_for_patterns(names[0]))})"
+                + ("; it has no vision tower and so no projector, set mm_vision_tower" if blind else "")
             )
         found |= hits
     return found

@@ -134,7 +134,7 @@ def _add_training(config: RunConfig, spec: BaseSpec, loaded: Pretrained) -> Call
     model, mark = loaded.model, base_mark(loaded)
     plan = plan_training(model, config)
     # a projector that was begun beside the base is nowhere else
-    carried = {name for name, _ in model.named_parameters() if spec.tower is not None and name.startswith(NEW_PARTS)}
+    carried = {name for name, _ in model.named_parameters() if loaded.begun and name.startswith(NEW_PARTS)}
     if config.lora_path:
         earlier = read_adapter(Path(config.lora_path))
         check_adapter_keys(config, earlier.config)

@@ -61,6 +61,7 @@ def base_spec(config: RunConfig) -> BaseSpec:
         projector_file=config.pretrain_mm_mlp_adapter,
         image_newline="unpad" in (config.mm_patch_merge_type or ""),
         quantize=config.quantize_base,
+        starts_projector=config.language_model == "frozen" and config.projector == "full",
         **{key: value for key, value in given.items() if value is not None},  # type: ignore[arg-type]
     )
 

@@ -1,0 +1,68 @@
+"""Projector and newline vector of a model that has none yet: begun, or filled from a file of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import paddle
+
+from paddlemix.checkpoints.pretrained import copy_into
+from paddlemix.checkpoints.projector_file import NEW_PARTS, read_projector_file
+from paddlemix.checkpoints.source import Source
+from paddlemix.checkpoints.tensors import TensorEntry
+from paddlemix.errors import UserError
+from paddlemix.models.layers import normal
+from paddlemix.models.llava import LlavaModel
+from paddlemix.models.projector import build_projector
+
+
+def lacks_projector(source: Source, tensors: Mapping[str, TensorEntry]) -> bool:
+    """Whether a model declares a projector and has no weight of it, so that one may be begun.
+
+    LLaVA and PaddleMIX pretrain from a language model whose config.json has the projector's keys already.  A projector
+    of which a part is missing is damaged, and stays an error.
+    """
+    has_weights = source.config.mm_projector_type != "identity" or source.config.image_newline
+    return source.config.vision is not None and has_weights and not any(map(_is_new_part, tensors))
+
+
+def _is_new_part(name: str) -> bool:
+    return name.startswith(NEW_PARTS)
+
+
+def start_new_parts(model: LlavaModel, dtype: str) -> None:
+    """Gives the projector and the newline vector of a model that was filled without them their start values."""
+    config = model.config
+    assert config.vision is not None
+    before = paddle.get_default_dtype()
+    paddle.set_default_dtype(dtype)
+    try:
+        fresh = build_projector(config.mm_projector_type, config.vision.hidden_size, config.text.hidden_size)
+        for target, start in zip(model.projector.parameters(), fresh.parameters(), strict=True):
+            target.set_value(start)
+        if config.image_newline:
+            normal(config.text.hidden_size**-0.5)(model.image_newline)
+    finally:
+        paddle.set_default_dtype(before)
+
+
+def load_projector(model: LlavaModel, path: Path) -> None:
+    """Fills the projector from a file of its own; LLaVA writes no newline vector there, so a new one may keep its start
+    values."""
+    parameters = {name: value for name, value in model.named_parameters() if name.startswith(NEW_PARTS)}
+    found = read_projector_file(path)
+    wrong = [
+        f"{name} is {_shape_of(found.get(name))} there, {_shape_of(parameters.get(name))} in the model"
+        for name in sorted(parameters.keys() | found.keys())
+        if _shape_of(found.get(name)) != _shape_of(parameters.get(name)) and (name in found or name != "image_newline")
+    ]
+    if wrong:
+        raise UserError(f"pretrain_mm_mlp_adapter '{path}' does not fit the model's projector: {'; '.join(wrong)}")
+    for name, entry in found.items():
+        copy_into(parameters[name], entry)
+
+
+def _shape_of(weight: Any) -> str:
+    return "missing" if weight is None else " x ".join(map(str, weight.shape))
