@@ -2,7 +2,7 @@
 
     adapter_config.json, adapter_model.{safetensors,bin}    PEFT: TRL, LLaMA-Factory, ms-swift, original LLaVA
     non_lora_trainables.bin, config.json                    beside it: original LLaVA
-    vit.safetensors                                         beside it: ms-swift, what trained whole
+    vit.safetensors, args.json                              beside it: ms-swift, what trained whole, the template
     paddlemix_processor.json                                beside it: ours, template and pixels
     lora_config.json, lora_model_state.pdparams             PaddleMIX
 
@@ -29,11 +29,13 @@ from paddlemix.checkpoints.layouts import (
 from paddlemix.checkpoints.peft_settings import adapter_settings, check_saved, read_settings
 from paddlemix.checkpoints.source import rename
 from paddlemix.checkpoints.tensors import TensorEntry, transposed
+from paddlemix.config.foreign_templates import SWIFT_TEMPLATES, Named
 from paddlemix.errors import MissingFileError, UserError
+from paddlemix.log import logger
 from paddlemix.peft.settings import MAGNITUDE, LoRAConfig
 
 PEFT_WEIGHTS, PEFT_OTHER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin"), "non_lora_trainables.bin"
-SWIFT_WEIGHTS = "vit.safetensors"
+SWIFT_WEIGHTS, SWIFT_ARGUMENTS = "vit.safetensors", "args.json"
 PADDLEMIX_WEIGHTS = "lora_model_state.pdparams"
 # The model that PEFT wraps is "base_model.model"; a decoder wrapped without its output layer lacks one "model".
 _WRAPPERS = ("base_model.model.", "base_model.")
@@ -93,7 +95,7 @@ def read_foreign_adapter(directory: Path) -> ForeignAdapter:
     named, names = under_our_names({plain[key]: entry for key, entry in weights.items()}, keymap, directory)
     files = {value: key for key, value in plain.items()}
     spec = {**_declared(directory), "model": base, "relative": {"model": base}}
-    processor = read_processor_values(directory)
+    processor = {**_swift_template(directory), **read_processor_values(directory)}
     if (directory / ADAPTER_PROCESSOR_FILE).is_file():
         processor |= read_json(directory / ADAPTER_PROCESSOR_FILE)
     config = adapter_settings(values, named, keymap, path)
@@ -192,6 +194,25 @@ def under_our_names(
         if name is not None:
             names[name] = key
     return {**named, **rename(whole, (keymap,), directory)}, names
+
+
+def _swift_template(directory: Path) -> dict[str, Any]:
+    """The template that ms-swift trained with, where it is one of ours; else a warning that names it."""
+    path = directory / SWIFT_ARGUMENTS
+    name = read_json(path).get("template") if path.is_file() else None
+    if not isinstance(name, str):
+        return {}
+    named = SWIFT_TEMPLATES.get(name, Named(None))
+    if named.ours is not None and named.exact:
+        return {"chat_template": named.ours}
+    logger.warning(
+        "%s was trained with ms-swift's template '%s', which is not known here%s: the base's template is used; set "
+        "chat_template (--conv-mode) to take another",
+        directory,
+        name,
+        "" if named.ours is None else f" (the nearest is {named.ours})",
+    )
+    return {}
 
 
 def _declared(directory: Path) -> dict[str, Any]:

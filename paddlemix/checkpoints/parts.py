@@ -51,9 +51,10 @@ def local_part(directory: Path, name: str) -> Path | None:
 
 
 def _spelt_otherwise(candidates: list[Path]) -> Path | None:
-    """A directory whose name differs from a candidate's in case, "-" and "_" alone.
+    """A directory whose name differs from a candidate's in case, "-", "_" and a first version's "-V1-0" alone.
 
-    InternVL's README downloads to intern_vit_6b_224px what its scripts read from InternViT-6B-224px.
+    InternVL's README downloads to intern_vit_6b_224px what its scripts read from InternViT-6B-224px; what they read
+    from InternViT-6B-448px is published as InternViT-6B-448px-V1-0.
     """
     for candidate in candidates:
         plain = _plain_name(candidate)
@@ -67,4 +68,4 @@ def _spelt_otherwise(candidates: list[Path]) -> Path | None:
 
 
 def _plain_name(path: Path) -> str:
-    return path.name.lower().replace("-", "").replace("_", "")
+    return path.name.lower().replace("-", "").replace("_", "").removesuffix("v10")

@@ -74,9 +74,9 @@ def _llava(language_model: str, image_newline: bool) -> LlavaConfig:
     )
 
 
-def _internvl(language_model: str) -> LlavaConfig:
-    """InternVL-Chat-LLaVA: the features of InternViT's fourth layer from the end, at 336 pixels."""
-    tower = replace(_INTERN_VIT_6B_224, image_size=336)
+def _internvl(language_model: str, image_size: int = 336) -> LlavaConfig:
+    """InternVL-Chat-LLaVA: the features of InternViT's fourth layer from the end, at 336 or 448 pixels."""
+    tower = replace(_INTERN_VIT_6B_224, image_size=image_size)
     return replace(_llava(language_model, image_newline=False), vision=tower, mm_vision_select_layer=-4)
 
 
@@ -102,6 +102,8 @@ PRESETS: dict[str, LlavaConfig] = {
     # Source: OpenGVLab/InternVL-Chat-ViT-6B-Vicuna-{7B,13B}; internvl_chat_llava's scripts, *_224to336_*
     "internvl-chat-vit-6b-vicuna-7b": _internvl("vicuna-7b-v1.5"),
     "internvl-chat-vit-6b-vicuna-13b": _internvl("vicuna-13b-v1.5"),
+    # the same with the tower of 448 pixels, *_448_vicuna*
+    "internvl-chat-vit-6b-vicuna-13b-448px": _internvl("vicuna-13b-v1.5", 448),
     **{name: LlavaConfig(text=text) for name, text in LANGUAGE_MODELS.items()},
 }
 TOWERS: dict[str, VisionConfig] = {
@@ -131,11 +133,13 @@ PUBLISHED_NAMES: dict[str, str] = {
     "openai/clip-vit-large-patch14": "clip-vit-large-patch14",
     "openai/clip-vit-large-patch14-336": "clip-vit-large-patch14-336",
     "OpenGVLab/InternViT-6B-224px": "internvit-6b-224px",
+    "OpenGVLab/InternViT-6B-448px": "internvit-6b-448px-v1-0",  # its name in InternVL-Chat-LLaVA's scripts
     "OpenGVLab/InternViT-6B-448px-V1-0": "internvit-6b-448px-v1-0",
     "OpenGVLab/InternViT-6B-448px-V1-2": "internvit-6b-448px-v1-2",
     "OpenGVLab/InternViT-6B-448px-V1-5": "internvit-6b-448px-v1-5",
     "OpenGVLab/InternVL-Chat-ViT-6B-Vicuna-7B": "internvl-chat-vit-6b-vicuna-7b",
     "OpenGVLab/InternVL-Chat-ViT-6B-Vicuna-13B": "internvl-chat-vit-6b-vicuna-13b",
+    "OpenGVLab/InternVL-Chat-ViT-6B-Vicuna-13B-448px": "internvl-chat-vit-6b-vicuna-13b-448px",
     "paddlemix/llava/llava-v1.5-7b": "llava-v1.5-7b",
     "paddlemix/llava/llava-v1.5-13b": "llava-v1.5-13b",
     "paddlemix/llava/llava-v1.6-7b": "llava-v1.6-vicuna-7b",  # so in PaddleMIX's page for Ascend NPU

@@ -56,16 +56,21 @@ def test_both_spellings_and_whole_modules_have_our_names(tmp_path: Path) -> None
     assert whole == {f"projector.{number}.{part}" for number in (0, 2) for part in ("weight", "bias")}
 
 
-def test_files_that_ms_swift_puts_beside(tmp_path: Path) -> None:
-    """Its settings say nothing that counts; what trained whole is in a file of its own, under PEFT's names."""
+def test_files_that_ms_swift_puts_beside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What trained whole is in a file of its own, under PEFT's names, and the template in its arguments."""
     directory = copied("lora", tmp_path)
     write_json(directory / "additional_config.json", {"lora_dtype": None, "lorap_lr_ratio": None})
-    write_json(directory / "args.json", {"template": "llava1_5_hf", "model": "elsewhere"})
+    write_json(directory / "args.json", {"template": "llava1_6_vicuna_hf", "model": "elsewhere"})
     bias = np.arange(64, dtype="float32")
     key = "base_model.model.model.multi_modal_projector.linear_2.bias"
     change_weights(directory, {key: bias}, "vit.safetensors")
     found = dict(load_pretrained(directory).model.named_parameters())
     np.testing.assert_array_equal(found["projector.2.bias"].numpy(), bias)
+    assert read_adapter(directory).processor["chat_template"] == "llava_v1"
+    write_json(directory / "args.json", {"template": "llava1_5_hf"})
+    with caplog.at_level("WARNING", logger="paddlemix"):
+        assert "chat_template" not in read_adapter(directory).processor
+    assert "ms-swift's template 'llava1_5_hf', which is not known here (the nearest is vicuna_v1)" in caplog.text
 
 
 @pytest.mark.parametrize(

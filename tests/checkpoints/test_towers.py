@@ -156,6 +156,13 @@ def test_the_tower_inside_and_its_positions_win_over_the_named_one(internvl: Pat
     assert read_sizes(BaseSpec(model=str(internvl))).config == source.config
 
 
+def test_the_first_448_pixel_tower_has_two_names(internvl: Path) -> None:
+    """InternVL's scripts read from InternViT-6B-448px what is published as InternViT-6B-448px-V1-0."""
+    change_config(internvl, mm_vision_tower="./pretrained/InternViT-Tiny-448px", mm_vision_select_layer=-4)
+    (internvl.parent / "intern_vit_tiny_224px").rename(internvl.parent / "intern_vit_tiny_448px_v1_0")
+    assert Source.open(internvl).config.vision == replace(VISION, image_size=336)
+
+
 def test_positions_of_the_named_tower_are_interpolated_where_none_are_inside(internvl: Path) -> None:
     tensors = read_weights(internvl)
     left = {name: array_entry(np.array(entry.read())) for name, entry in tensors.items() if INSIDE not in name}

@@ -98,6 +98,15 @@ def test_the_whole_tower_has_the_published_size() -> None:
     assert count(tower_shapes(tower_preset("clip-vit-large-patch14"))) == 303_507_456 - fewer_positions
 
 
+def test_internvl_of_448_pixels() -> None:
+    """InternVL-Chat-LLaVA's `*_448_vicuna13b`: all but the positions as at 336 pixels, layer -4."""
+    wide, narrow = (preset(f"OpenGVLab/InternVL-Chat-ViT-6B-Vicuna-13B{suffix}") for suffix in ("-448px", ""))
+    assert (wide.mm_vision_select_layer, wide.num_tower_layers) == (-4, 45)
+    assert wide.vision == tower_preset("OpenGVLab/InternViT-6B-448px")
+    assert wide.tokens_per_tile == 1024
+    assert count_parameters(wide) - count_parameters(narrow) == (32**2 - 24**2) * 3200
+
+
 @pytest.mark.parametrize(
     ("name", "exact", "millions"),
     [
