@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from paddlemix.errors import MissingFileError, UserError
+from paddlemix.lfs import refuse_pointer_content
 
 MAX_BYTES = 64 * 1024**2  # of a file; the index of a model with a million tensors has less
 MAX_DEPTH = 64  # objects and lists inside each other
@@ -57,6 +58,7 @@ def read_text(path: Path, limit: int = MAX_BYTES) -> str:
         raise UserError(f"'{path}' is a folder, expected a file") from None
     except OSError as error:
         raise MissingFileError(f"'{path}' cannot be read: {error.strerror}") from None
+    refuse_pointer_content(content, f"'{path}'")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

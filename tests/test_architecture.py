@@ -32,6 +32,7 @@ LEVELS = (
     ("config", "sample", "device", "log", "cache", "cached_table", "identity", "memory"),
     ("outputs",),
     ("declared", "locks", "paths"),
+    ("lfs",),
     ("errors",),
     ("__init__",),
 )
@@ -50,7 +51,7 @@ ONLY_IN = {
 # Importing these rooms and modules loads neither paddle nor paddlenlp, directly or through others.
 WITHOUT_PADDLE = (
     *("processors", "network", "datasets", "config", "sample", "log", "cache", "memory", "paths", "errors"),
-    *("cached_table", "declared", "identity", "locks", "outputs"),
+    *("cached_table", "declared", "identity", "lfs", "locks", "outputs"),
     *("demo.scenes", "demo.digits", "demo.vocabulary", "demo.report", "evaluation.metrics"),
 )
 

@@ -24,6 +24,7 @@ from paddlemix.checkpoints.tensors import NUMPY_TYPES, TensorEntry, Tensors
 from paddlemix.checkpoints.tensors import array_entry as array_entry
 from paddlemix.declared import read_object
 from paddlemix.errors import MissingFileError, UserError
+from paddlemix.lfs import refuse_pointer
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 _MAX_HEADER_BYTES = 100 * 1024 * 1024
@@ -42,6 +43,7 @@ def read_safetensors(path: Path) -> dict[str, TensorEntry]:
     """
     if not path.is_file():
         raise MissingFileError(f"weight file '{path}' does not exist")
+    refuse_pointer(path, f"weight file '{path}'")
     size = path.stat().st_size
     with open(path, "rb") as file:
         prefix = file.read(8)

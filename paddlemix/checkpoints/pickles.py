@@ -33,6 +33,7 @@ from paddlemix.checkpoints.pickled_tensors import (
 )
 from paddlemix.checkpoints.tensors import NUMPY_TYPES, TensorEntry
 from paddlemix.errors import MissingFileError, UserError
+from paddlemix.lfs import refuse_pointer
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LARGE = 4096  # bytes; larger contents stay in the file
@@ -154,6 +155,7 @@ def read_paddle(path: Path) -> dict[str, TensorEntry]:
 def _guarded(path: Path, read: Callable[[], Any]) -> dict[str, TensorEntry]:
     if not path.is_file():
         raise MissingFileError(f"weight file '{path}' does not exist")
+    refuse_pointer(path, f"weight file '{path}'")
     try:
         return _tensors(read(), path)
     except UserError:

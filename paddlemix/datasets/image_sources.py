@@ -20,12 +20,14 @@ from typing import BinaryIO
 from urllib.parse import unquote_to_bytes
 
 from paddlemix.errors import MissingFileError, UserError
+from paddlemix.lfs import refuse_pointer_content
 from paddlemix.network.client import RemoteSettings
 from paddlemix.network.fetch import fetch
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit, above which it refuses
 _DATA_URI = re.compile(r"data:(?P<type>[^;,]*)(?P<options>(?:;[^;,]*)*),", re.IGNORECASE)
 _SCHEME = re.compile(r"(?:^|/)([A-Za-z][A-Za-z0-9+.\-]+)://")  # image_root may stand before it
+_BEGINNING = 64  # bytes that tell a pointer of git-lfs
 _SHOWN = 200  # characters of a path that an error repeats
 _SHOWN_DATA = 40  # of a data URI
 
@@ -114,6 +116,8 @@ def open_content(name: str, settings: ImageSettings) -> Iterator[BinaryIO]:
         return
     with _open_file(local_path(name, settings), name) as file:
         check_bytes(name, os.fstat(file.fileno()).st_size, settings)
+        refuse_pointer_content(file.read(_BEGINNING), f"image '{shown(name)}'")
+        file.seek(0)
         yield file
 
 

@@ -25,6 +25,7 @@ from paddlemix.datasets.record_errors import DECODER
 from paddlemix.datasets.record_index import INDEX_VERSION, Index, build_index, read_index, write_index
 from paddlemix.errors import MissingFileError, UserError, without_secrets
 from paddlemix.identity import file_digest
+from paddlemix.lfs import refuse_pointer
 from paddlemix.log import logger
 from paddlemix.network.client import RemoteSettings
 from paddlemix.network.fetch import fetch
@@ -193,6 +194,7 @@ def _identity(path: str, local: str) -> tuple[int, int]:
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
         raise MissingFileError(f"data file '{path}' is {kind}; check dataset.data_files")
+    refuse_pointer(local, f"data file '{path}'")
     return status.st_size, status.st_mtime_ns
 
 

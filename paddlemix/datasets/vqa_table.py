@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TextIO
 
 from paddlemix.errors import MissingFileError, UserError, cut, did_you_mean
+from paddlemix.lfs import refuse_pointer
 
 _DELIMITERS = ",;\t|"
 _MAX_FIELD = 16 * 1024**2  # characters; more is a quotation mark that is never closed
@@ -64,6 +65,7 @@ def read_table(path: Path, columns: Columns) -> Iterator[tuple[int, TableRow | U
         UserError: it is not UTF-8, has no header or not the columns, or its quotation marks are broken.
     """
     csv.field_size_limit(_MAX_FIELD)
+    refuse_pointer(path, f"table '{path}'")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             yield from _rows(file, columns)

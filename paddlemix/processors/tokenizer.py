@@ -23,6 +23,7 @@ from typing import Any
 
 from paddlemix.cache import cache_key
 from paddlemix.errors import MissingFileError, UserError
+from paddlemix.lfs import refuse_pointer
 from paddlemix.processors.added_tokens import added_tokens
 from paddlemix.processors.text_encoders import (
     SPACE,
@@ -168,6 +169,8 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
         raise MissingFileError(
             f"no tokenizer in {directory}: expected tokenizer.model or tokenizer.json; copy them from the base model"
         )
+    for name in TOKENIZER_FILES:
+        refuse_pointer(directory / name, f"'{directory / name}'")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns that torch is absent, which is intended
     try:
         return Tokenizer(_load(directory), directory)
