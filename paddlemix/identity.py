@@ -115,17 +115,18 @@ def file_digest(path: str | Path) -> str:
     return found
 
 
-def file_digests(paths: Sequence[str | Path], what: str = "files") -> list[str | None]:
+def file_digests(paths: Sequence[str | Path], what: str = "files", threads: int | None = None) -> list[str | None]:
     """`file_digest` of many, in their order; None for one that cannot be read.
 
     Args:
         what: what they are, for the progress bar.
+        threads: that hash side by side; None for as many as processors.
     """
     found: list[str | None] = []
     disable = None if process_rank() == 0 else True
     with tqdm(total=len(paths), desc=f"hash {what}", unit="", delay=_SHOWN_AFTER, disable=disable) as bar:
         for start in range(0, len(paths), _BLOCK):
-            found += _digests_of_block(paths[start : start + _BLOCK], bar)
+            found += _digests_of_block(paths[start : start + _BLOCK], bar, threads or num_threads())
     return found
 
 
@@ -142,7 +143,7 @@ def known_digests(paths: Sequence[str | Path], states: Sequence[FileState | None
     return found
 
 
-def _digests_of_block(paths: Sequence[str | Path], bar: tqdm) -> list[str | None]:
+def _digests_of_block(paths: Sequence[str | Path], bar: tqdm, threads: int) -> list[str | None]:
     states = file_states(paths)
     found = known_digests(paths, states)
     new = [place for place, state in enumerate(states) if state is not None and found[place] is None]
@@ -150,7 +151,7 @@ def _digests_of_block(paths: Sequence[str | Path], bar: tqdm) -> list[str | None
     chosen = [(paths[place], state) for place in new if (state := states[place]) is not None]
     wait_until_settled(state for _, state in chosen)
     started = time.time_ns()
-    digests = _hash_files(chosen, bar)
+    digests = _hash_files(chosen, bar, threads)
     keys, rows = _keys([path for path, _ in chosen]), {}
     for key, (path, state), digest in zip(keys, chosen, digests, strict=True):
         if digest is not None and is_settled(state, started) and file_state(path) == state:
@@ -181,7 +182,7 @@ def _checksum(key: bytes, row: Sequence[object]) -> int:
     return zlib.crc32(repr((key, *row)).encode())
 
 
-def _hash_files(files: Sequence[tuple[str | Path, FileState]], bar: tqdm) -> list[str | None]:
+def _hash_files(files: Sequence[tuple[str | Path, FileState]], bar: tqdm, threads: int) -> list[str | None]:
     """The digests of files, small ones in groups and large ones in pieces side by side."""
     found: list[str | None] = [None] * len(files)
     small = [place for place, (_, state) in enumerate(files) if state.size <= _PIECE]
@@ -190,7 +191,7 @@ def _hash_files(files: Sequence[tuple[str | Path, FileState]], bar: tqdm) -> lis
     def hash_group(group: list[int]) -> list[str | None]:
         return [_hash_file(*files[place], None) for place in group]
 
-    with ThreadPoolExecutor(num_threads()) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         for group, digests in zip(groups, pool.map(hash_group, groups), strict=True):
             for place, digest in zip(group, digests, strict=True):
                 found[place] = digest

@@ -116,7 +116,7 @@ class TrainingKeys:
     ignore_save_lr_and_optim: bool | None = _training(False, help="Save no optimiser state.")
     ignore_load_lr_and_optim: bool | None = _training(False, help="Resume without the optimiser state.")
     allow_changed_recipe: bool = _training_own(
-        False, help="Resume although keys that change the result differ from those of the checkpoint."
+        False, help="Resume although what changes the result differs from the checkpoint's: keys, data, pictures, base."
     )
     ignore_data_skip: bool = _training(False, help="Resume at the first sample instead of the next one.")
     skip_data_intervals: list | None = _training(

@@ -12,7 +12,7 @@ import io
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from urllib.parse import unquote_to_bytes
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.lfs import refuse_pointer_content
 from paddlemix.network.client import RemoteSettings
-from paddlemix.network.fetch import fetch
+from paddlemix.network.fetch import cached, fetch
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit, above which it refuses
 _DATA_URI = re.compile(r"data:(?P<type>[^;,]*)(?P<options>(?:;[^;,]*)*),", re.IGNORECASE)
@@ -87,6 +87,13 @@ def check_bytes(name: str, num_bytes: int, settings: ImageSettings) -> None:
             f"image '{shown(name)}' is larger than {text}: {num_bytes:,} bytes; make it smaller or raise "
             f"max_image_bytes ({limit})"
         )
+
+
+def files_of(names: Iterable[str]) -> list[str]:
+    """The files that hold images: paths themselves, cached files of addresses; "" for an address that was not fetched
+    yet and a `data:` URI."""
+    places = [cached(name) if is_url(name) else None if is_data_uri(name) else name for name in names]
+    return ["" if place is None else str(place) for place in places]
 
 
 def local_path(name: str, settings: ImageSettings) -> str:

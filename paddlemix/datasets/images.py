@@ -18,6 +18,7 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from paddlemix.datasets.image_sources import MAX_PIXELS, check_bytes, open_content, shown
 from paddlemix.datasets.image_sources import ImageSettings as ImageSettings
+from paddlemix.datasets.image_sources import files_of as files_of
 from paddlemix.datasets.image_sources import is_data_uri as is_data_uri
 from paddlemix.datasets.image_sources import is_url as is_url
 from paddlemix.errors import UserError

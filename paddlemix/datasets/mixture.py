@@ -17,7 +17,7 @@ from paddlemix.cache import cache_key
 from paddlemix.datasets.features import FeatureStore, encode_with_features
 from paddlemix.datasets.formats import parse_record
 from paddlemix.datasets.image_sizes import ImageSizes
-from paddlemix.datasets.images import ImageSettings, is_data_uri, is_url, load_image
+from paddlemix.datasets.images import ImageSettings, files_of, is_data_uri, is_url, load_image
 from paddlemix.datasets.order import EpochBatchSampler as EpochBatchSampler
 from paddlemix.datasets.records import DOWNLOADS, RecordFile, open_records
 from paddlemix.datasets.selection import select_rows, split_count
@@ -142,6 +142,18 @@ class SampleDataset:
         """The parsed record of a sample; no image is opened."""
         part, row = self._place(index)
         return parse_record(part.records[row], f"{part.records.path} record {row}", part.image_root, part.form)
+
+    def image_files(self, index: int) -> list[str]:
+        """The files of a sample's images, see `images.files_of`; none where it cannot be read."""
+        try:
+            return files_of(self.sample(index).images)
+        except UserError:
+            return []
+
+    @property
+    def record_files(self) -> list[RecordFile]:
+        """The data files in order, one for each time that a file is named."""
+        return [part.records for part in self._parts]
 
     def processor_of(self, index: int) -> LlavaProcessor:
         """What encodes a sample: its entry's template may be another than the run's."""

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from paddlemix.cache import cache_key
 from paddlemix.datasets.formats import parse_question
 from paddlemix.datasets.image_sizes import ImageSizes
-from paddlemix.datasets.images import ImageSettings, is_data_uri, is_url, load_image
+from paddlemix.datasets.images import ImageSettings, files_of, is_url, load_image
 from paddlemix.errors import UserError
 from paddlemix.network.fetch import cached
 from paddlemix.processors.boxes import write_boxes
@@ -192,8 +192,7 @@ def image_files(records: Records, index: int, settings: QuestionSettings) -> lis
         sample = parse_question(records[index], source, settings.image_root, settings.form)
     except UserError:
         return []
-    places = [cached(path) if is_url(path) else path for path in sample.images if not is_data_uri(path)]
-    return [str(place) for place in places if place is not None]
+    return [file for file in files_of(sample.images) if file]
 
 
 def _asked(sample: Sample) -> Sequence[Message]:

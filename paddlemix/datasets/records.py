@@ -131,6 +131,18 @@ class RecordFile:
         """What the file holds, wherever it is and whenever it was written; see `identity.file_digest`."""
         return file_digest(self._local)
 
+    def raw(self) -> Iterator[bytes]:
+        """The bytes of each record, as the file has them.
+
+        Raises:
+            UserError: the file has changed since it was opened.
+        """
+        self._check_unchanged()
+        for start, end, _ in self._index.rows.tolist():
+            with _read_errors(self.path):
+                yield os.pread(self._descriptor, end - start, start)
+        self._check_unchanged()
+
     def problems(self) -> list[tuple[int, str]]:
         """Number of each record that cannot be used, and what is wrong, beginning with path and record; ascending."""
         return [(number, f"{self.path} {problem}") for number, problem in self._index.problems()]

@@ -31,6 +31,7 @@ from paddlemix.trainer.callbacks import CURVE_FILE, METRICS_FILE, Progress, Seed
 from paddlemix.trainer.compat import PrinterCallback, ProgressCallback, TrainingArguments
 from paddlemix.trainer.environment import describe_adapter, describe_environment
 from paddlemix.trainer.guards import StopEarly, StopOnSignal
+from paddlemix.trainer.input_identity import InputIdentity, check_same_inputs
 from paddlemix.trainer.loss import LossModel
 from paddlemix.trainer.model_card import CardFacts, write_model_card
 from paddlemix.trainer.neftune import add_neftune
@@ -77,6 +78,7 @@ class _Run:
     train: TrainingRows | None
     evaluation: SampleDataset | None
     questions: list[Question] = field(default_factory=list)  # asked every sample_steps
+    inputs: InputIdentity | None = None  # of the process that saves a training's checkpoints
     stop: StopOnSignal = field(default_factory=StopOnSignal)
 
 
@@ -106,6 +108,8 @@ def run_recipe(config: RunConfig) -> dict[str, float]:
         set_seed(config.seed)
         with out_of_memory_explained(f"loading {config.model_name_or_path} on {device}", remedies(config)):
             run = _prepare(config, device)
+        if resume is not None and run.inputs is not None:
+            check_same_inputs(run.inputs, resume, config.allow_changed_recipe)
         _report_start(run)
         return _execute(run, resume)
 
@@ -125,12 +129,22 @@ def _prepare(config: RunConfig, device: str) -> _Run:
     questions = []
     if train is not None and config.sample_steps is not None:
         questions = sample_questions(config, processor, evaluation or train.samples)
-    write_result = _add_training(config, spec, loaded)
-    return _Run(config, device, loaded, processor, write_result, train, evaluation, questions)
+    write_result, digests = _add_training(config, spec, loaded)
+    inputs = None
+    if train is not None and process_rank() == 0:
+        data = {"train": train.samples} | ({} if evaluation is None else {"eval": evaluation})
+        inputs = InputIdentity(data, digests)
+    return _Run(config, device, loaded, processor, write_result, train, evaluation, questions, inputs)
 
 
-def _add_training(config: RunConfig, spec: BaseSpec, loaded: Pretrained) -> Callable[[Path], None]:
-    """Adds LoRA where asked for, marks what trains, and gives the function that writes the result's files."""
+def _add_training(
+    config: RunConfig, spec: BaseSpec, loaded: Pretrained
+) -> tuple[Callable[[Path], None], dict[str, str]]:
+    """Adds LoRA where asked for and marks what trains.
+
+    Returns:
+        The function that writes the result's files, and the digests of an adapter's base.
+    """
     model, mark = loaded.model, base_mark(loaded)
     plan = plan_training(model, config)
     # a projector that was begun beside the base is nowhere else
@@ -145,14 +159,14 @@ def _add_training(config: RunConfig, spec: BaseSpec, loaded: Pretrained) -> Call
         add_lora(model, loaded.adapter)
     set_trainable(model, plan, config)
     if loaded.adapter is None:
-        return lambda directory: write_model(loaded, directory)
+        return lambda directory: write_model(loaded, directory), {}
     adapter, digests = loaded.adapter, base_digests(loaded) if process_rank() == 0 else {}  # this rank writes
 
     def write_result(directory: Path) -> None:
         settings = AdapterSettings(adapter, base_reference(spec, directory), mark, frozenset(carried), digests)
         write_adapter(model, loaded.processor, settings, directory)
 
-    return write_result
+    return write_result, digests
 
 
 def _report_start(run: _Run) -> None:
@@ -177,6 +191,8 @@ def _execute(run: _Run, resume: Path | None) -> dict[str, float]:
     trainer = _build_trainer(run)
     results: dict[str, float] = {}
     if config.do_train:
+        if run.inputs is not None:
+            run.inputs.start()
         try:
             with out_of_memory_explained(
                 lambda: f"training on {run.device}, in step {trainer.state.global_step + 1}", remedies(config)
@@ -184,6 +200,8 @@ def _execute(run: _Run, resume: Path | None) -> dict[str, float]:
                 results |= trainer.run(resume)
         finally:
             run.stop.restore()  # also where the run ends by an error
+            if run.inputs is not None:
+                run.inputs.close()
         if run.stop.received is not None:
             raise Stopped(run.stop.received)
         if trainer.skips is not None and trainer.skips.count:
@@ -240,6 +258,7 @@ def _build_trainer(run: _Run) -> LlavaTrainer:
     cache = VisionCache(store, run.loaded.model.vision_tower) if store is not None else None
     data = RunData(train=run.train, evaluation=run.evaluation, loading=loading, skips=skips, vision_cache=cache)
     trainer = LlavaTrainer(model, config, arguments, data, run.write_result, [SeedEachStep(), run.stop])
+    trainer.input_identity = run.inputs
     if config.early_stopping_patience is not None:
         trainer.add_callback(StopEarly(config, lambda: trainer.evaluations))
     trainer.add_callback(Progress(output_dir, trainer.report, shows_bar(config.disable_tqdm)))

@@ -4,6 +4,7 @@
                    optimizer.safetensors   moments and master weights under our parameter names
                    training_state.json     step, schedule, loss scale, the run's configuration
                    trainer_state.json      PaddleNLP's progress record
+                   inputs.safetensors      what the data files and pictures hold, see `input_identity`
 
 Nothing is pickled.  Random numbers need no state: those of a step depend on seed and step alone.
 """
@@ -82,6 +83,8 @@ def _write_checkpoint(trainer: Any, directory: Path) -> None:
     if not trainer.config.ignore_save_lr_and_optim:
         write_safetensors(directory / OPTIMIZER_FILE, _optimizer_entries(trainer))
     trainer.state.save_to_json(str(directory / PROGRESS_FILE))
+    if trainer.input_identity is not None:
+        trainer.input_identity.write(directory)
     write_json(directory / STATE_FILE, _state_values(trainer))
 
 

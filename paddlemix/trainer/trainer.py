@@ -24,6 +24,7 @@ from paddlemix.trainer.answering import AnswerScores
 from paddlemix.trainer.compat import Trainer, TrainerState, TrainingArguments
 from paddlemix.trainer.gradient_norm import MeasuredNorm
 from paddlemix.trainer.guards import StepLosses
+from paddlemix.trainer.input_identity import InputIdentity
 from paddlemix.trainer.loader import BatchLoader, Inputs, batch_inputs
 from paddlemix.trainer.loss import LossModel
 from paddlemix.trainer.loss_scaling import StepScaler
@@ -103,6 +104,7 @@ class LlavaTrainer(Trainer):
         )
         self.report = StepReport(meters, arguments.device)
         self.answer_scores: AnswerScores | None = None  # set where evaluations let the model answer
+        self.input_identity: InputIdentity | None = None  # set where checkpoints say what the run reads
         self.evaluations: list[float] = []  # of the metric that tells the best checkpoint, oldest first
         super().__init__(
             model=model,

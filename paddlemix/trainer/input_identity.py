@@ -1,0 +1,174 @@
+"""What a run reads besides its configuration: data files, pictures and an adapter's base; the same on resuming?
+
+Data files are hashed before the first step.  Pictures are hashed beside the training, by a thread: reading all of them
+first may take long, and nothing needs their digests before a checkpoint is saved.  One that was not hashed when its
+checkpoint was saved is told by the state of its file alone.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from paddlemix.checkpoints.adapter import ADAPTER_WEIGHTS, read_adapter
+from paddlemix.checkpoints.base_check import changed_weights, describe_weights
+from paddlemix.checkpoints.files import array_entry, read_metadata, read_safetensors, write_safetensors
+from paddlemix.datasets.data_identity import (
+    UNKNOWN,
+    Pictures,
+    describe_records,
+    hashed,
+    kept_record_digests,
+    picture_blocks,
+    record_digests,
+    states_of,
+)
+from paddlemix.datasets.mixture import SampleDataset
+from paddlemix.datasets.records import RecordFile
+from paddlemix.errors import UserError
+from paddlemix.identity import listed
+from paddlemix.log import logger
+
+INPUTS_FILE = "inputs.safetensors"
+_FILES_KEY = "data_files"
+_ARRAYS = ("digests", "states")
+_THREADS = 2  # that hash pictures while the run trains
+_WAIT = 5.0  # seconds that saving waits for pictures that are not hashed yet
+
+
+class InputIdentity:
+    """What a run reads; takes note of pictures until `close`.
+
+    Args:
+        data: the data sets of a run by split.
+        base: digests of an adapter's base, see `base_check.base_digests`; empty for a run that saves all weights.
+    """
+
+    def __init__(self, data: Mapping[str, SampleDataset], base: Mapping[str, str]) -> None:
+        self._data, self._base = data, base
+        self._files = [
+            {"split": split, "path": records.path, "digest": records.content_digest}
+            for split, samples in data.items()
+            for records in samples.record_files
+        ]
+        self._known: list[Pictures] = []  # one for each block of pictures, in their order
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True, name="picture digests")
+
+    def differences(self, checkpoint: Path) -> list[str]:
+        """What has changed since a checkpoint was saved, in words; nothing of what it does not say.
+
+        Raises:
+            UserError: the checkpoint is damaged.
+        """
+        found = self._changed_base(checkpoint)
+        if (checkpoint / INPUTS_FILE).is_file():
+            data = self._changed_data(checkpoint)
+            found += data or self._changed_pictures(checkpoint)
+        return found
+
+    def _changed_base(self, checkpoint: Path) -> list[str]:
+        if not self._base or not (checkpoint / ADAPTER_WEIGHTS).is_file():
+            return []
+        wrong = changed_weights(read_adapter(checkpoint).base_digests(), self._base)
+        return [f"the base's weights ({describe_weights(wrong)})"] if wrong else []
+
+    def _changed_data(self, checkpoint: Path) -> list[str]:
+        path = checkpoint / INPUTS_FILE
+        try:
+            then = [(str(item["split"]), str(item["digest"])) for item in json.loads(read_metadata(path)[_FILES_KEY])]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"'{path}' cannot be understood ({error!r}); remove it to go on without its check"
+            ) from error
+        if [split for split, _ in then] != [item["split"] for item in self._files]:
+            return [f"the number of data files ({len(self._files)} instead of {len(then)})"]
+        wrong = []
+        for (_, old), item, records in zip(then, self._files, self._record_files(), strict=True):
+            if old != item["digest"]:
+                now = record_digests(records, item["digest"])
+                wrong.append(describe_records(records.path, kept_record_digests(old), now))
+        return list(filter(None, wrong))
+
+    def _record_files(self) -> list[RecordFile]:
+        return [records for samples in self._data.values() for records in samples.record_files]
+
+    def _changed_pictures(self, checkpoint: Path) -> list[str]:
+        """Compares all pictures, and takes over what is known of those that are as they were."""
+        saved = read_safetensors(checkpoint / INPUTS_FILE)
+        then = Pictures(*(np.array(saved[name].read()).view(np.uint64) for name in _ARRAYS))
+        wrong: dict[str, None] = {}
+        start = 0
+        for block in self._blocks():
+            known = then.part(start, len(block))
+            now = states_of(block, known)
+            moved = (known.states != UNKNOWN) & (known.states != now.states)
+            if moved.any():
+                now = hashed(block, now)
+            for place in np.flatnonzero(moved & (known.digests != now.digests)).tolist():
+                wrong[block[place] or f"picture {start + place}"] = None
+            self._known.append(now)
+            start += len(block)
+        return [f"{'picture' if len(wrong) == 1 else 'pictures'} {listed(list(wrong))}"] if wrong else []
+
+    def start(self) -> None:
+        """Begins to hash pictures beside the training."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends that."""
+        self._closed.set()
+
+    def _blocks(self) -> Iterator[list[str]]:
+        for samples in self._data.values():
+            yield from picture_blocks(samples)
+
+    def _look(self) -> None:
+        try:
+            for records, item in zip(self._record_files(), self._files, strict=True):
+                record_digests(records, item["digest"])
+            if not self._known:  # a resumed run has looked already
+                for block in self._blocks():  # states first: they are known soon
+                    self._known.append(states_of(block, Pictures.unknown(len(block))))
+                    if self._closed.is_set():
+                        return
+            for number, block in enumerate(self._blocks()):
+                if self._closed.is_set():
+                    return
+                self._known[number] = hashed(block, self._known[number], _THREADS)
+        except (UserError, OSError) as error:
+            logger.warning("what the pictures of this run hold is not noted from here on: %s", error)
+
+    def write(self, directory: Path) -> None:
+        """Writes what is known by now into a checkpoint.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        if self._thread.is_alive():
+            self._thread.join(_WAIT)
+        known = Pictures.joined(list(self._known))
+        tensors = {name: array_entry(getattr(known, name).view(np.int64)) for name in _ARRAYS}
+        write_safetensors(directory / INPUTS_FILE, tensors, {_FILES_KEY: json.dumps(self._files)})
+
+
+def check_same_inputs(identity: InputIdentity, checkpoint: Path, allowed: bool) -> None:
+    """Compares what a resumed run reads with what the run read that saved its checkpoint.
+
+    Args:
+        allowed: whether changes are (`allow_changed_recipe`).
+
+    Raises:
+        UserError: something differs and may not.
+    """
+    changed: Sequence[str] = identity.differences(checkpoint)
+    if not changed:
+        return
+    text = f"what {checkpoint} was trained with has changed since: {'; '.join(changed)}"
+    if not allowed:
+        raise UserError(f"{text}. Put it back, choose another output_dir, or set allow_changed_recipe true")
+    logger.warning(text)
