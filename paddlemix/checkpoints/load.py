@@ -14,6 +14,7 @@ from typing import Any
 from paddlemix.checkpoints.adapter import AdapterFiles, fingerprint, read_adapter
 from paddlemix.checkpoints.adapter_fit import AdapterWeights, check_fit
 from paddlemix.checkpoints.base_check import check_base
+from paddlemix.checkpoints.base_places import choose_place, possible_places
 from paddlemix.checkpoints.hub import resolve_model
 from paddlemix.checkpoints.layouts import is_adapter
 from paddlemix.checkpoints.model_names import is_model_name
@@ -105,7 +106,7 @@ def load_pretrained(
 
 
 def base_of(adapter: AdapterFiles, model: str | None = None) -> BaseSpec:
-    """Where an adapter's base is now: beside it as when it was saved, else at the place it had then.
+    """Where an adapter's base is now: beside it as when it was saved, or at the place it had then.
 
     Args:
         model: the base model's directory where the user says it; a tower and the rest are still the adapter's.
@@ -115,7 +116,6 @@ def base_of(adapter: AdapterFiles, model: str | None = None) -> BaseSpec:
     """
     known = {item.name for item in fields(BaseSpec)}
     spec = BaseSpec(**{key: value for key, value in adapter.base.items() if key in known})
-    relative = adapter.base.get("relative", {})
     found: dict[str, Any] = {}
     for key in ("model", "tower", "projector_file"):
         value = getattr(spec, key)
@@ -127,9 +127,8 @@ def base_of(adapter: AdapterFiles, model: str | None = None) -> BaseSpec:
         if key == "tower" and adapter.foreign is not None and not _needs_tower(replace(spec, **found), adapter):
             found[key] = None
             continue
-        candidates = [adapter.directory / relative[key]] if key in relative else []
-        candidates += [Path(value), adapter.directory.parent / Path(value).name]
-        there = next((candidate for candidate in candidates if candidate.exists()), None)
+        candidates = possible_places(adapter, key, value)
+        there = choose_place(adapter, key, candidates)
         if there is None and is_model_name(value):
             continue  # loading finds what it names
         if there is None:
@@ -155,13 +154,17 @@ def _needs_tower(spec: BaseSpec, adapter: AdapterFiles) -> bool:
 
 
 def base_reference(spec: BaseSpec, directory: Path) -> dict[str, Any]:
-    """A base as an adapter in `directory` remembers it: names, and places absolute and relative to the adapter."""
+    """A base as an adapter remembers it: names, and places absolute and relative to the adapter.
+
+    Args:
+        directory: where the adapter will be, which is not where it is while it is written.
+    """
     values: dict[str, Any] = asdict(spec)
     relative = {}
     for key in ("model", "tower", "projector_file"):
         if values[key] is not None and (os.path.exists(values[key]) or not is_model_name(values[key])):
             values[key] = os.path.abspath(values[key])
-            relative[key] = os.path.relpath(values[key], os.path.abspath(directory))
+            relative[key] = os.path.relpath(os.path.realpath(values[key]), os.path.realpath(directory))
     return {**values, "relative": relative}
 
 

@@ -7,7 +7,6 @@ is found before anything is written.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,7 +61,7 @@ from paddlemix.trainer.skipping import SkipLog
 from paddlemix.trainer.start_report import report_kernels, report_parts, report_sample
 from paddlemix.trainer.starting_point import base_spec, compute_dtype, processor_of_run, remedies, weight_dtype
 from paddlemix.trainer.trackers import TrackedArguments, resolve_trackers
-from paddlemix.trainer.trainer import LlavaTrainer, RunData
+from paddlemix.trainer.trainer import LlavaTrainer, ModelWriter, RunData
 from paddlemix.trainer.vision_cache import VisionCache, open_store
 
 
@@ -74,7 +73,7 @@ class _Run:
     device: str
     loaded: Pretrained
     processor: LlavaProcessor
-    write_result: Callable[[Path], None]
+    write_result: ModelWriter
     train: TrainingRows | None
     evaluation: SampleDataset | None
     questions: list[Question] = field(default_factory=list)  # asked every sample_steps
@@ -137,9 +136,7 @@ def _prepare(config: RunConfig, device: str) -> _Run:
     return _Run(config, device, loaded, processor, write_result, train, evaluation, questions, inputs)
 
 
-def _add_training(
-    config: RunConfig, spec: BaseSpec, loaded: Pretrained
-) -> tuple[Callable[[Path], None], dict[str, str]]:
+def _add_training(config: RunConfig, spec: BaseSpec, loaded: Pretrained) -> tuple[ModelWriter, dict[str, str]]:
     """Adds LoRA where asked for and marks what trains.
 
     Returns:
@@ -159,11 +156,11 @@ def _add_training(
         add_lora(model, loaded.adapter)
     set_trainable(model, plan, config)
     if loaded.adapter is None:
-        return lambda directory: write_model(loaded, directory), {}
+        return lambda directory, _: write_model(loaded, directory), {}
     adapter, digests = loaded.adapter, base_digests(loaded) if process_rank() == 0 else {}  # this rank writes
 
-    def write_result(directory: Path) -> None:
-        settings = AdapterSettings(adapter, base_reference(spec, directory), mark, frozenset(carried), digests)
+    def write_result(directory: Path, place: Path) -> None:
+        settings = AdapterSettings(adapter, base_reference(spec, place), mark, frozenset(carried), digests)
         write_adapter(model, loaded.processor, settings, directory)
 
     return write_result, digests
@@ -209,7 +206,7 @@ def _execute(run: _Run, resume: Path | None) -> dict[str, float]:
         if process_rank() == 0:
             if not (output_dir / CURVE_FILE).is_file():  # an earlier start was killed behind the last step
                 draw_loss_curve(output_dir / METRICS_FILE, output_dir / CURVE_FILE)
-            publish(output_dir, run.write_result)
+            publish(output_dir, lambda directory: run.write_result(directory, output_dir))
             write_model_card(_card_facts(run, trainer, results), output_dir / METRICS_FILE, output_dir / SAMPLES_FILE)
             logger.info("saved to %s", output_dir)
     elif run.evaluation is not None:

@@ -11,8 +11,11 @@ Nothing is pickled.  Random numbers need no state: those of a step depend on see
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ import numpy as np
 import paddle
 
 from paddlemix.checkpoints.adapter import ADAPTER_WEIGHTS
-from paddlemix.checkpoints.directories import atomic_directory, remove_directory
+from paddlemix.checkpoints.directories import atomic_directory, remove_directory, writing
 from paddlemix.checkpoints.files import read_json, read_safetensors, read_weights, write_json, write_safetensors
 from paddlemix.checkpoints.pretrained import copy_into, tensor_entry
 from paddlemix.checkpoints.tensors import TensorEntry
@@ -69,17 +72,21 @@ def save_checkpoint(trainer: Any, metrics: dict[str, float] | None) -> Path:
     _note_best(trainer, metrics, target)
     if trainer.args.should_save:
         try:
+            if target.exists() and target.name not in trainer.own_checkpoints:
+                _set_aside(target)
             with atomic_directory(target) as temporary:
-                _write_checkpoint(trainer, temporary)
+                _write_checkpoint(trainer, temporary, target)
         except UserError as error:
             raise UserError(f"{target.name} was not saved: {error}. {_what_is_left(output_dir)}") from error
         best = trainer.state.best_model_checkpoint
-        _rotate(output_dir, trainer.config.save_total_limit, {target, *([Path(best)] if best else [])})
+        kept = {target, *([Path(best)] if best else [])}
+        _rotate([output_dir / name for name in trainer.own_checkpoints], trainer.config.save_total_limit, kept)
     return target
 
 
-def _write_checkpoint(trainer: Any, directory: Path) -> None:
-    trainer.write_model(directory)
+def _write_checkpoint(trainer: Any, directory: Path, target: Path) -> None:
+    trainer.own_checkpoints = [name for name in trainer.own_checkpoints if name != target.name] + [target.name]
+    trainer.write_model(directory, target)
     if not trainer.config.ignore_save_lr_and_optim:
         write_safetensors(directory / OPTIMIZER_FILE, _optimizer_entries(trainer))
     trainer.state.save_to_json(str(directory / PROGRESS_FILE))
@@ -103,6 +110,7 @@ def _state_values(trainer: Any) -> dict[str, Any]:
         "scaler": {key: np.asarray(value).tolist() for key, value in scaler.items()},
         "tokens_seen": trainer.tokens_seen,
         "evaluations": trainer.evaluations,
+        "own_checkpoints": trainer.own_checkpoints,
         "recipe": recipe_values(trainer.config),
     }
 
@@ -139,9 +147,26 @@ def _note_best(trainer: Any, metrics: dict[str, float] | None, target: Path) -> 
         trainer.state.best_metric, trainer.state.best_model_checkpoint = metrics[key], str(target)
 
 
-def _rotate(output_dir: Path, limit: int | None, kept: set[Path]) -> None:
-    """Removes the oldest checkpoints until `limit` are left; those of `kept`, the best and the new one, always stay."""
-    checkpoints = list_checkpoints(output_dir)
+def _set_aside(target: Path) -> None:
+    """Renames a checkpoint of another run, or of later steps than this run was resumed from, before its name is taken.
+
+    Raises:
+        UserError: it cannot be renamed.
+    """
+    names = (target.with_name(f"{target.name}.earlier{number or ''}") for number in itertools.count())
+    aside = next(path for path in names if not path.exists())
+    with writing(aside):
+        os.rename(target, aside)
+    logger.warning("%s is not of this run; it is kept as %s", target, aside.name)
+
+
+def _rotate(own: Sequence[Path], limit: int | None, kept: set[Path]) -> None:
+    """Removes the oldest checkpoints until `limit` are left; those of `kept`, the best and the new one, always stay.
+
+    Args:
+        own: those that the run wrote, oldest first; others in the folder are not its to remove.
+    """
+    checkpoints = [path for path in own if (path / STATE_FILE).is_file()]
     surplus = len(checkpoints) - limit if limit else 0
     for path in checkpoints:
         if surplus > 0 and path not in kept:
@@ -180,6 +205,7 @@ def load_training_state(trainer: Any, checkpoint: Path) -> int:
     """
     values = read_json(checkpoint / STATE_FILE)
     load_weights(trainer.model.model, checkpoint)
+    trainer.own_checkpoints = _own_checkpoints(values, checkpoint, Path(trainer.config.output_dir))
     trainer.tokens_seen, trainer.evaluations = values["tokens_seen"], values.get("evaluations", [])
     if not trainer.config.ignore_load_lr_and_optim:
         _load_optimizer(trainer, checkpoint)
@@ -188,6 +214,21 @@ def load_training_state(trainer: Any, checkpoint: Path) -> int:
             trainer.scaler.load_state_dict({key: np.asarray(item) for key, item in values["scaler"].items()})
     logger.info("resumed from %s at step %d", checkpoint, values["global_step"])
     return int(values["global_step"])
+
+
+def _own_checkpoints(values: dict[str, Any], checkpoint: Path, output_dir: Path) -> list[str]:
+    """Names of the checkpoints in `output_dir` that the run wrote up to this one, oldest first."""
+    if checkpoint.resolve().parent != output_dir.resolve():
+        return []
+    if "own_checkpoints" in values:
+        return [str(name) for name in values["own_checkpoints"]]
+    # of an earlier version, which did not say: earlier steps of the same recipe
+    found = []
+    for path in list_checkpoints(output_dir):
+        with contextlib.suppress(UserError, KeyError, ValueError, TypeError):  # a damaged one is nobody's
+            if completed_steps(path) <= values["global_step"] and saved_recipe(path) == values.get("recipe", {}):
+                found.append(path.name)
+    return found
 
 
 def load_weights(model: paddle.nn.Layer, checkpoint: Path) -> None:

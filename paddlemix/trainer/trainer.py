@@ -42,7 +42,7 @@ from paddlemix.trainer.saving import (
 from paddlemix.trainer.skipping import SkipLog
 from paddlemix.trainer.vision_cache import VisionCache
 
-ModelWriter = Callable[[Path], None]
+ModelWriter = Callable[[Path, Path], None]  # gets the directory to write into, and the one that this becomes
 _NOT_FOR_THE_MODEL = ("num_supervised", "num_tokens", "sources", "skipped", "tile_keys")
 
 
@@ -93,6 +93,7 @@ class LlavaTrainer(Trainer):
         self.config, self.loading, self.write_model = config, data.loading, write_model
         self.rows, self.skips, self.vision_cache = data.train, data.skips, data.vision_cache
         self.tokens_seen = 0
+        self.own_checkpoints: list[str] = []  # names of those that this run wrote, also before it was resumed
         self._loader: BatchLoader | None = None
         self._step_losses = StepLosses()
         self._eval_maker: tuple[RowDataset, BatchMaker] | None = None

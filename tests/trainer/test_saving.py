@@ -160,6 +160,34 @@ def test_going_on_from_an_earlier_one_keeps_the_new_one(world: World, tmp_path: 
     assert 4 in steps(tmp_path)
 
 
+def test_only_what_the_run_wrote_is_removed_or_replaced(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_recipe(world.config(tmp_path, **EVERY))
+    shutil.copytree(tmp_path / "checkpoint-6", tmp_path / "checkpoint-900")
+    later = weights(tmp_path / "checkpoint-6")
+    changes = {"resume_from_checkpoint": str(tmp_path / "checkpoint-4"), "save_total_limit": 1, "learning_rate": 0.002}
+    run_recipe(world.config(tmp_path, **{**EVERY, **changes, "allow_changed_recipe": True}))
+    assert steps(tmp_path) == [6, 900]  # 2 and 4 are of the run that went on from 4
+    assert changed(later, weights(tmp_path / "checkpoint-6"))
+    assert not changed(later, weights(tmp_path / "checkpoint-6.earlier"))
+    assert "checkpoint-6 is not of this run; it is kept as checkpoint-6.earlier" in caplog.text
+
+
+def test_a_checkpoint_of_an_earlier_version_counts_those_of_its_recipe(world: World, tmp_path: Path) -> None:
+    run_recipe(world.config(tmp_path, **{**EVERY, "max_steps": 4}))
+    for step in (2, 4):
+        path = tmp_path / f"checkpoint-{step}" / "training_state.json"
+        values = json.loads(path.read_text(encoding="utf-8"))
+        del values["own_checkpoints"]
+        path.write_text(json.dumps(values), encoding="utf-8")
+    shutil.copytree(tmp_path / "checkpoint-2", tmp_path / "checkpoint-1")
+    path = tmp_path / "checkpoint-1" / "training_state.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"seed": 3', '"seed": 4'), encoding="utf-8")
+    run_recipe(world.config(tmp_path, save_total_limit=1, **EVERY))
+    assert steps(tmp_path) == [1, 6]
+
+
 def test_other_settings_cannot_go_on(world: World, tmp_path: Path) -> None:
     run_recipe(world.config(tmp_path, **{**EVERY, "max_steps": 2}))
     with pytest.raises(UserError, match="other settings: lora False -> True"):

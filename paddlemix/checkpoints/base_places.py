@@ -1,0 +1,67 @@
+"""Where an adapter's base may be now, and which of several places holds it.
+
+An adapter of ours remembers each part of its base by its absolute place and relative to itself.  Folders are copied and
+moved, so both may exist and be different models: what the files hold then decides, not the order.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from paddlemix.checkpoints.adapter import AdapterFiles
+from paddlemix.checkpoints.projector_file import read_projector_file
+from paddlemix.checkpoints.source import Source
+from paddlemix.checkpoints.weight_identity import differing, source_digests, tensor_digests
+from paddlemix.errors import UserError
+
+_UP = f"..{os.sep}"
+
+
+def possible_places(adapter: AdapterFiles, key: str, value: str) -> list[Path]:
+    """Where a part of the base may be, the likeliest first; none is looked at.
+
+    Args:
+        key: "model", "tower" or "projector_file".
+        value: the place or name that it had when the adapter was saved.
+    """
+    relative = adapter.base.get("relative", {}).get(key)
+    near = [] if relative is None else [adapter.directory / relative]
+    if relative is not None and adapter.foreign is None and relative.startswith(_UP * 2):
+        # earlier versions counted from a folder inside the adapter's own when a run ended, so one level too deep
+        shorter = adapter.directory / relative.removeprefix(_UP)
+        near = [near[0], shorter] if adapter.directory.name.startswith("checkpoint-") else [shorter, near[0]]
+    sibling = adapter.directory.parent / Path(value).name
+    if adapter.foreign is None and not adapter.base_digests():  # nothing tells a wrong one at once
+        return [Path(value), *near, sibling]
+    return [*near, Path(value), sibling]
+
+
+def choose_place(adapter: AdapterFiles, key: str, places: list[Path]) -> Path | None:
+    """The place that is the base's; None where nothing is at any of them.
+
+    Where several hold something, it is the first whose weights are those that the adapter was trained on, else the
+    first: whoever loads it compares it whole.
+    """
+    found: list[Path] = []
+    for place in places:
+        if place.exists() and not any(place.samefile(other) for other in found):
+            found.append(place)
+    if len(found) < 2 or adapter.foreign is not None:
+        return found[0] if found else None
+    return next((place for place in found if _holds(adapter, key, place)), found[0])
+
+
+def _holds(adapter: AdapterFiles, key: str, place: Path) -> bool:
+    """Whether the weights at a place are those of the adapter's base."""
+    then = adapter.base_digests()
+    try:
+        if key == "projector_file":
+            now = tensor_digests(read_projector_file(place))
+        else:
+            now = source_digests(Source.open(place))
+    except UserError:
+        return False
+    names = (then.keys() & now.keys()) - adapter.tensors().keys()
+    wrong, _ = differing(then, now, names)
+    return bool(names) and not wrong
