@@ -19,6 +19,7 @@ from typing import Literal
 
 from paddlemix.network import modelscope
 from paddlemix.network.switches import chosen_hub
+from paddlemix.paths import user_path
 
 PADDLEMIX = "paddlemix/"  # how the names on PaddleMIX's server begin
 _PREFIXES: dict[str, Literal["huggingface", "modelscope"]] = {
@@ -78,10 +79,10 @@ class ModelName:
     def places(self) -> list[Path]:
         """Where it may be on this machine, in the order of preference; a download goes to the first."""
         folder = self.name if self.revision is None else f"{self.name}@{self.revision}"
-        home = Path(os.environ.get("PPMIX_HOME") or "~/.paddlemix").expanduser()
+        home = user_path(os.environ.get("PPMIX_HOME") or "~/.paddlemix", "PPMIX_HOME")
         if self.hub == "modelscope":
             return [home / "modelscope" / folder, *modelscope.cached_places(self.name, self.revision)]
-        paddlenlp = Path(os.environ.get("PPNLP_HOME") or "~/.paddlenlp").expanduser()
+        paddlenlp = user_path(os.environ.get("PPNLP_HOME") or "~/.paddlenlp", "PPNLP_HOME")
         places = [home / "models" / folder, paddlenlp / "models" / folder]
         if self.hub == "huggingface":
             cached = _hugging_face_cache() / f"models--{self.name.replace('/', '--')}"
@@ -105,5 +106,5 @@ def candidates(name: str) -> list[Path]:
 def _hugging_face_cache() -> Path:
     for variable, below in (("HF_HUB_CACHE", ""), ("HF_HOME", "hub"), ("XDG_CACHE_HOME", "huggingface/hub")):
         if os.environ.get(variable):
-            return Path(os.environ[variable]).expanduser() / below
-    return Path("~/.cache/huggingface/hub").expanduser()
+            return user_path(os.environ[variable], variable) / below
+    return user_path("~/.cache/huggingface/hub", "HF_HOME")

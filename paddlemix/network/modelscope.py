@@ -18,6 +18,7 @@ from urllib.parse import quote_plus
 from paddlemix.network.client import Client, Secret, status_of
 from paddlemix.network.failures import UnreachableError
 from paddlemix.network.transfer import MODEL_DOWNLOADS, RemoteFile, receive_file
+from paddlemix.paths import user_path
 
 _TOKEN = "MODELSCOPE_API_TOKEN"
 
@@ -110,7 +111,7 @@ def _endpoint() -> str:
 def cached_places(name: str, revision: str | None = None) -> list[Path]:
     """Where ModelScope's own client, of today and of earlier, keeps a repository."""
     owner, _, repository = name.partition("/")
-    cache = Path(os.environ.get("MODELSCOPE_CACHE") or "~/.cache/modelscope").expanduser()
+    cache = user_path(os.environ.get("MODELSCOPE_CACHE") or "~/.cache/modelscope", "MODELSCOPE_CACHE")
     places = [cache / "models" / f"{owner}--{repository}" / "snapshots" / (revision or "master")]
     if revision is None:  # the earlier ones name no revision, and write "." as "___"
         plain = Path(owner) / repository.replace(".", "___")
