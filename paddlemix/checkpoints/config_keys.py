@@ -216,6 +216,26 @@ OURS_KEYS = Keys(
     {},
     _EVERYWHERE | {"model_type"},
 )
+# Our own processor_config.json.
+PROCESSOR_KEYS = Keys(
+    {
+        "chat_template": _TEMPLATE,
+        "mm_use_im_start_end": flag,
+        "image_aspect_ratio": text,
+        "image_grid_pinpoints": PINPOINTS,
+        "mm_patch_merge_type": text,
+        "mm_vision_select_feature": choice("patch", "cls_patch"),
+        "image_size": _SIDE,
+        "patch_size": _SIDE,
+        "image_mean": items(number(-1000, 1000), 3, 3),
+        "image_std": items(number(-1000, 1000), 3, 3),
+        "size": mapping,
+        "resample": integer(0, 5),
+        "rescale_factor": number(1e-9, 1e6),
+        "do_normalize": flag,
+        "eos_token_id": items(_ID),
+    }
+)
 # A whole CLIP; old files have its parts a second time, and those count.
 CLIP_KEYS = Keys(
     {"vision_config": mapping, "vision_config_dict": mapping, "model_type": text},

@@ -12,7 +12,8 @@ from typing import Any
 
 from paddlemix.checkpoints.config_keys import BASE_KEY, TEMPLATE_KEY
 from paddlemix.checkpoints.families import FAMILIES, inside_llava, write_text
-from paddlemix.checkpoints.layouts import NO_TOWER, exchange_sides
+from paddlemix.checkpoints.layouts import NO_TOWER
+from paddlemix.checkpoints.pixels import exchange_sides
 from paddlemix.checkpoints.towers import CLIP_FORM, tower_form
 from paddlemix.checkpoints.vocabulary import IMAGE_TOKEN, HfVocabulary
 from paddlemix.checkpoints.xtuner import MODEL_TYPE, SELECT_LAYER

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from paddlemix.checkpoints import declared
+from paddlemix.checkpoints.endings import GENERATION_FILE
 from paddlemix.checkpoints.families import FAMILIES
 from paddlemix.checkpoints.files import (
     atomic_directory,
@@ -46,6 +47,7 @@ from paddlemix.checkpoints.vocabulary import (
 )
 from paddlemix.checkpoints.weight_identity import source_digests, write_origin
 from paddlemix.checkpoints.xtuner import PROJECTOR, TOWER, say_template
+from paddlemix.declared import without_null
 from paddlemix.errors import UserError
 from paddlemix.log import logger
 from paddlemix.models.configuration import DecoderConfig
@@ -53,7 +55,6 @@ from paddlemix.processors.llava import PROCESSOR_FILE
 from paddlemix.processors.tokenizer import has_tokenizer, load_tokenizer
 
 TARGETS = ("paddlemix", "llava", "hf", "xtuner")
-_GENERATION_FILE = "generation_config.json"
 _TOWER, _PROJECTOR = "vision_tower.", "projector."
 _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -141,22 +142,28 @@ def read_checkpoint(directory: Path, dtype: str | None = None) -> Checkpoint:
     facts = declared.Facts(
         config=config,
         processor=declared.complete_processor(config, source.processor),
-        special_ids=_special_ids(raw, config.text),
+        special_ids=_special_ids(raw, config.text, source.processor.get("eos_token_id", [])),
         dtype={value: key for key, value in FLOAT_TYPES.items()}[tensors["language_model.embed_tokens.weight"].dtype],
     )
     return Checkpoint(source.directory, facts, tensors, added)
 
 
-def _special_ids(raw: dict[str, Any], text: DecoderConfig) -> dict[str, int | list[int]]:
-    """The ids that config.json declares; the family's own where it says nothing or names an added row.  One that the
-    vocabulary does not have is left out."""
-    declared_ids: dict[str, Any] = {**(raw.get("text_config") or {}), **raw}
+def _special_ids(raw: dict[str, Any], text: DecoderConfig, ends: list[int]) -> dict[str, int | list[int]]:
+    """The ids that the files declare; the family's own where they say nothing or name an added row.  One that the
+    vocabulary does not have is left out.
+
+    Args:
+        raw: config.json.
+        ends: all that end an answer, in the order of the files.
+    """
+    declared_ids = {**without_null(raw.get("text_config") or {}), **without_null(raw), "eos_token_id": ends}
     found: dict[str, int | list[int]] = {}
     for key in _SPECIAL_IDS:
         for value in (declared_ids.get(key), FAMILIES[text.model_type].special_ids[key]):
-            several = value if isinstance(value, list) and value else [value]  # Llama 3 ends with one of several
-            if all(isinstance(index, int) and 0 <= index < text.vocab_size for index in several):
-                found[key] = cast("int | list[int]", value)
+            several = value if isinstance(value, list) else [value]  # Llama 3 ends with one of several
+            kept = [index for index in several if isinstance(index, int) and 0 <= index < text.vocab_size]
+            if kept:
+                found[key] = kept if len(kept) > 1 else kept[0]
                 break
     return found
 
@@ -197,7 +204,9 @@ def _write_hf(checkpoint: Checkpoint, directory: Path, conversion: Conversion) -
     for name, values in declared.hf_processor_files(facts).items():
         write_json(directory / name, values)
     pad = declared.hf_pad_token(facts, vocabulary)
-    write_json(directory / _GENERATION_FILE, {"_from_model_config": True, **facts.special_ids, "pad_token_id": pad})
+    kept = checkpoint.directory / GENERATION_FILE
+    settings = read_json(kept) if kept.is_file() else {"_from_model_config": True}
+    write_json(directory / GENERATION_FILE, {**settings, **facts.special_ids, "pad_token_id": pad})
     copy_tokenizer(checkpoint.directory, directory)
     if vocabulary.rows and has_tokenizer(directory):
         declare_added_tokens(directory, vocabulary.image_token)
@@ -251,10 +260,10 @@ _WRITERS = {"paddlemix": _write_ours, "llava": _write_original, "hf": _write_hf,
 def _write_common(checkpoint: Checkpoint, directory: Path) -> None:
     """Tokenizer, generation settings and the rows that llava-hf added, for layouts that have none of these."""
     copy_tokenizer(checkpoint.directory, directory)
-    generation = checkpoint.directory / _GENERATION_FILE
+    generation = checkpoint.directory / GENERATION_FILE
     added, ids = checkpoint.added, checkpoint.facts.special_ids
     if generation.is_file():
-        write_json(directory / _GENERATION_FILE, {**read_json(generation), **ids})
+        write_json(directory / GENERATION_FILE, {**read_json(generation), **ids})
     if added is not None:
         if added.rows:
             remove_added_tokens(directory, added.base)

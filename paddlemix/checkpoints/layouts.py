@@ -20,10 +20,12 @@ from paddlemix.checkpoints.config_keys import (
     LANGUAGE_KEYS,
     ORIGINAL_KEYS,
     OURS_KEYS,
+    PROCESSOR_KEYS,
     TEMPLATE_KEY,
     TEXT_KEYS,
     VISION_KEYS,
 )
+from paddlemix.checkpoints.endings import declared_ends
 from paddlemix.checkpoints.families import FAMILIES, LLAVA_ARCHITECTURES, find_family, read_text
 from paddlemix.checkpoints.files import read_json
 from paddlemix.checkpoints.keymap import (
@@ -35,14 +37,14 @@ from paddlemix.checkpoints.keymap import (
     PADDLEMIX,
     KeyMap,
 )
-from paddlemix.checkpoints.pixels import PREPROCESSOR_FILE, read_pixels
+from paddlemix.checkpoints.pixels import check_hf_processor, exchange_sides, read_pixels, same_pinpoints
 from paddlemix.checkpoints.towers import CLIP_FORM, TOWER_FORMS
 from paddlemix.checkpoints.xtuner import conversion_hint, has_adapters
 from paddlemix.declared import Keys, items, take, without_null
 from paddlemix.declared import text as text_rule
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionConfig, pick_fields
-from paddlemix.processors.image import parse_pinpoints
+from paddlemix.processors.declared_template import choose_template
 from paddlemix.processors.llava import PROCESSOR_FILE
 
 CONFIG_FILE, ADAPTER_FILE, PEFT_ADAPTER_FILE = "config.json", "lora_config.json", "adapter_config.json"
@@ -167,8 +169,10 @@ def _read_ours(config: Mapping[str, Any], directory: Path, where: str) -> Layout
     if vision is not None:
         vision = take(vision, VISION_KEYS, f"{where}: vision_config")
     processor_path = directory / PROCESSOR_FILE
-    processor = read_json(processor_path) if processor_path.is_file() else {}
+    processor = take(read_json(processor_path), PROCESSOR_KEYS, str(processor_path)) if processor_path.is_file() else {}
     layout_config = LlavaConfig.from_dict({**values, "text_config": text, "vision_config": vision})
+    ends = declared_ends(values, directory, layout_config.text.vocab_size)
+    processor = {**({"eos_token_id": ends} if ends else {}), **processor}
     return Layout("paddlemix", layout_config, (OURS,), processor)
 
 
@@ -185,7 +189,7 @@ def _read_original(config: Mapping[str, Any], directory: Path, where: str) -> La
         image_newline="unpad" in merge_type,
     )
     processor = {
-        "chat_template": _template(values, text),
+        **_text_values(values, text, directory, None if text.model_type == "qwen2" else _LLAVA_SPELLING),
         "image_aspect_ratio": values.get("image_aspect_ratio") or "square",
         "mm_patch_merge_type": merge_type,
         "mm_vision_select_feature": layout_config.mm_vision_select_feature,
@@ -204,28 +208,18 @@ def _read_original(config: Mapping[str, Any], directory: Path, where: str) -> La
     )
 
 
-def same_pinpoints(in_config: Any, in_preprocessor: Any) -> dict[str, Any]:
-    """The grids that both files name: one decides the tiles, the other the order of their features.
-
-    Raises:
-        UserError: they name different ones.
-    """
-    lists = [value for value in (in_config, in_preprocessor) if isinstance(value, list)]
-    if len(lists) == 2 and sorted(lists[0]) != sorted(lists[1]):
-        raise UserError(f"image_grid_pinpoints {lists[0]} is not what {PREPROCESSOR_FILE} has, {lists[1]}")
-    value = in_config if in_config is not None else in_preprocessor
-    return {"image_grid_pinpoints": value}
-
-
 def _read_hf(config: Mapping[str, Any], directory: Path, where: str) -> Layout:
     values = take(config, HF_KEYS, where)
     next_generation = values["model_type"] == "llava_next"
-    feature = {"default": "patch", "full": "cls_patch"}[values.get("vision_feature_select_strategy", "default")]
+    strategy = values.get("vision_feature_select_strategy", "default")
+    feature = {"default": "patch", "full": "cls_patch"}[strategy]
     vision = take(values.get("vision_config", {}), HF_VISION_KEYS, f"{where}: vision_config")
+    tower = pick_fields(VisionConfig, {**_HF_TOWER, **vision})
+    check_hf_processor(directory, tower.patch_size, strategy)
     text = {"tie_word_embeddings": values.get("tie_word_embeddings", False), **without_null(values["text_config"])}
     layout_config = LlavaConfig(
         text=read_text({**values["text_config"], **text}, where=f"{where}: text_config"),
-        vision=pick_fields(VisionConfig, {**_HF_TOWER, **vision}),
+        vision=tower,
         mm_projector_type="mlp2x_gelu",
         mm_vision_select_layer=values.get("vision_feature_layer", -2),
         mm_vision_select_feature=feature,
@@ -234,33 +228,18 @@ def _read_hf(config: Mapping[str, Any], directory: Path, where: str) -> Layout:
     pixels = {**CLIP_FORM.pixels(), **read_pixels(directory)}
     pinpoints = same_pinpoints(values.get("image_grid_pinpoints"), pixels.get("image_grid_pinpoints"))
     processor = {
-        "chat_template": _template(values, layout_config.text),
+        **_text_values({**without_null(values["text_config"]), **values}, layout_config.text, directory),
         # LLaVA-1.5 was trained on padded images
         "image_aspect_ratio": "anyres" if next_generation else "pad",
         "mm_patch_merge_type": "spatial_unpad" if next_generation else "flat",
         "mm_vision_select_feature": feature,
-        **tower_sizes(layout_config.vision or VisionConfig()),
+        **tower_sizes(tower),
         **pixels,
         "image_grid_pinpoints": exchange_sides(pinpoints["image_grid_pinpoints"]),
     }
     if "image_aspect_ratio" in values:  # what our own conversion wrote
         processor["image_aspect_ratio"] = values["image_aspect_ratio"]
     return Layout("hf", layout_config, (HF_OLD, HF_NEW), processor)
-
-
-def exchange_sides(pinpoints: Any) -> list[list[int]] | None:
-    """Grids of llava-hf, (height, width), as ours, (width, height), or back.
-
-    A list that holds every grid both ways, as that of LLaVA-1.6 does, stays as it is: llava-hf's files took it over
-    unchanged, and its order decides ties.
-    """
-    if pinpoints is None:
-        return None
-    if isinstance(pinpoints, str):
-        pinpoints = [list(pair) for pair in parse_pinpoints(pinpoints, 1)]
-    turned = [[second, first] for first, second in pinpoints]
-    same = sorted(turned) == sorted([first, second] for first, second in pinpoints)
-    return [list(pinpoint) for pinpoint in pinpoints] if same else turned
 
 
 def _read_language(config: Mapping[str, Any], directory: Path, where: str) -> Layout:
@@ -271,15 +250,23 @@ def _read_language(config: Mapping[str, Any], directory: Path, where: str) -> La
         "language",
         LlavaConfig(text=text),
         (family.keymap, PADDLEMIX),  # PaddleNLP writes the same config.json with its own names of weights
-        {"chat_template": _template(values, text)},
+        _text_values(values, text, directory),
         fused=family.fused,
     )
 
 
-def _template(config: Mapping[str, Any], text: DecoderConfig) -> str:
-    """The conversation template that the files name, else that of the language model's family: LLaVA's and the
-    families' own files do not say."""
-    return config.get(TEMPLATE_KEY) or FAMILIES[text.model_type].template
+# LLaVA trains every ChatML model on its own spelling, whatever the tokenizer says.  Source: llava/eval/run_llava.py
+_LLAVA_SPELLING = {"qwen_1_5": "chatml_direct"}
+
+
+def _text_values(
+    config: Mapping[str, Any], text: DecoderConfig, directory: Path, variants: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The conversation template that the files name, else the one that their chat template resembles, else that of the
+    language model's family: LLaVA's and the families' own files do not say.  And the tokens that end an answer."""
+    template = config.get(TEMPLATE_KEY) or choose_template(directory, FAMILIES[text.model_type].template, variants)
+    ends = declared_ends(config, directory, text.vocab_size)
+    return {"chat_template": template, **({"eos_token_id": ends} if ends else {})}
 
 
 def _read_tower(config: Mapping[str, Any], directory: Path, where: str) -> Layout:

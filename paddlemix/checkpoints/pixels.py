@@ -1,4 +1,4 @@
-"""preprocessor_config.json in our terms: how a model's pictures are resized, cropped and normalised.
+"""preprocessor_config.json, and processor_config.json of llava-hf, in our terms: how pictures are made ready.
 
 What transformers' CLIPImageProcessor, LlavaImageProcessor and LlavaNextImageProcessor compute is computed; the rest is
 refused by name.  Knows no config.json.
@@ -14,6 +14,8 @@ from paddlemix.checkpoints.config_keys import PINPOINTS
 from paddlemix.checkpoints.files import read_json
 from paddlemix.declared import Keys, choice, either, flag, integer, items, key_names, mapping, number, take
 from paddlemix.errors import UserError
+from paddlemix.processors.image import parse_pinpoints
+from paddlemix.processors.llava import PROCESSOR_FILE
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 _CLASSES = [
@@ -49,13 +51,28 @@ KEYS = Keys(
         """
     ),
 )
+# processor_config.json of transformers' LlavaProcessor and LlavaNextProcessor
+HF_PROCESSOR_KEYS = Keys(
+    {
+        "patch_size": _SIDE,
+        "vision_feature_select_strategy": choice("default", "full"),
+        "num_additional_image_tokens": choice(1, because="CLIP's class token"),
+    },
+    {},
+    key_names("auto_map chat_template image_processor image_token processor_class tokenizer video_processor"),
+)
 _SIZE_KEYS = Keys({"height": _SIDE, "width": _SIDE, "shortest_edge": _SIDE})
 
 
-def find_preprocessor(directory: Path) -> Path | None:
-    """The file of a directory; PaddleMIX keeps one for training and one for inference in folders of their own."""
-    places = (directory, directory / "processor" / "eval", directory / "processor" / "train")
-    return next((place / PREPROCESSOR_FILE for place in places if (place / PREPROCESSOR_FILE).is_file()), None)
+def _declared(directory: Path) -> tuple[dict[str, Any], str] | None:
+    """What a directory says about pictures, and where: PaddleMIX keeps a file for training and one for inference in
+    folders of their own, transformers 5 has it inside `processor_config.json`."""
+    for place in (directory, directory / "processor" / "eval", directory / "processor" / "train"):
+        if (place / PREPROCESSOR_FILE).is_file():
+            return read_json(place / PREPROCESSOR_FILE), str(place / PREPROCESSOR_FILE)
+    path = directory / PROCESSOR_FILE
+    inner = read_json(path).get("image_processor") if path.is_file() else None
+    return None if inner is None else (inner, f"{path}: image_processor")
 
 
 def read_pixels(directory: Path) -> dict[str, Any]:
@@ -68,14 +85,15 @@ def read_pixels(directory: Path) -> dict[str, Any]:
     Raises:
         UserError: a value is not allowed, or asks for what is not computed.
     """
-    path = find_preprocessor(directory)
-    if path is None:
+    declared = _declared(directory)
+    if declared is None:
         return {}
-    found = take(read_json(path), KEYS, str(path))
+    values, where = declared
+    found = take(values, KEYS, where)
     try:
         return _pixels(found)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{where}: {error}") from error
 
 
 def _pixels(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,3 +138,49 @@ def _sides(value: Any, key: str) -> dict[str, int]:
     if sides.keys() not in ({"shortest_edge"}, {"height", "width"}) or sides.get("height") != sides.get("width"):
         raise UserError(f'{key} is {value}; supported: a number, "shortest_edge", or equal "height" and "width"')
     return sides
+
+
+def check_hf_processor(directory: Path, patch_size: int, strategy: str) -> None:
+    """Whether a llava-hf processor counts as many tokens for a picture as its model has features.
+
+    Args:
+        patch_size, strategy: what config.json says.
+
+    Raises:
+        UserError: `processor_config.json` says something else, or what is not supported.
+    """
+    path = directory / PROCESSOR_FILE
+    if not path.is_file():
+        return
+    found = take(read_json(path), HF_PROCESSOR_KEYS, str(path))
+    for key, value in {"patch_size": patch_size, "vision_feature_select_strategy": strategy}.items():
+        if found.get(key, value) != value:
+            raise UserError(f"{path}: {key} is {found[key]!r}, but config.json has {value!r}")
+
+
+def same_pinpoints(in_config: Any, in_preprocessor: Any) -> dict[str, Any]:
+    """The grids that both files name: one decides the tiles, the other the order of their features.
+
+    Raises:
+        UserError: they name different ones.
+    """
+    lists = [value for value in (in_config, in_preprocessor) if isinstance(value, list)]
+    if len(lists) == 2 and sorted(lists[0]) != sorted(lists[1]):
+        raise UserError(f"image_grid_pinpoints {lists[0]} is not what {PREPROCESSOR_FILE} has, {lists[1]}")
+    value = in_config if in_config is not None else in_preprocessor
+    return {"image_grid_pinpoints": value}
+
+
+def exchange_sides(pinpoints: Any) -> list[list[int]] | None:
+    """Grids of llava-hf, (height, width), as ours, (width, height), or back.
+
+    A list that holds every grid both ways, as that of LLaVA-1.6 does, stays as it is: llava-hf's files took it over
+    unchanged, and its order decides ties.
+    """
+    if pinpoints is None:
+        return None
+    if isinstance(pinpoints, str):
+        pinpoints = [list(pair) for pair in parse_pinpoints(pinpoints, 1)]
+    turned = [[second, first] for first, second in pinpoints]
+    same = sorted(turned) == sorted([first, second] for first, second in pinpoints)
+    return [list(pinpoint) for pinpoint in pinpoints] if same else turned

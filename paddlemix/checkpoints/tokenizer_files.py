@@ -5,11 +5,10 @@ Everything else is copied as it is.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from paddlemix.checkpoints.files import write_json
+from paddlemix.checkpoints.files import read_json, write_json
 from paddlemix.checkpoints.vocabulary import IMAGE_TOKEN, PAD_TOKEN
 from paddlemix.processors.tokenizer import TOKENIZER_FILES
 
@@ -39,7 +38,7 @@ def remove_added_tokens(directory: Path, base: int) -> None:
         return index < base
 
     def from_config(values: dict[str, Any]) -> None:
-        declared = values.get("added_tokens_decoder", {})
+        declared = values.get("added_tokens_decoder") or {}
         kept = {index: token for index, token in declared.items() if keep(token["content"], int(index))}
         if declared:
             values["added_tokens_decoder"] = kept
@@ -70,7 +69,16 @@ def _forget(values: dict[str, Any], removed: set[str]) -> None:
     unknown = values.get("unk_token")
     if "pad_token" not in values and unknown is not None:
         values["pad_token"] = unknown
-    values.pop("extra_special_tokens", None)
+    extra = values.pop("extra_special_tokens", None)
+    if isinstance(extra, list):  # as transformers 5 writes them; transformers 4 has names for them
+        values["extra_special_tokens"] = [token for token in extra if _content(token) not in removed]
+    several = values.get("additional_special_tokens")
+    if isinstance(several, list):
+        values["additional_special_tokens"] = [token for token in several if _content(token) not in removed]
+
+
+def _content(token: Any) -> Any:
+    return token.get("content") if isinstance(token, dict) else token
 
 
 def declare_added_tokens(directory: Path, image_token: int) -> None:
@@ -78,7 +86,7 @@ def declare_added_tokens(directory: Path, image_token: int) -> None:
     tokens = {IMAGE_TOKEN: image_token, PAD_TOKEN: image_token + 1}
 
     def in_config(values: dict[str, Any]) -> None:
-        declared = values.setdefault("added_tokens_decoder", {})
+        declared = values["added_tokens_decoder"] = values.get("added_tokens_decoder") or {}
         declared |= {str(index): {"content": token, **_FLAGS} for token, index in tokens.items()}
         values |= {
             "pad_token": PAD_TOKEN,
@@ -103,6 +111,6 @@ def declare_added_tokens(directory: Path, image_token: int) -> None:
 def _change(path: Path, change: Any, create: bool = False) -> None:
     if not path.is_file() and not create:
         return
-    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"tokenizer_class": "LlamaTokenizer"}
+    values = read_json(path) if path.is_file() else {"tokenizer_class": "LlamaTokenizer"}
     change(values)
     write_json(path, values)

@@ -7,7 +7,6 @@ Source: transformers' convert_llava_weights_to_hf.py, which pads 32000 rows to 3
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from paddlemix.checkpoints.config_keys import BASE_KEY
 from paddlemix.checkpoints.files import read_metadata, read_safetensors
 from paddlemix.checkpoints.tensors import TensorEntry, array_entry, convert, converted, joined, selected
+from paddlemix.declared import read_object, without_null
 
 HF_VOCABULARY_FILE = "hf_vocabulary.safetensors"
 IMAGE_TOKEN, PAD_TOKEN = "<image>", "<pad>"
@@ -61,6 +61,7 @@ def take_off(
         tensors: under our names.
         vocab_size: rows of its embedding.
     """
+    config = without_null(config)
     image_token = int(config.get("image_token_index", config.get("image_token_id", vocab_size)))
     base = int(config.get(BASE_KEY) or _declared_base(directory, image_token, vocab_size))
     kept, rows = dict(tensors), {}
@@ -108,7 +109,7 @@ def read_added_tokens(directory: Path) -> dict[str, int]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return without_null(read_object(path)) if path.is_file() else {}
 
 
 def read_carried_vocabulary(directory: Path, vocab_size: int) -> HfVocabulary | None:

@@ -54,9 +54,9 @@ class Ending:
 
 
 def ending_of(processor: LlavaProcessor, stop: Sequence[str] = ()) -> Ending:
-    """The tokenizer's end of sequence, what the template says, and further texts."""
+    """The tokenizer's end of sequence, those that the model's files declare, the template's, and further texts."""
     tokenizer, template = processor.tokenizer, processor.template
-    ids, texts = {tokenizer.eos_token_id}, []
+    ids, texts = {tokenizer.eos_token_id, *processor.end_ids}, []
     for end in (template.end, *template.stop):
         special = next((token for token in SPECIAL_TOKENS if end.startswith(token)), None)
         index = tokenizer.special_id(special) if special is not None else None

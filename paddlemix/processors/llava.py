@@ -53,6 +53,7 @@ class LlavaProcessor:
         tokenizer: of the language model.
         template: how conversations are written; stored with the checkpoint.
         image_spec: how images become tiles and tokens.
+        end_ids: tokens that end an answer, besides what the tokenizer and the template say.
         image_markers: the model's `mm_use_im_start_end`: `<im_start>` and `<im_end>` stand around every image, whatever
             the template.
     """
@@ -61,6 +62,7 @@ class LlavaProcessor:
     template: Template
     image_spec: ImageSpec
     image_markers: bool = False
+    end_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.image_markers:
@@ -249,6 +251,7 @@ class LlavaProcessor:
             "image_mean": list(spec.mean),
             "image_std": list(spec.std),
             **pixel_options(spec),
+            **({"eos_token_id": list(self.end_ids)} if set(self.end_ids) - {self.tokenizer.eos_token_id} else {}),
         }
 
 
@@ -330,4 +333,5 @@ def processor_from_dict(values: dict[str, Any], directory: str | Path) -> LlavaP
         template=template,
         image_spec=spec,
         image_markers=bool(values.get("mm_use_im_start_end")),
+        end_ids=tuple(values.get("eos_token_id") or ()),
     )

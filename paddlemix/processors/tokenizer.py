@@ -14,16 +14,16 @@ Source: transformers' LlamaTokenizer (legacy and non-legacy prefix rule); Intern
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from paddlemix.cache import cache_key
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.lfs import refuse_pointer
+from paddlemix.log import logger
 from paddlemix.processors.added_tokens import added_tokens
 from paddlemix.processors.text_encoders import (
     SPACE,
@@ -33,6 +33,7 @@ from paddlemix.processors.text_encoders import (
     SentencePieceRules,
 )
 from paddlemix.processors.tiktoken_files import read_tiktoken
+from paddlemix.processors.tokenizer_keys import loading_options, read_tokenizer_config
 
 TOKENIZER_FILES = (
     "tokenizer.model",
@@ -202,24 +203,48 @@ def _is_sentencepiece(path: Path) -> bool:
 def _load_sentencepiece(directory: Path) -> Any:
     from transformers import LlamaTokenizer
 
-    options: dict[str, Any] = {} if (directory / "tokenizer_config.json").is_file() else {"legacy": False}
+    declared = read_tokenizer_config(directory)
+    options = loading_options(declared, LlamaTokenizer.__init__)
+    if not declared:
+        options["legacy"] = False
+        _tell_legacy(directory)
     return LlamaTokenizer.from_pretrained(str(directory), local_files_only=True, **options)
+
+
+@cache
+def _tell_legacy(directory: Path) -> None:
+    logger.warning(
+        "%s has no tokenizer_config.json: text is encoded by the newer rule of Llama's vocabularies (legacy false), as "
+        "Vicuna's files declare it, where transformers would take the older one; copy the file from the base model",
+        directory,
+    )
 
 
 def _load_fast(directory: Path) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    path = directory / "tokenizer_config.json"
-    declared = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if not (directory / _FAST).is_file():
-        if "tokenizer_class" not in declared:
-            raise UserError(
-                f"vocab.json in {directory} does not say how text is cut into words; add tokenizer_config.json of the "
-                'base model, or at least its "tokenizer_class", such as Qwen2Tokenizer'
-            )
-    elif "AutoTokenizer" in declared.get("auto_map", {}):  # its class comes as code with the checkpoint
-        return PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
-    return AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+    declared = read_tokenizer_config(directory)
+    kind = _fast_class(declared.get("tokenizer_class"))
+    has_json, with_code = (directory / _FAST).is_file(), "AutoTokenizer" in (declared.get("auto_map") or {})
+    if not has_json and declared.get("tokenizer_class") is None:
+        raise UserError(
+            f"vocab.json in {directory} does not say how text is cut into words; add tokenizer_config.json of the "
+            'base model, or at least its "tokenizer_class", such as Qwen2Tokenizer'
+        )
+    # a class that comes as code with the checkpoint, or one of a later transformers, says nothing beyond tokenizer.json
+    if has_json and (with_code or (kind is None and declared.get("tokenizer_class") is not None)):
+        options = loading_options(declared, PreTrainedTokenizerFast.__init__)
+        return PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True, **options)
+    options = loading_options(declared, (kind or PreTrainedTokenizerFast).__init__)
+    return AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False, **options)
+
+
+def _fast_class(name: str | None) -> Any:
+    """The class of transformers over tokenizer.json that goes by a name, None where there is none."""
+    from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+
+    names = () if name is None else (name, f"{name}Fast") if name.endswith("Fast") else (f"{name}Fast", name)
+    return next((found for found in map(tokenizer_class_from_name, names) if found is not None), None)
 
 
 def _adds_bos(hf_tokenizer: Any) -> bool:

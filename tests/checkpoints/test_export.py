@@ -23,7 +23,9 @@ from paddlemix.checkpoints.tensors import convert
 from paddlemix.checkpoints.verified import Conversion
 from paddlemix.checkpoints.vocabulary import HF_VOCABULARY_FILE
 from paddlemix.errors import MissingFileError, UserError
+from paddlemix.generation.ending import ending_of
 from paddlemix.models.configuration import LlavaConfig
+from paddlemix.processors.llava import PIXEL_OPTIONS
 from paddlemix.tools.convert_checkpoint import main, parse_size
 from tests.tiny_models import GOLDEN, GOLDEN_MODELS, tiny_text
 
@@ -145,6 +147,46 @@ def test_tokenizer_template_and_added_rows_travel(tmp_path: Path, with_tokenizer
         assert after.processor.tokenizer.encode(sentence) == before.processor.tokenizer.encode(sentence)
     assert len(after.processor.tokenizer) == rows
     assert bits(chain(ours, tmp_path / "again", "llava", "paddlemix", "hf")) == bits(hf)
+
+
+def test_every_end_of_an_answer_travels(tmp_path: Path, with_tokenizer: Path) -> None:
+    """config.json names one, generation_config.json three, which count; from every layout into every layout."""
+
+    def ends(directory: Path) -> set[int]:
+        processor = load_pretrained(directory).processor
+        assert processor is not None
+        return set(ending_of(processor).ids)
+
+    change(with_tokenizer, eos_token_id=2)
+    assert ends(with_tokenizer) == {2}
+    write_json(with_tokenizer / "generation_config.json", {"eos_token_id": [2, 7, 9], "temperature": 0.2})
+    assert ends(with_tokenizer) == {2, 7, 9}
+    start = with_tokenizer
+    for number, to in enumerate(("hf", "llava", "paddlemix", "hf", "paddlemix", "llava")):
+        start = chain(start, tmp_path / str(number), to)
+        config = read_json(start / "config.json")
+        assert config.get("text_config", config).get("eos_token_id", config.get("eos_token_id")) == [2, 7, 9], to
+        generation = read_json(start / "generation_config.json")
+        assert (generation["eos_token_id"], generation["temperature"]) == ([2, 7, 9], 0.2), to
+    assert ends(start) == ends(tmp_path / "3" / "0-hf") == {2, 7, 9}
+    save_model(load_pretrained(tmp_path / "4" / "0-paddlemix"), tmp_path / "saved")
+    assert ends(tmp_path / "saved") == {2, 7, 9}
+    assert ends(chain(tmp_path / "saved", tmp_path / "after", "hf")) == {2, 7, 9}
+
+
+def test_pixels_unlike_clips_travel(tmp_path: Path, with_tokenizer: Path) -> None:
+    tower = with_tokenizer / "vision_tower" / "preprocessor_config.json"
+    write_json(tower, {**read_json(tower), "resample": 2, "rescale_factor": 0.01, "size": {"shortest_edge": 40}})
+    wanted = Source.open(with_tokenizer).processor
+    assert (wanted["resample"], wanted["rescale_factor"], wanted["size"]) == (2, 0.01, {"shortest_edge": 40})
+    hf = chain(with_tokenizer, tmp_path, "paddlemix", "llava", "hf")
+    for directory in (tmp_path / "0-paddlemix", tmp_path / "1-llava", hf):
+        found = Source.open(directory).processor
+        assert {key: found[key] for key in PIXEL_OPTIONS if key in found} == {
+            "resample": 2,
+            "rescale_factor": 0.01,
+            "size": {"shortest_edge": 40},
+        }
 
 
 def test_rows_of_llava_hf_come_off_only_where_its_tokenizer_declares_them(tmp_path: Path, with_tokenizer: Path) -> None:
