@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import paddle
+
 from paddlemix.checkpoints.adapter import AdapterFiles, fingerprint, read_adapter
 from paddlemix.checkpoints.adapter_fit import AdapterWeights, check_fit
 from paddlemix.checkpoints.base_check import check_base
@@ -36,6 +38,7 @@ from paddlemix.device import return_freed_memory
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.log import logger
 from paddlemix.models.configuration import LlavaConfig
+from paddlemix.models.fused import KernelSizes, choose_kernels
 from paddlemix.models.llava import LlavaModel
 from paddlemix.peft.lora import LoRAConfig, add_lora, linear_names
 from paddlemix.processors.chat_template import read_template
@@ -99,10 +102,21 @@ def load_pretrained(
             raise UserError(
                 f"{path} is a whole model, so the base '{base}' has no use; --model-base is for adapters: leave it out"
             )
-        return load_base(BaseSpec(model=str(path), quantize=quantize), dtype)
+        return _with_kernels(load_base(BaseSpec(model=str(path), quantize=quantize), dtype), dtype)
     adapter = read_adapter(directory)
     spec = base_of(adapter, base)
-    return apply_adapter(load_base(replace(spec, quantize=quantize or spec.quantize), dtype), adapter)
+    loaded = apply_adapter(load_base(replace(spec, quantize=quantize or spec.quantize), dtype), adapter)
+    return _with_kernels(loaded, dtype)
+
+
+def _with_kernels(loaded: Pretrained, dtype: str) -> Pretrained:
+    """The model, after the choice of fused kernels for it where the current device has some."""
+    device = paddle.get_device()
+    lines = choose_kernels(None, device, dtype, KernelSizes.of(loaded.model.config.text))
+    if device != "cpu":
+        for line in lines:
+            logger.info("%s", line)
+    return loaded
 
 
 def base_of(adapter: AdapterFiles, model: str | None = None) -> BaseSpec:

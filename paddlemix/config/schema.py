@@ -33,8 +33,10 @@ class ModelKeys:
         help="Precision of the weights in memory; null: what bf16, fp16 and fp16_opt_level ask for.",
         choices=("float32", "bfloat16", "float16"),
     )
-    use_flash_attention: bool = _model(
-        False, help="Use paddle's fused kernels where the device has them: attention, RMS norm, rotary positions."
+    use_flash_attention: bool | None = _model(
+        None,
+        help="Fused kernels for attention, RMS norm, rotary positions and gates: null takes those of the device that "
+        "compute what the plain forms do for this model, false none.",
     )
     image_aspect_ratio: str | None = _model(
         None,

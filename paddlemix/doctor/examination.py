@@ -197,7 +197,7 @@ def _test_all(found: Examination, names: list[str]) -> None:
             if reasons[dtype] is not None:
                 what = f"{name} should compute in {dtype}, and does not: {reasons[dtype]}"
                 found.add([Problem(what, "use another precision (bf16, fp16), or update driver and plugin")])
-        if kind_of(name) == "gpu":
-            lines += [f"{name}: {line}" for line in choose_kernels(True, name, "float16")]
+        if kind_of(name) != "cpu":
+            lines += [f"{name}: {line}" for line in choose_kernels(None, name, "float16")]
             use_plain_kernels()
     select_device("cpu")

@@ -22,6 +22,7 @@ from paddlemix.models import compiled, compiled_library
 from paddlemix.models.attention import MASKED, rotary_tables
 from paddlemix.models.cache import KVCache
 from paddlemix.models.decoder import Decoder, DecoderLayer
+from paddlemix.models.fused import chosen, suits, suits_type
 from paddlemix.models.layers import RMSNorm, product
 from paddlemix.models.operators import on_cpu
 from paddlemix.models.rotary import Rope
@@ -50,7 +51,8 @@ class _Step:
 
     Args:
         shape: (B, L).
-        query_table, key_table: cosines and sines, [B, L, H, E] and [B, L, K, E]; those of queries hold 1 / sqrt(E).
+        query_table, key_table: cosines and sines, [B, L, H, E] and [B, L, K, E], or [B, L, 1, E] for a fused kernel;
+            those of queries hold 1 / sqrt(E).
         half_turn: [E, E], see `rotary_tables`.
         bias: float32, added to scores [B, K, H / K * L, R]: hides padding, the future and what is not written.
     """
@@ -120,11 +122,12 @@ class CachedDecoder:
         angles, half_turn = self._tables(position_ids, dtype)
         scale = 1.0 / math.sqrt(self._head_size)
         groups = self._heads // self._key_value_heads
+        fused = chosen().rotary is not None and suits_type(dtype)
         return _Step(
             cache=cache,
             shape=(position_ids.shape[0], position_ids.shape[1]),
-            query_table=_spread(angles, self._heads, scale, dtype),
-            key_table=_spread(angles, self._key_value_heads, 1.0, dtype),
+            query_table=_spread(angles, 1 if fused else self._heads, scale, dtype),
+            key_table=_spread(angles, 1 if fused else self._key_value_heads, 1.0, dtype),
             half_turn=half_turn,
             bias=paddle.to_tensor(_hidden(position_ids, cache.length, cache.room, groups, self._window)),
         )
@@ -160,7 +163,7 @@ class _CachedLayer:
         """[B * L, D] -> [B * L, D]."""
         hidden = hidden + self._output(self._attend(self._first_norm(hidden), step))
         normed = self._second_norm(hidden)
-        return hidden + self._down(functional.silu(self._gate(normed)) * self._up(normed))
+        return hidden + self._down(_gated(self._gate(normed), self._up(normed)))
 
     def run_compiled(self, hidden: paddle.Tensor, step: _CompiledStep) -> paddle.Tensor:
         """As a call."""
@@ -211,6 +214,9 @@ def _norm(norm: RMSNorm) -> Callable[[paddle.Tensor], paddle.Tensor]:
 
 def _normalise(weight: paddle.Tensor, epsilon: float, kept: dict[str, Any], hidden: paddle.Tensor) -> paddle.Tensor:
     """RMS norm of [n, D], in float32; on CPU means are products with ones that are made once."""
+    kernel = chosen().rms_norm
+    if kernel is not None and suits(hidden, weight):
+        return kernel(hidden, weight, epsilon)
     wide = hidden if hidden.dtype == paddle.float32 else hidden.astype("float32")
     if on_cpu(hidden):
         if "ones" not in kept:
@@ -222,7 +228,15 @@ def _normalise(weight: paddle.Tensor, epsilon: float, kept: dict[str, Any], hidd
     return (scaled if hidden.dtype == paddle.float32 else scaled.astype(hidden.dtype)) * weight
 
 
+def _gated(gate: paddle.Tensor, up: paddle.Tensor) -> paddle.Tensor:
+    kernel = chosen().swiglu
+    return kernel(gate, up) if kernel is not None and suits(gate, up) else functional.silu(gate) * up
+
+
 def _rotate(states: paddle.Tensor, table: _Table, half_turn: paddle.Tensor) -> paddle.Tensor:
+    kernel = chosen().rotary
+    if kernel is not None and suits(states, table[0]):
+        return kernel(states, *table)
     return states * table[0] + paddle.matmul(states, half_turn) * table[1]
 
 

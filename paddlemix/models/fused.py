@@ -1,10 +1,12 @@
-"""Paddle's fused kernels: which of them a run computes with.  Everything else asks `chosen()` and is plain otherwise.
+"""Fused kernels of the device: which of them a model computes with.  Everything else asks `chosen()`.
 
-A kernel is taken only where it was asked for, where paddle has it for the device, and where it gives what the plain
-form gives: values and gradients of a small case are compared when a run begins.  On CPU nothing is even tried, because
-paddle 3.3.1's fused RMS norm ends the process there; what a CPU has are the kernels of compiled.py, asked for or not.
-Paddle's kernels of this kind are for NVIDIA GPUs; those of the NPU plugin are operators of its own, which nothing here
-could be checked with, so an NPU computes the plain forms.
+A kernel is used only if the device has it and it computes what the plain form does: values and gradients of a small
+case of this model's head size and widths are compared when a model is loaded or a run begins.  Candidates are paddle's
+kernels on an NVIDIA GPU and the plugin's own operators on an Ascend NPU.  On CPU nothing is even tried, because paddle
+3.3.1's fused RMS norm ends the process there; a CPU has the kernels of compiled.py.
+
+Source: PaddleNLP 3.0.0b4, transformers/llama/fusion_ops.py, for names and arguments of the NPU's operators; what those
+compute was never seen here, so that the comparison alone decides.
 """
 
 from __future__ import annotations
@@ -18,14 +20,38 @@ import paddle
 from paddle.nn import functional
 
 from paddlemix.models import compiled_library
+from paddlemix.models.configuration import DecoderConfig
+from paddlemix.models.operators import repeat_heads
 
-DEVICES = ("gpu",)
 PRECISIONS = ("bfloat16", "float16")  # what paddle's flash attention takes
 _TOLERANCE = {"bfloat16": 4e-2, "float16": 5e-3, "float32": 1e-4}  # of the largest number, for values and gradients
-_HEADS, _KEY_HEADS, _WIDTH, _EPSILON = 4, 2, 64, 1e-5
+_EPSILON = 1e-5
 _LENGTHS = (37, 20, 7)
 
 Kernel = Callable[..., paddle.Tensor]
+
+
+@dataclass(frozen=True)
+class KernelSizes:
+    """What a kernel is tried with: some support certain sizes alone.
+
+    Args:
+        width: D of the hidden states that are normalised.
+        inner: width of the feed-forward part.
+        head_size: E.
+        groups: query heads of each key/value head.
+    """
+
+    width: int = 4096
+    inner: int = 11008
+    head_size: int = 128
+    groups: int = 1
+
+    @classmethod
+    def of(cls, text: DecoderConfig) -> KernelSizes:
+        """Those of a decoder."""
+        groups = text.num_attention_heads // text.key_value_heads
+        return cls(text.hidden_size, text.intermediate_size, text.head_size, groups)
 
 
 @dataclass(frozen=True)
@@ -38,12 +64,14 @@ class FusedKernels:
             causal within each of the n runs of T flat positions.
         rms_norm: (states [..., D], weight [D], epsilon) -> [..., D].
         rotary: (states [B, L, H, E], cosines, sines [B, L, 1, E]) -> [B, L, H, E].
+        swiglu: (gate [..., D], up [..., D]) -> silu(gate) * up.
     """
 
     attention: Kernel | None = None
     packed_attention: Kernel | None = None
     rms_norm: Kernel | None = None
     rotary: Kernel | None = None
+    swiglu: Kernel | None = None
 
 
 _NONE = FusedKernels()
@@ -58,35 +86,42 @@ def chosen() -> FusedKernels:
 def suits(*tensors: paddle.Tensor) -> bool:
     """Whether tensors are all of one precision that fused kernels take."""
     dtype = tensors[0].dtype
-    return all(tensor.dtype == dtype for tensor in tensors) and str(dtype).rpartition(".")[2] in PRECISIONS
+    return all(tensor.dtype == dtype for tensor in tensors) and suits_type(dtype)
 
 
-def choose_kernels(wanted: bool, device: str, dtype: str) -> list[str]:
+def suits_type(dtype: paddle.dtype) -> bool:
+    """Whether fused kernels compute in a precision."""
+    return str(dtype).rpartition(".")[2] in PRECISIONS
+
+
+def choose_kernels(wanted: bool | None, device: str, dtype: str, sizes: KernelSizes | None = None) -> list[str]:
     """Decides what `chosen` gives from now on.
 
     Args:
-        wanted: the run's `use_flash_attention`.
+        wanted: the run's `use_flash_attention`; None takes what the device has, False nothing.
         device: as paddle names it, current.
-        dtype: what the run computes in.
+        dtype: what is computed in.
+        sizes: of the model; None for those of a 7B.
 
     Returns:
-        The decision in words, a line for each kernel, or one where the plain forms are taken for all; on CPU
+        The decision in words: a line for each kernel, or one where the plain forms are used for all; on CPU
         `cpu_kernels`.
     """
     global _chosen
     _chosen = _NONE
-    if device.partition(":")[0] == "cpu":
-        unused = [f"use_flash_attention: paddle has fused kernels for {', '.join(DEVICES)}, not for cpu"]
+    kind = device.partition(":")[0]
+    if kind == "cpu":
+        unused = [f"use_flash_attention: paddle has fused kernels for {', '.join(_KERNELS)}, not for cpu"]
         return [cpu_kernels(), *(unused if wanted else [])]
-    if not wanted:
+    if wanted is False:
         return ["plain kernels (use_flash_attention false)"]
-    if device.partition(":")[0] not in DEVICES:
-        return [f"plain kernels: paddle has fused ones for {', '.join(DEVICES)}, not for {device}"]
+    if kind not in _KERNELS:
+        return [f"plain kernels: there are fused ones for {', '.join(_KERNELS)}, not for {device}"]
     if dtype not in PRECISIONS:
         return [f"plain kernels: fused ones compute in {' or '.join(PRECISIONS)}, not in {dtype}; set bf16 true"]
     lines = []
-    for name, kernel in _KERNELS.items():
-        reason = _why_not(name, kernel, dtype)
+    for name, kernel in _KERNELS[kind].items():
+        reason = _why_not(name, kernel, dtype, sizes or KernelSizes())
         lines.append(f"{name}: {'fused' if reason is None else f'plain, {reason}'}")
         if reason is None:
             _chosen = replace(_chosen, **{name: kernel})
@@ -131,23 +166,57 @@ def _fused_rotary(states: paddle.Tensor, cosines: paddle.Tensor, sines: paddle.T
     return rotate(row, **angles, use_neox_rotary_style=False)[0].reshape(states.shape)
 
 
-_KERNELS: dict[str, Kernel] = {
-    "attention": _flash_attention,
-    "packed_attention": _flash_packed,
-    "rms_norm": _fused_rms_norm,
-    "rotary": _fused_rotary,
+def _swiglu(gate: paddle.Tensor, up: paddle.Tensor) -> paddle.Tensor:
+    return paddle.incubate.nn.functional.swiglu(gate, up)
+
+
+def _npu(name: str, *arguments: Any) -> paddle.Tensor:
+    """An operator of the NPU plugin's own; an error where it has none of that name."""
+    return paddle.base.core.eager._run_custom_op(name, *arguments)[0]
+
+
+def _npu_attention(queries: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, causal: bool) -> paddle.Tensor:
+    # seed offset, mask, two more inputs; dropout, causal, softmax returned, inference, triangular mask, varying lengths
+    options = None, None, None, None, 0.0, causal, True, False, False, False
+    return _npu("flash_attention_npu", queries, keys, values, *options)
+
+
+def _npu_rms_norm(states: paddle.Tensor, weight: paddle.Tensor, epsilon: float) -> paddle.Tensor:
+    return _npu("rms_norm_npu", states, weight, epsilon)
+
+
+def _npu_rotary(states: paddle.Tensor, cosines: paddle.Tensor, sines: paddle.Tensor) -> paddle.Tensor:
+    """Every position of the batch as one long row, as the angles of its examples are those of a row."""
+    row, width = states.reshape([1, -1, *states.shape[2:]]), states.shape[-1]
+    angles = (part.reshape([1, -1, 1, width]) for part in (cosines, sines))
+    return _npu("fused_rope", row, *angles).reshape(states.shape)
+
+
+_KERNELS: dict[str, dict[str, Kernel]] = {
+    "gpu": {
+        "attention": _flash_attention,
+        "packed_attention": _flash_packed,
+        "rms_norm": _fused_rms_norm,
+        "rotary": _fused_rotary,
+        "swiglu": _swiglu,
+    },
+    "npu": {
+        "attention": _npu_attention,
+        "rms_norm": _npu_rms_norm,
+        "rotary": _npu_rotary,
+        "swiglu": _swiglu,
+    },
 }
-assert set(_KERNELS) == {field.name for field in fields(FusedKernels)}
 
 
-def _why_not(name: str, kernel: Kernel, dtype: str) -> str | None:
-    """Why a kernel cannot be used; None where it gives what the plain form gives."""
-    sizes, more, plain = _CASES[name]()
+def _why_not(name: str, kernel: Kernel, dtype: str, sizes: KernelSizes) -> str | None:
+    """Why a kernel cannot be used; None where it computes what the plain form does."""
+    shapes, more, plain = _CASES[name](sizes)
     try:
-        found = _values_and_gradients(kernel, sizes, more, dtype)
+        found = _values_and_gradients(kernel, shapes, more, dtype)
     except Exception as error:  # whatever a build that lacks the kernel raises
         return f"{type(error).__name__}: {str(error).strip().rpartition(chr(10))[2]}"
-    expected = _values_and_gradients(plain, sizes, more, "float32")
+    expected = _values_and_gradients(plain, shapes, more, "float32")
     for is_value, other in zip(found, expected, strict=True):
         difference = float(np.abs(is_value - other).max()) / max(float(np.abs(other).max()), 1e-6)
         if not difference <= _TOLERANCE[dtype]:
@@ -170,38 +239,53 @@ def _is_real(part: Any) -> bool:
     return isinstance(part, paddle.Tensor) and part.dtype == paddle.float32
 
 
-def _attention_case() -> tuple[list[list[int]], list[Any], Kernel]:
-    length = _LENGTHS[0]
-    return [[2, length, heads, _WIDTH] for heads in (_HEADS, _KEY_HEADS, _KEY_HEADS)], [True], _plain_attention
+_Case = tuple[list[list[int]], list[Any], Kernel]  # shapes of the inputs, further arguments, the plain form
+_KEY_HEADS = 2
 
 
-def _packed_case() -> tuple[list[list[int]], list[Any], Kernel]:
+def _heads(sizes: KernelSizes) -> tuple[int, int, int]:
+    """Of queries, keys and values."""
+    return _KEY_HEADS * sizes.groups, _KEY_HEADS, _KEY_HEADS
+
+
+def _attention_case(sizes: KernelSizes) -> _Case:
+    return [[2, _LENGTHS[0], heads, sizes.head_size] for heads in _heads(sizes)], [True], _plain_attention
+
+
+def _packed_case(sizes: KernelSizes) -> _Case:
     starts = paddle.to_tensor(np.cumsum((0, *_LENGTHS)), dtype="int32")
-    sizes = [[sum(_LENGTHS), heads, _WIDTH] for heads in (_HEADS, _KEY_HEADS, _KEY_HEADS)]
-    return sizes, [starts, max(_LENGTHS)], _plain_packed
+    shapes = [[sum(_LENGTHS), heads, sizes.head_size] for heads in _heads(sizes)]
+    return shapes, [starts, max(_LENGTHS)], _plain_packed
 
 
-def _rms_norm_case() -> tuple[list[list[int]], list[Any], Kernel]:
-    return [[2, 5, 8 * _WIDTH], [8 * _WIDTH]], [_EPSILON], _plain_rms_norm
+def _rms_norm_case(sizes: KernelSizes) -> _Case:
+    return [[2, 5, sizes.width], [sizes.width]], [_EPSILON], _plain_rms_norm
 
 
-def _rotary_case() -> tuple[list[list[int]], list[Any], Kernel]:
-    angles = np.tile(np.random.default_rng(1).uniform(0, 6, [2, 5, 1, _WIDTH // 2]).astype(np.float32), 2)
-    tables = [paddle.to_tensor(np.cos(angles)), paddle.to_tensor(np.sin(angles))]
-    return [[2, 5, _HEADS, _WIDTH]], tables, _plain_rotary
+def _rotary_case(sizes: KernelSizes) -> _Case:
+    """Two rows whose positions differ, as those of packed rows do."""
+    angles = np.random.default_rng(1).uniform(0, 6, [2, 5, 1, sizes.head_size // 2]).astype(np.float32)
+    tables = [paddle.to_tensor(np.tile(turn(angles), 2)) for turn in (np.cos, np.sin)]
+    return [[2, 5, _heads(sizes)[0], sizes.head_size]], tables, _plain_rotary
 
 
-_CASES: dict[str, Callable[[], tuple[list[list[int]], list[Any], Kernel]]] = {
+def _swiglu_case(sizes: KernelSizes) -> _Case:
+    return [[2, 5, sizes.inner]] * 2, [], lambda gate, up: functional.silu(gate) * up
+
+
+_CASES: dict[str, Callable[[KernelSizes], _Case]] = {
     "attention": _attention_case,
     "packed_attention": _packed_case,
     "rms_norm": _rms_norm_case,
     "rotary": _rotary_case,
+    "swiglu": _swiglu_case,
 }
+assert set(_CASES) == {field.name for field in fields(FusedKernels)}
 
 
 def _plain_attention(queries: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, causal: bool) -> paddle.Tensor:
     groups, length = queries.shape[2] // keys.shape[2], queries.shape[1]
-    keys, values = (part.repeat_interleave(groups, axis=2) for part in (keys, values))
+    keys, values = (repeat_heads(part, groups) for part in (keys, values))
     queries, keys, values = (part.transpose([0, 2, 1, 3]) for part in (queries, keys, values))
     scores = paddle.matmul(queries, keys, transpose_y=True) * queries.shape[-1] ** -0.5
     if causal:

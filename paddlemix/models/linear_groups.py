@@ -14,6 +14,7 @@ from paddle import nn
 from paddle.autograd import PyLayer
 
 from paddlemix.models import compiled, compiled_library
+from paddlemix.models.fused import chosen, suits
 from paddlemix.models.kernels import GatedFunction, only, trains
 from paddlemix.models.layers import RMSNorm, apply_linear
 
@@ -21,7 +22,8 @@ from paddlemix.models.layers import RMSNorm, apply_linear
 def normed_linears(norm: RMSNorm, layers: Sequence[nn.Layer], inputs: paddle.Tensor) -> list[paddle.Tensor]:
     """Several linear layers of norm(inputs), [..., in] -> [..., out] each."""
     weights = [layer.weight for layer in layers if _is_plain(layer)]
-    if len(weights) == len(layers) and _trains_compiled(inputs, norm.weight, *weights):
+    fused = chosen().rms_norm is not None
+    if not fused and len(weights) == len(layers) and _trains_compiled(inputs, norm.weight, *weights):
         return list(_NormedLinearsFunction.apply(inputs, norm.weight, norm.epsilon, *weights))
     normed = norm(inputs)
     return [apply_linear(layer, normed) for layer in layers]
@@ -29,9 +31,15 @@ def normed_linears(norm: RMSNorm, layers: Sequence[nn.Layer], inputs: paddle.Ten
 
 def gated_linear(layer: nn.Layer, gate: paddle.Tensor, up: paddle.Tensor) -> paddle.Tensor:
     """A linear layer of silu(gate) * up, [..., in] -> [..., out]."""
-    if _is_plain(layer) and _trains_compiled(gate, up, layer.weight):
+    if chosen().swiglu is None and _is_plain(layer) and _trains_compiled(gate, up, layer.weight):
         return _GatedLinearFunction.apply(gate, up, layer.weight)
-    return apply_linear(layer, GatedFunction.apply(gate, up))
+    return apply_linear(layer, gated(gate, up))
+
+
+def gated(gate: paddle.Tensor, up: paddle.Tensor) -> paddle.Tensor:
+    """silu(gate) * up, twice [..., D] -> [..., D]."""
+    kernel = chosen().swiglu
+    return kernel(gate, up) if kernel is not None and suits(gate, up) else GatedFunction.apply(gate, up)
 
 
 def _is_plain(layer: nn.Layer) -> bool:

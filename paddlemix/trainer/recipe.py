@@ -23,6 +23,7 @@ from paddlemix.device import check_dtype, report_settings, select_device, set_se
 from paddlemix.errors import Stopped, UserError
 from paddlemix.log import logger, process_rank
 from paddlemix.memory import out_of_memory_explained
+from paddlemix.models.fused import KernelSizes, choose_kernels
 from paddlemix.peft.lora import add_lora
 from paddlemix.processors.llava import LlavaProcessor
 from paddlemix.trainer.answering import Answerer, AnswerScores
@@ -58,7 +59,7 @@ from paddlemix.trainer.same_recipe import check_same_recipe
 from paddlemix.trainer.sampling_callback import SAMPLES_FILE, ShowAnswers, sample_questions
 from paddlemix.trainer.saving import best_metric, saved_recipe
 from paddlemix.trainer.skipping import SkipLog
-from paddlemix.trainer.start_report import report_kernels, report_parts, report_sample
+from paddlemix.trainer.start_report import report_parts, report_sample
 from paddlemix.trainer.starting_point import base_spec, compute_dtype, processor_of_run, remedies, weight_dtype
 from paddlemix.trainer.trackers import TrackedArguments, resolve_trackers
 from paddlemix.trainer.trainer import LlavaTrainer, ModelWriter, RunData
@@ -168,7 +169,9 @@ def _add_training(config: RunConfig, spec: BaseSpec, loaded: Pretrained) -> tupl
 
 def _report_start(run: _Run) -> None:
     report_settings(run.device)
-    report_kernels(run.config.use_flash_attention, run.device, compute_dtype(run.config))
+    sizes = KernelSizes.of(run.loaded.model.config.text)
+    for line in choose_kernels(run.config.use_flash_attention, run.device, compute_dtype(run.config), sizes):
+        logger.info("%s", line)
     report_parts(run.loaded.model)
     if run.train is not None:
         report_sample(run.train.samples)

@@ -7,18 +7,11 @@ from collections.abc import Iterator
 
 from paddlemix.datasets.mixture import SampleDataset
 from paddlemix.log import logger, process_rank
-from paddlemix.models.fused import choose_kernels
 from paddlemix.models.llava import LlavaModel
 from paddlemix.processors.marking import Style, image_runs, marked_text
 from paddlemix.trainer.parts import count_parameters
 
 _TRIED, _SHOWN_LINES, _SHOWN_CHARACTERS = 20, 40, 2000
-
-
-def report_kernels(wanted: bool, device: str, dtype: str) -> None:
-    """Chooses the run's kernels, see `choose_kernels`, and logs the choice."""
-    for line in choose_kernels(wanted, device, dtype):
-        logger.info("%s", line)
 
 
 def report_parts(model: LlavaModel) -> None:

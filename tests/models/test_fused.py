@@ -14,14 +14,27 @@ import paddle
 import pytest
 from paddle.nn import functional
 
+from paddlemix.checkpoints import load
 from paddlemix.errors import UserError
 from paddlemix.models import compiled_library, fused
 from paddlemix.models.attention import CausalRuns, SegmentBiases, SegmentLengths, attention_bias, packed_segments
-from paddlemix.models.fused import FusedKernels, choose_kernels, chosen, cpu_kernels, use_plain_kernels
+from paddlemix.models.cache import KVCache
+from paddlemix.models.decoding import CachedDecoder
+from paddlemix.models.fused import (
+    FusedKernels,
+    KernelSizes,
+    choose_kernels,
+    chosen,
+    cpu_kernels,
+    use_plain_kernels,
+)
 from paddlemix.sample import Row
 from tests.models.test_packed import SPECS, collate, examples_of, losses_of, model_of
+from tests.tiny_models import draw
+from tests.tiny_world import World
 
-NAMES = ("attention", "packed_attention", "rms_norm", "rotary")
+NAMES = ("attention", "packed_attention", "rms_norm", "rotary", "swiglu")
+SMALL = KernelSizes(width=48, inner=40, head_size=16, groups=2)
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +106,23 @@ class StandIns:
         # the real kernel reads one row of angles for all rows of a batch
         return q * cos + turned * sin, k, v
 
+    def swiglu(self, x: Any, y: Any) -> Any:
+        self.calls["swiglu"] += 1
+        return functional.silu(x) * y
+
+    def npu(self, name: str, *arguments: Any) -> Any:
+        """The operators of the NPU plugin, with the arguments that PaddleNLP gives them."""
+        if name == "rms_norm_npu":
+            return self.fused_rms_norm_ext(*arguments)[0]
+        if name == "fused_rope":
+            states, cosines, sines = arguments
+            named = {"sin": sines, "cos": cosines, "use_neox_rotary_style": False}
+            return self.fused_rotary_position_embedding(states, **named)[0]
+        assert name == "flash_attention_npu"
+        queries, keys, values, *options = arguments
+        assert options == [None, None, None, None, 0.0, options[5], True, False, False, False]
+        return self.flash_attention(queries, keys, values, causal=options[5])[0]
+
 
 @pytest.fixture
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> StandIns:
@@ -100,32 +130,89 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> StandIns:
     found = StandIns()
     for name in ("flash_attention", "flash_attn_unpadded"):
         monkeypatch.setattr(functional.flash_attention, name, getattr(found, name))
-    for name in ("fused_rms_norm_ext", "fused_rotary_position_embedding"):
+    monkeypatch.setattr(fused, "_npu", found.npu)
+    for name in ("fused_rms_norm_ext", "fused_rotary_position_embedding", "swiglu"):
         monkeypatch.setattr(paddle.incubate.nn.functional, name, getattr(found, name))
     monkeypatch.setattr(fused, "PRECISIONS", ("float32",))
     return found
 
 
-def test_each_kernel_that_gives_the_same_is_taken(stand_ins: StandIns) -> None:
-    assert choose_kernels(True, "gpu:0", "float32") == [f"{name}: fused" for name in NAMES]
-    assert all(getattr(chosen(), name) is not None for name in NAMES)
-    assert all(stand_ins.calls.values())
+@pytest.mark.parametrize("wanted", [None, True])
+@pytest.mark.parametrize("device", ["gpu:0", "npu:0"])
+def test_each_kernel_that_gives_the_same_is_taken(stand_ins: StandIns, device: str, wanted: bool | None) -> None:
+    """Asked for or not; the NPU's plugin has none for packed rows."""
+    names = [name for name in NAMES if device != "npu:0" or name != "packed_attention"]
+    assert choose_kernels(wanted, device, "float32", SMALL) == [f"{name}: fused" for name in names]
+    assert [name for name in NAMES if getattr(chosen(), name) is not None] == names
+    assert [name for name in NAMES if stand_ins.calls[name]] == names
+
+
+def test_kernels_are_tried_with_the_sizes_of_the_model(stand_ins: StandIns, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that supports heads of 64 and 128 alone is not for a model with others."""
+    flash = functional.flash_attention.flash_attention
+
+    def picky(query: Any, *arguments: Any, **named: Any) -> Any:
+        if query.shape[-1] not in (64, 128):
+            raise ValueError(f"head_dim {query.shape[-1]} is not supported")
+        return flash(query, *arguments, **named)
+
+    monkeypatch.setattr(functional.flash_attention, "flash_attention", picky)
+    assert choose_kernels(None, "gpu:0", "float32", KernelSizes(48, 40, 64, 2))[0] == "attention: fused"
+    lines = choose_kernels(None, "gpu:0", "float32", SMALL)
+    assert lines[0] == "attention: plain, ValueError: head_dim 16 is not supported"
+    assert chosen().attention is None and chosen().rms_norm is not None
+
+
+def test_what_a_model_is_tried_with() -> None:
+    text = model_of("1.5").config.text
+    sizes = KernelSizes.of(text)
+    assert (sizes.width, sizes.inner, sizes.head_size) == (text.hidden_size, text.intermediate_size, text.head_size)
+    assert sizes.groups * text.key_value_heads == text.num_attention_heads
+
+
+def test_loading_a_model_to_ask_it_chooses(stand_ins: StandIns, monkeypatch: pytest.MonkeyPatch, world: World) -> None:
+    """Chat, prediction and everything else that generates load so."""
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(load, "choose_kernels", lambda *arguments: asked.append(arguments) or [])
+    loaded = load.load_pretrained(world.model)
+    assert asked == [(None, "cpu", "float32", KernelSizes.of(loaded.model.config.text))]
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_decoded_tokens_are_those_of_the_plain_form(stand_ins: StandIns, length: int) -> None:
+    """Norms, turned positions and gates of tokens behind a cache."""
+    model = model_of("1.5")
+    decoder = model.language_model
+    embeds = paddle.to_tensor(draw(1, 6 + length, decoder.config.hidden_size))
+
+    def run() -> np.ndarray:
+        cache = KVCache(64)
+        with paddle.no_grad(), compiled_library.switched_off():
+            decoder(embeds[:, :6], paddle.arange(6).unsqueeze(0), None, cache)
+            return CachedDecoder(decoder)(embeds[:, 6:], np.arange(6, 6 + length)[None], cache).numpy()
+
+    expected = run()
+    choose_kernels(None, "gpu:0", "float32", KernelSizes.of(decoder.config))
+    before = dict(stand_ins.calls)
+    np.testing.assert_allclose(run(), expected, atol=1e-5)
+    for name in ("rms_norm", "rotary", "swiglu"):
+        assert stand_ins.calls[name] - before[name] >= 2 * decoder.config.num_hidden_layers
 
 
 def test_without_the_key_none_is_taken(stand_ins: StandIns) -> None:
-    choose_kernels(True, "gpu:0", "float32")
+    choose_kernels(True, "gpu:0", "float32", SMALL)
     assert choose_kernels(False, "gpu:0", "float32") == ["plain kernels (use_flash_attention false)"]
     assert chosen() == FusedKernels()
 
 
-@pytest.mark.parametrize("device", ["cpu", "npu:0"])
+@pytest.mark.parametrize("device", ["cpu", "xpu:0"])
 def test_other_devices_do_not_even_try(stand_ins: StandIns, device: str) -> None:
     """On CPU paddle's fused RMS norm would end the process."""
     *_, line = choose_kernels(True, device, "float32")
     kernels = (
-        "use_flash_attention: paddle has fused kernels" if device == "cpu" else "plain kernels: paddle has fused ones"
+        "use_flash_attention: paddle has fused kernels" if device == "cpu" else "plain kernels: there are fused ones"
     )
-    assert line == f"{kernels} for gpu, not for {device}"
+    assert line == f"{kernels} for gpu, npu, not for {device}"
     assert chosen() == FusedKernels() and not any(stand_ins.calls.values())
 
 
@@ -184,10 +271,11 @@ def test_a_kernel_that_fails_or_differs_is_left_out(stand_ins: StandIns, monkeyp
 
     monkeypatch.setattr(paddle.incubate.nn.functional, "fused_rms_norm_ext", missing)
     monkeypatch.setattr(paddle.incubate.nn.functional, "fused_rotary_position_embedding", neighbours)
-    lines = choose_kernels(True, "gpu:0", "float32")
+    lines = choose_kernels(True, "gpu:0", "float32", SMALL)
     assert lines[:2] == ["attention: fused", "packed_attention: fused"]
     assert lines[2].startswith("rms_norm: plain, RuntimeError: (NotFound) The kernel `fused_rms_norm_ext`")
     assert lines[3].startswith("rotary: plain, it differs from the plain form by ")
+    assert lines[4] == "swiglu: fused"
     assert chosen().rms_norm is None and chosen().rotary is None
 
 
@@ -198,7 +286,7 @@ def test_losses_and_gradients_are_those_of_the_plain_form(stand_ins: StandIns, n
     rows = [Row(tuple(examples[:2])), Row(tuple(examples[2:]))] if packed else examples
     batch, model = collate(rows, SPECS[name].tokens_per_tile), model_of(name)
     losses, grads = losses_of(model, batch)
-    choose_kernels(True, "gpu:0", "float32")
+    choose_kernels(True, "gpu:0", "float32", SMALL)
     before = dict(stand_ins.calls)
     found, found_grads = losses_of(model, batch)
     np.testing.assert_allclose(found, losses, rtol=2e-5, atol=2e-6)
@@ -215,7 +303,7 @@ def test_tensors_of_another_precision_are_computed_plainly(
     name = "1.5"
     batch, model = collate(examples_of(SPECS[name]), SPECS[name].tokens_per_tile), model_of(name)
     losses, _ = losses_of(model, batch)
-    choose_kernels(True, "gpu:0", "float32")
+    choose_kernels(True, "gpu:0", "float32", SMALL)
     before = dict(stand_ins.calls)
     monkeypatch.setattr(fused, "PRECISIONS", ("bfloat16",))
     np.testing.assert_allclose(losses_of(model, batch)[0], losses, rtol=1e-6)
@@ -223,7 +311,7 @@ def test_tensors_of_another_precision_are_computed_plainly(
 
 
 def test_masks_are_left_to_the_kernel_only_where_it_knows_them(stand_ins: StandIns) -> None:
-    choose_kernels(True, "gpu:0", "float32")
+    choose_kernels(True, "gpu:0", "float32", SMALL)
     runs = SegmentLengths((2, 3))
     found = attention_bias(5, 5, runs, runs)
     assert isinstance(found, CausalRuns) and found.starts is not None and found.starts.tolist() == [0, 2, 5]
