@@ -46,7 +46,7 @@ LLAVA = {
     "lora_r": same("lora_rank"),
     "lora_weight_path": same("lora_path"),
     "bits": BITS,
-    "quant_type": Answer(values={"nf4": '"quantize_base": "nf4"', "fp4": '"quantize_base": "nf4"'}),
+    "quant_type": Answer(values={"nf4": '"quantize_base": "nf4"'}, otherwise="quantize_base has nf4 and int8"),
     "double_quant": says("leave it out; the scales of nf4 are always held in 8 bits"),
     "data_path": Answer(write=TRAIN_FILES),
     "image_folder": same("image_root"),
@@ -59,8 +59,8 @@ LLAVA = {
     ),
     "freeze_mm_mlp_adapter": policy("projector"),
     "unfreeze_mm_vision_tower": policy("vision_tower", frozen_when=False),
-    "mm_use_im_start_end": switch(
-        '"model_name_or_path": "a checkpoint whose config.json says so"', says="an existing model's own value holds"
+    "mm_use_im_start_end": Answer(
+        values={"false": ""}, otherwise="a model keeps what its config.json says; a new projector is made without"
     ),
     "mm_use_im_patch_token": says("leave it out; images need no token of their own"),
     "cache_dir": says("where downloads are kept is said by HF_HOME"),

@@ -110,9 +110,9 @@ FOREIGN_RECIPES = {
     "XTuner": {
         "llava_v15_7b_pretrain": ("pretrain.json", "model_name_or_path=lmsys/vicuna-7b-v1.5"),
         "llava_v15_13b_pretrain": ("pretrain.json", ""),
-        "llava_v15_7b_finetune": ("v1_5/sft_argument.json", ""),
+        "llava_v15_7b_finetune": ("v1_5/sft_argument.json", _PRETRAINED),
         "llava_v15_13b_finetune": ("v1_5/sft_argument.json", _PRETRAINED),
-        "llava_v15_7b_finetune_lora": ("v1_5/lora_sft_argument.json", ""),
+        "llava_v15_7b_finetune_lora": ("v1_5/lora_sft_argument.json", _PRETRAINED),
         "llava_v15_13b_finetune_lora": ("v1_5/lora_sft_argument.json", _PRETRAINED),
         "llava_vicuna_7b_v15_clip_vit_large_p14_336_e1_gpu8_pretrain": ("pretrain.json", _VICUNA_7B),
         "llava_vicuna_13b_v15_clip_vit_large_p14_336_e1_gpu8_pretrain": ("pretrain.json", ""),
@@ -174,10 +174,10 @@ FOREIGN_RECIPES = {
         "finetune_internvit6b_448_vicuna13b": ("internvl/sft_448.json", ""),
     },
     "LLaVA": {
-        "finetune": ("v1_5/sft_argument.json", ""),
-        "finetune_lora": ("v1_5/lora_sft_argument.json", ""),
+        "finetune": ("v1_5/sft_argument.json", _PRETRAINED),
+        "finetune_lora": ("v1_5/lora_sft_argument.json", _PRETRAINED),
         "finetune_task_lora": ("v1_5/task_lora.json", ""),
-        "finetune_qlora": ("v1_5/lora_sft_argument.json", "quantize_base=nf4"),
+        "finetune_qlora": ("v1_5/lora_sft_argument.json", f"{_PRETRAINED} quantize_base=nf4"),
         "pretrain": ("pretrain.json", ""),
     },
 }

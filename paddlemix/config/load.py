@@ -197,6 +197,7 @@ def _finish(draft: _Draft) -> RunConfig:
     """
     given = {name: place for name, place in draft.places.items() if place.rank < 2}
     config = RunConfig(**draft.values, given=frozenset(given))
+    notes = _without_evaluation(config, given)
     for conflict in find_conflicts(config):
         if draft.faulty.isdisjoint(conflict.keys):  # a wrong value was reported already; its default may break rules
             place = next((given[name] for name in conflict.keys if name in given), draft.whole)
@@ -208,7 +209,24 @@ def _finish(draft: _Draft) -> RunConfig:
         for name, place in sorted(given.items(), key=lambda item: item[1])
         if SPECS[name].status == "ignored" and getattr(config, name) != SPECS[name].default
     ]
+    config.warnings += notes
     return _normalised(config)
+
+
+def _without_evaluation(config: RunConfig, given: Mapping[str, _Place]) -> list[str]:
+    """Switches evaluation off where the command line replaces `dataset` by one without eval and the file alone asks for
+    evaluation: the data that the file meant are gone.
+
+    Returns:
+        What to say of it; elsewhere missing evaluation data are a fault, see `rules.py`.
+    """
+    asking = [key for key in ("evaluation_strategy", "do_eval") if key in given]
+    replaced = "dataset" in given and given["dataset"].rank == 1 and not (config.dataset or {}).get("eval")
+    if config.resolved_evaluation_strategy == "no" or not replaced or any(given[key].rank == 1 for key in asking):
+        return []
+    was = config.resolved_evaluation_strategy
+    config.evaluation_strategy, config.do_eval = "no", False
+    return [f"{given['dataset']}: dataset has no eval, so nothing is evaluated, though the file says {json.dumps(was)}"]
 
 
 def _instead(name: str, value: object) -> str:

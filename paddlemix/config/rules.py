@@ -101,7 +101,8 @@ def _data_is_there(config: RunConfig) -> list[Conflict]:
     if config.resolved_evaluation_strategy != "no" and not dataset.get("eval"):
         reason = "do_eval true" if config.do_eval else f'evaluation_strategy "{config.evaluation_strategy}"'
         keys = ("dataset", "do_eval" if config.do_eval else "evaluation_strategy")
-        found.append(Conflict(keys, f"dataset.eval is missing; {reason} needs at least one entry"))
+        off = "do_eval false" if config.do_eval else 'evaluation_strategy "no"'
+        found.append(Conflict(keys, f"dataset.eval is missing; {reason} needs at least one entry, else set {off}"))
     return found
 
 

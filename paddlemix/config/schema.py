@@ -145,7 +145,7 @@ class DataKeys:
     dataset: dict | None = _data(
         None,
         help='{"train": [entry, ...], "eval": [...]}; an entry has data_files (path or path#N, or a list) and may have '
-        "name, image_root, chat_template, split, weight, splits.",
+        "name, image_root, chat_template, split, weight, about (a remark), splits.",
     )
     chat_template: str | None = _data(
         None,

@@ -20,6 +20,7 @@ SPLITS = ("train", "eval")
 DEFAULT_DATASET_NAME = "chatml_dataset"
 _BOUND = r"(?:\d+(?:\.\d+)?%|\d+)"
 SLICE = re.compile(rf"\w*\[(?P<first>{_BOUND})?:(?P<last>{_BOUND})?\]")  # of an entry's `split`: "[:90%]"
+_REMARK = "about"  # for readers; decides nothing
 _ENTRY_KINDS: dict[str, tuple[type, ...]] = {
     "name": (str,),
     "data_files": (str, list),
@@ -28,6 +29,7 @@ _ENTRY_KINDS: dict[str, tuple[type, ...]] = {
     "image_root": (str, type(None)),
     "split": (str, type(None)),
     "weight": (int, float, type(None)),
+    _REMARK: (str, type(None)),
 }
 _PLACES = ("data_files", "chat_template", "image_root")  # of those, what names a file, a folder or an address
 
@@ -37,7 +39,8 @@ def check_dataset(value: dict[str, Any]) -> tuple[dict[str, Any], list[InnerFaul
 
     Args:
         value: {"train": [entry, ...], "eval": [entry, ...]}, each optional; an entry is an object with `data_files`
-            (text or list of texts, required), `name`, `image_root`, `chat_template`, `split`, `weight`, `splits`.
+            (text or list of texts, required), `name`, `image_root`, `chat_template`, `split`, `weight`,
+            `about`, `splits`.
 
     Returns:
         The same with every entry's `name` filled in, and the faults.
@@ -147,7 +150,7 @@ def _check_entry(path: str, parent: str, entry: object) -> tuple[dict[str, Any],
 
 def _check_entry_key(path: str, key: str, value: object) -> list[InnerFault]:
     if key not in _ENTRY_KINDS:
-        allowed = ", ".join(_ENTRY_KINDS)
+        allowed = ", ".join(name for name in _ENTRY_KINDS if name != _REMARK)
         foreign = foreign_entry_key(key, value)
         if foreign:
             return [(path, f"{path}: {foreign}")]

@@ -31,7 +31,7 @@ from paddlemix.trainer.dry_model import ModelFacts, describe_model
 from paddlemix.trainer.estimate import MemoryEstimate, Training, estimate_memory
 from paddlemix.trainer.estimate_activations import FLOAT32, BatchShape, Computation, estimate_activations
 from paddlemix.trainer.run_checks import check_devices, check_steps, process_count
-from paddlemix.trainer.run_data import data_settings, grouping_of, read_samples
+from paddlemix.trainer.run_data import check_data_files, data_settings, grouping_of, read_samples
 from paddlemix.trainer.starting_point import base_spec, compute_dtype, processor_of_run, weight_dtype
 
 _ANYRES_TILES = 5  # Source: LLaVA-1.6's grids of at most four tiles, and the whole image
@@ -102,6 +102,7 @@ def plan_run(config: RunConfig, devices: int | None = None) -> DryRun:
         logger.warning(warning)
     devices = devices or process_count()
     check_devices(config, devices)
+    check_data_files(config)
     sizes = read_sizes(base_spec(config))
     model = describe_model(config, sizes.config, sizes.quantization)
     device, notes = _choose_device(config)

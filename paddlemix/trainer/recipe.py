@@ -54,7 +54,7 @@ from paddlemix.trainer.parts import (
 )
 from paddlemix.trainer.questions import Question
 from paddlemix.trainer.run_checks import check_devices, check_steps, process_count
-from paddlemix.trainer.run_data import TrainingRows, arrange, read_samples
+from paddlemix.trainer.run_data import TrainingRows, arrange, check_data_files, read_samples
 from paddlemix.trainer.same_recipe import check_same_recipe
 from paddlemix.trainer.sampling_callback import SAMPLES_FILE, ShowAnswers, sample_questions
 from paddlemix.trainer.saving import best_metric, saved_recipe
@@ -101,6 +101,7 @@ def run_recipe(config: RunConfig) -> dict[str, float]:
     best_metric(config)
     check_devices(config, process_count())
     config.report_to = resolve_trackers(config)
+    check_data_files(config)
     with sole_writer(config):
         resume = find_resume_point(config)
         if resume is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -13,9 +14,11 @@ from paddlemix.datasets.loading import RowDataset
 from paddlemix.datasets.mixture import DataSettings, SampleDataset
 from paddlemix.datasets.order import Grouping
 from paddlemix.datasets.packing import PackedDataset, pack_rows
+from paddlemix.datasets.selection import split_count
 from paddlemix.datasets.statistics import describe_lengths
-from paddlemix.errors import UserError
+from paddlemix.errors import MissingFileError, UserError
 from paddlemix.log import logger
+from paddlemix.paths import is_address, user_path
 from paddlemix.processors.chat_template import resolve_template
 from paddlemix.processors.llava import LlavaProcessor
 from paddlemix.sample import Skip
@@ -40,6 +43,28 @@ class TrainingRows:
     grouping: Grouping = "none"
     lengths: np.ndarray | None = None
     left_out: tuple[Skip, ...] = ()
+
+
+def check_data_files(config: RunConfig) -> None:
+    """Whether the data files of a run are on this machine, before its model is fetched or read for nothing.
+
+    Raises:
+        MissingFileError: lists those that are not, with what the configuration says about them.
+    """
+    wanted = {"train": config.do_train, "eval": config.resolved_evaluation_strategy != "no"}
+    missing = []
+    for split, entries in (config.dataset or {}).items():
+        for entry in entries if wanted[split] else ():
+            names = entry["data_files"]
+            paths = [split_count(name)[0] for name in ([names] if isinstance(names, str) else names)]
+            about = f"; dataset.{split} wants there {entry['about']}" if entry.get("about") else ""
+            missing += [
+                f"data file '{path}' does not exist (looked in {Path.cwd()}); check dataset.data_files{about}"
+                for path in paths
+                if not is_address(path) and not user_path(path, "the data file").exists()
+            ]
+    if missing:
+        raise MissingFileError("\n".join(missing))
 
 
 def data_settings(config: RunConfig) -> DataSettings:

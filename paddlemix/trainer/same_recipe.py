@@ -36,7 +36,16 @@ RECIPE_KEYS = tuple(
 
 def recipe_values(config: RunConfig) -> dict[str, Any]:
     """The keys whose change makes a resumed run end elsewhere than an undisturbed one."""
-    return {name: getattr(config, name) for name in RECIPE_KEYS}
+    return _without_remarks({name: getattr(config, name) for name in RECIPE_KEYS})
+
+
+def _without_remarks(values: dict[str, Any]) -> dict[str, Any]:
+    """Without what entries of `dataset` say for readers alone."""
+    dataset = {
+        split: [{key: item for key, item in entry.items() if key != "about"} for entry in entries]
+        for split, entries in (values.get("dataset") or {}).items()
+    }
+    return {**values, "dataset": dataset} if dataset else values
 
 
 def check_same_recipe(checkpoint: Path, saved: dict[str, Any], config: RunConfig) -> None:

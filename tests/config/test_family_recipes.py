@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -126,3 +127,13 @@ def test_they_share_the_optimiser_of_all_recipes() -> None:
     for name in OF_FAMILIES:
         config = load_config(RECIPES / name)
         assert [getattr(config, key) for key in keys] == [0.9, 0.999, 1e-8, 1.0, 1, "tokens"], name
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.json")), ids=lambda path: path.relative_to(RECIPES).as_posix())
+def test_every_recipe_says_what_data_it_wants_and_runs_with_other_data(path: Path) -> None:
+    config = load_config(path)
+    assert config.dataset is not None
+    for entry in [entry for entries in config.dataset.values() for entry in entries]:
+        assert path.parent.name == "tiny" or entry["about"], path  # those are made by `paddlemix demo`
+    replaced = load_config(path, ['dataset={"train": [{"data_files": "mine.json"}]}'])
+    assert replaced.resolved_evaluation_strategy == "no"

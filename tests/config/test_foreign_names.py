@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from paddlemix.config.foreign_answers import VALUE, keys_written
+from paddlemix.config.foreign_flags import FOREIGN_FLAGS
 from paddlemix.config.foreign_keys import ENTRY_KEYS, VALUES
 from paddlemix.config.foreign_names import (
     FOREIGN_KEYS,
@@ -27,6 +28,7 @@ from paddlemix.config.values import check_value
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.processors.templates import TEMPLATES
 from paddlemix.tools import supervised_finetune
+from tests.config.foreign_tables import PAGE, fill, tables_of
 from tests.conftest import ROOT
 
 RECIPES = ROOT / "paddlemix" / "config" / "llava"
@@ -48,7 +50,7 @@ def test_an_answer_names_keys_that_have_an_effect() -> None:
     for program, answers in FOREIGN_KEYS.items():
         for name, answer in answers.items():
             assert name not in SPECS, (program, name, "it is a key of ours")
-            assert answer.write or answer.values or answer.says, (program, name)
+            assert answer.write or answer.values or answer.says or answer.otherwise, (program, name)
             assert all(SPECS[key].status == "used" for key in keys_written(answer)), (program, name)
 
 
@@ -233,3 +235,12 @@ def test_files_of_others(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(UserError, match="not valid JSON") as broken:
         load_config(tmp_path / name)
     assert message in str(broken.value)
+
+
+def test_the_page_shows_the_tables_of_the_code() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert fill(page) == page, "python -m tests.config.foreign_tables"
+    wanted = {"recipes", "values", "entries", "templates"}
+    wanted |= {f"keys {program}" for program in FOREIGN_KEYS if program != "PEFT"}
+    assert set(tables_of(page)) == wanted | {f"flags {command}" for command in FOREIGN_FLAGS}
+    assert "| `lora_enable` | `lora` |" in page and "`--question-file`" in page

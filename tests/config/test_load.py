@@ -97,6 +97,22 @@ def test_a_strategy_alone_or_do_eval_alone_means_evaluation(tmp_path: Path) -> N
     assert load_config(write(tmp_path, RUN)).resolved_evaluation_strategy == "no"
 
 
+def test_a_dataset_of_the_command_line_without_eval_switches_the_file_s_evaluation_off(tmp_path: Path) -> None:
+    both, train = {"train": [ENTRY], "eval": [ENTRY]}, 'dataset={"train": [{"data_files": "mine.json"}]}'
+    path = write(tmp_path, {**RUN, "do_train": True, "evaluation_strategy": "epoch", "dataset": both})
+    config = load_config(path, [train])
+    assert config.resolved_evaluation_strategy == "no" and not config.do_eval
+    assert config.warnings == [
+        'command line: dataset has no eval, so nothing is evaluated, though the file says "epoch"'
+    ]
+    for asked in ("do_eval=true", "evaluation_strategy=steps"):  # then it is meant
+        with pytest.raises(ConfigError, match="dataset.eval is missing; .* else set "):
+            load_config(path, [train, asked])
+    path = write(tmp_path, {**RUN, "do_train": True, "evaluation_strategy": "epoch", "dataset": {"train": [ENTRY]}})
+    with pytest.raises(ConfigError, match='dataset.eval is missing; .* else set evaluation_strategy "no"'):
+        load_config(path)
+
+
 # ---------------------------------------------------------------------------------------- files that are no JSON object
 
 

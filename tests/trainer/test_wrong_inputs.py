@@ -17,11 +17,13 @@ import pytest
 from paddlemix.checkpoints.files import read_json
 from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.checkpoints.pretrained import save_model
-from paddlemix.errors import UserError
+from paddlemix.errors import MissingFileError, UserError
 from paddlemix.tools import supervised_finetune
 from paddlemix.tools._command import run_command
+from paddlemix.trainer.dry_run import plan_run
 from paddlemix.trainer.recipe import run_recipe
 from paddlemix.trainer.run_checks import check_devices, check_steps
+from paddlemix.trainer.same_recipe import check_same_recipe, recipe_values
 from tests.tiny_world import LORA, World
 
 
@@ -173,3 +175,23 @@ def test_a_long_warm_up_of_a_run_cut_short_is_only_said(
     run_recipe(world.config(tmp_path / "out", max_steps=1, warmup_steps=100))
     assert "warmup_steps 100: the rate rises in all 1 steps" in capsys.readouterr().err
     assert read_json(tmp_path / "out" / "run_config.json")["warmup_steps"] == 100
+
+
+def test_missing_data_is_said_before_a_model_is_looked_for(world: World, tmp_path: Path) -> None:
+    entry = {"data_files": ["mine.json", "https://host/a.json"], "about": "conversations"}
+    values = {"dataset": {"train": [entry], "eval": [{"data_files": "b.json"}]}, "evaluation_strategy": "epoch"}
+    config = world.config(tmp_path / "out", model_name_or_path="no/where", **values)
+    for run in (run_recipe, plan_run):
+        with pytest.raises(MissingFileError) as caught:
+            run(config)
+        first, second = str(caught.value).split("\n")
+        assert first.startswith("data file 'mine.json' does not exist (looked in ")
+        assert first.endswith("; check dataset.data_files; dataset.train wants there conversations")
+        assert second.startswith("data file 'b.json' does not exist")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_remark_about_data_is_no_other_recipe(world: World, tmp_path: Path) -> None:
+    saved = recipe_values(world.config(tmp_path))
+    entries = {split: [{**entry, "about": "x"} for entry in saved["dataset"][split]] for split in saved["dataset"]}
+    check_same_recipe(tmp_path, saved, world.config(tmp_path, dataset=entries))
