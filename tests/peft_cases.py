@@ -19,6 +19,12 @@ from paddlemix.processors.image import ImageSpec, visual_token_index
 from paddlemix.sample import IGNORE_INDEX, IMAGE_TOKEN_INDEX, Example
 from tests.tiny_models import GOLDEN
 
+NAMES = ("llava_v15_llama", "llava_v16_llama")
+PINPOINTS = ((28, 56), (56, 28), (56, 56), (84, 28), (28, 84))
+ASPECTS: dict[str, dict[str, Any]] = {
+    NAMES[0]: {"aspect_mode": "pad"},
+    NAMES[1]: {"aspect_mode": "anyres", "grid_pinpoints": PINPOINTS, "merge_type": "spatial_unpad"},
+}
 BASE = GOLDEN / "llava_v15_llama" / "hf"
 GOLDEN_ADAPTERS = GOLDEN.parent / "peft_llava_hf"
 GAP = 2e-5  # largest difference of a logit
@@ -41,20 +47,21 @@ class PeftCase:
     Args:
         settings: of `peft.LoraConfig`.
         saving: of its `save_pretrained`.
-        is_golden: whether its files are kept for the tests without torch, in the spelling of `is_old`.
+        is_golden: whether its files are kept for the tests without torch.
+        spelling: whose names its files have: "4.52" of transformers since that version, "old" before, "5" since 5.
     """
 
     settings: dict[str, Any]
     saving: dict[str, Any] = field(default_factory=dict)
     is_golden: bool = False
-    is_old: bool = False
+    spelling: str = "4.52"
 
 
 ATTENTION = ["q_proj", "v_proj"]  # of the decoder and of the tower, as TRL's and LLaMA-Factory's lists have them
 CASES = {
     "lora": PeftCase({"target_modules": ATTENTION}, is_golden=True),
-    "lora_old_names": PeftCase({"target_modules": ATTENTION, "lora_alpha": 3}, is_golden=True, is_old=True),
-    "dora": PeftCase({"target_modules": ["o_proj"], "use_dora": True}, is_golden=True, is_old=True),
+    "lora_old_names": PeftCase({"target_modules": ATTENTION, "lora_alpha": 3}, is_golden=True, spelling="old"),
+    "dora": PeftCase({"target_modules": ["o_proj"], "use_dora": True}, is_golden=True, spelling="old"),
     "rslora": PeftCase({"target_modules": ["k_proj", "gate_proj"], "use_rslora": True}),
     "dora_rslora_tower": PeftCase({"target_modules": ["v_proj", "fc1"], "use_dora": True, "use_rslora": True}),
     "patterns": PeftCase(
@@ -69,14 +76,17 @@ CASES = {
     "regex": PeftCase(
         {"target_modules": r".*language_model.*\.(gate_proj|o_proj)", "exclude_modules": r".*layers\.1\..*"}
     ),
+    "tower_of_5": PeftCase({"target_modules": ["fc2", "q_proj"], "r": 1}, is_golden=True, spelling="5"),
     "all_linear": PeftCase({"target_modules": "all-linear", "r": 1}, is_golden=True),
     "output_layer": PeftCase({"target_modules": ["lm_head", "k_proj", "linear_1"]}),
     "projector": PeftCase({"target_modules": ATTENTION, "modules_to_save": ["multi_modal_projector"]}, is_golden=True),
-    "half_projector_old_names": PeftCase({"target_modules": ATTENTION, "modules_to_save": ["linear_2"]}, is_old=True),
+    "half_projector_old_names": PeftCase(
+        {"target_modules": ATTENTION, "modules_to_save": ["linear_2"]}, spelling="old"
+    ),
     "embeddings": PeftCase({"target_modules": ["o_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}),
     "embedding": PeftCase({"target_modules": ["o_proj"], "modules_to_save": ["embed_tokens"]}, is_golden=True),
     "embeddings_old_names": PeftCase(
-        {"target_modules": ["o_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}, is_old=True
+        {"target_modules": ["o_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}, spelling="old"
     ),
     "saved_embeddings": PeftCase({"target_modules": ["o_proj"]}, {"save_embedding_layers": True}),
     "biases": PeftCase({"target_modules": ["fc1", "linear_1"], "bias": "lora_only"}),
@@ -87,27 +97,29 @@ CASES = {
 }
 
 
-def respelt(key: str) -> str:
-    """An adapter weight's name as transformers before 4.52 had it, from its name since."""
+def respelt(key: str, spelling: str) -> str:
+    """An adapter weight's name as another version of transformers has it, from its name since 4.52."""
+    if spelling == "5":
+        return key.replace(".vision_model.", ".")
     plain = key.removeprefix(_PREFIX)
     new, old = next((new, old) for new, old in _SPELLINGS if plain.startswith(new))
     return _PREFIX + old + plain[len(new) :]
 
 
-def golden_inputs() -> tuple[np.ndarray, dict[str, Any]]:
-    """Pixels [1, 3, H, W] and the case of the golden model's prompt."""
-    case = json.loads((BASE.parent / "cases.json").read_text(encoding="utf-8"))["cases"][0]
-    return np.load(BASE.parent / case["arrays"])["pixel_values"], case
+def golden_inputs(name: str = NAMES[0]) -> tuple[np.ndarray, dict[str, Any]]:
+    """Pixels [1, 3, H, W] or [1, tiles, 3, H, W] and the case of a golden model's prompt."""
+    case = json.loads((GOLDEN / name / "cases.json").read_text(encoding="utf-8"))["cases"][0]
+    return np.load(GOLDEN / name / case["arrays"])["pixel_values"], case
 
 
-def our_logits(model: LlavaModel) -> np.ndarray:
-    """Logits of every position of the golden prompt, [L, V]."""
-    pixels, case = golden_inputs()
+def our_logits(model: LlavaModel, name: str = NAMES[0]) -> np.ndarray:
+    """Logits of every position of a golden prompt, [L, V]."""
+    pixels, case = golden_inputs(name)
     height, width = case["image_size_hw"]
-    index = visual_token_index(width, height, ImageSpec(tile_size=28, patch_size=14, aspect_mode="pad"))
+    index = visual_token_index(width, height, ImageSpec(tile_size=28, patch_size=14, **ASPECTS[name]))
     ids = np.array([*case["prompt_before"], *[IMAGE_TOKEN_INDEX] * len(index), *case["prompt_after"]])
-    labels = np.full_like(ids, IGNORE_INDEX)
-    example = Example(input_ids=ids, labels=labels, pixel_values=pixels, image_index=index)
+    labels, tiles = np.full_like(ids, IGNORE_INDEX), pixels.reshape(-1, *pixels.shape[-3:])
+    example = Example(input_ids=ids, labels=labels, pixel_values=tiles, image_index=index)
     batch = collate([example], tokens_per_tile=4)
     with paddle.no_grad():
         hidden = model(

@@ -20,7 +20,7 @@ from paddlemix.checkpoints.declared import check_hf
 from paddlemix.checkpoints.export import Checkpoint, check_target, read_checkpoint
 from paddlemix.checkpoints.export_adapter import PEFT_WRAPPER, adapted_modules, peft_lora, peft_settings, split_adapter
 from paddlemix.checkpoints.files import atomic_directory, write_json, write_safetensors
-from paddlemix.checkpoints.foreign_adapter import PEFT_WEIGHTS
+from paddlemix.checkpoints.foreign_adapter import PEFT_WEIGHTS, to_transformers_5
 from paddlemix.checkpoints.keymap import HF_NEW, is_linear_weight
 from paddlemix.checkpoints.layouts import ADAPTER_PROCESSOR_FILE, PEFT_ADAPTER_FILE, recognise
 from paddlemix.checkpoints.load import base_of
@@ -29,7 +29,7 @@ from paddlemix.checkpoints.vocabulary import choose_vocabulary, put_back
 from paddlemix.errors import UserError
 from paddlemix.log import logger
 
-_PROJECTOR, _EMBEDDINGS = "multi_modal_projector", "vision_model.embeddings"
+_PROJECTOR, _EMBEDDINGS, _TOWER = "multi_modal_projector", "embeddings", "model.vision_tower.vision_model."
 Tensors = Mapping[str, TensorEntry]
 
 
@@ -56,7 +56,12 @@ def export_peft_adapter(source: str | Path, target: str | Path, dtype: str | Non
     modules = adapted_modules(lora)
     saved, others = _saved_modules(adapter, modules, whole, base)
     settings = peft_settings(adapter, modules, HF_NEW) | {"modules_to_save": saved or None}
-    written = {**dict(peft_lora(lora, HF_NEW)), **others}
+    settings["target_modules"] = [_suffix(name) for name in settings["target_modules"]]
+    for key in ("rank_pattern", "alpha_pattern"):
+        settings[key] = {_suffix(name): value for name, value in settings[key].items()}
+    # PEFT renames LoRA's weights for transformers 5, which calls the tower's layers otherwise, and no others
+    of_5 = {to_transformers_5(name): entry for name, entry in others.items()}
+    written = {**dict(peft_lora(lora, HF_NEW)), **others, **of_5}
     with atomic_directory(target) as temporary:
         write_json(
             temporary / PEFT_ADAPTER_FILE, {**settings, "base_model_name_or_path": str(base.directory.resolve())}
@@ -151,11 +156,17 @@ def _without_newline(whole: Tensors, full: Tensors, directory: Path) -> dict[str
 def _module_of(name: str, adapted: tuple[str, ...]) -> str:
     """The llava-hf module that PEFT saves one of our weights with."""
     theirs = _theirs(name)
-    if _EMBEDDINGS in theirs:  # the class token is a parameter of it
-        return theirs[: theirs.index(_EMBEDDINGS) + len(_EMBEDDINGS)]
+    if theirs.startswith(_TOWER + _EMBEDDINGS):  # the class token is a parameter of it
+        return _EMBEDDINGS
     if name.startswith("projector.") and not any(module.startswith("projector.") for module in adapted):
         return _PROJECTOR
-    return theirs.rpartition(".")[0]
+    return _suffix(theirs.rpartition(".")[0])
+
+
+def _suffix(module: str) -> str:
+    """The end of a llava-hf module's name that tells it from any other, in transformers 5 too: its towers have no
+    `vision_model`.  PEFT looks for modules by the ends of their names."""
+    return module.removeprefix(_TOWER).removeprefix("model.")
 
 
 def _theirs(name: str) -> str:

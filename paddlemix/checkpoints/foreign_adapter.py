@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.checkpoints.files import read_json, read_weight_file
-from paddlemix.checkpoints.keymap import HF_NEW, HF_OLD, ORIGINAL, PADDLEMIX, KeyMap
+from paddlemix.checkpoints.keymap import HF_5, HF_NEW, HF_OLD, ORIGINAL, PADDLEMIX, KeyMap
 from paddlemix.checkpoints.layouts import (
     ADAPTER_FILE,
     ADAPTER_PROCESSOR_FILE,
@@ -39,7 +39,7 @@ SWIFT_WEIGHTS, SWIFT_ARGUMENTS = "vit.safetensors", "args.json"
 PADDLEMIX_WEIGHTS = "lora_model_state.pdparams"
 # The model that PEFT wraps is "base_model.model"; a decoder wrapped without its output layer lacks one "model".
 _WRAPPERS = ("base_model.model.", "base_model.")
-_PEFT_LAYOUTS = (HF_NEW, HF_OLD, ORIGINAL)
+_PEFT_LAYOUTS = (HF_NEW, HF_5, HF_OLD, ORIGINAL)
 _LORA = re.compile(r"(.+)\.(lora_[AB]|lora_magnitude_vector)(?:\.default)?(?:\.weight)?")
 # PEFT's names inside a layer that it wrapped: a bias that trained, a module that was saved whole
 _INSIDE = re.compile(r"\.(base_layer|modules_to_save(\.default)?)\.")
@@ -128,7 +128,13 @@ def _peft_files(directory: Path) -> dict[str, TensorEntry]:
         kind = next((kind for mark, kind in _NO_PLACE.items() if mark in key), None)
         if kind is not None:
             raise UserError(f"{directory} holds '{key}': {kind} is not supported; merge it into its base with PEFT")
-    return {key: entry for key, entry in tensors.items() if ".original_module." not in key}
+    both = {to_transformers_5(key) for key in tensors if to_transformers_5(key) != key}  # ours has either name
+    return {key: entry for key, entry in tensors.items() if key not in both and ".original_module." not in key}
+
+
+def to_transformers_5(key: str) -> str:
+    """An adapter weight's name in transformers 5, from that in 4.52 and later: a tower has no `vision_model`."""
+    return key.replace(".vision_tower.vision_model.", ".vision_tower.", 1)
 
 
 def _unwrapped(keys: Iterable[str], directory: Path) -> tuple[KeyMap, dict[str, str]]:

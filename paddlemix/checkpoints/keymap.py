@@ -182,6 +182,11 @@ HF_NEW = KeyMap(
         ("lm_head.", "lm_head."),
     ),
 )
+# What an adapter that was trained with transformers 5 calls the layers; its checkpoints have HF_OLD's names.
+HF_5 = KeyMap(
+    "llava-hf (transformers 5)",
+    tuple((ours, theirs.replace(".vision_model.", ".")) for ours, theirs in HF_NEW.prefixes),
+)
 # Source: PaddleMIX paddlemix/models/llava and clip (commit 6afaf05d)
 PADDLEMIX = KeyMap(
     "PaddleMIX",

@@ -194,7 +194,10 @@ def test_an_adapter_is_written_back_as_pefts(tmp_path: Path) -> None:
     settings = read_json(tmp_path / "projector" / "adapter_config.json")
     assert settings["modules_to_save"] == ["multi_modal_projector"]
     assert settings["base_model_name_or_path"] == str(BASE)
-    assert "model.language_model.layers.0.self_attn.q_proj" in settings["target_modules"]
+    # ends of names that are the same in transformers 5, whose tower has no `vision_model`
+    assert {"language_model.layers.0.self_attn.q_proj", "encoder.layers.1.self_attn.v_proj"} <= set(
+        settings["target_modules"]
+    )
     assert read_json(tmp_path / "projector" / "paddlemix_processor.json")["image_aspect_ratio"] == "pad"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,24 +12,27 @@ import pytest
 
 from paddlemix.checkpoints.files import read_safetensors, write_safetensors
 from paddlemix.checkpoints.tensors import array_entry
-from tests.peft_cases import BASE, PeftCase, golden_inputs, respelt
+from tests.peft_cases import BASE, NAMES, PeftCase, golden_inputs, respelt
 
 torch = pytest.importorskip("torch", reason="needs the reference environment: make reference")
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
 SEED = 7
+IS_5 = int(transformers.__version__.partition(".")[0]) >= 5
 
 
 def plain_model(directory: Path = BASE) -> Any:
     """A llava-hf model of transformers, in evaluation mode."""
-    return transformers.LlavaForConditionalGeneration.from_pretrained(directory, torch_dtype=torch.float32).eval()
+    is_next = json.loads((directory / "config.json").read_text(encoding="utf-8"))["model_type"] == "llava_next"
+    name = f"Llava{'Next' if is_next else ''}ForConditionalGeneration"
+    return getattr(transformers, name).from_pretrained(directory, torch_dtype=torch.float32).eval()
 
 
-def adapted_model(case: PeftCase) -> Any:
-    """The golden base with a case's adapter, all of whose weights are moved away from their start."""
+def adapted_model(case: PeftCase, base: Path = BASE) -> Any:
+    """A golden base with a case's adapter, all of whose weights are moved away from their start."""
     torch.manual_seed(SEED)
-    model = peft.get_peft_model(plain_model(), peft.LoraConfig(**{"r": 2, "lora_alpha": 4, **case.settings}))
+    model = peft.get_peft_model(plain_model(base), peft.LoraConfig(**{"r": 2, "lora_alpha": 4, **case.settings}))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
@@ -42,20 +46,21 @@ def save(model: Any, case: PeftCase, directory: Path) -> Path:
     """What PEFT writes, in the spelling of the case."""
     model.save_pretrained(directory, **case.saving)
     (directory / "README.md").unlink(missing_ok=True)
-    if case.is_old:
+    if case.spelling != "4.52" and not IS_5:
         path = directory / "adapter_model.safetensors"
-        arrays = {respelt(key): array_entry(np.array(entry.read())) for key, entry in read_safetensors(path).items()}
-        write_safetensors(path, arrays, {"format": "pt"})
+        arrays = {key: array_entry(np.array(entry.read())) for key, entry in read_safetensors(path).items()}
+        write_safetensors(path, {respelt(key, case.spelling): e for key, e in arrays.items()}, {"format": "pt"})
     return directory
 
 
-def their_logits(model: Any) -> np.ndarray:
-    """Logits of every position of the golden prompt, [L, V]."""
-    pixels, case = golden_inputs()
+def their_logits(model: Any, name: str = NAMES[0]) -> np.ndarray:
+    """Logits of every position of a golden prompt, [L, V]."""
+    pixels, case = golden_inputs(name)
     image_token = model.config.image_token_id  # its embedding is replaced
     ids = [*case["prompt_before"], *[image_token] * case["num_image_tokens"], *case["prompt_after"]]
+    sizes = {"image_sizes": torch.tensor([case["image_size_hw"]])} if name == NAMES[1] else {}
     with torch.no_grad():
-        return model(input_ids=torch.tensor([ids]), pixel_values=torch.tensor(pixels)).logits[0].numpy()
+        return model(input_ids=torch.tensor([ids]), pixel_values=torch.tensor(pixels), **sizes).logits[0].numpy()
 
 
 def loaded(adapter: Path, base: Path = BASE) -> Any:

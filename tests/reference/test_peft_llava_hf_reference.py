@@ -23,8 +23,9 @@ from paddlemix.checkpoints.source import Source
 from paddlemix.checkpoints.verified import Conversion
 from paddlemix.peft.lora import LoRAConfig, add_lora, lora_parameters
 from paddlemix.peft.settings import is_start_value
-from tests.peft_cases import BASE, CASES, GAP, our_logits, with_base
+from tests.peft_cases import BASE, CASES, GAP, NAMES, our_logits, with_base
 from tests.reference.peft_llava_hf import adapted_model, loaded, merged_directory, plain_model, save, their_logits
+from tests.tiny_models import GOLDEN
 
 pytestmark = pytest.mark.reference
 
@@ -51,6 +52,18 @@ def test_logits_and_merged_weights_are_pefts(name: str, tmp_path: Path) -> None:
     convert_checkpoint(tmp_path / "merged", tmp_path / "hf", Conversion(to="hf"))
     again = their_logits(plain_model(tmp_path / "hf"))[:, : wanted.shape[1]]  # with rows for llava-hf's own tokens
     np.testing.assert_allclose(again, wanted, atol=GAP, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["all_linear", "projector", "half_projector_old_names"])
+def test_adapters_of_llava_next(name: str, tmp_path: Path) -> None:
+    """LLaVA-1.6's class has the same names, and a newline vector that adapters leave alone."""
+    base, case = GOLDEN / NAMES[1] / "hf", CASES[name]
+    model = adapted_model(case, base)
+    wanted = their_logits(model, NAMES[1])
+    adapter = with_base(save(model, case, tmp_path / "adapter"), base)
+    np.testing.assert_allclose(our_logits(load_pretrained(adapter).model, NAMES[1]), wanted, atol=GAP, rtol=0)
+    export_peft_adapter(adapter, tmp_path / "again")
+    np.testing.assert_allclose(their_logits(loaded(tmp_path / "again", base), NAMES[1]), wanted, atol=GAP, rtol=0)
 
 
 def test_the_old_names_are_those_that_peft_reads(tmp_path: Path) -> None:
