@@ -14,18 +14,20 @@ from paddlemix.cached_table import CachedTable, TableLayout
 from paddlemix.datasets.image_sources import ImageSettings, is_data_uri, is_url, local_path
 from paddlemix.datasets.images import check_limits, image_size
 from paddlemix.errors import UserError
+from paddlemix.identity import FileState, file_state
 from paddlemix.network.fetch import cached
 
+_SAME = " AND ".join(f"{column} = excluded.{column}" for column in ("bytes", "mtime_ns", "ctime_ns", "inode"))
 _LAYOUT = TableLayout(
     kind="images",
-    file="sizes-2.sqlite3",
+    file="sizes-3.sqlite3",
     what="sizes of images",
-    columns="bytes INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, width INTEGER NOT NULL, height INTEGER NOT NULL, "
-    "decoded INTEGER NOT NULL",
+    columns="bytes INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, ctime_ns INTEGER NOT NULL, inode INTEGER NOT NULL, "
+    "width INTEGER NOT NULL, height INTEGER NOT NULL, decoded INTEGER NOT NULL",
     # Another process may have decoded the same state of the file meanwhile.
     on_conflict="ON CONFLICT (path) DO UPDATE SET bytes = excluded.bytes, mtime_ns = excluded.mtime_ns, "
-    "width = excluded.width, height = excluded.height, decoded = excluded.decoded OR "
-    "(decoded AND bytes = excluded.bytes AND mtime_ns = excluded.mtime_ns)",
+    "ctime_ns = excluded.ctime_ns, inode = excluded.inode, width = excluded.width, height = excluded.height, "
+    f"decoded = excluded.decoded OR (decoded AND {_SAME})",
 )
 _BLOCK = 2048  # files between two commits
 _THREADS = 8  # they wait for the disk or for servers
@@ -37,6 +39,8 @@ class _Entry(NamedTuple):
 
     bytes: int
     mtime_ns: int
+    ctime_ns: int
+    inode: int
     width: int
     height: int
     decoded: int
@@ -133,20 +137,15 @@ class ImageSizes:
         return size, None if state is None else (state[0], _Entry(*state[1], *size, 0))
 
 
-def _state(path: str) -> tuple[bytes, tuple[int, int]] | None:
-    """The key of an image's file, with its bytes and time of change; None where there is no file (yet)."""
+def _state(path: str) -> tuple[bytes, FileState] | None:
+    """The key of an image's file, with the file's state; None where there is no file (yet)."""
     file = cached(path) if is_url(path) else None if is_data_uri(path) else path
-    if file is None:
-        return None
-    try:
-        status = os.stat(file)
-    except (OSError, ValueError):  # ValueError: a zero character in the path
-        return None
-    return os.fsencode(os.path.abspath(file)), (status.st_size, status.st_mtime_ns)
+    state = None if file is None else file_state(file)
+    return None if file is None or state is None else (os.fsencode(os.path.abspath(file)), state)
 
 
-def _is_of(entry: _Entry, state: tuple[bytes, tuple[int, int]] | None) -> bool:
-    return state is not None and entry[:2] == state[1]
+def _is_of(entry: _Entry, state: tuple[bytes, FileState] | None) -> bool:
+    return state is not None and entry[: len(state[1])] == state[1]
 
 
 def _blocks(items: list[Any], size: int) -> Iterator[list[Any]]:

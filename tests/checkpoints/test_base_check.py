@@ -17,6 +17,7 @@ from paddlemix.checkpoints.load import base_of, load_base
 from paddlemix.checkpoints.pretrained import Pretrained
 from paddlemix.checkpoints.verified import Conversion
 from paddlemix.errors import UserError
+from paddlemix.examples.llava import run_predict_multiround
 from paddlemix.tools import merge_lora_params, quantize
 from paddlemix.tools._command import run_command
 from paddlemix.trainer.recipe import run_recipe
@@ -51,6 +52,22 @@ def test_one_bit_of_the_base(adapter: Path, base: Path, name: str, said: str) ->
         check_base(load(files, base), files)
     assert said in str(caught.value) and "use the model that it was trained on" in str(caught.value)
     assert "merged into" not in str(caught.value)
+
+
+def test_every_command_that_puts_an_adapter_on_a_base(
+    world: World, adapter: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flip_bit(base, "language_model.layers.0.self_attn.o_proj.weight")
+    said = "language_model: layers.0.self_attn.o_proj.weight differ"
+    with pytest.raises(UserError, match=said):
+        run_recipe(world.config(tmp_path / "run", model_name_or_path=str(base), lora_path=str(adapter)))
+    merge = ["--model_name_or_path", str(base), "--lora_path", str(adapter), "--merge_model_path"]
+    assert run_command(merge_lora_params.main, [*merge, str(tmp_path / "merged")]) == 2
+    assert said in capsys.readouterr().err
+    chat = ["--model-path", str(adapter), "--model-base", str(base), "--device", "cpu"]
+    assert run_command(run_predict_multiround.main, chat) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists() and not (tmp_path / "merged").exists()
 
 
 def test_the_adapters_own_weights_may_differ(adapter: Path, base: Path) -> None:

@@ -98,6 +98,18 @@ def test_a_changed_file_is_read_again(tmp_path: Path, read: list[str]) -> None:
     assert sizes.get(path) == (30, 40) and len(read) == 3
 
 
+def test_a_changed_file_with_its_size_and_time_put_back(tmp_path: Path) -> None:
+    path = tmp_path / "a.bmp"  # as many bytes for both
+    noise_picture(8, 4).save(path)
+    sizes, status = ImageSizes(), path.stat()
+    assert sizes.get(str(path)) == (8, 4)
+    noise_picture(4, 8).resize((8, 4)).save(path)
+    turned = path.read_bytes().replace(b"\x08\0\0\0\x04\0\0\0", b"\x04\0\0\0\x08\0\0\0", 1)
+    path.write_bytes(turned)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_size == status.st_size and sizes.get(str(path)) == (4, 8)
+
+
 def test_marks_stay(tmp_path: Path) -> None:
     paths = make(tmp_path, (3, 4), (5, 6))
     absent = str(tmp_path / "absent.png")
@@ -154,7 +166,7 @@ def test_urls(monkeypatch: pytest.MonkeyPatch, read: list[str]) -> None:
 def test_damaged_index(tmp_path: Path, cache: Path, read: list[str], warnings: list[str]) -> None:
     (path,) = make(tmp_path, (3, 4))
     cache.mkdir(parents=True)
-    (cache / "sizes-2.sqlite3").write_bytes(b"this is no database, and long enough to be none " * 100)
+    (cache / "sizes-3.sqlite3").write_bytes(b"this is no database, and long enough to be none " * 100)
     assert ImageSizes().get(path) == (3, 4)
     assert len(warnings) == 1 and "is damaged" in warnings[0] and "made anew" in warnings[0]
     assert ImageSizes().get(path) == (3, 4) and len(read) == 1 and len(warnings) == 1
@@ -164,7 +176,7 @@ def test_index_damaged_while_open(tmp_path: Path, cache: Path, warnings: list[st
     paths = make(tmp_path, *((number + 1, 2) for number in range(300)))
     sizes = ImageSizes()
     sizes.get_many(paths)
-    file = cache / "sizes-2.sqlite3"
+    file = cache / "sizes-3.sqlite3"
     with sqlite3.connect(file) as database:
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     database.close()
