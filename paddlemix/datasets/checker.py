@@ -16,6 +16,7 @@ import numpy as np
 
 from paddlemix.datasets.dialects import DIALECTS, FORM_READERS
 from paddlemix.datasets.formats import parse_record
+from paddlemix.datasets.image_markers import unread_picture
 from paddlemix.datasets.image_sizes import ImageSizes
 from paddlemix.datasets.images import ImageSettings, load_image
 from paddlemix.datasets.records import RecordFile
@@ -76,12 +77,14 @@ class Findings:
         hashes: uint64 [records], equal for records that are equal; 0 where a record could not be read.
         lengths: int32 [measured, 2], tokens and visual tokens of the good records, after the policy.
         faults: (row, message without its source) of the bad ones.
+        doubts: the same of good ones that may not mean what they are taken for, see `unread_picture`.
         forms, too_long, skipped: see `checking.CheckReport`.
     """
 
     hashes: np.ndarray
     lengths: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), dtype=np.int32))
     faults: list[tuple[int, str]] = field(default_factory=list)
+    doubts: list[tuple[int, str]] = field(default_factory=list)
     forms: Counter[str] = field(default_factory=Counter)
     too_long: int = 0
     skipped: int = 0
@@ -117,6 +120,9 @@ class RecordChecker:
             except UserError as error:
                 found.faults.append((row, str(error).removeprefix(f"{source}: ")))
                 continue
+            doubt = unread_picture(sample.messages)
+            if doubt is not None:
+                found.doubts.append((row, doubt))
             if measured is not None:
                 lengths.append(measured)
         found.lengths = np.array(lengths, dtype=np.int32).reshape(-1, 2)

@@ -33,6 +33,7 @@ class CheckReport:
         records: looked at.
         bad: rows of each file, by its place in `files`, that cannot be used.
         problems: like messages together, the most frequent first; each names its source.
+        doubts: the same of good records that may not mean what they are taken for.
         unreadable: how many files could not be read at all; they are among the problems.
         forms: records of each recognised form.
         duplicates: (source, source of the first) of records that stood before, word for word.
@@ -45,6 +46,7 @@ class CheckReport:
     records: int = 0
     bad: dict[int, set[int]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    doubts: list[Problem] = field(default_factory=list)
     unreadable: int = 0
     forms: Counter[str] = field(default_factory=Counter)
     duplicates: list[tuple[str, str]] = field(default_factory=list)
@@ -92,15 +94,16 @@ def check_files(
     tasks = list(_tasks(opened, settings.limit))
     total = sum(stop - start for _, start, stop in tasks)
     checker = RecordChecker(opened, files, settings)
-    hashes, lengths = [], []
+    hashes, lengths, doubts = [], [], list[tuple[str, str]]()
     with contextlib.closing(_run(tasks, checker, settings.workers)) as findings:
         for task, found in zip(tasks, findings, strict=True):
             messages += _add(report, task, found)
+            doubts += [(files[task[0]].source(row), doubt) for row, doubt in found.doubts]
             hashes.append(found.hashes)
             lengths.append(found.lengths)
             if on_progress is not None:
                 on_progress(report.records, total)
-    report.problems = group_problems(messages)
+    report.problems, report.doubts = group_problems(messages), group_problems(doubts)
     report.lengths = np.concatenate([report.lengths, *lengths])
     report.duplicates = _duplicates(tasks, hashes, files)
     return report

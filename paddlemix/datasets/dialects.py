@@ -1,8 +1,8 @@
 """Forms of records -> turns: one table, one small function for each form.
 
 Recognises PaddleMIX's pairs, LLaVA's and ShareGPT's `from`/`value`, OpenAI's and ms-swift's `messages`, ms-swift's
-`query`/`response`, and the annotation files of PaddleMIX's `coco_caption`, `vg_caption` and `coco_vqa`.  Here, and only
-here, `<image>` in a user's text becomes a place.  Opens no image and knows no template.
+`query`/`response`, and the annotation files of PaddleMIX's `coco_caption`, `vg_caption` and `coco_vqa`.  Where a user's
+text says that a picture stands is known by `image_markers.py`.  Opens no image and knows no template.
 
 Sources: PaddleMIX paddlemix/datasets/{dataset,caption_dataset,coco_vqa}.py; haotian-liu/LLaVA
 docs/Finetune_Custom_Data.md; ms-swift docs, Custom-dataset; OpenAI API reference, chat completions.
@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from paddlemix.datasets.image_markers import place_tokens, split_text
 from paddlemix.datasets.record_images import PLACE, Shown, image_address, image_addresses
 from paddlemix.errors import UserError, did_you_mean
 from paddlemix.sample import IMAGE_TOKEN, Role
@@ -141,16 +142,8 @@ def _recognise(record: Record) -> Dialect:
 
 
 def _text_content(role: Role, text: str) -> tuple[str | Shown, ...]:
-    """A text, each `<image>` of a user's a place."""
-    if role != "user" or IMAGE_TOKEN not in text:
-        return (text,)
-    pieces: list[str | Shown] = []
-    for number, part in enumerate(text.split(IMAGE_TOKEN)):
-        if number:
-            pieces.append(PLACE)
-        if part:
-            pieces.append(part)
-    return tuple(pieces)
+    """A text, each picture of a user's a place."""
+    return split_text(text) if role == "user" else (text,)
 
 
 def _role(name: Any, where: str) -> Role:
@@ -182,9 +175,9 @@ def _read_conversations(record: Record) -> list[Turn]:
     if all(isinstance(turn, dict) for turn in turns):
         by_role = all("role" in turn and "from" not in turn for turn in turns)
         read = _message_turn if by_role else _from_value_turn
-        return [read(turn, number) for number, turn in enumerate(turns, 1)]
+        return _images_at_tokens(record, [read(turn, number) for number, turn in enumerate(turns, 1)])
     if all(isinstance(turn, list) for turn in turns):
-        return _pair_turns(turns, "pair")
+        return _images_at_tokens(record, _pair_turns(turns, "pair"))
     raise UserError("'conversations' holds neither [question, answer] pairs nor {'from', 'value'} turns throughout")
 
 
@@ -261,12 +254,23 @@ def _read_query(record: Record) -> list[Turn]:
 
 def _images_first(record: Record, turns: list[Turn]) -> list[Turn]:
     """ms-swift's rule: images that no text and no part places stand before the first question."""
+    turns = _images_at_tokens(record, turns)
     placed = any(isinstance(piece, Shown) for _, content in turns for piece in content)
     count = 0 if placed else len(image_addresses(record))
     first = next((number for number, (role, _) in enumerate(turns) if role == "user"), None)
     if not count or first is None:
         return turns
     return [*turns[:first], ("user", (PLACE,) * count + turns[first][1]), *turns[first + 1 :]]
+
+
+def _images_at_tokens(record: Record, turns: list[Turn]) -> list[Turn]:
+    """The places of a record's images where other programs' tokens are, if there are as many and no other place."""
+    if any(isinstance(piece, Shown) for _, content in turns for piece in content):
+        return turns
+    users = [number for number, (role, _) in enumerate(turns) if role == "user"]
+    contents = place_tokens([turns[number][1] for number in users], len(image_addresses(record)))
+    placed = dict(zip(users, contents, strict=True)) if contents is not None else {}
+    return [(role, placed.get(number, content)) for number, (role, content) in enumerate(turns)]
 
 
 def _read_caption(record: Record) -> list[Turn]:

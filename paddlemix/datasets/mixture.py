@@ -114,6 +114,7 @@ class SampleDataset:
             rows = select_rows(len(records), entry, count, self.settings.seed)
             chosen = set(rows.tolist()) if problems else set()
             self.unreadable += [(f"{records.path} record {row}", reason) for row, reason in problems if row in chosen]
+            _warn_of_doubts(records, rows)
             root = entry.get("image_root") or self.settings.image_root
             yield _Part(records, rows[records.words[rows] != 0], form, root, processor)
 
@@ -285,6 +286,16 @@ class _DecodeBudget:
 
     def finish(self) -> None:
         self._sizes.mark_decoded(self._decoded)
+
+
+def _warn_of_doubts(records: RecordFile, rows: np.ndarray) -> None:
+    """Says once how many chosen records may not mean what they are taken for."""
+    doubts = records.doubts()
+    chosen = set(rows.tolist()) if doubts else set()
+    found = [doubt for row, doubt in doubts if row in chosen]
+    if found:
+        advice = "`paddlemix check-data` lists them"
+        logger.warning("%d of %d records are doubtful, %s; the first: %s", len(found), len(chosen), advice, found[0])
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 Made in one pass over the file, kept in one file of the cache, mapped from there ever after.  Holds no record.
 
-The kept file: a header (`_HEADER_BYTES` of JSON, padded), the rows as they are, then each problem as a line of JSON.
+The kept file: a header (`_HEADER_BYTES` of JSON, padded), the rows as they are, then each message as a line of JSON.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from paddlemix.datasets.record_validation import Task, check_all
 from paddlemix.errors import UserError
 from paddlemix.log import process_rank
 
-INDEX_VERSION = f"1 {__version__}"  # what a record may be changes with the package
+INDEX_VERSION = f"2 {__version__}"  # what a record may be changes with the package
 
 _HEADER_BYTES = 256
 _PARALLEL_BYTES = 20 * 1024**2  # below, starting processes takes longer than the work
@@ -40,7 +40,8 @@ class Index:
 
     Args:
         rows: int64 [n, 3]: first byte, byte behind the last one, words (see `grouping.count_words`; 0: cannot be used).
-        lines: one JSON array [number, what is wrong] per record that cannot be used, each on a line; UTF-8.
+        lines: one JSON array [kind, number, message] per record that cannot be used ("problem") or may not mean what it
+            is taken for ("doubt"), each on a line; UTF-8.
     """
 
     rows: np.ndarray
@@ -48,7 +49,15 @@ class Index:
 
     def problems(self) -> list[tuple[int, str]]:
         """Number and what is wrong, beginning with "record N"; ascending."""
-        return [tuple(json.loads(line)) for line in bytes(self.lines).splitlines()]
+        return self._messages("problem")
+
+    def doubts(self) -> list[tuple[int, str]]:
+        """Number and what may be wrong, beginning with "record N", of records that are used; ascending."""
+        return self._messages("doubt")
+
+    def _messages(self, wanted: str) -> list[tuple[int, str]]:
+        lines = map(json.loads, bytes(self.lines).splitlines())
+        return [(number, message) for kind, number, message in lines if kind == wanted]
 
 
 def build_index(path: str, name: str, form: str | None) -> Index:
@@ -84,17 +93,18 @@ class _Builder:
 
     def build(self, form: str | None) -> Index:
         rows: list[np.ndarray] = []
-        problems: list[bytes] = []
+        messages: list[bytes] = []
         count, end = 0, self._layout.inside
         for spans, checked in check_all(self._tasks(form), self._size >= _PARALLEL_BYTES):
             if checked.broken is not None:
                 valid = checked.broken - count
                 raise self._explain(int(spans.ends[valid - 1]) if valid else spans.previous, checked.broken)
             rows.append(np.stack([spans.starts, spans.ends, checked.words], axis=1))
-            problems += [json.dumps(problem).encode() + b"\n" for problem in checked.problems]
+            for kind, found in (("problem", checked.problems), ("doubt", checked.doubts)):
+                messages += [json.dumps([kind, *item]).encode() + b"\n" for item in found]
             count, end = count + len(spans.starts), int(spans.ends[-1])
         self._check_end(end, count)
-        return Index(np.concatenate(rows), b"".join(problems))
+        return Index(np.concatenate(rows), b"".join(messages))
 
     def _tasks(self, form: str | None) -> Iterator[Task]:
         scan = scan_array if self._layout.is_array else scan_lines

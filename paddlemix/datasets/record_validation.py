@@ -18,10 +18,12 @@ import numpy as np
 
 from paddlemix.datasets.formats import parse_record
 from paddlemix.datasets.grouping import count_words
+from paddlemix.datasets.image_markers import unread_picture
 from paddlemix.datasets.record_errors import DECODER, not_an_object
 from paddlemix.datasets.record_scan import WHITE, Spans
 from paddlemix.errors import UserError
 from paddlemix.log import logger
+from paddlemix.sample import Sample
 
 _MOST_PROCESSES = 8  # one process finds the records, about eight times as fast as one checks them
 _AHEAD = 4  # blocks that wait for each process
@@ -34,12 +36,14 @@ class Checked:
     Args:
         words: int32 [k], see `grouping.count_words`; 0 where the record cannot be used.
         problems: number in the file and what is wrong, beginning with "record N"; of each that cannot be used.
+        doubts: the same of each that can be used and may not mean what it is taken for, see `unread_picture`.
         broken: the first record at which the array itself is no JSON or holds something else; the ones behind it are
             not looked at.
     """
 
     words: np.ndarray
     problems: list[tuple[int, str]]
+    doubts: list[tuple[int, str]]
     broken: int | None = None
 
 
@@ -69,6 +73,7 @@ def check_records(task: Task) -> Checked:
     spans = task.spans
     words = np.zeros(len(spans.starts), np.int32)
     problems: list[tuple[int, str]] = []
+    doubts: list[tuple[int, str]] = []
     data = _read(task.path, spans.previous, int(spans.ends[-1]))
     before = 0
     bounds = zip((spans.starts - spans.previous).tolist(), (spans.ends - spans.previous).tolist(), strict=True)
@@ -76,17 +81,20 @@ def check_records(task: Task) -> Checked:
         number = task.first + index
         source = f"record {number}" if spans.lines is None else f"record {number} (line {spans.lines[index]})"
         if spans.lines is None and data[before:start].strip(WHITE) != (b"," if number else b""):
-            return Checked(words, problems, number)
+            return Checked(words, problems, doubts, number)
         try:
-            words[index] = _words_of(data[start:end], source, task.form)
+            sample = _sample_of(data[start:end], source, task.form)
+            words[index] = count_words(sample)
+            doubt = unread_picture(sample.messages)
+            doubts += [(number, f"{source}: {doubt}")] if doubt is not None else []
         except (JSONDecodeError, UnicodeDecodeError, TypeError) as error:
             if spans.lines is None:
-                return Checked(words, problems, number)
+                return Checked(words, problems, doubts, number)
             problems.append((number, f"{source}: {_explain(error)}"))
         except UserError as error:
             problems.append((number, str(error)))
         before = end
-    return Checked(words, problems)
+    return Checked(words, problems, doubts)
 
 
 def _read(path: str, start: int, end: int) -> bytes:
@@ -94,8 +102,8 @@ def _read(path: str, start: int, end: int) -> bytes:
         return os.pread(file.fileno(), end - start, start)
 
 
-def _words_of(data: bytes, source: str, form: str | None) -> int:
-    """Words of a record that can be used.
+def _sample_of(data: bytes, source: str, form: str | None) -> Sample:
+    """A record that can be used.
 
     Raises:
         JSONDecodeError, UnicodeDecodeError: it is no JSON.
@@ -110,7 +118,7 @@ def _words_of(data: bytes, source: str, form: str | None) -> int:
         raise UserError(f"{source}: {error}") from error
     if not isinstance(record, dict):
         raise TypeError(not_an_object(record))
-    return count_words(parse_record(record, source, form=form))
+    return parse_record(record, source, form=form)
 
 
 def _explain(error: Exception) -> str:

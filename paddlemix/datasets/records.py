@@ -147,6 +147,10 @@ class RecordFile:
         """Number of each record that cannot be used, and what is wrong, beginning with path and record; ascending."""
         return [(number, f"{self.path} {problem}") for number, problem in self._index.problems()]
 
+    def doubts(self) -> list[tuple[int, str]]:
+        """The same of each record that is used and may not mean what it is taken for."""
+        return [(number, f"{self.path} {doubt}") for number, doubt in self._index.doubts()]
+
     def __reduce__(self) -> tuple[Any, ...]:
         carried = None if self._kept else Index(self._index.rows, bytes(self._index.lines))
         return RecordFile, (self.path, self._form, self._local, self._identity, carried)

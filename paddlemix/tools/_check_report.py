@@ -13,6 +13,7 @@ from typing import Any
 
 from paddlemix.cache import replacing
 from paddlemix.datasets.checking import CheckReport
+from paddlemix.datasets.problems import Problem
 from paddlemix.datasets.statistics import DataStatistics, describe_lengths, padding_share
 from paddlemix.errors import UserError
 from paddlemix.tools._check_plan import CheckPlan
@@ -85,12 +86,17 @@ def _length_lines(lengths: Lengths | None) -> Iterator[str]:
 
 
 def _problem_lines(report: CheckReport) -> Iterator[str]:
-    if not report.problems:
+    if not report.problems and not report.doubts:
         yield "no problem found"
-        return
-    yield ""
-    yield f"{'count':>8}  problem"
-    for problem in report.problems:
+    yield from _kinds("problem", report.problems)
+    yield from _kinds("doubt about records that are used", report.doubts)
+
+
+def _kinds(title: str, problems: list[Problem]) -> Iterator[str]:
+    if problems:
+        yield ""
+        yield f"{'count':>8}  {title}"
+    for problem in problems:
         yield f"{problem.count:8,}  {_short(problem.kind)}"
         for source, message in problem.records[:_EXAMPLES]:
             yield f"{'':12}{_short(f'{source}: {message}')}"
@@ -110,14 +116,8 @@ def report_values(report: CheckReport, lengths: Lengths | None, plan: CheckPlan)
         "bad": report.num_bad,
         "unreadable_files": report.unreadable,
         "forms": dict(report.forms),
-        "problems": [
-            {
-                "kind": problem.kind,
-                "count": problem.count,
-                "records": [{"source": source, "message": message} for source, message in problem.records],
-            }
-            for problem in report.problems
-        ],
+        "problems": _problem_values(report.problems),
+        "doubts": _problem_values(report.doubts),
         "duplicates": [{"source": again, "first": first} for again, first in report.duplicates],
         "statistics": {
             "max_length": plan.max_length,
@@ -127,6 +127,17 @@ def report_values(report: CheckReport, lengths: Lengths | None, plan: CheckPlan)
         },
         "notes": plan.notes,
     }
+
+
+def _problem_values(problems: list[Problem]) -> list[dict[str, Any]]:
+    return [
+        {
+            "kind": problem.kind,
+            "count": problem.count,
+            "records": [{"source": source, "message": message} for source, message in problem.records],
+        }
+        for problem in problems
+    ]
 
 
 def _length_values(lengths: Lengths) -> dict[str, Any]:

@@ -56,6 +56,22 @@ def write_run(folder: Path, **values: Any) -> Path:
     return path
 
 
+def test_what_looks_like_a_picture_and_is_none_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = folder / "doubt.json"
+    texts = ("<img>0.png</img>What?", "<|image|>What?", "![](0.png)")
+    path.write_text(json.dumps([{"conversations": [[text, "A"]]} for text in texts]))
+    report = folder / "report.json"
+    assert check(path, "--image-root", folder, "--report", report) == 0
+    text = capsys.readouterr().out
+    assert "no problem found" not in text
+    assert (
+        "doubt about records that are used" in text and f"{path} record 2: '![](0.png)' in a question is taken" in text
+    )
+    values = json.loads(report.read_text())
+    assert (values["good"], values["problems"]) == (3, [])
+    assert [(doubt["count"], doubt["records"][0]["source"]) for doubt in values["doubts"]] == [(2, f"{path} record 1")]
+
+
 def test_good_data(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check(folder / "good.json", "--image-root", folder) == 0
     text = capsys.readouterr().out
