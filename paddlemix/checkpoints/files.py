@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,15 +20,15 @@ import numpy as np
 
 from paddlemix.checkpoints.directories import atomic_directory as atomic_directory
 from paddlemix.checkpoints.directories import writing
+from paddlemix.checkpoints.header import TensorRange, read_header
 from paddlemix.checkpoints.pickles import read_paddle, read_torch
 from paddlemix.checkpoints.tensors import NUMPY_TYPES, TensorEntry, Tensors
 from paddlemix.checkpoints.tensors import array_entry as array_entry
-from paddlemix.declared import read_object
+from paddlemix.declared import describe, read_object
 from paddlemix.errors import MissingFileError, UserError
-from paddlemix.lfs import refuse_pointer
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
-_MAX_HEADER_BYTES = 100 * 1024 * 1024
+_SHOWN = 200  # characters of a name or reason in an error
 _SAMPLED = 512  # elements at either end of a tensor by which two files of the same names are told apart
 # gets a tensor's name and, piece by piece, its bytes as they were written
 OnWritten = Callable[[str, memoryview], None]
@@ -39,47 +40,19 @@ def read_safetensors(path: Path) -> dict[str, TensorEntry]:
 
     Raises:
         MissingFileError: no such file.
-        UserError: the file is cut short or is not safetensors.
+        UserError: the file is cut short or damaged, or is not safetensors.
     """
-    if not path.is_file():
-        raise MissingFileError(f"weight file '{path}' does not exist")
-    refuse_pointer(path, f"weight file '{path}'")
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _MAX_HEADER_BYTES + 1
-        if length > min(_MAX_HEADER_BYTES, size - 8):
-            raise UserError(f"'{path}' is not a safetensors file or is cut short ({size} bytes); copy it again")
-        encoded = file.read(length)
-    try:
-        header = json.loads(encoded)
-        header.pop("__metadata__", None)
-        end = 8 + length + max((item["data_offsets"][1] for item in header.values()), default=0)
-        if end > size:
-            raise UserError(f"'{path}' is cut short: {size} bytes, its header promises {end}; copy it again")
-        return {name: _mapped_entry(path, 8 + length, item) for name, item in header.items()}
-    except UserError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(f"'{path}' has a damaged safetensors header ({error!r}); copy it again") from error
+    header = read_header(path)
+    return {name: _mapped_entry(path, header.start, item) for name, item in header.tensors.items()}
 
 
-def _mapped_entry(path: Path, start: int, item: Mapping[str, Any]) -> TensorEntry:
-    dtype, shape = item["dtype"], tuple(item["shape"])
-    if dtype not in NUMPY_TYPES:
-        raise UserError(f"'{path}' holds a tensor of type {dtype}; allowed: {', '.join(NUMPY_TYPES)}")
-    begin, end = item["data_offsets"]
-    offset = start + begin
-
+def _mapped_entry(path: Path, start: int, item: TensorRange) -> TensorEntry:
     def read() -> np.ndarray:
-        if 0 in shape:
-            return np.zeros(shape, dtype=NUMPY_TYPES[dtype])
-        return np.memmap(path, dtype=NUMPY_TYPES[dtype], mode="r", offset=offset, shape=shape)
+        if 0 in item.shape:
+            return np.zeros(item.shape, dtype=NUMPY_TYPES[item.dtype])
+        return np.memmap(path, dtype=NUMPY_TYPES[item.dtype], mode="r", offset=start + item.begin, shape=item.shape)
 
-    entry = TensorEntry(dtype, shape, read)
-    if begin < 0 or end - begin != entry.num_bytes:
-        raise ValueError(f"bytes {begin} to {end} for {dtype} {list(shape)}")
-    return entry
+    return TensorEntry(item.dtype, item.shape, read)
 
 
 # index, single file and reader of each kind of weight file, the preferred kind first
@@ -90,11 +63,14 @@ _KINDS: tuple[tuple[str, str, Callable[[Path], dict[str, TensorEntry]]], ...] = 
 )
 
 
+_SHARD = re.compile(r".+-\d+-of-\d+\.(safetensors|bin|pdparams)")
+
+
 def read_weights(directory: Path) -> dict[str, TensorEntry]:
     """Lists the tensors of a checkpoint directory: safetensors, torch's .bin or Paddle's .pdparams, whole or in shards.
 
     Raises:
-        MissingFileError: there are none, or an index names a shard that is missing.
+        MissingFileError: there are none, an index names a shard that is missing, or shards have no index.
         UserError: a file is damaged, a tensor that an index promises is in no shard, or the directory holds two sets of
             weights that differ.
     """
@@ -105,6 +81,15 @@ def read_weights(directory: Path) -> dict[str, TensorEntry]:
         if (directory / single).is_file():
             found.append((single, lambda single=single, read=read: read(directory / single)))  # type: ignore[misc]
     if not found:
+        shards = sorted(path.name for path in directory.glob("*-of-*") if _SHARD.fullmatch(path.name))
+        if shards:
+            index = {".safetensors": INDEX_FILE, ".bin": _KINDS[1][0], ".pdparams": _KINDS[2][0]}[
+                Path(shards[0]).suffix
+            ]
+            raise MissingFileError(
+                f"{directory} holds {len(shards)} shards of weights, {shards[0]} first, without their index {index}; "
+                "copy it from where they are from"
+            )
         expected = ", ".join(f"{single} or {index}" for index, single, _ in _KINDS)
         raise MissingFileError(f"no weights in {directory}: expected {expected}")
     (first, read_first), *others = found
@@ -136,10 +121,18 @@ def read_weight_file(path: Path) -> dict[str, TensorEntry]:
 def _read_shards(index_path: Path, read: Callable[[Path], dict[str, TensorEntry]]) -> dict[str, TensorEntry]:
     directory = index_path.parent
     try:
-        weight_map = dict(read_object(index_path)["weight_map"])
-        names = sorted({str(shard) for shard in weight_map.values()})
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"'{index_path}' is not a weight index: {error!r}; copy it again") from error
+        weight_map = read_object(index_path).get("weight_map")
+    except UserError as error:
+        raise UserError(f"'{index_path}' is not a weight index: {error}; copy it again") from error
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"'{index_path}' is not a weight index: it has no weight_map of names; copy it again")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or not _is_file_name(shard):
+            raise UserError(
+                f"'{index_path}': weight_map puts '{name[:_SHOWN]}' into {describe(shard)}, which is not the name of a "
+                "file beside it; copy it again"
+            )
+    names = sorted(set(weight_map.values()))
     shards: dict[str, dict[str, TensorEntry]] = {}
     for shard in names:
         if not (directory / shard).is_file():
@@ -149,6 +142,11 @@ def _read_shards(index_path: Path, read: Callable[[Path], dict[str, TensorEntry]
     if lost:
         raise UserError(f"{index_path} promises {len(lost)} tensors that no shard holds, e.g. '{lost[0]}'")
     return {name: shards[shard][name] for name, shard in weight_map.items()}
+
+
+def _is_file_name(text: str) -> bool:
+    """Whether a text names a file of the same folder, and cannot name one elsewhere on any system."""
+    return bool(text) and text not in (".", "..") and not set(text) & set("/\\:\0") and text.isprintable()
 
 
 def _difference(first: Tensors, second: Tensors) -> str:
@@ -174,10 +172,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     Raises:
         MissingFileError, UserError: see `read_safetensors`.
     """
-    read_safetensors(path)  # says what is wrong with a damaged file
-    with open(path, "rb") as file:
-        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-    return dict(header.get("__metadata__") or {})
+    return read_header(path).metadata
 
 
 def write_safetensors(

@@ -5,6 +5,7 @@ Source of the states: numpy's ndarray.__reduce__, torch/_utils.py.
 
 from __future__ import annotations
 
+import math
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from paddlemix.checkpoints.tensors import NUMPY_TYPES, TensorEntry
+from paddlemix.checkpoints.tensors import NUMPY_TYPES, TensorEntry, is_shape
 from paddlemix.errors import UserError
 
 STORAGES = {
@@ -40,11 +41,23 @@ class FileRange:
     offset: int
     length: int
 
-    def array(self, dtype: str, count: int, start: int = 0) -> np.ndarray:
-        kind = np.dtype(NUMPY_TYPES[dtype])
-        end = (start + count) * kind.itemsize
+    def check(self, dtype: str, count: int, start: int = 0) -> None:
+        """Whether it has room for numbers.
+
+        Raises:
+            UserError: it has not.
+        """
+        end = (start + count) * np.dtype(NUMPY_TYPES[dtype]).itemsize
         if start < 0 or end > self.length:
-            raise UserError(f"'{self.path}' is damaged: a tensor needs {end} bytes of {self.length}; copy it again")
+            raise UserError(f"it is damaged: a tensor needs {end} bytes of {self.length}; copy it again")
+
+    def array(self, dtype: str, count: int, start: int = 0) -> np.ndarray:
+        """Numbers, mapped.
+
+        Raises:
+            UserError: the file has become shorter.
+        """
+        kind = np.dtype(NUMPY_TYPES[dtype])
         if not count:
             return np.zeros(0, dtype=kind)
         offset = self.offset + start * kind.itemsize
@@ -77,15 +90,36 @@ class TorchTensor:
     strides: tuple[int, ...]
 
     def entry(self) -> TensorEntry:
-        return TensorEntry(self.storage.dtype, self.shape, self.read)
+        """It as a tensor that has not been read.
 
-    def read(self) -> np.ndarray:
-        storage = self.storage
+        Raises:
+            UserError: shape, strides and storage do not fit together.
+        """
+        storage, used = self.storage, self._used()
+        if used and storage.key not in storage.ranges:
+            raise UserError(f"it is damaged: the storage {storage.key[:60]} is missing; copy it again")
+        if used:
+            storage.ranges[storage.key].check(storage.dtype, used, self.offset)
+        return TensorEntry(storage.dtype, self.shape, lambda: self._read(used))
+
+    def _used(self) -> int:
+        """Numbers of the storage from the first one to the last."""
+        if len(self.strides) != len(self.shape) or any(stride < 0 for stride in self.strides) or self.offset < 0:
+            raise UserError(f"it is damaged: strides {self.strides}; copy it again")
         if 0 in self.shape:
-            return np.zeros(self.shape, dtype=NUMPY_TYPES[storage.dtype])
-        if any(stride < 0 for stride in self.strides) or len(self.strides) != len(self.shape):
-            raise UserError(f"'{storage.ranges[storage.key].path}' is damaged: strides {self.strides}; copy it again")
+            return 0
         used = 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
+        if math.prod(self.shape) > used:
+            raise UserError(
+                f"shape {self.shape} and strides {self.strides} use numbers more than once, as no weight does; save "
+                "its .contiguous()"
+            )
+        return used
+
+    def _read(self, used: int) -> np.ndarray:
+        storage = self.storage
+        if not used:
+            return np.zeros(self.shape, dtype=NUMPY_TYPES[storage.dtype])
         flat = storage.ranges[storage.key].array(storage.dtype, used, self.offset)
         steps = [stride * flat.itemsize for stride in self.strides]
         return np.lib.stride_tricks.as_strided(flat, self.shape, steps, writeable=False)
@@ -95,16 +129,20 @@ class NumpyType:
     """Stands for a numpy dtype; takes its state as one."""
 
     def __init__(self, code: str, *_: Any) -> None:
-        self.code, self.order = str(code), "<"
+        if type(code) is not str:
+            raise pickle.UnpicklingError("a type without name")
+        self.code, self.order = code, "<"
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if type(state[1]) is not str:
+            raise pickle.UnpicklingError("a type without byte order")
         self.order = state[1]
 
     def name(self) -> str:
         code = self.code.lstrip("<|=")
         if code not in _NUMPY_CODES or self.order == ">":
             raise UserError(
-                f"a pickled array has the type '{self.order}{self.code}'; allowed: {', '.join(_NUMPY_CODES)}"
+                f"a pickled array has the type '{self.order[:1]}{self.code[:20]}'; allowed: {', '.join(_NUMPY_CODES)}"
             )
         return _NUMPY_CODES[code]
 
@@ -119,18 +157,33 @@ class NumpyArray:
         self.state = state
 
     def entry(self) -> TensorEntry:
+        """It as a tensor that has not been read.
+
+        Raises:
+            UserError: it is of a type that no weight has, or it is damaged.
+        """
         _, shape, kind, fortran, content = self.state
-        dtype, shape = kind.name(), tuple(int(size) for size in shape)
+        dtype, count = kind.name(), math.prod(_checked(shape))
+        if isinstance(content, FileRange):
+            content.check(dtype, count)
+        elif not isinstance(content, bytes) or len(content) < count * np.dtype(NUMPY_TYPES[dtype]).itemsize:
+            raise UserError("it is damaged: the array's content is too short; copy it again")
 
         def read() -> np.ndarray:
-            count = int(np.prod(shape, dtype=np.int64))
             if isinstance(content, FileRange):
                 flat = content.array(dtype, count)
             else:
-                flat = np.frombuffer(bytes(content), dtype=NUMPY_TYPES[dtype], count=count)
+                flat = np.frombuffer(content, dtype=NUMPY_TYPES[dtype], count=count)
             return flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
 
         return TensorEntry(dtype, shape, read)
+
+
+def _checked(shape: Any) -> tuple[int, ...]:
+    """A shape; also strides, which are of the same kind."""
+    if not is_shape(shape):
+        raise UserError("it is damaged: its shape is not one; copy it again")
+    return tuple(shape)
 
 
 def array_from_buffer(content: Any, kind: NumpyType, shape: Any, order: str) -> NumpyArray:
@@ -142,4 +195,6 @@ def array_from_buffer(content: Any, kind: NumpyType, shape: Any, order: str) -> 
 def rebuild_tensor(storage: Storage, offset: int, shape: Any, strides: Any, *_: Any) -> TorchTensor:
     if not isinstance(storage, Storage):
         raise pickle.UnpicklingError("a tensor without storage")
-    return TorchTensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
+    if type(offset) is not int:
+        raise pickle.UnpicklingError("a tensor without place in its storage")
+    return TorchTensor(storage, offset, _checked(shape), _checked(strides))

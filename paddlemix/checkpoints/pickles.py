@@ -1,8 +1,9 @@
 """Weight files that are pickles, read without running anything: torch's .bin and Paddle's .pdparams.
 
 A pickle may call any function by name.  Here a name is looked up in one short table of what tensors are built of, and
-any other is an error that says which.  Tensors are not read but remembered as ranges of their file, so that a file of
-many gigabytes costs no memory.  Neither torch nor paddle is needed.
+any other is an error that says which.  Keys are texts, because to hash anything else a pickle can make take for ever.
+Tensors are not read but remembered as ranges of their file, so that a file of many gigabytes costs no memory.  Neither
+torch nor paddle is needed.
 
 Source of the formats: torch/serialization.py, paddle/framework/io.py, numpy's ndarray.__reduce__.
 """
@@ -11,10 +12,11 @@ from __future__ import annotations
 
 import collections
 import io
+import os
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
@@ -37,14 +39,31 @@ from paddlemix.lfs import refuse_pointer
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LARGE = 4096  # bytes; larger contents stay in the file
+_SHOWN = 200  # characters of a name or reason in an error
 
 
 def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin1" if encoding == "latin1" else "utf-8")
 
 
+def _fill(target: dict[str, Any], keys: Iterable[Any], values: Iterable[Any]) -> None:
+    """Adds items.  A tuple that holds a tuple twice, and so on sixty times, is quickly made and never hashed."""
+    for key, value in zip(keys, values, strict=True):
+        if type(key) is not str:
+            raise pickle.UnpicklingError(f"a key that is not a text but a {type(key).__name__}")
+        target[key] = value
+
+
+def _ordered_dict(pairs: Iterable[Any] = ()) -> collections.OrderedDict[str, Any]:
+    """Stands for OrderedDict, which Python 2 pickled with its items as pairs."""
+    result: collections.OrderedDict[str, Any] = collections.OrderedDict()
+    for key, value in pairs:
+        _fill(result, (key,), (value,))
+    return result
+
+
 _ALLOWED: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("collections", "OrderedDict"): _ordered_dict,
     ("builtins", "tuple"): tuple,
     ("__builtin__", "tuple"): tuple,  # the same in protocol 2
     ("_codecs", "encode"): _encode,
@@ -83,6 +102,8 @@ class _Unpickler(_PythonUnpickler):
 
     def __init__(self, file: IO[bytes], path: Path, ranges: dict[str, FileRange], mapped: bool) -> None:
         super().__init__(file)
+        size = os.fstat(file.fileno()).st_size if mapped else len(file.getbuffer())  # type: ignore[attr-defined]
+        self._file_read = lambda count: _read(file, count, size)
         self.file, self.path, self.ranges, self.mapped = file, path, ranges, mapped
         self.storages: dict[str, tuple[str, int]] = {}
 
@@ -97,8 +118,10 @@ class _Unpickler(_PythonUnpickler):
     def persistent_load(self, saved: Any) -> Storage:
         kind, storage_type, key, _, count = saved[:5]
         if kind != "storage" or not isinstance(storage_type, StorageType):
-            raise pickle.UnpicklingError(f"a storage of unknown kind {kind!r}")
-        self.storages[str(key)] = (storage_type.dtype, int(count))
+            raise pickle.UnpicklingError("a storage of unknown kind")
+        if type(key) not in (str, int) or type(count) is not int:
+            raise pickle.UnpicklingError("a storage without key or length")
+        self.storages[str(key)] = (storage_type.dtype, count)
         return Storage(storage_type.dtype, str(key), self.ranges)
 
     def load_build(self) -> None:
@@ -107,6 +130,28 @@ class _Unpickler(_PythonUnpickler):
             built.__setstate__(state)
         elif not isinstance(built, collections.OrderedDict):  # its attributes are torch's notes on versions
             raise pickle.UnpicklingError(f"a state for a {type(built).__name__}")
+
+    def load_dict(self) -> None:
+        items = self.pop_mark()
+        self.append({})
+        _fill(self.stack[-1], items[::2], items[1::2])
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._target()
+        _fill(self.stack[-1], (key,), (value,))
+
+    def load_setitems(self) -> None:
+        items = self.pop_mark()
+        self._target()
+        _fill(self.stack[-1], items[::2], items[1::2])
+
+    def _target(self) -> None:
+        if not isinstance(self.stack[-1], dict):
+            raise pickle.UnpicklingError(f"items for a {type(self.stack[-1]).__name__}")
+
+    def load_set(self) -> None:
+        raise pickle.UnpicklingError("a set")
 
     def _content(self, length: int) -> None:
         frame = self._unframer.current_frame
@@ -117,7 +162,7 @@ class _Unpickler(_PythonUnpickler):
         here = self.file.tell()
         self.append(FileRange(self.path, here, length))
         self.file.seek(length, io.SEEK_CUR)
-        if self.file.tell() > self.path.stat().st_size:
+        if self.file.tell() > os.fstat(self.file.fileno()).st_size:
             raise EOFError
 
     def load_binbytes(self) -> None:
@@ -130,6 +175,17 @@ class _Unpickler(_PythonUnpickler):
     dispatch[pickle.BINBYTES[0]] = load_binbytes
     dispatch[pickle.BINBYTES8[0]] = load_binbytes8
     dispatch[pickle.BYTEARRAY8[0]] = load_binbytes8
+    dispatch[pickle.DICT[0]] = load_dict
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+    dispatch.update(dict.fromkeys((pickle.EMPTY_SET[0], pickle.ADDITEMS[0], pickle.FROZENSET[0]), load_set))
+
+
+def _read(file: IO[bytes], count: int, size: int) -> bytes:
+    """Bytes of a file; asked for more than it has, Python would make room for them first."""
+    if count > size - file.tell():
+        raise EOFError
+    return file.read(count)
 
 
 def read_torch(path: Path) -> dict[str, TensorEntry]:
@@ -161,7 +217,8 @@ def _guarded(path: Path, read: Callable[[], Any]) -> dict[str, TensorEntry]:
     except UserError:
         raise
     except Exception as error:  # a damaged pickle fails in any way; none of them is a defect of ours
-        raise UserError(f"'{path}' is damaged or cut short ({error!r}); copy it again") from error
+        reason = repr(error)[:_SHOWN]
+        raise UserError(f"'{path}' is damaged or cut short ({reason}); copy it again") from error
 
 
 def _tensors(content: Any, path: Path) -> dict[str, TensorEntry]:
@@ -177,8 +234,11 @@ def _tensors(content: Any, path: Path) -> dict[str, TensorEntry]:
         if isinstance(value, tuple) and len(value) == 2:  # how Paddle pickles a tensor: (its own name, array)
             value = value[1]
         if not isinstance(value, (TorchTensor, NumpyArray)):
-            raise UserError(f"'{path}': '{name}' is no tensor, but a {type(value).__name__}")
-        tensors[str(name)] = value.entry()
+            raise UserError(f"'{path}': '{name[:_SHOWN]}' is no tensor, but a {type(value).__name__}")
+        try:
+            tensors[name] = value.entry()
+        except UserError as error:
+            raise UserError(f"'{path}': '{name[:_SHOWN]}': {error}") from error
     return tensors
 
 
@@ -189,6 +249,9 @@ def _read_zip(path: Path) -> Any:
         if len(pickled) != 1:
             raise UserError(f"'{path}' is a zip archive, but not one of torch.save")
         root = pickled[0].removesuffix("data.pkl")
+        with open(path, "rb") as file:  # stored, so that none is larger than the file
+            for name in {pickled[0], f"{root}byteorder"}.intersection(names):
+                _stored_range(file, path, archive.getinfo(name))
         if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
             raise UserError(f"'{path}' was written on a big-endian machine, which is not supported; save it again")
         infos = {info.filename.removeprefix(f"{root}data/"): info for info in archive.infolist()}
@@ -205,7 +268,10 @@ def _stored_range(file: IO[bytes], path: Path, info: zipfile.ZipInfo) -> FileRan
         )
     file.seek(info.header_offset + 26)
     name_length, extra_length = struct.unpack("<HH", file.read(4))
-    return FileRange(path, info.header_offset + 30 + name_length + extra_length, info.file_size)
+    start = info.header_offset + 30 + name_length + extra_length
+    if start + info.file_size > os.fstat(file.fileno()).st_size:
+        raise EOFError
+    return FileRange(path, start, info.file_size)
 
 
 def _read_legacy(path: Path) -> Any:

@@ -5,7 +5,8 @@ A bfloat16 tensor is a numpy uint16 array here, as it is for paddle.  Knows no f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +26,12 @@ NUMPY_TYPES: dict[str, Any] = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+_ITEM_BYTES = {name: np.dtype(kind).itemsize for name, kind in NUMPY_TYPES.items()}
 FLOAT_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 # Rows and columns that are turned, and elements that are converted, at once: they stay in the processor's cache.
 _ROWS, _COLUMNS = 64, 256
 _CHUNK = 1 << 20
+_MAX_AXES, _MAX_SIZE = 16, 1 << 40  # of a shape; numpy's own limits are not much higher
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class TensorEntry:
     @property
     def num_bytes(self) -> int:
         """Bytes on disk."""
-        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(NUMPY_TYPES[self.dtype]).itemsize
+        return count_bytes(self.dtype, self.shape)
 
     def pieces(self) -> Iterator[np.ndarray]:
         """Its numbers in order, as contiguous arrays; each is valid until the next is asked for.
@@ -66,6 +69,18 @@ class TensorEntry:
 
 
 Tensors = Mapping[str, TensorEntry]
+
+
+def count_bytes(dtype: str, shape: Sequence[int]) -> int:
+    """Bytes of a tensor on disk."""
+    return math.prod(shape) * _ITEM_BYTES[dtype]
+
+
+def is_shape(value: Any) -> bool:
+    """Whether a value that a file holds is the shape of some tensor: a short list of whole numbers from 0."""
+    if not isinstance(value, list | tuple) or len(value) > _MAX_AXES:
+        return False
+    return all(type(size) is int and 0 <= size <= _MAX_SIZE for size in value)
 
 
 def array_entry(array: np.ndarray, dtype: str | None = None) -> TensorEntry:

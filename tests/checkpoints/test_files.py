@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from paddlemix.checkpoints import files
+from paddlemix.checkpoints import header as headers
 from paddlemix.checkpoints.directories import remove_directory
 from paddlemix.checkpoints.files import (
     INDEX_FILE,
@@ -136,6 +137,54 @@ def test_a_damaged_header_says_so(tmp_path: Path, header: bytes) -> None:
         read_safetensors(written_header(tmp_path / "w", header, b"\0" * 8))
 
 
+def item(begin: int, end: int, shape: str = "[1]", dtype: str = '"F32"') -> bytes:
+    return f'{{"dtype": {dtype}, "shape": {shape}, "data_offsets": [{begin}, {end}]}}'.encode()
+
+
+@pytest.mark.parametrize(
+    ("header", "problem"),
+    [
+        (b'{"x": %s, "y": %s}' % (item(0, 4), item(0, 4)), "bytes 0 to 4 of 'y' overlap another tensor's"),
+        (b'{"x": %s, "y": %s}' % (item(0, 8, "[2]"), item(4, 8)), "bytes 4 to 8 of 'y' overlap"),
+        (b'{"x": %s}' % item(4, 8), "bytes 4 to 8 of 'x' follow bytes of no tensor"),
+        (b'{"x": %s}' % item(0, 4), "4 bytes after the last tensor belong to none"),
+        (b'{"x": %s, "x": %s}' % (item(0, 4), item(4, 8)), "the key 'x' is there twice with different values"),
+        (b'{"x": %s}' % item(0, 8, "[2.0]"), "'x' has no dtype or no shape"),
+        (b'{"x": %s}' % item(0, 8, "[true, 2]"), "'x' has no dtype or no shape"),
+        (b'{"x": %s}' % item(0, 8, "[-1, -2]"), "'x' has no dtype or no shape"),
+        (b'{"x": %s}' % item(0, 8, '["2"]'), "'x' has no dtype or no shape"),
+        (b'{"x": %s}' % item(0, 8, "{}"), "'x' has no dtype or no shape"),
+        (b'{"x": %s}' % item(0, 8, str([1] * 200)), "'x' has no dtype or no shape"),
+        (b'{"x": %s}' % item(0, 8, "[2]", "32"), "'x' has no dtype or no shape"),
+        (b'{"x": %s}' % item(0, 0, "[4294967296, 4294967296]"), "bytes 0 to 0 for F32"),  # 2 ** 64 wraps to 0
+        (b'{"x": %s}' % item(0, 0, "[0, 1%s]" % ("0" * 400)), "'x' has no dtype or no shape"),
+        (b'{"\\ud800": %s}' % item(0, 8, "[2]"), "surrogates not allowed"),
+        (b'{"x": %s}' % b'{"dtype": "F32", "shape": [2], "data_offsets": [0.0, 8]}', "are not two whole numbers"),
+        (b'{"__metadata__": {"a": 3}, "x": %s}' % item(0, 8, "[2]"), "its __metadata__ is not an object of texts"),
+        (b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested deeper"),
+        (b'{"x": ' + b'{"x": ' * 100 + b"1" + b"}" * 101, "nested deeper"),
+        (b'{"x": 1' + b"0" * 5000 + b"}", "not JSON"),
+    ],
+)
+def test_a_header_that_breaks_the_format_says_how(tmp_path: Path, header: bytes, problem: str) -> None:
+    """A tensor that overlaps another, or has no bytes of its own, would have wrong numbers without a word."""
+    with pytest.raises(UserError, match=f"damaged safetensors header .*{problem}.*copy it again") as caught:
+        read_safetensors(written_header(tmp_path / "w", header, b"\0" * 8))
+    assert len(str(caught.value)) < 600
+
+
+def test_a_header_of_a_million_empty_tensors_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(headers, "_MAX_TENSORS", 1000)
+    for count in (1000, 1001):
+        text = ",".join(f'"{number}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' for number in range(count))
+        path = written_header(tmp_path / "w", b"{%s}" % text.encode())
+        if count == 1000:
+            assert len(read_safetensors(path)) == 1000
+        else:
+            with pytest.raises(UserError, match="not an object of at most 1,000 tensors"):
+                read_safetensors(path)
+
+
 def test_a_file_of_another_kind_is_no_safetensors_file(tmp_path: Path) -> None:
     (tmp_path / "w").write_bytes(b"PK\x03\x04 a pickle of torch in a zip archive")
     with pytest.raises(UserError, match="is not a safetensors file"):
@@ -176,6 +225,32 @@ def test_an_index_that_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / INDEX_FILE).write_text(text)
     with pytest.raises(UserError, match="is not a weight index"):
         read_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "shard", ["../w.safetensors", "/etc/passwd", "a/b.safetensors", "..", "a\\b", "a\0b", "", 3, None]
+)
+def test_an_index_leads_out_of_no_folder(tmp_path: Path, shard: Any) -> None:
+    (tmp_path / "model").mkdir()
+    write_safetensors(tmp_path / "w.safetensors", entries(arrays()))
+    write_json(tmp_path / "model" / INDEX_FILE, {"weight_map": dict.fromkeys(arrays(), shard)})
+    with pytest.raises(UserError, match="weight_map puts 'layer.0' into .*not the name of a file beside it"):
+        read_weights(tmp_path / "model")
+
+
+def test_shards_without_their_index_say_so(tmp_path: Path) -> None:
+    write_weights(tmp_path, entries(arrays()), 48)
+    (tmp_path / INDEX_FILE).unlink()
+    with pytest.raises(
+        MissingFileError, match="3 shards of weights, model-00001-of-00003.* without their index model.saf"
+    ):
+        read_weights(tmp_path)
+    for name in ("pytorch_model-00001-of-00002.bin", "model_state-00001-of-00002.pdparams"):
+        directory = tmp_path / name.partition("-")[0]
+        directory.mkdir()
+        (directory / name).write_bytes(b"")
+        with pytest.raises(MissingFileError, match=rf"1 shards .* index {directory.name}\S+.index.json; copy it from"):
+            read_weights(directory)
 
 
 def test_json_round_trip_keeps_every_character(tmp_path: Path) -> None:

@@ -151,9 +151,8 @@ def test_a_torch_file_that_is_cut_short_says_so(state: Path, kept: int) -> None:
 
 def test_a_storage_that_is_too_small_is_told(tmp_path: Path) -> None:
     code = pickled({"w": tensor("FloatStorage", "0", 12, (3, 4), (4, 1))})
-    found = read_torch(torch_file(tmp_path / "w.bin", code, {"0": FLOATS.tobytes()[:-4]}))
-    with pytest.raises(UserError, match="needs 48 bytes of 44; copy it again"):
-        found["w"].read()
+    with pytest.raises(UserError, match="w.bin': 'w': it is damaged: a tensor needs 48 bytes of 44; copy it again"):
+        read_torch(torch_file(tmp_path / "w.bin", code, {"0": FLOATS.tobytes()[:-4]}))
 
 
 def test_a_compressed_archive_and_another_zip_are_told(tmp_path: Path) -> None:
@@ -229,3 +228,91 @@ def test_missing_files_and_other_endings(tmp_path: Path) -> None:
             read(tmp_path / "gone")
     with pytest.raises(UserError, match="is no weight file; allowed endings: .safetensors"):
         read_weight_file(tmp_path / "w.npz")
+
+
+DOUBLED = b")q\x000" + b"h\x00h\x00\x86q\x000" * 60 + b"h\x00"  # a tuple of a tuple twice, and so on
+NESTED = b"N" + b"\x85" * 200_000  # as deep as a stack is not
+ARRAY = b"cnumpy.core.multiarray\n_reconstruct\n)R(K\x01%scnumpy\ndtype\n" + text("f4") + b"\x85R\x89%stb"
+
+
+PLACES = {
+    "SETITEM": (b"}", b"K\x01s."),
+    "SETITEMS": (b"}(", b"K\x01u."),
+    "DICT": (b"(", b"K\x01d."),
+    "ADDITEMS": (b"\x8f(", b"\x90."),
+    "FROZENSET": (b"(", b"\x91."),
+    "OrderedDict": (b"ccollections\nOrderedDict\n((", b"K\x01ttR."),
+    "key": (b"}" + text("w") + b"(" + text("storage") + b"ctorch\nFloatStorage\n", text("cpu") + b"K\x01tQs."),
+    "kind": (b"}" + text("w") + b"(", b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + b"K\x01tQs."),
+    "value": (b"}" + text("w"), b"s."),
+}
+
+
+@pytest.mark.parametrize(("place", "inner"), [*((name, DOUBLED) for name in PLACES), ("SETITEM", NESTED)])
+def test_a_pickle_takes_neither_for_ever_nor_the_stack(tmp_path: Path, place: str, inner: bytes) -> None:
+    before, behind = PLACES[place]
+    (tmp_path / "m.pdparams").write_bytes(b"\x80\x04" + before + inner + behind)
+    with pytest.raises(UserError, match="m.pdparams'") as caught:
+        read_paddle(tmp_path / "m.pdparams")
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("shape", "content"),
+    [
+        (b"K\x02\x85", b"C\x04abcd"),  # too short
+        (b"K\x02\x85", b"K\x08"),  # a number, of so many zeros
+        (b"K\x02\x85", b"\x8a\x08" + bytes(7) + b"\x10"),
+        (b"M\xff\xffM\xff\xffM\xff\xffM\xff\xff\x87\x85", b"C\x00"),
+        (b"J\xff\xff\xff\xff\x85", b"C\x00"),  # -1
+        (text("12"), b"C\x08abcdefgh"),
+        (b"(" + b"K\x01" * 99 + b"t", b"C\x04abcd"),
+    ],
+)
+def test_an_array_whose_parts_do_not_fit_together(tmp_path: Path, shape: bytes, content: bytes) -> None:
+    code = b"\x80\x04}" + text("w") + ARRAY % (shape, content) + b"s."
+    (tmp_path / "m.pdparams").write_bytes(code)
+    with pytest.raises(UserError, match="m.pdparams'.* damaged"):
+        read_paddle(tmp_path / "m.pdparams")
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "offset", "problem"),
+    [
+        ((200, 200), (0, 0), 0, "use numbers more than once"),
+        ((3, 4), (4,), 0, "strides"),
+        ((12,), (2,), 0, "needs 92 bytes of 48"),
+        ((12,), (1,), 1, "needs 52 bytes of 48"),
+    ],
+)
+def test_a_tensor_whose_parts_do_not_fit_together(
+    tmp_path: Path, shape: tuple[int, ...], strides: tuple[int, ...], offset: int, problem: str
+) -> None:
+    code = pickled({"w": tensor("FloatStorage", "0", 12, shape, strides, offset)})
+    with pytest.raises(UserError, match=f"w.bin': 'w': .*{problem}"):
+        read_torch(torch_file(tmp_path / "w.bin", code, {"0": FLOATS.tobytes()}))
+
+
+def test_a_storage_that_the_archive_lacks_is_told(tmp_path: Path) -> None:
+    code = pickled({"w": tensor("FloatStorage", "7", 12, (3, 4), (4, 1))})
+    with pytest.raises(UserError, match="'w': it is damaged: the storage 7 is missing"):
+        read_torch(torch_file(tmp_path / "w.bin", code, {"0": FLOATS.tobytes()}))
+
+
+def test_lengths_are_believed_no_further_than_the_file_goes(tmp_path: Path) -> None:
+    """A petabyte of text or bytes, for which memory would be asked first; and a small archive of much."""
+    for code in (b"\x8d", b"\x8e", b"\x96", b"\x95"):
+        (tmp_path / "m.pdparams").write_bytes(b"\x80\x04" + code + struct.pack("<Q", 10**15) + b"abc.")
+        with pytest.raises(UserError, match="m.pdparams' is damaged or cut short"):
+            read_paddle(tmp_path / "m.pdparams")
+    with zipfile.ZipFile(tmp_path / "w.bin", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + b"N0" * 10_000_000)
+    with pytest.raises(UserError, match="is a compressed archive"):
+        read_torch(tmp_path / "w.bin")
+
+
+def test_python_2_s_items_in_pairs_are_read(tmp_path: Path) -> None:
+    item = text("w") + tensor("FloatStorage", "0", 12, (3, 4), (4, 1)) + b"\x86"
+    code = b"\x80\x02ccollections\nOrderedDict\n(](" + item + b"etR."
+    found = read_torch(torch_file(tmp_path / "w.bin", code, {"0": FLOATS.tobytes()}))
+    np.testing.assert_array_equal(found["w"].read(), FLOATS.reshape(3, 4))
