@@ -38,7 +38,7 @@ ISA ?=
 ISA_avx2 = MKL_ENABLE_INSTRUCTIONS=AVX2 MKL_CBWR=AVX2 DNNL_MAX_CPU_ISA=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
 
 # torch's CPU build is much smaller: point pip at it by its own environment variables.
-reference: .venv-reference/.installed
+reference: .venv-reference/.installed .venv-reference457/.installed .venv-reference5/.installed
 	@REFERENCE_ISA=$(ISA) $(ISA_$(ISA)) .venv-reference/bin/python -m pytest -m reference
 
 # setup.py says what is needed and compiles the C files, so that a change of either installs again.
@@ -59,11 +59,23 @@ reference: .venv-reference/.installed
 	@touch $@
 	@echo "installed"
 
+# Other versions of transformers over the torch of the environment above: they save folders that ours then reads.
+.venv-reference457/.installed: TRANSFORMERS = 4.57.6
+.venv-reference5/.installed: TRANSFORMERS = 5.24.0
+.venv-reference457/.installed .venv-reference5/.installed: | .venv-reference/.installed
+	@echo "installing transformers $(TRANSFORMERS) into $(@D) ..."
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@.venv-reference/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $(@D)/reference.pth
+	@mv $(@D)/reference.pth "$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	@$(@D)/bin/python $(PIP_INSTALL) -q "transformers==$(TRANSFORMERS)"
+	@touch $@
+	@echo "installed"
+
 # The kernels' libraries stay as long as the environment that they were built for, since nothing would build them again.
 clean:
 	@rm -rf build dist paddlemix.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find paddlemix tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean
-	@rm -rf .venv .venv-reference
+	@rm -rf .venv .venv-reference .venv-reference457 .venv-reference5
 	@rm -f $(KERNELS)

@@ -182,10 +182,15 @@ HF_NEW = KeyMap(
         ("lm_head.", "lm_head."),
     ),
 )
-# What an adapter that was trained with transformers 5 calls the layers; its checkpoints have HF_OLD's names.
+# What an adapter that was trained with transformers 5 calls the layers; its checkpoints have those of HF_5_SAVED.
 HF_5 = KeyMap(
     "llava-hf (transformers 5)",
     tuple((ours, theirs.replace(".vision_model.", ".")) for ours, theirs in HF_NEW.prefixes),
+)
+# A checkpoint of transformers 5: the old names, but the tower has lost a level.  Source: 5.24.0, save_pretrained
+HF_5_SAVED = KeyMap(
+    "llava-hf (saved by transformers 5)",
+    tuple((ours, theirs.replace(".vision_model.", ".")) for ours, theirs in HF_OLD.prefixes),
 )
 # Source: PaddleMIX paddlemix/models/llava and clip (commit 6afaf05d)
 PADDLEMIX = KeyMap(
@@ -235,6 +240,8 @@ CLIP = KeyMap(
     (("vision_tower.", "vision_model."),),
     ignored=("text_model.", "text_projection.", "visual_projection.", "logit_scale"),
 )
+# a CLIPVisionModel as transformers 5 saves it
+CLIP_5 = KeyMap("CLIP (transformers 5)", (("vision_tower.", ""),))
 # the same as PaddleMIX keeps it
 CLIP_PADDLEMIX = KeyMap(
     "PaddleMIX CLIP",

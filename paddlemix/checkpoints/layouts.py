@@ -29,6 +29,7 @@ from paddlemix.checkpoints.endings import declared_ends
 from paddlemix.checkpoints.families import FAMILIES, LLAVA_ARCHITECTURES, find_family, read_text
 from paddlemix.checkpoints.files import read_json
 from paddlemix.checkpoints.keymap import (
+    HF_5_SAVED,
     HF_NEW,
     HF_OLD,
     ORIGINAL,
@@ -239,7 +240,7 @@ def _read_hf(config: Mapping[str, Any], directory: Path, where: str) -> Layout:
     }
     if "image_aspect_ratio" in values:  # what our own conversion wrote
         processor["image_aspect_ratio"] = values["image_aspect_ratio"]
-    return Layout("hf", layout_config, (HF_OLD, HF_NEW), processor)
+    return Layout("hf", layout_config, (HF_OLD, HF_NEW, HF_5_SAVED), processor)
 
 
 def _read_language(config: Mapping[str, Any], directory: Path, where: str) -> Layout:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from paddlemix.checkpoints.config_keys import VISION_KEYS
-from paddlemix.checkpoints.keymap import CLIP, CLIP_PADDLEMIX, INTERN_VIT, ORIGINAL, ORIGINAL_INTERN_VIT, KeyMap
+from paddlemix.checkpoints.keymap import CLIP, CLIP_5, CLIP_PADDLEMIX, INTERN_VIT, ORIGINAL, ORIGINAL_INTERN_VIT, KeyMap
 from paddlemix.checkpoints.positions import resized_positions, table_side
 from paddlemix.checkpoints.tensors import TensorEntry, Tensors, joined, selected, transposed
 from paddlemix.declared import take
@@ -108,7 +108,7 @@ CLIP_FORM = TowerForm(
     },
     mean=CLIP_MEAN,
     std=CLIP_STD,
-    keymaps=(CLIP, CLIP_PADDLEMIX),
+    keymaps=(CLIP, CLIP_PADDLEMIX, CLIP_5),
     original=ORIGINAL,
 )
 INTERN_VIT_FORM = TowerForm(
