@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import re
 import shutil
@@ -94,7 +95,6 @@ def locked_output(path: Path, what: str, inside: bool = True) -> Iterator[None]:
 
     Raises:
         UserError: another process writes it (names the process), or no lock can be made there.
-        LockingUnavailableError: the file system cannot lock.
     """
     path = Path(os.path.realpath(path))
     folder = path if inside else path.parent
@@ -109,9 +109,11 @@ def locked_output(path: Path, what: str, inside: bool = True) -> Iterator[None]:
                 place,
                 lambda value: f"{what} '{path}' is being written by {_writer(value)}; wait for it, or choose another",
             )
-        except LockingUnavailableError:
+        except LockingUnavailableError as error:
             place.unlink(missing_ok=True)
-            raise
+            logging.getLogger("paddlemix").warning("%s: start nothing else that writes %s", error, path)
+            yield
+            return
         except OSError as error:
             raise UserError(f"{what} '{path}' cannot be written: {error.strerror}; choose another place") from error
         stack.callback(lock.close)

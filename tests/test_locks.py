@@ -160,7 +160,9 @@ def test_a_failed_step_back_keeps_the_only_copy(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_without_locks_nothing_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_locks_nothing_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """As directories on NFS: who writes cannot be told."""
 
     def refuse(descriptor: int, operation: int) -> None:
@@ -169,6 +171,8 @@ def test_without_locks_nothing_is_removed(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("fcntl.flock", refuse)
     with temporary_directory(tmp_path, "model") as directory:
         assert remove_leftovers(tmp_path) == [] and directory.exists()
-    with pytest.raises(locks.LockingUnavailableError, match="has no locks"), locked_output(tmp_path, "output_dir"):
-        pass
+    with locked_output(tmp_path, "output_dir"):
+        assert f"has no locks (Bad file descriptor): start nothing else that writes {tmp_path}" in caplog.text
+    with pytest.raises(locks.LockingUnavailableError):
+        Locked(tmp_path / "lock", lambda _: "busy")
     assert not (tmp_path / LOCK_FILE).exists()

@@ -25,6 +25,7 @@ from paddlemix.checkpoints.fused import join_attention
 from paddlemix.checkpoints.hub import resolve_model
 from paddlemix.checkpoints.keymap import HF_OLD, OURS, XTUNER_PROJECTOR, KeyMap, is_linear_weight
 from paddlemix.checkpoints.layouts import CONFIG_FILE, config_values
+from paddlemix.checkpoints.needs import needed_by_model
 from paddlemix.checkpoints.pixels import PREPROCESSOR_FILE
 from paddlemix.checkpoints.quantized import read_quantization
 from paddlemix.checkpoints.source import open_source
@@ -51,6 +52,7 @@ from paddlemix.declared import without_null
 from paddlemix.errors import UserError
 from paddlemix.log import logger
 from paddlemix.models.configuration import DecoderConfig
+from paddlemix.outputs import Output, check_output
 from paddlemix.processors.llava import PROCESSOR_FILE
 from paddlemix.processors.tokenizer import has_tokenizer, load_tokenizer
 
@@ -90,7 +92,7 @@ def convert_checkpoint(source: str | Path, target: str | Path, conversion: Conve
     target = Path(target)
     if conversion.to not in TARGETS:
         raise UserError(f"--to '{conversion.to}' is not one of {', '.join(TARGETS)}")
-    check_target(target)
+    check_target(target, source)
     checkpoint = read_checkpoint(Path(source), conversion.dtype)
     if conversion.to in ("llava", "xtuner") and checkpoint.facts.config.vision is None:
         raise UserError(
@@ -104,12 +106,16 @@ def convert_checkpoint(source: str | Path, target: str | Path, conversion: Conve
         return report
 
 
-def check_target(target: Path) -> None:
+def check_target(target: Path, source: str | Path) -> None:
     """Whether a directory may be made.
 
+    Args:
+        source: the model or adapter that it is made of.
+
     Raises:
-        UserError: it exists and is not empty.
+        UserError: it exists and is not empty, or is where something that the source needs is.
     """
+    check_output(Output("output", target), needed_by_model(source, "the input"))
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"output '{target}' exists and is not empty; choose a new folder or remove it first")
 

@@ -46,7 +46,7 @@ def export_adapter(source: str | Path, target: str | Path, dtype: str | None = N
         MissingFileError, UserError: the adapter or its base cannot be used, or the target cannot be written.
     """
     source, target = Path(source), Path(target)
-    check_target(target)
+    check_target(target, source)
     adapter = read_adapter(source)
     lora, other = split_adapter(adapter, dtype)
     with atomic_directory(target) as temporary:

@@ -49,7 +49,7 @@ def export_peft_adapter(source: str | Path, target: str | Path, dtype: str | Non
             something, or the target cannot be written.
     """
     target = Path(target)
-    check_target(target)
+    check_target(target, source)
     adapter = read_adapter(Path(source))
     base = _base(adapter)
     lora, whole = split_adapter(adapter, dtype)

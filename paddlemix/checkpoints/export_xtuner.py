@@ -55,7 +55,7 @@ def export_xtuner_adapter(source: str | Path, target: str | Path, dtype: str | N
             or the target cannot be written.
     """
     target = Path(target)
-    check_target(target)
+    check_target(target, source)
     adapter = read_adapter(Path(source))
     spec = base_of(adapter)
     config = _base_config(spec, adapter)

@@ -6,19 +6,31 @@ plain model.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import paddle
 
-from paddlemix.checkpoints.files import read_weights
+from paddlemix.checkpoints.adapter import ADAPTER_WEIGHTS, read_adapter
+from paddlemix.checkpoints.directories import atomic_directory, remove_directory
+from paddlemix.checkpoints.files import read_json, read_weights, write_json
 from paddlemix.checkpoints.hub import resolve_model
+from paddlemix.checkpoints.layouts import ADAPTER_FILE
 from paddlemix.checkpoints.pretrained import MAX_SHARD_BYTES, Pretrained, tensor_entry, write_files
 from paddlemix.checkpoints.quantized import read_quantization
 from paddlemix.checkpoints.tensors import FLOAT_TYPES, TensorEntry, converted
 from paddlemix.checkpoints.xtuner import is_xtuner
+from paddlemix.errors import UserError
 from paddlemix.peft.linear import LoRALinear
 from paddlemix.peft.quantized_linear import QuantizedLinear
+from paddlemix.processors.llava import PROCESSOR_FILE
+from paddlemix.processors.tokenizer import TOKENIZER_FILES
+
+KEPT_ADAPTER = "adapter"  # folder inside an adapter's own, where a merged model has taken its place
 
 _HALF = {"F16": "float16", "BF16": "bfloat16"}
 
@@ -91,3 +103,50 @@ def _weight_entry(layer: LoRALinear | QuantizedLinear) -> TensorEntry:
     if isinstance(layer, LoRALinear):
         return TensorEntry("F32", (layer.in_features, layer.out_features), read)
     return TensorEntry("F32", tuple(layer.weight_shape), read)
+
+
+def check_can_be_kept(directory: Path) -> None:
+    """Whether a merged model may take the place of the adapter in a folder, see `keeping_adapter`.
+
+    Raises:
+        UserError: the adapter is of another program, or its new place is taken.
+    """
+    if read_adapter(directory).foreign is not None:
+        raise UserError(
+            f"lora_path '{directory}' is an adapter of another program, whose files would be mixed with the model's; "
+            "give merge_model_path a new folder"
+        )
+    if (directory / KEPT_ADAPTER).exists():
+        raise UserError(
+            f"'{directory / KEPT_ADAPTER}', where the adapter would move, exists; give merge_model_path a new folder"
+        )
+
+
+@contextlib.contextmanager
+def keeping_adapter(directory: Path) -> Iterator[None]:
+    """While the block puts a model in the place of an adapter, that is copied to a folder inside, whole and usable; its
+    weights go from the old place when the block has ended well.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    place = directory / KEPT_ADAPTER
+    settings = read_json(directory / ADAPTER_FILE)
+    relative = settings["base"].get("relative", {})
+    moved = {
+        key: os.path.relpath(os.path.realpath(directory / path), os.path.realpath(place))
+        for key, path in relative.items()
+    }
+    settings["base"] = {**settings["base"], "relative": moved}
+    with atomic_directory(place) as temporary:
+        for name in (ADAPTER_WEIGHTS, PROCESSOR_FILE, *TOKENIZER_FILES):
+            if (directory / name).is_file():
+                shutil.copyfile(directory / name, temporary / name)
+        write_json(temporary / ADAPTER_FILE, settings)
+    try:
+        yield
+    except BaseException:
+        if (directory / ADAPTER_FILE).is_file():  # the adapter is still where it was
+            remove_directory(place)
+        raise
+    (directory / ADAPTER_WEIGHTS).unlink()

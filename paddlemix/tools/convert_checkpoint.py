@@ -18,6 +18,7 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
     sys.path[:] = [str(_here.parents[2]), *(p for p in sys.path if Path(p).resolve() != _here.parent)]
 
 from paddlemix.errors import UserError
+from paddlemix.locks import locked_output
 from paddlemix.tools._arguments import CommandParser
 from paddlemix.tools._command import path_argument, place_argument, run_command
 
@@ -62,14 +63,22 @@ def main(argv: list[str]) -> int:
     """
     arguments = build_parser().parse_args(argv)
     max_shard_bytes = parse_size(arguments.shard_size)
+    from paddlemix.checkpoints.export import check_target
+    from paddlemix.checkpoints.hub import resolve_model
+
+    arguments.input = resolve_model(arguments.input)
+    check_target(arguments.output, arguments.input)
+    with locked_output(arguments.output, "--output", inside=False):
+        return _convert(arguments, max_shard_bytes)
+
+
+def _convert(arguments: argparse.Namespace, max_shard_bytes: int) -> int:
     from tqdm import tqdm
 
     from paddlemix.checkpoints.export import convert_checkpoint
-    from paddlemix.checkpoints.hub import resolve_model
     from paddlemix.checkpoints.layouts import is_adapter
     from paddlemix.checkpoints.verified import Conversion
 
-    arguments.input = resolve_model(arguments.input)
     if is_adapter(arguments.input):
         return _convert_adapter(arguments)
     if arguments.to == "peft":

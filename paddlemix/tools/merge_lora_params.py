@@ -6,6 +6,7 @@ python paddlemix/tools/merge_lora_params.py --model_name_or_path BASE --lora_pat
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
     sys.path[:] = [str(_here.parents[2]), *(p for p in sys.path if Path(p).resolve() != _here.parent)]
 
 from paddlemix.errors import UserError
+from paddlemix.locks import locked_output
 from paddlemix.tools._arguments import CommandParser
 from paddlemix.tools._command import path_argument, place_argument, run_command
 
@@ -34,8 +36,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--lora_path", type=path_argument, required=True, help="the adapter directory")
     parser.add_argument(
-        "--merge_model_path", type=path_argument, help="where the whole model goes; default: into lora_path"
+        "--merge_model_path",
+        type=path_argument,
+        help="where the whole model goes; default: into lora_path, whose adapter then moves to lora_path/adapter",
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace the model or adapter that is there")
     parser.add_argument("--device", help="gpu, npu, xpu or cpu; default: what is there")
     parser.add_argument(
         "--dtype", default="float32", choices=("float32", "float16", "bfloat16"), help="of the written weights"
@@ -52,13 +57,8 @@ def main(argv: list[str]) -> int:
         UserError: a directory cannot be used, the adapter belongs to another base, or the result answers otherwise.
     """
     arguments = build_parser().parse_args(argv)
-    from paddlemix.checkpoints.adapter import read_adapter
     from paddlemix.checkpoints.layouts import is_adapter
-    from paddlemix.checkpoints.load import apply_adapter, base_of, load_base
-    from paddlemix.checkpoints.merging import exact_storage
     from paddlemix.checkpoints.xtuner import conversion_hint
-    from paddlemix.device import select_device
-    from paddlemix.trainer.output import publish
 
     adapter_path: Path = arguments.lora_path
     if not is_adapter(adapter_path):
@@ -67,13 +67,48 @@ def main(argv: list[str]) -> int:
             f"XTuner's llm_adapter or visual_encoder_adapter{conversion_hint(adapter_path)}"
         )
     target: Path = arguments.merge_model_path or adapter_path
+    _check_target(target, arguments)
+    with locked_output(target, "merge_model_path"):
+        return _merge(target, arguments)
+
+
+def _check_target(target: Path, arguments: argparse.Namespace) -> None:
+    """Whether the merged model may go there.
+
+    Raises:
+        UserError: base or adapter are there, or another model, and --overwrite is missing.
+    """
+    from paddlemix.checkpoints.merging import check_can_be_kept
+    from paddlemix.checkpoints.needs import needed_by_model
+    from paddlemix.outputs import Output, check_output
+    from paddlemix.trainer.output import holds_result
+
+    adapter, base = arguments.lora_path, arguments.model_name_or_path
+    needed = [*(needed_by_model(base, "the base model") if base else ()), *needed_by_model(adapter, "the adapter")]
+    in_place = target.resolve() == adapter.resolve()
+    if in_place:
+        needed = [item for item in needed if item.path.resolve() != target.resolve()]
+    check_output(Output("merge_model_path", target), needed)
+    if in_place:
+        check_can_be_kept(target)
+    elif holds_result(target) and not arguments.overwrite:
+        raise UserError(
+            f"merge_model_path '{target}' holds a model or adapter already; choose another folder, or give --overwrite "
+            "to replace it"
+        )
+
+
+def _merge(target: Path, arguments: argparse.Namespace) -> int:
+    from paddlemix.checkpoints.adapter import read_adapter
+    from paddlemix.checkpoints.load import apply_adapter, base_of, load_base
+    from paddlemix.checkpoints.merging import exact_storage, keeping_adapter
+    from paddlemix.device import select_device
+    from paddlemix.trainer.output import publish
+
+    adapter_path: Path = arguments.lora_path
     select_device(arguments.device)
     adapter = read_adapter(adapter_path)
     spec = base_of(adapter, arguments.model_name_or_path)
-    if target.resolve() == Path(spec.model).resolve():
-        raise UserError(
-            f"merge_model_path '{target}' is the base model, which other adapters need; choose another folder"
-        )
     if spec.quantize is None and not adapter.config.pissa:  # PiSSA begins from float weights
         spec = replace(spec, quantize=exact_storage(spec.model))
     loaded = [apply_adapter(load_base(spec), adapter)]
@@ -82,7 +117,8 @@ def main(argv: list[str]) -> int:
             f"{spec.model} has no tokenizer files, without which a merged model is no model; copy them there"
         )
     said: list[str] = []
-    publish(target, lambda directory: said.append(_write_and_compare(loaded, directory, arguments.dtype)))
+    with keeping_adapter(adapter_path) if target.resolve() == adapter_path.resolve() else contextlib.nullcontext():
+        publish(target, lambda directory: said.append(_write_and_compare(loaded, directory, arguments.dtype)))
     print(f"merged {adapter_path} into {target}: {said[0]}")
     return 0
 

@@ -16,6 +16,7 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
     sys.path[:] = [str(_here.parents[2]), *(p for p in sys.path if Path(p).resolve() != _here.parent)]
 
 from paddlemix.errors import UserError
+from paddlemix.locks import locked_output
 from paddlemix.tools._arguments import CommandParser
 from paddlemix.tools._command import path_argument, place_argument, run_command
 
@@ -51,8 +52,15 @@ def main(argv: list[str]) -> int:
         UserError: the model cannot be used, is an adapter or quantised already, or the output cannot be written.
     """
     arguments = build_parser().parse_args(argv)
-    from paddlemix.checkpoints.directories import atomic_directory
     from paddlemix.checkpoints.export import check_target
+
+    check_target(arguments.output, arguments.model_path)
+    with locked_output(arguments.output, "--output", inside=False):
+        return _quantize(arguments)
+
+
+def _quantize(arguments: argparse.Namespace) -> int:
+    from paddlemix.checkpoints.directories import atomic_directory
     from paddlemix.checkpoints.load import BaseSpec, load_base
     from paddlemix.checkpoints.pretrained import write_model
     from paddlemix.checkpoints.quantized import read_quantization
@@ -62,7 +70,6 @@ def main(argv: list[str]) -> int:
     from paddlemix.device import select_device
     from paddlemix.peft.quantize import quantized_linears
 
-    check_target(arguments.output)
     source = open_source(arguments.model_path)
     declared = read_quantization(source.directory)
     if declared is not None:

@@ -97,10 +97,7 @@ def sole_writer(config: RunConfig) -> Iterator[None]:
             output_dir = Path(str(config.output_dir))
             check_output(Output("output_dir", output_dir), ())
             check_outputs(config, None, own_folder=True)
-            try:
-                stack.enter_context(locks.locked_output(output_dir, "output_dir"))
-            except locks.LockingUnavailableError as error:
-                logger.warning("%s: start no second run in %s while this one goes on", error, output_dir)
+            stack.enter_context(locks.locked_output(output_dir, "output_dir"))
         yield
 
 
@@ -165,6 +162,12 @@ def clear_earlier_run(output_dir: Path) -> None:
     with writing(output_dir):
         for path in _earlier_run(output_dir):
             remove_directory(path) if path.is_dir() else path.unlink()
+
+
+def holds_result(directory: Path) -> bool:
+    """Whether `publish` would replace something there: a model's or adapter's files."""
+    names = (*_LAST, *_WEIGHTS, ADAPTER_WEIGHTS, PROCESSOR_FILE, *TOKENIZER_FILES)
+    return bool(_found(directory, names))
 
 
 def publish(output_dir: Path, write: Callable[[Path], None]) -> None:

@@ -79,12 +79,31 @@ def test_without_a_place_the_adapter_becomes_the_model_and_its_run_stays(world: 
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"metrics.jsonl", "loss.png", "run_config.json", "checkpoint-2", "checkpoint-4"} <= names
     assert load_pretrained(tmp_path / "run" / "checkpoint-4").adapter is not None
+    assert names.isdisjoint({"lora_config.json", "adapter_model.safetensors"})
+    assert np.array_equal(logits(tmp_path / "run" / "adapter"), before)  # nothing is lost
+    assert merge("--lora_path", tmp_path / "run" / "adapter", "--merge_model_path", tmp_path / "again") == 0
+
+
+def test_a_place_that_is_taken_keeps_the_adapter_where_it_is(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(adapter, tmp_path / "run")
+    before = sorted(path.name for path in (tmp_path / "run").iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(LoRALinear, "merged_weight", LoRALinear.base_weight)  # the result answers otherwise
+        assert merge("--lora_path", tmp_path / "run") == 2
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
+    (tmp_path / "run" / "adapter").mkdir()
+    assert merge("--lora_path", tmp_path / "run") == 2
+    assert "run/adapter', where the adapter would move, exists" in capsys.readouterr().err
 
 
 def test_other_files_in_the_target_stay(adapter: Path, tmp_path: Path) -> None:
     for name in ("notes.txt", "model.safetensors.index.json", "model-00001-of-00002.safetensors"):
         (tmp_path / name).write_text("{}", encoding="utf-8")
-    assert merge("--lora_path", adapter, "--merge_model_path", tmp_path) == 0
+    assert merge("--lora_path", adapter, "--merge_model_path", tmp_path) == 2  # a model is there already
+    assert len(list(tmp_path.iterdir())) == 3
+    assert merge("--lora_path", adapter, "--merge_model_path", tmp_path, "--overwrite") == 0
     assert (tmp_path / "notes.txt").exists() and not (tmp_path / "model.safetensors.index.json").exists()
     assert np.abs(logits(tmp_path) - logits(adapter)).max() < MAX_GAP
 
