@@ -27,7 +27,7 @@ class Needed:
 
     Args:
         role: for messages: "the base model", "the data file".
-        path: where it is; nothing is checked where nothing is there.
+        path: where it is.
         kind: a "model" is a folder in which nothing may change; a "file"; "pictures" is a folder to which files may
             come, but that nothing may replace.
     """
@@ -120,8 +120,8 @@ def _check_place(output: Output) -> None:
 def _relation(output: Output, item: Needed) -> str:
     """How an output would touch something needed, as a verb for the message; "" where it would not."""
     own, theirs = _file_id(output.path), _file_id(item.path)
-    if theirs is None:
-        return ""
+    if theirs is None:  # whoever reads it says that it is missing, unless the output would come there
+        return "is" if os.path.realpath(output.path) == os.path.realpath(item.path) else ""
     if output.kind == "additions" and item.kind == "pictures":
         return ""
     if own == theirs:

@@ -6,7 +6,6 @@ Knows the outcome of a check, not how it came about.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,10 @@ def check_fix_target(target: Path, files: Sequence[DataFile]) -> None:
     """Whether the good records of these files can go into one new file.
 
     Raises:
-        UserError: the target is one of the files, its folder is missing, or the files are not read alike.
+        UserError: the target's folder is missing, or the files are not read alike.
     """
     if not target.parent.is_dir():
         raise UserError(f"--fix {target}: the folder {target.parent} does not exist")
-    if os.path.realpath(target) in {os.path.realpath(file.path) for file in files}:
-        raise UserError(f"--fix {target} is one of the files that are checked; write the good records to another file")
     paths = [file.path for file in files]
     twice = next((path for path in paths if paths.count(path) > 1), None)
     if twice is not None:

@@ -23,10 +23,13 @@ from paddlemix.demo.report import accuracy, format_table, write_picture, write_r
 from paddlemix.demo.scenes import SceneFiles, write_scenes
 from paddlemix.demo.vocabulary import corpus, train_tokenizer
 from paddlemix.errors import UserError
+from paddlemix.locks import is_temporary
+from paddlemix.outputs import Output, check_output
 
 PACKAGE = Path(paddlemix.__file__).parent
 RECIPES = PACKAGE / "config" / "llava" / "tiny"
 DEFAULT_FOLDER = Path("runs/demo")
+_MARK = ".paddlemix-demo"  # file in a demo's folder
 _FINETUNE = "tools/supervised_finetune.py"
 CHAT_QUESTIONS = ("What digit is this?", "Is it even?")
 
@@ -67,8 +70,25 @@ class DemoFolder:
         return self.root / "digits"
 
 
+def check_folder(folder: DemoFolder, overwrite: bool = False) -> None:
+    """Whether a folder is new, empty or an earlier demo's.
+
+    Raises:
+        UserError: it has other content and `overwrite` is not set, or cannot be written.
+    """
+    check_output(Output("--output", folder.root), ())
+    content = [path for path in folder.root.iterdir() if not is_temporary(path)] if folder.root.is_dir() else []
+    if content and not (overwrite or (folder.root / _MARK).is_file()):
+        raise UserError(
+            f"--output '{folder.root}' has content that is not the demo's, which would be mixed with it; choose "
+            "another folder, or give --overwrite"
+        )
+
+
 def prepare(folder: DemoFolder) -> tuple[SceneFiles, DigitFiles]:
     """Writes data, tokenizer and untrained model."""
+    folder.root.mkdir(parents=True, exist_ok=True)
+    (folder.root / _MARK).touch()
     say("drawing 8,500 scenes and 1,797 handwritten digits")
     scenes, digits = write_scenes(folder.data), write_digits(folder.data)
     train_tokenizer(corpus((*scenes.lists, *digits.lists)), folder.root / "tokenizer")

@@ -35,6 +35,7 @@ from paddlemix.generation.answer_file import (
     write_lines,
 )
 from paddlemix.generation.answer_header import IMAGES, VERSION, ImagesOf, check_images, compare_headers
+from paddlemix.generation.answer_outputs import AnswerInputs, check_answer_outputs
 from paddlemix.generation.predict import Answer, answer_batches, batches_by_length, processor_for
 from paddlemix.generation.sampling import GenerationSettings
 from paddlemix.identity import file_digests, text_digest
@@ -168,6 +169,8 @@ def predict_file(job: PredictJob, load: Callable[[], Pretrained]) -> Outcome:
         MissingFileError, UserError: the input, the model or an argument cannot be used, the output cannot be written or
             was begun with other arguments.
     """
+    inputs = AnswerInputs(model=job.model, base=job.base, input=job.input, image_root=job.image_root)
+    check_answer_outputs(job.output, _shares(job) if job.chunk.joined else (), inputs, job.overwrite)
     records = open_records(job.input, job.form)
     numbers, header = job.chunk.numbers(len(records)), job.header(records)
     if job.batch_size < 1 or job.workers < 1:

@@ -151,6 +151,15 @@ def _length_values(lengths: Lengths) -> dict[str, Any]:
     }
 
 
+def is_report(path: Path) -> bool:
+    """Whether a file is a report of an earlier check."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and values.keys() >= {"files", "records", "good", "bad", "problems", "statistics"}
+
+
 def write_report(path: Path, report: CheckReport, lengths: Lengths | None, plan: CheckPlan) -> None:
     """Writes the JSON report; it appears whole or not at all.
 

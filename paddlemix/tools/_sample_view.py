@@ -5,6 +5,7 @@ Ids and labels are the processor's own; nothing is encoded a second way.
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from paddlemix.cache import replacing
 from paddlemix.datasets.formats import parse_record
 from paddlemix.datasets.images import ImageSettings, image_size, load_image
 from paddlemix.datasets.records import RecordFile
 from paddlemix.errors import UserError
+from paddlemix.outputs import Needed, Output, check_output
+from paddlemix.paths import is_address
 from paddlemix.processors.boxes import write_boxes
 from paddlemix.processors.conversation import prompt_text, render
 from paddlemix.processors.drawing import draw_tiles
@@ -151,13 +156,19 @@ def describe(view: View, processor: LlavaProcessor, style: Style, files: Sequenc
     return "\n".join([*map(harmless, lines), *(f"  | {line}" for line in text.split("\n"))])
 
 
-def write_pictures(view: View, processor: LlavaProcessor, settings: ImageSettings, folder: Path) -> list[Path]:
+def write_pictures(
+    view: View, processor: LlavaProcessor, settings: ImageSettings, target: tuple[Path, bool]
+) -> list[Path]:
     """Writes a PNG of the tiles of each image into a folder, which is made where it is missing.
 
+    Args:
+        target: the folder, and whether another file of a picture's name there is replaced.
+
     Raises:
-        UserError: an image cannot be read, or the folder cannot be written.
+        UserError: an image cannot be read, the folder cannot be written, or another file has a picture's name.
     """
-    spec, files = processor.image_spec, []
+    (folder, overwrite), spec, files = target, processor.image_spec, []
+    needed = [Needed("the image", Path(image.path), "file") for image in view.images if not is_address(image.path)]
     for number, image in enumerate(view.images):
         path = folder / f"{view.index:06d}_{number}.png"
         try:
@@ -165,10 +176,22 @@ def write_pictures(view: View, processor: LlavaProcessor, settings: ImageSetting
         except UserError as error:
             raise type(error)(f"{view.sample.source}: {error}") from error
         picture = draw_tiles(np.asarray(pixels), grid_shape(*image.size, spec), spec)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            picture.save(path)
-        except OSError as error:
-            raise UserError(f"--output: {path} cannot be written: {error.strerror or error}") from error
+        check_output(Output("--output", path, "file"), needed)
+        _save(picture, path, overwrite)
         files.append(path)
     return files
+
+
+def _save(picture: Image.Image, path: Path, overwrite: bool) -> None:
+    encoded = io.BytesIO()
+    picture.save(encoded, "PNG")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not overwrite and path.read_bytes() != encoded.getvalue():
+            raise UserError(
+                f"--output: {path} exists and is another picture; choose another folder, or give --overwrite"
+            )
+        with replacing(path) as temporary:
+            temporary.write_bytes(encoded.getvalue())
+    except OSError as error:
+        raise UserError(f"--output: {path} cannot be written: {error.strerror or error}") from error

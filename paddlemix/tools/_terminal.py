@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paddlemix.errors import UserError, did_you_mean
 from paddlemix.memory import out_of_memory_explained
+from paddlemix.outputs import Needed, Output, check_output
 from paddlemix.paths import is_address, user_path, user_place
 
 if TYPE_CHECKING:
@@ -41,12 +42,14 @@ class TerminalOptions:
         interactive: somebody types: what is wrong with a line is said and the chat goes on.  Piped questions end with
             it.
         less_memory: what to do where memory runs out.
+        needed: gives what a saved conversation may not be written into.
     """
 
     stream: bool = True
     debug: bool = False
     interactive: bool = False
     less_memory: Sequence[str] = ()
+    needed: Callable[[], Iterable[Needed]] = tuple
 
 
 class Terminal:
@@ -162,6 +165,7 @@ class Terminal:
         path = user_path(name, "/save").absolute()
         if path.exists() and path not in self._saved:
             raise UserError(f"{path} exists and is not overwritten; take another name")
+        check_output(Output("/save", path, "file"), self._options.needed())
         pictures = [picture for item in self._session.rounds for picture in item.pictures]
         images = tuple(_kept_name(self._names[picture.number]) for picture in pictures)
         sample = Sample(messages=tuple(self._session.messages), images=images, source=str(path))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
     sys.path[:] = [str(_here.parents[2]), *(p for p in sys.path if Path(p).resolve() != _here.parent)]
 
 from paddlemix.errors import UserError
+from paddlemix.outputs import Needed, Output, check_output, check_replaceable
+from paddlemix.paths import is_address
 from paddlemix.tools._arguments import CommandParser
 from paddlemix.tools._command import path_argument, place_argument, run_command
 
@@ -56,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--fix", type=path_argument, metavar="OUT.json", help="write the good records; .jsonl for JSON Lines"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace the files that --fix and --report name")
     parser.add_argument("--no-images", action="store_true", help="leave images alone")
     parser.add_argument("--limit", type=int, help="look at the first so many records of each file only")
     return parser
@@ -83,6 +87,7 @@ def main(argv: list[str]) -> int:
         max_length=arguments.max_length,
     )
     plan = make_plan(arguments.inputs, options)
+    _check_outputs(arguments, plan)
     if arguments.fix:
         if len(plan.splits) > 1:
             raise UserError("--fix would mix training and evaluation data in one file; name the data files instead")
@@ -96,6 +101,39 @@ def main(argv: list[str]) -> int:
         count = write_good_records(report, arguments.fix, arguments.limit)
         print(f"\nwrote {count:,} good records to {arguments.fix}")
     return 0 if report.is_clean else 1
+
+
+def _check_outputs(arguments: argparse.Namespace, plan: CheckPlan) -> None:
+    """Whether the two files can be written.
+
+    Raises:
+        UserError: one is an input, or is there already and is not to be replaced.
+    """
+    from paddlemix.tools._check_report import is_report
+
+    outputs = {"--fix": arguments.fix, "--report": arguments.report}
+    if arguments.fix and arguments.report and os.path.realpath(arguments.fix) == os.path.realpath(arguments.report):
+        raise UserError(f"--fix and --report are both '{arguments.fix}'; give two names")
+    if not any(outputs.values()):
+        return
+    needed = _files("one of the files that are checked", [file.path for file in plan.files])
+    needed += _files("the run's file", arguments.inputs)
+    needed += _files("the chat template", [arguments.chat_template])
+    roots = dict.fromkeys(file.image_root for file in plan.files)
+    needed += [Needed("the image root", Path(root), "pictures") for root in roots if root and not is_address(root)]
+    if arguments.model_path:
+        from paddlemix.checkpoints.needs import needed_by_model
+
+        needed += needed_by_model(arguments.model_path)
+    for flag, path in outputs.items():
+        if path is not None:
+            output = Output(flag, path, "file")
+            check_output(output, needed)
+            check_replaceable(output, arguments.overwrite, own=flag == "--report" and is_report(path))
+
+
+def _files(role: str, names: Sequence[str | None]) -> list[Needed]:
+    return [Needed(role, Path(name), "file") for name in names if name and not is_address(name)]
 
 
 def _check(plan: CheckPlan, arguments: argparse.Namespace) -> CheckReport:

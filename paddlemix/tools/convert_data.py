@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -24,6 +23,8 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
     sys.path[:] = [str(_here.parents[2]), *(p for p in sys.path if Path(p).resolve() != _here.parent)]
 
 from paddlemix.errors import UserError
+from paddlemix.outputs import Needed, Output, check_output, check_replaceable
+from paddlemix.paths import is_address
 from paddlemix.tools._arguments import CommandParser
 from paddlemix.tools._command import path_argument, place_argument, run_command
 
@@ -44,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--image-root", type=path_argument, help="folder of the images; every image must then be in it")
     parser.add_argument("--split", type=float, metavar="FRACTION", help="write about this share to OUTPUT_eval.json")
     parser.add_argument("--seed", type=int, default=0, help="of the split (0)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the files that are there")
     parser.add_argument("--skip-bad", action="store_true", help="leave out what cannot be converted, and count it")
     parser.add_argument(
         "--form", help="what the records are: coco_caption, coco_vqa, vg_caption; default: as they look"
@@ -70,6 +72,7 @@ def main(argv: list[str]) -> int:
     outputs = [arguments.output]
     if arguments.split is not None:
         outputs.append(arguments.output.with_name(f"{arguments.output.stem}_eval{arguments.output.suffix}"))
+    _check_outputs(outputs, arguments)
     for report in _write(converted, outputs, arguments):
         print(report)
     return 0
@@ -81,8 +84,6 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError(f"'{arguments.input}' is of no known kind; give a .csv, .tsv, .json or .jsonl file")
     if arguments.output.suffix not in (".json", ".jsonl"):
         raise UserError(f"--output '{arguments.output}' must end in .json or .jsonl")
-    if os.path.realpath(arguments.output) == os.path.realpath(arguments.input):
-        raise UserError(f"--output '{arguments.output}' is the input; give another file")
     if arguments.split is not None and not 0 < arguments.split < 1:
         raise UserError(f"--split {arguments.split} is not between 0 and 1; 0.05 keeps 5 % for evaluation")
     of_tables = ("image_column", "question_column", "answer_column", "suffix", "group_by_image")
@@ -96,6 +97,16 @@ def _check(arguments: argparse.Namespace) -> None:
 
         if arguments.form not in FORMS:
             raise UserError(f"--form '{arguments.form}' is not one of {', '.join(FORMS)}")
+
+
+def _check_outputs(outputs: list[Path], arguments: argparse.Namespace) -> None:
+    needed = [] if is_address(arguments.input) else [Needed("the input", Path(arguments.input), "file")]
+    if arguments.image_root is not None:
+        needed.append(Needed("the image root", arguments.image_root, "pictures"))
+    for path in outputs:
+        output = Output("--output", path, "file")
+        check_output(output, needed)
+        check_replaceable(output, arguments.overwrite)
 
 
 def _convert_records(arguments: argparse.Namespace) -> Converted:

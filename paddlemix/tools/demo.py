@@ -10,6 +10,7 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
     _here = Path(__file__).resolve()
     sys.path[:] = [str(_here.parents[2]), *(p for p in sys.path if Path(p).resolve() != _here.parent)]
 
+from paddlemix.locks import locked_output
 from paddlemix.tools._arguments import CommandParser
 from paddlemix.tools._command import path_argument, run_command
 
@@ -25,6 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="write data and untrained model, for the recipes in config/llava/tiny",
     )
+    parser.add_argument("--overwrite", action="store_true", help="use a folder with other content")
     return parser
 
 
@@ -35,14 +37,16 @@ def main(argv: list[str]) -> int:
         UserError: the folder cannot be written, or a step failed.
     """
     arguments = build_parser().parse_args(argv)
-    from paddlemix.demo.pipeline import DemoFolder, prepare, run_demo
+    from paddlemix.demo.pipeline import DemoFolder, check_folder, prepare, run_demo
 
     folder = DemoFolder(arguments.output)
-    if arguments.prepare_only:
-        prepare(folder)
-        print(f"wrote {folder.data} and {folder.start}")
-    else:
-        run_demo(folder)
+    check_folder(folder, arguments.overwrite)
+    with locked_output(folder.root, "--output"):
+        if arguments.prepare_only:
+            prepare(folder)
+            print(f"wrote {folder.data} and {folder.start}")
+        else:
+            run_demo(folder)
     return 0
 
 

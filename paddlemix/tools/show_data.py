@@ -18,6 +18,7 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
     sys.path[:] = [str(_here.parents[2]), *(p for p in sys.path if Path(p).resolve() != _here.parent)]
 
 from paddlemix.errors import UserError
+from paddlemix.paths import is_address
 from paddlemix.tools._arguments import CommandParser
 from paddlemix.tools._command import path_argument, place_argument, run_command
 
@@ -42,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     chosen.add_argument("--count", type=int, help=f"records to show, from the first on ({_DEFAULT_COUNT}; --json: all)")
     parser.add_argument("--max-length", type=int, help="longest sample in tokens; default: no limit")
     parser.add_argument("--output", type=path_argument, help="folder for a picture of each image's tiles")
+    parser.add_argument("--overwrite", action="store_true", help="replace other files of these pictures' names there")
     parser.add_argument("--json", action="store_true", help="print one JSON object per record and nothing else")
     return parser
 
@@ -60,6 +62,8 @@ def main(argv: list[str]) -> int:
     from paddlemix.tools._processor import open_processor
     from paddlemix.tools._sample_view import describe, read_view, to_json, write_pictures
 
+    if arguments.output:
+        _check_output(arguments)
     processor = open_processor(arguments.model_path, arguments.conv_mode)
     records = open_records(arguments.data)
     style = Style.of_stream(sys.stdout)
@@ -69,7 +73,9 @@ def main(argv: list[str]) -> int:
     for index in _rows(arguments, len(records)):
         try:
             view = read_view(records, index, arguments.image_root, processor, settings, arguments.max_length)
-            files = write_pictures(view, processor, settings, arguments.output) if arguments.output else []
+            files = []
+            if arguments.output:
+                files = write_pictures(view, processor, settings, (arguments.output, arguments.overwrite))
         except UserError as error:
             num_bad += 1
             print(json.dumps({"index": index, "error": str(error)}) if arguments.json else f"\n{error}")
@@ -79,6 +85,16 @@ def main(argv: list[str]) -> int:
         else:
             print("\n" + describe(view, processor, style, files))
     return 1 if num_bad else 0
+
+
+def _check_output(arguments: argparse.Namespace) -> None:
+    from paddlemix.checkpoints.needs import needed_by_model
+    from paddlemix.outputs import Needed, Output, check_output
+
+    needed = list(needed_by_model(arguments.model_path))
+    if not is_address(arguments.data):
+        needed.append(Needed("the data file", Path(arguments.data), "file"))
+    check_output(Output("--output", arguments.output, "additions"), needed)
 
 
 def _check_numbers(arguments: argparse.Namespace) -> None:

@@ -242,8 +242,9 @@ def test_split_keeps_an_image_on_one_side(tmp_path: Path, capsys: pytest.Capture
     assert len(train) + len(held) == 400 and 40 < len(held) < 120
     assert not {record["image"] for record in train} & {record["image"] for record in held}
     assert f"wrote {len(held)} records of {len(held) // 4} images in" in capsys.readouterr().out
-    _, again = convert(tmp_path, "image,question,answer\n" + rows, "--split", "0.2")
-    _, other = convert(tmp_path, "image,question,answer\n" + rows, "--split", "0.2", "--seed", "1")
+    assert convert(tmp_path, "image,question,answer\n" + rows)[0] == 2  # nothing is replaced without a word
+    _, again = convert(tmp_path, "image,question,answer\n" + rows, "--split", "0.2", "--overwrite")
+    _, other = convert(tmp_path, "image,question,answer\n" + rows, "--split", "0.2", "--seed", "1", "--overwrite")
     assert again == train != other
 
 

@@ -26,6 +26,7 @@ from paddlemix.tools._command import place_argument, run_command
 if TYPE_CHECKING:
     from paddlemix.generation.chat import ChatSession
     from paddlemix.generation.sampling import GenerationSettings
+    from paddlemix.outputs import Needed
 
 _TEMPERATURE = 0.2  # PaddleMIX's
 
@@ -103,9 +104,17 @@ def main(argv: list[str]) -> int:
         debug=arguments.debug,
         interactive=sys.stdin.isatty(),
         less_memory=less_memory_in_answers(arguments, dtype),
+        needed=lambda: _needed(arguments),
     )
     Terminal(session, list(zip(arguments.image_file, pictures, strict=True)), options).run()
     return 0
+
+
+def _needed(arguments: argparse.Namespace) -> list[Needed]:
+    from paddlemix.checkpoints.needs import needed_by_model
+
+    models = [name for name in (arguments.model_path, arguments.model_base) if name]
+    return [item for name in models for item in needed_by_model(name)]
 
 
 def _settings(arguments: argparse.Namespace) -> GenerationSettings:

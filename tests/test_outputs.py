@@ -1,0 +1,102 @@
+"""The guard's rules one by one, and what it must not refuse: the places where users really write."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from paddlemix.errors import UserError
+from paddlemix.outputs import Needed, Output, check_output, check_replaceable
+
+
+@pytest.fixture
+def needed(tmp_path: Path) -> list[Needed]:
+    for name in ("model/parts", "data/images", "runs/one/checkpoint-4"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "model" / "weights").write_text("w")
+    (tmp_path / "data" / "q.jsonl").write_text("{}")
+    return [
+        Needed("the model", tmp_path / "model", "model"),
+        Needed("the checkpoint", tmp_path / "runs" / "one" / "checkpoint-4", "model"),
+        Needed("the input", tmp_path / "data" / "q.jsonl", "file"),
+        Needed("the images", tmp_path / "data" / "images", "pictures"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("data/a.jsonl", "file"),  # answers beside their questions
+        ("data/images/report.json", "file"),
+        ("model.json", "file"),
+        ("runs/one/merged", "folder"),  # a checkpoint's sibling
+        ("runs/one/checkpoint-5", "folder"),
+        ("runs/two", "folder"),
+        ("data/images/cut", "folder"),
+        ("model-merged", "folder"),
+        ("data", "additions"),
+        ("data/images", "additions"),
+        (".", "additions"),
+    ],
+)
+def test_what_users_do_is_allowed(tmp_path: Path, needed: list[Needed], path: str, kind: str) -> None:
+    check_output(Output("--output", tmp_path / path, kind), needed)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "message"),
+    [
+        ("model", "folder", "is the model"),
+        ("model/../model", "folder", "is the model"),
+        ("model/parts", "folder", "is inside the model"),
+        ("model/new/deep", "folder", "is inside the model"),
+        ("model", "additions", "is the model"),
+        ("model/logs", "additions", "is inside the model"),
+        (".", "folder", "contains the model"),
+        ("runs/one", "folder", "contains the checkpoint"),
+        ("data", "folder", "contains the input"),
+        ("data/images", "folder", "is the images"),
+        ("model/a.json", "file", "is inside the model"),
+        ("data/q.jsonl", "file", "is the input"),
+        ("data", "file", "is a folder; name a file"),
+        ("data/q.jsonl", "folder", "is a file; name a folder"),
+        ("data/q.jsonl/x", "folder", "q.jsonl is a file; choose another"),
+    ],
+)
+def test_what_would_lose_something_is_refused(
+    tmp_path: Path, needed: list[Needed], path: str, kind: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        check_output(Output("--output", tmp_path / path, kind), needed)  # type: ignore[arg-type]
+
+
+def test_links_are_seen_through_and_named(tmp_path: Path, needed: list[Needed]) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "model")
+    os.link(tmp_path / "model" / "weights", tmp_path / "same.json")
+    with pytest.raises(UserError, match=rf"link/new' \(leads to {tmp_path}/model/new\) is inside the model"):
+        check_output(Output("--output", tmp_path / "link" / "new"), needed)
+    with pytest.raises(UserError, match="same.json' is a file of the model"):
+        check_output(Output("--output", tmp_path / "same.json", "file"), needed)
+
+
+def test_a_place_that_will_be_an_input_is_refused_too(tmp_path: Path) -> None:
+    missing = [Needed("the input", tmp_path / "none.json", "file")]
+    with pytest.raises(UserError, match="is the input"):
+        check_output(Output("--output", tmp_path / "x" / ".." / "none.json", "file"), missing)
+
+
+def test_a_file_is_replaced_where_it_is_ours_or_a_flag_says_so(tmp_path: Path) -> None:
+    output = Output("--report", tmp_path / "r.json", "file")
+    check_replaceable(output, overwrite=False)
+    output.path.write_text('\ufeff  {"a": 1}', encoding="utf-8")
+    with pytest.raises(UserError, match="r.json' exists; choose another name, or give --overwrite to replace it"):
+        check_replaceable(output, overwrite=False)
+    check_replaceable(output, overwrite=False, own=True)
+    check_replaceable(output, overwrite=True)
+    output.path.write_bytes(b"\x89PNG")
+    with pytest.raises(UserError, match="is not a JSON file, so it is never replaced"):
+        check_replaceable(output, overwrite=True)
+    with pytest.raises(UserError, match="is not a regular file"):
+        check_replaceable(Output("--report", Path(os.devnull), "file"), overwrite=True)
