@@ -28,6 +28,7 @@ from paddlemix.checkpoints.files import (
     write_json,
     write_safetensors,
 )
+from paddlemix.checkpoints.finite import all_finite
 from paddlemix.checkpoints.foreign_adapter import read_foreign_adapter
 from paddlemix.checkpoints.layouts import ADAPTER_FILE, CONFIG_FILE, FORMAT_VERSION, PEFT_ADAPTER_FILE
 from paddlemix.checkpoints.pretrained import parameter_entries, write_processor
@@ -160,7 +161,7 @@ def write_adapter(
     written = trained | {name for name, _ in lora_parameters(model)} | settings.carried
     write_processor(processor, directory)
     metadata = {"format": "paddlemix", _DIGESTS_KEY: json.dumps(dict(settings.digests))}
-    write_safetensors(directory / ADAPTER_WEIGHTS, parameter_entries(model, written), metadata)
+    write_safetensors(directory / ADAPTER_WEIGHTS, all_finite(parameter_entries(model, written)), metadata)
     write_json(
         directory / ADAPTER_FILE,
         {

@@ -17,6 +17,7 @@ from paddlemix.checkpoints.adapter import AdapterFiles, read_adapter
 from paddlemix.checkpoints.declared import Facts, original_config
 from paddlemix.checkpoints.export import check_target, read_checkpoint
 from paddlemix.checkpoints.files import atomic_directory, write_json, write_safetensors
+from paddlemix.checkpoints.finite import all_finite, finite
 from paddlemix.checkpoints.foreign_adapter import PEFT_OTHER_WEIGHTS, PEFT_WEIGHTS
 from paddlemix.checkpoints.keymap import ORIGINAL, KeyMap, is_linear_weight
 from paddlemix.checkpoints.layouts import CONFIG_FILE, PEFT_ADAPTER_FILE
@@ -52,7 +53,7 @@ def export_adapter(source: str | Path, target: str | Path, dtype: str | None = N
     with atomic_directory(target) as temporary:
         write_json(temporary / PEFT_ADAPTER_FILE, peft_settings(adapter, adapted_modules(lora)))
         write_json(temporary / CONFIG_FILE, _config(adapter))
-        write_safetensors(temporary / PEFT_WEIGHTS[0], dict(peft_lora(lora)), {"format": "pt"})
+        write_safetensors(temporary / PEFT_WEIGHTS[0], all_finite(dict(peft_lora(lora))), {"format": "pt"})
         write_torch(temporary / PEFT_OTHER_WEIGHTS, dict(_peft_whole(other)))
     return len(lora) + len(other)
 
@@ -178,8 +179,9 @@ def write_torch(path: Path, tensors: Mapping[str, TensorEntry]) -> None:
         root = path.stem
         archive.writestr(f"{root}/data.pkl", _pickled(tensors))
         archive.writestr(f"{root}/byteorder", "little")
-        for number, entry in enumerate(tensors.values()):
-            archive.writestr(f"{root}/data/{number}", np.ascontiguousarray(entry.read()).tobytes())
+        for number, (name, entry) in enumerate(tensors.items()):
+            array = finite(entry, f"'{name}'").read()
+            archive.writestr(f"{root}/data/{number}", np.ascontiguousarray(array).tobytes())
         archive.writestr(f"{root}/version", "3\n")
 
 

@@ -20,6 +20,7 @@ from paddlemix.checkpoints.declared import check_hf
 from paddlemix.checkpoints.export import Checkpoint, check_target, read_checkpoint
 from paddlemix.checkpoints.export_adapter import PEFT_WRAPPER, adapted_modules, peft_lora, peft_settings, split_adapter
 from paddlemix.checkpoints.files import atomic_directory, write_json, write_safetensors
+from paddlemix.checkpoints.finite import all_finite
 from paddlemix.checkpoints.foreign_adapter import PEFT_WEIGHTS, to_transformers_5
 from paddlemix.checkpoints.keymap import HF_NEW, is_linear_weight
 from paddlemix.checkpoints.layouts import ADAPTER_PROCESSOR_FILE, PEFT_ADAPTER_FILE, recognise
@@ -67,7 +68,7 @@ def export_peft_adapter(source: str | Path, target: str | Path, dtype: str | Non
             temporary / PEFT_ADAPTER_FILE, {**settings, "base_model_name_or_path": str(base.directory.resolve())}
         )
         write_json(temporary / ADAPTER_PROCESSOR_FILE, base.facts.processor)
-        write_safetensors(temporary / PEFT_WEIGHTS[0], written, {"format": "pt"})
+        write_safetensors(temporary / PEFT_WEIGHTS[0], all_finite(written), {"format": "pt"})
     _say_base(base)
     return len(written)
 

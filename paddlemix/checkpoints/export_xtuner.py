@@ -15,6 +15,7 @@ from paddlemix.checkpoints.export import check_target, to_layout
 from paddlemix.checkpoints.export_adapter import peft_lora, peft_settings, place_of, plain_of_pissa
 from paddlemix.checkpoints.families import FAMILIES
 from paddlemix.checkpoints.files import atomic_directory, write_json, write_safetensors
+from paddlemix.checkpoints.finite import all_finite
 from paddlemix.checkpoints.foreign_adapter import PEFT_WEIGHTS
 from paddlemix.checkpoints.hub import resolve_model
 from paddlemix.checkpoints.keymap import XTUNER_PROJECTOR, KeyMap
@@ -76,7 +77,9 @@ def export_xtuner_adapter(source: str | Path, target: str | Path, dtype: str | N
         (temporary / PROJECTOR).mkdir()
         template = {TEMPLATE: adapter.processor["chat_template"]} if "chat_template" in adapter.processor else {}
         write_json(temporary / PROJECTOR / CONFIG, {**xtuner_projector_config(facts), **template})
-        write_safetensors(temporary / PROJECTOR / _WEIGHTS, to_layout(projector, XTUNER_PROJECTOR), {"format": "pt"})
+        write_safetensors(
+            temporary / PROJECTOR / _WEIGHTS, all_finite(to_layout(projector, XTUNER_PROJECTOR)), {"format": "pt"}
+        )
     return len(tensors)
 
 
@@ -129,4 +132,4 @@ def _write_part(
     settings = peft_settings(adapter, modules, keymap) | {"base_model_name_or_path": place_of(base)}
     task = "CAUSAL_LM" if prefix == "language_model." else None
     write_json(directory / PEFT_CONFIG, {**settings, "task_type": task})
-    write_safetensors(directory / PEFT_WEIGHTS[0], dict(peft_lora(plain, keymap)), {"format": "pt"})
+    write_safetensors(directory / PEFT_WEIGHTS[0], all_finite(dict(peft_lora(plain, keymap))), {"format": "pt"})

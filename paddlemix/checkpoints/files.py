@@ -20,6 +20,7 @@ import numpy as np
 
 from paddlemix.checkpoints.directories import atomic_directory as atomic_directory
 from paddlemix.checkpoints.directories import writing
+from paddlemix.checkpoints.finite import all_finite
 from paddlemix.checkpoints.header import TensorRange, read_header
 from paddlemix.checkpoints.pickles import read_paddle, read_torch
 from paddlemix.checkpoints.tensors import NUMPY_TYPES, TensorEntry, Tensors
@@ -213,7 +214,12 @@ def write_weights(
     metadata: Mapping[str, str] | None = None,
     on_written: OnWritten | None = None,
 ) -> None:
-    """Writes `model.safetensors`, or shards of at most `max_shard_bytes` (one tensor at least) and their index."""
+    """Writes `model.safetensors`, or shards of at most `max_shard_bytes` (one tensor at least) and their index.
+
+    Raises:
+        UserError: the disk is full or cannot be written; or a weight holds NaN or infinity.
+    """
+    tensors = all_finite(tensors)
     shards: list[dict[str, TensorEntry]] = [{}]
     used = 0
     for name, entry in tensors.items():

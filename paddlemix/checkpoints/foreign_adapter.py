@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +196,7 @@ def under_our_names(
             part = match.group(2)
             name = f"{name.removesuffix('.weight')}.{part}"
             turned = keymap.transposed and part != MAGNITUDE
+            entry = replace(entry, origin=f"'{key}' of {directory}")
             named[name] = transposed(entry) if turned else entry
         if name is not None:
             names[name] = key

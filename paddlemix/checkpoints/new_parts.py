@@ -8,6 +8,7 @@ from typing import Any
 
 import paddle
 
+from paddlemix.checkpoints.finite import finite
 from paddlemix.checkpoints.pretrained import copy_into
 from paddlemix.checkpoints.projector_file import NEW_PARTS, read_projector_file
 from paddlemix.checkpoints.source import Source
@@ -61,7 +62,7 @@ def load_projector(model: LlavaModel, path: Path) -> None:
     if wrong:
         raise UserError(f"pretrain_mm_mlp_adapter '{path}' does not fit the model's projector: {'; '.join(wrong)}")
     for name, entry in found.items():
-        copy_into(parameters[name], entry)
+        copy_into(parameters[name], finite(entry, f"'{name}' of {path}"))
 
 
 def _shape_of(weight: Any) -> str:

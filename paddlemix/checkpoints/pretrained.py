@@ -19,6 +19,7 @@ import numpy as np
 import paddle
 
 from paddlemix.checkpoints.files import atomic_directory, write_json, write_weights
+from paddlemix.checkpoints.finite import finite
 from paddlemix.checkpoints.layouts import CONFIG_FILE, NO_TOWER, config_values
 from paddlemix.checkpoints.quantized import (
     choose_quantization,
@@ -159,11 +160,13 @@ def fill_model(
         are written.
 
     Raises:
-        UserError: lists every missing, extra and misshapen weight; the model is then not usable.
+        UserError: lists every missing, extra and misshapen weight; or a weight holds NaN or infinity.  The model is
+            then not usable.
     """
     parameters, codes = dict(model.named_parameters()), unfilled_arrays(model)
     expected = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     expected |= {name: layer.arrays[part][1] for name, (layer, part) in codes.items()}
+    tensors = {name: finite(entry, f"'{name}' of {source}") for name, entry in tensors.items()}
     tensors = coded(tensors, model, source)
     unused = check_weights(expected, tensors, source, may_miss)
     for name, entry in tensors.items():  # in the order of the file

@@ -231,7 +231,7 @@ def rename(tensors: Mapping[str, TensorEntry], keymaps: tuple[KeyMap, ...], dire
     """
     best: list[str] | None = None
     for keymap in keymaps:
-        renamed, unknown = _apply(tensors, keymap)
+        renamed, unknown = _apply(tensors, keymap, directory)
         if not unknown:
             return renamed
         if best is None or len(unknown) < len(best):
@@ -240,7 +240,9 @@ def rename(tensors: Mapping[str, TensorEntry], keymaps: tuple[KeyMap, ...], dire
     raise UserError(f"{directory} holds {len(best or [])} weights that a {layouts} checkpoint does not have: {listed}")
 
 
-def _apply(tensors: Mapping[str, TensorEntry], keymap: KeyMap) -> tuple[dict[str, TensorEntry], list[str]]:
+def _apply(
+    tensors: Mapping[str, TensorEntry], keymap: KeyMap, directory: Path
+) -> tuple[dict[str, TensorEntry], list[str]]:
     renamed: dict[str, TensorEntry] = {}
     unknown = []
     for key, entry in tensors.items():
@@ -251,5 +253,6 @@ def _apply(tensors: Mapping[str, TensorEntry], keymap: KeyMap) -> tuple[dict[str
             continue
         if name is not None:
             turn = keymap.transposed and is_linear_weight(name, entry.shape)
+            entry = replace(entry, origin=f"'{key}' of {directory}")
             renamed[name] = transposed(entry) if turn else entry
     return renamed, unknown

@@ -44,6 +44,8 @@ class TensorEntry:
         read: reads it into a numpy array of that shape; bfloat16 as uint16.
         turned_from: the matrix that this one is the transpose of, if it was made so.
         stream: gives the same numbers piece by piece, in order; each piece is valid until the next.
+        origin: its own name and where it is from, for messages, e.g. "'model.norm.weight' of vicuna-7b"; "" where
+            nobody said.
     """
 
     dtype: str
@@ -51,6 +53,7 @@ class TensorEntry:
     read: Callable[[], np.ndarray]
     turned_from: TensorEntry | None = None
     stream: Callable[[], Iterator[np.ndarray]] | None = None
+    origin: str = ""
 
     @property
     def num_bytes(self) -> int:
@@ -105,7 +108,7 @@ def transposed(entry: TensorEntry) -> TensorEntry:
             first += len(strip)
         return turned
 
-    return TensorEntry(entry.dtype, entry.shape[::-1], read, turned_from=entry, stream=strips)
+    return TensorEntry(entry.dtype, entry.shape[::-1], read, turned_from=entry, stream=strips, origin=entry.origin)
 
 
 def _turned_strips(matrix: np.ndarray) -> Iterator[np.ndarray]:
@@ -132,14 +135,19 @@ def selected(entry: TensorEntry, columns: np.ndarray | slice, axis: int) -> Tens
     count = len(range(*columns.indices(size))) if isinstance(columns, slice) else len(columns)
     where = (slice(None),) * axis + (columns,)
     shape = entry.shape[:axis] + (count,) + entry.shape[axis + 1 :]
-    return TensorEntry(entry.dtype, shape, lambda: np.ascontiguousarray(entry.read()[where]))
+    return TensorEntry(entry.dtype, shape, lambda: np.ascontiguousarray(entry.read()[where]), origin=entry.origin)
 
 
 def joined(first: TensorEntry, second: TensorEntry, axis: int) -> TensorEntry:
     """Two tensors of one dtype, one behind the other along `axis`."""
     shape = list(first.shape)
     shape[axis] += second.shape[axis]
-    return TensorEntry(first.dtype, tuple(shape), lambda: np.concatenate([first.read(), second.read()], axis=axis))
+    return TensorEntry(
+        first.dtype,
+        tuple(shape),
+        lambda: np.concatenate([first.read(), second.read()], axis=axis),
+        origin=first.origin and f"{first.origin}, or {second.origin}",
+    )
 
 
 def converted(entry: TensorEntry, dtype: str) -> TensorEntry:
@@ -157,7 +165,9 @@ def converted(entry: TensorEntry, dtype: str) -> TensorEntry:
             for start in range(0, flat.size, _CHUNK):
                 yield _convert(flat[start : start + _CHUNK], entry.dtype, dtype)
 
-    return TensorEntry(dtype, entry.shape, lambda: convert(entry.read(), entry.dtype, dtype), stream=stream)
+    return TensorEntry(
+        dtype, entry.shape, lambda: convert(entry.read(), entry.dtype, dtype), stream=stream, origin=entry.origin
+    )
 
 
 def convert(array: np.ndarray, source: str, target: str) -> np.ndarray:

@@ -26,12 +26,17 @@ class StepLosses:
     They come from the device once per step, together with the gradient's norm: every look waits until the device is
     done.  Numbers of a report are those of that one look.
 
+    Args:
+        broken_weight: asked where a loss is no number: what is to be said where a weight is none already; None where
+            all are numbers.
+
     Attributes:
         waits: whether `check` leaves the look to who knows the gradients, `check_gradient` or `overflows`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, broken_weight: Callable[[], str | None] = lambda: None) -> None:
         self.waits = False
+        self._broken_weight = broken_weight
         self._losses: list[tuple[paddle.Tensor, float, Sequence[str]]] = []
         self._total = np.float32(0)
         self._step, self._sources = 0, ""  # of the losses that were looked at last
@@ -76,7 +81,7 @@ class StepLosses:
             return None
         [value] = self._look(norm)
         if not math.isfinite(value):
-            raise UserError(_no_number("gradient's norm", self._step, value, self._sources))
+            raise self._no_number("gradient's norm", value, self._sources)
         return value
 
     def overflows(self, found: paddle.Tensor, norm: paddle.Tensor | None) -> tuple[bool, float | None]:
@@ -110,16 +115,26 @@ class StepLosses:
         values = paddle.stack([loss for loss, _, _ in losses] + list(more)).numpy()
         for value, (_, share, sources) in zip(values, losses, strict=False):
             if not math.isfinite(value):
-                raise UserError(_no_number("loss", self._step, float(value), "; ".join(sources)))
+                raise self._no_number("loss", float(value), "; ".join(sources))
             self._total += value * np.float32(share)  # in the order and type that a device would add them
         return [float(value) for value in values[len(losses) :]]
 
+    def _no_number(self, what: str, value: float, sources: str) -> UserError:
+        found, broken = f"the {what} of step {self._step} is {value}", self._broken_weight()
+        if broken is not None:
+            return UserError(f"{found}, because {broken}")
+        return UserError(
+            f"{found} in the batch of {sources}. No weight was changed by it and the last checkpoint is untouched: "
+            "look at these samples, lower learning_rate, or set max_grad_norm above 0"
+        )
 
-def _no_number(what: str, step: int, value: float, sources: str) -> str:
-    return (
-        f"the {what} of step {step} is {value} in the batch of {sources}. No weight was changed by it and the last "
-        "checkpoint is untouched: look at these samples, lower learning_rate, or set max_grad_norm above 0"
-    )
+
+def broken_weight(model: paddle.nn.Layer) -> str | None:
+    """The name of the first weight of a model that holds NaN or infinity; None where all numbers are finite."""
+    for name, parameter in model.named_parameters():
+        if not bool(paddle.isfinite(parameter).all()):
+            return name
+    return None
 
 
 class StopOnSignal(TrainerCallback):

@@ -57,7 +57,7 @@ from paddlemix.trainer.run_checks import check_devices, check_steps, process_cou
 from paddlemix.trainer.run_data import TrainingRows, arrange, check_data_files, read_samples
 from paddlemix.trainer.same_recipe import check_same_recipe
 from paddlemix.trainer.sampling_callback import SAMPLES_FILE, ShowAnswers, sample_questions
-from paddlemix.trainer.saving import best_metric, saved_recipe
+from paddlemix.trainer.saving import best_metric, saved_recipe, what_is_left
 from paddlemix.trainer.skipping import SkipLog
 from paddlemix.trainer.start_report import report_parts, report_sample
 from paddlemix.trainer.starting_point import base_spec, compute_dtype, processor_of_run, remedies, weight_dtype
@@ -210,7 +210,8 @@ def _execute(run: _Run, resume: Path | None) -> dict[str, float]:
         if process_rank() == 0:
             if not (output_dir / CURVE_FILE).is_file():  # an earlier start was killed behind the last step
                 draw_loss_curve(output_dir / METRICS_FILE, output_dir / CURVE_FILE)
-            publish(output_dir, lambda directory: run.write_result(directory, output_dir))
+            with what_is_left("the result", trainer):
+                publish(output_dir, lambda directory: run.write_result(directory, output_dir))
             write_model_card(_card_facts(run, trainer, results), output_dir / METRICS_FILE, output_dir / SAMPLES_FILE)
             logger.info("saved to %s", output_dir)
     elif run.evaluation is not None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ import paddle
 from paddlemix.checkpoints.adapter import ADAPTER_WEIGHTS
 from paddlemix.checkpoints.directories import atomic_directory, remove_directory, writing
 from paddlemix.checkpoints.files import read_json, read_safetensors, read_weights, write_json, write_safetensors
+from paddlemix.checkpoints.finite import NotFiniteError, all_finite, finite
 from paddlemix.checkpoints.pretrained import copy_into, tensor_entry
 from paddlemix.checkpoints.tensors import TensorEntry
 from paddlemix.config.schema import RunConfig
@@ -71,13 +73,11 @@ def save_checkpoint(trainer: Any, metrics: dict[str, float] | None) -> Path:
     target = output_dir / f"checkpoint-{trainer.state.global_step}"
     _note_best(trainer, metrics, target)
     if trainer.args.should_save:
-        try:
+        with what_is_left(target.name, trainer):
             if target.exists() and target.name not in trainer.own_checkpoints:
                 _set_aside(target)
             with atomic_directory(target) as temporary:
                 _write_checkpoint(trainer, temporary, target)
-        except UserError as error:
-            raise UserError(f"{target.name} was not saved: {error}. {_what_is_left(output_dir)}") from error
         best = trainer.state.best_model_checkpoint
         kept = {target, *([Path(best)] if best else [])}
         _rotate([output_dir / name for name in trainer.own_checkpoints], trainer.config.save_total_limit, kept)
@@ -88,18 +88,46 @@ def _write_checkpoint(trainer: Any, directory: Path, target: Path) -> None:
     trainer.own_checkpoints = [name for name in trainer.own_checkpoints if name != target.name] + [target.name]
     trainer.write_model(directory, target)
     if not trainer.config.ignore_save_lr_and_optim:
-        write_safetensors(directory / OPTIMIZER_FILE, _optimizer_entries(trainer))
+        write_safetensors(directory / OPTIMIZER_FILE, all_finite(_optimizer_entries(trainer)))
     trainer.state.save_to_json(str(directory / PROGRESS_FILE))
     if trainer.input_identity is not None:
         trainer.input_identity.write(directory)
     write_json(directory / STATE_FILE, _state_values(trainer))
 
 
-def _what_is_left(output_dir: Path) -> str:
+@contextlib.contextmanager
+def what_is_left(name: str, trainer: Any) -> Iterator[None]:
+    """Says of an error while something of a run is saved what was not, after which step, and what there is instead.
+
+    Args:
+        name: what is saved: a checkpoint's name, or "the result".
+
+    Raises:
+        UserError: in place of any other one.
+    """
+    try:
+        yield
+    except NotFiniteError as error:
+        raise UserError(f"{name} was not saved: {broken_by_a_step(trainer, error.tensor, error.found)}") from error
+    except UserError as error:
+        raise UserError(f"{name} was not saved: {error}. {_earlier(Path(trainer.config.output_dir))}") from error
+
+
+def broken_by_a_step(trainer: Any, tensor: str, found: str) -> str:
+    """What is to be said of a tensor that the run's own steps made NaN or infinite, and what there is instead."""
+    config = trainer.config
+    return (
+        f"{tensor} holds {found} after step {trainer.state.global_step}, made so by a step since the last checkpoint; "
+        f"lower learning_rate ({config.learning_rate:g}), raise adam_epsilon ({config.adam_epsilon:g}) or set "
+        f"max_grad_norm above 0 ({config.max_grad_norm:g}). {_earlier(Path(config.output_dir), 'whole')}"
+    )
+
+
+def _earlier(output_dir: Path, state: str = "untouched") -> str:
     checkpoints = list_checkpoints(output_dir)
     if not checkpoints:
         return "There is no earlier checkpoint: the run has to begin anew"
-    return f"{checkpoints[-1].name} is untouched: the same command goes on from there"
+    return f"{checkpoints[-1].name} is {state}: the same command goes on from there"
 
 
 def _state_values(trainer: Any) -> dict[str, Any]:
@@ -143,6 +171,8 @@ def _note_best(trainer: Any, metrics: dict[str, float] | None, target: Path) -> 
     if not metrics:
         return
     key, best = best_metric(trainer.config), trainer.state.best_metric
+    if not math.isfinite(metrics[key]):  # nothing would ever be better than NaN
+        return
     if best is None or is_better(trainer.config, metrics[key], best):
         trainer.state.best_metric, trainer.state.best_model_checkpoint = metrics[key], str(target)
 
@@ -246,7 +276,7 @@ def load_weights(model: paddle.nn.Layer, checkpoint: Path) -> None:
                     f"{checkpoint}: {name} is {list(entries[name].shape)}, the run's is {list(parameter.shape)}; "
                     "resume needs the settings of the run that saved it"
                 )
-            copy_into(parameter, entries[name])
+            copy_into(parameter, finite(entries[name], f"'{name}' of {checkpoint}"))
         elif not parameter.stop_gradient:
             raise UserError(
                 f"{checkpoint} has no weight '{name}', which trains in this run; resume needs the same settings"

@@ -23,7 +23,7 @@ from paddlemix.sample import Skip
 from paddlemix.trainer.answering import AnswerScores
 from paddlemix.trainer.compat import Trainer, TrainerState, TrainingArguments
 from paddlemix.trainer.gradient_norm import MeasuredNorm
-from paddlemix.trainer.guards import StepLosses
+from paddlemix.trainer.guards import StepLosses, broken_weight
 from paddlemix.trainer.input_identity import InputIdentity
 from paddlemix.trainer.loader import BatchLoader, Inputs, batch_inputs
 from paddlemix.trainer.loss import LossModel
@@ -34,6 +34,7 @@ from paddlemix.trainer.run_data import TrainingRows
 from paddlemix.trainer.saving import (
     PROGRESS_FILE,
     best_metric,
+    broken_by_a_step,
     completed_steps,
     load_training_state,
     load_weights,
@@ -95,7 +96,7 @@ class LlavaTrainer(Trainer):
         self.tokens_seen = 0
         self.own_checkpoints: list[str] = []  # names of those that this run wrote, also before it was resumed
         self._loader: BatchLoader | None = None
-        self._step_losses = StepLosses()
+        self._step_losses = StepLosses(self._why_no_number)
         self._eval_maker: tuple[RowDataset, BatchMaker] | None = None
         self._eval_skipped: set[int] = set()
         meters = Meters(
@@ -213,6 +214,11 @@ class LlavaTrainer(Trainer):
     def _get_item_from_loss(self, loss: paddle.Tensor) -> float:
         """The loss since the last report; with one process it is on the host already."""
         return float(loss) if self.args.world_size > 1 else self._step_losses.take_total()
+
+    def _why_no_number(self) -> str | None:
+        """Whether an earlier step is to blame for a loss that is no number, in words."""
+        name = broken_weight(self.model.model)
+        return None if name is None else broken_by_a_step(self, f"the weight '{name}'", "NaN or infinity")
 
     def _take_gradient_norm(self) -> float | None:
         clip = getattr(self.optimizer, "_grad_clip", None)
