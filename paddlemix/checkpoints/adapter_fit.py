@@ -16,6 +16,7 @@ from paddlemix.peft.linear import QuantizedBase
 from paddlemix.peft.settings import MAGNITUDE, LoRAConfig, is_adapter_weight, is_start_value
 
 _MAX_LISTED = 4
+_VOCABULARY = ("language_model.embed_tokens.weight", "lm_head.weight")  # a row or column for each token
 _BEHIND = "vision_tower."  # the tower's layers behind the selected one, and its last norm, are not built
 
 
@@ -54,7 +55,7 @@ def check_fit(model: nn.Layer, weights: AdapterWeights, base: str) -> None:
     """
     linear = dict(_linear_shapes(model))
     absent = [f"{module}.lora_A" for module in weights.config.modules if module not in linear]
-    missing, misshapen = [], []
+    missing, misshapen, has_grown = [], [], False
     expected = dict(_whole_shapes(model, weights, linear))
     for module in weights.config.modules:
         if module in linear:
@@ -69,6 +70,7 @@ def check_fit(model: nn.Layer, weights: AdapterWeights, base: str) -> None:
             turned = entry.turned_from is not None
             found, wanted = (list(sides[::-1] if turned else sides) for sides in (entry.shape, shape))
             misshapen.append(f"'{weights.file_name(name)}' is {found}, its layer calls for {wanted}")
+            has_grown |= name in _VOCABULARY and max(entry.shape) > max(shape)
     faults = []
     if absent:
         listed = _listed([f"'{weights.file_name(name)}'" for name in sorted(absent)])
@@ -77,6 +79,8 @@ def check_fit(model: nn.Layer, weights: AdapterWeights, base: str) -> None:
         faults.append(f"{len(missing)} missing: " + _listed([f"'{weights.file_name(name)}'" for name in missing]))
     if misshapen:
         faults.append(_listed(misshapen))
+    if has_grown:
+        faults.append("tokens were added to its vocabulary while it was trained: merge it into its base there")
     if faults:
         raise UserError(
             f"the adapter {weights.directory} does not fit its base {base}: {'; '.join(faults)}. Is it the adapter of "

@@ -15,6 +15,7 @@ import paddle
 
 from paddlemix.checkpoints.adapter import AdapterFiles, fingerprint, read_adapter
 from paddlemix.checkpoints.adapter_fit import AdapterWeights, check_fit
+from paddlemix.checkpoints.adapter_processor import adapter_processor
 from paddlemix.checkpoints.base_check import check_base
 from paddlemix.checkpoints.base_places import choose_place, possible_places
 from paddlemix.checkpoints.hub import resolve_model
@@ -31,6 +32,7 @@ from paddlemix.checkpoints.pretrained import (
 from paddlemix.checkpoints.projector_file import NEW_PARTS as NEW_PARTS
 from paddlemix.checkpoints.quantized import choose_quantization
 from paddlemix.checkpoints.source import Source, open_source, with_image_size
+from paddlemix.checkpoints.strict import check_vocabulary
 from paddlemix.checkpoints.towers import TOWER_KINDS
 from paddlemix.checkpoints.unbuilt import unbuilt_with_adapter
 from paddlemix.checkpoints.weight_identity import WeightFiles
@@ -41,8 +43,6 @@ from paddlemix.models.configuration import LlavaConfig
 from paddlemix.models.fused import KernelSizes, choose_kernels
 from paddlemix.models.llava import LlavaModel
 from paddlemix.peft.lora import LoRAConfig, add_lora, linear_names
-from paddlemix.processors.chat_template import read_template
-from paddlemix.processors.llava import LlavaProcessor, image_spec_from_dict, processor_from_dict
 
 _FLAGS = "give its folder with --model-base (chat, predict) or --model_name_or_path (merge-lora), "
 
@@ -198,25 +198,16 @@ def apply_adapter(base: Pretrained, adapter: AdapterFiles) -> Pretrained:
     may_miss = adapter.base_names(base.model)
     behind = fill_model(base.model, loaded, str(adapter.directory), may_miss=lambda name: name in may_miss)
     base.model.eval()
+    processor = adapter_processor(base.processor, adapter)
+    if processor is not None:
+        check_vocabulary(len(processor.tokenizer), base.model.config.text.vocab_size, str(adapter.directory))
     return replace(
         base,
-        processor=adapter_processor(base.processor, adapter),
+        processor=processor,
         adapter=config,
         directory=adapter.directory,
         unused=unbuilt_with_adapter(base.unused, behind, adapter.config, unbuilt),
     )
-
-
-def adapter_processor(base: LlavaProcessor | None, adapter: AdapterFiles) -> LlavaProcessor | None:
-    """An adapter's own processor; for one of another program its base's with what the adapter declares otherwise."""
-    if adapter.foreign is None:
-        return processor_from_dict(adapter.processor, adapter.directory)
-    if base is None:
-        return None
-    values = {**base.to_dict(), **adapter.processor}
-    template, spec = read_template(values["chat_template"]), image_spec_from_dict(values)
-    markers = bool(values["mm_use_im_start_end"])
-    return replace(base, template=template, image_spec=spec, image_markers=markers)
 
 
 def load_base(spec: BaseSpec, dtype: str = "float32") -> Pretrained:

@@ -101,9 +101,10 @@ def _open_ours(directory: Path) -> LlavaProcessor | None:
 
 def _open_any(path: str) -> LlavaProcessor:
     from paddlemix.checkpoints.adapter import read_adapter
+    from paddlemix.checkpoints.adapter_processor import adapter_processor
     from paddlemix.checkpoints.hub import resolve_model
     from paddlemix.checkpoints.layouts import is_adapter
-    from paddlemix.checkpoints.load import BaseSpec, adapter_processor, base_of
+    from paddlemix.checkpoints.load import BaseSpec, base_of
 
     directory = resolve_model(path)
     if not is_adapter(directory):

@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from paddlemix.checkpoints.adapter import read_adapter
+from paddlemix.checkpoints.adapter_processor import adapter_processor
 from paddlemix.checkpoints.declared import xtuner_faults
 from paddlemix.checkpoints.hub import local_model, resolve_model
-from paddlemix.checkpoints.load import BaseSpec, adapter_processor
+from paddlemix.checkpoints.load import BaseSpec
 from paddlemix.checkpoints.model_names import is_model_name
 from paddlemix.checkpoints.quantized import choose_quantization
 from paddlemix.checkpoints.sizes import read_sizes

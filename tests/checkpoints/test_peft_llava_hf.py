@@ -10,15 +10,20 @@ import numpy as np
 import pytest
 
 from paddlemix.checkpoints.adapter import read_adapter
+from paddlemix.checkpoints.adapter_processor import adapter_processor
+from paddlemix.checkpoints.declared import complete_processor
 from paddlemix.checkpoints.export_adapter import export_adapter
 from paddlemix.checkpoints.export_peft import export_peft_adapter
 from paddlemix.checkpoints.files import array_entry, read_json, read_safetensors, write_json, write_safetensors
 from paddlemix.checkpoints.load import load_pretrained
+from paddlemix.checkpoints.source import Source
 from paddlemix.errors import UserError
+from paddlemix.processors.llava import processor_from_dict
 from paddlemix.tools.convert_checkpoint import main
 from tests.peft_cases import BASE, CASES, GAP, GOLDEN_ADAPTERS, NUM_POSITIONS, our_logits, with_base
 
 GOLDEN_NAMES = [name for name, case in CASES.items() if case.is_golden]
+TOKENIZER = BASE.parents[2] / "training" / "tokenizer"
 WEIGHTS = "adapter_model.safetensors"
 
 
@@ -149,7 +154,7 @@ Q_PROJ = "base_model.model.model.language_model.layers.1.self_attn.q_proj"
         ({f"{Q_PROJ}.lora_B.weight": None}, "no lora_B for 'model.language_model.layers.1.self_attn.q_proj'"),
         (
             {"base_model.model.model.language_model.embed_tokens.weight": np.ones((321, 64), "float32")},
-            r"embed_tokens.weight' is \[321, 64\], its layer calls for \[320, 64\]",
+            r"embed_tokens.weight' is \[321, 64\], its layer calls for \[320, 64\]; tokens were added to its",
         ),
     ],
 )  # fmt: skip
@@ -248,3 +253,26 @@ def test_what_cannot_be_pefts_is_refused(tmp_path: Path, name: str, message: str
     with pytest.raises(UserError, match=message):
         main([*arguments, str(directory if name == "v16" else BASE)])
     assert not (tmp_path / "peft").exists()
+
+
+def test_a_template_and_tokens_beside_the_adapter_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """TRL and LLaMA-Factory save tokenizer and chat template with every adapter; the base may be without them."""
+    directory = copied("lora", tmp_path)
+    for path in TOKENIZER.iterdir():
+        shutil.copy(path, directory)
+    source = Source.open(BASE)
+    base = processor_from_dict(complete_processor(source.config, source.processor), TOKENIZER)
+    found = adapter_processor(base, read_adapter(directory))
+    assert found is not None and found.tokenizer is base.tokenizer and found.template.name == "vicuna_v1"
+    (directory / "chat_template.jinja").write_text("{{ '<|im_start|>' + message['role'] }}<|im_end|>")
+    number = len(base.tokenizer)
+    values = read_json(directory / "tokenizer_config.json")
+    declared = {str(number + place): {"content": token} for place, token in enumerate(("[SEG]", "<image>"))}
+    values["added_tokens_decoder"] = {**values.get("added_tokens_decoder", {}), **declared}
+    write_json(directory / "tokenizer_config.json", values)
+    with caplog.at_level("INFO", logger="paddlemix"):
+        found = adapter_processor(base, read_adapter(directory))
+    assert found is not None and found.template.name == "chatml_direct"
+    assert found.tokenizer.encode("a [SEG]", "text")[-1] == number
+    assert base.tokenizer.encode("a [SEG]", "text")[-1] != number
+    assert "its tokenizer is used, which has added tokens: [SEG]" in caplog.text

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from paddlemix.checkpoints.adapter import read_adapter
+from paddlemix.checkpoints.adapter_processor import adapter_processor
 from paddlemix.checkpoints.declared import complete_processor
 from paddlemix.checkpoints.export import convert_checkpoint
 from paddlemix.checkpoints.export_xtuner import export_xtuner_adapter
@@ -24,7 +25,7 @@ from paddlemix.checkpoints.files import (
     write_weights,
 )
 from paddlemix.checkpoints.layouts import is_adapter
-from paddlemix.checkpoints.load import BaseSpec, adapter_processor, load_base, load_pretrained
+from paddlemix.checkpoints.load import BaseSpec, load_base, load_pretrained
 from paddlemix.checkpoints.merging import write_merged
 from paddlemix.checkpoints.pretrained import load_model
 from paddlemix.checkpoints.sizes import read_sizes
