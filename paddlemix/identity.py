@@ -18,11 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from paddlemix.cached_table import CachedTable, TableLayout
 from paddlemix.errors import MissingFileError
-from paddlemix.log import process_rank
+from paddlemix.progress import ProgressBar
 
 DIGEST_BYTES = 16  # 32 hexadecimal digits: chance finds no two equal ones
 _PIECE = 8 * 1024**2  # changing it changes every digest
@@ -123,8 +121,7 @@ def file_digests(paths: Sequence[str | Path], what: str = "files", threads: int 
         threads: that hash side by side; None for as many as processors.
     """
     found: list[str | None] = []
-    disable = None if process_rank() == 0 else True
-    with tqdm(total=len(paths), desc=f"hash {what}", unit="", delay=_SHOWN_AFTER, disable=disable) as bar:
+    with ProgressBar(f"hash {what}", len(paths), delay=_SHOWN_AFTER) as bar:
         for start in range(0, len(paths), _BLOCK):
             found += _digests_of_block(paths[start : start + _BLOCK], bar, threads or num_threads())
     return found
@@ -143,7 +140,7 @@ def known_digests(paths: Sequence[str | Path], states: Sequence[FileState | None
     return found
 
 
-def _digests_of_block(paths: Sequence[str | Path], bar: tqdm, threads: int) -> list[str | None]:
+def _digests_of_block(paths: Sequence[str | Path], bar: ProgressBar, threads: int) -> list[str | None]:
     states = file_states(paths)
     found = known_digests(paths, states)
     new = [place for place, state in enumerate(states) if state is not None and found[place] is None]
@@ -182,7 +179,7 @@ def _checksum(key: bytes, row: Sequence[object]) -> int:
     return zlib.crc32(repr((key, *row)).encode())
 
 
-def _hash_files(files: Sequence[tuple[str | Path, FileState]], bar: tqdm, threads: int) -> list[str | None]:
+def _hash_files(files: Sequence[tuple[str | Path, FileState]], bar: ProgressBar, threads: int) -> list[str | None]:
     """The digests of files, small ones in groups and large ones in pieces side by side."""
     found: list[str | None] = [None] * len(files)
     small = [place for place, (_, state) in enumerate(files) if state.size <= _PIECE]

@@ -29,7 +29,7 @@ LEVELS = (
     ("generation",),
     ("checkpoints", "peft", "datasets"),
     ("models", "processors", "network"),
-    ("config", "sample", "device", "log", "cache", "cached_table", "identity", "memory"),
+    ("config", "sample", "device", "log", "cache", "cached_table", "identity", "memory", "progress"),
     ("outputs",),
     ("declared", "locks", "paths"),
     ("lfs",),
@@ -40,6 +40,7 @@ LEVELS = (
 SAME_LEVEL = {
     *(("examples", "tools"), ("trainer", "evaluation"), ("checkpoints", "peft"), ("device", "log")),
     *(("identity", "cached_table"), ("identity", "log"), ("cached_table", "cache"), ("cached_table", "log")),
+    *(("identity", "progress"), ("progress", "log")),
 }
 
 # Library -> the rooms or files that may name it, even inside a function.
@@ -51,7 +52,7 @@ ONLY_IN = {
 # Importing these rooms and modules loads neither paddle nor paddlenlp, directly or through others.
 WITHOUT_PADDLE = (
     *("processors", "network", "datasets", "config", "sample", "log", "cache", "memory", "paths", "errors"),
-    *("cached_table", "declared", "identity", "lfs", "locks", "outputs"),
+    *("cached_table", "declared", "identity", "lfs", "locks", "outputs", "progress"),
     *("demo.scenes", "demo.digits", "demo.vocabulary", "demo.report", "evaluation.metrics"),
 )
 

@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
-from tqdm import tqdm
 
 from paddlemix.cache import cache_directory, cache_key
 from paddlemix.cached_table import CachedTable, TableLayout
@@ -42,7 +41,7 @@ from paddlemix.identity import (
     text_digest,
     wait_until_settled,
 )
-from paddlemix.log import process_rank
+from paddlemix.progress import ProgressBar
 
 ORIGIN_FILE = "origin.json"
 _VERSION = "1"  # counts changes of what a tensor's digest is
@@ -165,8 +164,7 @@ def tensor_digests(tensors: Mapping[str, TensorEntry]) -> dict[str, str]:
     """Our name -> digest of each tensor; see the head of this file."""
     names = sorted(tensors, key=lambda name: -tensors[name].num_bytes)  # the last to finish are small
     total = sum(entry.num_bytes for entry in tensors.values())
-    disable = None if process_rank() == 0 else True
-    bar = tqdm(total=total, desc="hash weights", unit="B", unit_scale=True, delay=_SHOWN_AFTER, disable=disable)
+    bar = ProgressBar("hash weights", total, unit="B", delay=_SHOWN_AFTER)
     found: dict[str, str] = {}
     with bar, ThreadPoolExecutor(num_threads()) as pool:
         for name, digest in zip(names, pool.map(lambda name: _digest(name, tensors[name]), names), strict=True):

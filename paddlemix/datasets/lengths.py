@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from tqdm import tqdm
 
 from paddlemix.cache import cache_directory, cache_key, replacing
 from paddlemix.datasets.workers import WorkerPool
+from paddlemix.progress import ProgressBar
 
 _CHUNK = 512  # samples that a process measures at a time
 _ALONE = 4096  # so few samples are measured before processes have started
@@ -54,7 +54,7 @@ def measure_lengths(dataset: MeasuredDataset, workers: int = 0) -> np.ndarray:
         return known
     lengths = np.zeros((len(dataset), 2), dtype=np.int32)
     done = 0
-    with tqdm(total=len(dataset), desc="measuring samples", unit="", disable=len(dataset) <= _CHUNK) as bar:
+    with ProgressBar("measuring samples", len(dataset), silent=len(dataset) <= _CHUNK) as bar:
         for chunk in _chunks(dataset, workers):
             lengths[done : done + len(chunk)] = chunk
             done += len(chunk)

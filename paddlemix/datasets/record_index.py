@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from paddlemix import __version__
 from paddlemix.cache import replacing
@@ -25,7 +24,7 @@ from paddlemix.datasets.record_layout import Layout, check_lines, recognise
 from paddlemix.datasets.record_scan import first_solid, scan_array, scan_lines
 from paddlemix.datasets.record_validation import Task, check_all
 from paddlemix.errors import UserError
-from paddlemix.log import process_rank
+from paddlemix.progress import ProgressBar
 
 INDEX_VERSION = f"2 {__version__}"  # what a record may be changes with the package
 
@@ -108,15 +107,12 @@ class _Builder:
 
     def _tasks(self, form: str | None) -> Iterator[Task]:
         scan = scan_array if self._layout.is_array else scan_lines
-        shown = self._size >= _SHOWN_BYTES and process_rank() == 0
-        bar = tqdm(
-            desc=f"index {os.path.basename(self._name)}", total=self._size, disable=None if shown else True, unit="B",
-            unit_scale=True,
-        )  # fmt: skip
+        title = f"index {os.path.basename(self._name)}"
+        bar = ProgressBar(title, self._size, unit="B", silent=self._size < _SHOWN_BYTES)
         count = 0
         with bar:
             for spans in scan(self._descriptor, self._layout.inside):
-                bar.update(spans.scanned - bar.n)
+                bar.update(spans.scanned - bar.done)
                 self._closed = spans.closed
                 if len(spans.starts):
                     if not count and not self._layout.is_array:

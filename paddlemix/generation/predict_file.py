@@ -12,12 +12,11 @@ import math
 import os
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from paddlemix.checkpoints.model_identity import model_identity
 from paddlemix.checkpoints.pretrained import Pretrained
@@ -40,6 +39,7 @@ from paddlemix.generation.predict import Answer, answer_batches, batches_by_leng
 from paddlemix.generation.sampling import GenerationSettings
 from paddlemix.identity import file_digests, text_digest
 from paddlemix.processors.templates import Template
+from paddlemix.progress import ProgressBar
 
 _ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"  # shortuuid's: no two look alike
 _SHORT = 16  # digits of a picture's digest that are kept for each question
@@ -143,12 +143,14 @@ class Outcome:
     """What became of a job.
 
     Args:
-        answered: questions that this process has answered in this run.
+        asked: questions that this process has asked in this run.
+        answered: those of them that have an answer; the others have an error.
         total: questions of its share.
         failed: lines with an error, of its share, or of the whole file once that is complete.
         complete: whether `output` is there; otherwise other processes are still at work.
     """
 
+    asked: int
     answered: int
     total: int
     failed: int
@@ -180,20 +182,19 @@ def predict_file(job: PredictJob, load: Callable[[], Pretrained]) -> Outcome:
         path = _shares(job)[job.chunk.index]
         earlier = _joined_before(job, header, records)
         if earlier is not None and len(earlier) == len(records) and not _count_failed(earlier):
-            return Outcome(0, len(numbers), 0, True)
+            return Outcome(0, 0, len(numbers), 0, True)
         earlier = None if earlier is None else earlier[numbers.start : numbers.stop]
     answers = AnswerFile(path, header, numbers, earlier, job.overwrite, job.images(records, numbers))
     missing = answers.missing
-    if missing:
-        _ask(job, load(), records, answers, missing)
+    answered = _ask(job, load(), records, answers, missing) if missing else 0
     failed = answers.num_failed
     answers.finish()
-    if not job.chunk.joined:
-        return Outcome(len(missing), len(numbers), failed, True)
-    return _join(job, header, Outcome(len(missing), len(numbers), failed, False))
+    outcome = Outcome(len(missing), answered, len(numbers), failed, not job.chunk.joined)
+    return _join(job, header, outcome) if job.chunk.joined else outcome
 
 
-def _ask(job: PredictJob, loaded: Pretrained, records: RecordFile, answers: AnswerFile, missing: list[int]) -> None:
+def _ask(job: PredictJob, loaded: Pretrained, records: RecordFile, answers: AnswerFile, missing: list[int]) -> int:
+    """Asks the missing questions; gives how many have an answer now."""
     processor = processor_for(loaded, job.template)
     questions = QuestionList(records, processor, job.question_settings())
     numbers, wanted = job.chunk.numbers(len(records)), set(missing)
@@ -205,12 +206,14 @@ def _ask(job: PredictJob, loaded: Pretrained, records: RecordFile, answers: Answ
         chosen = [kept[start : start + job.batch_size] for start in range(0, len(kept), job.batch_size)]
     name = model_id(job.model)
     silent = job.chunk.joined and job.chunk.index > 0
-    done = len(numbers) - len(missing)
-    with tqdm(total=len(numbers), initial=done, desc="answers", unit="", disable=silent) as bar:
+    done, answered = len(numbers) - len(missing), 0
+    with ProgressBar("answers", len(numbers), done, silent=silent) as bar:
         for found in answer_batches(loaded.model, questions, processor, chosen, job.settings, job.workers):
             fresh = {number: answer for number, answer in found.items() if number in wanted}
             answers.add({number: _line(questions, number, answer, name) for number, answer in fresh.items()})
+            answered += sum(answer.error is None for answer in fresh.values())
             bar.update(len(fresh))
+    return answered
 
 
 def _line(questions: QuestionList, number: int, answer: Answer, name: str) -> dict[str, Any]:
@@ -294,7 +297,7 @@ def _join(job: PredictJob, header: dict[str, Any], outcome: Outcome) -> Outcome:
         for path in paths:
             path.unlink()
             beside(path, "run.json").unlink()
-        return Outcome(outcome.answered, outcome.total, _count_failed(lines), True)
+        return replace(outcome, failed=_count_failed(lines), complete=True)
     finally:
         lock.close()
 

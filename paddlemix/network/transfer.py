@@ -8,17 +8,16 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import requests
-from tqdm import tqdm
 
 from paddlemix.network.client import Client, RemoteSettings, Secret, length_of, status_of
 from paddlemix.network.failures import PassingError, UnreachableError
+from paddlemix.progress import ProgressBar
 
 PART_SUFFIX = ".part"
 # Retries are counted anew with every byte that comes: a large file takes as long as it takes.
@@ -102,8 +101,7 @@ def _receive(client: Client, file: RemoteFile, part: Path) -> None:
 def _write(client: Client, response: requests.Response, file: RemoteFile, part: Path, offset: int) -> None:
     length = length_of(response)
     total = file.size if length is None else offset + length
-    shown: Mapping[str, Any] = {"total": total, "initial": offset, "unit": "B", "unit_scale": True}
-    with open(part, "ab" if offset else "wb") as out, tqdm(desc=file.path, disable=None, **shown) as bar:
+    with open(part, "ab" if offset else "wb") as out, ProgressBar(file.path, total, offset, "B") as bar:
         try:
             for chunk in client.chunks(response):
                 out.write(chunk)

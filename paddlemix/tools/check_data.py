@@ -137,10 +137,9 @@ def _files(role: str, names: Sequence[str | None]) -> list[Needed]:
 
 
 def _check(plan: CheckPlan, arguments: argparse.Namespace) -> CheckReport:
-    from tqdm import tqdm
-
     from paddlemix.datasets.checker import CheckSettings
     from paddlemix.datasets.checking import check_files
+    from paddlemix.progress import ProgressBar
 
     settings = CheckSettings(
         images=plan.images,
@@ -150,11 +149,11 @@ def _check(plan: CheckPlan, arguments: argparse.Namespace) -> CheckReport:
         limit=arguments.limit,
         workers=arguments.workers or min(os.cpu_count() or 1, _MOST_WORKERS),
     )
-    with tqdm(desc="check", unit=" records", disable=not sys.stderr.isatty()) as bar:
+    with ProgressBar("check", unit=" records") as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total
-            bar.update(done - bar.n)
+            bar.update(done - bar.done)
 
         return check_files(plan.files, settings, show)
 

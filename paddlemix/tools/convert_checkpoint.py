@@ -73,21 +73,20 @@ def main(argv: list[str]) -> int:
 
 
 def _convert(arguments: argparse.Namespace, max_shard_bytes: int) -> int:
-    from tqdm import tqdm
-
     from paddlemix.checkpoints.export import convert_checkpoint
     from paddlemix.checkpoints.layouts import is_adapter
     from paddlemix.checkpoints.verified import Conversion
+    from paddlemix.progress import ProgressBar
 
     if is_adapter(arguments.input):
         return _convert_adapter(arguments)
     if arguments.to == "peft":
         raise UserError(f"{arguments.input} is not an adapter, and --to peft writes adapters; use --to hf for a model")
-    with tqdm(desc="convert, verify", unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+    with ProgressBar("convert, verify", unit="B") as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total
-            bar.update(done - bar.n)
+            bar.update(done - bar.done)
 
         conversion = Conversion(
             to=arguments.to, dtype=arguments.dtype, max_shard_bytes=max_shard_bytes, on_progress=show

@@ -202,9 +202,8 @@ def _images_of(record: dict[str, Any]) -> list[str]:
 
 def _write(converted: Converted, paths: list[Path], arguments: argparse.Namespace) -> list[str]:
     """Writes the files, all of them or none, and gives a line of report for each."""
-    from tqdm import tqdm
-
     from paddlemix.cache import replacing
+    from paddlemix.progress import ProgressBar
 
     bad: list[str] = []
     with contextlib.ExitStack() as stack:
@@ -213,7 +212,7 @@ def _write(converted: Converted, paths: list[Path], arguments: argparse.Namespac
             temporary = stack.enter_context(replacing(path))
             outputs.append(_Output(path, stack.enter_context(temporary.open("w", encoding="utf-8"))))
         choose = _chooser(arguments.split, arguments.seed)
-        for where, record in tqdm(converted, desc="convert", unit=" records", disable=not sys.stderr.isatty()):
+        for where, record in stack.enter_context(ProgressBar("convert", unit=" records")).over(converted):
             if isinstance(record, UserError):
                 bad.append(f"{where}: {record}")
             else:

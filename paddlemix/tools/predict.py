@@ -152,8 +152,10 @@ def _chunk(arguments: argparse.Namespace) -> Chunk:
 
 
 def _report(job: PredictJob, outcome: Outcome, seconds: float) -> None:
-    rate = f", {outcome.answered / seconds:.2f} per second with loading" if outcome.answered else ""
-    print(f"{outcome.answered} of {outcome.total} questions answered in this run{rate}")
+    rate = f", {outcome.asked / seconds:.2f} per second with loading" if outcome.asked else ""
+    errors = outcome.asked - outcome.answered
+    failed = f", {errors} ended in an error" if errors else ""
+    print(f"{outcome.answered} of {outcome.total} questions answered in this run{failed}{rate}")
     if not outcome.complete:
         print(f"{job.output} appears when the other processes have finished")
     elif outcome.failed:
