@@ -98,7 +98,7 @@ def read_open_turns(record: Record, form: str | None = None) -> list[Turn]:
     Returns:
         As `read_turns`, without an empty last answer.
     """
-    alone = form not in FORM_READERS and all(record.get(dialect.key) is None for dialect in DIALECTS)
+    alone = is_alone(record, form)
     if alone and record.get("text") is not None:
         turns = read_turns({**record, "conversations": [{"from": "human", "value": _question_text(record)}]})
     elif alone:
@@ -109,6 +109,11 @@ def read_open_turns(record: Record, form: str | None = None) -> list[Turn]:
     role, content = turns[-1]
     answered = any(isinstance(piece, Shown) or piece.strip() for piece in content)
     return turns if role != "assistant" or answered else turns[:-1]
+
+
+def is_alone(record: Record, form: str | None = None) -> bool:
+    """Whether a record holds no conversation, as those of LLaVA's question files."""
+    return form not in FORM_READERS and all(record.get(dialect.key) is None for dialect in DIALECTS)
 
 
 def _question_text(record: Record) -> str:

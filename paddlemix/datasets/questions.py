@@ -6,10 +6,11 @@ Of a record the last question is asked; what stands before it is its history.  K
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from paddlemix.cache import cache_key
+from paddlemix.datasets.dialects import is_alone
 from paddlemix.datasets.formats import parse_question
 from paddlemix.datasets.image_sizes import ImageSizes
 from paddlemix.datasets.images import ImageSettings, files_of, is_url, load_image
@@ -17,7 +18,7 @@ from paddlemix.errors import UserError
 from paddlemix.network.fetch import cached
 from paddlemix.processors.boxes import write_boxes
 from paddlemix.processors.llava import LlavaProcessor
-from paddlemix.sample import Example, Message, Sample
+from paddlemix.sample import IMAGE_TOKEN, Box, Example, Message, Sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +30,14 @@ class QuestionSettings:
         image_root: folder that relative image paths start from; None for the working directory.
         form: `name` of the data set, see `formats.parse_record`.
         images: limits.
+        suffix: a line that is added to every question, e.g. what form its answer shall have.
     """
 
     name: str = "questions"
     image_root: str | None = None
     form: str | None = None
     images: ImageSettings = field(default_factory=ImageSettings)
+    suffix: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +46,8 @@ class Question:
 
     Args:
         prompt: encoded.
-        text: its words.
+        text: its words as LLaVA's answer files have them: those of a question file as they are written; of a
+            conversation a line `<image>` for each image of the question, then its words.
         reference: the right answer; None where the record has none.
     """
 
@@ -88,7 +92,7 @@ class QuestionList:
         if known is None:
             raise TypeError("a list of records has no fingerprint")
         return cache_key(
-            *("questions", known, self._settings.image_root, self._settings.form),
+            *("questions", known, self._settings.image_root, self._settings.form, self._settings.suffix),
             *(self._processor.to_dict(), self._processor.tokenizer.fingerprint),
         )
 
@@ -100,11 +104,27 @@ class QuestionList:
         """
         record = self._records[index]
         if isinstance(record, Sample):
-            return record
+            return _with_line(record, self._settings.suffix)
         source = f"{self._settings.name} record {index}"
         if not isinstance(record, dict):
             raise UserError(f"{source}: it is a {type(record).__name__}, expected a record (a dict) or a Sample")
-        return parse_question(record, source, self._settings.image_root, self._settings.form)
+        sample = parse_question(record, source, self._settings.image_root, self._settings.form)
+        return _with_line(sample, self._settings.suffix)
+
+    def words(self, index: int) -> str:
+        """A question's words, see `Question`; those of `names` where it cannot be read."""
+        try:
+            sample = self.sample(index)
+        except UserError:
+            return self.names(index)[1]
+        return self._words(index, _asked(sample)[-1])
+
+    def _words(self, index: int, message: Message) -> str:
+        """Source: haotian-liu/LLaVA llava/eval/model_vqa.py, model_vqa_science.py (commit c121f04)."""
+        record, text = self._records[index], message.text.strip()
+        if isinstance(record, dict) and is_alone(record, self._settings.form) and not record.get("objects"):
+            return "\n".join(part for part in (record["text"].strip(), self._settings.suffix) if part)
+        return f"{IMAGE_TOKEN}\n" * len(message.image_indices) + text
 
     def names(self, index: int) -> tuple[Any, str]:
         """What an answer says of its question even where that cannot be asked: identity, and its words as written.
@@ -154,7 +174,7 @@ class QuestionList:
         answered = messages[-1].role == "assistant"
         return Question(
             prompt=prompt,
-            text=messages[-2 if answered else -1].text.strip(),
+            text=self._words(index, messages[-2 if answered else -1]),
             reference=messages[-1].text.strip() if answered else None,
         )
 
@@ -193,6 +213,19 @@ def image_files(records: Records, index: int, settings: QuestionSettings) -> lis
     except UserError:
         return []
     return [file for file in files_of(sample.images) if file]
+
+
+def _with_line(sample: Sample, line: str) -> Sample:
+    """The question with a line of text at its end, images first where it shows one, as LLaVA writes it."""
+    if not line:
+        return sample
+    place = len(_asked(sample)) - 1
+    asked = sample.messages[place]
+    content: tuple[str | int | Box, ...] = (*asked.content, f"\n{line}")
+    if len(asked.image_indices) < 2 and not any(isinstance(piece, Box) for piece in asked.content):
+        content = (*asked.image_indices, "\n".join(part for part in (asked.text.strip(), line) if part))
+    messages = (*sample.messages[:place], replace(asked, content=content), *sample.messages[place + 1 :])
+    return replace(sample, messages=messages)
 
 
 def _asked(sample: Sample) -> Sequence[Message]:

@@ -37,7 +37,7 @@ class Answer:
     """What a model said.
 
     Args:
-        prompt: the question's words; "" where the question could not be read.
+        prompt: the question's words, see `Question.text`; "" where the question could not be read.
         text: the answer; "" where there is none.
         reference: the right answer, where the question's record has one.
         error: why the question could not be asked.
@@ -143,7 +143,7 @@ def answer_batches(
         answers = {}
         for index, item in zip(batch, encoded, strict=True):
             if isinstance(item, UserError):
-                answers[index] = Answer(prompt=questions.names(index)[1], text="", error=str(item))
+                answers[index] = Answer(prompt=questions.words(index), text="", error=str(item))
                 continue
             text = ending.cut(processor.tokenizer.decode(next(tokens)).lstrip())[0].strip()
             answers[index] = Answer(prompt=item.text, text=text, reference=item.reference)

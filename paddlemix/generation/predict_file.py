@@ -79,7 +79,7 @@ class PredictJob:
         input: the questions: JSON array or JSON Lines, path or http(s) address.
         output: the answers, JSON Lines.
         base: an adapter's base model, where it is not at the place that the adapter names.
-        image_root, form: see `QuestionSettings`.
+        image_root, form, suffix: see `QuestionSettings`.
         template: instead of the one stored with the checkpoint.
         settings: length and sampling of answers.
         dtype, quantize: as the model is loaded; answers depend on them.
@@ -95,6 +95,7 @@ class PredictJob:
     base: str | None = None
     image_root: str | None = None
     form: str | None = None
+    suffix: str = ""
     template: Template | None = None
     settings: GenerationSettings = field(default_factory=GenerationSettings)
     dtype: str = "float32"
@@ -112,6 +113,7 @@ class PredictJob:
             "model files": model_identity(self.model, self.base),
             "input content": records.content_digest,
             "form": self.form,
+            "added line": self.suffix or None,
             "conv-mode": None if self.template is None else self.template.name,
             "dtype": self.dtype,
             "quantize": self.quantize,
@@ -135,7 +137,7 @@ class PredictJob:
 
     def question_settings(self) -> QuestionSettings:
         """How records become questions."""
-        return QuestionSettings(name=self.input, image_root=self.image_root, form=self.form)
+        return QuestionSettings(name=self.input, image_root=self.image_root, form=self.form, suffix=self.suffix)
 
 
 @dataclass(frozen=True)

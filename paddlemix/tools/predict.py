@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from paddlemix.generation.sampling import GenerationSettings
 
 STATUS_FAILED_QUESTIONS = 1
+# Source: haotian-liu/LLaVA llava/eval/model_vqa_science.py (commit c121f04)
+ASKS_FOR_LETTER = "Answer with the option's letter from the given choices directly."
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--form", choices=FORMS, help="of the records, where PaddleMIX tells it by name")
     parser.add_argument("--conv-mode", help="conversation template; default: the one stored with the checkpoint")
+    parser.add_argument("--single-pred-prompt", action="store_true", help=f"add to each question: {ASKS_FOR_LETTER}")
     parser.add_argument("--max-new-tokens", type=int, default=1024, help="most tokens of an answer (default 1024)")
     parser.add_argument("--batch-size", type=int, default=8, help="questions answered together (default 8)")
     parser.add_argument("--workers", type=int, default=1, help="threads that decode images ahead (default 1)")
@@ -108,6 +111,7 @@ def main(argv: list[str]) -> int:
         output=arguments.output,
         image_root=arguments.image_root,
         form=arguments.form,
+        suffix=ASKS_FOR_LETTER if arguments.single_pred_prompt else "",
         template=template,
         settings=settings,
         dtype=dtype,
