@@ -105,7 +105,7 @@ FOREIGN_FLAGS: Mapping[str, Mapping[str, Mapping[str, Answer]]] = {
             "image_folder": Answer(write="--image-root $"),
             "answer_prompter": says("leave it out; LLaVA never reads it"),
             "all_rounds": says("give a question file that holds every round of options"),
-            "lang": says("write the sentence that asks for the letter into the questions"),
+            "lang": says("--single-pred-prompt asks in English; write another sentence into the questions"),
         },
         "XTuner": {
             **_XTUNER_MODEL,

@@ -139,3 +139,58 @@ def test_samples_and_what_is_neither(tokenizer: Tokenizer) -> None:
     assert np.array_equal(asked.measure(1), (0, 0))
     with pytest.raises(UserError, match=r"questions record 1: it is a int, expected a record \(a dict\) or a Sample"):
         asked.encode(1)
+
+
+LINE = "Answer with the option's letter from the given choices directly."
+
+
+def words(tokenizer: Tokenizer, folder: Path, record: Any, suffix: str = "") -> str:
+    settings = QuestionSettings(image_root=str(folder), suffix=suffix)
+    asked = QuestionList([record], make_processor(tokenizer), settings)
+    assert asked.words(0) == asked.encode(0).text
+    return asked.encode(0).text
+
+
+@pytest.mark.parametrize("suffix", ["", LINE])
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        # Source: what LLaVA's model_vqa_science.py writes as "prompt"
+        (
+            {"image": "a.png", "conversations": [{"from": "human", "value": "Which?\nA. b\n<image>"}]},
+            "<image>\nWhich?\nA. b",
+        ),
+        ({"conversations": [{"from": "human", "value": "Which?\nA. b"}]}, "Which?\nA. b"),
+        # and model_vqa.py, model_vqa_loader.py: the line of the question file
+        ({"image": "a.png", "text": "Q?\nReference OCR token: \nShort."}, "Q?\nReference OCR token: \nShort."),
+        ({"image": "a.png", "text": "<image>\nQ?"}, "<image>\nQ?"),
+        ({"image": "a.png", "conversations": [["<image>First?", "1"], ["Second?", "2"]]}, "Second?"),
+        ({"image": ["a.png", "a.png"], "conversations": [["<image> or <image>?", ""]]}, "<image>\n<image>\nor ?"),
+    ],
+)
+def test_words_are_those_of_llava_s_answer_files(
+    folder: Path, tokenizer: Tokenizer, record: dict[str, Any], expected: str, suffix: str
+) -> None:
+    assert words(tokenizer, folder, record, suffix) == (f"{expected}\n{suffix}" if suffix else expected)
+
+
+@pytest.mark.parametrize("image", [{}, {"image": "a.png"}])
+def test_an_added_line_is_asked_as_if_it_were_written(
+    folder: Path, tokenizer: Tokenizer, image: dict[str, Any]
+) -> None:
+    def ids(text: str, suffix: str = "") -> list[int]:
+        settings = QuestionSettings(image_root=str(folder), suffix=suffix)
+        asked = QuestionList([{**image, "text": text}], make_processor(tokenizer), settings)
+        assert asked.measure(0)[0] == len(asked.encode(0).prompt.input_ids)
+        return list(asked.encode(0).prompt.input_ids)
+
+    assert ids("How many? ", LINE) == ids(f"How many?\n{LINE}") != ids("How many?")
+    sample = parse_question({**image, "text": "How many?"}, "mine", folder)
+    asked = QuestionList([sample], make_processor(tokenizer), QuestionSettings(suffix=LINE))
+    assert list(asked.encode(0).prompt.input_ids) == ids("How many?", LINE)
+
+
+def test_an_added_line_makes_other_lengths(folder: Path, tokenizer: Tokenizer) -> None:
+    records = open_records(folder / "q.jsonl")
+    lists = [QuestionList(records, make_processor(tokenizer), QuestionSettings(suffix=suffix)) for suffix in ("", LINE)]
+    assert lists[0].fingerprint != lists[1].fingerprint

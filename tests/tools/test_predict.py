@@ -53,6 +53,24 @@ def said(path: Path) -> list[tuple[Any, str]]:
     return [(line["question_id"], line["text"]) for line in read(path)]
 
 
+def test_a_question_that_asks_for_a_letter_is_another_question(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions, output = tmp_path / "q.json", tmp_path / "a.jsonl"
+    record = {
+        "id": "7",
+        "image": "images/0.png",
+        "conversations": [{"from": "human", "value": "<image>\nWhich?\nA. b"}],
+    }
+    questions.write_text(json.dumps([record, {**record, "id": "8", "image": "none.png"}]), encoding="utf-8")
+    assert run(world, questions, output, "--single-pred-prompt") == predict.STATUS_FAILED_QUESTIONS
+    prompt = f"<image>\nWhich?\nA. b\n{predict.ASKS_FOR_LETTER}"
+    assert [(line["question_id"], line["prompt"]) for line in read(output)] == [("7", prompt), ("8", prompt)]
+    capsys.readouterr()
+    assert run(world, questions, output) == 2
+    assert "added line" in capsys.readouterr().err
+
+
 def test_keys_and_order_are_llavas(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     questions, output = write_questions(tmp_path / "q.jsonl", 10), tmp_path / "a.jsonl"
     assert run(world, questions, output) == 0
