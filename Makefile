@@ -38,7 +38,8 @@ ISA ?=
 ISA_avx2 = MKL_ENABLE_INSTRUCTIONS=AVX2 MKL_CBWR=AVX2 DNNL_MAX_CPU_ISA=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
 
 # torch's CPU build is much smaller: point pip at it by its own environment variables.
-reference: .venv-reference/.installed .venv-reference457/.installed .venv-reference5/.installed .venv-reference/llava/.installed
+LLAVA_GQA = llava/scripts/convert_gqa_for_eval.py
+reference: .venv-reference/.installed .venv-reference457/.installed .venv-reference5/.installed .venv-reference/$(LLAVA_GQA)
 	@REFERENCE_ISA=$(ISA) $(ISA_$(ISA)) .venv-reference/bin/python -m pytest -m reference
 
 # setup.py says what is needed and compiles the C files, so that a change of either installs again.
@@ -72,15 +73,17 @@ reference: .venv-reference/.installed .venv-reference457/.installed .venv-refere
 	@echo "installed"
 
 # LLaVA's own evaluation scripts, of its package and of its repository: they read the answers of `predict`.
-LLAVA_GQA = https://raw.githubusercontent.com/haotian-liu/LLaVA/c121f0432da27facab705978f83c4ada465e46fd/scripts/convert_gqa_for_eval.py
+LLAVA_COMMIT = c121f0432da27facab705978f83c4ada465e46fd
+LLAVA_ADDRESS = https://raw.githubusercontent.com/haotian-liu/LLaVA/$(LLAVA_COMMIT)/scripts/convert_gqa_for_eval.py
 
 .venv-reference/llava/.installed: | .venv-reference/.installed
 	@.venv-reference/bin/python $(PIP_INSTALL) --no-deps --target .venv-reference/llava llava-torch==1.2.2.post1
-	@mkdir -p .venv-reference/llava/scripts
-	@.venv-reference/bin/python -c "import sys, urllib.request; urllib.request.urlretrieve(*sys.argv[1:])" \
-		$(LLAVA_GQA) .venv-reference/llava/scripts/convert_gqa_for_eval.py 2>/dev/null \
-		|| echo "note: $(LLAVA_GQA) cannot be fetched; its test is left out"
 	@touch $@
+
+.venv-reference/$(LLAVA_GQA): | .venv-reference/llava/.installed
+	@mkdir -p $(@D)
+	@.venv-reference/bin/python -c "import sys, urllib.request; urllib.request.urlretrieve(*sys.argv[1:])" \
+		$(LLAVA_ADDRESS) $@ 2>/dev/null || echo "note: $(LLAVA_ADDRESS) cannot be fetched; its test is left out"
 
 # The kernels' libraries stay as long as the environment that they were built for, since nothing would build them again.
 clean:
