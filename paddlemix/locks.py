@@ -199,10 +199,10 @@ def remove_leftovers(folder: Path) -> list[Path]:
         What was removed or put back.
     """
     try:
-        names = [entry.name for entry in os.scandir(folder) if _TEMPORARY.fullmatch(entry.name)]
+        paths = [Path(entry.path) for entry in os.scandir(folder) if is_temporary(Path(entry.name))]
     except OSError:  # no such folder, or none that may be read
         return []
-    return [folder / name for name in sorted(names) if _remove_unheld(folder / name)]
+    return [path for path in sorted(paths) if _remove_unheld(path)]
 
 
 def is_temporary(path: Path) -> bool:

@@ -115,19 +115,23 @@ def test_forked_processes_do_not_keep_a_lock(tmp_path: Path, child: Callable[...
 
 def test_leftovers_of_killed_processes_go_and_what_is_written_stays(tmp_path: Path, child: Callable[..., int]) -> None:
     def write(ready: Callable[[], None]) -> None:
-        with temporary_directory(tmp_path, "model") as directory, temporary_file(tmp_path / "data.json") as file:
+        with (
+            locked_output(tmp_path / "model", "--output", inside=False),
+            temporary_directory(tmp_path, "model") as directory,
+            temporary_file(tmp_path / "data.json") as file,
+        ):
             (directory / "weights").write_text("half")
             file.write_text("half")
             ready()
 
     pid = child(write)
-    mine = [tmp_path / name for name in (".model.abcdefgh", ".cache", "model", f".x{LOCK_FILE}")]
+    mine = [tmp_path / name for name in (".model.abcdefgh", ".cache", "model")]
     for path in mine:
         path.mkdir()
     assert remove_leftovers(tmp_path) == []
-    assert len(list(tmp_path.iterdir())) == len(mine) + 2
+    assert len(list(tmp_path.iterdir())) == len(mine) + 3
     kill(pid)
-    assert len(remove_leftovers(tmp_path)) == 2
+    assert len(remove_leftovers(tmp_path)) == 3
     assert sorted(tmp_path.iterdir()) == sorted(mine)
     assert remove_leftovers(tmp_path / "missing") == []
 

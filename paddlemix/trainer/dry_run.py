@@ -30,6 +30,7 @@ from paddlemix.trainer.device_memory import program_bytes
 from paddlemix.trainer.dry_model import ModelFacts, describe_model
 from paddlemix.trainer.estimate import MemoryEstimate, Training, estimate_memory
 from paddlemix.trainer.estimate_activations import FLOAT32, BatchShape, Computation, estimate_activations
+from paddlemix.trainer.output import find_resume_point
 from paddlemix.trainer.run_checks import check_devices, check_steps, process_count
 from paddlemix.trainer.run_data import check_data_files, data_settings, grouping_of, read_samples
 from paddlemix.trainer.starting_point import base_spec, compute_dtype, processor_of_run, weight_dtype
@@ -106,6 +107,10 @@ def plan_run(config: RunConfig, devices: int | None = None) -> DryRun:
     sizes = read_sizes(base_spec(config))
     model = describe_model(config, sizes.config, sizes.quantization)
     device, notes = _choose_device(config)
+    try:
+        find_resume_point(config)
+    except UserError as error:
+        notes.append(f"the run would stop: {error}")
     data = _read_data(config, sizes)
     if data.rows is not None:
         check_steps(config, data.rows, devices)

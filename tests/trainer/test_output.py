@@ -122,6 +122,46 @@ def test_clearing_takes_a_runs_own_files_and_no_other(tmp_path: Path) -> None:
     clear_earlier_run(tmp_path / "missing")
 
 
+def test_a_checkpoint_of_another_run_needs_a_folder_of_its_own(tmp_path: Path) -> None:
+    checkpoint = add_checkpoint(tmp_path / "run", 2)
+    given = {"resume_from_checkpoint": str(checkpoint)}
+    other = tmp_path / "other"
+    assert find_resume_point(settings(other, **given)) == checkpoint
+    other.mkdir()
+    (other / "model.safetensors").write_text("any other model", encoding="utf-8")
+    with pytest.raises(UserError, match="is not empty and is not the folder of the run that resume_from_checkpoint"):
+        find_resume_point(settings(other, **given))
+    assert find_resume_point(settings(other, **given, overwrite_output_dir=True)) == checkpoint
+    (other / "run_config.json").write_text(json.dumps(given), encoding="utf-8")  # it was begun there, and killed
+    assert find_resume_point(settings(other, **given)) == checkpoint
+    with pytest.raises(UserError, match="is inside the checkpoint that the run resumes from"):
+        find_resume_point(settings(checkpoint / "new", **given))
+
+
+def test_a_new_run_is_not_among_its_data(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "train.json").write_text("[]", encoding="utf-8")
+    entry = {"data_files": str(tmp_path / "train.json#5"), "image_root": str(tmp_path / "images")}
+    values = {"dataset": {"train": [entry]}, "overwrite_output_dir": True}
+    with pytest.raises(UserError, match="contains the data file of dataset.train"):
+        find_resume_point(settings(tmp_path, **values))
+    with pytest.raises(UserError, match="is the image_root"):
+        find_resume_point(settings(tmp_path / "images", **values))
+    assert find_resume_point(settings(tmp_path / "images" / "run", **values)) is None
+    values["overwrite_output_dir"] = False
+    add_checkpoint(tmp_path, 2)  # a run of an earlier version, which allowed it
+    assert find_resume_point(settings(tmp_path, **values)) == tmp_path / "checkpoint-2"
+
+
+@pytest.mark.parametrize("key", ["logging_dir", "metrics_output_path", "vision_cache_dir"])
+def test_other_folders_of_a_run_are_not_in_its_model(tmp_path: Path, key: str) -> None:
+    (tmp_path / "model").mkdir()
+    values = {"model_name_or_path": str(tmp_path / "model")}
+    with pytest.raises(UserError, match=f"{key} '.*logs' is inside the run's own model_name_or_path"):
+        find_resume_point(settings(tmp_path / "run", **values, **{key: str(tmp_path / "model" / "logs")}))
+    assert find_resume_point(settings(tmp_path / "run", **values, **{key: str(tmp_path)})) is None
+
+
 @pytest.mark.parametrize("key", ["model_name_or_path", "mm_vision_tower", "lora_path"])
 def test_a_run_may_not_write_where_what_it_starts_from_is(tmp_path: Path, key: str) -> None:
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.datasets.mixture import EpochBatchSampler
 from paddlemix.errors import UserError
 from paddlemix.trainer import optim, saving
+from paddlemix.trainer import trainer as trainer_module
 from paddlemix.trainer.recipe import run_recipe
 from paddlemix.trainer.saving import list_checkpoints
 from paddlemix.trainer.trainer import LlavaTrainer
@@ -172,6 +174,38 @@ def test_only_what_the_run_wrote_is_removed_or_replaced(
     assert changed(later, weights(tmp_path / "checkpoint-6"))
     assert not changed(later, weights(tmp_path / "checkpoint-6.earlier"))
     assert "checkpoint-6 is not of this run; it is kept as checkpoint-6.earlier" in caplog.text
+
+
+def test_a_second_run_in_the_folder_ends_at_once_and_harms_nothing(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, met, save = world.config(tmp_path / "twice", **EVERY), list[str](), trainer_module.save_checkpoint
+
+    def start_again(*arguments: Any) -> Path:
+        with pytest.raises(UserError, match=f"output_dir '{tmp_path}/twice' is being written by process {os.getpid()}"):
+            run_recipe(config)
+        met.append("")
+        return save(*arguments)
+
+    run_recipe(world.config(tmp_path / "once", **EVERY))
+    monkeypatch.setattr(trainer_module, "save_checkpoint", start_again)
+    run_recipe(config)
+    assert len(met) == 3
+    assert not changed(weights(tmp_path / "once"), weights(tmp_path / "twice"))
+    assert reports(tmp_path / "once") == reports(tmp_path / "twice")
+    assert sorted(path.name for path in (tmp_path / "once").iterdir()) == sorted(
+        path.name for path in (tmp_path / "twice").iterdir()
+    )
+
+
+def test_overwriting_begins_from_another_runs_checkpoint_in_a_cleared_folder(world: World, tmp_path: Path) -> None:
+    run_recipe(world.config(tmp_path / "run", **{**EVERY, "max_steps": 4}))
+    run_recipe(world.config(tmp_path / "other", **EVERY, learning_rate=0.005))
+    (tmp_path / "other" / "notes.txt").write_text("mine", encoding="utf-8")
+    given = {"resume_from_checkpoint": str(tmp_path / "run" / "checkpoint-4"), "overwrite_output_dir": True}
+    run_recipe(world.config(tmp_path / "other", **EVERY, **given))
+    assert steps(tmp_path / "other") == [6] and (tmp_path / "other" / "notes.txt").exists()
+    assert sorted(reports(tmp_path / "other")) == [5, 6]
 
 
 def test_a_checkpoint_of_an_earlier_version_counts_those_of_its_recipe(world: World, tmp_path: Path) -> None:
