@@ -124,3 +124,16 @@ def test_a_model_without_tokenizer_cannot_be_questioned(world: World, tmp_path: 
             (tmp_path / path.name).write_bytes(path.read_bytes())
     with pytest.raises(UserError, match="has no tokenizer files, so it cannot be questioned"):
         answer_questions(tmp_path, world.data / "eval.json", world.data)
+
+
+def test_a_folder_with_other_content_needs_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = DemoFolder(tmp_path / "mine")
+    (folder.start).mkdir(parents=True)
+    (folder.start / "model.safetensors").write_text("any model", encoding="utf-8")
+    monkeypatch.setattr(pipeline, "write_scenes", lambda *_: pytest.fail("it began"))
+    assert run_command(demo.main, ["--output", str(folder.root), "--prepare-only"]) == 2
+    assert [path.name for path in folder.root.iterdir()] == ["start"]
+    pipeline.check_folder(folder, overwrite=True)
+    (folder.root / ".paddlemix-demo").touch()  # an earlier demo's
+    pipeline.check_folder(folder)
+    pipeline.check_folder(DemoFolder(tmp_path / "new"))

@@ -250,6 +250,9 @@ def test_a_saved_conversation_is_a_record_that_training_reads(
     assert sample.messages[1].content[0] == 0 and sample.messages[3].text == "How many?"
     assert chat(monkeypatch, f"What?\n/save {target}\n", world.model, world.picture) == 2
     assert "exists and is not overwritten" in capsys.readouterr().err
+    inside = world.model / "chat.json"
+    assert chat(monkeypatch, f"What?\n/save {inside}\n", world.model, world.picture) == 2
+    assert f"/save '{inside}' is inside the model" in capsys.readouterr().err and not inside.exists()
 
 
 @pytest.mark.parametrize(
