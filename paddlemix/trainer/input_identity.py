@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -37,7 +38,7 @@ INPUTS_FILE = "inputs.safetensors"
 _FILES_KEY = "data_files"
 _ARRAYS = ("digests", "states")
 _THREADS = 2  # that hash pictures while the run trains
-_WAIT = 5.0  # seconds that saving waits for pictures that are not hashed yet
+_WAIT = 5.0  # seconds that the saves of a run wait, in all, for pictures that are not hashed yet
 
 
 class InputIdentity:
@@ -56,7 +57,7 @@ class InputIdentity:
             for records in samples.record_files
         ]
         self._known: list[Pictures] = []  # one for each block of pictures, in their order
-        self._closed = threading.Event()
+        self._closed, self._patience = threading.Event(), _WAIT
         self._thread = threading.Thread(target=self._look, daemon=True, name="picture digests")
 
     def differences(self, checkpoint: Path) -> list[str]:
@@ -78,20 +79,18 @@ class InputIdentity:
         return [f"the base's weights ({describe_weights(wrong)})"] if wrong else []
 
     def _changed_data(self, checkpoint: Path) -> list[str]:
-        path = checkpoint / INPUTS_FILE
-        try:
-            then = [(str(item["split"]), str(item["digest"])) for item in json.loads(read_metadata(path)[_FILES_KEY])]
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"'{path}' cannot be understood ({error!r}); remove it to go on without its check"
-            ) from error
-        if [split for split, _ in then] != [item["split"] for item in self._files]:
-            return [f"the number of data files ({len(self._files)} instead of {len(then)})"]
-        wrong = []
-        for (_, old), item, records in zip(then, self._files, self._record_files(), strict=True):
-            if old != item["digest"]:
-                now = record_digests(records, item["digest"])
-                wrong.append(describe_records(records.path, kept_record_digests(old), now))
+        """Compares the data files of each split that both runs have: evaluations may be switched on or off."""
+        then, wrong = _saved_files(checkpoint / INPUTS_FILE), []
+        for split, samples in self._data.items():
+            now = [item["digest"] for item in self._files if item["split"] == split]
+            old = then.get(split, now)
+            if len(old) != len(now):
+                wrong.append(f"the number of data files of dataset.{split} ({len(now)} instead of {len(old)})")
+                continue
+            for records, before, content in zip(samples.record_files, old, now, strict=True):
+                if before != content:
+                    digests = record_digests(records, content)
+                    wrong.append(describe_records(records.path, kept_record_digests(before), digests))
         return list(filter(None, wrong))
 
     def _record_files(self) -> list[RecordFile]:
@@ -150,10 +149,23 @@ class InputIdentity:
             UserError: it cannot be written.
         """
         if self._thread.is_alive():
-            self._thread.join(_WAIT)
+            start = time.monotonic()
+            self._thread.join(self._patience)
+            self._patience = max(self._patience - (time.monotonic() - start), 0.0)
         known = Pictures.joined(list(self._known))
         tensors = {name: array_entry(getattr(known, name).view(np.int64)) for name in _ARRAYS}
         write_safetensors(directory / INPUTS_FILE, tensors, {_FILES_KEY: json.dumps(self._files)})
+
+
+def _saved_files(path: Path) -> dict[str, list[str]]:
+    """Split -> digests of the data files that a checkpoint was saved with."""
+    found: dict[str, list[str]] = {}
+    try:
+        for item in json.loads(read_metadata(path)[_FILES_KEY]):
+            found.setdefault(str(item["split"]), []).append(str(item["digest"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"'{path}' cannot be understood ({error!r}); remove it to go on without its check") from error
+    return found
 
 
 def check_same_inputs(identity: InputIdentity, checkpoint: Path, allowed: bool) -> None:

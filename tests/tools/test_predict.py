@@ -187,6 +187,13 @@ def test_launched_processes_write_one_file(
     assert launch() == [0, 0]
     assert not any("error" in line for line in read(output))
     assert launch() == [0, 0]
+    before = said(output)
+    output.write_bytes(output.read_bytes()[:-30])  # a disk that was full, a copy that was stopped
+    assert launch() == [0, 0] and said(output) == before
+    later.write_bytes((world.data / "images" / "1.png").read_bytes())
+    assert launch() == [2, 2]
+    assert "has answers about pictures that were replaced since: " in capsys.readouterr().err
+    later.write_bytes(world.picture.read_bytes())
     assert launch("--max-new-tokens", "4") == [2, 2]
     assert "max_new_tokens 5 (now 4)" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "a.jsonl.run.json", "later.png", "q.jsonl"]

@@ -30,7 +30,9 @@ def stopped(world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
     copy = World(tmp_path_factory.mktemp("stopped"))
     shutil.copytree(world.model, copy.model)
     shutil.copytree(world.data, copy.data)
-    run_recipe(copy.config(copy.root / "run", **RUN))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(input_identity, "_WAIT", 600.0)  # however slow the machine is
+        run_recipe(copy.config(copy.root / "run", **RUN))
     return copy
 
 
@@ -116,7 +118,10 @@ def test_one_bit_of_a_picture_with_its_time_put_back(place: World, tmp_path: Pat
         go_on(place, tmp_path / "again")
 
 
-def test_what_was_copied_and_touched_is_the_same_to_the_bit(place: World, tmp_path: Path) -> None:
+def test_what_was_copied_and_touched_is_the_same_to_the_bit(
+    place: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(input_identity, "_WAIT", 600.0)
     for folder in (place.model, place.data):
         shutil.copytree(folder, tmp_path / "aside" / folder.name)
         shutil.rmtree(folder)
@@ -136,6 +141,12 @@ def test_changes_that_are_allowed(place: World, tmp_path: Path, capsys: pytest.C
     edit(place.data / "train.json", replace_answer)
     go_on(place, tmp_path / "again", allow_changed_recipe=True)
     assert "has changed since: record 5 of" in capsys.readouterr().err
+
+
+def test_evaluations_may_be_switched_off(place: World, tmp_path: Path) -> None:
+    edit(place.data / "eval.json", lambda records: records[1:])
+    go_on(place, tmp_path / "again", evaluation_strategy="no")
+    assert weights(tmp_path / "again" / "checkpoint-4") == weights(place.root / "run" / "checkpoint-4")
 
 
 def test_a_checkpoint_of_an_earlier_version(place: World, tmp_path: Path) -> None:
