@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import paddle
 
-from paddlemix.checkpoints.config_keys import FORMAT_KEY
+from paddlemix.checkpoints.config_keys import FORMAT_KEY, PROCESSOR_KEYS
 from paddlemix.checkpoints.files import (
     TensorEntry,
     atomic_directory,
@@ -35,6 +35,7 @@ from paddlemix.checkpoints.pretrained import parameter_entries, write_processor
 from paddlemix.checkpoints.tensors import convert
 from paddlemix.checkpoints.xtuner import has_adapters
 from paddlemix.checkpoints.xtuner_adapter import read_xtuner_adapter
+from paddlemix.declared import take
 from paddlemix.errors import UserError
 from paddlemix.peft.lora import lora_parameters, quantized_layers
 from paddlemix.peft.settings import LoRAConfig, is_adapter_weight, is_start_value, lora_config_from_dict
@@ -131,7 +132,7 @@ def read_adapter(directory: Path) -> AdapterFiles:
             lora_config_from_dict(values),
             dict(values["base"]),
             values["base_fingerprint"],
-            read_json(directory / PROCESSOR_FILE),
+            take(read_json(directory / PROCESSOR_FILE), PROCESSOR_KEYS, str(directory / PROCESSOR_FILE)),
         )
     except KeyError as error:
         raise UserError(f"{directory / ADAPTER_FILE} has no key {error}") from error

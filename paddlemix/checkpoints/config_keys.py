@@ -216,6 +216,12 @@ OURS_KEYS = Keys(
     {},
     _EVERYWHERE | {"model_type"},
 )
+# config.json of the projector that XTuner keeps on its own.
+XTUNER_PROJECTOR_KEYS = Keys(
+    {"depth": integer(1, 100)},
+    {"hidden_act": choice("gelu"), "bias": choice(True)},
+    _EVERYWHERE | {"model_type", "visual_hidden_size", "llm_hidden_size"},
+)
 # Our own processor_config.json.
 PROCESSOR_KEYS = Keys(
     {

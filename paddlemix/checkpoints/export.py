@@ -138,7 +138,7 @@ def read_checkpoint(directory: Path, dtype: str | None = None) -> Checkpoint:
     tokenizer = load_tokenizer(directory) if has_tokenizer(directory) else None
     raw = read_json(directory / CONFIG_FILE)
     if tokenizer is not None:
-        check_vocabulary(len(tokenizer), config.text.vocab_size, str(directory))
+        check_vocabulary(tokenizer.num_rows, config.text.vocab_size, str(directory))
     added = read_carried_vocabulary(directory, config.text.vocab_size)
     if source.kind == "hf":
         tensors, added = take_off(raw, directory, tensors, config.text.vocab_size)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from paddlemix.checkpoints.config_keys import ORIGINAL_KEYS
 from paddlemix.checkpoints.files import read_json, read_weight_file
 from paddlemix.checkpoints.keymap import HF_5, HF_NEW, HF_OLD, ORIGINAL, PADDLEMIX, KeyMap
 from paddlemix.checkpoints.layouts import (
@@ -30,6 +31,7 @@ from paddlemix.checkpoints.peft_settings import adapter_settings, check_saved, r
 from paddlemix.checkpoints.source import rename
 from paddlemix.checkpoints.tensors import TensorEntry, transposed
 from paddlemix.config.foreign_templates import SWIFT_TEMPLATES, Named
+from paddlemix.declared import take
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.log import logger
 from paddlemix.peft.settings import MAGNITUDE, LoRAConfig
@@ -225,7 +227,7 @@ def _swift_template(directory: Path) -> dict[str, Any]:
 def _declared(directory: Path) -> dict[str, Any]:
     """What the adapter's config.json says about the parts that a text-only base does not have."""
     path = directory / CONFIG_FILE
-    config = read_json(path) if path.is_file() else {}
+    config = take(read_json(path), ORIGINAL_KEYS, str(path), tell=False) if path.is_file() else {}
     if not config.get("mm_vision_tower"):
         return {}
     return {

@@ -30,9 +30,9 @@ from paddlemix.checkpoints.pretrained import (
     read_carried,
 )
 from paddlemix.checkpoints.projector_file import NEW_PARTS as NEW_PARTS
-from paddlemix.checkpoints.quantized import choose_quantization
+from paddlemix.checkpoints.quantized import choose_quantization, read_quantization
 from paddlemix.checkpoints.source import Source, open_source, with_image_size
-from paddlemix.checkpoints.strict import check_vocabulary
+from paddlemix.checkpoints.strict import check_vocabulary, check_weights, expected_shapes
 from paddlemix.checkpoints.towers import TOWER_KINDS
 from paddlemix.checkpoints.unbuilt import unbuilt_with_adapter
 from paddlemix.checkpoints.weight_identity import WeightFiles
@@ -200,7 +200,7 @@ def apply_adapter(base: Pretrained, adapter: AdapterFiles) -> Pretrained:
     base.model.eval()
     processor = adapter_processor(base.processor, adapter)
     if processor is not None:
-        check_vocabulary(len(processor.tokenizer), base.model.config.text.vocab_size, str(adapter.directory))
+        check_vocabulary(processor.tokenizer.num_rows, base.model.config.text.vocab_size, str(adapter.directory))
     return replace(
         base,
         processor=processor,
@@ -227,14 +227,20 @@ def load_base(spec: BaseSpec, dtype: str = "float32") -> Pretrained:
     quantization = choose_quantization(source.directory, spec.quantize)
     if quantization is not None and quantization.kind == "nf4":  # who asks for so few bits is short of memory
         return_freed_memory()
-    model = build_model(source.config, dtype, quantization=quantization)
     tensors = source.tensors() if tower is None else {**source.tensors(), **tower.tensors()}
     may_begin = spec.starts_projector or spec.projector_file is not None
     begins = tower is not None or (may_begin and lacks_projector(source, tensors))
     if begins and tower is None and spec.projector_file is None:
         kind = source.config.mm_projector_type
         logger.warning("%s declares a projector and has no weights of one; a new %s is begun", spec.model, kind)
-    unused = fill_model(model, tensors, spec.model, lambda name: begins and name.startswith(NEW_PARTS))
+
+    def may_miss(name: str) -> bool:
+        return begins and name.startswith(NEW_PARTS)
+
+    if read_quantization(source.directory) is None:  # sizes that are not the weights' cost no memory
+        check_weights(expected_shapes(source.config), tensors, spec.model, may_miss)
+    model = build_model(source.config, dtype, quantization=quantization)
+    unused = fill_model(model, tensors, spec.model, may_miss)
     if begins:
         start_new_parts(model, dtype)
     if spec.projector_file is not None:

@@ -107,7 +107,7 @@ def load_processor(source: Source, for_weights: bool = True) -> LlavaProcessor |
     values = source.processor if source.config.vision is not None else {**NO_TOWER, **source.processor}
     processor = processor_from_dict(values, source.directory)
     if for_weights:
-        check_vocabulary(len(processor.tokenizer), source.config.text.vocab_size, str(source.directory))
+        check_vocabulary(processor.tokenizer.num_rows, source.config.text.vocab_size, str(source.directory))
     return processor
 
 

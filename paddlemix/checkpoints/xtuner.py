@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paddlemix.checkpoints.config_keys import XTUNER_PROJECTOR_KEYS
 from paddlemix.checkpoints.files import read_json
 from paddlemix.config.foreign_templates import XTUNER_TEMPLATES, Named
+from paddlemix.declared import take
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.log import logger
 
@@ -129,11 +131,7 @@ def conversion_hint(path: Path) -> str:
 
 def _projector_type(path: Path) -> str:
     """Our name of a projector; a missing key has ProjectorConfig's default."""
-    values = {"depth": 2, "hidden_act": "gelu", "bias": True, **read_json(path)}
-    if values["hidden_act"] != "gelu" or not values["bias"] or not isinstance(values["depth"], int):
-        kind = {key: values[key] for key in ("depth", "hidden_act", "bias")}
-        raise UserError(f"{path}: a projector with {kind} is not supported; allowed: hidden_act gelu with bias")
-    return f"mlp{values['depth']}x_gelu"
+    return f"mlp{take(read_json(path), XTUNER_PROJECTOR_KEYS, str(path)).get('depth', 2)}x_gelu"
 
 
 def _declared_template(directory: Path, run_template: str | None) -> Any:

@@ -17,6 +17,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from paddlemix.declared import parse_json, read_text
 from paddlemix.errors import MissingFileError, UserError, did_you_mean
 from paddlemix.processors.templates import (
     CONTENT,
@@ -59,10 +60,10 @@ def resolve_template(value: str, own: Template | None = None) -> Template:
     if not path.is_file():
         raise MissingFileError(f"chat_template '{value}' does not exist (looked from {Path.cwd()})")
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise MissingFileError(f"chat_template '{value}' cannot be read: {error.strerror}") from error
-    except ValueError as error:
+        content = parse_json(read_text(path), repeats=True)
+    except MissingFileError:
+        raise
+    except ValueError as error:  # of the text, of JSON, or what a declared file may not be
         raise UserError(f"chat_template '{value}' is not JSON in UTF-8: {error}") from error
     try:
         return _file_template(content, path.name)

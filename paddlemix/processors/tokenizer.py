@@ -90,6 +90,14 @@ class Tokenizer:
         """Number of token ids, added tokens included."""
         return len(self._hf)
 
+    @property
+    def num_rows(self) -> int:
+        """Rows that an embedding needs for these ids.  Padding that was added behind all others needs none: no text has
+        it, and what pads a batch is never looked up."""
+        last, others = len(self) - 1, (self._hf.bos_token_id, self._hf.eos_token_id, self._hf.unk_token_id)
+        padding = self._hf.pad_token_id == last and last not in others and last in self._hf.added_tokens_decoder
+        return last if padding else last + 1
+
     @cached_property
     def fingerprint(self) -> str:
         """Differs between tokenizers that give different ids."""

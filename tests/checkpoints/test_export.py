@@ -222,6 +222,25 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(tmp_path: Path, with_
     assert not (tmp_path / "out" / "0-paddlemix").exists()
 
 
+def test_padding_behind_the_embedding_needs_no_row(tmp_path: Path, with_tokenizer: Path) -> None:
+    """A text never has it, and what pads a batch is never looked up."""
+    path, rows = with_tokenizer / "tokenizer_config.json", read_json(with_tokenizer / "config.json")["vocab_size"]
+    values = read_json(path)
+    values["added_tokens_decoder"][str(rows)] = {"content": "<pad>", "special": True}
+    write_json(path, {**values, "pad_token": "<pad>"})
+    change(with_tokenizer, pad_token_id=rows)
+    processor = load_pretrained(chain(with_tokenizer, tmp_path / "out", "paddlemix")).processor
+    assert processor is not None and processor.tokenizer.num_rows == rows == len(processor.tokenizer) - 1
+    assert max(processor.tokenizer.encode("one <pad> two")) < rows
+
+
+def test_sizes_that_are_not_the_weights_cost_no_memory(with_tokenizer: Path) -> None:
+    """A model of these would take 500 TB."""
+    change(with_tokenizer, hidden_size=1 << 20, num_hidden_layers=1000, head_dim=16)
+    with pytest.raises(UserError, match="do not fit its config.json: .* missing: .*; .* misshapen: "):
+        load_pretrained(with_tokenizer)
+
+
 def test_a_text_model_becomes_ours_and_no_llava(tmp_path: Path) -> None:
     model, text = tmp_path / "vicuna", tiny_text()
     model.mkdir()

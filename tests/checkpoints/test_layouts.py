@@ -367,3 +367,29 @@ def test_a_runs_folder_names_the_models_inside(tmp_path: Path) -> None:
         (tmp_path / name / "adapter_config.json").write_text("{}")
     with pytest.raises(MissingFileError, match="give one of the models inside, for example .*checkpoint-4"):
         recognise(tmp_path)
+
+
+@pytest.mark.parametrize("place_of", ["chat_template", "tokenizer_config"])
+def test_a_llama_with_its_own_chatml_is_no_vicuna(
+    place: Callable[..., Path], place_of: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    jinja = "{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}"
+    layout = recognise(place(_HF_15, **{place_of: {"chat_template": jinja}}))
+    assert layout.processor["chat_template"] == "qwen_1_5"
+    assert "'qwen_1_5' is taken (with the system text \"You are a helpful assistant.\")" in caplog.text
+    named = recognise(place({**_HF_15, "chat_template_name": "mpt"}, "named", **{place_of: {"chat_template": jinja}}))
+    assert named.processor["chat_template"] == "mpt"
+    original = recognise(place({**_LLAVA_16}, "original", **{place_of: {"chat_template": jinja}}))
+    assert original.processor["chat_template"] == "chatml_direct"  # LLaVA's own spelling of it
+
+
+def test_a_llava_hf_processor_must_count_as_its_model_does(place: Callable[..., Path]) -> None:
+    good = {"image_token": "<image>", "num_additional_image_tokens": 1, "patch_size": 14, "processor_class": "X"}
+    recognise(place(_HF_15, "good", processor_config={**good, "vision_feature_select_strategy": "default"}))
+    for change, message in [
+        ({"patch_size": 16}, "patch_size is 16, but config.json has 14"),
+        ({"vision_feature_select_strategy": "full"}, "vision_feature_select_strategy is 'full', but config.json has"),
+        ({"num_additional_image_tokens": 0}, "num_additional_image_tokens is 0; allowed: 1"),
+    ]:
+        with pytest.raises(UserError, match=f"processor_config.json: {message}"):
+            recognise(place(_HF_15, str(change), processor_config={**good, **change}))
