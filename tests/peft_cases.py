@@ -62,7 +62,7 @@ CASES = {
     "lora": PeftCase({"target_modules": ATTENTION}, is_golden=True),
     "lora_old_names": PeftCase({"target_modules": ATTENTION, "lora_alpha": 3}, is_golden=True, spelling="old"),
     "dora": PeftCase({"target_modules": ["o_proj"], "use_dora": True}, is_golden=True, spelling="old"),
-    "rslora": PeftCase({"target_modules": ["k_proj", "gate_proj"], "use_rslora": True}),
+    "rslora": PeftCase({"target_modules": ["k_proj", "gate_proj"], "use_rslora": True}, is_golden=True),
     "dora_rslora_tower": PeftCase({"target_modules": ["v_proj", "fc1"], "use_dora": True, "use_rslora": True}),
     "patterns": PeftCase(
         {
@@ -89,7 +89,7 @@ CASES = {
         {"target_modules": ["o_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}, spelling="old"
     ),
     "saved_embeddings": PeftCase({"target_modules": ["o_proj"]}, {"save_embedding_layers": True}),
-    "biases": PeftCase({"target_modules": ["fc1", "linear_1"], "bias": "lora_only"}),
+    "biases": PeftCase({"target_modules": ["fc1", "linear_1"], "bias": "lora_only"}, is_golden=True),
     "all_biases": PeftCase({"target_modules": ["q_proj"], "bias": "all"}),
     "pissa": PeftCase({"target_modules": ["q_proj", "up_proj"], "init_lora_weights": "pissa"}, is_golden=True),
     "gaussian": PeftCase({"target_modules": ["up_proj"], "init_lora_weights": "gaussian"}),
@@ -135,5 +135,7 @@ def with_base(directory: Path, base: Path | str = BASE) -> Path:
     """An adapter directory whose settings name the base where it is, absolute or relative to the adapter."""
     path = directory / "adapter_config.json"
     values = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(values["target_modules"], list):
+        values["target_modules"].sort()  # PEFT keeps a set
     path.write_text(json.dumps({**values, "base_model_name_or_path": str(base)}, indent=1) + "\n", encoding="utf-8")
     return directory

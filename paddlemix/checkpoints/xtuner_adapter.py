@@ -25,7 +25,7 @@ from paddlemix.log import logger
 from paddlemix.peft.settings import MAGNITUDE, WEIGHTS, LoRAConfig
 
 Tensors = dict[str, TensorEntry]
-_TOWER = "vision_tower"
+_TOWER, _WRAPPER = "vision_tower", "base_model.model."
 _SAME = ("rslora", "use_dora", "pissa", "bias")  # settings that an adapter of ours has once
 
 
@@ -38,11 +38,12 @@ def read_xtuner_adapter(directory: Path) -> ForeignAdapter:
     """
     parts = read_xtuner(directory)
     configs: list[LoRAConfig] = []
-    tensors = rename(read_weights(parts.projector), (XTUNER_PROJECTOR,), parts.projector)
+    tensors, names = rename(read_weights(parts.projector), (XTUNER_PROJECTOR,), parts.projector), dict[str, str]()
     for name, path in parts.adapters.items():
-        config, found = _read_part(name, path, parts)
+        config, found, files = _read_part(name, path, parts)
         configs.append(config)
         tensors |= found
+        names |= {ours: f"{name}: {key}" for ours, key in files.items()}
     base = {
         "model": str(directory),
         "inside": True,
@@ -52,20 +53,23 @@ def read_xtuner_adapter(directory: Path) -> ForeignAdapter:
         "mm_vision_select_feature": "patch",
         "relative": {"model": "."},
     }
-    return ForeignAdapter(_together(configs, list(parts.adapters), directory), base, parts.processor(), tensors)
+    config = _together(configs, list(parts.adapters), directory)
+    return ForeignAdapter(config, base, parts.processor(), tensors, names)
 
 
-def _read_part(name: str, path: Path, parts: XTunerParts) -> tuple[LoRAConfig, Tensors]:
-    """Settings and weights of one of the two adapters, under our names and of our layers."""
-    keys = {key.removeprefix("base_model.model."): entry for key, entry in peft_tensors(path).items()}
+def _read_part(name: str, path: Path, parts: XTunerParts) -> tuple[LoRAConfig, Tensors, dict[str, str]]:
+    """Settings and weights of one of the two adapters, under our names and of our layers, and the names in its file."""
+    plain = {key.removeprefix(_WRAPPER): (key, entry) for key, entry in peft_tensors(path).items()}
+    keys = {key: entry for key, (_, entry) in plain.items()}
     split: Callable[[Tensors], Tensors] | None = None
     keymap: KeyMap = CLIP if name == TOWER_ADAPTER else LLAMA
     if name == LANGUAGE_ADAPTER and any(".attention.wqkv." in key for key in keys):
         keymap, text = INTERNLM2, open_language_model(parts).config.text
         split = lambda tensors: split_fused(tensors, text, FAMILIES["internlm2"].fused)  # noqa: E731
-    named, _ = under_our_names(keys, keymap, path)
+    named, names = under_our_names(keys, keymap, path)
     config = adapter_settings(read_json(path / PEFT_CONFIG), named, keymap, path / PEFT_CONFIG)
-    return (config, named) if split is None else _apart(config, named, split)
+    files = {ours: plain[key][0] for ours, key in names.items()}
+    return (config, named, files) if split is None else (*_apart(config, named, split), files)
 
 
 def _apart(config: LoRAConfig, named: Tensors, split: Callable[[Tensors], Tensors]) -> tuple[LoRAConfig, Tensors]:

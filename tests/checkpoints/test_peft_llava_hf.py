@@ -61,6 +61,15 @@ def test_both_spellings_and_whole_modules_have_our_names(tmp_path: Path) -> None
     assert whole == {f"projector.{number}.{part}" for number in (0, 2) for part in ("weight", "bias")}
 
 
+def test_patterns_mean_the_files_own_names(tmp_path: Path) -> None:
+    """Whole names and ends of names; the first that fits counts, as PEFT looks it up."""
+    name = "language_model.model.layers.1.self_attn.q_proj"
+    patterns = {name: 9, r"layers\.0\..*": 5, "q_proj": 7}
+    config = read_adapter(copied("lora_old_names", tmp_path, alpha_pattern=patterns)).config
+    alphas = [config.alpha_of(f"language_model.layers.{number}.self_attn.q_proj") for number in range(3)]
+    assert alphas == [5, 9, 7] and config.alpha_of("language_model.layers.1.self_attn.v_proj") == 3
+
+
 def test_files_that_ms_swift_puts_beside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What trained whole is in a file of its own, under PEFT's names, and the template in its arguments."""
     directory = copied("lora", tmp_path)

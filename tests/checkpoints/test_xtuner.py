@@ -264,6 +264,18 @@ def test_a_projector_that_we_do_not_have_is_named(whole: Path, key: str, value: 
         read_xtuner(whole)
 
 
+def test_what_does_not_fit_has_the_files_own_name(adapted: Path) -> None:
+    path = adapted / "llm_adapter" / "adapter_model.safetensors"
+    entries = read_safetensors(path)
+    arrays = {key.replace("layers.2", "layers.7"): np.array(entry.read()) for key, entry in entries.items()}
+    write_safetensors(path, {key: array_entry(array) for key, array in arrays.items()}, {})
+    with pytest.raises(
+        UserError,
+        match="the base does not have: 'llm_adapter: base_model.model.model.layers.7.mlp.down_proj.lora_A.weight'",
+    ):
+        load_pretrained(adapted)
+
+
 def test_what_differs_between_the_adapters_is_named(adapted: Path) -> None:
     change(adapted / "visual_encoder_adapter" / "adapter_config.json", use_rslora=True)
     with pytest.raises(UserError, match="differ in rslora False and True"):

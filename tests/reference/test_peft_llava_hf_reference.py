@@ -19,12 +19,14 @@ from paddlemix.checkpoints.export_peft import export_peft_adapter
 from paddlemix.checkpoints.files import write_json
 from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.checkpoints.merging import write_merged
+from paddlemix.checkpoints.peft_settings import read_settings
 from paddlemix.checkpoints.source import Source
 from paddlemix.checkpoints.verified import Conversion
+from paddlemix.errors import UserError
 from paddlemix.peft.lora import LoRAConfig, add_lora, lora_parameters
 from paddlemix.peft.settings import is_start_value
 from tests.peft_cases import BASE, CASES, GAP, NAMES, our_logits, with_base
-from tests.reference.peft_llava_hf import adapted_model, loaded, merged_directory, plain_model, save, their_logits
+from tests.reference.peft_llava_hf import adapted_model, loaded, merged_directory, peft, plain_model, save, their_logits
 from tests.tiny_models import GOLDEN
 
 pytestmark = pytest.mark.reference
@@ -141,3 +143,14 @@ def test_original_llavas_as_pefts(tmp_path: Path) -> None:
     convert_checkpoint(original, tmp_path / "hf", Conversion(to="hf"))
     found = their_logits(loaded(tmp_path / "peft", tmp_path / "hf"))[:, : wanted.shape[1]]
     np.testing.assert_allclose(found, wanted, atol=GAP, rtol=0)
+
+
+def test_every_key_of_pefts_settings_is_known(tmp_path: Path) -> None:
+    """Also with values: what a key of this version of PEFT means was looked up, for none is it guessed."""
+    values = peft.LoraConfig().to_dict()
+    for key in values:
+        try:
+            read_settings({key: "a value"}, tmp_path)
+        except UserError as error:
+            assert "unknown here" not in str(error), key
+    assert read_settings({**values, "peft_type": "LORA"}, tmp_path)["r"] == values["r"]
