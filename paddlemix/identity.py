@@ -113,6 +113,22 @@ def file_digest(path: str | Path) -> str:
     return found
 
 
+def fresh_digest(path: str | Path) -> str:
+    """The digest of a file's bytes as they are now, whatever is remembered: for files that may rot where they lie.
+
+    Raises:
+        MissingFileError: it does not exist or cannot be read.
+    """
+    state = file_state(path)
+    if state is None:
+        raise MissingFileError(f"'{path}' does not exist")
+    with ThreadPoolExecutor(num_threads()) as pool:
+        found = _hash_file(path, state, pool if state.size > _PIECE else None)
+    if found is None:
+        raise MissingFileError(f"'{path}' cannot be read")
+    return found
+
+
 def file_digests(paths: Sequence[str | Path], what: str = "files", threads: int | None = None) -> list[str | None]:
     """`file_digest` of many, in their order; None for one that cannot be read.
 

@@ -21,10 +21,11 @@ from paddlemix.outputs import Output, check_output
 from paddlemix.processors.llava import PROCESSOR_FILE
 from paddlemix.processors.tokenizer import TOKENIZER_FILES
 from paddlemix.trainer.callbacks import CURVE_FILE, METRICS_FILE
+from paddlemix.trainer.checkpoint_check import STATE_FILE
 from paddlemix.trainer.inputs import check_outputs
 from paddlemix.trainer.model_card import CARD_FILE, is_own_card
 from paddlemix.trainer.sampling_callback import SAMPLES_FILE
-from paddlemix.trainer.saving import STATE_FILE, list_checkpoints
+from paddlemix.trainer.saving import list_checkpoints
 from paddlemix.trainer.skipping import SKIPPED_FILE
 
 RUN_CONFIG_FILE = "run_config.json"

@@ -28,6 +28,7 @@ from paddlemix.peft.lora import add_lora
 from paddlemix.processors.llava import LlavaProcessor
 from paddlemix.trainer.answering import Answerer, AnswerScores
 from paddlemix.trainer.callbacks import CURVE_FILE, METRICS_FILE, Progress, SeedEachStep, draw_loss_curve, shows_bar
+from paddlemix.trainer.checkpoint_check import check_checkpoint
 from paddlemix.trainer.compat import PrinterCallback, ProgressCallback, TrainingArguments
 from paddlemix.trainer.environment import describe_adapter, describe_environment
 from paddlemix.trainer.guards import StopEarly, StopOnSignal
@@ -105,6 +106,7 @@ def run_recipe(config: RunConfig) -> dict[str, float]:
     with sole_writer(config):
         resume = find_resume_point(config)
         if resume is not None:
+            check_checkpoint(resume)
             check_same_recipe(resume, saved_recipe(resume), config)
         set_seed(config.seed)
         with out_of_memory_explained(f"loading {config.model_name_or_path} on {device}", remedies(config)):

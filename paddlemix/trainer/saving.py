@@ -4,6 +4,7 @@
                    optimizer.safetensors   moments and master weights under our parameter names
                    training_state.json     step, schedule, loss scale, the run's configuration
                    trainer_state.json      PaddleNLP's progress record
+                   checksums.json          size and digest of all of these, compared before a run goes on
                    inputs.safetensors      what the data files and pictures hold, see `input_identity`
 
 Nothing is pickled.  Random numbers need no state: those of a step depend on seed and step alone.
@@ -32,9 +33,10 @@ from paddlemix.checkpoints.tensors import TensorEntry
 from paddlemix.config.schema import RunConfig
 from paddlemix.errors import UserError, did_you_mean
 from paddlemix.log import logger
+from paddlemix.trainer.checkpoint_check import PROGRESS_FILE, STATE_FILE, write_checksums
 from paddlemix.trainer.same_recipe import recipe_values
 
-OPTIMIZER_FILE, STATE_FILE, PROGRESS_FILE = "optimizer.safetensors", "training_state.json", "trainer_state.json"
+OPTIMIZER_FILE = "optimizer.safetensors"
 ANSWER_METRICS = ("exact_match", "rouge_l")  # measured with eval_with_do_generation
 METRICS = ("loss", "token_accuracy", *ANSWER_METRICS)  # that tell the best checkpoint; reported as eval_loss, ...
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -93,6 +95,7 @@ def _write_checkpoint(trainer: Any, directory: Path, target: Path) -> None:
     if trainer.input_identity is not None:
         trainer.input_identity.write(directory)
     write_json(directory / STATE_FILE, _state_values(trainer))
+    write_checksums(directory)
 
 
 @contextlib.contextmanager

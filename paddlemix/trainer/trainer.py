@@ -21,6 +21,7 @@ from paddlemix.errors import UserError
 from paddlemix.log import logger
 from paddlemix.sample import Skip
 from paddlemix.trainer.answering import AnswerScores
+from paddlemix.trainer.checkpoint_check import PROGRESS_FILE, check_checkpoint
 from paddlemix.trainer.compat import Trainer, TrainerState, TrainingArguments
 from paddlemix.trainer.gradient_norm import MeasuredNorm
 from paddlemix.trainer.guards import StepLosses, broken_weight
@@ -32,7 +33,6 @@ from paddlemix.trainer.optim import build_optimizer, build_schedule, set_learnin
 from paddlemix.trainer.reporting import Meters, StepReport
 from paddlemix.trainer.run_data import TrainingRows
 from paddlemix.trainer.saving import (
-    PROGRESS_FILE,
     best_metric,
     broken_by_a_step,
     completed_steps,
@@ -325,7 +325,9 @@ class LlavaTrainer(Trainer):
             share = output.global_step / max(output.global_step - before, 1)
             results = {"train_loss": output.training_loss * share, "steps": output.global_step}
         if self.config.load_best_model_at_end and self.state.best_model_checkpoint:
-            load_weights(self.model.model, Path(self.state.best_model_checkpoint))
+            best = Path(self.state.best_model_checkpoint)
+            check_checkpoint(best)
+            load_weights(self.model.model, best)
         return results
 
     def _total_steps(self) -> int:

@@ -215,6 +215,7 @@ def test_a_checkpoint_of_an_earlier_version_counts_those_of_its_recipe(world: Wo
         values = json.loads(path.read_text(encoding="utf-8"))
         del values["own_checkpoints"]
         path.write_text(json.dumps(values), encoding="utf-8")
+        path.with_name("checksums.json").unlink()
     shutil.copytree(tmp_path / "checkpoint-2", tmp_path / "checkpoint-1")
     path = tmp_path / "checkpoint-1" / "training_state.json"
     path.write_text(path.read_text(encoding="utf-8").replace('"seed": 3', '"seed": 4'), encoding="utf-8")
