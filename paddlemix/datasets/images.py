@@ -16,6 +16,7 @@ from typing import IO
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
+from paddlemix.datasets.image_limits import FORMATS, check_beginning, check_cost, timed
 from paddlemix.datasets.image_sources import MAX_PIXELS, check_bytes, open_content, shown
 from paddlemix.datasets.image_sources import ImageSettings as ImageSettings
 from paddlemix.datasets.image_sources import files_of as files_of
@@ -129,11 +130,14 @@ def _open(name: str, settings: ImageSettings) -> Iterator[Image.Image]:
     """An image whose header is read and within the limits; what the block raises comes out as `UserError` too."""
     if settings.max_pixels > MAX_PIXELS and Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, settings.max_pixels)
-    with _decoder_errors(name, settings), open_content(name, settings) as file, Image.open(file) as image:
-        if image.format == "EPS":  # would start Ghostscript
-            raise UserError(f"image '{shown(name)}' is PostScript, which is a program; save it as PNG or JPEG")
-        _check_pixels(name, image.size, settings)
-        yield image
+    with _decoder_errors(name, settings), open_content(name, settings) as file:
+        check_beginning(file, shown(name))
+        with Image.open(timed(file, shown(name)), formats=FORMATS) as image:
+            if image.format == "EPS":  # would start Ghostscript
+                raise UserError(f"image '{shown(name)}' is PostScript, which is a program; save it as PNG or JPEG")
+            _check_pixels(name, image.size, settings)
+            check_cost(image, file, shown(name), settings.max_pixels)
+            yield image
 
 
 @contextmanager
