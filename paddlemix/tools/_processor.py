@@ -6,15 +6,18 @@ knows them.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from paddlemix.config.foreign_templates import XTUNER_TEMPLATES
 from paddlemix.config.schema import RunConfig
 from paddlemix.errors import UserError
 from paddlemix.processors.chat_template import resolve_template
 from paddlemix.processors.llava import PROCESSOR_FILE, LlavaProcessor, processor_from_dict
 from paddlemix.processors.run_processor import Sight, run_processor
+from paddlemix.processors.templates import Template, choose_template
 
 if TYPE_CHECKING:
     from paddlemix.checkpoints.load import BaseSpec
@@ -37,6 +40,19 @@ def open_processor(path: str, template: str | None = None) -> LlavaProcessor:
     if template is None:
         return processor
     return replace(processor, template=resolve_template(template, processor.template))
+
+
+def named_template(name: str, model: str) -> Template:
+    """The template that `--conv-mode` names for a model: one that XTuner made takes XTuner's template of the name.
+
+    Raises:
+        UserError: no template has this name.
+    """
+    own = None
+    if name in XTUNER_TEMPLATES:  # another program may call another text so
+        with contextlib.suppress(UserError):  # loading says what is wrong with the model
+            own = open_processor(model).template
+    return choose_template(name, own)
 
 
 def processor_of_run(config: RunConfig, model: str | None = None, template: str | None = None) -> LlavaProcessor:

@@ -97,9 +97,9 @@ def main(argv: list[str]) -> int:
     from paddlemix.checkpoints.load import load_pretrained
     from paddlemix.device import check_dtype, default_dtype, select_device, set_seed
     from paddlemix.generation.predict_file import PredictJob, predict_file
-    from paddlemix.processors.templates import choose_template
+    from paddlemix.tools._processor import named_template
 
-    template = choose_template(arguments.conv_mode) if arguments.conv_mode else None
+    template = named_template(arguments.conv_mode, arguments.model_path) if arguments.conv_mode else None
     device = select_device(arguments.device)
     dtype = arguments.dtype or default_dtype(device)
     check_dtype(dtype, device)

@@ -97,6 +97,10 @@ def run_recipe(config: RunConfig) -> dict[str, float]:
     """
     for warning in config.warnings:
         logger.warning(warning)
+    if not config.do_train and config.resolved_evaluation_strategy == "no":
+        raise UserError(
+            "there is nothing to do: do_train is false and no evaluation is asked for; set do_train to true"
+        )
     device = select_device(config.device)
     check_dtype(compute_dtype(config), device)
     best_metric(config)

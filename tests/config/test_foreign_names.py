@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,106 @@ def test_keys(tmp_path: Path, name: str, value: object, message: str) -> None:
 def test_values(tmp_path: Path, name: str, value: object, message: str) -> None:
     fault = faults_of(tmp_path, {name: value})[0]
     assert message in fault and "did you mean" not in fault
+
+
+# What scripts of other programs pass to their training.  Sources: LLaVA scripts/v1_5/finetune_lora.sh and pretrain.sh;
+# the ms-swift and LLaMA-Factory files follow their documentation's examples for LLaVA.
+LLAVA_LORA = """--lora_enable True --lora_r 128 --lora_alpha 256 --mm_projector_lr 2e-5 --deepspeed ./scripts/zero3.json
+    --model_name_or_path lmsys/vicuna-13b-v1.5 --version v1 --data_path ./data/mix665k.json --image_folder ./data
+    --vision_tower openai/clip-vit-large-patch14-336 --pretrain_mm_mlp_adapter ./checkpoints/mm_projector.bin
+    --mm_projector_type mlp2x_gelu --mm_vision_select_layer -2 --mm_use_im_start_end False --mm_use_im_patch_token False
+    --image_aspect_ratio pad --group_by_modality_length True --bf16 True --output_dir ./out --num_train_epochs 1
+    --per_device_train_batch_size 16 --per_device_eval_batch_size 4 --gradient_accumulation_steps 1
+    --evaluation_strategy no --save_strategy steps --save_steps 50000 --save_total_limit 1 --learning_rate 2e-4
+    --weight_decay 0. --warmup_ratio 0.03 --lr_scheduler_type cosine --logging_steps 1 --tf32 True
+    --model_max_length 2048 --gradient_checkpointing True --dataloader_num_workers 4 --lazy_preprocess True
+    --report_to wandb"""
+SWIFT_LORA = """--model llava-hf/llava-1.5-7b-hf --tuner_type lora --dataset a.jsonl --val_dataset b.jsonl
+    --torch_dtype bfloat16 --lora_rank 8 --lora_alpha 32 --target_modules all-linear --freeze_vit true
+    --freeze_aligner false --vit_lr 1e-6 --aligner_lr 2e-5 --learning_rate 1e-4 --attn_impl flash_attn
+    --gradient_checkpointing true --packing true --max_length 4096 --eval_steps 50 --save_steps 50
+    --split_dataset_ratio 0 --deepspeed zero2 --output_dir out"""
+FACTORY_LORA = """--model_name_or_path llava-hf/llava-1.5-7b-hf --stage sft --finetuning_type lora --lora_target all
+    --lora_rank 8 --template llava --cutoff_len 2048 --max_samples 1000 --overwrite_cache true --media_dir data
+    --preprocessing_num_workers 16 --output_dir out --plot_loss true --do_train true --quantization_bit 4
+    --freeze_vision_tower true --freeze_multi_modal_projector false --val_size 0.1 --dataset a.json"""
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        (
+            LLAVA_LORA,
+            {
+                "lora": True,
+                "lora_rank": 128,
+                "lora_alpha": 256,
+                "mm_projector_lr": 2e-5,
+                "sharding": "stage3",
+                "dataset": {"train": [{"name": "chatml_dataset", "data_files": "./data/mix665k.json"}]},
+                "image_root": "./data",
+                "mm_vision_tower": "openai/clip-vit-large-patch14-336",
+                "pretrain_mm_mlp_adapter": "./checkpoints/mm_projector.bin",
+                "max_length": 2048,
+                "recompute": True,
+                "bf16": True,
+                "report_to": ["wandb"],
+            },
+        ),
+        (
+            SWIFT_LORA,
+            {
+                "model_name_or_path": "llava-hf/llava-1.5-7b-hf",
+                "lora": True,
+                "lora_target_modules": "all-linear",
+                "vision_tower": "frozen",
+                "projector": "full",
+                "mm_vision_tower_lr": 1e-6,
+                "mm_projector_lr": 2e-5,
+                "use_flash_attention": True,
+                "mixtoken": True,
+                "sharding": "stage2",
+                "fp16_opt_level": "O2",
+            },
+        ),
+        (
+            FACTORY_LORA,
+            {
+                "lora": True,
+                "lora_target_modules": "all-linear",
+                "chat_template": "vicuna_v1",
+                "quantize_base": "nf4",
+                "vision_tower": "frozen",
+                "projector": "full",
+                "image_root": "data",
+                "do_train": True,
+            },
+        ),
+    ],
+)
+def test_who_follows_the_answers_has_a_run(script: str, expected: dict[str, Any]) -> None:
+    """A refused argument is replaced by what its fault says to write, and left out where that is nothing."""
+    flags = re.findall(r"--(\w+) (\S+)", script)
+    argv = [f"--{name}={value}" for name, value in flags]
+    for _ in range(2):
+        faults: list[Fault] = []
+        _, overrides = parse_command_line(argv, "finetune", "", faults)
+        try:
+            config = load_config(None, overrides, faults=faults)
+        except ConfigError as error:
+            said = [fault.removeprefix("command line: ") for fault in error.faults]
+            kept = [item for item in overrides if not any(text.startswith(item.partition("=")[0]) for text in said)]
+            argv = [*kept, *(word for text in said for word in written(text))]
+            continue
+        break
+    # a second entry of `dataset` is put beside the first by hand
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
+def written(fault: str) -> list[str]:
+    """The words after "write" of a fault."""
+    found = re.search(r"write (.*?)(?: \(.*)?$", fault)
+    return [] if found is None else [word for word in shlex.split(found[1]) if "=" in word]
 
 
 def test_version_is_only_warned_of_with_our_template(tmp_path: Path) -> None:

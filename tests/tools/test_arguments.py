@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import shlex
+import shutil
+from pathlib import Path
 
 import pytest
 
 from paddlemix.__main__ import COMMANDS
+from paddlemix.checkpoints.files import read_json, write_json
 from paddlemix.config.foreign_flags import FOREIGN_FLAGS, SWITCHES, WORD_LISTS
 from paddlemix.errors import UserError
 from paddlemix.tools._arguments import CommandParser
+from paddlemix.tools._processor import named_template
+from tests.tiny_world import World
 
 TRAINING = ("finetune", "pretrain")
 
@@ -146,3 +152,18 @@ def test_dashes_and_underscores_are_the_same() -> None:
     assert (arguments.model_path, arguments.max_new_tokens) == ("m", 3)
     arguments = parser_of("merge-lora").parse_args(["--lora-path", "a", "--merge-model-path=b"])
     assert (str(arguments.lora_path), str(arguments.merge_model_path)) == ("a", "b")
+
+
+def test_a_model_of_xtuner_is_asked_with_xtuner_s_template(world: World, tmp_path: Path) -> None:
+    directory = tmp_path / "of_xtuner"
+    shutil.copytree(world.model, directory, copy_function=os.link)
+    path = directory / "processor_config.json"
+    values = read_json(path)
+    path.unlink()
+    write_json(path, {**values, "chat_template": "xtuner_llama3_chat"})
+    for name in ("vicuna", "internlm2_chat"):
+        assert named_template(name, str(directory)).name == f"xtuner_{name}"
+    assert named_template("internlm2_chat", str(world.model)).name == "internlm2_chat"
+    assert named_template("vicuna_v1", str(tmp_path / "none")).name == "vicuna_v1"  # loading will say that
+    with pytest.raises(UserError, match="XTuner's is xtuner_vicuna"):
+        named_template("vicuna", str(world.model))

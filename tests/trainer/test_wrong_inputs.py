@@ -195,3 +195,8 @@ def test_a_remark_about_data_is_no_other_recipe(world: World, tmp_path: Path) ->
     saved = recipe_values(world.config(tmp_path))
     entries = {split: [{**entry, "about": "x"} for entry in saved["dataset"][split]] for split in saved["dataset"]}
     check_same_recipe(tmp_path, saved, world.config(tmp_path, dataset=entries))
+
+
+def test_a_run_of_nothing_is_refused(world: World, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing to do: do_train is false and no evaluation is asked for"):
+        run_recipe(world.config(tmp_path / "out", do_train=False))

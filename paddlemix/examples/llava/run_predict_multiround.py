@@ -144,9 +144,9 @@ def _open_session(arguments: argparse.Namespace) -> ChatSession:
     from paddlemix.checkpoints.load import load_pretrained
     from paddlemix.device import check_dtype, default_dtype, select_device, set_seed
     from paddlemix.generation.chat import ChatSession
-    from paddlemix.processors.templates import choose_template
+    from paddlemix.tools._processor import named_template
 
-    template = choose_template(arguments.conv_mode) if arguments.conv_mode else None
+    template = named_template(arguments.conv_mode, arguments.model_path) if arguments.conv_mode else None
     device = select_device(arguments.device)
     dtype = "float16" if arguments.fp16 else arguments.dtype
     dtype = dtype or default_dtype(device)
