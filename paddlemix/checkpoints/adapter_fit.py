@@ -80,7 +80,10 @@ def check_fit(model: nn.Layer, weights: AdapterWeights, base: str) -> None:
     if misshapen:
         faults.append(_listed(misshapen))
     if has_grown:
-        faults.append("tokens were added to its vocabulary while it was trained: merge it into its base there")
+        faults.append(
+            "its vocabulary has more rows than the base's: use the llava-hf model that it was trained on, or, if "
+            "tokens were added while it was trained, merge it into its base there"
+        )
     if faults:
         raise UserError(
             f"the adapter {weights.directory} does not fit its base {base}: {'; '.join(faults)}. Is it the adapter of "

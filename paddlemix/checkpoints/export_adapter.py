@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from paddlemix.checkpoints.adapter import AdapterFiles, read_adapter
-from paddlemix.checkpoints.declared import Facts, original_config
-from paddlemix.checkpoints.export import check_target, read_checkpoint
+from paddlemix.checkpoints.declared import original_config
+from paddlemix.checkpoints.export import Checkpoint, check_target, read_checkpoint
 from paddlemix.checkpoints.files import atomic_directory, write_json, write_safetensors
 from paddlemix.checkpoints.finite import all_finite, finite
 from paddlemix.checkpoints.foreign_adapter import PEFT_OTHER_WEIGHTS, PEFT_WEIGHTS
 from paddlemix.checkpoints.keymap import ORIGINAL, KeyMap, is_linear_weight
-from paddlemix.checkpoints.layouts import CONFIG_FILE, PEFT_ADAPTER_FILE
+from paddlemix.checkpoints.layouts import CONFIG_FILE, PEFT_ADAPTER_FILE, recognise
 from paddlemix.checkpoints.load import apply_adapter, base_of, load_base
 from paddlemix.checkpoints.pretrained import tensor_entry
 from paddlemix.checkpoints.tensors import FLOAT_TYPES, TensorEntry, converted, joined, transposed
+from paddlemix.checkpoints.vocabulary import without_added
 from paddlemix.errors import UserError
+from paddlemix.log import logger
 from paddlemix.peft.lora import lora_parameters
 from paddlemix.peft.settings import MAGNITUDE, LoRAConfig, is_adapter_weight, is_start_value
 
@@ -49,12 +52,16 @@ def export_adapter(source: str | Path, target: str | Path, dtype: str | None = N
     source, target = Path(source), Path(target)
     check_target(target, source)
     adapter = read_adapter(source)
+    base = _base(adapter)
     lora, other = split_adapter(adapter, dtype)
+    if base.added is not None:
+        other = without_added(other, base.added)
     with atomic_directory(target) as temporary:
         write_json(temporary / PEFT_ADAPTER_FILE, peft_settings(adapter, adapted_modules(lora)))
-        write_json(temporary / CONFIG_FILE, _config(adapter))
+        write_json(temporary / CONFIG_FILE, _config(base, adapter))
         write_safetensors(temporary / PEFT_WEIGHTS[0], all_finite(dict(peft_lora(lora))), {"format": "pt"})
         write_torch(temporary / PEFT_OTHER_WEIGHTS, dict(_peft_whole(other)))
+    say_base(base.directory, "original", "original LLaVA", "llava")
     return len(lora) + len(other)
 
 
@@ -157,20 +164,45 @@ def _rank_and_alpha(config: LoRAConfig, module: str) -> tuple[int, float]:
     return (2 * rank, 2 * rank * config.scaling_of(module)) if config.pissa else (rank, config.alpha_of(module))
 
 
-def _config(adapter: AdapterFiles) -> dict[str, Any]:
-    """The base's config.json as original LLaVA's, with what the adapter's processor says."""
-    spec = base_of(adapter)
-    base = read_checkpoint(Path(spec.model))
+def _base(adapter: AdapterFiles) -> Checkpoint:
+    """The adapter's base, a whole model.
+
+    Raises:
+        UserError: it is a language model alone.
+    """
+    model = base_of(adapter).model
+    base = read_checkpoint(Path(model))
     if base.facts.config.vision is None:
         raise UserError(
-            f"the adapter's base {spec.model} is a language model alone; merge the adapter first "
+            f"the adapter's base {model} is a language model alone; merge the adapter first "
             "(paddlemix merge-lora) and convert the result"
         )
-    facts = base.facts
-    processor = {**facts.processor, **adapter.processor}
-    values = original_config(Facts(**{**vars(facts), "processor": processor}))
+    return base
+
+
+def _config(base: Checkpoint, adapter: AdapterFiles) -> dict[str, Any]:
+    """The base's config.json as original LLaVA's, with what the adapter's processor says."""
+    facts = replace(base.facts, processor={**base.facts.processor, **adapter.processor})
+    values = original_config(facts)
     # the base has its own tower; the folder beside a converted model does not stand beside an adapter
-    return {**values, "mm_vision_tower": str(Path(spec.model).resolve() / values["mm_vision_tower"])}
+    return {**values, "mm_vision_tower": str(base.directory.resolve() / values["mm_vision_tower"])}
+
+
+def say_base(directory: Path, kind: str, program: str, layout: str) -> None:
+    """Says that the program an adapter was written for needs the base in its own layout, where it has another.
+
+    Args:
+        kind: of that layout, see `layouts.Layout`.
+        layout: the same as `convert --to` names it.
+    """
+    if recognise(directory).kind != kind:
+        logger.warning(
+            "%s needs the base %s in its own layout: convert it (paddlemix convert --to %s) and set "
+            "base_model_name_or_path in adapter_config.json to the result",
+            program,
+            directory,
+            layout,
+        )
 
 
 def write_torch(path: Path, tensors: Mapping[str, TensorEntry]) -> None:

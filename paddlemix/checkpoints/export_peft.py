@@ -18,17 +18,23 @@ import numpy as np
 from paddlemix.checkpoints.adapter import AdapterFiles, read_adapter
 from paddlemix.checkpoints.declared import check_hf
 from paddlemix.checkpoints.export import Checkpoint, check_target, read_checkpoint
-from paddlemix.checkpoints.export_adapter import PEFT_WRAPPER, adapted_modules, peft_lora, peft_settings, split_adapter
+from paddlemix.checkpoints.export_adapter import (
+    PEFT_WRAPPER,
+    adapted_modules,
+    peft_lora,
+    peft_settings,
+    say_base,
+    split_adapter,
+)
 from paddlemix.checkpoints.files import atomic_directory, write_json, write_safetensors
 from paddlemix.checkpoints.finite import all_finite
 from paddlemix.checkpoints.foreign_adapter import PEFT_WEIGHTS, to_transformers_5
 from paddlemix.checkpoints.keymap import HF_NEW, is_linear_weight
-from paddlemix.checkpoints.layouts import ADAPTER_PROCESSOR_FILE, PEFT_ADAPTER_FILE, recognise
+from paddlemix.checkpoints.layouts import ADAPTER_PROCESSOR_FILE, PEFT_ADAPTER_FILE
 from paddlemix.checkpoints.load import base_of
 from paddlemix.checkpoints.tensors import TensorEntry, converted, transposed
 from paddlemix.checkpoints.vocabulary import choose_vocabulary, put_back
 from paddlemix.errors import UserError
-from paddlemix.log import logger
 
 _PROJECTOR, _EMBEDDINGS, _TOWER = "multi_modal_projector", "embeddings", "model.vision_tower.vision_model."
 Tensors = Mapping[str, TensorEntry]
@@ -69,7 +75,7 @@ def export_peft_adapter(source: str | Path, target: str | Path, dtype: str | Non
         )
         write_json(temporary / ADAPTER_PROCESSOR_FILE, base.facts.processor)
         write_safetensors(temporary / PEFT_WEIGHTS[0], all_finite(written), {"format": "pt"})
-    _say_base(base)
+    say_base(base.directory, "hf", "PEFT", "hf")
     return len(written)
 
 
@@ -89,15 +95,6 @@ def _base(adapter: AdapterFiles) -> Checkpoint:
     facts = replace(base.facts, processor={**base.facts.processor, **adapter.processor})
     check_hf(facts)
     return replace(base, facts=facts)
-
-
-def _say_base(base: Checkpoint) -> None:
-    if recognise(base.directory).kind != "hf":
-        logger.warning(
-            "PEFT needs the base %s as a llava-hf model: convert it (paddlemix convert --to hf) and set "
-            "base_model_name_or_path in adapter_config.json to the result",
-            base.directory,
-        )
 
 
 def _saved_modules(

@@ -72,6 +72,16 @@ def take_off(
     return kept, HfVocabulary(base, image_token, rows)
 
 
+def without_added(tensors: Mapping[str, TensorEntry], added: HfVocabulary) -> dict[str, TensorEntry]:
+    """Some of a checkpoint's weights, an embedding or output layer among them without the rows that llava-hf added."""
+    return {
+        name: selected(entry, slice(0, added.base), _TOKEN_AXES[name])
+        if name in added.rows and entry.shape[_TOKEN_AXES[name]] > added.base
+        else entry
+        for name, entry in tensors.items()
+    }
+
+
 def _declared_base(directory: Path, image_token: int, vocab_size: int) -> int:
     """Rows before `<image>`, where the tokenizer says that it and at most padding were added behind its own pieces.
 

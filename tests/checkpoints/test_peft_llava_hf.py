@@ -12,11 +12,14 @@ import pytest
 from paddlemix.checkpoints.adapter import read_adapter
 from paddlemix.checkpoints.adapter_processor import adapter_processor
 from paddlemix.checkpoints.declared import complete_processor
+from paddlemix.checkpoints.export import convert_checkpoint
 from paddlemix.checkpoints.export_adapter import export_adapter
 from paddlemix.checkpoints.export_peft import export_peft_adapter
 from paddlemix.checkpoints.files import array_entry, read_json, read_safetensors, write_json, write_safetensors
 from paddlemix.checkpoints.load import load_pretrained
+from paddlemix.checkpoints.pickles import read_torch
 from paddlemix.checkpoints.source import Source
+from paddlemix.checkpoints.verified import Conversion
 from paddlemix.errors import UserError
 from paddlemix.processors.llava import processor_from_dict
 from paddlemix.tools.convert_checkpoint import main
@@ -163,7 +166,7 @@ Q_PROJ = "base_model.model.model.language_model.layers.1.self_attn.q_proj"
         ({f"{Q_PROJ}.lora_B.weight": None}, "no lora_B for 'model.language_model.layers.1.self_attn.q_proj'"),
         (
             {"base_model.model.model.language_model.embed_tokens.weight": np.ones((321, 64), "float32")},
-            r"embed_tokens.weight' is \[321, 64\], its layer calls for \[320, 64\]; tokens were added to its",
+            r"embed_tokens.weight' is \[321, 64\], its layer calls for \[320, 64\]; its vocabulary has more rows",
         ),
     ],
 )  # fmt: skip
@@ -244,6 +247,7 @@ def test_a_base_of_another_layout_is_said(tmp_path: Path, caplog: pytest.LogCapt
     )
     with caplog.at_level("WARNING", logger="paddlemix"):
         assert main(["--input", str(adapter), "--output", str(tmp_path / "peft"), "--to", "peft"]) == 0
+    assert "PEFT needs the base" in caplog.text
     assert "convert it (paddlemix convert --to hf) and set base_model_name_or_path" in caplog.text
     # the converted base has rows for <image> and <pad>, so the adapter's embedding has them too
     weights = read_safetensors(tmp_path / "peft" / WEIGHTS)
@@ -285,3 +289,19 @@ def test_a_template_and_tokens_beside_the_adapter_count(tmp_path: Path, caplog: 
     assert found.tokenizer.encode("a [SEG]", "text")[-1] == number
     assert base.tokenizer.encode("a [SEG]", "text")[-1] != number
     assert "its tokenizer is used, which has added tokens: [SEG]" in caplog.text
+
+
+def test_original_llavas_embedding_has_no_rows_of_llava_hf(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An adapter with a trained embedding, on a llava-hf base of 384 rows whose language model has 320."""
+    convert_checkpoint(BASE.parent / "original", tmp_path / "hf", Conversion(to="hf"))
+    adapter = with_base(Path(shutil.copytree(GOLDEN_ADAPTERS / "embedding", tmp_path / "adapter")), tmp_path / "hf")
+    key, rows = "base_model.model.model.language_model.embed_tokens.weight", np.ones((384, 64), "float32")
+    change_weights(adapter, {key: rows})
+    with caplog.at_level("WARNING", logger="paddlemix"):
+        export_adapter(adapter, tmp_path / "llava")
+    assert "original LLaVA needs the base" in caplog.text and "convert --to llava" in caplog.text
+    written = read_torch(tmp_path / "llava" / "non_lora_trainables.bin")
+    assert written["base_model.model.model.embed_tokens.weight"].shape == (320, 64)
+    assert read_json(tmp_path / "llava" / "config.json")["vocab_size"] == 320
+    export_peft_adapter(adapter, tmp_path / "peft")
+    assert read_safetensors(tmp_path / "peft" / WEIGHTS)[key].shape == (384, 64)
