@@ -104,14 +104,15 @@ def check_replaceable(output: Output, overwrite: bool, own: bool = False, flag: 
 def _check_place(output: Output) -> None:
     """Whether there can be such a file or folder."""
     what, path = output.what, output.path
-    if path.exists() and path.is_dir() is (output.kind == "file"):
-        raise UserError(f"{what} '{path}' is a {'folder' if path.is_dir() else 'file'}; name a {output.noun}")
+    is_folder = os.path.isdir(path)  # unlike the methods of Path it fails in no folder that may not be looked into
+    if os.path.exists(path) and is_folder is (output.kind == "file"):
+        raise UserError(f"{what} '{path}' is a {'folder' if is_folder else 'file'}; name a {output.noun}")
     existing = path.absolute()
-    while not existing.exists():
+    while not os.path.exists(existing):
         existing = existing.parent
     if existing == path.absolute() and output.kind == "file":
         existing = existing.parent
-    if not existing.is_dir():
+    if not os.path.isdir(existing):
         raise UserError(f"{what} '{path}' cannot be made: {existing} is a file; choose another {output.noun}")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"{what} '{path}' cannot be written: no permission in {existing}")

@@ -6,6 +6,7 @@ than is loaded; what is damaged or missing is left to whoever loads it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -78,9 +79,11 @@ def _found(owner: Needed, value: Any, what: str) -> Iterator[Needed]:
     if not isinstance(value, str) or not value or "\0" in value:
         return
     directory = owner.path
+    sibling = directory.parent / Path(value).name
+    places = [path for path in (directory / value, Path(value)) if os.path.exists(path)]
     cached = _without_errors(lambda: local_part(directory, value))
-    for path in (directory / value, Path(value), directory.parent / Path(value).name, cached):
-        if path is not None and _without_errors(path.exists):
+    for path in (places or [sibling]) + ([] if cached is None else [cached]):
+        if os.path.exists(path):
             yield Needed(f"the {what} of {owner.role}", path, "model" if path.is_dir() else "file")
 
 
