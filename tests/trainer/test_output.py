@@ -12,7 +12,7 @@ import pytest
 from paddlemix.config.load import load_config
 from paddlemix.config.schema import RunConfig
 from paddlemix.errors import MissingFileError, UserError
-from paddlemix.trainer.output import clear_earlier_run, find_resume_point, publish, remove_leftovers
+from paddlemix.trainer.output import clear_earlier_run, find_resume_point, publish, remove_leftovers, sole_writer
 
 
 def settings(output_dir: Path, **values: Any) -> RunConfig:
@@ -136,6 +136,21 @@ def test_a_checkpoint_of_another_run_needs_a_folder_of_its_own(tmp_path: Path) -
     assert find_resume_point(settings(other, **given)) == checkpoint
     with pytest.raises(UserError, match="is inside the checkpoint that the run resumes from"):
         find_resume_point(settings(checkpoint / "new", **given))
+
+
+def test_only_the_first_process_of_a_run_holds_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings(tmp_path)
+    with sole_writer(config):
+        assert [path.name for path in tmp_path.iterdir()] == [".paddlemix.lock"]
+        assert find_resume_point(config) is None  # a lock is no content
+        with pytest.raises(UserError, match="is being written by process"), sole_writer(config):
+            pass
+        with sole_writer(settings(tmp_path, do_train=False)):  # an evaluation writes nothing there
+            pass
+        monkeypatch.setenv("PADDLE_TRAINER_ID", "1")
+        with sole_writer(config):
+            pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_new_run_is_not_among_its_data(tmp_path: Path) -> None:
