@@ -87,19 +87,34 @@ def continues_in(config: RunConfig, resume: Path) -> bool:
 
 
 @contextlib.contextmanager
-def sole_writer(config: RunConfig) -> Iterator[None]:
-    """Keeps a second run out of `output_dir` while the block runs.
+def sole_writer(config: RunConfig) -> Iterator[Callable[[Path | None], None]]:
+    """Keeps a second run out of `output_dir` while the block runs, from the start where the folder is there.
+
+    Yields:
+        What to call with the resume point before anything is written: it takes the folder if that was not there, which
+        it is then.
 
     Raises:
-        UserError: a run that trains has the folder (names its process), or a model that this run needs is there.
+        UserError: a run that trains has the folder (names its process), or has written it since this one's start, or a
+            model that this run needs is there.
     """
+    output_dir, held = Path(str(config.output_dir)), list[str]()
     with contextlib.ExitStack() as stack:
-        if config.do_train and process_rank() == 0:  # the others go where it goes
-            output_dir = Path(str(config.output_dir))
+
+        def take(resume: Path | None) -> None:
+            if held or not config.do_train or process_rank() != 0:  # the other processes go where the first goes
+                return
+            stack.enter_context(locks.locked_output(output_dir, "output_dir"))
+            if find_resume_point(config) != resume:
+                raise UserError(f"output_dir '{output_dir}' was written by another run meanwhile; start this one again")
+
+        if config.do_train and process_rank() == 0:
             check_output(Output("output_dir", output_dir), ())
             check_outputs(config, None, own_folder=True)
-            stack.enter_context(locks.locked_output(output_dir, "output_dir"))
-        yield
+            if output_dir.is_dir():
+                stack.enter_context(locks.locked_output(output_dir, "output_dir"))
+                held.append("from the start")
+        yield take
 
 
 def _named_checkpoint(config: RunConfig) -> Path | None:

@@ -107,7 +107,7 @@ def run_recipe(config: RunConfig) -> dict[str, float]:
     check_devices(config, process_count())
     config.report_to = resolve_trackers(config)
     check_data_files(config)
-    with sole_writer(config):
+    with sole_writer(config) as take_folder:
         resume = find_resume_point(config)
         if resume is not None:
             check_checkpoint(resume)
@@ -118,6 +118,7 @@ def run_recipe(config: RunConfig) -> dict[str, float]:
         if resume is not None and run.inputs is not None:
             check_same_inputs(run.inputs, resume, config.allow_changed_recipe)
         _report_start(run)
+        take_folder(resume)
         return _execute(run, resume)
 
 

@@ -224,7 +224,7 @@ def test_a_folder_with_content(world: World, tmp_path: Path, capsys: pytest.Capt
 def test_the_folder_of_the_model_itself(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(path.name for path in world.model.iterdir())
     recipe = world.recipe(tmp_path, output_dir=str(world.model), overwrite_output_dir=True, lora=True)
-    assert "would replace its own model_name_or_path" in error_of(capsys, finetune(recipe))
+    assert "is the run's own model_name_or_path" in error_of(capsys, finetune(recipe))
     assert sorted(path.name for path in world.model.iterdir()) == before
 
 

@@ -140,17 +140,33 @@ def test_a_checkpoint_of_another_run_needs_a_folder_of_its_own(tmp_path: Path) -
 
 def test_only_the_first_process_of_a_run_holds_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings(tmp_path)
-    with sole_writer(config):
+    with sole_writer(config) as take:
+        take(None)
         assert [path.name for path in tmp_path.iterdir()] == [".paddlemix.lock"]
         assert find_resume_point(config) is None  # a lock is no content
         with pytest.raises(UserError, match="is being written by process"), sole_writer(config):
             pass
-        with sole_writer(settings(tmp_path, do_train=False)):  # an evaluation writes nothing there
-            pass
+        with sole_writer(settings(tmp_path, do_train=False)) as evaluate:  # an evaluation writes nothing there
+            evaluate(None)
         monkeypatch.setenv("PADDLE_TRAINER_ID", "1")
-        with sole_writer(config):
-            pass
+        with sole_writer(config) as follow:
+            follow(None)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_new_folder_is_made_and_held_when_the_run_is_ready(tmp_path: Path) -> None:
+    config = settings(tmp_path / "out")
+    with sole_writer(config) as first, sole_writer(config) as second:
+        assert not (tmp_path / "out").exists()
+        first(None)
+        with pytest.raises(UserError, match="is being written by process"):
+            second(None)
+    assert not (tmp_path / "out").exists()
+    with sole_writer(config) as late:  # another run was made in the meantime
+        add_checkpoint(tmp_path / "out", 4)
+        with pytest.raises(UserError, match="was written by another run meanwhile; start this one again"):
+            late(None)
+    assert listing(tmp_path / "out") == ["checkpoint-4", "checkpoint-4/training_state.json"]
 
 
 def test_a_new_run_is_not_among_its_data(tmp_path: Path) -> None:
