@@ -12,12 +12,13 @@ KERNELS = paddlemix/models/_cpu_kernels_*.so
 SOURCES = $(wildcard paddlemix/models/*.c)
 RIGHT_PYTHON = import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))
 
-.PHONY: help demo test lint reference clean distclean
+.PHONY: help demo test lint fuzz reference clean distclean
 
 help:
 	@echo "make demo       train a tiny LLaVA on this machine and question it, without any download"
 	@echo "make test       lint, types and tests"
 	@echo "make lint       ruff and mypy alone"
+	@echo "make fuzz       damaged files of every kind for ten minutes; SECONDS=60 SEED=7: others"
 	@echo "make reference  compare with torch and transformers (its own environment, about 2 GB more);"
 	@echo "                ISA=avx2: with that instruction set alone, whatever the processor has"
 	@echo "make clean      remove caches and build leftovers; make distclean: the environments too"
@@ -32,6 +33,12 @@ lint: .venv/.installed
 	@.venv/bin/ruff check --quiet .
 	@.venv/bin/ruff format --quiet --check . || { echo "error: format with .venv/bin/ruff format ." >&2; exit 1; }
 	@.venv/bin/mypy
+
+SECONDS ?= 600
+SEED ?=
+
+fuzz: .venv/.installed
+	@OMP_NUM_THREADS=1 .venv/bin/python -m tests.fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 # What limits MKL, oneDNN and torch's own operators to an instruction set; tests/reference/conftest.py limits our kernels.
 ISA ?=

@@ -255,6 +255,15 @@ def items(rule: Rule, low: int = 0, high: int = 1_000_000) -> Rule:
     return Rule(f"a list of {count}, each {rule.expected}", read)
 
 
+def mapping_of(rule: Rule) -> Rule:
+    """An object whose every value keeps a rule."""
+
+    def read(value: Any) -> dict[str, Any]:
+        return {key: rule.read(item) for key, item in mapping.read(value).items()}
+
+    return Rule(f"an object, each value {rule.expected}", read)
+
+
 def either(*rules: Rule) -> Rule:
     """The first rule that a value keeps."""
 

@@ -23,11 +23,12 @@ _CLOSENESS = 0.75  # share of common letters: 'sede' is near 'seed', 'deepspeed'
 class UserError(ValueError):
     """Bad input: the message names the value, what is allowed and what to do.
 
-    Whatever a message quotes, it repeats no secret of an address and of a word of 1,000 characters the beginning alone.
+    Whatever a message quotes, it repeats no secret of an address, of a word of 1,000 characters the beginning alone,
+    and half a surrogate, which is no text, as an escape.
     """
 
     def __init__(self, *arguments: object) -> None:
-        super().__init__(*(_fit_to_show(item) if isinstance(item, str) else item for item in arguments))
+        super().__init__(*(fit_to_show(item) if isinstance(item, str) else item for item in arguments))
 
 
 class MissingFileError(UserError, FileNotFoundError):
@@ -62,7 +63,11 @@ def cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} characters)"
 
 
-def _fit_to_show(message: str) -> str:
+def fit_to_show(message: str) -> str:
+    """A message without secrets, endless words and what is no text."""
+    message = message.encode(
+        "utf-8", "backslashreplace"
+    ).decode()  # half a surrogate, which no log could be written with
     if len(message) <= _LONG_WORD:
         return without_secrets(message)
     return without_secrets(re.sub(rf"\S{{{_LONG_WORD},}}", lambda word: cut(word[0], _SHOWN_OF_IT), message))

@@ -65,3 +65,9 @@ def test_of_a_picture_in_a_message_the_beginning_is_enough() -> None:
     names = "\n".join(f"layers.{number}.weight is missing" for number in range(500))
     assert str(UserError(names)) == names
     assert cut("abc", 3) == "abc" and cut("abcd", 3) == "abc... (4 characters)"
+
+
+def test_what_is_no_text_can_be_shown() -> None:
+    """Half a surrogate, as JSON may hold, or a file name's byte that is not UTF-8."""
+    message = str(UserError("the key '\ud800' of \udcff.json is unknown"))
+    assert message == "the key '\\ud800' of \\udcff.json is unknown"

@@ -35,7 +35,7 @@ from paddlemix.checkpoints.pretrained import parameter_entries, write_processor
 from paddlemix.checkpoints.tensors import convert
 from paddlemix.checkpoints.xtuner import has_adapters
 from paddlemix.checkpoints.xtuner_adapter import read_xtuner_adapter
-from paddlemix.declared import take
+from paddlemix.declared import Keys, flag, integer, mapping_of, take, text
 from paddlemix.errors import UserError
 from paddlemix.peft.lora import lora_parameters, quantized_layers
 from paddlemix.peft.settings import LoRAConfig, is_adapter_weight, is_start_value, lora_config_from_dict
@@ -44,6 +44,17 @@ from paddlemix.processors.llava import PROCESSOR_FILE, LlavaProcessor
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _DIGESTS_KEY = "base_digests"
 _SAMPLED_ROWS = 64
+# What `load.BaseSpec` is made of, and the base's places relative to the adapter.
+_BASE_KEYS = Keys(
+    {
+        **dict.fromkeys(("model", "tower", "projector_file", "mm_projector_type", "mm_vision_select_feature"), text),
+        **dict.fromkeys(("image_newline", "inside", "starts_projector"), flag),
+        "mm_vision_select_layer": integer(-1000, 1000),
+        "vision_image_size": integer(1, 1 << 20),
+        "quantize": text,
+        "relative": mapping_of(text),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -130,12 +141,24 @@ def read_adapter(directory: Path) -> AdapterFiles:
         return AdapterFiles(
             directory,
             lora_config_from_dict(values),
-            dict(values["base"]),
-            values["base_fingerprint"],
+            _base(values["base"], directory),
+            text.read(values["base_fingerprint"]),
             take(read_json(directory / PROCESSOR_FILE), PROCESSOR_KEYS, str(directory / PROCESSOR_FILE)),
         )
     except KeyError as error:
         raise UserError(f"{directory / ADAPTER_FILE} has no key {error}") from error
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{directory / ADAPTER_FILE}: base_fingerprint is not a text") from error
+
+
+def _base(values: Any, directory: Path) -> dict[str, Any]:
+    where = f"{directory / ADAPTER_FILE}: base"
+    found = take(values, _BASE_KEYS, where)
+    if "model" not in found:
+        raise UserError(f"{where} names no model")
+    return found
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from paddlemix.declared import describe, read_object
 from paddlemix.errors import MissingFileError, UserError
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+_LONGEST_NAME = 80  # characters of a shard's name: in bytes less than any file system allows
 _SHOWN = 200  # characters of a name or reason in an error
 _SAMPLED = 512  # elements at either end of a tensor by which two files of the same names are told apart
 # gets a tensor's name and, piece by piece, its bytes as they were written
@@ -147,7 +148,12 @@ def _read_shards(index_path: Path, read: Callable[[Path], dict[str, TensorEntry]
 
 def _is_file_name(text: str) -> bool:
     """Whether a text names a file of the same folder, and cannot name one elsewhere on any system."""
-    return bool(text) and text not in (".", "..") and not set(text) & set("/\\:\0") and text.isprintable()
+    return (
+        0 < len(text) <= _LONGEST_NAME
+        and text not in (".", "..")
+        and not set(text) & set("/\\:")
+        and text.isprintable()
+    )
 
 
 def _difference(first: Tensors, second: Tensors) -> str:

@@ -19,7 +19,7 @@ from paddlemix.config.rules import find_conflicts
 from paddlemix.config.schema import SPECS, RunConfig
 from paddlemix.config.structures import InnerFault, check_dataset, check_pairs, check_prompts
 from paddlemix.config.values import check_value, describe, parse_any, parse_text
-from paddlemix.errors import UserError, did_you_mean
+from paddlemix.errors import UserError, did_you_mean, fit_to_show
 from paddlemix.locks import temporary_file
 
 __all__ = ["ConfigError", "Fault", "format_help", "load_config", "parse_command_line", "save_config", "split_dry_run"]
@@ -45,7 +45,7 @@ class ConfigError(UserError):
 
     def __init__(self, faults: Sequence[str]) -> None:
         super().__init__(faults)
-        self.faults = list(faults)
+        self.faults = [fit_to_show(fault) for fault in faults]
 
     def __str__(self) -> str:
         return "\n".join(self.faults)

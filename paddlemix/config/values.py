@@ -108,7 +108,8 @@ def _fits(kinds: tuple[str, ...], value: object) -> bool:
     if isinstance(value, bool):
         return "bool" in kinds
     if isinstance(value, int):
-        return "int" in kinds or "float" in kinds or ("bool" in kinds and value in (0, 1))
+        fits = -(2**63) <= value < 2**63
+        return fits and ("int" in kinds or "float" in kinds or ("bool" in kinds and value in (0, 1)))
     if isinstance(value, float):
         return "float" in kinds and math.isfinite(value)
     if isinstance(value, list):

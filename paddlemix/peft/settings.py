@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
+from paddlemix.declared import Keys, flag, integer, items, mapping_of, number, take, text
 from paddlemix.errors import UserError, did_you_mean
 
 BIASES = ("none", "lora_only", "all")
@@ -84,29 +85,34 @@ class LoRAConfig:
         return {**asdict(self), "modules": list(self.modules), "scaling": self.scaling}
 
 
+# Types and what nobody means; `LoRAConfig` says what else is not allowed, wherever the settings are from.
+_RANK, _ALPHA = integer(-(1 << 16), 1 << 16), number(-1e6, 1e6)
+SETTINGS_KEYS = {
+    "r": _RANK,
+    "lora_alpha": _ALPHA,
+    "lora_dropout": number(-1e6, 1e6),
+    "modules": items(text),
+    "rslora": flag,
+    "use_dora": flag,
+    "pissa": flag,
+    "bias": text,
+    "rank_pattern": mapping_of(_RANK),
+    "alpha_pattern": mapping_of(_ALPHA),
+}
+
+
 def lora_config_from_dict(values: Mapping[str, Any]) -> LoRAConfig:
     """Reads an adapter's settings; those that older files lack have the values of a plain adapter.
 
     Raises:
         UserError: a key is missing or a value is not allowed.
     """
-    try:
-        return LoRAConfig(
-            r=int(values["r"]),
-            lora_alpha=float(values["lora_alpha"]),
-            lora_dropout=float(values.get("lora_dropout", 0.0)),
-            modules=tuple(values["modules"]),
-            rslora=bool(values.get("rslora", False)),
-            use_dora=bool(values.get("use_dora", False)),
-            pissa=bool(values.get("pissa", False)),
-            bias=values.get("bias", "none"),
-            rank_pattern={name: int(rank) for name, rank in values.get("rank_pattern", {}).items()},
-            alpha_pattern={name: float(alpha) for name, alpha in values.get("alpha_pattern", {}).items()},
-        )
-    except KeyError as error:
-        raise UserError(f"the adapter's settings have no key {error}") from error
-    except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"the adapter's settings cannot be understood: {error}") from error
+    own = {key: value for key, value in values.items() if key in SETTINGS_KEYS}
+    found = take(own, Keys(SETTINGS_KEYS), "the adapter's settings cannot be understood")
+    for key in ("r", "lora_alpha", "modules"):
+        if key not in found:
+            raise UserError(f"the adapter's settings have no key '{key}'")
+    return LoRAConfig(**{**found, "modules": tuple(found["modules"]), "lora_alpha": float(found["lora_alpha"])})
 
 
 def is_adapter_weight(name: str) -> bool:

@@ -6,13 +6,17 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from paddlemix.checkpoints.adapter import ADAPTER_WEIGHTS, read_adapter
+from paddlemix.checkpoints.config_keys import FORMAT_KEY
 from paddlemix.checkpoints.files import read_json, read_metadata, read_safetensors, write_json, write_safetensors
+from paddlemix.checkpoints.layouts import ADAPTER_FILE
 from paddlemix.checkpoints.load import base_of, load_pretrained
 from paddlemix.errors import UserError
+from paddlemix.processors.llava import PROCESSOR_FILE
 from paddlemix.trainer.recipe import run_recipe
 from tests.tiny_world import LORA, World
 
@@ -107,3 +111,23 @@ def test_a_link_to_the_folder_of_a_run_does_not_shift_the_place(world: World, tm
     assert os.path.realpath(tmp_path / "runs" / "ad" / ".." / "..") != str(tmp_path)
     (tmp_path / "runs" / "ad").mkdir()
     assert (tmp_path / "runs" / "ad" / relative).samefile(tmp_path / "base")
+
+
+@pytest.mark.parametrize(
+    ("base", "problem"),
+    [
+        ("base", r'base is "base" .text., expected an object'),
+        ({"tower": "t"}, "base names no model"),
+        ({"model": 3}, "model is 3; allowed: a text"),
+        ({"model": "m", "relative": "../m"}, "relative is .* allowed: an object, each value a text"),
+        ({"model": "m", "relative": {"model": 1.5}}, "relative is .* allowed: an object, each value a text"),
+        ({"model": "m", "mm_vision_select_layer": "-2"}, 'mm_vision_select_layer is "-2" .text.'),
+        ({"model": "m", "image_newline": 1}, "image_newline is 1; allowed: true or false"),
+    ],
+)
+def test_a_base_that_is_none_is_told(tmp_path: Path, base: Any, problem: str) -> None:
+    values = {FORMAT_KEY: 1, "r": 2, "lora_alpha": 4, "modules": [], "base": base, "base_fingerprint": ""}
+    write_json(tmp_path / ADAPTER_FILE, values)
+    write_json(tmp_path / PROCESSOR_FILE, {})
+    with pytest.raises(UserError, match=rf"lora_config\.json: (base: )?{problem}"):
+        read_adapter(tmp_path)

@@ -228,7 +228,7 @@ def test_an_index_that_is_none(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "shard", ["../w.safetensors", "/etc/passwd", "a/b.safetensors", "..", "a\\b", "a\0b", "", 3, None]
+    "shard", ["../w.safetensors", "/etc/passwd", "a/b.safetensors", "..", "a\\b", "a\0b", "a" * 300, "", 3, None]
 )
 def test_an_index_leads_out_of_no_folder(tmp_path: Path, shard: Any) -> None:
     (tmp_path / "model").mkdir()

@@ -54,7 +54,15 @@ def test_the_longest_name_that_fits_counts() -> None:
     [
         ({"r": 2, "lora_alpha": 4}, "have no key 'modules'"),
         ({"r": "two", "lora_alpha": 4, "modules": []}, "cannot be understood: .*two"),
-        ({"r": 2, "lora_alpha": None, "modules": []}, "cannot be understood"),
+        ({"r": 2, "lora_alpha": None, "modules": []}, "have no key 'lora_alpha'"),
+        ({"r": "2", "lora_alpha": 4, "modules": []}, r'cannot be understood: r is "2" .text.; allowed: a whole number'),
+        ({"r": 2.5, "lora_alpha": 4, "modules": []}, "cannot be understood: r is 2.5"),
+        ({"r": 10**9, "lora_alpha": 4, "modules": []}, "cannot be understood: r is 1000000000"),
+        ({"r": 2, "lora_alpha": float("nan"), "modules": []}, "cannot be understood: lora_alpha is NaN"),
+        ({"r": 2, "lora_alpha": 4, "modules": [3]}, "cannot be understood: modules is .3."),
+        ({"r": 2, "lora_alpha": 4, "modules": "q_proj"}, "cannot be understood: modules is .q_proj."),
+        ({"r": 2, "lora_alpha": 4, "modules": [], "use_dora": "no"}, "cannot be understood: use_dora is .no."),
+        ({"r": 2, "lora_alpha": 4, "modules": [], "rank_pattern": {"a": "4"}}, "cannot be understood: rank_pattern"),
         ({"r": 2, "lora_alpha": 4, "modules": 3}, "cannot be understood"),
         ({"r": 2, "lora_alpha": 4, "modules": [], "rank_pattern": 3}, "cannot be understood"),
         (
@@ -66,7 +74,7 @@ def test_the_longest_name_that_fits_counts() -> None:
         ({"r": 0, "lora_alpha": 4, "modules": []}, "lora_rank 0 must be at least 1"),
         (
             {"r": 2, "lora_alpha": 4, "lora_dropout": 1, "modules": []},
-            "lora_dropout 1.0 must be at least 0 and below 1",
+            "lora_dropout 1 must be at least 0 and below 1",
         ),
     ],
 )
