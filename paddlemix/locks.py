@@ -71,7 +71,7 @@ class Locked:
         """Its value; None where it is empty or half written."""
         try:
             return json.loads(os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0))
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
 
     def write(self, value: Any) -> None:

@@ -96,7 +96,7 @@ class AdapterFiles:
         text = read_metadata(path).get(_DIGESTS_KEY, "{}")
         try:
             return {str(name): str(digest) for name, digest in json.loads(text).items()}
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise UserError(f"'{path}' has a damaged header ({_DIGESTS_KEY}: {error}); copy it again") from error
 
     def place_of_base(self, key: str) -> str:

@@ -13,6 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from paddlemix.errors import cut
+
+_SHOWN = 300  # characters of a value that is written back
 VALUE = "$"  # in a `write`: the value that was given, as JSON
 
 
@@ -129,7 +132,7 @@ def knows_value(answer: Answer, value: object) -> bool:
 
 def _spell(written: str, value: object, on_command_line: bool) -> str:
     if not on_command_line:
-        return written.replace(VALUE, json.dumps(value, ensure_ascii=False))
+        return written.replace(VALUE, cut(json.dumps(value, ensure_ascii=False), _SHOWN))
     pairs = _parsed(written, value).items()
     return " ".join(
         shlex.quote(f"{key}={item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)}")

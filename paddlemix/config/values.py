@@ -67,7 +67,7 @@ def parse_text(spec: KeySpec, text: str) -> object:
     """
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = _parse_plain(spec, text)
     return text if "str" in spec.kinds and not _fits(spec.kinds, value) else value
 
@@ -76,7 +76,7 @@ def parse_any(text: str) -> object:
     """What a text on the command line stands for where no key says what is wanted: JSON, True, False, else the text."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return _BOOLEAN_TEXTS.get(text.lower(), text)
 
 

@@ -107,7 +107,7 @@ class AnswerFile:
         try:
             index = self._numbers.index(int(number))
             failed = "error" in json.loads(text)
-        except ValueError as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{self._partial} is damaged at byte {place}; begin again with --overwrite") from error
         self._state[index] = _FAILED if failed else _ANSWERED
         self._places[index] = place + len(number) + len(tab), len(text) - 1
@@ -199,7 +199,7 @@ def whole_lines(path: Path, lines: Iterable[bytes], count: int) -> list[bytes]:
     for line in lines:
         try:
             whole = isinstance(json.loads(line), dict)
-        except ValueError:
+        except (ValueError, RecursionError):
             whole = False
         if not whole:
             break
@@ -226,7 +226,7 @@ def read_header(path: Path) -> dict[str, Any]:
     """What an answer file was made with; {} where that is not known."""
     try:
         found = json.loads(beside(path, "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

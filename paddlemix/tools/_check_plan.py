@@ -94,7 +94,7 @@ def is_run_file(path: str) -> bool:
         return False
     try:
         values = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (ValueError, OSError):
+    except (ValueError, OSError, RecursionError):
         return False
     return isinstance(values, dict) and bool(values.keys() & _RUN_KEYS)
 

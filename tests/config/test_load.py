@@ -369,3 +369,14 @@ def test_help_lists_every_key_and_ends_with_0(capsys: pytest.CaptureFixture[str]
     for name in SPECS:
         assert f"\n  {name}: " in shown
     assert max(map(len, shown.splitlines())) <= 120
+
+
+def test_values_without_end_are_told(tmp_path: Path) -> None:
+    """A number of 400 digits, a text of a hundred thousand characters, lists in lists on the command line."""
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({"learning_rate": 10**400, "lora_rank": "a" * 100_000, "dataset": [["a b "] * 9000]}))
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, ["seed=" + "[" * 100_000])
+    message = str(caught.value)
+    assert all(f"{key}: expected" in message for key in ("learning_rate", "lora_rank", "dataset", "seed"))
+    assert len(message) < 5000

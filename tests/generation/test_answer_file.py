@@ -145,7 +145,7 @@ def test_damage_is_not_passed_over(tmp_path: Path) -> None:
     out = tmp_path / "a.jsonl"
     open_file(out).add(answer(0))
     partial = beside(out, "partial")
-    for damage in (b"x\t{}\n", b"7\t{}\n", b"1\t{\n"):
+    for damage in (b"x\t{}\n", b"7\t{}\n", b"1\t{\n", b"1\t3\n", b"1\t" + b"[" * 100_000 + b"\n"):
         whole = partial.read_bytes()
         partial.write_bytes(damage + whole)
         with pytest.raises(UserError, match="partial is damaged at byte 0"):
