@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 
 from paddlemix import __version__
+from paddlemix.config.foreign_flags import foreign_command
 from paddlemix.errors import UserError, did_you_mean
 from paddlemix.tools._command import run_command
 
@@ -71,8 +72,9 @@ def _dispatch(argv: list[str]) -> int:
         print(f"paddlemix {__version__}")
         return 0
     if name not in COMMANDS:
+        hint = foreign_command(name) or did_you_mean(name, COMMANDS)
         raise UserError(
-            f"'{name}' is not a paddlemix command{did_you_mean(name, COMMANDS)} "
+            f"'{name}' is not a paddlemix command{hint} "
             f"(commands: {', '.join(COMMANDS)}; `paddlemix --help` says what each does)"
         )
     sys.argv[0] = f"paddlemix {name}"  # argparse takes the program's name in its usage lines from here

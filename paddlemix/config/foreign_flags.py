@@ -187,6 +187,30 @@ FOREIGN_WORDS = {
 }
 
 
+# Command of another program -> whose it is, and what is run here.
+FOREIGN_COMMANDS = {
+    "train": ("XTuner's and LLaMA-Factory's", "finetune, or pretrain for captions"),
+    "sft": ("ms-swift's", "finetune"),
+    "pt": ("ms-swift's", "finetune, or pretrain for captions"),
+    "infer": ("ms-swift's", "chat, or predict for a file of questions"),
+    "app": ("ms-swift's", "chat"),
+    "merge": ("XTuner's", "merge-lora"),
+    "export": ("ms-swift's and LLaMA-Factory's", "merge-lora, or convert for another layout"),
+    "check-custom-dataset": ("XTuner's", "check-data"),
+    "log-dataset": ("XTuner's", "show-data"),
+    "mmbench": ("XTuner's", "predict"),
+    "list-cfg": ("XTuner's", "finetune with a file below paddlemix/config/llava"),
+    "copy-cfg": ("XTuner's", "finetune with a file below paddlemix/config/llava, and key=value after it"),
+    "env": ("LLaMA-Factory's", "doctor"),
+}
+
+
+def foreign_command(name: str) -> str:
+    """What to run for another program's command; "" for a name that none of them has."""
+    program, ours = FOREIGN_COMMANDS.get(name, ("", ""))
+    return f"; {program} {name} is {ours} here" if program else ""
+
+
 def foreign_flag(command: str, name: str, value: str | None) -> str:
     """What to write for a flag that a command here does not have.
 

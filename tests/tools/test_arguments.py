@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from paddlemix.__main__ import COMMANDS
+from paddlemix.__main__ import main as front_door
 from paddlemix.checkpoints.files import read_json, write_json
-from paddlemix.config.foreign_flags import FOREIGN_FLAGS, SWITCHES, WORD_LISTS
+from paddlemix.config.foreign_flags import FOREIGN_COMMANDS, FOREIGN_FLAGS, SWITCHES, WORD_LISTS
 from paddlemix.errors import UserError
 from paddlemix.tools._arguments import CommandParser
 from paddlemix.tools._processor import named_template
@@ -167,3 +168,10 @@ def test_a_model_of_xtuner_is_asked_with_xtuner_s_template(world: World, tmp_pat
     assert named_template("vicuna_v1", str(tmp_path / "none")).name == "vicuna_v1"  # loading will say that
     with pytest.raises(UserError, match="XTuner's is xtuner_vicuna"):
         named_template("vicuna", str(world.model))
+
+
+def test_commands_of_others_are_answered_with_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, (program, ours) in FOREIGN_COMMANDS.items():
+        assert name not in COMMANDS and set(re.findall(r"^[\w-]+|(?<=, or )[\w-]+", ours)) <= COMMANDS.keys()
+        assert front_door([name, "x.yaml"]) == 2
+        assert f"'{name}' is not a paddlemix command; {program} {name} is {ours} here" in capsys.readouterr().err
