@@ -18,6 +18,7 @@ _SECRET = re.compile(
 _LONG_WORD = 1000  # characters without a space: no path and no name, but a picture in base64 and the like
 _SHOWN_OF_IT = 100
 _CLOSENESS = 0.75  # share of common letters: 'sede' is near 'seed', 'deepspeed' is not
+_CLOSE_WORD = 0.9  # the same of one word of a name: 'acuracy' is near 'token_accuracy'
 
 
 class UserError(ValueError):
@@ -83,5 +84,10 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     Returns:
         "; did you mean 'x'?" for the nearest allowed name, or "" when none is near.
     """
-    nearest = difflib.get_close_matches(name, list(allowed), n=1, cutoff=_CLOSENESS)
+    names = list(allowed)
+    closeness = _CLOSENESS if len(name) != 3 else 0.66  # one wrong letter of three is near too: 'nf5'
+    nearest = difflib.get_close_matches(name, names, n=1, cutoff=closeness)
+    if not nearest:
+        words = {word: one for one in reversed(names) for word in one.split("_")}
+        nearest = [words[word] for word in difflib.get_close_matches(name, words, n=1, cutoff=_CLOSE_WORD)]
     return f"; did you mean '{nearest[0]}'?" if nearest else ""

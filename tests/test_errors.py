@@ -29,6 +29,9 @@ def test_message(kind: type[UserError]) -> None:
 def test_suggestion() -> None:
     assert did_you_mean("lerning_rate", ["seed", "learning_rate"]) == "; did you mean 'learning_rate'?"
     assert did_you_mean("x", ["seed", "learning_rate"]) == ""
+    assert did_you_mean("deepspeed", ["seed"]) == did_you_mean("lora_enable", ["lora_alpha"]) == ""
+    assert did_you_mean("nf5", ["int8", "nf4"]) == "; did you mean 'nf4'?"
+    assert did_you_mean("acuracy", ["loss", "token_accuracy"]) == "; did you mean 'token_accuracy'?"
     assert did_you_mean("seed", []) == ""
     assert did_you_mean("sed", (name for name in ("seed", "size"))) == "; did you mean 'seed'?"
 

@@ -43,6 +43,7 @@ CASES: dict[str, Callable[[World, Path], dict[str, Any]] | None] = {
     "projector_file": _projector,
     "inside": None,
     "quantize": lambda world, folder: {**PARTS, **LORA, "quantize_base": "int8"},
+    "starts_projector": None,  # decides about weights alone
 }
 WHOLE: dict[str, dict[str, Any]] = {
     "own tower": {},
