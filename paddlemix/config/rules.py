@@ -120,6 +120,15 @@ def _rates(config: RunConfig) -> list[Conflict]:
     return [Conflict(("min_learning_rate", "learning_rate"), f"{message}; lower it")]
 
 
+def _optimiser(config: RunConfig) -> list[Conflict]:
+    """Adam divides by 1 - beta."""
+    return [
+        Conflict((name,), f"{name} 1 divides by zero in the first step; set it below 1 (default {SPECS[name].default})")
+        for name in ("adam_beta1", "adam_beta2")
+        if getattr(config, name) == 1
+    ]
+
+
 def _policies(config: RunConfig) -> list[Conflict]:
     if config.lora or "lora" not in config.given:
         return []
@@ -197,6 +206,7 @@ RULES: tuple[Callable[[RunConfig], list[Conflict]], ...] = (
     _data_is_there,
     _something_to_train,
     _rates,
+    _optimiser,
     _policies,
     _one_order,
     _adapters,

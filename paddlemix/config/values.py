@@ -24,6 +24,7 @@ _KIND_NAMES = {
     "dict": "an object",
     "None": "null",
 }
+LARGEST_NUMBER = 3.4028234e38  # of float32, in which everything is computed
 _BOOLEAN_TEXTS = {"true": True, "false": False}
 
 
@@ -149,6 +150,8 @@ def _is_number(text: str) -> bool:
 def _range_faults(spec: KeySpec, value: object) -> list[str]:
     if not isinstance(value, (int, float)):
         return []
+    if abs(value) > LARGEST_NUMBER:
+        return [f"{spec.name}: {value:g} is beyond {LARGEST_NUMBER:g}, the largest number that float32 has"]
     unit = f" {spec.unit}" if spec.unit else ""
     if spec.min is not None and value < spec.min:
         return [f"{spec.name}: {value}{unit} is below {spec.min}, the least allowed"]

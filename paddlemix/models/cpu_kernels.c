@@ -28,26 +28,27 @@ extern int omp_get_thread_num(void);
 
 int kernels_version(void) { return KERNELS_VERSION; }
 
-/* e^x; 0 below -87, where results and their products would be subnormal, and e^87 above 87.
- * x = n ln 2 + r with |r| <= ln 2 / 2; e^r by Cephes' polynomial (Moshier, expf), within 2 units in the last place. */
+/* e^x; 0 below -87, where results and their products would be subnormal, and e^87 above 87; NaN of NaN.
+ * x = n ln 2 + r with |r| <= ln 2 / 2; e^r by Cephes' polynomial (Moshier, expf), within 2 units in the last place.
+ * n is read from the bits of the rounded sum, in unsigned numbers: converting a NaN to an integer is undefined. */
 INLINE float exponential(float x)
 {
-    const float rounding = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
-    float bounded = x > 87.0f ? 87.0f : (x < -87.0f ? -87.0f : x);
-    float n = (bounded * 1.44269504088896341f + rounding) - rounding;
-    float r = (bounded - n * 0.693359375f) + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
+    const float rounding = 12582912.0f; /* 1.5 * 2^23, 0x4b400000: adding it rounds to an integer */
     union {
-        int32_t bits;
+        uint32_t bits;
         float value;
-    } power;
+    } sum, power;
+    float bounded = x > 87.0f ? 87.0f : (x < -87.0f ? -87.0f : x), n, r, p = 1.9875691500e-4f;
+    sum.value = bounded * 1.44269504088896341f + rounding;
+    n = sum.value - rounding;
+    r = (bounded - n * 0.693359375f) + n * 2.12194440e-4f;
     p = p * r + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
-    power.bits = ((int32_t)n + 127) << 23;
+    power.bits = (sum.bits - 0x4b400000u + 127u) << 23;
     return x < -87.0f ? 0.0f : p * power.value;
 }
 
@@ -408,16 +409,26 @@ void add_outer(long threads, long rows, long left, long right, gemm_function gem
     gemm(ROW_MAJOR, TURNED, PLAIN, left, right, rows, 1.0f, a, left, b, right, 1.0f, total, right);
 }
 
-/* logits -> their gradients; losses and rights (1 where the target has the largest logit) of each row */
+/* whether the first of the largest values is that of `place`, as a greedy choice takes it */
+INLINE int64_t is_first(const float *values, long place, float most)
+{
+    if (!(values[place] >= most)) return 0;
+    for (long i = 0; i < place; i++)
+        if (values[i] >= most) return 0;
+    return 1;
+}
+
+/* logits -> their gradients; losses and rights (1 where a greedy choice takes the target) of each row */
 void cross_entropy(long threads, long rows, long size, float *logits, const int64_t *targets, float *losses,
                    int64_t *rights)
 {
 #pragma omp parallel for num_threads(threads)
     for (long row = 0; row < rows; row++) {
         float *x = logits + row * size, most = largest(x, size), found = x[targets[row]] - most;
-        float sum = exponentials(x, size, most), scale = 1.0f / sum;
+        float sum, scale;
+        rights[row] = is_first(x, targets[row], most);
+        sum = exponentials(x, size, most), scale = 1.0f / sum;
         losses[row] = __builtin_logf(sum) - found;
-        rights[row] = found >= 0.0f;
 #pragma omp simd
         for (long i = 0; i < size; i++) x[i] *= scale;
         x[targets[row]] -= 1.0f;

@@ -33,9 +33,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from paddlemix.errors import UserError
+from paddlemix.errors import UserError, cut
 from paddlemix.paths import user_path, user_place
 
+_LARGEST_SEED = 2**63 - 1  # paddle's
 STATUS_USER_ERROR = 2
 STATUS_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 STATUS_PIPE_CLOSED = 141  # 128 + SIGPIPE
@@ -86,6 +87,18 @@ def place_argument(text: str) -> str:
     """
     with _as_argument_error():
         return user_place(text, "the path")
+
+
+def seed_argument(text: str) -> int:
+    """The type of an argument that is a seed: a whole number of 0 to 2^63 - 1.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    digits = text.strip().removeprefix("+")
+    if not (digits.isdecimal() and len(digits) < 30 and int(digits) <= _LARGEST_SEED):
+        raise argparse.ArgumentTypeError(f"'{cut(text, 40)}' is no seed; give a whole number of 0 to {_LARGEST_SEED}")
+    return int(digits)
 
 
 @contextlib.contextmanager

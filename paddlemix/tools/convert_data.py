@@ -26,7 +26,7 @@ from paddlemix.errors import UserError
 from paddlemix.outputs import Needed, Output, check_output, check_replaceable
 from paddlemix.paths import is_address
 from paddlemix.tools._arguments import CommandParser
-from paddlemix.tools._command import path_argument, place_argument, run_command
+from paddlemix.tools._command import path_argument, place_argument, run_command, seed_argument
 
 _TABLES = (".csv", ".tsv")
 _SHOWN = 20  # bad rows that are listed
@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--image-root", type=path_argument, help="folder of the images; every image must then be in it")
     parser.add_argument("--split", type=float, metavar="FRACTION", help="write about this share to OUTPUT_eval.json")
-    parser.add_argument("--seed", type=int, default=0, help="of the split (0)")
+    parser.add_argument("--seed", type=seed_argument, default=0, help="of the split (0)")
     parser.add_argument("--overwrite", action="store_true", help="replace the files that are there")
     parser.add_argument("--skip-bad", action="store_true", help="leave out what cannot be converted, and count it")
     parser.add_argument(

@@ -24,7 +24,7 @@ from paddlemix.datasets.formats import FORMS
 from paddlemix.errors import UserError
 from paddlemix.memory import out_of_memory_explained
 from paddlemix.tools._arguments import CommandParser
-from paddlemix.tools._command import path_argument, place_argument, run_command
+from paddlemix.tools._command import path_argument, place_argument, run_command, seed_argument
 
 if TYPE_CHECKING:
     from paddlemix.generation.predict_file import Chunk, Outcome, PredictJob
@@ -80,7 +80,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1 avoids tokens that were there")
     parser.add_argument("--stop", action="append", default=[], help="text that ends an answer; may be given repeatedly")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling (default 0)")
+    parser.add_argument("--seed", type=seed_argument, default=0, help="of the sampling (default 0)")
 
 
 def main(argv: list[str]) -> int:

@@ -17,7 +17,8 @@ from paddlemix.log import logger
 from paddlemix.trainer.compat import TrainerCallback
 from paddlemix.trainer.saving import best_metric, is_better
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# SIGHUP comes when a terminal or a connection closes; systems other than Unix have none.
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 
 
 class StepLosses:
@@ -138,7 +139,7 @@ def broken_weight(model: paddle.nn.Layer) -> str | None:
 
 
 class StopOnSignal(TrainerCallback):
-    """Saves a checkpoint and ends the run in order on SIGTERM or Ctrl-C; a second signal ends it at once.
+    """Saves a checkpoint and ends the run in order on SIGTERM, SIGHUP or Ctrl-C; a second signal ends it at once.
 
     A signal that the process was started with as ignored stays ignored: a script's background job leaves the
     terminal's Ctrl-C to others.

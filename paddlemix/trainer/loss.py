@@ -172,13 +172,14 @@ def _cross_entropy(logits: paddle.Tensor, targets: paddle.Tensor) -> tuple[paddl
         losses, rights = compiled.cross_entropy_(logits, targets)
         return losses.sum(), rights.sum(), logits
     scores = logits.astype("float32")
+    right = (scores.argmax(axis=-1) == targets).astype("int64").sum()  # of equal ones the first, as in greedy answers
     scores.subtract_(scores.max(axis=-1, keepdim=True))
     places = counted(rows) * size + targets
-    found = paddle.gather(scores.reshape([-1]), places)  # [rows], 0 where the guess is right
+    found = paddle.gather(scores.reshape([-1]), places)  # [rows]
     scores.exp_()
     sums = row_sums(scores)
     loss = (paddle.log(sums).reshape([rows]) - found).sum()
     scores.multiply_(1.0 / sums).reshape_([-1])
     hits = paddle.gather(scores, places) - 1.0
     scores.scatter_(places, hits).reshape_([rows, size])  # no place is named twice
-    return loss, (found >= 0).astype("int64").sum(), scores.astype(logits.dtype)
+    return loss, right, scores.astype(logits.dtype)

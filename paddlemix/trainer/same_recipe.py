@@ -12,13 +12,14 @@ from paddlemix.log import logger
 
 _RECIPE_TRAINING = (
     *("vision_tower", "projector", "language_model", "freeze_include", "freeze_exclude"),
-    *("image_aspect_ratio", "image_grid_pinpoints", "mm_patch_merge_type"),
+    *("image_aspect_ratio", "image_grid_pinpoints", "mm_patch_merge_type", "vision_image_size"),
+    *("mm_projector_type", "mm_vision_select_layer", "mm_vision_select_feature"),
     *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "seed"),
     *("learning_rate", "mm_projector_lr", "mm_vision_tower_lr", "min_learning_rate", "lr_scheduler_type"),
     *("warmup_ratio", "warmup_steps", "num_cycles", "lr_end", "power"),
     *("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
     *("loss_reduction", "neftune", "neftune_noise_alpha"),
-    *("dtype", "bf16", "fp16", "fp16_opt_level", "amp_master_grad"),
+    *("dtype", "bf16", "fp16", "fp16_opt_level", "amp_master_grad", "amp_custom_black_list", "amp_custom_white_list"),
 )
 _LENGTH = ("num_train_epochs", "max_steps")
 # of the groups "lora" and "data": where things are and how long to wait for them

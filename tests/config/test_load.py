@@ -380,3 +380,20 @@ def test_values_without_end_are_told(tmp_path: Path) -> None:
     message = str(caught.value)
     assert all(f"{key}: expected" in message for key in ("learning_rate", "lora_rank", "dataset", "seed"))
     assert len(message) < 5000
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("adam_beta1", "1", "adam_beta1 1 divides by zero in the first step; set it below 1 (default 0.9)"),
+        ("adam_beta2", "1.0", "adam_beta2 1 divides by zero in the first step"),
+        ("learning_rate", "1e39", "learning_rate: 1e+39 is beyond 3.40282e+38, the largest number that float32 has"),
+        ("max_steps", "1" + "0" * 30, "max_steps: expected a whole number, got the number 1000"),
+        ("seed", "-1", "seed: -1 is below 0"),
+    ],
+)
+def test_numbers_that_nothing_can_be_computed_with(key: str, value: str, message: str) -> None:
+    texts = ["model_name_or_path=m", "output_dir=out", f"{key}={value}"]
+    with pytest.raises(UserError) as caught:
+        load_config(None, texts)
+    assert message in str(caught.value) and len(str(caught.value)) < 300

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import re
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -237,3 +239,37 @@ def gradients_of_a_transposed_sum() -> list[np.ndarray]:
         (function(*inputs).transpose([3, 2, 1, 0]) * weights).sum().backward()
         found += [part.grad.numpy() for part in inputs]
     return found
+
+
+_EVERY_EXPONENTIAL = r"""
+#include "cpu_kernels.c"
+#include <math.h>
+int omp_get_thread_num(void) { return 0; }
+int main(void)
+{
+    const float ends[] = {NAN, -NAN, INFINITY, -INFINITY, 3e38f, -3e38f, 87.0f, -87.0f, 0.0f};
+    for (int i = 0; i < 9; i++)
+        if (isnan(ends[i]) != isnan(exponential(ends[i]))) return 1;
+    return 0;
+}
+"""
+
+
+def test_nothing_in_the_exponential_is_undefined(tmp_path: Path) -> None:
+    """What C leaves undefined ends a program that is built with this sanitizer: a NaN as an integer, for one."""
+    compiler = shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("there is no gcc")
+    (tmp_path / "check.c").write_text(_EVERY_EXPONENTIAL, encoding="utf-8")
+    sources = Path(compiled_library.__file__).parent
+    flags = ["-O1", "-fsanitize=undefined,float-cast-overflow", "-fno-sanitize-recover=all", "-I", str(sources)]
+    built = subprocess.run(
+        [compiler, *flags, str(tmp_path / "check.c"), "-lm", "-o", str(tmp_path / "check")],
+        capture_output=True,
+        text=True,
+    )
+    if "ubsan" in built.stderr:
+        pytest.skip("gcc has no library for its sanitizer")
+    assert built.returncode == 0, built.stderr
+    done = subprocess.run([str(tmp_path / "check")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

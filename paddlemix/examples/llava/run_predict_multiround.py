@@ -21,7 +21,7 @@ from paddlemix.config.less_memory import less_memory_in_answers
 from paddlemix.errors import UserError
 from paddlemix.memory import out_of_memory_explained
 from paddlemix.tools._arguments import CommandParser
-from paddlemix.tools._command import place_argument, run_command
+from paddlemix.tools._command import place_argument, run_command, seed_argument
 
 if TYPE_CHECKING:
     from paddlemix.generation.chat import ChatSession
@@ -73,7 +73,7 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=512, help="most tokens of an answer (default 512)")
     parser.add_argument("--top-p", type=float, default=1.0, help="likeliest tokens that reach it together (default 1)")
     parser.add_argument("--top-k", type=int, default=0, help="only the likeliest tokens, so many; 0: all (default)")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling (default 0)")
+    parser.add_argument("--seed", type=seed_argument, default=0, help="of the sampling (default 0)")
     parser.add_argument("--num-beams", type=int, default=1, help="beam search; needs --no-stream (default 1: none)")
     parser.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1 avoids tokens that were there")
     parser.add_argument(

@@ -1,0 +1,132 @@
+"""Every key of a run is compared on resuming or said to be free; what was left out is counted once and rightly."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from paddlemix.config.schema import SPECS
+from paddlemix.datasets.mixture import DataSettings
+from paddlemix.errors import UserError
+from paddlemix.sample import Skip
+from paddlemix.trainer.run_data import TrainingRows
+from paddlemix.trainer.same_recipe import check_same_recipe, recipe_values
+from paddlemix.trainer.skipping import SKIPPED_FILE, SkipLog
+from tests.tiny_world import World
+
+# Keys whose change makes no step compute something else. A model is told by its weights, not by where it is.
+FREE = {
+    *("model_name_or_path", "use_flash_attention", "mm_vision_tower", "pretrain_mm_mlp_adapter", "image_root"),
+    *("pad_to_multiple_of", "pad_tiles_to_multiple_of", "max_image_bytes", "max_image_pixels", "image_timeout"),
+    *("image_retries", "cache_vision_features", "vision_cache_dir", "vision_cache_gb", "allow_local_network"),
+    *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "do_train", "do_eval", "recompute", "device"),
+    *("per_device_eval_batch_size", "optim", "flatten_param_grads", "offload_optim", "scale_loss"),
+    *("evaluation_strategy", "eval_steps", "eval_accumulation_steps", "max_evaluate_steps", "eval_with_do_generation"),
+    *("max_new_tokens", "minimum_eval_times", "load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
+    *("early_stopping_patience", "early_stopping_threshold", "save_strategy", "save_steps", "save_total_limit"),
+    *("ignore_save_lr_and_optim", "ignore_load_lr_and_optim", "allow_changed_recipe", "ignore_data_skip"),
+    *("skip_data_intervals", "dataloader_num_workers"),
+}
+
+
+def other(name: str, value: Any) -> Any:
+    """A value of the key's type that is not the given one."""
+    if isinstance(value, bool) or SPECS[name].kinds[0] == "bool":
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    return ["another"] if SPECS[name].kinds[0].startswith("list") else "another"
+
+
+KEYS = [
+    name
+    for name, spec in SPECS.items()
+    if spec.status == "used" and spec.group in ("model", "lora", "data", "training") and name not in FREE
+]
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_each_key_that_decides_a_step_is_compared(world: World, tmp_path: Path, name: str) -> None:
+    config = world.config(tmp_path, lr_scheduler_type="cosine")
+    saved = json.loads(json.dumps(recipe_values(config)))
+    check_same_recipe(tmp_path, saved, config)
+    changed = {**saved, name: other(name, getattr(config, name))}
+    with pytest.raises(UserError, match=f"was saved by a run with other settings: {name} "):
+        check_same_recipe(tmp_path, changed, config)
+
+
+def test_free_keys_are_free(world: World, tmp_path: Path) -> None:
+    assert SPECS.keys() >= FREE and not FREE & recipe_values(world.config(tmp_path)).keys()
+
+
+@pytest.mark.parametrize("name", ["num_train_epochs", "max_steps"])
+def test_a_constant_rate_may_end_later(world: World, tmp_path: Path, name: str) -> None:
+    config = world.config(tmp_path)  # its rate is constant
+    saved = recipe_values(config)
+    check_same_recipe(tmp_path, {**saved, name: saved[name] + 1}, config)
+
+
+# ---- what is left out ----
+
+
+@dataclass
+class _Samples:
+    """As much of a data set as a `SkipLog` looks at."""
+
+    size: int
+    settings: DataSettings
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return self.size
+
+
+def skip_log(folder: Path, size: int = 20, most: float = 0.1, unreadable: int = 0) -> SkipLog:
+    samples = _Samples(size - unreadable, DataSettings(max_bad_fraction=most))
+    samples.unreadable += [(f"record {number}", "no JSON") for number in range(unreadable)]
+    return SkipLog(folder, TrainingRows(rows=cast(Any, samples), samples=cast(Any, samples)))
+
+
+def test_too_long_is_not_bad(tmp_path: Path) -> None:
+    log = skip_log(tmp_path)
+    log.start(resumed=False)
+    log.add(Skip(index, "too long", True) for index in range(20))  # all of them
+    assert log.count == 20
+
+
+def test_the_last_bad_one_that_is_allowed(tmp_path: Path) -> None:
+    log = skip_log(tmp_path, unreadable=1)
+    log.start(resumed=False)
+    log.add([Skip(3, "too long", True), Skip(4, "no picture", False), Skip(4, "no picture", False)])
+    assert log.count == 3
+    with pytest.raises(UserError, match=r"3 of 20 samples cannot be used, max_bad_fraction 0.1 allows 2"):
+        log.add([Skip(5, "no picture", False)])
+
+
+def test_the_bad_ones_before_a_stop_count_after_it(tmp_path: Path) -> None:
+    first = skip_log(tmp_path, unreadable=1)
+    first.start(resumed=False)
+    first.add([Skip(3, "too long", True), Skip(4, "no picture", False)])
+    lines = (tmp_path / SKIPPED_FILE).read_text(encoding="utf-8")
+    again = skip_log(tmp_path, unreadable=1)
+    again.start(resumed=True)
+    assert again.count == 3
+    again.add([Skip(4, "no picture", False), Skip(6, "too long", True)])  # 4 is met again
+    assert (tmp_path / SKIPPED_FILE).read_text(encoding="utf-8").startswith(lines)
+    assert again.count == 4
+    with pytest.raises(UserError, match=r"3 of 20 samples cannot be used"):
+        again.add([Skip(5, "no picture", False)])
+
+
+def test_what_was_too_long_before_a_stop_is_not_bad_after_it(tmp_path: Path) -> None:
+    first = skip_log(tmp_path)
+    first.start(resumed=False)
+    first.add(Skip(index, "too long", True) for index in range(10))
+    again = skip_log(tmp_path)
+    again.start(resumed=True)
+    again.add([Skip(11, "no picture", False), Skip(12, "no picture", False)])
+    assert again.count == 12
