@@ -207,7 +207,8 @@ def remove_leftovers(folder: Path) -> list[Path]:
 
 def is_temporary(path: Path) -> bool:
     """Whether a path's name is one that commands give to what they are still writing, or a lock's."""
-    return path.name.endswith(LOCK_FILE) or _TEMPORARY.fullmatch(path.name) is not None
+    is_lock = path.name.startswith(".") and path.name.endswith(LOCK_FILE)
+    return is_lock or _TEMPORARY.fullmatch(path.name) is not None
 
 
 def _remove_unheld(path: Path) -> bool:

@@ -50,6 +50,7 @@ class CheckPlan:
         max_length: longest sample in tokens; None where nothing says.
         on_too_long: the run's policy.
         splits: of the run that have entries, "train" and "eval"; empty without a run.
+        models: names and folders of the checkpoints that are read.
         notes: what could not be done as the user may expect, one text each.
     """
 
@@ -58,6 +59,7 @@ class CheckPlan:
     max_length: int | None = None
     on_too_long: str = "truncate_turns"
     splits: tuple[str, ...] = ()
+    models: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -79,6 +81,7 @@ def make_plan(inputs: Sequence[str], options: CheckOptions) -> CheckPlan:
         _plan_run(plan, load_config(path), path, options)
     rest = [path for path in inputs if path not in runs]
     if rest:
+        plan.models += [options.model] if options.model else []
         processor = open_processor(options.model, options.chat_template) if options.model else None
         if processor is None and options.chat_template:
             raise UserError("--chat-template needs --model-path: templates are checked with a tokenizer")
@@ -109,6 +112,8 @@ def _plan_run(plan: CheckPlan, config: RunConfig, path: str, options: CheckOptio
     )
     plan.max_length = options.max_length or config.max_length
     plan.on_too_long = config.on_too_long
+    names = (options.model, config.model_name_or_path, config.lora_path, config.mm_vision_tower)
+    plan.models += [name for name in names if name]
     dataset = config.dataset or {}
     plan.splits = tuple(split for split, entries in dataset.items() if entries)
     entries = [entry for split in plan.splits for entry in dataset[split]]

@@ -121,10 +121,10 @@ def _check_outputs(arguments: argparse.Namespace, plan: CheckPlan) -> None:
     needed += _files("the chat template", [arguments.chat_template])
     roots = dict.fromkeys(file.image_root for file in plan.files)
     needed += [Needed("the image root", Path(root), "pictures") for root in roots if root and not is_address(root)]
-    if arguments.model_path:
+    if plan.models:
         from paddlemix.checkpoints.needs import needed_by_model
 
-        needed += needed_by_model(arguments.model_path)
+        needed += [item for name in dict.fromkeys(plan.models) for item in needed_by_model(name)]
     for flag, path in outputs.items():
         if path is not None:
             output = Output(flag, path, "file")

@@ -55,10 +55,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("models/base", "bases/of_adapter"):
         for file in ("config.json", "model.safetensors"):
             shutil.copy(original / file, tmp_path / name)
-    for file in (GOLDEN.parent / "training" / "tokenizer").iterdir():
-        shutil.copy(file, tmp_path / "models/base")
-    config = tmp_path / "models/base/config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"mm_vision_tower": str(tmp_path / "towers/clip")}))
+    for name in ("models/base", "bases/of_adapter"):
+        shutil.copytree(GOLDEN.parent / "training" / "tokenizer", tmp_path / name, dirs_exist_ok=True)
+    for name in ("models/base", "bases/of_adapter"):
+        config = tmp_path / name / "config.json"
+        values = json.loads(config.read_text()) | {"mm_vision_tower": str(tmp_path / "towers/clip")}
+        config.write_text(json.dumps(values))
     (tmp_path / "store/blobs/extra.safetensors").write_bytes(b"weights")
     (tmp_path / "models/base/extra.safetensors").symlink_to(tmp_path / "store/blobs/extra.safetensors")
     base = {"model": str(tmp_path / "bases/of_adapter"), "relative": {"model": "../../bases/of_adapter"}}
@@ -77,7 +79,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (tmp_path / "data/table.csv").write_text("image,question,answer\na.png,Q,A\n")
     dataset = {"train": [{"data_files": str(tmp_path / "data/train.json"), "image_root": str(tmp_path / "images")}]}
     (tmp_path / "data/run.json").write_text(
-        json.dumps({"dataset": dataset, "output_dir": "o", "model_name_or_path": "m"})
+        json.dumps({"dataset": dataset, "output_dir": "o", "model_name_or_path": str(tmp_path / "models/base")})
     )
     return tmp_path
 
@@ -146,9 +148,11 @@ def predict_adapter(root: Path, output: Path) -> list[str]:
     return [*given, "--output", f"{output}", "--overwrite"]
 
 
-def check(flag: str) -> Arguments:
+def check(flag: str, of_run: bool = False) -> Arguments:
+    """Arguments of check-data; the model is the run's own, or another."""
+
     def make(root: Path, output: Path) -> list[str]:
-        model = ["--model-path", f"{root}/models/base"]
+        model = ["--model-path", f"{root}/bases/of_adapter"] * (not of_run)
         return [f"{root}/data/run.json", *model, flag, f"{output}", "--overwrite", "--workers", "1"]
 
     return make
@@ -201,7 +205,8 @@ BESIDE: list[tuple[str, Arguments, tuple[str, ...]]] = [
     ("predict", predict, ("base", "subfolder", "tower")),
     ("predict", predict_adapter, ("adapter", "the adapter's base")),
     ("check-data", check("--fix"), ("base", "tower")),
-    ("check-data", check("--report"), ("base", "tower")),
+    ("check-data", check("--report"), ("base", "tower", "the adapter's base")),
+    ("check-data", check("--fix", of_run=True), ("base", "tower")),
 ]
 
 
