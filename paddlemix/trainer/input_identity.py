@@ -164,7 +164,7 @@ def _saved_files(path: Path) -> dict[str, list[str]]:
         for item in json.loads(read_metadata(path)[_FILES_KEY]):
             found.setdefault(str(item["split"]), []).append(str(item["digest"]))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"'{path}' cannot be understood ({error!r}); remove it to go on without its check") from error
+        raise UserError(f"'{path}' cannot be understood ({error!r}); copy the checkpoint again") from error
     return found
 
 

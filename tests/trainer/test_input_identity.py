@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from paddlemix.checkpoints.adapter import ADAPTER_WEIGHTS
-from paddlemix.checkpoints.files import read_safetensors
+from paddlemix.checkpoints.files import read_safetensors, write_safetensors
 from paddlemix.datasets import data_identity
 from paddlemix.errors import UserError
 from paddlemix.trainer import input_identity
+from paddlemix.trainer.checkpoint_check import CHECKSUMS_FILE
 from paddlemix.trainer.input_identity import INPUTS_FILE
 from paddlemix.trainer.recipe import run_recipe
 from tests.tiny_models import flip_bit
@@ -152,6 +153,7 @@ def test_evaluations_may_be_switched_off(place: World, tmp_path: Path) -> None:
 def test_a_checkpoint_of_an_earlier_version(place: World, tmp_path: Path) -> None:
     old = Path(shutil.copytree(place.root / "run" / "checkpoint-2", tmp_path / "checkpoint-2"))
     (old / INPUTS_FILE).unlink()
+    (old / CHECKSUMS_FILE).unlink()
     edit(place.data / "train.json", replace_answer)
     go_on(place, tmp_path / "again", resume_from_checkpoint=str(old))
 
@@ -187,7 +189,11 @@ def test_a_tower_beside_the_base(world: World, tmp_path: Path) -> None:
 
 
 def test_a_damaged_note_is_told(place: World, tmp_path: Path) -> None:
+    """Where no checksum tells it first."""
     checkpoint = Path(shutil.copytree(place.root / "run" / "checkpoint-2", tmp_path / "checkpoint-2"))
-    (checkpoint / INPUTS_FILE).write_bytes((checkpoint / INPUTS_FILE).read_bytes()[:20])
-    with pytest.raises(UserError, match=r"inputs\.safetensors"):
+    (checkpoint / CHECKSUMS_FILE).unlink()
+    tensors = dict(read_safetensors(checkpoint / INPUTS_FILE))
+    write_safetensors(tmp_path / "damaged", tensors, {"data_files": "[3]"})
+    shutil.move(tmp_path / "damaged", checkpoint / INPUTS_FILE)
+    with pytest.raises(UserError, match=r"inputs\.safetensors' cannot be understood .*; copy the checkpoint again"):
         go_on(place, tmp_path / "again", resume_from_checkpoint=str(checkpoint))
