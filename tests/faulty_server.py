@@ -29,6 +29,7 @@ class FaultyServer(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.asked: list[str] = []
+        self.other = ""  # address that `/to-other` redirects to
         self.authorizations: list[str | None] = []  # of the same requests
         self.stopped = threading.Event()
         self.address = f"http://127.0.0.1:{self.server_port}"
@@ -157,6 +158,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def send_moved(self) -> None:
         self.answer(302, Location="/picture.png")
+
+    def send_to_other(self) -> None:
+        self.answer(302, Location=f"{self.server.other}/picture.png")
 
     def send_loop(self) -> None:
         self.answer(302, Location="/loop")

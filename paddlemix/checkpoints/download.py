@@ -8,9 +8,10 @@ leaves no half model, and the next one resumes it.  Knows no cache but the place
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -63,14 +64,19 @@ def download_model(name: ModelName, target: Path, find: Callable[[], Path | None
     return target
 
 
-def _alone(partial: Path) -> FileLock:
-    """The lock of a download, held; says so where another process has it."""
+@contextlib.contextmanager
+def _alone(partial: Path) -> Iterator[None]:
+    """Holds the lock of a download; says so where it must wait for another process."""
     lock = FileLock(f"{partial}.lock")
     try:
-        return lock.acquire(timeout=0).lock
+        lock.acquire(timeout=0)
     except Timeout:
         logger.info("another process is downloading to %s; waiting for it", partial.parent)
-        return lock.acquire().lock
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _check_space(files: list[RemoteFile], partial: Path) -> None:

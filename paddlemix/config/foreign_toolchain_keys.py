@@ -50,7 +50,7 @@ SWIFT = {
     **each("sft_type train_type tuner_type", _ADAPTER),
     "model_type": says("leave it out; the checkpoint's config.json says what it is"),
     **each("model model_id_or_path", same("model_name_or_path")),
-    "model_revision": says("a revision of a hub's model is downloaded with the hub's own tool"),
+    "model_revision": says('write it after the name: "model_name_or_path": "owner/name@REVISION"'),
     **each("template template_type", template_answer(SWIFT_TEMPLATES)),
     "adapters": same("lora_path"),
     "custom_train_dataset_path": Answer(write=TRAIN_FILES),
@@ -116,9 +116,10 @@ SWIFT = {
     "sequence_parallel_size": says("sequences are not split over cards"),
     **each("use_galore galore_rank galore_target_modules lisa_activated_layers lisa_step_interval", _OPTIMISERS),
     **each("vera_rank boft_block_size fourier_n_frequency reft_rank adalora_target_r adalora_init_r", _LORA_MATRICES),
+    "use_hf": says('PADDLEMIX_HUB=modelscope or huggingface in the environment, or "modelscope:owner/name"'),
     "rlhf_type": says("preferences are not trained; `finetune` trains on answers"),
     **each(
-        """dataset_num_proc preprocess_num_proc add_version add_output_dir_suffix create_checkpoint_symlink use_hf
+        """dataset_num_proc preprocess_num_proc add_version add_output_dir_suffix create_checkpoint_symlink
         tuner_backend train_backend ignore_args_error check_model check_model_is_latest custom_register_path
         external_plugins acc_strategy load_args load_data_args self_cognition_sample model_name model_author device_map
         model_kwargs dataset_shuffle test_oom_error load_from_cache_file""",

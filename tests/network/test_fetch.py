@@ -308,6 +308,14 @@ def test_no_secret_of_an_address_is_repeated(server: FaultyServer, tmp_path: Pat
     assert b"hidden" not in b"".join(kept) + message.encode()
 
 
+def test_a_password_is_not_sent_to_another_server(server: FaultyServer) -> None:
+    with serving() as other:
+        server.other = other.address
+        fetch(f"{server.address}/to-other".replace("//", "//me:hidden@"), PATIENT)
+        assert server.authorizations == ["Basic bWU6aGlkZGVu"]
+        assert (other.asked, other.authorizations) == (["picture.png"], [None])
+
+
 @pytest.mark.usefixtures("loopback_is_public")
 def test_a_public_name_is_fetched(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", resolve_to("127.0.0.1"))
