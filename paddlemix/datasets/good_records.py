@@ -15,17 +15,20 @@ from paddlemix.datasets.checker import DataFile
 from paddlemix.datasets.checking import CheckReport
 from paddlemix.datasets.records import open_records
 from paddlemix.errors import UserError
+from paddlemix.outputs import Needed, Output, check_output
 
 
 def check_fix_target(target: Path, files: Sequence[DataFile]) -> None:
     """Whether the good records of these files can go into one new file.
 
     Raises:
-        UserError: the target's folder is missing, or the files are not read alike.
+        UserError: the target is one of the files, its folder is missing, or the files are not read alike.
     """
     if not target.parent.is_dir():
         raise UserError(f"--fix {target}: the folder {target.parent} does not exist")
     paths = [file.path for file in files]
+    checked = [Needed("one of the files that are checked", Path(path), "file") for path in paths]
+    check_output(Output("--fix", target, "file"), checked)
     twice = next((path for path in paths if paths.count(path) > 1), None)
     if twice is not None:
         raise UserError(f"--fix: {twice} is read in two ways (template or image_root); fix it by itself")
