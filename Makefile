@@ -19,7 +19,7 @@ help:
 	@echo "make test       lint, types and tests"
 	@echo "make lint       ruff and mypy alone"
 	@echo "make fuzz       damaged files of every kind for ten minutes; SECONDS=60 SEED=7: others"
-	@echo "make reference  compare with torch and transformers (its own environment, about 2 GB more);"
+	@echo "make reference  compare with torch and transformers (environments of its own, about 2 GB more);"
 	@echo "                ISA=avx2: with that instruction set alone, whatever the processor has"
 	@echo "make clean      remove caches and build leftovers; make distclean: the environments too"
 
@@ -75,7 +75,7 @@ reference: .venv-reference/.installed .venv-reference457/.installed .venv-refere
 	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	@.venv-reference/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $(@D)/reference.pth
 	@mv $(@D)/reference.pth "$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
-	@$(@D)/bin/python $(PIP_INSTALL) -q "transformers==$(TRANSFORMERS)"
+	@$(@D)/bin/python $(PIP_INSTALL) --no-warn-conflicts "transformers==$(TRANSFORMERS)"
 	@touch $@
 	@echo "installed"
 

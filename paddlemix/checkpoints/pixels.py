@@ -47,7 +47,7 @@ KEYS = Keys(
         """
         do_convert_rgb processor_class _valid_processor_keys _processor_class auto_map data_format input_data_format
         return_tensors device disable_grouping default_to_square image_seq_length num_additional_image_tokens
-        patch_size do_rand_resize_crop
+        patch_size do_rand_resize_crop aspect_ratio_setting pad_size size_divisor
         """
     ),
 )
