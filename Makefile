@@ -12,11 +12,12 @@ KERNELS = paddlemix/models/_cpu_kernels_*.so
 SOURCES = $(wildcard paddlemix/models/*.c)
 RIGHT_PYTHON = import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))
 
-.PHONY: help demo test lint fuzz reference clean distclean
+.PHONY: help demo test slow soak lint fuzz reference clean distclean
 
 help:
 	@echo "make demo       train a tiny LLaVA on this machine and question it, without any download"
 	@echo "make test       lint, types and tests"
+	@echo "make slow       the tests that take minutes; make soak: make test's five times, as a loaded background job"
 	@echo "make lint       ruff and mypy alone"
 	@echo "make fuzz       damaged files of every kind for ten minutes; SECONDS=60 SEED=7: others"
 	@echo "make reference  compare with torch and transformers (environments of its own, about 2 GB more);"
@@ -28,6 +29,17 @@ demo: .venv/.installed
 
 test: lint
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n $(WORKERS) --dist loadfile
+
+slow: .venv/.installed
+	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n $(WORKERS) --dist loadfile -m slow
+
+# As a script's background job, with signals ignored, beside four busy loops: no test may depend on either.
+RUNS ?= 5
+soak: .venv/.installed
+	@trap 'kill $$loops' EXIT; for n in 1 2 3 4; do sh -c 'while :; do :; done' & loops="$$loops $$!"; done; \
+	for run in $$(seq $(RUNS)); do \
+		(trap '' INT QUIT; OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n $(WORKERS) --dist loadfile) & wait $$! || exit 1; \
+	done
 
 lint: .venv/.installed
 	@.venv/bin/ruff check --quiet .

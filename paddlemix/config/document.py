@@ -13,8 +13,9 @@ from typing import Any
 
 from paddlemix.config.foreign_names import foreign_file
 from paddlemix.declared import parse_json, read_text
-from paddlemix.errors import MissingFileError, UserError, did_you_mean
+from paddlemix.errors import MissingFileError, UserError, cut, did_you_mean
 
+_SHOWN = 300  # characters of a line in an error
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],]')
 
 
@@ -143,4 +144,6 @@ def _explain_syntax(path: Path, text: str, error: json.JSONDecodeError) -> str:
         hint = "; remove the comma before the closing bracket"
     elif error.msg.startswith("Expecting ',' delimiter") and shown.startswith('"') and error.lineno > 1:
         hint = "; is the comma missing at the end of the line before?"
-    return f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}){hint}: {shown}"
+    return (
+        f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}){hint}: {cut(shown, _SHOWN)}"
+    )

@@ -107,20 +107,7 @@ def write_picture(path: Path, items: Sequence[Verdict], title: str) -> int:
     shown = [item for item in items if item.question.isascii()][: COLUMNS * ROWS]
     if not shown:
         raise UserError(f"none of {len(items)} questions is in ASCII, which is all the font has; add English questions")
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError("matplotlib, which draws the picture, is not installed; run: pip install matplotlib") from error
-
-    rows = -(-len(shown) // COLUMNS)
-    figure = Figure(figsize=(2.4 * COLUMNS, 2.75 * rows + 0.6), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, parse_math=False)
-    for axes in (grid := figure.subplots(rows, COLUMNS, squeeze=False).ravel()):
-        axes.axis("off")
-    for axes, item in zip(grid, shown, strict=False):
-        _draw_verdict(axes, item)
+    figure = draw_verdicts(shown, title)
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,6 +118,32 @@ def write_picture(path: Path, items: Sequence[Verdict], title: str) -> int:
     return len(shown)
 
 
+def draw_verdicts(items: Sequence[Verdict], title: str) -> Any:
+    """A matplotlib figure of verdicts; no text touches that of another picture.
+
+    Raises:
+        UserError: matplotlib is missing.
+        MissingFileError: a picture cannot be read.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
+    except ImportError as error:
+        raise UserError("matplotlib, which draws the picture, is not installed; run: pip install matplotlib") from error
+
+    rows = -(-len(items) // COLUMNS)
+    padded = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)  # inches around each picture with its texts
+    figure = Figure(figsize=(2.4 * COLUMNS, 2.75 * rows + 0.6), dpi=100, layout=padded)
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, parse_math=False)
+    for axes in (grid := figure.subplots(rows, COLUMNS, squeeze=False).ravel()):
+        axes.axis("off")
+    for axes, item in zip(grid, items, strict=False):
+        _draw_verdict(axes, item)
+    return figure
+
+
 def _draw_verdict(axes: Any, item: Verdict) -> None:
     """One picture: the question above it, the answer below, green when correct, else red with the right one."""
     try:
@@ -139,8 +152,9 @@ def _draw_verdict(axes: Any, item: Verdict) -> None:
     except OSError as error:
         raise MissingFileError(f"cannot read the image {item.image_path}: {error}; make the demo data again") from error
     axes.set_title(_shown(item.question.replace(IMAGE_TOKEN, "")), fontsize=9, parse_math=False)
-    answer = _shown(item.answer) or "(nothing)"
-    verdict = f"ok: {answer}" if item.correct else f"wrong: {answer}\nright: {_shown(item.expected)}"
+    answer = item.answer.strip() or "(nothing)"
+    lines = [f"ok: {answer}"] if item.correct else [f"wrong: {answer}", f"right: {item.expected}"]
+    verdict = "\n".join(map(_shown, lines))
     axes.set_xlabel(verdict, fontsize=9, color="green" if item.correct else "red", parse_math=False)
     axes.axis("on")
     axes.set(xticks=[], yticks=[])

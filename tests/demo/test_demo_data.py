@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
 import re
@@ -340,6 +341,24 @@ def test_picture_shows_english_questions(tmp_path: Path) -> None:
         report.write_picture(target, verdicts(tmp_path)[-1:], "")
     with pytest.raises(MissingFileError, match="gone.png"):
         report.write_picture(target, [report.Verdict(tmp_path / "gone.png", "q", "a", "a")], "")
+
+
+def test_no_text_of_a_picture_touches_that_of_another(tmp_path: Path) -> None:
+    """Two lines above and four below each picture, between some with one; pictures of any shape."""
+    for number, size in enumerate(((32, 32), (90, 30), (30, 90))):
+        Image.new("RGB", size, "red").save(tmp_path / f"{number}.png")
+    texts = ("7", "a large red circle to the left of " * 3, "7")
+    items = [
+        report.Verdict(tmp_path / f"{n % 3}.png", f"Q {texts[n % 2]}", texts[(n // 2) % 3], texts[n % 3])
+        for n in range(20)
+    ]
+    figure = report.draw_verdicts(items, "title")
+    figure.draw_without_rendering()
+    drawn = [axes for axes in figure.axes if axes.get_title()]
+    assert len(drawn) == 20
+    boxes = [[axes.title.get_window_extent(), axes.xaxis.label.get_window_extent(), axes.bbox] for axes in drawn]
+    for one, other in itertools.combinations(boxes, 2):
+        assert not any(box.overlaps(another) for box in one for another in other)
 
 
 def test_table_aligns_chinese() -> None:
