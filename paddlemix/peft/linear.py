@@ -25,10 +25,12 @@ class QuantizedBase(Protocol):
 
     Args:
         weight_shape: (in, out).
+        weight_dtype: of the weight that it stands for; its adapter is held in it.
         bias: [out] or None; calling the layer adds it.
     """
 
     weight_shape: tuple[int, int]
+    weight_dtype: paddle.dtype
     bias: paddle.Tensor | None
 
     def __call__(self, inputs: paddle.Tensor) -> paddle.Tensor: ...
@@ -43,7 +45,7 @@ class LoRALinear(nn.Layer):
 
     Args:
         base: a linear layer, weight [in, out], whose weight this layer takes; or a `QuantizedBase`, which it keeps
-            as its sublayer `base`.  On such a one the adapter is float32.
+            as its sublayer `base`.
         config: rank, scaling, dropout.
         name: of the replaced layer in the model, for the patterns of `config`.
 
@@ -64,7 +66,7 @@ class LoRALinear(nn.Layer):
         self.bias = base.bias
         self.in_features, self.out_features = in_features, out_features
         self.rank, self.scaling, self.dropout = config.rank_of(name), config.scaling_of(name), config.lora_dropout
-        self.adapter_dtype = paddle.float32 if self.is_quantized else base.weight.dtype
+        self.adapter_dtype = base.weight_dtype if self.is_quantized else base.weight.dtype
         # In low precision the sum of weight and update would lose the update's last bits.
         self._sums_are_exact = not self.is_quantized and self.adapter_dtype == paddle.float32
         # For few rows, as of a decoded token, the product of A and B is the dearer one.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +21,11 @@ from paddlemix.errors import UserError
 from paddlemix.peft.codes import check_kind, quantize_weight
 from paddlemix.peft.linear import LoRALinear
 from paddlemix.peft.quantized_linear import QuantizedLinear
+from paddlemix.peft.wide_weights import WideGroup
 
 QUANT_METHOD = "paddlemix"  # of `quantization_config` in config.json
 _PART = "language_model."  # tower, projector and output layer are small or sensitive: they stay as they are
+_DECODER_LAYER = re.compile(r".*\.layers\.\d+\.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +87,9 @@ def quantize_model(model: nn.Layer, config: QuantizationConfig) -> int:
             weight = quantize_weight(layer.weight.numpy(), config.kind)
         except UserError as error:
             raise UserError(f"'{name}.weight' cannot be quantised: {error}") from error
-        replacement = _replace(parent, child, QuantizedLinear(config.kind, shape, layer.bias))
+        replacement = _replace(parent, child, QuantizedLinear(config.kind, shape, layer.bias, layer.weight.dtype))
         replacement.fill(weight)
+    _join_groups(model)
     return len(names)
 
 
@@ -97,8 +101,22 @@ def prepare_quantized(model: nn.Layer, config: QuantizationConfig) -> int:
     names = quantizable_names(model, config.skip)
     for name in names:
         parent, child, layer = _find(model, name)
-        _replace(parent, child, QuantizedLinear(config.kind, tuple(layer.weight.shape), layer.bias))
+        shape = tuple(layer.weight.shape)
+        _replace(parent, child, QuantizedLinear(config.kind, shape, layer.bias, layer.weight.dtype))
+    _join_groups(model)
     return len(names)
+
+
+def _join_groups(model: nn.Layer) -> None:
+    """One group per decoder layer: its linear layers are used one soon after the other."""
+    groups: dict[str, list[QuantizedLinear]] = {}
+    for name, layer in quantized_linears(model).items():
+        found = _DECODER_LAYER.match(name)
+        groups.setdefault(found[0] if found else name, []).append(layer)
+    for layers in groups.values():
+        group = WideGroup(layers)
+        for layer in layers:
+            layer.group = group
 
 
 def dequantize_model(model: nn.Layer, dtype: str = "float32") -> int:

@@ -2,7 +2,8 @@
 
 Plain Paddle operators (cast, gather, product), so that one layer serves CPU, GPU and NPU; on CPU kernels in C take
 their place where they can, and multiply few rows by the codes themselves.  Neither pass keeps the wide weight: the
-backward pass makes it once more.  Formats are in `codes.py`; knows no model.
+backward pass makes it once more.  Off the CPU it is made by `wide_weights.py`, with those of other layers.  Formats are
+in `codes.py`; knows no model.
 
 Source: Dettmers et al. 2023, "QLoRA".
 """
@@ -20,10 +21,13 @@ import paddle
 from paddle import nn
 from paddle.autograd import PyLayer
 
+from paddlemix.models.kernels import as_type, autocasts
+from paddlemix.models.operators import on_cpu
 from paddlemix.peft import quantized_kernels
-from paddlemix.peft.codes import NF4_BLOCK, NF4_LEVELS, SCALE_GROUP, QuantizedWeight, padded_size, stored_arrays
+from paddlemix.peft.codes import NF4_BLOCK, SCALE_GROUP, QuantizedWeight, padded_size, stored_arrays
+from paddlemix.peft.wide_weights import WideGroup, four_levels
 
-# Of the wide weight that exist at once; smaller pieces cost more calls, larger ones the processor's cache.
+# Of the wide weight that exist at once on CPU; smaller pieces cost more calls, larger ones the processor's cache.
 _WIDE_BYTES = 8 * 1024**2
 
 
@@ -36,11 +40,22 @@ class QuantizedLinear(nn.Layer):
         kind: one of `codes.KINDS`.
         weight_shape: (in, out).
         bias: [out], taken over from the layer it replaces.
+        dtype: of the weight that it replaces; an adapter on the layer is held in it.
+
+    Attributes:
+        group: whose weights are made wide together off the CPU; of this layer alone at first.
     """
 
-    def __init__(self, kind: str, weight_shape: tuple[int, int], bias: paddle.Tensor | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        weight_shape: tuple[int, int],
+        bias: paddle.Tensor | None = None,
+        dtype: paddle.dtype = paddle.float32,
+    ) -> None:
         super().__init__()
-        self.kind, self.weight_shape, self.bias = kind, weight_shape, bias
+        self.kind, self.weight_shape, self.bias, self.weight_dtype = kind, weight_shape, bias, dtype
+        self.group = WideGroup([self])
         self.arrays = stored_arrays(kind, *weight_shape)
         self._rows = _ROWS.get(kind, _half_rows)
 
@@ -66,6 +81,7 @@ class QuantizedLinear(nn.Layer):
         if self.kind == "nf4" and name == "weight_codes":
             array = np.ascontiguousarray(array).view(np.int16)  # four weights are looked up at once
         self.register_buffer(name, paddle.to_tensor(np.ascontiguousarray(array)))
+        self.group.forget()
 
     def stored(self, name: str) -> np.ndarray:
         """One of the arrays, as `store` takes it."""
@@ -96,9 +112,17 @@ class QuantizedLinear(nn.Layer):
             if quantized_kernels.holds(self.kind, self._buffers):
                 rows = paddle.empty([out_features, in_features], dtype="float32")
                 quantized_kernels.widen_(rows, self.kind, self._buffers, first=0)
+            elif not on_cpu(next(iter(self._buffers.values()))):
+                rows = WideGroup([self]).made(paddle.float32)[0] if self.kind in _ROWS else self.wide(paddle.float32)
             else:
                 rows = paddle.concat([rows for _, rows in self.wide_rows(paddle.float32, scaled=True)])
             return rows.transpose([1, 0])
+
+    def wide(self, dtype: paddle.dtype) -> paddle.Tensor:
+        """[out, in] off the CPU, made together with those of its group; in use until another group's is asked for."""
+        if self.kind in _ROWS:
+            return self.group.weight(self, dtype)
+        return as_type(self.weight_values, dtype)
 
     def wide_rows(self, dtype: Any, scaled: bool) -> Iterator[tuple[slice, paddle.Tensor]]:
         """(outputs, their weights [n, in]), piece by piece; the next may be written over one, so use it before.
@@ -128,6 +152,8 @@ class QuantizedLinear(nn.Layer):
     def _apply(self, func: Any, device: Any, dtype: Any, blocking: Any, include_sublayers: bool = True) -> None:
         """`Layer.to`: moves to a device, but codes and scales keep their types."""
         super()._apply(func, device, None, blocking, include_sublayers)
+        self.weight_dtype = self.weight_dtype if dtype is None else dtype
+        self.group.forget()
 
 
 class _Product(PyLayer):
@@ -138,6 +164,8 @@ class _Product(PyLayer):
         ctx.layer, ctx.dtype = layer, inputs.dtype
         if quantized_kernels.suits(layer.kind, layer._buffers, inputs):
             return quantized_kernels.product(layer.kind, layer._buffers, inputs)
+        if not on_cpu(inputs):
+            return paddle.matmul(inputs, layer.wide(_product_dtype(inputs)), transpose_y=True)
         scale = _scale_outside(layer, inputs)
         wide = layer.wide_rows(inputs.dtype, scaled=scale is None)
         outputs = [paddle.matmul(inputs, rows, transpose_y=True) for _, rows in wide]
@@ -146,12 +174,21 @@ class _Product(PyLayer):
 
     @staticmethod
     def backward(ctx: Any, grad: paddle.Tensor) -> paddle.Tensor:
+        if not on_cpu(grad):
+            return as_type(paddle.matmul(grad, ctx.layer.wide(grad.dtype)), ctx.dtype)
         scale = _scale_outside(ctx.layer, grad)
         if scale is not None:
             grad = grad * scale
         wide = ctx.layer.wide_rows(grad.dtype, scaled=scale is None)
         parts = (paddle.matmul(grad[:, outputs], rows).astype("float32") for outputs, rows in wide)
         return functools.reduce(operator.add, parts).astype(ctx.dtype)
+
+
+def _product_dtype(inputs: paddle.Tensor) -> paddle.dtype:
+    """What a product of the inputs is computed in: the backward pass, outside autocast, gets gradients of it."""
+    if autocasts() and inputs.dtype == paddle.float32:
+        return getattr(paddle, paddle.get_autocast_dtype())
+    return inputs.dtype
 
 
 def _scale_outside(layer: QuantizedLinear, values: paddle.Tensor) -> paddle.Tensor | None:
@@ -179,7 +216,7 @@ def _nf4_rows(layer: QuantizedLinear, outputs: slice, scaled: bool) -> paddle.Te
     scales = scales[first - groups.start * SCALE_GROUP : last - groups.start * SCALE_GROUP]
     codes = layer.weight_codes[outputs]
     index = codes.flatten().astype("int32") + 2**15
-    levels = paddle.gather(_four_levels(str(codes.place)), index).reshape([count * blocks, NF4_BLOCK])
+    levels = paddle.gather(four_levels(str(codes.place)), index).reshape([count * blocks, NF4_BLOCK])
     rows = (levels * scales.unsqueeze(-1)).reshape([count, blocks * NF4_BLOCK])
     return rows if blocks * NF4_BLOCK == in_features else rows[:, :in_features]
 
@@ -190,10 +227,3 @@ def _half_rows(layer: QuantizedLinear, outputs: slice, scaled: bool) -> paddle.T
 
 
 _ROWS = {"int8": _int8_rows, "nf4": _nf4_rows}
-
-
-@functools.lru_cache(maxsize=8)
-def _four_levels(place: str) -> paddle.Tensor:
-    """float32 [65536, 4] on the current device: the weights behind two bytes read as int16, plus 2**15."""
-    both = np.arange(-(2**15), 2**15, dtype=np.int16).view(np.uint8).reshape(-1, 2)
-    return paddle.to_tensor(NF4_LEVELS[np.stack([both >> 4, both & 15], axis=-1).reshape(-1, 4)])

@@ -44,10 +44,13 @@ class ModelFacts:
     Args:
         weights: every parameter, and the codes of quantised layers.
         linears: name -> size of every linear layer.
+        coded, coded_at_once: weights held as codes, in all and in the largest group that is made wide together.
     """
 
     weights: tuple[Weight, ...]
     linears: dict[str, LinearSize]
+    coded: int = 0
+    coded_at_once: int = 0
 
 
 def describe_model(config: RunConfig, sizes: LlavaConfig, quantization: QuantizationConfig | None) -> ModelFacts:
@@ -71,7 +74,13 @@ def describe_model(config: RunConfig, sizes: LlavaConfig, quantization: Quantiza
             _add_training(model, config)
     finally:
         paddle.set_default_dtype(before)
-    return ModelFacts(weights=tuple(_weights(model)), linears=linear_sizes(model))
+    groups = {id(layer.group): layer.group.numbers for layer in quantized_linears(model).values()}
+    return ModelFacts(
+        weights=tuple(_weights(model)),
+        linears=linear_sizes(model),
+        coded=sum(groups.values()),
+        coded_at_once=max(groups.values(), default=0),
+    )
 
 
 def _add_training(model: LlavaModel, config: RunConfig) -> None:

@@ -88,6 +88,8 @@ def _memory_lines(run: DryRun) -> Iterator[str]:
 def _rest(memory: MemoryEstimate, device: str) -> Iterator[tuple[str, int]]:
     yield "rotary tables and masks", memory.shared
     yield "working space: logits of the loss, or a layer's backward pass", memory.working
+    if memory.wide:
+        yield "quantised weights of the layer that is in use, and scales", memory.wide
     if memory.never_together:
         yield "less: gradients come while activations go", -memory.never_together
     if memory.overhead:

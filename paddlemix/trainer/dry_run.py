@@ -25,6 +25,7 @@ from paddlemix.errors import UserError
 from paddlemix.log import logger
 from paddlemix.models import compiled_library
 from paddlemix.models.configuration import LlavaConfig
+from paddlemix.peft.wide_weights import bytes_besides
 from paddlemix.sample import Batch
 from paddlemix.trainer.device_memory import program_bytes
 from paddlemix.trainer.dry_model import ModelFacts, describe_model
@@ -240,9 +241,11 @@ def _estimate(
     device, devices = place
     on_cpu = device == "cpu"
     trained = {weight.name for weight in model.weights if weight.trained}
-    activations = estimate_activations(sizes, model.linears, trained, shape, _computation(config, on_cpu))
+    computation = _computation(config, on_cpu)
+    activations = estimate_activations(sizes, model.linears, trained, shape, computation)
     training = _training(config, devices)
-    return estimate_memory(model.weights, activations, training, on_cpu, program_bytes(on_cpu))
+    wide = 0 if on_cpu else bytes_besides(model.coded_at_once, model.coded, computation.size)
+    return estimate_memory(model.weights, activations, training, on_cpu, program_bytes(on_cpu), wide)
 
 
 def _computation(config: RunConfig, on_cpu: bool) -> Computation:

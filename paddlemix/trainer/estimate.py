@@ -97,6 +97,7 @@ class MemoryEstimate:
         shared: activations that belong to no part: rotary tables and masks.
         working: what the dearest moment of a step takes besides: logits of the loss, or a layer's backward pass; with
             sharding stage 3 also a whole layer's weights.
+        wide: quantised weights of a layer that are in use, and their decoded scales; on CPU they are few at a time.
         never_together: what activations and gradients take less than their sum.
         overhead: of the allocator.
         program: of the process without a model; of a GPU's own context.
@@ -105,6 +106,7 @@ class MemoryEstimate:
     parts: tuple[PartMemory, ...]
     shared: int
     working: int
+    wide: int
     never_together: int
     overhead: int
     program: int
@@ -112,7 +114,7 @@ class MemoryEstimate:
     @property
     def tensors(self) -> int:
         """Of all tensors at the dearest moment."""
-        return sum(part.total for part in self.parts) + self.shared + self.working - self.never_together
+        return sum(part.total for part in self.parts) + self.shared + self.working + self.wide - self.never_together
 
     @property
     def total(self) -> int:
@@ -121,7 +123,12 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    weights: Sequence[Weight], activations: Activations, training: Training, on_cpu: bool, program: int = 0
+    weights: Sequence[Weight],
+    activations: Activations,
+    training: Training,
+    on_cpu: bool,
+    program: int = 0,
+    wide: int = 0,
 ) -> MemoryEstimate:
     """Memory of a training step on each device.
 
@@ -131,6 +138,7 @@ def estimate_memory(
         training: how weights are trained and spread.
         on_cpu: the heap's overhead is then added.
         program: bytes of the process without a model.
+        wide: bytes of quantised weights that are made wide, off the CPU.
     """
     kept = {part: getattr(activations, part) for part in PARTS}
     working = activations.working + (_largest_group(weights) if training.sharding_stage == 3 else 0)
@@ -143,6 +151,7 @@ def estimate_memory(
         parts=tuple(part for part in parts if part.count),
         shared=activations.shared,
         working=working,
+        wide=wide,
         never_together=0 if training.accumulates else min(sum(part.gradients for part in parts), activations.kept),
         overhead=round(HEAP_SHARE * made_anew + HEAP_BLOCKS * activations.block) if on_cpu else 0,
         program=program,
