@@ -170,7 +170,7 @@ def test_a_seed_that_is_none_is_refused(seed: str) -> None:
     from paddlemix.examples.llava import run_predict_multiround
 
     arguments = ["--model-path", "m", "--image-file", "i.png", f"--seed={seed}"]
-    with pytest.raises(UserError, match="is no seed; give a whole number of 0 to 9223372036854775807") as caught:
+    with pytest.raises(UserError, match="is not a seed; give a whole number from 0 to 9223372036854775807") as caught:
         run_predict_multiround.build_parser().parse_args(arguments)
     assert len(str(caught.value)) < 250
     most = run_predict_multiround.build_parser().parse_args([*arguments[:4], "--seed=9223372036854775807"])

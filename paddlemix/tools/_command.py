@@ -97,7 +97,9 @@ def seed_argument(text: str) -> int:
     """
     digits = text.strip().removeprefix("+")
     if not (digits.isdecimal() and len(digits) < 30 and int(digits) <= _LARGEST_SEED):
-        raise argparse.ArgumentTypeError(f"'{cut(text, 40)}' is no seed; give a whole number of 0 to {_LARGEST_SEED}")
+        raise argparse.ArgumentTypeError(
+            f"'{cut(text, 40)}' is not a seed; give a whole number from 0 to {_LARGEST_SEED}"
+        )
     return int(digits)
 
 

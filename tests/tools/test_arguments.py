@@ -75,7 +75,7 @@ def test_answers_name_flags_that_the_command_has(command: str) -> None:
             "--max_new_tokens x --seed y --dtype bf16 --output",
             [
                 "--max-new-tokens: invalid int value: 'x'",
-                "--seed: invalid int value: 'y'",
+                "--seed: 'y' is not a seed; give a whole number from 0 to 9223372036854775807",
                 "--dtype: invalid choice: 'bf16' (choose from 'float32', 'float16', 'bfloat16')",
                 "--output: expected one argument",
                 "--model-path, --input must be given",

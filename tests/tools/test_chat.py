@@ -131,7 +131,7 @@ def test_another_template_is_noted(
         (("--num-beams", "3"), "--num-beams 3 needs --no-stream"),
         (("--num-beams", "3", "--no-stream", "--temperature", "0.5"), "num_beams 3 needs temperature 0, not 0.5"),
         (("--top-p", "0"), "top_p 0.0 must be above 0"),
-        (("--seed", "-1"), "seed -1 must be at least 0"),
+        (("--seed", "-1"), "'-1' is not a seed; give a whole number from 0 to"),
         (("--on-overflow", "drop"), "on_overflow='drop' is not one of stop, drop_oldest"),
         (("--conv-mode", "gemma_instruct", "--system", "x"), "'gemma_instruct' has no place for a system text"),
     ],
