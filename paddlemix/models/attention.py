@@ -132,7 +132,7 @@ def rotate(states: paddle.Tensor, tables: RotaryTables) -> paddle.Tensor:
     return RotaryFunction.apply(states, *tables)
 
 
-def packed_segments(segment_ids: np.ndarray) -> Segments | None:
+def packed_segments(segment_ids: np.ndarray) -> SegmentLengths | np.ndarray | None:
     """What the decoder takes as `segment_ids` for the rows of a training batch, in the form that is fast here.
 
     Args:
@@ -141,12 +141,12 @@ def packed_segments(segment_ids: np.ndarray) -> Segments | None:
     Returns:
         None where every row is one sample, because padding behind it is never seen; for packed rows `SegmentLengths` on
         CPU, where scores that a mask throws away cost as much as those that count, and for a fused kernel, which takes
-        lengths; else the ids as a tensor [B, L], because other devices want few large products.
+        lengths; else the ids themselves, to be a tensor [B, L] there, because other devices want few large products.
     """
     if segment_ids.max(initial=0) <= 1:
         return None
     if paddle.get_device() != "cpu" and chosen().packed_attention is None:
-        return paddle.to_tensor(segment_ids)
+        return segment_ids
     first = np.ones(segment_ids.shape, dtype=bool)
     first[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
     starts = np.flatnonzero(first)

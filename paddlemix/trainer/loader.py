@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import paddle
+import numpy as np
 
 from paddlemix.datasets.loading import BatchMaker, LoadingSettings, RowDataset
 from paddlemix.datasets.order import EpochBatchSampler
-from paddlemix.models.attention import packed_segments
+from paddlemix.models.attention import SegmentLengths, packed_segments
 from paddlemix.sample import Batch
+from paddlemix.trainer.device_copies import on_device, one_ahead
 
 Inputs = dict[str, Any]
 _TENSORS = (
@@ -99,14 +100,19 @@ class BatchLoader:
         self.sampler.epoch, skip = self._next_epoch, self._skip
         self._next_epoch, self._skip = self._next_epoch + 1, 0
         yield from [None] * skip
+        for batch, inputs in one_ahead(self._made(skip)):
+            self.counts.add(batch)
+            yield inputs
+
+    def _made(self, skip: int) -> Iterator[tuple[Batch, Inputs]]:
+        """Batches behind the first `skip` of an epoch, with their inputs."""
         window: list[Batch] = []
         for batch in self._maker.batches(list(self.sampler)[skip:]):
             window.append(batch)
             if len(window) == self.sampler.accumulation:
                 total = self._total_over_ranks(sum(len(item.loss_index) for item in window))
                 for item in window:
-                    self.counts.add(item)
-                    yield {**batch_inputs(item), "num_supervised": total}
+                    yield item, {**batch_inputs(item), "num_supervised": total}
                 window = []
 
     def close(self) -> None:
@@ -121,11 +127,12 @@ def batch_inputs(batch: Batch) -> Inputs:
     `segment_ids` is among them only where rows hold several samples, see `packed_segments`; a row of one sample needs
     none.
     """
-    inputs: Inputs = {
-        name: paddle.to_tensor(getattr(batch, name)) for name in _TENSORS if getattr(batch, name) is not None
-    }
+    arrays = {name: getattr(batch, name) for name in _TENSORS if getattr(batch, name) is not None}
     segments = packed_segments(batch.segment_ids)
-    if segments is not None:
+    if isinstance(segments, np.ndarray):
+        arrays["segment_ids"] = segments
+    inputs: Inputs = {**on_device(arrays)}
+    if isinstance(segments, SegmentLengths):
         inputs["segment_ids"] = segments
     num_tokens = int((batch.segment_ids > 0).sum())
     told = {"sources": batch.sources, "skipped": batch.skipped, "tile_keys": batch.tile_keys}

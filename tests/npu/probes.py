@@ -21,6 +21,7 @@ from paddlemix.models.llava import LlavaModel
 from paddlemix.models.operators import take_rows
 from paddlemix.peft.lora import LoRAConfig, add_lora, linear_names
 from paddlemix.trainer.loss import LossModel, _cross_entropy
+from tests.npu.copying_probes import copied_batches, made_ahead
 from tests.npu.quantized_probes import quantized_steps, wide_weights
 
 LEVELS = [(dtype, level) for dtype in ("float16", "bfloat16") for level in ("O1", "O2")]
@@ -163,6 +164,8 @@ PROBES: dict[str, Callable[[], dict[str, Any]]] = {
     "losses": losses,
     "recomputed": recomputed,
     "newline": newline,
+    "copied_batches": copied_batches,
+    "made_ahead": made_ahead,
     "wide_weights": wide_weights,
     "quantized_steps": quantized_steps,
 }

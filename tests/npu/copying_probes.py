@@ -1,0 +1,84 @@
+"""What `tests.npu.probes` prints of batches that go to the device."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+
+from paddlemix.sample import Batch
+from paddlemix.trainer.device_copies import one_ahead
+from paddlemix.trainer.loader import batch_inputs
+from tests.npu_double.build import LIBRARY
+
+
+def _batch(packed: bool, image: bool, supervised: int = 3) -> Batch:
+    random = np.random.default_rng(0)
+
+    def whole(*shape: int) -> np.ndarray:
+        return random.integers(0, 2**40, shape)
+
+    segments = np.array([[1, 1, 2, 0], [1, 1, 1, 1]]) if packed else np.array([[1, 1, 1, 0], [1, 1, 1, 1]])
+    floats = (random.standard_normal((2, 3, 6, 6)).astype(np.float32) if image else None, whole(8) if image else None)
+    return Batch(
+        input_ids=whole(2, 4),
+        position_ids=whole(2, 4),
+        segment_ids=segments,
+        pixel_values=floats[0],
+        merge_index=floats[1],
+        loss_index=whole(supervised),
+        loss_targets=whole(supervised),
+    )
+
+
+def copied_batches() -> dict[str, Any]:
+    """Of each kind of batch: copies to the device, and the names of tensors that are not the arrays."""
+    found: dict[str, Any] = {}
+    kinds = {"text": (False, False), "image": (False, True), "packed": (True, True), "unsupervised": (False, True, 0)}
+    for name, shape in kinds.items():
+        batch = _batch(*shape)
+        before = _copies()
+        inputs = batch_inputs(batch)
+        copies = _copies() - before
+        tensors = {key: value for key, value in inputs.items() if isinstance(value, paddle.Tensor)}
+        wrong = [key for key, value in tensors.items() if not _equal(value, getattr(batch, key))]
+        found[name] = {"copies": copies, "wrong": wrong, "names": sorted(tensors)}
+    return found
+
+
+def _equal(tensor: paddle.Tensor, array: np.ndarray) -> bool:
+    value = tensor.numpy()
+    same = value.dtype == array.dtype and value.shape == array.shape and value.tobytes() == array.tobytes()
+    return same and not tensor.place.is_cpu_place()
+
+
+def _copies() -> int:
+    library = ctypes.CDLL(str(Path(os.environ["CUSTOM_DEVICE_ROOT"]) / LIBRARY))
+    library.npu_double_stat.restype = ctypes.c_size_t
+    return int(library.npu_double_stat(0, b"h2d_calls"))
+
+
+def made_ahead() -> dict[str, Any]:
+    """What had been made when each item came out, and what came out before an error."""
+    made: list[int] = []
+
+    def items(fails: bool) -> Iterator[int]:
+        for number in range(3):
+            made.append(number)
+            yield number
+        if fails:
+            raise ValueError("the fourth")
+
+    order = [[number, len(made)] for number in one_ahead(items(fails=False))]
+    came = []
+    try:
+        for number in one_ahead(items(fails=True)):
+            came.append(number)
+    except ValueError:
+        came.append(-1)
+    return {"order": order, "before an error": came}
