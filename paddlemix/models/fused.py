@@ -2,11 +2,8 @@
 
 A kernel is used only if the device has it and it computes what the plain form does: values and gradients of a small
 case of this model's head size and widths are compared when a model is loaded or a run begins.  Candidates are paddle's
-kernels on an NVIDIA GPU and the plugin's own operators on an Ascend NPU.  On CPU nothing is even tried, because paddle
+kernels on an NVIDIA GPU and the plugin's own operators (npu_operators.py) on an Ascend NPU.  On CPU nothing is even tried, because paddle
 3.3.1's fused RMS norm ends the process there; a CPU has the kernels of compiled.py.
-
-Source: PaddleNLP 3.0.0b4, transformers/llama/fusion_ops.py, for names and arguments of the NPU's operators; what those
-compute was never seen here, so that the comparison alone decides.
 """
 
 from __future__ import annotations
@@ -19,7 +16,7 @@ import numpy as np
 import paddle
 from paddle.nn import functional
 
-from paddlemix.models import compiled_library
+from paddlemix.models import compiled_library, npu_operators
 from paddlemix.models.configuration import DecoderConfig
 from paddlemix.models.operators import repeat_heads
 
@@ -119,6 +116,8 @@ def choose_kernels(wanted: bool | None, device: str, dtype: str, sizes: KernelSi
         return [f"plain kernels: there are fused ones for {', '.join(_KERNELS)}, not for {device}"]
     if dtype not in PRECISIONS:
         return [f"plain kernels: fused ones compute in {' or '.join(PRECISIONS)}, not in {dtype}; set bf16 true"]
+    if kind == "npu":
+        npu_operators.register()
     lines = []
     for name, kernel in _KERNELS[kind].items():
         reason = _why_not(name, kernel, dtype, sizes or KernelSizes())
@@ -167,29 +166,8 @@ def _fused_rotary(states: paddle.Tensor, cosines: paddle.Tensor, sines: paddle.T
 
 
 def _swiglu(gate: paddle.Tensor, up: paddle.Tensor) -> paddle.Tensor:
-    return paddle.incubate.nn.functional.swiglu(gate, up)
-
-
-def _npu(name: str, *arguments: Any) -> paddle.Tensor:
-    """An operator of the NPU plugin's own; an error where it has none of that name."""
-    return paddle.base.core.eager._run_custom_op(name, *arguments)[0]
-
-
-def _npu_attention(queries: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, causal: bool) -> paddle.Tensor:
-    # seed offset, mask, two more inputs; dropout, causal, softmax returned, inference, triangular mask, varying lengths
-    options = None, None, None, None, 0.0, causal, True, False, False, False
-    return _npu("flash_attention_npu", queries, keys, values, *options)
-
-
-def _npu_rms_norm(states: paddle.Tensor, weight: paddle.Tensor, epsilon: float) -> paddle.Tensor:
-    return _npu("rms_norm_npu", states, weight, epsilon)
-
-
-def _npu_rotary(states: paddle.Tensor, cosines: paddle.Tensor, sines: paddle.Tensor) -> paddle.Tensor:
-    """Every position of the batch as one long row, as the angles of its examples are those of a row."""
-    row, width = states.reshape([1, -1, *states.shape[2:]]), states.shape[-1]
-    angles = (part.reshape([1, -1, 1, width]) for part in (cosines, sines))
-    return _npu("fused_rope", row, *angles).reshape(states.shape)
+    newer = getattr(functional, "swiglu", None)  # since paddle 3.3, which warns of the other
+    return (newer or paddle.incubate.nn.functional.swiglu)(gate, up)
 
 
 _KERNELS: dict[str, dict[str, Kernel]] = {
@@ -201,9 +179,9 @@ _KERNELS: dict[str, dict[str, Kernel]] = {
         "swiglu": _swiglu,
     },
     "npu": {
-        "attention": _npu_attention,
-        "rms_norm": _npu_rms_norm,
-        "rotary": _npu_rotary,
+        "attention": npu_operators.attention,
+        "rms_norm": npu_operators.rms_norm,
+        "rotary": npu_operators.rotary,
         "swiglu": _swiglu,
     },
 }

@@ -24,8 +24,8 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).resolve().parent
-SOURCES = ("npu_double.cc", "npu_double_kernels.cc")
-HEADERS = ("mirror.h", "entry.h")
+SOURCES = ("npu_double.cc", "npu_double_kernels.cc", "npu_double_fused.cc")
+HEADERS = ("numbers.h", "mirror.h", "entry.h")
 LIBRARY = "libpaddle-npu-double.so"
 CACHE = HERE.parent.parent / "build" / "npu_double"  # removed by `make clean`
 REQUIRED = "REQUIRE_NPU_DOUBLE"  # with 1, a machine without the double fails its tests

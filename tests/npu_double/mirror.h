@@ -12,8 +12,7 @@
 #if !defined(__x86_64__) || !defined(__linux__)
 #error "the NPU double's kernels know the x86-64 System V convention only"
 #endif
-// As the wheel was built, but without oneDNN, whose headers it does not ship.
-#define PADDLE_WITH_CUSTOM_DEVICE
+#include "numbers.h"
 
 #include <algorithm>
 #include <cstdint>
@@ -29,8 +28,6 @@
 #include <vector>
 
 #include "paddle/phi/backends/cpu/cpu_context.h"
-#include "paddle/phi/common/bfloat16.h"
-#include "paddle/phi/common/float16.h"
 #include "paddle/phi/core/dense_tensor.h"
 #include "paddle/phi/core/generator.h"
 #include "paddle/phi/core/kernel_context.h"
@@ -42,7 +39,6 @@ namespace {
 
 using phi::AttributeType;
 using phi::Backend;
-using phi::DataType;
 using phi::DenseTensor;
 using phi::DeviceContext;
 using phi::KernelContext;
@@ -72,20 +68,18 @@ struct Mirror {
   phi::Kernel cpu;
   bool widen = false;
   bool overwrites = false;  // see Call::OverwriteRepeated
+  bool rounds = false;      // see RoundToTf32
   DataType dtype = DataType::UNDEFINED;
   std::vector<Arg> inputs, outputs;
   std::vector<AttributeType> attrs;
-  size_t calls = 0;
+  size_t calls = 0;  // since its name was last read
+  size_t total = 0;
 };
 
 constexpr size_t kSlots = 8192;  // as many as the stubs below
 std::vector<Mirror>& Mirrors() {
   static auto* all = new std::vector<Mirror>();
   return *all;
-}
-
-bool Narrow(DataType t) {
-  return t == DataType::FLOAT16 || t == DataType::BFLOAT16;
 }
 
 // Index of the float32 master copy among an optimizer's inputs, or -1.  The CPU
@@ -95,6 +89,15 @@ int MasterInput(const std::string& kernel) {
       {"adam", 8}, {"adamw", 8}, {"momentum", 4}, {"sgd", 3}};
   auto it = where.find(kernel);
   return it == where.end() ? -1 : it->second;
+}
+
+// Operators whose float32 operands a board may round.
+bool IsProduct(const std::string& kernel) {
+  static const std::set<std::string> names = {
+      "addmm", "addmm_grad", "baddbmm", "baddbmm_grad", "bmm", "bmm_grad",
+      "conv2d", "conv2d_grad", "matmul", "matmul_grad", "matmul_with_flatten",
+      "matmul_with_flatten_grad", "mv", "mv_grad"};
+  return names.count(kernel) > 0;
 }
 
 // Optimizers whose master copy is not handled: no fp16/bf16 for them, which
@@ -129,25 +132,6 @@ const phi::CPUContext& Shim(const DeviceContext& dev) {
   return *slot;
 }
 
-template <typename From, typename To>
-void Convert(const void* from, void* to, int64_t n) {
-  auto* f = static_cast<const From*>(from);
-  auto* t = static_cast<To*>(to);
-  for (int64_t i = 0; i < n; ++i) t[i] = static_cast<To>(f[i]);
-}
-void ToFloat(DataType from, const void* in, void* out, int64_t n) {
-  if (from == DataType::FLOAT16)
-    Convert<phi::dtype::float16, float>(in, out, n);
-  else
-    Convert<phi::dtype::bfloat16, float>(in, out, n);
-}
-void FromFloat(DataType to, const void* in, void* out, int64_t n) {
-  if (to == DataType::FLOAT16)
-    Convert<float, phi::dtype::float16>(in, out, n);
-  else
-    Convert<float, phi::dtype::bfloat16>(in, out, n);
-}
-
 // Spelled MutableInputAt in 3.3.1 and MutableIutputAt in 3.0.0.
 template <typename Context>
 auto InputOf(Context* c, int i, int) -> decltype(c->MutableInputAt(i)) {
@@ -164,6 +148,7 @@ class Call {
   Call(Mirror* m, const DeviceContext& dev)
       : m_(*m), dev_(dev), cpu_(Shim(dev)) {
     ++m->calls;
+    ++m->total;
   }
 
   void Run(KernelContext* given) {
@@ -248,6 +233,14 @@ class Call {
   }
 
   const DenseTensor* InputDense(const DenseTensor& t) {
+    if (!Empty(t) && m_.rounds && t.dtype() == DataType::FLOAT32) {
+      phi::DenseTensorMeta meta = t.meta();
+      meta.offset = 0;
+      DenseTensor* rounded = NewTensor(meta, nullptr);
+      auto* to = static_cast<float*>(cpu_.Alloc(rounded, DataType::FLOAT32));
+      RoundToTf32(t.data<float>(), to, t.numel());
+      return rounded;
+    }
     if (!Empty(t) && !(widen_ && Narrow(t.dtype())))
       return NewTensor(t.meta(), Alias(t.Holder()));
     phi::DenseTensorMeta meta = t.meta();

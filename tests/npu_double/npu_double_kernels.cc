@@ -9,6 +9,9 @@
 // and types that those name are offered: a line is a name and its types.  What
 // is missing then goes to the CPU, as it does with the plugin that the list was
 // read from.  gather_grad then overwrites instead of adding up, as that one's.
+//
+// With NPU_DOUBLE_TF32=1 the operands of float32 products lose all but 10 bits
+// of their fractions, as in TF32 on a GPU and HF32 on an NPU.
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
@@ -133,10 +136,36 @@ extern "C" const char* npu_double_kernels_ran() {
   return text.c_str();
 }
 
+namespace {
+
+// Calls of the fused operators, by name.
+std::map<std::string, size_t>& FusedCalls() {
+  static auto* calls = new std::map<std::string, size_t>();
+  return *calls;
+}
+
+}  // namespace
+
+void CountFused(const char* name) { ++FusedCalls()[name]; }
+
+// Calls since the process began: "a=3,b=1", a fused operator as one.
+extern "C" const char* npu_double_calls() {
+  static std::string text;
+  std::map<std::string, size_t> calls = FusedCalls();
+  for (auto& m : Mirrors())
+    if (m.total > 0) calls[m.name] += m.total;
+  text.clear();
+  for (auto& one : calls)
+    text += (text.empty() ? "" : ",") + one.first + "=" + std::to_string(one.second);
+  return text.c_str();
+}
+
 void RegisterMirrors(const char* device_type) {
   const Backend npu = paddle::experimental::StringToBackend(device_type);
   auto& mirrors = Mirrors();
   const Listed listed = ReadListed();
+  const char* asked = std::getenv("NPU_DOUBLE_TF32");
+  const bool rounds = asked != nullptr && std::string(asked) == "1";
   mirrors.reserve(kSlots);  // the stubs hold numbers, kernels hold references
   for (auto& by_name : phi::KernelFactory::Instance().kernels()) {
     const std::string& name = by_name.first;
@@ -152,6 +181,7 @@ void RegisterMirrors(const char* device_type) {
       m.dtype = one.first;
       m.widen = one.second;
       m.overwrites = !listed.empty() && name == "gather_grad";
+      m.rounds = rounds && one.first == DataType::FLOAT32 && IsProduct(name);
       if (!Describe(base, &m)) continue;
       if (mirrors.size() == kSlots) {
         std::fprintf(stderr, "npu double: more than %zu kernels\n", kSlots);
