@@ -216,7 +216,7 @@ class ChatSession:
         self._steps.cache.truncate(same)
         self._marks = marks[:same]
         embeds = self._embeds(ids[same:], example.image_index[is_image[:same].sum() :], pictures)
-        scores = self._steps.read(embeds)
+        scores = self._steps.read(embeds, self.settings.is_greedy)
         self._marks = marks
         return scores
 

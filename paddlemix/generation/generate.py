@@ -87,7 +87,7 @@ def _answer_together(
     answers: list[list[int]] = [[] for _ in prompts]
     complete = np.zeros(len(prompts), dtype=bool)
     rows = np.arange(len(prompts))  # the prompt of each row that is still computed
-    scores = steps.start(prompts)
+    scores = steps.start(prompts, settings.is_greedy)
     while True:
         tokens = np.zeros(len(rows), dtype=np.int64)
         for place, row in enumerate(rows):

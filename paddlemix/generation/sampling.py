@@ -46,6 +46,11 @@ class GenerationSettings:
     early_stopping: bool | str = False
     stop: tuple[str, ...] = ()
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether an answer's next token is the likeliest one, whatever was there before."""
+        return self.temperature == 0 and self.repetition_penalty == 1 and self.num_beams == 1
+
     def __post_init__(self) -> None:
         for name, least in (("max_new_tokens", 1), ("temperature", 0), ("seed", 0), ("num_beams", 1)):
             if not getattr(self, name) >= least:
@@ -83,7 +88,10 @@ class Sampler:
         self._seen = {int(token) for token in prompt_ids} if settings.repetition_penalty != 1 else set()
 
     def next_token(self, scores: np.ndarray) -> int:
-        """The next token, from scores float32 [V]; it counts for the penalty from now on."""
+        """The next token, from scores float32 [V]; it counts for the penalty from now on.  Where the device has chosen,
+        see `Steps`, `scores` is the token itself, int64 []."""
+        if scores.ndim == 0:
+            return int(scores)
         if self.settings.repetition_penalty != 1:
             scores = penalised(scores, self._seen, self.settings.repetition_penalty)
         token = int(scores.argmax()) if self.settings.temperature == 0 else self._draw(scores)

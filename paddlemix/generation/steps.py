@@ -1,6 +1,7 @@
 """A model that reads prompts once and then goes on token by token, from ids to scores.
 
-Knows no sampling and no text.
+Knows no sampling and no text.  Where only the likeliest token is asked for, a card chooses it: the ids come to the host
+instead of all scores, and those that are fed next are on the device already.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from paddlemix.errors import UserError
 from paddlemix.models.cache import KVCache
 from paddlemix.models.decoding import CachedDecoder
 from paddlemix.models.llava import LlavaModel
+from paddlemix.models.operators import on_cpu
 from paddlemix.sample import Example
 
 _FEW = 64  # tokens that are read in few operators; of more, the products take the time and causal blocks save some
@@ -23,22 +25,28 @@ _FEW = 64  # tokens that are read in few operators; of more, the products take t
 class Steps:
     """Rows of tokens behind one cache.
 
+    Where `greedy` was asked of `start` or `read` and the model is not on CPU, each "scores" here and there is the
+    likeliest token instead, int64 [B].
+
     Args:
         model: in evaluation mode.
     """
 
     def __init__(self, model: LlavaModel) -> None:
+        self._greedy = False
+        self._chosen: paddle.Tensor | None = None  # int64 [B], on the device
         self._model = model
         self._decoder = CachedDecoder(model.language_model)
         self._next = np.zeros((0, 1), dtype=np.int64)  # [B, 1], the position of each row's next token
         self.cache = KVCache(model.config.text.max_position_embeddings)
 
     @paddle.no_grad()
-    def start(self, prompts: Sequence[Example]) -> np.ndarray:
+    def start(self, prompts: Sequence[Example], greedy: bool = False) -> np.ndarray:
         """Reads prompts, padded on the left to the longest.
 
         Args:
             prompts: at least one; text-only and image prompts may be mixed.
+            greedy: the likeliest tokens are all that is asked for, now and in `feed`.
 
         Returns:
             Scores of each row's next token, float32 [B, V].
@@ -46,7 +54,7 @@ class Steps:
         Raises:
             UserError: a prompt has an image and the model no tower.
         """
-        model = self._model
+        model, self._greedy = self._model, greedy
         has_tower = model.config.vision is not None
         batch = collate(prompts, model.config.tokens_per_tile if has_tower else 1, padding="left")
         if batch.pixel_values is not None and not has_tower:
@@ -57,15 +65,17 @@ class Steps:
         return self._read_all(embeds, batch.position_ids, _tensor(batch.segment_ids) if padded else None)
 
     @paddle.no_grad()
-    def read(self, embeds: paddle.Tensor) -> np.ndarray:
+    def read(self, embeds: paddle.Tensor, greedy: bool = False) -> np.ndarray:
         """Reads what stands behind the cache in its only row.
 
         Args:
             embeds: [1, L, D].
+            greedy: see `start`.
 
         Returns:
             Scores of the next token, float32 [1, V].
         """
+        self._greedy = greedy
         seen, count = self.cache.length, embeds.shape[1]
         positions = np.arange(seen, seen + count)[None]
         self._next = positions[:, -1:] + 1
@@ -78,12 +88,13 @@ class Steps:
         """One token further in every row.
 
         Args:
-            tokens: int64 [B].
+            tokens: int64 [B]; where the device has chosen, its choice is taken instead.
 
         Returns:
             Scores of the tokens behind them, float32 [B, V].
         """
-        embeds = self._model.language_model.embed_tokens(paddle.to_tensor(tokens[:, None]))
+        ids = paddle.to_tensor(tokens[:, None]) if self._chosen is None else self._chosen.unsqueeze(1)
+        embeds = self._model.language_model.embed_tokens(ids)
         hidden = self._decoder(embeds, self._next, self.cache)
         self._next = self._next + 1
         return self._scores(hidden)
@@ -93,6 +104,7 @@ class Steps:
         """Goes on with these rows, int64 [B'], in this order; a row may be taken several times."""
         self.cache.select(rows)
         self._next = self._next[rows]
+        self._chosen = None  # of the rows as they were; `feed` is given the tokens
 
     def _read_all(
         self, embeds: paddle.Tensor, position_ids: np.ndarray, segment_ids: paddle.Tensor | None
@@ -104,7 +116,12 @@ class Steps:
         return self._scores(hidden)
 
     def _scores(self, hidden: paddle.Tensor) -> np.ndarray:
-        return self._model.logits(hidden).astype("float32").numpy()
+        logits = self._model.logits(hidden)
+        if not self._greedy or on_cpu(logits):
+            self._chosen = None
+            return logits.astype("float32").numpy()
+        self._chosen = logits.argmax(axis=-1)
+        return self._chosen.numpy()
 
 
 def _tensor(array: np.ndarray | None) -> paddle.Tensor | None:

@@ -46,6 +46,7 @@ class KVCache:
         self._layers: list[_Layer] = []
         self._shape = (0, 0, 0)  # B, K, E
         self._rows: tuple[tuple[int, int, int], paddle.Tensor] | None = None
+        self._first_rows: tuple[tuple[int, int], paddle.Tensor] | None = None
 
     @property
     def length(self) -> int:
@@ -137,13 +138,14 @@ class KVCache:
                 setattr(layer, name, take_rows(part, index).reshape([-1, width]))
         if self.segment_ids is not None:
             self.segment_ids = paddle.gather(self.segment_ids, index)
-        self._shape, self._rows = (len(rows), heads, width), None
+        self._shape, self._rows, self._first_rows = (len(rows), heads, width), None, None
 
     def _begin(self, keys: paddle.Tensor, values: paddle.Tensor) -> None:
         """A layer's first positions."""
         batch, length, heads, width = keys.shape
         if not self._layers:
-            self._shape, self.room, self._rows = (batch, heads, width), self._room_for(length, length + 1), None
+            self._shape, self._rows, self._first_rows = (batch, heads, width), None, None
+            self.room = self._room_for(length, length + 1)
         first, second = (_lengthened(part.detach().transpose([0, 2, 1, 3]), self.room) for part in (keys, values))
         self._layers.append(_Layer(first, second, length))
 
@@ -155,9 +157,23 @@ class KVCache:
         """int64 [B * K * count]: the rows of the buffers that these positions stand in; equal for all layers."""
         key = (start, count, self.room)
         if self._rows is None or self._rows[0] != key:
-            heads = np.arange(self._shape[0] * self._shape[1])[:, None] * self.room
-            self._rows = key, paddle.to_tensor((heads + np.arange(start, start + count)).reshape(-1))
+            if paddle.get_device() == "cpu":
+                rows = paddle.to_tensor(self._rows_from(start, count))
+            else:
+                rows = self._rows_at_zero(count) + paddle.full([1], start, dtype="int64")
+            self._rows = key, rows
         return self._rows[1]
+
+    def _rows_from(self, start: int, count: int) -> np.ndarray:
+        heads = np.arange(self._shape[0] * self._shape[1])[:, None] * self.room
+        return (heads + np.arange(start, start + count)).reshape(-1)
+
+    def _rows_at_zero(self, count: int) -> paddle.Tensor:
+        """Kept on the device, so that a token sends nothing."""
+        key = (count, self.room)
+        if self._first_rows is None or self._first_rows[0] != key:
+            self._first_rows = key, paddle.to_tensor(self._rows_from(0, count))
+        return self._first_rows[1]
 
 
 def _lengthened(part: paddle.Tensor, room: int) -> paddle.Tensor:

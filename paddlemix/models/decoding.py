@@ -22,6 +22,7 @@ from paddlemix.models import compiled, compiled_library
 from paddlemix.models.attention import MASKED, rotary_tables
 from paddlemix.models.cache import KVCache
 from paddlemix.models.decoder import Decoder, DecoderLayer
+from paddlemix.models.decoding_tables import FIRST_POSITIONS, DeviceTables
 from paddlemix.models.fused import chosen, suits, suits_type
 from paddlemix.models.layers import RMSNorm, product
 from paddlemix.models.operators import on_cpu
@@ -29,7 +30,6 @@ from paddlemix.models.rotary import Rope
 
 _Table = tuple[paddle.Tensor, paddle.Tensor]
 _Angles = tuple[np.ndarray, np.ndarray]
-_FIRST_POSITIONS = 512  # whose angles are made at once; later twice as many
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class _Step:
 
     Args:
         shape: (B, L).
-        query_table, key_table: cosines and sines, [B, L, H, E] and [B, L, K, E], or [B, L, 1, E] for a fused kernel;
-            those of queries hold 1 / sqrt(E).
+        query_table, key_table: cosines and sines, [B, L, H, E] and [B, L, K, E] on CPU, [B, L, 1, E] elsewhere; those
+            of queries hold 1 / sqrt(E).
         half_turn: [E, E], see `rotary_tables`.
-        bias: float32, added to scores [B, K, H / K * L, R]: hides padding, the future and what is not written.
+        bias: float32, added to scores [B, K, H / K * L, R]; hides padding, the future and what is not written.
     """
 
     cache: KVCache
@@ -82,6 +82,7 @@ class CachedDecoder:
             norm.weight for layer in decoder.layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)
         ]
         self._kept: tuple[_Angles, paddle.Tensor] | None = None
+        self._on_device = DeviceTables(self._rope, 1.0 / math.sqrt(self._head_size), self._window)
 
     @paddle.no_grad()
     def __call__(self, embeds: paddle.Tensor, position_ids: np.ndarray, cache: KVCache) -> paddle.Tensor:
@@ -103,7 +104,7 @@ class CachedDecoder:
             for layer in self._layers:
                 hidden = layer.run_compiled(hidden, fast)
         else:
-            step = self._step(position_ids, cache, embeds.dtype)
+            step = self._step(position_ids, cache, embeds)
             for layer in self._layers:
                 hidden = layer(hidden, step)
         if length > 1:
@@ -118,19 +119,20 @@ class CachedDecoder:
         tokens = compiled.CachedTokens(heads, (cosines, sines), hidden, cache.room, cache.length, self._window)
         return _CompiledStep(cache=cache, tokens=tokens, normed=paddle.empty_like(states))
 
-    def _step(self, position_ids: np.ndarray, cache: KVCache, dtype: paddle.dtype) -> _Step:
-        angles, half_turn = self._tables(position_ids, dtype)
-        scale = 1.0 / math.sqrt(self._head_size)
-        groups = self._heads // self._key_value_heads
-        fused = chosen().rotary is not None and suits_type(dtype)
-        return _Step(
-            cache=cache,
-            shape=(position_ids.shape[0], position_ids.shape[1]),
-            query_table=_spread(angles, 1 if fused else self._heads, scale, dtype),
-            key_table=_spread(angles, 1 if fused else self._key_value_heads, 1.0, dtype),
-            half_turn=half_turn,
-            bias=paddle.to_tensor(_hidden(position_ids, cache.length, cache.room, groups, self._window)),
-        )
+    def _step(self, position_ids: np.ndarray, cache: KVCache, embeds: paddle.Tensor) -> _Step:
+        batch, length = position_ids.shape
+        groups, dtype = self._heads // self._key_value_heads, embeds.dtype
+        if on_cpu(embeds):
+            angles, half_turn = self._tables(position_ids, dtype)
+            fused = chosen().rotary is not None and suits_type(dtype)
+            queries = _spread(angles, 1 if fused else self._heads, 1.0 / math.sqrt(self._head_size), dtype)
+            keys = _spread(angles, 1 if fused else self._key_value_heads, 1.0, dtype)
+            bias = paddle.to_tensor(_hidden(position_ids, cache.length, cache.room, groups, self._window))
+        else:
+            first = position_ids[:, 0]
+            queries, keys, half_turn = self._on_device.angles(first, length, dtype)
+            bias = self._on_device.bias(cache.length - first, cache.length, length, cache.room, groups)
+        return _Step(cache, (batch, length), queries, keys, half_turn, bias)
 
     def _tables(self, position_ids: np.ndarray, dtype: paddle.dtype) -> tuple[_Angles, paddle.Tensor]:
         """Cosines and sines, float32 [B, L, 1, E], and the half turn.  Those of the first positions are made once."""
@@ -138,7 +140,7 @@ class CachedDecoder:
         if self._rope.dynamic and count > self._rope.context:  # every length has its own
             return _angles(paddle.to_tensor(position_ids), self._rope, dtype)
         if self._kept is None or len(self._kept[0][0]) < count:
-            size = max(count, _FIRST_POSITIONS if self._kept is None else 2 * len(self._kept[0][0]))
+            size = max(count, FIRST_POSITIONS if self._kept is None else 2 * len(self._kept[0][0]))
             size = min(size, self._rope.context) if self._rope.dynamic else size
             (cosines, sines), half_turn = _angles(paddle.arange(size).unsqueeze(0), self._rope, dtype)
             self._kept = (cosines[0], sines[0]), half_turn

@@ -2,8 +2,8 @@
 
 A kernel is used only if the device has it and it computes what the plain form does: values and gradients of a small
 case of this model's head size and widths are compared when a model is loaded or a run begins.  Candidates are paddle's
-kernels on an NVIDIA GPU and the plugin's own operators (npu_operators.py) on an Ascend NPU.  On CPU nothing is even tried, because paddle
-3.3.1's fused RMS norm ends the process there; a CPU has the kernels of compiled.py.
+kernels on an NVIDIA GPU and the plugin's own operators (npu_operators.py) on an Ascend NPU.  On CPU nothing is even
+tried, because paddle 3.3.1's fused RMS norm ends the process there; a CPU has the kernels of compiled.py.
 """
 
 from __future__ import annotations

@@ -90,9 +90,9 @@ def work(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
         done["tiles"].append(pixels.shape[0])
         return encode(self, pixels)
 
-    def read_embeds(self: Steps, embeds: paddle.Tensor) -> np.ndarray:
+    def read_embeds(self: Steps, embeds: paddle.Tensor, greedy: bool) -> np.ndarray:
         done["read"].append(embeds.shape[1])
-        return read(self, embeds)
+        return read(self, embeds, greedy)
 
     monkeypatch.setattr(LlavaModel, "encode_images", encode_images)
     monkeypatch.setattr(Steps, "read", read_embeds)

@@ -16,7 +16,7 @@ from paddle.nn import functional
 
 from paddlemix.checkpoints import load
 from paddlemix.errors import UserError
-from paddlemix.models import compiled_library, fused
+from paddlemix.models import compiled_library, fused, npu_operators
 from paddlemix.models.attention import CausalRuns, SegmentBiases, SegmentLengths, attention_bias, packed_segments
 from paddlemix.models.cache import KVCache
 from paddlemix.models.decoding import CachedDecoder
@@ -130,7 +130,8 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> StandIns:
     found = StandIns()
     for name in ("flash_attention", "flash_attn_unpadded"):
         monkeypatch.setattr(functional.flash_attention, name, getattr(found, name))
-    monkeypatch.setattr(fused, "_npu", found.npu)
+    monkeypatch.setattr(npu_operators, "_run", found.npu)
+    monkeypatch.setattr(functional, "swiglu", found.swiglu, raising=False)  # paddle before 3.3 has the other alone
     for name in ("fused_rms_norm_ext", "fused_rotary_position_embedding", "swiglu"):
         monkeypatch.setattr(paddle.incubate.nn.functional, name, getattr(found, name))
     monkeypatch.setattr(fused, "PRECISIONS", ("float32",))

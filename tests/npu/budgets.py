@@ -1,4 +1,4 @@
-"""Operators that a layer costs on the stand-in NPU, as JSON on standard output: in a micro-batch and for a decoded token.
+"""Operators that a layer costs on the stand-in NPU, as JSON: in a micro-batch and for a decoded token.
 
 `python -m tests.npu.budgets` runs where the plugin is; nothing here is a test.  Models of two and of three layers are
 run alike, and what the third adds is counted: by name, without operators that only give a tensor another shape.

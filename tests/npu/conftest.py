@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.npu.server import DeviceServer, Outcome
-from tests.npu_double.build import NEWER, README_BLOCK, README_FIRST_LINE, STRICT, built_or_skipped
+from tests.npu_double.build import NEWER, PLAIN, README_BLOCK, README_FIRST_LINE, STRICT, built_or_skipped
 from tests.tiny_world import World
 
 WAYS = ("bare", "block")  # without flags of the user's, and with those of PaddleMIX's README
@@ -18,8 +18,9 @@ _TOLD = {"GLOG_vmodule": "kernel_factory=3", "GLOG_minloglevel": "0"}
 FLAGS = {
     "block": README_BLOCK,
     "whole block": {**README_BLOCK, **README_FIRST_LINE},
-    "strict": {**STRICT, **_TOLD},  # the operators of the real plugin alone
-    "newer": {**NEWER, **_TOLD},
+    "strict": {**STRICT, **_TOLD, **PLAIN},  # the operators of the real plugin alone, its own fused ones left out
+    "fused": {**STRICT, **_TOLD},
+    "newer": {**NEWER, **_TOLD, **PLAIN},
 }
 
 

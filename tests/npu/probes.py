@@ -74,6 +74,18 @@ def scales() -> dict[str, Any]:
     return found
 
 
+def plain_losses() -> dict[str, Any]:
+    """As `losses`, of float32 logits outside autocast; and what a product makes of a number of 12 bits of fraction."""
+    random, worst = np.random.default_rng(2), 0.0
+    for target in range(16):
+        logits = (random.standard_normal([1, 997]) * 4).astype(np.float32)
+        exact = logits[0].astype(np.float64)
+        wanted = np.log(np.exp(exact - exact.max()).sum()) + exact.max() - exact[target]
+        worst = max(worst, abs(float(_cross_entropy(paddle.to_tensor(logits), paddle.to_tensor([target]))[0]) - wanted))
+    product = paddle.matmul(paddle.full([1, 1], 1 + 2.0**-12), paddle.ones([1, 1]))
+    return {"worst": worst, "product": float(product)}
+
+
 def losses() -> dict[str, Any]:
     """Largest error of a token's loss, and of its logits' gradient, beside those of the same logits in float64."""
     random = np.random.default_rng(2)
@@ -162,6 +174,7 @@ PROBES: dict[str, Callable[[], dict[str, Any]]] = {
     "norms": norms,
     "scales": scales,
     "losses": losses,
+    "plain_losses": plain_losses,
     "recomputed": recomputed,
     "newline": newline,
     "copied_batches": copied_batches,

@@ -69,3 +69,11 @@ def test_a_row_that_is_taken_often_gets_all_of_its_gradient(plugin: Path) -> Non
 def test_the_strict_stand_in_computes_the_same(found: dict[str, Any], plugin: Path) -> None:
     strict = probe(plugin, "norms", "losses", "recomputed", **STRICT)
     assert strict == {name: found[name] for name in strict}
+
+
+def test_sums_are_exact_where_products_are_rounded(plugin: Path) -> None:
+    """As TF32 and HF32 do, which paddle uses for float32 by itself on a GPU."""
+    found = probe(plugin, "scales", "plain_losses", NPU_DOUBLE_TF32="1")
+    assert found["plain_losses"]["product"] == 1.0
+    assert found["plain_losses"]["worst"] < 1e-5
+    assert max(found["scales"].values()) < 1e-6

@@ -29,7 +29,10 @@ RUNS: dict[str, dict[str, Any]] = {
 _MISSING = re.compile(r"missing npu kernel: (\w+), expected_kernel_key:\(npu, \S+, (\w+)\), fallbacking")
 
 
-@pytest.mark.parametrize(("where", "name"), [*(("strict", name) for name in RUNS), ("newer", "full")])
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [*(("strict", name) for name in RUNS), ("newer", "full"), *(("fused", name) for name in ("lora", "packed"))],
+)
 def test_no_micro_batch_goes_to_the_host(bench: Bench, where: str, name: str) -> None:
     bench.train(where, f"{name} bf16", {**BF16, **RUNS[name]}, FINETUNE)
     outcome = bench.outcome(where, f"{name} bf16")
@@ -37,16 +40,21 @@ def test_no_micro_batch_goes_to_the_host(bench: Bench, where: str, name: str) ->
     assert copies == [0] * len(copies) and copies, sorted(set(_MISSING.findall(outcome.err)))
 
 
-@pytest.mark.parametrize("flags", [[], ["--load-8bit"], ["--load-4bit"]], ids=["plain", "int8", "nf4"])
-def test_a_decoded_token_is_read_once_and_no_more(bench: Bench, flags: list[str]) -> None:
-    few, many = (_chat(bench, tokens, *flags) for tokens in (2, 6))
-    copies = [outcome.report["total"]["d2h_calls"] for outcome in (few, many)]
-    assert copies[1] - copies[0] == 2 * (6 - 2), sorted(set(_MISSING.findall(many.err)))  # of two answers
+@pytest.mark.parametrize(
+    ("where", "flags"),
+    [("strict", []), ("strict", ["--load-8bit"]), ("strict", ["--load-4bit"]), ("fused", [])],
+    ids=["plain", "int8", "nf4", "fused"],
+)
+def test_a_decoded_token_is_read_once_and_nothing_else_is_copied(bench: Bench, where: str, flags: list[str]) -> None:
+    few, many = (_chat(bench, where, tokens, *flags) for tokens in (2, 6))
+    totals = [outcome.report["total"] for outcome in (few, many)]
+    copies = [totals[1][name] - totals[0][name] for name in ("d2h_calls", "h2d_calls")]
+    assert copies == [2 * (6 - 2), 0], sorted(set(_MISSING.findall(many.err)))  # of two answers
 
 
-def _chat(bench: Bench, tokens: int, *more: str) -> Outcome:
+def _chat(bench: Bench, where: str, tokens: int, *more: str) -> Outcome:
     asked = ["--model-path", bench.world.model, "--image-file", bench.world.picture, "--device", "npu"]
     length = ["--max-new-tokens", tokens, "--temperature", 0]
-    outcome = bench.run("strict", CHAT, *asked, *length, "--dtype", "bfloat16", *more, stdin="What?\nHow many?\n")
+    outcome = bench.run(where, CHAT, *asked, *length, "--dtype", "bfloat16", *more, stdin="What?\nHow many?\n")
     assert outcome.status == 0, outcome.err
     return outcome

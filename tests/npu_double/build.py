@@ -114,6 +114,8 @@ def _compile(home: Path, folder: Path) -> None:
 STRICT = {"NPU_DOUBLE_STRICT": str(HERE / "plugin_kernels.txt")}  # what the real plugin of October 2024 has, no more
 NEWER = {"NPU_DOUBLE_STRICT": f"{HERE / 'plugin_kernels.txt'}:{HERE / 'plugin_kernels_newer.txt'}"}
 
+PLAIN = {"NPU_DOUBLE_FUSED": "0"}  # the fused operators give zeros, so that none is taken
+
 
 def environment(folder: Path | None, **more: str) -> dict[str, str]:
     """The environment of a child process: this one's without what paddle reads, and the plugin.
