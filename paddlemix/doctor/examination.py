@@ -66,7 +66,7 @@ def examine(device: str | None = None, self_test: bool = True, packages: dict[st
 
     Args:
         device: to look at; None for all that are there.
-        self_test: also train and ask a tiny model on each.
+        self_test: also train and ask a tiny model on each, and check the card that `device` names.
         packages: name -> version instead of what is installed.
     """
     found = Examination()
@@ -85,6 +85,8 @@ def examine(device: str | None = None, self_test: bool = True, packages: dict[st
             _cpu_kernels(found, noted=names == ["cpu"])
         if self_test and names:
             _test_all(found, names)
+            if device is not None and kind_of(names[0]) != "cpu":
+                _check_card(found, names[0])
     if _NVIDIA.exists() and "paddlepaddle-gpu" not in packages:
         found.add([Problem("an NVIDIA card is there, but not paddle's GPU build", INSTALL["gpu"], False)])
     found.sections["to install for"] = [f"{kind}: {command}" for kind, command in INSTALL.items()]
@@ -168,6 +170,19 @@ def _cpu_kernels(found: Examination, noted: bool) -> None:
         why, _, fix = reason.partition("; ")
         what = f"no compiled kernels, so that a training step takes about 1.25 times as long: {why}"
         found.add([Problem(what, fix, serious=False)])
+
+
+def _check_card(found: Examination, name: str) -> None:
+    """The checks that take minutes, of a card that was asked for by name."""
+    from paddlemix.doctor.card import check_card
+
+    report = check_card(name)
+    found.sections[f"checks of {name}, to be sent with a report"] = report.lines()
+    found.add([Problem(what, "do not train on it; see docs/devices.md") for what in report.wrong])
+    if report.on_host:
+        operators = ", ".join(sorted(set().union(*report.on_host.values())))
+        what = f"{name} has no kernel for {operators}: the host computes these, and each waits for the device"
+        found.add([Problem(what, "update driver and plugin, and report it", serious=False)])
 
 
 def _test_all(found: Examination, names: list[str]) -> None:

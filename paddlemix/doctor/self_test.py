@@ -26,7 +26,7 @@ STEPS = 40
 MAX_GAP = 1e-2  # relative, of the first losses: devices add up in other orders, and training spreads that
 _COMPARED, _LEARNED = 5, 0.2  # steps whose losses are compared; the last loss as a share of the first
 _ROWS, _ANSWER = 4, 5
-_CONFIG = LlavaConfig(
+CONFIG = LlavaConfig(
     text=DecoderConfig(
         vocab_size=61,
         hidden_size=32,
@@ -71,9 +71,9 @@ def run_self_test(device: str) -> SelfTest:
     """
     before, state = paddle.get_device(), random_state()
     try:
-        weights = _start_weights()
+        weights = start_weights()
         name, start = select_device(device), time.monotonic()
-        model = _build(weights)
+        model = build(weights)
         losses = _train(model)
         answers = _answer(model)
         return SelfTest(losses, answers, time.monotonic() - start, peak_memory_bytes(name))
@@ -118,15 +118,17 @@ def computes_in(device: str, dtype: str) -> str | None:
         return str(error).strip().rpartition("\n")[2]
 
 
-def _start_weights() -> dict[str, np.ndarray]:
+def start_weights() -> dict[str, np.ndarray]:
+    """Name -> weight that the tiny model begins with; the CPU is then the current device."""
     select_device("cpu")
     set_seed(0)
-    return {name: weight.numpy() for name, weight in LlavaModel(_CONFIG).named_parameters()}
+    return {name: weight.numpy() for name, weight in LlavaModel(CONFIG).named_parameters()}
 
 
-def _build(weights: dict[str, np.ndarray]) -> LlavaModel:
+def build(weights: dict[str, np.ndarray]) -> LlavaModel:
+    """The tiny model with these weights, on the current device."""
     with skip_initialisation():
-        model = LlavaModel(_CONFIG)
+        model = LlavaModel(CONFIG)
     for name, weight in model.named_parameters():
         weight.set_value(weights[name])
     return model
@@ -135,7 +137,7 @@ def _build(weights: dict[str, np.ndarray]) -> LlavaModel:
 def _train(model: LlavaModel) -> list[float]:
     clip = paddle.nn.ClipGradByGlobalNorm(1.0)
     optimizer = paddle.optimizer.AdamW(0.01, parameters=model.parameters(), weight_decay=0.0, grad_clip=clip)
-    batch = collate(_examples(), model.config.tokens_per_tile)
+    batch = collate(examples(), model.config.tokens_per_tile)
     inputs, count = batch_inputs(batch), len(batch.loss_index)
     inputs = {name: value for name, value in inputs.items() if isinstance(value, paddle.Tensor)}
     losses = []
@@ -152,7 +154,7 @@ def _answer(model: LlavaModel) -> np.ndarray:
     """Greedy answers, token by token over the cache, [rows, tokens]."""
     model.eval()
     steps, tokens = Steps(model), []
-    scores = steps.start([_cut(example, _ANSWER) for example in _examples()])
+    scores = steps.start(prompts())
     for number in range(_ANSWER):
         tokens.append(scores.argmax(axis=-1))
         if number + 1 < _ANSWER:
@@ -161,12 +163,12 @@ def _answer(model: LlavaModel) -> np.ndarray:
 
 
 def _targets() -> np.ndarray:
-    return np.stack([example.labels[-_ANSWER:] for example in _examples()])
+    return np.stack([example.labels[-_ANSWER:] for example in examples()])
 
 
-def _examples() -> list[Example]:
+def examples() -> list[Example]:
     """Questions of different lengths about pictures of noise, and answers of five random tokens."""
-    random, tokens = np.random.default_rng(0), _CONFIG.tokens_per_tile
+    random, tokens = np.random.default_rng(0), CONFIG.tokens_per_tile
     examples = []
     for row in range(_ROWS):
         question, answer = random.integers(3, 61, 3 + row), random.integers(3, 61, _ANSWER)
@@ -177,6 +179,11 @@ def _examples() -> list[Example]:
             Example(input_ids=ids, labels=labels, pixel_values=pixels, image_index=np.arange(tokens, dtype=np.int64))
         )
     return examples
+
+
+def prompts() -> list[Example]:
+    """The same without their answers."""
+    return [_cut(example, _ANSWER) for example in examples()]
 
 
 def _cut(example: Example, count: int) -> Example:

@@ -1,0 +1,97 @@
+"""The checks of one card, as a table: `paddlemix doctor --device gpu` or `npu`.
+
+Nobody of this project has every card, so the table is made to be sent: what was computed, how far it is from the CPU,
+how fast it was, and which operators went to the host, where the card has none in their type.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from paddlemix.doctor.card_checks import MARK
+
+_LIMIT = 300  # seconds
+_MISSING = re.compile(r"missing \w+ kernel: (\w+), expected_kernel_key:\(\w+, \S+, (\w+)\), fallbacking")
+# Paddle says at this level which kernels it takes from the CPU.
+_TOLD = {"GLOG_vmodule": "kernel_factory=3", "GLOG_minloglevel": "0", "GLOG_logtostderr": "1"}
+
+
+@dataclass
+class CardReport:
+    """What was found.
+
+    Args:
+        rows: name of a check and its result, in order.
+        wrong: what is not as it has to be.
+        on_host: check -> operators with their types that the card lacks.
+    """
+
+    rows: list[tuple[str, str]] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    on_host: dict[str, list[str]] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """The table."""
+        width = max((len(name) for name, _ in self.rows), default=0)
+        lines = [f"{name:{width}}  {result}" for name, result in self.rows]
+        for check, operators in self.on_host.items():
+            lines.append(f"on the host in {check}: {', '.join(operators)}")
+        return lines if self.on_host else [*lines, "on the host: no operator"]
+
+
+def check_card(device: str, limit: float = _LIMIT) -> CardReport:
+    """Runs the checks of `card_checks` in a process of their own.
+
+    Args:
+        device: of the card, as `select_device` takes it.
+        limit: seconds after which they are ended.
+    """
+    root = str(Path(__file__).parents[2])
+    paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, "-m", "paddlemix.doctor.card_checks", device]
+    environment = {**os.environ, **_TOLD, "PYTHONPATH": paths}
+    ended = ""
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", timeout=limit)
+        out, told = done.stdout, done.stderr
+        if done.returncode:
+            ended = f"the checks end with status {done.returncode}: {_last_line(told)}"
+    except subprocess.TimeoutExpired as stopped:
+        out, told = (_text(part) for part in (stopped.stdout, stopped.stderr))
+        ended = f"the checks take longer than {limit:.0f} s"
+    return _report(out, told, ended)
+
+
+def _report(out: str, told: str, ended: str) -> CardReport:
+    report = CardReport()
+    for line in out.splitlines():
+        if not line.startswith('{"check"'):
+            continue
+        row = json.loads(line)
+        report.rows.append((row["check"], row["result"]))
+        if row["wrong"]:
+            report.wrong.append(f"{row['check']}: {row['wrong']}")
+    check, found = "start", dict[str, set[str]]()
+    for line in told.splitlines():
+        if line.startswith(MARK):
+            check = line.removeprefix(MARK)
+        elif missing := _MISSING.search(line):
+            found.setdefault(check, set()).add(" ".join(missing.groups()))
+    report.on_host = {name: sorted(operators) for name, operators in found.items()}
+    if ended:
+        report.wrong.append(ended)
+    return report
+
+
+def _text(part: str | bytes | None) -> str:
+    return part.decode("utf-8", "replace") if isinstance(part, bytes) else part or ""
+
+
+def _last_line(text: str) -> str:
+    return text.strip().rpartition("\n")[2][:200]

@@ -1,0 +1,94 @@
+"""Single steps of the self-test's tiny model, as the checks of a card need them.
+
+To be imported when the environment is prepared, since it loads paddle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Any
+
+import numpy as np
+import paddle
+
+from paddlemix.datasets.collate import collate
+from paddlemix.device import set_seed
+from paddlemix.doctor.self_test import CONFIG, build, examples, prompts
+from paddlemix.generation.steps import Steps
+from paddlemix.peft.lora import LoRAConfig, add_lora, linear_names
+from paddlemix.peft.quantize import QuantizationConfig, quantize_model
+from paddlemix.trainer.loader import batch_inputs
+from paddlemix.trainer.loss import LossModel
+
+Weights = dict[str, np.ndarray]
+_STEPS = 4
+
+
+def loss_and_gradient(weights: Weights, dtype: str) -> tuple[float, float]:
+    """(mean loss, length of the gradient of all weights) on the current device; autocast O2 in half precision."""
+    model = build(weights)
+    model.to(dtype=dtype)
+    loss = _loss(LossModel(model), _inputs(), dtype)
+    loss.backward()
+    grads = [weight.grad.astype("float32") for weight in model.parameters() if weight.grad is not None]
+    return float(loss), float(sum(float((grad * grad).sum()) for grad in grads)) ** 0.5
+
+
+def adapter_step(weights: Weights, kind: str | None) -> tuple[float, float]:
+    """(seconds, last loss) of a step in bfloat16 with LoRA, dropout and recomputation.
+
+    Args:
+        kind: how the language model is held; None for as it is.
+    """
+    model = build(weights)
+    if kind is not None:
+        quantize_model(model, QuantizationConfig(kind=kind))
+    for weight in model.parameters():
+        weight.stop_gradient = True
+    names = tuple(name for name in linear_names(model) if name.startswith("language_model."))
+    add_lora(model, LoRAConfig(modules=names, r=4, lora_alpha=8, lora_dropout=0.1))
+    model.to(dtype="bfloat16")  # after the start values, which NPU draws in float32
+    trained = [weight for name, weight in model.named_parameters() if "lora_" in name]
+    for weight in trained:
+        weight.stop_gradient = False
+    model.language_model.enable_recompute = True
+    optimizer = paddle.optimizer.AdamW(0.01, parameters=trained, multi_precision=True)
+    wrapped, inputs, start, loss = LossModel(model), _inputs(), 0.0, paddle.zeros([])
+    wrapped.train()
+    set_seed(0)
+    for number in range(_STEPS + 1):
+        if number == 1:  # the first prepares operators
+            paddle.device.synchronize()
+            start = time.perf_counter()
+        loss = _loss(wrapped, inputs, "bfloat16")
+        loss.backward()
+        optimizer.step()
+        optimizer.clear_grad()
+    last = float(loss)
+    return (time.perf_counter() - start) / _STEPS, last
+
+
+def decoding_seconds(weights: Weights, tokens: int) -> float:
+    """Of one token of the tiny model in bfloat16, four rows at once, greedily."""
+    model = build(weights)
+    model.to(dtype="bfloat16")
+    model.eval()
+    steps = Steps(model)
+    scores = steps.start(prompts())
+    scores = steps.feed(scores.argmax(axis=-1))
+    start = time.perf_counter()
+    for _ in range(tokens):
+        scores = steps.feed(scores.argmax(axis=-1))
+    return (time.perf_counter() - start) / tokens
+
+
+def _inputs() -> dict[str, Any]:
+    inputs = batch_inputs(collate(examples(), CONFIG.tokens_per_tile))
+    return {name: value for name, value in inputs.items() if isinstance(value, paddle.Tensor)}
+
+
+def _loss(model: LossModel, inputs: dict[str, Any], dtype: str) -> paddle.Tensor:
+    half = dtype != "float32"
+    with paddle.amp.auto_cast(True, level="O2", dtype=dtype) if half else contextlib.nullcontext():
+        return model(**inputs)[0] * (1 / len(inputs["loss_index"]))
