@@ -195,11 +195,12 @@ class DroppedLowRankFunction(PyLayer):
         Products run in the type that autocast gives them, else in that of the inputs, and so does the backward pass.
         """
         mask = dropout_mask(inputs, rate)
-        dropped = inputs * widened_mask(mask, rate, inputs.dtype)
+        factors, gain = widened_mask(mask, rate, inputs.dtype)
+        dropped = inputs * factors
         narrow = paddle.matmul(dropped, first if autocasts() else as_type(first, inputs.dtype))
         ctx.save_for_backward(inputs, mask, narrow, first, second)
-        ctx.scaling, ctx.rate, ctx.trains = scaling, rate, trains(inputs, first, second)
-        return paddle.matmul(narrow * scaling, second if autocasts() else as_type(second, narrow.dtype))
+        ctx.scaling, ctx.rate, ctx.trains = scaling * gain, rate, trains(inputs, first, second)
+        return paddle.matmul(narrow * ctx.scaling, second if autocasts() else as_type(second, narrow.dtype))
 
     @staticmethod
     def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
@@ -207,7 +208,7 @@ class DroppedLowRankFunction(PyLayer):
         inputs, mask, narrow, first, second = ctx.saved_tensor()
         (rank, out_size), width, dtype = second.shape, first.shape[0], narrow.dtype
         grad = as_type(grad, dtype)
-        factors = widened_mask(mask, ctx.rate, inputs.dtype)
+        factors, _ = widened_mask(mask, ctx.rate, inputs.dtype)
         narrow_grad = paddle.matmul(grad, as_type(second, dtype), transpose_y=True).scale_(ctx.scaling)
         flat = grad.reshape([-1, out_size])
         second_grad = paddle.matmul(narrow.reshape([-1, rank]), flat, transpose_x=True).scale_(ctx.scaling)

@@ -11,8 +11,11 @@ Source: the operators that PaddleCustomDevice registers for NPU, by type (Octobe
 
 from __future__ import annotations
 
+import numpy as np
 import paddle
 from paddle.nn import functional
+
+from paddlemix.models.constants import kept
 
 
 def on_cpu(tensor: paddle.Tensor) -> bool:
@@ -51,16 +54,23 @@ def dropout(inputs: paddle.Tensor, rate: float) -> paddle.Tensor:
     """Zero with probability `rate`, else multiplied by 1 / (1 - rate)."""
     if on_cpu(inputs):
         return functional.dropout(inputs, rate, training=True)
-    return inputs * widened_mask(dropout_mask(inputs, rate), rate, inputs.dtype)
+    factors, gain = widened_mask(dropout_mask(inputs, rate), rate, inputs.dtype)
+    return inputs * factors.scale_(gain)
 
 
 def dropout_mask(inputs: paddle.Tensor, rate: float) -> paddle.Tensor:
     """bool, of the inputs' shape: what is left, drawn from the generator of the inputs' device."""
     if on_cpu(inputs):
         return functional.dropout(paddle.ones_like(inputs), rate, training=True) > 0
-    return paddle.uniform(inputs.shape, dtype="float32", min=0.0, max=1.0) >= rate
+    return paddle.uniform(inputs.shape, dtype="float32", min=0.0, max=1.0) >= kept(_number, rate)
 
 
-def widened_mask(mask: paddle.Tensor, rate: float, dtype: paddle.dtype) -> paddle.Tensor:
-    """The factors of a `dropout_mask`: 0 or 1 / (1 - rate)."""
-    return mask.astype(dtype).scale_(1.0 / (1.0 - rate))
+def widened_mask(mask: paddle.Tensor, rate: float, dtype: paddle.dtype) -> tuple[paddle.Tensor, float]:
+    """The factors of a `dropout_mask`, and what is left to multiply by: 0 or 1 / (1 - rate), and 1; on an accelerator 0
+    or 1, and 1 / (1 - rate), which costs no operator where it joins another number."""
+    gain = 1.0 / (1.0 - rate)
+    return (mask.astype(dtype).scale_(gain), 1.0) if on_cpu(mask) else (mask.astype(dtype), gain)
+
+
+def _number(value: float) -> np.ndarray:
+    return np.array([value], dtype=np.float32)

@@ -16,6 +16,7 @@ from paddle import nn
 
 from paddlemix.models.kernels import NARROW_COST, DroppedLowRankFunction, LowRankLinearFunction, as_type
 from paddlemix.models.layers import affine, initialising
+from paddlemix.models.operators import on_cpu
 from paddlemix.peft.settings import LoRAConfig
 
 
@@ -119,7 +120,10 @@ class LoRALinear(nn.Layer):
     def _update(self, inputs: paddle.Tensor) -> paddle.Tensor:
         """What the adapter adds to the base layer's outputs."""
         first, second = (as_type(factor, inputs.dtype) if self.is_quantized else factor for factor in self.factors())
-        return paddle.matmul(paddle.matmul(inputs, first), second) * self.scaling
+        narrow = paddle.matmul(inputs, first)
+        if on_cpu(inputs):
+            return paddle.matmul(narrow, second) * self.scaling
+        return paddle.matmul(narrow * self.scaling, second)
 
     def _sum(self, weight: paddle.Tensor) -> paddle.Tensor:
         """A weight [in, out] with the update added, in the weight's dtype."""
