@@ -182,12 +182,18 @@ def copy_into(parameter: paddle.Tensor, entry: TensorEntry) -> None:
     """Reads a weight and copies it into a parameter of the same shape, converted to the parameter's dtype.
 
     On CPU piece by piece into the parameter's own memory: an output layer of 7B would else be there three times.
+    Elsewhere as it lies in its file: a device turns a matrix in no time, the host takes a minute for those of 7B.
 
     Raises:
         UserError: a finite number is too large for float16.
     """
     dtype = FLOAT_TYPES[str(parameter.dtype).rsplit(".", 1)[-1]]
-    entry = converted(entry, dtype)
+    turned_from, entry = entry.turned_from, converted(entry, dtype)
+    if not parameter.place.is_cpu_place() and turned_from is not None:
+        held = paddle.to_tensor(np.ascontiguousarray(converted(turned_from, dtype).read()))
+        with paddle.no_grad():
+            parameter.copy_(held.transpose([1, 0]).contiguous(), False)
+        return
     if not (parameter.place.is_cpu_place() and parameter.is_contiguous()):
         parameter.set_value(np.ascontiguousarray(entry.read()))
         return

@@ -13,6 +13,7 @@ from paddlemix.trainer.starting_point import compute_dtype, weight_dtype
 
 _COLUMNS = ("weights", "gradients", "states", "master", "activations", "together")
 _UNITS = ((1024**3, "GiB"), (1024**2, "MiB"), (1024, "KiB"))
+_LARGE_CARD = 80 * 1024**3  # A100, H100 and the like
 
 
 def dry_run(config: RunConfig, devices: int | None = None) -> list[str]:
@@ -102,6 +103,11 @@ def _fit_lines(run: DryRun, device: DeviceMemory | None) -> Iterator[str]:
     total = run.memory.total
     if device is None:
         yield f"it takes about {_size(total)}; how much memory the device has is not known"
+        if run.device != "cpu" and total > _LARGE_CARD:
+            yield (
+                f"warning: no card of {_size(_LARGE_CARD)} holds that. What takes less, the cheapest first: "
+                f"{'; '.join(_less_memory(run))}"
+            )
     elif total <= device.free:
         yield f"it fits: about {_size(total)} of {_size(device.free)} that are free"
     else:

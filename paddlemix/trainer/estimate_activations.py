@@ -24,7 +24,7 @@ from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionCon
 FLOAT32 = 4
 CAUSAL_BLOCK = 128  # as in models/attention.py
 NARROW_COST = 3  # as in models/kernels.py
-LOGITS_AT_ONCE, LOGITS_WITHOUT_GRADIENT = 2**24, 2**22  # as in trainer/loss.py
+LOGITS_AT_ONCE, LOGITS_WITHOUT_GRADIENT, LOGITS_OFF_CPU = 2**24, 2**22, 2**26  # as in trainer/loss.py
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,6 +346,7 @@ def _loss_bytes(config: LlavaConfig, trained: Collection[str], rows: int, comput
     weight = computation.size * width * vocabulary if output in trained else 0
     added_in_place = computation.compiled and not config.text.tie_word_embeddings
     numbers = LOGITS_AT_ONCE if weight and not added_in_place else LOGITS_WITHOUT_GRADIENT
+    numbers = numbers if computation.on_cpu else LOGITS_OFF_CPU
     at_once = min(rows, max(1, numbers // vocabulary))
     kept = computation.size * rows * width + weight
     logits = at_once * vocabulary * (computation.size + (0 if computation.compiled else FLOAT32))

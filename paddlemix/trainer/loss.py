@@ -19,10 +19,11 @@ from paddle.autograd import PyLayer
 from paddlemix.models import compiled, compiled_library
 from paddlemix.models.constants import counted
 from paddlemix.models.llava import LlavaModel
-from paddlemix.models.operators import row_sums
+from paddlemix.models.operators import on_cpu, row_sums
 
 _LOGITS_AT_ONCE = 2**24  # 64 MiB in float32: every part costs a sum of gradients of the size of the output layer
 _LOGITS_WITHOUT_GRADIENT = 2**22  # where that layer is frozen: its products are still large
+_LOGITS_OFF_CPU = 2**26  # a part of few rows reads the whole output layer for them, which takes a card more time
 
 
 class LossModel(nn.Layer):
@@ -67,6 +68,7 @@ class LossModel(nn.Layer):
         if plain is not None and weights and with_gradient and compiled_library.takes_products(plain, chosen):
             total = paddle.zeros(plain.shape, dtype="float32")
         numbers = _LOGITS_AT_ONCE if weights and total is None else _LOGITS_WITHOUT_GRADIENT
+        numbers = numbers if on_cpu(chosen) else _LOGITS_OFF_CPU
         rows_at_once = max(1, numbers // self.model.config.text.vocab_size)
         head = _Head(self.model.logits, rows_at_once, with_gradient, plain, total)
         return _SummedCrossEntropy.apply(chosen, loss_targets, head, *weights)

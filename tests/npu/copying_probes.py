@@ -7,10 +7,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import paddle
 
+from paddlemix.checkpoints import tensors
+from paddlemix.checkpoints.finite import NotFiniteError, finite
+from paddlemix.checkpoints.pretrained import copy_into
+from paddlemix.checkpoints.tensors import array_entry, transposed
 from paddlemix.sample import Batch
 from paddlemix.trainer.device_copies import one_ahead
 from paddlemix.trainer.loader import batch_inputs
@@ -45,9 +50,9 @@ def copied_batches() -> dict[str, Any]:
         before = _copies()
         inputs = batch_inputs(batch)
         copies = _copies() - before
-        tensors = {key: value for key, value in inputs.items() if isinstance(value, paddle.Tensor)}
-        wrong = [key for key, value in tensors.items() if not _equal(value, getattr(batch, key))]
-        found[name] = {"copies": copies, "wrong": wrong, "names": sorted(tensors)}
+        held = {key: value for key, value in inputs.items() if isinstance(value, paddle.Tensor)}
+        wrong = [key for key, value in held.items() if not _equal(value, getattr(batch, key))]
+        found[name] = {"copies": copies, "wrong": wrong, "names": sorted(held)}
     return found
 
 
@@ -61,6 +66,26 @@ def _copies() -> int:
     library = ctypes.CDLL(str(Path(os.environ["CUSTOM_DEVICE_ROOT"]) / LIBRARY))
     library.npu_double_stat.restype = ctypes.c_size_t
     return int(library.npu_double_stat(0, b"h2d_calls"))
+
+
+def turned_weights() -> dict[str, Any]:
+    """Of each type: numbers of a parameter that differ from the file's, turned; whether it is whole in memory.  How
+    often the host turned one; what is said of a number that is none."""
+    values = np.random.default_rng(0).standard_normal((6, 10)).astype(np.float32)
+    found: dict[str, Any] = {}
+    with mock.patch.object(tensors, "_turned_strips", wraps=tensors._turned_strips) as turned:
+        for dtype in ("float32", "bfloat16"):
+            parameter = paddle.zeros([10, 6], dtype=dtype)
+            copy_into(parameter, finite(transposed(array_entry(values)), "it"))
+            wanted = paddle.to_tensor(values.T.copy()).astype(dtype)
+            found[dtype] = [int((parameter != wanted).astype("int64").sum()), parameter.is_contiguous()]
+        found["host transposes"] = turned.call_count
+    values[3, 1] = np.inf
+    try:
+        copy_into(paddle.zeros([10, 6]), finite(transposed(array_entry(values)), "it"))
+    except NotFiniteError as error:
+        found["NaN"] = error.found
+    return found
 
 
 def made_ahead() -> dict[str, Any]:

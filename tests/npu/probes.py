@@ -21,7 +21,7 @@ from paddlemix.models.llava import LlavaModel
 from paddlemix.models.operators import take_rows
 from paddlemix.peft.lora import LoRAConfig, add_lora, linear_names
 from paddlemix.trainer.loss import LossModel, _cross_entropy
-from tests.npu.copying_probes import copied_batches, made_ahead
+from tests.npu.copying_probes import copied_batches, made_ahead, turned_weights
 from tests.npu.quantized_probes import quantized_steps, wide_weights
 
 LEVELS = [(dtype, level) for dtype in ("float16", "bfloat16") for level in ("O1", "O2")]
@@ -179,6 +179,7 @@ PROBES: dict[str, Callable[[], dict[str, Any]]] = {
     "newline": newline,
     "copied_batches": copied_batches,
     "made_ahead": made_ahead,
+    "turned_weights": turned_weights,
     "wide_weights": wide_weights,
     "quantized_steps": quantized_steps,
 }

@@ -51,3 +51,9 @@ def test_a_micro_batch_costs_two_copies(bench: Bench) -> None:
         assert [step["h2d_calls"] for step in report["micro_steps"][1:]] == [0] * (len(report["micro_steps"]) - 1)
         per_step.append(max(step["h2d_calls"] for step in report["steps"][1:]))
     assert per_step[1] - per_step[0] <= 2
+
+
+def test_a_weight_is_turned_on_the_device(plugin: Any) -> None:
+    """It comes as it lies in its file, in the model's type, and a number that is none is told all the same."""
+    found = probe(plugin, "turned_weights")["turned_weights"]
+    assert found == {"float32": [0, True], "bfloat16": [0, True], "host transposes": 0, "NaN": "infinity"}

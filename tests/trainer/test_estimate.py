@@ -28,6 +28,7 @@ from paddlemix.peft.quantize import QuantizationConfig, quantize_model
 from paddlemix.trainer import estimate_activations, loss
 from paddlemix.trainer.device_memory import device_memory, program_bytes
 from paddlemix.trainer.dry_model import describe_model, linear_sizes
+from paddlemix.trainer.dry_report import report_lines
 from paddlemix.trainer.dry_run import DryRun, plan_run
 from paddlemix.trainer.estimate import Training, Weight, estimate_memory
 from paddlemix.trainer.estimate_activations import (
@@ -164,6 +165,7 @@ def test_constants_are_those_of_the_code() -> None:
     assert estimate_activations.NARROW_COST == kernels.NARROW_COST
     assert estimate_activations.LOGITS_AT_ONCE == loss._LOGITS_AT_ONCE
     assert estimate_activations.LOGITS_WITHOUT_GRADIENT == loss._LOGITS_WITHOUT_GRADIENT
+    assert estimate_activations.LOGITS_OFF_CPU == loss._LOGITS_OFF_CPU
     for length in (1, 100, 191, 192, 425, 2048):
         blocks = attention_kernels._causal_blocks(length, length, attention._CAUSAL_BLOCK)
         pairs = sum((stop - start) * end for start, stop, end in blocks)
@@ -280,6 +282,13 @@ def test_llava_7b_takes_what_is_published(world: World) -> None:
     assert 1.5 * GIB < coded.memory.wide < 2 * GIB  # a decoder layer in bf16, half a layer twice in float32, scales
     exact = {"device": "cpu", "bf16": False, "fp16_opt_level": "O1", "quantize_base": "nf4"}
     assert plan_7b(world, "lora_sft_argument.json", **exact).memory.wide == 0
+
+
+def test_a_recipe_that_no_card_holds_says_so(world: World) -> None:
+    full, lora = (plan_7b(world, recipe, device="gpu") for recipe in ("sft_argument.json", "lora_sft_argument.json"))
+    warnings = [[line for line in report_lines(run, None) if line.startswith("warning")] for run in (full, lora)]
+    assert len(warnings[0]) == 1 and warnings[1] == []
+    assert "no card of 80.0 GiB holds that" in warnings[0][0] and "several devices with sharding" in warnings[0][0]
 
 
 # ---- what it is read from ----
