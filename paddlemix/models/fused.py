@@ -101,8 +101,8 @@ def choose_kernels(wanted: bool | None, device: str, dtype: str, sizes: KernelSi
         sizes: of the model; None for those of a 7B.
 
     Returns:
-        The decision in words: a line for each kernel, or one where the plain forms are used for all; on CPU
-        `cpu_kernels`.
+        The decision in words: a line for each kernel, or one where the plain forms are used for all; on NPU also one
+        for a plugin's library without operators, on CPU `cpu_kernels`.
     """
     global _chosen
     _chosen = _NONE
@@ -116,9 +116,7 @@ def choose_kernels(wanted: bool | None, device: str, dtype: str, sizes: KernelSi
         return [f"plain kernels: there are fused ones for {', '.join(_KERNELS)}, not for {device}"]
     if dtype not in PRECISIONS:
         return [f"plain kernels: fused ones compute in {' or '.join(PRECISIONS)}, not in {dtype}; set bf16 true"]
-    if kind == "npu":
-        npu_operators.register()
-    lines = []
+    lines = list(npu_operators.register()) if kind == "npu" else []
     for name, kernel in _KERNELS[kind].items():
         reason = _why_not(name, kernel, dtype, sizes or KernelSizes())
         lines.append(f"{name}: {'fused' if reason is None else f'plain, {reason}'}")

@@ -16,10 +16,21 @@ from paddlemix.device.environment import plugin_libraries
 
 
 @functools.cache
-def register() -> None:
-    """Makes the operators of the plugin's libraries known to paddle, where there are any."""
+def register() -> tuple[str, ...]:
+    """Makes the operators of the plugin's libraries known to paddle, where there are any.
+
+    Returns:
+        A line for each library that has none, with what paddle says.
+    """
+    lines = []
     for library in plugin_libraries():
-        paddle.base.core.load_op_meta_info_and_register_op(str(library))
+        try:
+            paddle.base.core.load_op_meta_info_and_register_op(str(library))
+        except Exception as error:  # whatever paddle raises for a library without operators
+            said = str(error).strip().splitlines() or [""]
+            reason = next((line for line in said if line.startswith("(")), said[-1].strip())  # "(NotFound) ..."
+            lines.append(f"operators of {library.name}: none, {type(error).__name__}: {reason}")
+    return tuple(lines)
 
 
 def attention(queries: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, causal: bool) -> paddle.Tensor:

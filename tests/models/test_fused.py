@@ -217,6 +217,19 @@ def test_other_devices_do_not_even_try(stand_ins: StandIns, device: str) -> None
     assert chosen() == FusedKernels() and not any(stand_ins.calls.values())
 
 
+def test_a_plugin_without_operators_of_its_own_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "libother.so").write_bytes(b"not a library")
+    monkeypatch.setattr(npu_operators, "plugin_libraries", lambda: [tmp_path / "libother.so"])
+    npu_operators.register.cache_clear()
+    try:
+        line, *kernels = choose_kernels(None, "npu:0", "bfloat16", SMALL)
+    finally:
+        npu_operators.register.cache_clear()
+    assert line.startswith("operators of libother.so: none, RuntimeError: ") and len(line) > 60
+    assert [name.partition(":")[0] for name in kernels] == ["attention", "rms_norm", "rotary", "swiglu"]
+    assert all(": plain, " in kernel for kernel in kernels[:3]), kernels
+
+
 # ---- what a CPU has ----
 
 
