@@ -22,7 +22,7 @@ from paddlemix.models.operators import take_rows
 from paddlemix.peft.lora import LoRAConfig, add_lora, linear_names
 from paddlemix.trainer.loss import LossModel, _cross_entropy
 from tests.npu.copying_probes import copied_batches, made_ahead, turned_weights
-from tests.npu.quantized_probes import quantized_steps, wide_weights
+from tests.npu.quantized_probes import quantized_operators, quantized_steps, wide_weights
 
 LEVELS = [(dtype, level) for dtype in ("float16", "bfloat16") for level in ("O1", "O2")]
 WIDTH, EPSILON = 4096, 1e-5
@@ -182,6 +182,7 @@ PROBES: dict[str, Callable[[], dict[str, Any]]] = {
     "turned_weights": turned_weights,
     "wide_weights": wide_weights,
     "quantized_steps": quantized_steps,
+    "quantized_operators": quantized_operators,
 }
 
 

@@ -17,6 +17,7 @@ from paddlemix.peft.quantize import QuantizationConfig, dequantize_model, quanti
 from paddlemix.peft.quantized_linear import QuantizedLinear
 from paddlemix.peft.wide_weights import WideGroup
 from paddlemix.trainer.loss import LossModel
+from tests.npu.budgets import Device
 
 SHAPES = ((128, 64), (192, 96), (128, 40), (100, 33))  # in, out
 PIECES = {"whole": 2**30, "joined": 4 * 128 * 64 + 4 * 192 * 96, "cut": 4 * 192 * 7}
@@ -79,6 +80,21 @@ def quantized_steps() -> dict[str, Any]:
             error = max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in zip(grads, wide, strict=True))
             found[kind][name] = [abs(loss - wide_loss) / wide_loss, error]
     return found
+
+
+def quantized_operators() -> dict[str, Any]:
+    """Of each kind, and of weights as they are: operators per decoder layer and step under recomputation."""
+    return {kind or "plain": _operators(kind) for kind in (*KINDS, None)}
+
+
+def _operators(kind: str | None) -> int:
+    counts, device = [], Device()
+    for layers in (2, 3):
+        step = _Step(kind, layers, recompute=True)
+        step.run()  # scales are decoded once
+        found = device.during(step.run)
+        counts.append(sum(number for name, number in found.items() if not name.endswith("_calls")))
+    return counts[1] - counts[0]
 
 
 class _Step:

@@ -15,7 +15,7 @@ CODED = ("int8", "nf4")
 
 @pytest.fixture(scope="module")
 def found(plugin: Any) -> dict[str, Any]:
-    return probe(plugin, "wide_weights", "quantized_steps", **STRICT)
+    return probe(plugin, "wide_weights", "quantized_steps", "quantized_operators", **STRICT)
 
 
 @pytest.mark.parametrize("kind", CODED)
@@ -35,3 +35,10 @@ def test_a_step_is_that_of_the_same_weights_held_wide(found: dict[str, Any], kin
     for recompute in ("plain", "recomputed"):
         loss, gradient = found["quantized_steps"][kind][recompute]
         assert loss < 2e-3 and gradient < 0.02, recompute
+
+
+def test_codes_cost_few_operators_of_a_step(found: dict[str, Any]) -> None:
+    """Per decoder layer and step with recomputation, beyond those of LoRA on plain weights."""
+    counts = found["quantized_operators"]
+    assert counts["plain"] > 100
+    assert {kind: counts[kind] - counts["plain"] <= 30 for kind in KINDS} == dict.fromkeys(KINDS, True), counts
