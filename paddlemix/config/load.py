@@ -36,8 +36,11 @@ _STRUCTURES: dict[str, Callable[[Any], tuple[Any, list[InnerFault]]]] = {
 }
 
 
+_SHOWN_FAULTS = 50
+
+
 class ConfigError(UserError):
-    """A configuration with faults; `str` shows one per line.
+    """A configuration with faults; `str` shows one per line, each once the first fifty of them.
 
     Args:
         faults: one text each, "lora.json, line 14: learning_rat is not a known key; did you mean 'learning_rate'?".
@@ -45,10 +48,11 @@ class ConfigError(UserError):
 
     def __init__(self, faults: Sequence[str]) -> None:
         super().__init__(faults)
-        self.faults = [fit_to_show(fault) for fault in faults]
+        self.faults = [fit_to_show(fault) for fault in dict.fromkeys(faults)]
 
     def __str__(self) -> str:
-        return "\n".join(self.faults)
+        more = len(self.faults) - _SHOWN_FAULTS
+        return "\n".join([*self.faults[:_SHOWN_FAULTS], *([f"... and {more} more"] if more > 0 else [])])
 
 
 @dataclass(frozen=True, order=True)

@@ -397,3 +397,16 @@ def test_numbers_that_nothing_can_be_computed_with(key: str, value: str, message
     with pytest.raises(UserError) as caught:
         load_config(None, texts)
     assert message in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_each_fault_is_told_once_and_fifty_at_most(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    twice = ", ".join(['"seed": 1'] * 400)
+    many = ", ".join(f'"unknown_{number}": 1' for number in range(120))
+    path.write_text("{" + twice + ", " + many + "}")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    lines = str(caught.value).splitlines()
+    assert sum("seed is given again" in fault for fault in caught.value.faults) == 1
+    assert len(lines) == 51 and lines[-1] == "... and 71 more"
+    assert len(caught.value.faults) == 121
