@@ -21,6 +21,7 @@ from paddlemix.models.llava import LlavaModel
 from paddlemix.models.operators import take_rows
 from paddlemix.peft.lora import LoRAConfig, add_lora, linear_names
 from paddlemix.trainer.loss import LossModel, _cross_entropy
+from tests.npu.answer_probes import answers
 from tests.npu.copying_probes import copied_batches, made_ahead, turned_weights
 from tests.npu.quantized_probes import quantized_operators, quantized_steps, wide_weights
 
@@ -177,6 +178,7 @@ PROBES: dict[str, Callable[[], dict[str, Any]]] = {
     "plain_losses": plain_losses,
     "recomputed": recomputed,
     "newline": newline,
+    "answers": answers,
     "copied_batches": copied_batches,
     "made_ahead": made_ahead,
     "turned_weights": turned_weights,

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
+from tests.npu.answer_probes import answers
 from tests.npu.probes import LEVELS
 from tests.npu_double.build import STRICT, environment
 
@@ -32,7 +33,7 @@ def probe(plugin: Path, *names: str, **variables: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def found(plugin: Path) -> dict[str, Any]:
-    return probe(plugin, "norms", "scales", "losses", "recomputed")
+    return probe(plugin, "norms", "scales", "losses", "recomputed", "answers")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -69,6 +70,13 @@ def test_a_row_that_is_taken_often_gets_all_of_its_gradient(plugin: Path) -> Non
 def test_the_strict_stand_in_computes_the_same(found: dict[str, Any], plugin: Path) -> None:
     strict = probe(plugin, "norms", "losses", "recomputed", **STRICT)
     assert strict == {name: found[name] for name in strict}
+
+
+def test_answers_to_a_batch_are_those_of_the_cpu(found: dict[str, Any]) -> None:
+    """Whether the card chooses the token or the host; positions, angles and masks are made on the card."""
+    expected = answers()
+    assert found["answers"] == expected
+    assert len({len(answer) for answer in expected["greedy None"]}) > 1  # so that rows leave the batch
 
 
 def test_sums_are_exact_where_products_are_rounded(plugin: Path) -> None:
