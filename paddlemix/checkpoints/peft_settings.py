@@ -157,6 +157,12 @@ def adapter_settings(
         raise UserError(f"{path} cannot be understood: {error!r}") from error
     for module in modules:
         shape = tensors[f"{module}.lora_A"].shape
+        if len(shape) == 4:
+            layer = theirs[module].removesuffix(".weight")
+            raise UserError(
+                f"lora_A of '{layer}' in {path.parent} has 4 axes: LoRA of a convolution is not supported, only of "
+                f"linear layers; {_MERGE_THERE}, or train it without this layer in target_modules"
+            )
         if len(shape) != 2 or not all(shape):
             raise UserError(
                 f"lora_A of '{theirs[module]}' in {path.parent} has the shape {list(shape)}: the adapter was saved "

@@ -6,6 +6,7 @@ Knows the keys, not their meaning: values stay text, `load_config` reads and che
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import textwrap
@@ -155,13 +156,12 @@ def _take_flag(flag: str, rest: list[str], may_be_file: bool) -> str | Fault:
     """One `--flag` as "key=value", or what is wrong with it; takes its values off the front of `rest`.
 
     Args:
-        may_be_file: whether no configuration file was named yet: it does not become the value of an unknown key.
+        may_be_file: whether no configuration file was named yet: see `_values_of_unknown`.
     """
     name, equals, text = flag.partition("=")
     name = name.replace("-", "_")
     if name not in SPECS:
-        is_file = may_be_file and rest and rest[0].endswith(".json") and not keys_meant(name)
-        given = text if equals else " ".join(_take_values(rest, 0 if is_file else len(rest), True)) or "true"
+        given = text if equals else " ".join(_values_of_unknown(name, rest, may_be_file)) or "true"
         foreign = foreign_key(name, parse_any(given), on_command_line=True)
         message = foreign or f"--{flag} is not a known key{did_you_mean(name, SPECS)}"
         return Fault(message, frozenset(keys_meant(name)))
@@ -178,11 +178,33 @@ def _take_flag(flag: str, rest: list[str], may_be_file: bool) -> str | Fault:
     return f"{name}={values[0]}"
 
 
+def _values_of_unknown(name: str, rest: list[str], may_be_file: bool) -> list[str]:
+    """The words that a flag which is not ours takes off `rest`: all but the configuration file, where that is next.
+
+    A `.json` after a name that nobody has is the configuration file, there or not; after another program's switch,
+    or after such a flag's first word, only where it is there: `--fsdp_config fsdp.json` has a file of its own.
+    """
+    meant = keys_meant(name)
+    first = rest[0] if rest and may_be_file and not meant else ""
+    if first.endswith(".json") and (os.path.isfile(first) or not foreign_key(name, first)):
+        return []
+    recipe = next((place for place, item in enumerate(rest) if place and _is_recipe(item)), len(rest))
+    return _take_values(rest, recipe if may_be_file and "dataset" not in meant else len(rest), True)
+
+
+def _is_recipe(item: str) -> bool:
+    return item.endswith(".json") and os.path.isfile(item)
+
+
 def _take_values(rest: list[str], most: int, of_unknown: bool = False) -> list[str]:
-    """The next items up to the next flag or `key=value`, of a known key or of any; they are taken off `rest`."""
+    """The next items up to the next flag or `key=value`, of a known key or of any; they are taken off `rest`.
+
+    A word that is a key's name, as the last one of `--finetuning_type lora` is, is a value.
+    """
     values: list[str] = []
-    while rest and len(values) < most and not rest[0].startswith("--") and rest[0].partition("=")[0] not in SPECS:
-        if of_unknown and _ASSIGNMENT.match(rest[0]):
+    while rest and len(values) < most and not rest[0].startswith("--"):
+        name, equals, _ = rest[0].partition("=")
+        if equals and (name in SPECS or (of_unknown and _ASSIGNMENT.match(rest[0]))):
             break
         values.append(rest.pop(0))
     return values

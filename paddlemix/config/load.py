@@ -139,8 +139,9 @@ def load_config(
     """
     document = Document(values={}, lines={})
     draft = _Draft(whole=_Place(1, _WHOLE, COMMAND_LINE))
+    faults = list(faults)
     if path is not None:
-        document = read_document(Path(path))
+        document = _read(Path(path), faults)
         draft = _Draft(whole=_Place(0, _WHOLE, os.fspath(path)), lines=document.lines)
     for name, value in (defaults or {}).items():
         draft.put(name, value, _Place(2, _WHOLE, "default of the command"))
@@ -182,6 +183,16 @@ def save_config(config: RunConfig, path: str | os.PathLike[str]) -> None:
             os.replace(temporary, target)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror}; choose another place") from error
+
+
+def _read(path: Path, faults: list[Fault]) -> Document:
+    """The file; where it cannot be read, what is wrong with the command line is said with it."""
+    try:
+        return read_document(path)
+    except UserError as error:
+        if not faults:
+            raise
+        raise ConfigError([str(error), *(f"{COMMAND_LINE}: {fault.message}" for fault in faults)]) from error
 
 
 def _put_override(draft: _Draft, override: str) -> None:

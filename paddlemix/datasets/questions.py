@@ -127,19 +127,8 @@ class QuestionList:
         return f"{IMAGE_TOKEN}\n" * len(message.image_indices) + text
 
     def names(self, index: int) -> tuple[Any, str]:
-        """What an answer says of its question even where that cannot be asked: identity, and its words as written.
-
-        Returns:
-            The record's `question_id`, else its `id`, else its number; and its `text`, else "".
-        """
-        try:
-            record = self._records[index]
-        except UserError:  # broken JSON
-            return index, ""
-        values = record if isinstance(record, dict) else {}
-        found = (values[key] for key in ("question_id", "id") if isinstance(values.get(key), (str, int, float)))
-        text = values.get("text")
-        return next(found, index), text if isinstance(text, str) else ""
+        """See `question_names`."""
+        return question_names(self._records, index)
 
     def measure(self, index: int) -> tuple[int, int]:
         """Tokens of a prompt and how many of them are visual, from image headers alone; an image that is not downloaded
@@ -202,6 +191,22 @@ class QuestionShare:
     def measure(self, index: int) -> tuple[int, int]:
         """See `QuestionList.measure`."""
         return self.questions.measure(self.numbers[index])
+
+
+def question_names(records: Records, index: int) -> tuple[Any, str]:
+    """What an answer says of its question even where that cannot be asked: identity, and its words as written.
+
+    Returns:
+        The record's `question_id`, else its `id`, else its number; and its `text`, else "".
+    """
+    try:
+        record = records[index]
+    except UserError:  # broken JSON
+        return index, ""
+    values = record if isinstance(record, dict) else {}
+    found = (values[key] for key in ("question_id", "id") if isinstance(values.get(key), (str, int, float)))
+    text = values.get("text")
+    return next(found, index), text if isinstance(text, str) else ""
 
 
 def image_files(records: Records, index: int, settings: QuestionSettings) -> list[str]:

@@ -5,16 +5,17 @@
     answers.jsonl.run.json   what it was made with; a later run with anything else is refused
 
 A batch of answers is appended by one write and flushed to the disk; a half line at the end is what a kill left and is
-cut off.  Knows no model and nothing of the lines but whether they hold an error.
+cut off.  Knows no model; what a line is, `answer_line` says.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ import numpy as np
 
 from paddlemix.cache import replacing
 from paddlemix.errors import UserError
-from paddlemix.generation.answer_header import IMAGES, ImagesOf, check_images, compare_headers
+from paddlemix.generation.answer_header import IMAGES, Asked, check_images, compare_headers
+from paddlemix.generation.answer_line import ANY_QUESTION, read_line
 from paddlemix.locks import Locked, remove_leftovers
 from paddlemix.log import logger
 
@@ -39,7 +41,7 @@ class AnswerFile:
         earlier: lines of all these questions from a run before, the failed ones of which are asked again; None takes
             them from `path`, where it is.  From the first on that is cut short or damaged they are asked again, too.
         overwrite: forget what is there.
-        images: what the pictures of each of these questions hold, see `ImagesOf`.
+        asked: what is known of each of these questions; None checks neither pictures nor whose line a line is.
 
     Raises:
         UserError: another process has it open, it was made with another header (lists the differences), `path` is there
@@ -53,9 +55,10 @@ class AnswerFile:
         numbers: range,
         earlier: Iterable[bytes] | None = None,
         overwrite: bool = False,
-        images: ImagesOf | None = None,
+        asked: Asked | None = None,
     ) -> None:
         self.path, self._numbers = path, numbers
+        self._ids = [ANY_QUESTION] * len(numbers) if asked is None else asked.ids
         self._partial = beside(path, "partial")
         self._state = np.zeros(len(numbers), np.uint8)
         self._places = np.zeros((len(numbers), 2), np.int64)  # first byte and length of each line in the partial file
@@ -66,27 +69,27 @@ class AnswerFile:
                 self._partial.unlink(missing_ok=True)
                 path.unlink(missing_ok=True)
             fresh = overwrite or not (path.exists() or self._partial.exists())
-            before = _claim(self._lock, path, header, images, fresh)
+            before = _claim(self._lock, path, header, asked, fresh)
             begun = not self._partial.exists()
             if begun:
                 self._begin(_lines(path) if earlier is None and path.exists() else earlier)
             self._descriptor = os.open(self._partial, os.O_RDWR | os.O_APPEND)
             weakref.finalize(self, os.close, self._descriptor)
             self._read()
-            if before is not None and images is not None:
-                self._compare_images(before, images, begun)
-                self._lock.write({**header, IMAGES: images.digests})
+            if before is not None and asked is not None:
+                self._compare_images(before, asked, begun)
+                self._lock.write({**header, IMAGES: asked.digests})
 
-    def _compare_images(self, before: Mapping[str, Any], images: ImagesOf, begun: bool) -> None:
+    def _compare_images(self, before: Mapping[str, Any], asked: Asked, begun: bool) -> None:
         try:
-            check_images(self.path, before.get(IMAGES), images, self._state == _ANSWERED)
+            check_images(self.path, before.get(IMAGES), asked, self._state == _ANSWERED)
         except UserError:
             if begun:  # what was there before is all that stays
                 self._partial.unlink()
             raise
 
     def _begin(self, lines: Iterable[bytes] | None) -> None:
-        kept = [] if lines is None else whole_lines(self.path, lines, len(self._numbers))
+        kept = [] if lines is None else whole_lines(self.path, lines, self._ids)
         write_lines(self._partial, (b"%d\t%s" % pair for pair in zip(self._numbers, kept, strict=False)))
 
     def _read(self) -> None:
@@ -106,10 +109,12 @@ class AnswerFile:
         number, tab, text = line.partition(b"\t")
         try:
             index = self._numbers.index(int(number))
-            failed = "error" in json.loads(text)
-        except (ValueError, TypeError, RecursionError) as error:
-            raise UserError(f"{self._partial} is damaged at byte {place}; begin again with --overwrite") from error
-        self._state[index] = _FAILED if failed else _ANSWERED
+        except ValueError:
+            index = -1
+        answer = read_line(text, self._ids[index]) if index >= 0 else None
+        if answer is None:
+            raise UserError(f"{self._partial} is damaged at byte {place}; begin again with --overwrite")
+        self._state[index] = _FAILED if "error" in answer else _ANSWERED
         self._places[index] = place + len(number) + len(tab), len(text) - 1
 
     @property
@@ -168,11 +173,11 @@ def lock_of(path: Path, wait: bool = False) -> Locked:
 
 
 def _claim(
-    lock: Locked, path: Path, header: Mapping[str, Any], images: ImagesOf | None, fresh: bool
+    lock: Locked, path: Path, header: Mapping[str, Any], asked: Asked | None, fresh: bool
 ) -> dict[str, Any] | None:
     """Writes the header of a new file, or compares it with that of the one that is there, which is returned."""
     if fresh:
-        lock.write(dict(header) | ({} if images is None else {IMAGES: images.digests}))
+        lock.write(dict(header) | ({} if asked is None else {IMAGES: asked.digests}))
         return None
     found = lock.read()
     if not isinstance(found, dict):
@@ -188,30 +193,23 @@ def _claim(
     return found
 
 
-def whole_lines(path: Path, lines: Iterable[bytes], count: int) -> list[bytes]:
+def whole_lines(path: Path, lines: Iterable[bytes], ids: Sequence[Any]) -> list[bytes]:
     """The lines of a file of answers before the first that is cut short or damaged, with a warning where there is one.
 
     Args:
         path: of the answers.
-        count: lines that there should be.
+        ids: of the questions whose lines there should be, see `read_line`.
     """
-    kept = []
-    for line in lines:
-        try:
-            whole = isinstance(json.loads(line), dict)
-        except (ValueError, RecursionError):
-            whole = False
-        if not whole:
-            break
-        kept.append(line)
-    if len(kept) < count:
+    pairs = itertools.takewhile(lambda pair: read_line(*pair) is not None, zip(lines, ids, strict=False))
+    kept = [line for line, _ in pairs]
+    if len(kept) < len(ids):
         logger.warning(
             "%s was cut short or damaged after line %d of %d: the questions from there on are asked again",
             path,
             len(kept),
-            count,
+            len(ids),
         )
-    return kept[:count]
+    return kept
 
 
 def is_complete(path: Path, header: Mapping[str, Any]) -> bool:

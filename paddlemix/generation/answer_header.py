@@ -22,14 +22,16 @@ VERSION = "header version"  # in the header: what its names mean
 
 
 @dataclass(frozen=True)
-class ImagesOf:
-    """What the pictures of some questions hold.
+class Asked:
+    """What is known of some questions: which they are, and what their pictures hold.
 
     Args:
+        ids: the `question_id` of each.
         digests: one text for each question; "" where there is no picture or none that can be read.
         names: gives the names of the pictures of some questions, by their places.
     """
 
+    ids: list[Any]
     digests: list[str]
     names: Callable[[list[int]], list[str]]
 
@@ -52,7 +54,7 @@ def _difference(name: str, old: Any, new: Any) -> str:
     return f"{name} {_shown(old)} (now {_shown(new)})"
 
 
-def check_images(path: Path, before: Any, images: ImagesOf, answered: np.ndarray) -> None:
+def check_images(path: Path, before: Any, asked: Asked, answered: np.ndarray) -> None:
     """Compares the pictures of questions that are answered with those that they were answered about.
 
     Args:
@@ -63,13 +65,13 @@ def check_images(path: Path, before: Any, images: ImagesOf, answered: np.ndarray
     Raises:
         UserError: some differ; names them.
     """
-    if not isinstance(before, list) or len(before) != len(images.digests):
+    if not isinstance(before, list) or len(before) != len(asked.digests):
         return
-    pairs = zip(before, images.digests, answered.tolist(), strict=True)
+    pairs = zip(before, asked.digests, answered.tolist(), strict=True)
     wrong = [place for place, (old, new, done) in enumerate(pairs) if done and old and new and old != new]
     if wrong:
         raise UserError(
-            f"{path} has answers about pictures that were replaced since: {listed(images.names(wrong))}. Put them back "
+            f"{path} has answers about pictures that were replaced since: {listed(asked.names(wrong))}. Put them back "
             "to go on, choose another --output, or begin again with --overwrite"
         )
 

@@ -21,7 +21,7 @@ import numpy as np
 from paddlemix.checkpoints.model_identity import model_identity
 from paddlemix.checkpoints.pretrained import Pretrained
 from paddlemix.datasets.lengths import measure_lengths
-from paddlemix.datasets.questions import QuestionList, QuestionSettings, QuestionShare, image_files
+from paddlemix.datasets.questions import QuestionList, QuestionSettings, QuestionShare, image_files, question_names
 from paddlemix.datasets.records import RecordFile, open_records
 from paddlemix.errors import UserError
 from paddlemix.generation.answer_file import (
@@ -33,7 +33,7 @@ from paddlemix.generation.answer_file import (
     whole_lines,
     write_lines,
 )
-from paddlemix.generation.answer_header import IMAGES, VERSION, ImagesOf, check_images, compare_headers
+from paddlemix.generation.answer_header import IMAGES, VERSION, Asked, check_images, compare_headers
 from paddlemix.generation.answer_outputs import AnswerInputs, check_answer_outputs
 from paddlemix.generation.predict import Answer, answer_batches, batches_by_length, processor_for
 from paddlemix.generation.sampling import GenerationSettings
@@ -122,8 +122,8 @@ class PredictJob:
             **asdict(self.settings),
         }
 
-    def images(self, records: RecordFile, numbers: range) -> ImagesOf:
-        """What the pictures of some questions hold."""
+    def asked(self, records: RecordFile, numbers: range) -> Asked:
+        """Which some questions are, and what their pictures hold."""
         settings = self.question_settings()
         paths = [image_files(records, number, settings) for number in numbers]
         files = sorted({path for each in paths for path in each})
@@ -133,7 +133,11 @@ class PredictJob:
             found = [digests[path] for path in each]
             return text_digest(*found)[:_SHORT] if found and None not in found else ""
 
-        return ImagesOf([digest(each) for each in paths], lambda places: [p for place in places for p in paths[place]])
+        return Asked(
+            [question_names(records, number)[0] for number in numbers],
+            [digest(each) for each in paths],
+            lambda places: [path for place in places for path in paths[place]],
+        )
 
     def question_settings(self) -> QuestionSettings:
         """How records become questions."""
@@ -186,7 +190,7 @@ def predict_file(job: PredictJob, load: Callable[[], Pretrained]) -> Outcome:
         if earlier is not None and len(earlier) == len(records) and not _count_failed(earlier):
             return Outcome(0, 0, len(numbers), 0, True)
         earlier = None if earlier is None else earlier[numbers.start : numbers.stop]
-    answers = AnswerFile(path, header, numbers, earlier, job.overwrite, job.images(records, numbers))
+    answers = AnswerFile(path, header, numbers, earlier, job.overwrite, job.asked(records, numbers))
     missing = answers.missing
     answered = _ask(job, load(), records, answers, missing) if missing else 0
     failed = answers.num_failed
@@ -219,7 +223,7 @@ def _ask(job: PredictJob, loaded: Pretrained, records: RecordFile, answers: Answ
 
 
 def _line(questions: QuestionList, number: int, answer: Answer, name: str) -> dict[str, Any]:
-    """One line of the output; the first six keys are LLaVA's."""
+    """One line of the output, with the keys of `answer_line`."""
     line: dict[str, Any] = {
         "question_id": questions.names(number)[0],
         "prompt": answer.prompt,
@@ -275,9 +279,10 @@ def _joined_before(job: PredictJob, header: dict[str, Any], records: RecordFile)
                 f"{job.output} was written with other arguments: {'; '.join(differences)}. Choose another --output, or "
                 "begin again with --overwrite"
             )
-        lines = whole_lines(job.output, job.output.read_bytes().split(b"\n"), len(records))
+        asked = job.asked(records, range(len(records)))
+        lines = whole_lines(job.output, job.output.read_bytes().split(b"\n"), asked.ids)
         answered = np.array([b'"error": ' not in line for line in lines] + [False] * (len(records) - len(lines)), bool)
-        check_images(job.output, found.get(IMAGES), job.images(records, range(len(records))), answered)
+        check_images(job.output, found.get(IMAGES), asked, answered)
         return lines
     finally:
         lock.close()

@@ -162,6 +162,8 @@ def test_without_a_preprocessor_file_the_numbers_are_clips(place: Callable[..., 
         ({**HF, "vision_config": {"model_type": "siglip_vision_model"}}, "vision_config: model_type is .*only CLIP"),
         ({**HF, "vision_config": {"num_channels": 4}}, "vision_config: num_channels is 4; allowed: 3"),
         ({"model_type": "clip_vision_model", "layer_norm_eps": "1e-5"}, r'layer_norm_eps is "1e-5" \(text\)'),
+        ({"model_type": "clip_vision_model", "layer_norm_eps": 0.01}, "layer_norm_eps is 0.01; allowed: .* 0 to 0.001"),
+        ({**HF, "vision_config": {"layer_norm_eps": 0.01}}, "vision_config: layer_norm_eps is 0.01; allowed: a number"),
     ],
 )
 def test_what_cannot_be_read_names_the_file_and_the_value(

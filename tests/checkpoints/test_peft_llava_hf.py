@@ -138,6 +138,7 @@ def test_what_changes_nothing_is_read_over(tmp_path: Path) -> None:
     assert config == read_adapter(GOLDEN_ADAPTERS / "lora").config
 
 
+PATCHES = "base_model.model.model.vision_tower.vision_model.embeddings.patch_embedding"
 Q_PROJ = "base_model.model.model.language_model.layers.1.self_attn.q_proj"
 
 
@@ -163,6 +164,11 @@ Q_PROJ = "base_model.model.model.language_model.layers.1.self_attn.q_proj"
             "lora_embedding_A': LoRA of the token embedding is not supported",
         ),
         ({f"{Q_PROJ}.lora_A.weight": np.ones(0, "float32")}, "sharded model .DeepSpeed ZeRO-3, FSDP.; save it again"),
+        (
+            {f"{PATCHES}.lora_A.weight": np.ones((2, 3, 14, 14), "float32"),
+             f"{PATCHES}.lora_B.weight": np.ones((64, 2, 1, 1), "float32")},
+            "embeddings.patch_embedding' in .* 4 axes: LoRA of a convolution is not supported.* in target_modules",
+        ),
         ({f"{Q_PROJ}.lora_B.weight": None}, "no lora_B for 'model.language_model.layers.1.self_attn.q_proj'"),
         (
             {"base_model.model.model.language_model.embed_tokens.weight": np.ones((321, 64), "float32")},

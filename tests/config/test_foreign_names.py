@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import fnmatch
 import importlib.util
 import json
 import re
@@ -304,6 +305,37 @@ def test_all_faults_of_a_command_line_come_together(tmp_path: Path) -> None:
         'command line: data_path is LLaVA\'s; write \'dataset={"train": [{"data_files": "my data.json"}]}\'',
         "command line: --zzz is not a known key",
     ]
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("--finetuning_type lora", ["finetuning_type is LLaMA-Factory's; write lora=true"]),
+        ("--train_type lora", ["train_type is ms-swift's; write lora=true"]),
+        ("--tuner_type lora --seed", ["tuner_type is ms-swift's; write lora=true", "--seed needs a value after it"]),
+        ("--zzz lora", ["--zzz is not a known key"]),
+        ("--fsdp_config fsdp.json --zzz 1", ["fsdp_config is transformers'; *", "--zzz is not a known key"]),
+        ("--finetuning_type full {recipe}", ["finetuning_type is LLaMA-Factory's; write lora=false"]),
+        ("lora --zzz 1", ["configuration file lora does not exist", "--zzz is not a known key"]),
+    ],
+)
+def test_command_lines_of_others_as_they_are_typed(tmp_path: Path, typed: str, said: list[str]) -> None:
+    """The word after another program's flag is its value, though a key of ours has that name; all is told at once."""
+    recipe = tmp_path / "run.json"
+    recipe.write_text("{}", encoding="utf-8")
+    words = typed.format(recipe=recipe).split()
+    with pytest.raises(ConfigError) as caught:
+        supervised_finetune.main(["--model_name_or_path", "t/hf", *words, "--output_dir", "t/zz"])
+    found = [fault.removeprefix("command line: ") for fault in caught.value.faults]
+    assert len(found) == len(said)
+    assert all(map(fnmatch.fnmatchcase, found, said))
+
+
+def test_a_value_may_have_the_name_of_a_key() -> None:
+    assert parse_command_line(["--run_name", "lora", "--freeze_include", "seed", "bf16=true"], "finetune", "") == (
+        None,
+        ["run_name=lora", 'freeze_include=["seed"]', "bf16=true"],
+    )
 
 
 def test_the_file_after_an_unknown_flag_is_the_file() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from paddlemix.errors import UserError
 from paddlemix.generation.answer_file import AnswerFile, beside, is_complete
+from paddlemix.generation.answer_header import Asked
 
 HEADER = {"model": "m", "temperature": 0.0, "stop": ("a",)}
 
@@ -20,7 +21,9 @@ def open_file(path: Path, numbers: range = range(4), **more: Any) -> AnswerFile:
 
 
 def answer(number: int, **more: Any) -> dict[int, dict[str, Any]]:
-    return {number: {"question_id": number, "text": f"答 {number}\n\u2028", **more}}
+    """A line as `predict` writes it."""
+    line = {"question_id": number, "prompt": "?", "text": f"答 {number}\n\u2028", "answer_id": "a", "model_id": "m"}
+    return {number: {**line, "metadata": {}, **more}}
 
 
 def texts(path: Path) -> list[tuple[int, str | None]]:
@@ -167,6 +170,43 @@ def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
 
 
 def test_earlier_lines_of_all_questions(tmp_path: Path) -> None:
-    lines = [json.dumps({"question_id": 5}).encode(), json.dumps({"question_id": 6, "error": "x"}).encode()]
+    lines = [json.dumps(line).encode() for line in (answer(5)[5], answer(6, error="x")[6])]
     file = open_file(tmp_path / "a.jsonl", range(5, 7), earlier=lines)
     assert file.missing == [6]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *({key: None} for key in ("question_id", "prompt", "text", "answer_id", "model_id", "metadata")),
+        *({"text": 3}, {"metadata": []}, {"error": {}}, {"reference": 1}, {"question_id": 12}),
+    ],
+)
+def test_a_line_that_is_none_of_ours_is_asked_again(
+    tmp_path: Path, damage: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A key that is gone, one of another kind, the line of another question; `None` takes the key out."""
+    out = tmp_path / "a.jsonl"
+    asked = Asked([10, 11, 12], [""] * 3, lambda places: [])
+    file = open_file(out, range(10, 13), asked=asked)
+    file.add({**answer(10), **answer(11), **answer(12)})
+    file.finish()
+    whole = out.read_bytes().split(b"\n")
+    line = {key: value for key, value in {**answer(11)[11], **damage}.items() if value is not None}
+    out.write_bytes(b"\n".join([whole[0], json.dumps(line).encode(), *whole[2:]]))
+    with caplog.at_level("WARNING", logger="paddlemix"):
+        file = open_file(out, range(10, 13), asked=asked)
+    assert file.missing == [11, 12] and "damaged after line 1 of 3" in caplog.text
+    file.add({**answer(11), **answer(12)})
+    file.finish()
+    assert out.read_bytes().split(b"\n") == whole
+
+
+def test_a_line_that_was_taken_out_moves_no_other(tmp_path: Path) -> None:
+    out, asked = tmp_path / "a.jsonl", Asked([0, 1, 2], [""] * 3, lambda places: [])
+    file = open_file(out, range(3), asked=asked)
+    file.add({**answer(0), **answer(1), **answer(2)})
+    file.finish()
+    whole = out.read_bytes().split(b"\n")
+    out.write_bytes(b"\n".join([whole[0], *whole[2:]]))
+    assert open_file(out, range(3), asked=asked).missing == [1, 2]

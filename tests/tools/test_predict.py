@@ -135,6 +135,19 @@ def test_a_complete_output_is_left_alone(
     assert output.read_bytes() == before and "0 of 3 questions answered" in capsys.readouterr().out
 
 
+def test_a_line_without_its_text_is_asked_again(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions, output = write_questions(tmp_path / "q.jsonl", 3), tmp_path / "a.jsonl"
+    assert run(world, questions, output) == 0
+    before, lines = said(output), read(output)
+    del lines[2]["text"]
+    output.write_bytes(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+    capsys.readouterr()
+    assert run(world, questions, output) == 0
+    assert said(output) == before and "1 of 3 questions answered in this run" in capsys.readouterr().out
+
+
 def test_other_arguments_need_another_output(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     questions, output = write_questions(tmp_path / "q.jsonl", 3), tmp_path / "a.jsonl"
     assert run(world, questions, output) == 0
@@ -189,6 +202,8 @@ def test_launched_processes_write_one_file(
     assert launch() == [0, 0]
     before = said(output)
     output.write_bytes(output.read_bytes()[:-30])  # a disk that was full, a copy that was stopped
+    assert launch() == [0, 0] and said(output) == before
+    output.write_bytes(output.read_bytes().replace(b'"text": ', b'"txt": ', 1))
     assert launch() == [0, 0] and said(output) == before
     later.write_bytes((world.data / "images" / "1.png").read_bytes())
     assert launch() == [2, 2]
