@@ -159,13 +159,21 @@ def read_processor_values(directory: Path) -> dict[str, Any]:
     return {key: value for key, value in {**values, "chat_template": config.get(TEMPLATE_KEY)}.items() if value}
 
 
+def _text_part(values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """The language model's part of a config.json."""
+    part: Mapping[str, Any] | None = values.get("text_config")
+    if part is None:
+        raise UserError(f"{where} has no text_config, the sizes of the language model; copy it from the original model")
+    return part
+
+
 def _read_ours(config: Mapping[str, Any], directory: Path, where: str) -> Layout:
     values = take(config, OURS_KEYS, where)
     if values[FORMAT_KEY] > FORMAT_VERSION:
         raise UserError(
             f"{FORMAT_KEY} {values[FORMAT_KEY]} is newer than this version reads ({FORMAT_VERSION}); update paddlemix"
         )
-    text = take(values["text_config"], TEXT_KEYS, f"{where}: text_config")
+    text = take(_text_part(values, where), TEXT_KEYS, f"{where}: text_config")
     vision = values.get("vision_config")
     if vision is not None:
         vision = take(vision, VISION_KEYS, f"{where}: vision_config")
@@ -217,9 +225,10 @@ def _read_hf(config: Mapping[str, Any], directory: Path, where: str) -> Layout:
     vision = take(values.get("vision_config", {}), HF_VISION_KEYS, f"{where}: vision_config")
     tower = pick_fields(VisionConfig, {**_HF_TOWER, **vision})
     check_hf_processor(directory, tower.patch_size, strategy)
-    text = {"tie_word_embeddings": values.get("tie_word_embeddings", False), **without_null(values["text_config"])}
+    part = _text_part(values, where)
+    text = {"tie_word_embeddings": values.get("tie_word_embeddings", False), **without_null(part)}
     layout_config = LlavaConfig(
-        text=read_text({**values["text_config"], **text}, where=f"{where}: text_config"),
+        text=read_text({**part, **text}, where=f"{where}: text_config"),
         vision=tower,
         mm_projector_type="mlp2x_gelu",
         mm_vision_select_layer=values.get("vision_feature_layer", -2),
@@ -229,7 +238,7 @@ def _read_hf(config: Mapping[str, Any], directory: Path, where: str) -> Layout:
     pixels = {**CLIP_FORM.pixels(), **read_pixels(directory)}
     pinpoints = same_pinpoints(values.get("image_grid_pinpoints"), pixels.get("image_grid_pinpoints"))
     processor = {
-        **_text_values({**without_null(values["text_config"]), **values}, layout_config.text, directory),
+        **_text_values({**without_null(part), **values}, layout_config.text, directory),
         # LLaVA-1.5 was trained on padded images
         "image_aspect_ratio": "anyres" if next_generation else "pad",
         "mm_patch_merge_type": "spatial_unpad" if next_generation else "flat",

@@ -168,7 +168,7 @@ def predict_file(job: PredictJob, load: Callable[[], Pretrained]) -> Outcome:
 
     Args:
         job: see `PredictJob`.
-        load: gives the model; called only where there is something to ask.
+        load: gives the model; called only where there is something to ask, and before earlier answers are forgotten.
 
     Returns:
         What was done.  A question that cannot be asked is a line with an `error`; the next run asks it again.
@@ -190,9 +190,10 @@ def predict_file(job: PredictJob, load: Callable[[], Pretrained]) -> Outcome:
         if earlier is not None and len(earlier) == len(records) and not _count_failed(earlier):
             return Outcome(0, 0, len(numbers), 0, True)
         earlier = None if earlier is None else earlier[numbers.start : numbers.stop]
+    loaded = load() if job.overwrite and len(numbers) else None  # a model that cannot be asked costs no earlier answer
     answers = AnswerFile(path, header, numbers, earlier, job.overwrite, job.asked(records, numbers))
     missing = answers.missing
-    answered = _ask(job, load(), records, answers, missing) if missing else 0
+    answered = _ask(job, loaded or load(), records, answers, missing) if missing else 0
     failed = answers.num_failed
     answers.finish()
     outcome = Outcome(len(missing), answered, len(numbers), failed, not job.chunk.joined)

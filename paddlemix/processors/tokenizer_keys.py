@@ -110,6 +110,7 @@ def loading_options(values: Mapping[str, Any], make: Callable[..., Any]) -> dict
         for key, value in values.items()
         if value is None and key in parameters and key not in ROLES and parameters[key].default is not None
     }
+    options |= {key: {} for key in ("added_tokens_decoder", "extra_special_tokens") if values.get(key, {}) is None}
     extra = values.get("extra_special_tokens")
     if isinstance(extra, list):
         options["extra_special_tokens"] = {}

@@ -128,7 +128,7 @@ def test_without_a_preprocessor_file_the_numbers_are_clips(place: Callable[..., 
         ("{", "is not JSON"),
         ("[]", "holds no JSON object"),
         ({FORMAT_KEY: FORMAT_VERSION + 1}, f"{FORMAT_KEY} {FORMAT_VERSION + 1} is newer .*update paddlemix"),
-        ({FORMAT_KEY: 1}, "cannot be understood: KeyError"),
+        ({FORMAT_KEY: 1}, "has no text_config"),
         ({**LLAMA, "hidden_act": "relu"}, "config.json: hidden_act 'relu' is not supported"),
         ({**LLAMA, "rope_scaling": {"type": "linear"}}, "rope_scaling .* does not fit; type 'linear' has factor"),
         ({**LLAMA, "rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_scaling .* is not supported; allowed: null"),
@@ -338,6 +338,11 @@ def test_published_files_hold_no_unknown_key(
 ) -> None:
     recognise(place(config))
     assert not caplog.records
+
+
+def test_a_model_without_its_language_models_part_is_refused(place: Callable[..., Path]) -> None:
+    with pytest.raises(UserError, match="config.json has no text_config, the sizes of the language model"):
+        recognise(place({**_HF_15, "text_config": None}))
 
 
 def test_null_says_no_key_but_where_a_class_has_another_default(place: Callable[..., Path]) -> None:

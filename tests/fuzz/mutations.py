@@ -49,7 +49,7 @@ def _mutate_once(draw: random.Random, root: Any) -> Any:
         other, at = draw.choice(places)
         holder[key] = json.loads(json.dumps(other[at]))
     elif kind == "twin" and isinstance(holder, list):
-        holder.insert(key, old)
+        holder.insert(key, json.loads(json.dumps(old)))  # a copy: put into the other later, it would hold itself
     elif kind == "rename" and isinstance(holder, dict):
         holder[draw.choice((f"{key}x", "", "\ud800", "a" * 500, key.upper()))] = holder.pop(key)
     else:

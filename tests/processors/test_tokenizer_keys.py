@@ -33,6 +33,8 @@ def test_null_is_absent(vicuna: Path) -> None:
     found = load_tokenizer(vicuna)
     assert found.encode(TEXT) == expected.encode(TEXT)
     assert found.bos_token_id == expected.bos_token_id == 1
+    change(vicuna, added_tokens_decoder=None, extra_special_tokens=None, additional_special_tokens=None)
+    assert load_tokenizer(vicuna).encode(TEXT) == expected.encode(TEXT)
     change(vicuna, add_prefix_space=False)
     assert load_tokenizer(vicuna).encode(TEXT) != expected.encode(TEXT)
 

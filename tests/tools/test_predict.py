@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from paddlemix.errors import UserError
 from paddlemix.tools import predict
 from paddlemix.tools._command import run_command
 from tests.moments import Moment
@@ -159,6 +160,21 @@ def test_other_arguments_need_another_output(world: World, tmp_path: Path, capsy
     assert "input content" in capsys.readouterr().err
     assert run(world, questions, output, "--overwrite") == 0
     assert len(read(output)) == 4
+
+
+def test_a_model_that_cannot_be_loaded_costs_no_answer(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions, output = write_questions(tmp_path / "q.jsonl", 3), tmp_path / "a.jsonl"
+    assert run(world, questions, output) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("a.jsonl*")}
+
+    def broken(*arguments: Any) -> None:
+        raise UserError("weight lm_head.weight is NaN")
+
+    monkeypatch.setattr(predict, "load_pretrained", broken)
+    assert run(world, questions, output, "--overwrite") == 2
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("a.jsonl*")} == before
 
 
 def test_quantised_while_it_is_loaded(world: World, tmp_path: Path) -> None:
