@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import pytest
 
 from paddlemix.doctor import card
 from paddlemix.doctor.card import check_card
 from paddlemix.doctor.card_checks import MARK
+from tests.conftest import ROOT
 from tests.npu_double.build import STRICT, built_or_skipped, environment
 
 
@@ -21,6 +26,32 @@ def test_the_strict_stand_in_passes_every_check(monkeypatch: pytest.MonkeyPatch)
     assert {"quantised, nf4", "quantised, int8", "a decoded token", "memory", "fused, bfloat16"} <= found.keys()
     assert found["float32 products"].startswith("float32, ")
     assert report.lines()[-1] == "on the host: no operator"
+
+
+_WRONG_NORM = """
+import json, sys
+from paddlemix.device import prepare_environment
+prepare_environment()
+import paddle
+from paddlemix.doctor import card_checks
+from paddlemix.models import kernels
+kernels.row_sums = lambda numbers: paddle.matmul(numbers, paddle.ones([numbers.shape[-1], 1]))
+card_checks.CHECKS = (card_checks.losses,)
+card_checks.main("npu:0")
+"""
+
+
+def test_a_sum_that_leaves_in_float16_is_seen() -> None:
+    """A norm's, of an activation that float16 holds and whose square it does not."""
+    done = subprocess.run(
+        [sys.executable, "-c", _WRONG_NORM],
+        cwd=ROOT,
+        env=environment(built_or_skipped(), **STRICT),
+        capture_output=True,
+        text=True,
+    )
+    wrong = {row["check"]: row["wrong"] for row in map(json.loads, done.stdout.splitlines())}
+    assert wrong["loss, float16"] is not None and wrong["loss, float32"] is None, done.stderr[-2000:]
 
 
 def test_what_is_printed_becomes_a_table() -> None:
