@@ -172,7 +172,7 @@ def test_a_model_that_cannot_be_loaded_costs_no_answer(
     def broken(*arguments: Any) -> None:
         raise UserError("weight lm_head.weight is NaN")
 
-    monkeypatch.setattr(predict, "load_pretrained", broken)
+    monkeypatch.setattr("paddlemix.checkpoints.load.load_pretrained", broken)
     assert run(world, questions, output, "--overwrite") == 2
     assert {path.name: path.read_bytes() for path in tmp_path.glob("a.jsonl*")} == before
 
