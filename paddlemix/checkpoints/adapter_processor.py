@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from paddlemix.checkpoints.adapter import AdapterFiles
+from paddlemix.checkpoints.padding import with_adapter
 from paddlemix.checkpoints.vocabulary import IMAGE_TOKEN, PAD_TOKEN, read_added_tokens
 from paddlemix.log import logger
 from paddlemix.processors.chat_template import read_template
@@ -32,7 +33,7 @@ def adapter_processor(base: LlavaProcessor | None, adapter: AdapterFiles) -> Lla
         return processor_from_dict(adapter.processor, adapter.directory)
     if base is None:
         return None
-    values = {**base.to_dict(), **adapter.processor}
+    values = with_adapter(base.to_dict(), adapter)
     if "chat_template" not in adapter.processor:
         values["chat_template"] = _template(values["chat_template"], adapter.directory)
     return replace(

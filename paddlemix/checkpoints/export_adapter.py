@@ -23,6 +23,7 @@ from paddlemix.checkpoints.foreign_adapter import PEFT_OTHER_WEIGHTS, PEFT_WEIGH
 from paddlemix.checkpoints.keymap import ORIGINAL, KeyMap, is_linear_weight
 from paddlemix.checkpoints.layouts import CONFIG_FILE, PEFT_ADAPTER_FILE, recognise
 from paddlemix.checkpoints.load import apply_adapter, base_of, load_base
+from paddlemix.checkpoints.padding import with_adapter
 from paddlemix.checkpoints.pretrained import tensor_entry
 from paddlemix.checkpoints.tensors import FLOAT_TYPES, TensorEntry, converted, joined, transposed
 from paddlemix.checkpoints.vocabulary import without_added
@@ -182,7 +183,7 @@ def _base(adapter: AdapterFiles) -> Checkpoint:
 
 def _config(base: Checkpoint, adapter: AdapterFiles) -> dict[str, Any]:
     """The base's config.json as original LLaVA's, with what the adapter's processor says."""
-    facts = replace(base.facts, processor={**base.facts.processor, **adapter.processor})
+    facts = replace(base.facts, processor=with_adapter(base.facts.processor, adapter))
     values = original_config(facts)
     # the base has its own tower; the folder beside a converted model does not stand beside an adapter
     return {**values, "mm_vision_tower": str(base.directory.resolve() / values["mm_vision_tower"])}

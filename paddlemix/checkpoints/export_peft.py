@@ -32,6 +32,7 @@ from paddlemix.checkpoints.foreign_adapter import PEFT_WEIGHTS, to_transformers_
 from paddlemix.checkpoints.keymap import HF_NEW, is_linear_weight
 from paddlemix.checkpoints.layouts import ADAPTER_PROCESSOR_FILE, PEFT_ADAPTER_FILE
 from paddlemix.checkpoints.load import base_of
+from paddlemix.checkpoints.padding import with_adapter
 from paddlemix.checkpoints.tensors import TensorEntry, converted, transposed
 from paddlemix.checkpoints.vocabulary import choose_vocabulary, put_back
 from paddlemix.errors import UserError
@@ -92,7 +93,7 @@ def _base(adapter: AdapterFiles) -> Checkpoint:
             f"the adapter's base {spec.model} is a language model alone, and no llava-hf model; merge the adapter "
             "first (paddlemix merge-lora) and convert the result (--to hf)"
         )
-    facts = replace(base.facts, processor={**base.facts.processor, **adapter.processor})
+    facts = replace(base.facts, processor=with_adapter(base.facts.processor, adapter))
     check_hf(facts)
     return replace(base, facts=facts)
 

@@ -22,6 +22,7 @@ from paddlemix.checkpoints.hub import resolve_model
 from paddlemix.checkpoints.layouts import is_adapter
 from paddlemix.checkpoints.model_names import is_model_name
 from paddlemix.checkpoints.new_parts import lacks_projector, load_projector, start_new_parts
+from paddlemix.checkpoints.padding import warn_of_padding
 from paddlemix.checkpoints.pretrained import (
     Pretrained,
     build_model,
@@ -102,15 +103,18 @@ def load_pretrained(
             raise UserError(
                 f"{path} is a whole model, so the base '{base}' has no use; --model-base is for adapters: leave it out"
             )
-        return _with_kernels(load_base(BaseSpec(model=str(path), quantize=quantize), dtype), dtype)
+        return _finished(load_base(BaseSpec(model=str(path), quantize=quantize), dtype), dtype)
     adapter = read_adapter(directory)
     spec = base_of(adapter, base)
     loaded = apply_adapter(load_base(replace(spec, quantize=quantize or spec.quantize), dtype), adapter)
-    return _with_kernels(loaded, dtype)
+    return _finished(loaded, dtype)
 
 
-def _with_kernels(loaded: Pretrained, dtype: str) -> Pretrained:
-    """The model, after the choice of fused kernels for it where the current device has some."""
+def _finished(loaded: Pretrained, dtype: str) -> Pretrained:
+    """The model, after the choice of fused kernels for it where the current device has some; a warning where its files
+    and its pictures differ."""
+    if loaded.processor is not None and loaded.files is not None:
+        warn_of_padding(loaded.files.source.directory, loaded.processor)
     device = paddle.get_device()
     lines = choose_kernels(None, device, dtype, KernelSizes.of(loaded.model.config.text))
     if device != "cpu":

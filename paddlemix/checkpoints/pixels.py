@@ -96,6 +96,24 @@ def read_pixels(directory: Path) -> dict[str, Any]:
         raise UserError(f"{where}: {error}") from error
 
 
+def unpadded(directory: Path) -> tuple[str, str] | None:
+    """What transformers does with an oblong picture where a directory's files tell it not to pad: crop or squeeze it.
+
+    Returns:
+        The file and what it does, "crops pictures to their centre"; None where it pads or there is no such file.
+    """
+    declared = _declared(directory)
+    if declared is None:
+        return None
+    found = take(declared[0], KEYS, declared[1], tell=False)
+    # CLIPImageProcessor does not read do_pad; the others cut a picture into tiles
+    kind = found.get("image_processor_type", "CLIPImageProcessor")
+    if not kind.startswith("CLIP") and (not kind.startswith("LlavaImage") or found.get("do_pad", False)):
+        return None
+    crops = found.get("do_center_crop", True)
+    return declared[1], "crops pictures to their centre" if crops else "squeezes pictures into a square"
+
+
 def _pixels(found: Mapping[str, Any]) -> dict[str, Any]:
     values = {key: found[key] for key in ("image_mean", "image_std", "image_grid_pinpoints") if key in found}
     tile, resized = _tile_and_size(found)

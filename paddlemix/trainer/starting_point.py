@@ -13,6 +13,7 @@ from paddlemix.checkpoints.declared import xtuner_faults
 from paddlemix.checkpoints.hub import local_model, resolve_model
 from paddlemix.checkpoints.load import BaseSpec
 from paddlemix.checkpoints.model_names import is_model_name
+from paddlemix.checkpoints.padding import warn_of_padding
 from paddlemix.checkpoints.quantized import choose_quantization
 from paddlemix.checkpoints.sizes import read_sizes
 from paddlemix.checkpoints.xtuner import is_xtuner
@@ -40,8 +41,7 @@ def weight_dtype(config: RunConfig) -> str:
 
 def remedies(config: RunConfig) -> Iterator[str]:
     """What would take less memory, for an error; nothing is read before the first one is asked for."""
-    name, quantization = str(config.model_name_or_path), None
-    directory = Path(name) if Path(name).is_dir() else local_model(name) if is_model_name(name) else None
+    directory, quantization = _directory(config), None
     with contextlib.suppress(UserError):  # the run ends by another error
         quantization = None if directory is None else choose_quantization(directory, config.quantize_base)
     yield from less_memory_in_run(config, quantization is not None, process_count())
@@ -89,7 +89,16 @@ def processor_of_run(config: RunConfig, base: LlavaProcessor | None, sizes: Llav
     sight = Sight(image_size=None if vision is None else vision.image_size, image_newline=sizes.image_newline)
     result = run_processor(processor, config, sight)
     _warn_of_xtuner(config, result, sizes)
+    directory = _directory(config)
+    if directory is not None and config.image_aspect_ratio is None:
+        warn_of_padding(directory, result)
     return result
+
+
+def _directory(config: RunConfig) -> Path | None:
+    """Where the base model is on this machine; None where it is not yet."""
+    name = str(config.model_name_or_path)
+    return Path(name) if Path(name).is_dir() else local_model(name) if is_model_name(name) else None
 
 
 def _warn_of_xtuner(config: RunConfig, processor: LlavaProcessor, sizes: LlavaConfig) -> None:

@@ -20,7 +20,15 @@ from paddlemix.processors.image import ImageSpec, parse_pinpoints, preprocess_im
 from paddlemix.processors.llava import image_spec_from_dict, pixel_options
 from tests.tiny import draw_picture
 
-SIZES = [(70, 50), (41, 90), (28, 28), (33, 600), (5, 400), (400, 5)]  # a side of 1 or 3 would be taken for channels
+SIZES = [
+    (100, 60),
+    (70, 50),
+    (41, 90),
+    (28, 28),
+    (33, 600),
+    (5, 400),
+    (400, 5),
+]  # a side of 1 or 3 would be taken for channels
 SQUARE = {"height": 32, "width": 32}
 PLAIN: dict[str, Any] = {"crop_size": {"height": 28, "width": 28}, "size": {"shortest_edge": 28}}
 

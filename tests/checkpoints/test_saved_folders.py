@@ -25,7 +25,8 @@ def test_ids_and_logits_are_those_of_transformers(version: str, case: str, caplo
     assert json.loads((folder / "expected.json").read_text())["transformers"].startswith(version)
     assert json.loads((folder / "tokenizer_config.json").read_text())["add_prefix_space"] is None
     check_folder(folder)
-    assert not [record for record in caplog.records if record.name == "paddlemix"]  # no key is unknown
+    said = [record.getMessage() for record in caplog.records if record.name == "paddlemix"]
+    assert all(": pictures are padded to squares" in text for text in said) and len(said) <= (case == "llava")  # no key
 
 
 @pytest.mark.parametrize("version", ["4.57", "5"])
