@@ -2,7 +2,8 @@
 
 lora_config.json            settings, adapted layers, base, fingerprint of the base
 adapter_model.safetensors   lora_A, lora_B, ... and every weight that was trained whole (e.g. the projector); its header
-                            also has the digest of each of the base's weights, see `weight_identity`
+                            also has the digest of each of the base's weights, see `weight_identity`, and what the
+                            base's config.json says about the computation, see `declared_identity`
 processor_config.json       with the tokenizer files: everything but the base's weights
 """
 
@@ -42,7 +43,7 @@ from paddlemix.peft.settings import LoRAConfig, is_adapter_weight, is_start_valu
 from paddlemix.processors.llava import PROCESSOR_FILE, LlavaProcessor
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_DIGESTS_KEY = "base_digests"
+_DIGESTS_KEY, _VALUES_KEY = "base_digests", "base_config"
 _SAMPLED_ROWS = 64
 # What `load.BaseSpec` is made of, and the base's places relative to the adapter.
 _BASE_KEYS = Keys(
@@ -90,14 +91,24 @@ class AdapterFiles:
         Raises:
             UserError: they cannot be understood.
         """
+        return {name: str(digest) for name, digest in self._noted(_DIGESTS_KEY).items()}
+
+    def base_values(self) -> dict[str, Any]:
+        """Its base's `declared_identity.computed_values`; {} where it has none, as `base_digests`.
+
+        Raises:
+            UserError: they cannot be understood.
+        """
+        return self._noted(_VALUES_KEY)
+
+    def _noted(self, key: str) -> dict[str, Any]:
         if self.foreign is not None:
             return {}
         path = self.directory / ADAPTER_WEIGHTS
-        text = read_metadata(path).get(_DIGESTS_KEY, "{}")
         try:
-            return {str(name): str(digest) for name, digest in json.loads(text).items()}
+            return dict(json.loads(read_metadata(path).get(key, "{}")).items())
         except (ValueError, AttributeError, RecursionError) as error:
-            raise UserError(f"'{path}' has a damaged header ({_DIGESTS_KEY}: {error}); copy it again") from error
+            raise UserError(f"'{path}' has a damaged header ({key}: {error}); copy it again") from error
 
     def place_of_base(self, key: str) -> str:
         """Where this adapter says what it is based on, for messages.
@@ -168,6 +179,7 @@ class AdapterSettings:
     Args:
         carried: weights of an earlier adapter that this one goes on from; they are written whether they train or not.
         digests: of the base's weights, see `base_check.base_digests`.
+        values: what the base computes with, see `declared_identity.computed_values`.
     """
 
     config: LoRAConfig
@@ -175,6 +187,7 @@ class AdapterSettings:
     fingerprint: str
     carried: frozenset[str] = frozenset()
     digests: Mapping[str, str] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write_adapter(
@@ -184,7 +197,8 @@ def write_adapter(
     trained = {name for name, parameter in model.named_parameters() if not parameter.stop_gradient}
     written = trained | {name for name, _ in lora_parameters(model)} | settings.carried
     write_processor(processor, directory)
-    metadata = {"format": "paddlemix", _DIGESTS_KEY: json.dumps(dict(settings.digests))}
+    noted = {_DIGESTS_KEY: settings.digests, _VALUES_KEY: settings.values}
+    metadata = {"format": "paddlemix", **{key: json.dumps(dict(values)) for key, values in noted.items()}}
     write_safetensors(directory / ADAPTER_WEIGHTS, all_finite(parameter_entries(model, written)), metadata)
     write_json(
         directory / ADAPTER_FILE,

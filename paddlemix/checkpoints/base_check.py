@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import paddle
 
 from paddlemix.checkpoints.adapter import AdapterFiles, fingerprint, weight_shapes
+from paddlemix.checkpoints.declared_identity import changed_config
 from paddlemix.checkpoints.pretrained import Pretrained
 from paddlemix.checkpoints.source import open_source
 from paddlemix.checkpoints.weight_identity import differing
@@ -34,14 +35,17 @@ def base_digests(base: Pretrained) -> dict[str, str]:
 def check_base(base: Pretrained, adapter: AdapterFiles) -> None:
     """Compares a base that was just loaded with the one that an adapter was trained on.
 
-    Every weight counts that is not the adapter's own.  An adapter of an earlier version has a fingerprint of some
-    weights only, one of another program nothing: what they have is compared.
+    Every weight counts that is not the adapter's own, and every value that the base computes with.  An adapter of an
+    earlier version has a fingerprint of some weights only, one of another program nothing: what they have is compared.
 
     Raises:
-        UserError: they differ; names the weights.
+        UserError: they differ; names the values and their file, or the weights.
     """
     if adapter.foreign is not None:
         return
+    changed = changed_config(adapter.base_values(), base)
+    if changed:
+        raise UserError(f"{_other_base(base, adapter)}: {'; '.join(changed)}{_USE}")
     then, complete = adapter.base_digests(), False
     if then and base.files is not None:
         own = adapter.tensors().keys()

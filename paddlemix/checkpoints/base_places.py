@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from paddlemix.checkpoints.adapter import AdapterFiles
+from paddlemix.checkpoints.declared_identity import text_values
 from paddlemix.checkpoints.projector_file import read_projector_file
 from paddlemix.checkpoints.source import Source
 from paddlemix.checkpoints.weight_identity import differing, source_digests, tensor_digests
@@ -40,8 +41,8 @@ def possible_places(adapter: AdapterFiles, key: str, value: str) -> list[Path]:
 def choose_place(adapter: AdapterFiles, key: str, places: list[Path]) -> Path | None:
     """The place that is the base's; None where nothing is at any of them.
 
-    Where several hold something, it is the first whose weights are those that the adapter was trained on, else the
-    first: whoever loads it compares it whole.
+    Where several hold something, it is the first whose weights, and what is declared of the language model, are those
+    that the adapter was trained on, else the first: whoever loads it compares it whole.
     """
     found: list[Path] = []
     for place in places:
@@ -53,15 +54,24 @@ def choose_place(adapter: AdapterFiles, key: str, places: list[Path]) -> Path | 
 
 
 def _holds(adapter: AdapterFiles, key: str, place: Path) -> bool:
-    """Whether the weights at a place are those of the adapter's base."""
+    """Whether the weights at a place are those of the adapter's base, and a model computes with the same values."""
     then = adapter.base_digests()
     try:
         if key == "projector_file":
             now = tensor_digests(read_projector_file(place))
         else:
-            now = source_digests(Source.open(place))
+            source = Source.open(place)
+            if key == "model" and not _computes_alike(adapter, source):
+                return False
+            now = source_digests(source)
     except UserError:
         return False
     names = (then.keys() & now.keys()) - adapter.tensors().keys()
     wrong, _ = differing(then, now, names)
     return bool(names) and not wrong
+
+
+def _computes_alike(adapter: AdapterFiles, source: Source) -> bool:
+    """Compares the language model alone: a tower may come from another place."""
+    then, now = adapter.base_values(), text_values(source.config.text)
+    return all(then[key] == now[key] for key in then.keys() & now.keys())

@@ -1,4 +1,4 @@
-"""What a run reads besides its configuration: data files, pictures and an adapter's base; the same on resuming?
+"""What a run reads besides its configuration: data, pictures, declared files, an adapter's base; same on resuming?
 
 Data files are hashed before the first step.  Pictures are hashed beside the training, by a thread: reading all of them
 first may take long, and nothing needs their digests before a checkpoint is saved.  One that was not hashed when its
@@ -17,7 +17,10 @@ import numpy as np
 
 from paddlemix.checkpoints.adapter import ADAPTER_WEIGHTS, read_adapter
 from paddlemix.checkpoints.base_check import changed_weights, describe_weights
+from paddlemix.checkpoints.declared_identity import changed_config, changed_processor, computed_values
 from paddlemix.checkpoints.files import array_entry, read_metadata, read_safetensors, write_safetensors
+from paddlemix.checkpoints.pretrained import Pretrained
+from paddlemix.checkpoints.source import open_source
 from paddlemix.datasets.data_identity import (
     UNKNOWN,
     Pictures,
@@ -46,11 +49,12 @@ class InputIdentity:
 
     Args:
         data: the data sets of a run by split.
+        loaded: the run's model and processor.
         base: digests of an adapter's base, see `base_check.base_digests`; empty for a run that saves all weights.
     """
 
-    def __init__(self, data: Mapping[str, SampleDataset], base: Mapping[str, str]) -> None:
-        self._data, self._base = data, base
+    def __init__(self, data: Mapping[str, SampleDataset], loaded: Pretrained, base: Mapping[str, str]) -> None:
+        self._data, self._loaded, self._base = data, loaded, base
         self._files = [
             {"split": split, "path": records.path, "digest": records.content_digest}
             for split, samples in data.items()
@@ -66,11 +70,20 @@ class InputIdentity:
         Raises:
             UserError: the checkpoint is damaged.
         """
-        found = self._changed_base(checkpoint)
+        found = self._changed_declared(checkpoint) + self._changed_base(checkpoint)
         if (checkpoint / INPUTS_FILE).is_file():
             data = self._changed_data(checkpoint)
             found += data or self._changed_pictures(checkpoint)
         return found
+
+    def _changed_declared(self, checkpoint: Path) -> list[str]:
+        """Compares tokenizer, processor and what the model computes with to what the checkpoint holds of them."""
+        adapter = (checkpoint / ADAPTER_WEIGHTS).is_file()
+        if adapter:
+            then = read_adapter(checkpoint).base_values()
+        else:
+            then = computed_values(open_source(checkpoint).config)
+        return changed_processor(checkpoint, self._loaded) + changed_config(then, self._loaded)
 
     def _changed_base(self, checkpoint: Path) -> list[str]:
         if not self._base or not (checkpoint / ADAPTER_WEIGHTS).is_file():

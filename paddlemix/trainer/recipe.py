@@ -13,6 +13,7 @@ from typing import Any
 
 from paddlemix.checkpoints.adapter import AdapterSettings, read_adapter, write_adapter
 from paddlemix.checkpoints.base_check import base_digests, base_mark
+from paddlemix.checkpoints.declared_identity import computed_values
 from paddlemix.checkpoints.load import NEW_PARTS, BaseSpec, apply_adapter, base_reference, load_base
 from paddlemix.checkpoints.pretrained import Pretrained, write_model
 from paddlemix.config.load import save_config
@@ -141,7 +142,7 @@ def _prepare(config: RunConfig, device: str) -> _Run:
     inputs = None
     if train is not None and process_rank() == 0:
         data = {"train": train.samples} | ({} if evaluation is None else {"eval": evaluation})
-        inputs = InputIdentity(data, digests)
+        inputs = InputIdentity(data, loaded, digests)
     return _Run(config, device, loaded, processor, write_result, train, evaluation, questions, inputs)
 
 
@@ -169,7 +170,8 @@ def _add_training(config: RunConfig, spec: BaseSpec, loaded: Pretrained) -> tupl
     adapter, digests = loaded.adapter, base_digests(loaded) if process_rank() == 0 else {}  # this rank writes
 
     def write_result(directory: Path, place: Path) -> None:
-        settings = AdapterSettings(adapter, base_reference(spec, place), mark, frozenset(carried), digests)
+        reference, values = base_reference(spec, place), computed_values(model.config)
+        settings = AdapterSettings(adapter, reference, mark, frozenset(carried), digests, values)
         write_adapter(model, loaded.processor, settings, directory)
 
     return write_result, digests

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 from paddlemix.checkpoints.adapter import ADAPTER_WEIGHTS, AdapterFiles, read_adapter
 from paddlemix.checkpoints.base_check import check_base, describe_weights
 from paddlemix.checkpoints.export import convert_checkpoint
-from paddlemix.checkpoints.files import read_safetensors, write_safetensors
+from paddlemix.checkpoints.files import read_json, read_metadata, read_safetensors, write_json, write_safetensors
 from paddlemix.checkpoints.load import base_of, load_base
 from paddlemix.checkpoints.pretrained import Pretrained
 from paddlemix.checkpoints.verified import Conversion
@@ -150,3 +151,60 @@ def test_describe_weights() -> None:
         "vision_tower: layers.0.weight, layers.1.weight, layers.2.weight and 2 more; lm_head: weight; "
         "image_newline: image_newline differ"
     )
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value", "said"),
+    [
+        ("text_config", "rope_theta", 50000.0, "rope_theta 10000.0 -> 50000.0 in {base}/config.json"),
+        ("text_config", "rms_norm_eps", 1e-5, "rms_norm_eps 1e-06 -> 1e-05 in {base}/config.json"),
+        (
+            "vision_config",
+            "hidden_act",
+            "gelu",
+            'vision_config.hidden_act "quick_gelu" -> "gelu" in {base}/config.json',
+        ),
+    ],
+)
+def test_what_the_base_computes_with(
+    adapter: Path,
+    base: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    part: str,
+    key: str,
+    value: object,
+    said: str,
+) -> None:
+    values = read_json(base / "config.json")
+    write_json(base / "config.json", {**values, part: {**values[part], key: value}})
+    merge = ["--model_name_or_path", str(base), "--lora_path", str(adapter), "--merge_model_path"]
+    assert run_command(merge_lora_params.main, [*merge, str(tmp_path / "merged")]) == 2
+    error = capsys.readouterr().err
+    assert f"was trained on another base than {base}: {said.format(base=base)}; use the model" in error
+    assert not (tmp_path / "merged").exists()
+
+
+def test_of_two_bases_the_one_that_computes_alike(world: World, tmp_path: Path) -> None:
+    """Beside the adapter is a copy with the same weights, but another config.json."""
+    model = Path(shutil.copytree(world.model, tmp_path / "then" / "base"))
+    run_recipe(world.config(tmp_path / "then" / "run", model_name_or_path=str(model), max_steps=1, **LORA))
+    shutil.copytree(tmp_path / "then", tmp_path / "copy")
+    assert base_of(read_adapter(tmp_path / "copy" / "run")).model.endswith("copy/run/../base")
+    values = read_json(model / "config.json")
+    other = {**values, "text_config": {**values["text_config"], "rope_theta": 50000.0}}
+    write_json(tmp_path / "copy" / "base" / "config.json", other)
+    assert base_of(read_adapter(tmp_path / "copy" / "run")).model == str(model)
+
+
+def test_an_adapter_without_the_values_of_its_base(adapter: Path, base: Path, tmp_path: Path) -> None:
+    old = Path(shutil.copytree(adapter, tmp_path / "old"))
+    header = read_metadata(adapter / ADAPTER_WEIGHTS)
+    assert json.loads(header.pop("base_config"))["rope_theta"] == 10000.0
+    write_safetensors(old / ADAPTER_WEIGHTS, dict(read_safetensors(adapter / ADAPTER_WEIGHTS)), header)
+    values = read_json(base / "config.json")
+    write_json(base / "config.json", {**values, "text_config": {**values["text_config"], "rope_theta": 50000.0}})
+    check_base(load(read_adapter(old), base), read_adapter(old))
+    flip_bit(base, "lm_head.weight")
+    with pytest.raises(UserError, match="lm_head: weight differ"):
+        check_base(load(read_adapter(old), base), read_adapter(old))
