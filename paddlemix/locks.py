@@ -48,11 +48,16 @@ class Locked:
     Raises:
         UserError: another process has it.
         LockingUnavailableError: the file system cannot lock.
-        OSError: the file cannot be made.
+        UserError: the file cannot be made.
     """
 
     def __init__(self, path: Path, busy: Callable[[Any], str], wait: bool = False) -> None:
         self.path = path
+        with _write_errors(f"'{path}'"):
+            self._take(busy, wait)
+
+    def _take(self, busy: Callable[[Any], str], wait: bool) -> None:
+        path = self.path
         while True:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             _open.add(self._descriptor)
@@ -75,13 +80,29 @@ class Locked:
             return None
 
     def write(self, value: Any) -> None:
-        """Replaces its value; it is on the disk when this returns."""
+        """Replaces its value; it is on the disk when this returns.
+
+        Raises:
+            UserError: it cannot be written, e.g. because the disk is full.
+        """
         data = memoryview((json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode())
-        os.ftruncate(self._descriptor, 0)
-        os.lseek(self._descriptor, 0, os.SEEK_SET)
-        while data:
-            data = data[os.write(self._descriptor, data) :]
-        os.fsync(self._descriptor)
+        with _write_errors(f"'{self.path}'"):
+            os.ftruncate(self._descriptor, 0)
+            os.lseek(self._descriptor, 0, os.SEEK_SET)
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+            os.fsync(self._descriptor)
+
+
+@contextlib.contextmanager
+def _write_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write {what}: {reason}; free space or choose another place") from error
 
 
 @contextlib.contextmanager
@@ -99,32 +120,32 @@ def locked_output(path: Path, what: str, inside: bool = True) -> Iterator[None]:
     path = Path(os.path.realpath(path))
     folder = path if inside else path.parent
     place = folder / LOCK_FILE if inside else folder / f".{path.name[:_NAME]}{LOCK_FILE}"
-    made = [missing for missing in (folder, *folder.parents) if not missing.exists()]
+    made = [missing for missing in (folder, *folder.parents) if not os.path.exists(missing)]
     with contextlib.ExitStack() as stack:
         for directory in reversed(made):
-            stack.callback(_remove_if_empty, directory)
+            stack.callback(_remove, directory.rmdir)  # where it is empty
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            with _write_errors(f"{what} '{path}'"):
+                folder.mkdir(parents=True, exist_ok=True)
             lock = Locked(
                 place,
                 lambda value: f"{what} '{path}' is being written by {_writer(value)}; wait for it, or choose another",
             )
         except LockingUnavailableError as error:
-            place.unlink(missing_ok=True)
+            _remove(place.unlink)
             logging.getLogger("paddlemix").warning("%s: start nothing else that writes %s", error, path)
             yield
             return
-        except OSError as error:
-            raise UserError(f"{what} '{path}' cannot be written: {error.strerror}; choose another place") from error
         stack.callback(lock.close)
-        stack.callback(place.unlink, missing_ok=True)  # while it is held
+        stack.callback(_remove, place.unlink)  # while it is held
         lock.write({"pid": os.getpid(), "host": socket.gethostname()})
         yield
 
 
-def _remove_if_empty(directory: Path) -> None:
+def _remove(remove: Callable[[], None]) -> None:
+    """What cannot be removed stays, and hides no error of what was done."""
     with contextlib.suppress(OSError):
-        directory.rmdir()
+        remove()
 
 
 def _writer(value: Any) -> str:

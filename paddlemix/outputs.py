@@ -3,7 +3,7 @@ command's own unless a flag says so.
 
 A command describes its outputs (`Output`) and all that its inputs need (`Needed`), and calls `check_output` before it
 does anything else.  Places are compared by what is on the disk, so links of both kinds and other spellings of a path
-are seen through.  Knows no file format and no command.
+are seen through.  Knows no command, and of file formats only the names by which a folder is a model's.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from paddlemix.errors import UserError
 
 _LINK_DEPTH = 3  # folders below a model's own in which links that lead out of it are looked for
 _JSON_STARTS = (b"[", b"{")
+_MODEL_FILES = {"config.json", "adapter_config.json", "lora_config.json"}  # in a folder beside weights
+_WEIGHTS = (".safetensors", ".bin", ".pdparams", ".pth", ".pt")
 FileId = tuple[int, int]  # device and inode
 
 
@@ -84,7 +86,8 @@ def check_replaceable(output: Output, overwrite: bool, own: bool = False, flag: 
         own: whether the file that is there was written by the same command.
 
     Raises:
-        UserError: it is not the command's own and the flag is missing, or it holds something else than JSON.
+        UserError: it is not the command's own and the flag is missing, it holds something else than JSON, or it is in
+            the folder of a model or adapter.
     """
     path = output.path
     if not os.path.lexists(path):
@@ -93,12 +96,52 @@ def check_replaceable(output: Output, overwrite: bool, own: bool = False, flag: 
         raise UserError(f"{output.what} '{path}' is there and is not a regular file; choose another name")
     if not (overwrite or own):
         raise UserError(f"{output.what} '{path}' exists; choose another name, or give {flag} to replace it")
+    check_not_in_model(output)
     with path.open("rb") as file:
         start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
     if start and not start.startswith(_JSON_STARTS):
         raise UserError(
             f"{output.what} '{path}' exists and is not a JSON file, so it is never replaced; choose another name"
         )
+
+
+def check_not_in_model(output: Output) -> None:
+    """Whether a file that is to be replaced is in no model's folder, which would not be that model any more.
+
+    Raises:
+        UserError: beside it are the settings and the weights of a model or an adapter.
+    """
+    path = output.path
+    for folder in dict.fromkeys((path.absolute().parent, Path(os.path.realpath(path)).parent)):
+        names = set(os.listdir(folder)) if folder.is_dir() else set()
+        if names & _MODEL_FILES and any(name.endswith(_WEIGHTS) for name in names):
+            raise UserError(
+                f"{output.what} '{path}'{_leads_to(path)} exists in the folder of a model or adapter, '{folder}', and "
+                "no file there is replaced; choose another place"
+            )
+
+
+def check_pictures(output: Output, folders: Iterable[tuple[str, str]], below: bool = True) -> None:
+    """Whether an output folder holds no picture that a record names.
+
+    Args:
+        folders: that pictures are in, each with the data file that names it; a million of them take seconds.
+        below: whether pictures in folders inside the output are looked for too.
+
+    Raises:
+        UserError: it does; names the folder of the pictures.
+    """
+    if not os.path.isdir(output.path):
+        return
+    places = (parent for parent, _, _ in os.walk(output.path)) if below else (os.fspath(output.path),)
+    held = set(map(_file_id, places)) - {None}
+    for folder, data in folders:
+        if _file_id(folder) in held:
+            leads = _leads_to(output.path)
+            raise UserError(
+                f"{output.what} '{output.path}'{leads} holds pictures that {data} names, in '{folder}', which must "
+                f"stay as they are; choose another {output.noun}"
+            )
 
 
 def _check_place(output: Output) -> None:
@@ -136,7 +179,7 @@ def _relation(output: Output, item: Needed) -> str:
     return ""
 
 
-def _file_id(path: Path) -> FileId | None:
+def _file_id(path: str | Path) -> FileId | None:
     try:
         found = os.stat(path)
     except OSError:

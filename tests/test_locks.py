@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -162,6 +163,26 @@ def test_a_failed_step_back_keeps_the_only_copy(tmp_path: Path) -> None:
         raise OSError
     remove_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+@pytest.mark.parametrize("fails", ["open", "write", "fsync", "mkdir"])
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_full_or_closed_disk_is_an_error_for_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str, code: int, inside: bool
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, fails, fail)
+        reason = f"{os.strerror(code)}; free space or choose another place"
+        with (
+            pytest.raises(UserError, match=f"cannot write .*{tmp_path}.*: {reason}"),
+            locked_output(tmp_path / "deep" / "out", "--output", inside),
+        ):
+            raise AssertionError
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_locks_nothing_is_removed(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from paddlemix.errors import UserError
-from paddlemix.outputs import Needed, Output, check_output, check_replaceable
+from paddlemix.outputs import Needed, Output, check_output, check_pictures, check_replaceable
 
 
 @pytest.fixture
@@ -100,3 +100,32 @@ def test_a_file_is_replaced_where_it_is_ours_or_a_flag_says_so(tmp_path: Path) -
         check_replaceable(output, overwrite=True)
     with pytest.raises(UserError, match="is not a regular file"):
         check_replaceable(Output("--report", Path(os.devnull), "file"), overwrite=True)
+
+
+@pytest.mark.parametrize("settings", ["config.json", "lora_config.json", "adapter_config.json"])
+def test_no_file_of_a_model_is_replaced(tmp_path: Path, settings: str) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in (settings, "adapter_model.safetensors", "notes.json"):
+        (model / name).write_text("{}", encoding="utf-8")
+    (tmp_path / "link.json").symlink_to(model / settings)
+    for path in (model / settings, model / "notes.json", tmp_path / "link.json"):
+        with pytest.raises(UserError, match=f"{path.name}'.* exists in the folder of a model or adapter, '{model}'"):
+            check_replaceable(Output("--output", path, "file"), overwrite=True, own=True)
+    check_replaceable(Output("--output", model / "new.json", "file"), overwrite=False)
+    (model / "adapter_model.safetensors").unlink()
+    check_replaceable(Output("--output", model / settings, "file"), overwrite=True)  # a config.json of anything else
+
+
+def test_a_folder_that_holds_named_pictures_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out" / "deep" / "pics").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "out" / "deep" / "pics")
+    output = Output("output_dir", tmp_path / "out")
+    named = [("/none", "a.json"), (str(tmp_path / "link"), "b.json")]
+    with pytest.raises(UserError, match="out' holds pictures that b.json names, in '.*link', which must stay as they"):
+        check_pictures(output, named)
+    check_pictures(output, named, below=False)
+    check_pictures(output, [(str(tmp_path), "a.json")])
+    check_pictures(Output("output_dir", tmp_path / "new"), [(str(tmp_path / "new"), "a.json")])
+    with pytest.raises(UserError, match="holds pictures"):
+        check_pictures(output, [(str(tmp_path / "out" / "deep" / ".."), "a.json")], below=False)

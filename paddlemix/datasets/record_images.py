@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,11 @@ def image_address(value: Any, where: str) -> str:
     if "\0" in value:
         raise UserError(f"{where} is {json.dumps(value)[:80]}; a path has no NUL character")
     return value
+
+
+def folders_of(addresses: Iterable[str]) -> set[str]:
+    """The folders that files among these addresses are in, as they are spelled; "" for a name alone."""
+    return {os.path.dirname(address) for address in addresses if not (is_url(address) or is_data_uri(address))}
 
 
 def locate(address: str, image_root: str | Path | None) -> str:

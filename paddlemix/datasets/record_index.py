@@ -26,7 +26,7 @@ from paddlemix.datasets.record_validation import Task, check_all
 from paddlemix.errors import UserError
 from paddlemix.progress import ProgressBar
 
-INDEX_VERSION = f"2 {__version__}"  # what a record may be changes with the package
+INDEX_VERSION = f"3 {__version__}"  # what a record may be changes with the package
 
 _HEADER_BYTES = 256
 _PARALLEL_BYTES = 20 * 1024**2  # below, starting processes takes longer than the work
@@ -40,7 +40,7 @@ class Index:
     Args:
         rows: int64 [n, 3]: first byte, byte behind the last one, words (see `grouping.count_words`; 0: cannot be used).
         lines: one JSON array [kind, number, message] per record that cannot be used ("problem") or may not mean what it
-            is taken for ("doubt"), each on a line; UTF-8.
+            is taken for ("doubt"), and one ["folder", 0, name] per folder that images are in, each on a line; UTF-8.
     """
 
     rows: np.ndarray
@@ -54,9 +54,14 @@ class Index:
         """Number and what may be wrong, beginning with "record N", of records that are used; ascending."""
         return self._messages("doubt")
 
+    def image_folders(self) -> list[str]:
+        """Folders that local images of the records are in, as the records spell them; "" for a name alone."""
+        return [folder for _, folder in self._messages("folder")]
+
     def _messages(self, wanted: str) -> list[tuple[int, str]]:
-        lines = map(json.loads, bytes(self.lines).splitlines())
-        return [(number, message) for kind, number, message in lines if kind == wanted]
+        start = f'["{wanted}"'.encode()
+        lines = (json.loads(line) for line in bytes(self.lines).splitlines() if line.startswith(start))
+        return [(number, message) for _, number, message in lines]
 
 
 def build_index(path: str, name: str, form: str | None) -> Index:
@@ -93,6 +98,7 @@ class _Builder:
     def build(self, form: str | None) -> Index:
         rows: list[np.ndarray] = []
         messages: list[bytes] = []
+        folders: set[str] = set()
         count, end = 0, self._layout.inside
         for spans, checked in check_all(self._tasks(form), self._size >= _PARALLEL_BYTES):
             if checked.broken is not None:
@@ -101,8 +107,10 @@ class _Builder:
             rows.append(np.stack([spans.starts, spans.ends, checked.words], axis=1))
             for kind, found in (("problem", checked.problems), ("doubt", checked.doubts)):
                 messages += [json.dumps([kind, *item]).encode() + b"\n" for item in found]
+            folders |= checked.folders
             count, end = count + len(spans.starts), int(spans.ends[-1])
         self._check_end(end, count)
+        messages += [json.dumps(["folder", 0, folder]).encode() + b"\n" for folder in sorted(folders)]
         return Index(np.concatenate(rows), b"".join(messages))
 
     def _tasks(self, form: str | None) -> Iterator[Task]:

@@ -20,6 +20,7 @@ from paddlemix.datasets.formats import parse_record
 from paddlemix.datasets.grouping import count_words
 from paddlemix.datasets.image_markers import unread_picture
 from paddlemix.datasets.record_errors import DECODER, not_an_object
+from paddlemix.datasets.record_images import folders_of
 from paddlemix.datasets.record_scan import WHITE, Spans
 from paddlemix.errors import UserError
 from paddlemix.log import logger
@@ -37,6 +38,7 @@ class Checked:
         words: int32 [k], see `grouping.count_words`; 0 where the record cannot be used.
         problems: number in the file and what is wrong, beginning with "record N"; of each that cannot be used.
         doubts: the same of each that can be used and may not mean what it is taken for, see `unread_picture`.
+        folders: that local images of the records are in, see `folders_of`.
         broken: the first record at which the array itself is no JSON or holds something else; the ones behind it are
             not looked at.
     """
@@ -44,6 +46,7 @@ class Checked:
     words: np.ndarray
     problems: list[tuple[int, str]]
     doubts: list[tuple[int, str]]
+    folders: set[str]
     broken: int | None = None
 
 
@@ -74,6 +77,7 @@ def check_records(task: Task) -> Checked:
     words = np.zeros(len(spans.starts), np.int32)
     problems: list[tuple[int, str]] = []
     doubts: list[tuple[int, str]] = []
+    folders: set[str] = set()
     data = _read(task.path, spans.previous, int(spans.ends[-1]))
     before = 0
     bounds = zip((spans.starts - spans.previous).tolist(), (spans.ends - spans.previous).tolist(), strict=True)
@@ -81,20 +85,21 @@ def check_records(task: Task) -> Checked:
         number = task.first + index
         source = f"record {number}" if spans.lines is None else f"record {number} (line {spans.lines[index]})"
         if spans.lines is None and data[before:start].strip(WHITE) != (b"," if number else b""):
-            return Checked(words, problems, doubts, number)
+            return Checked(words, problems, doubts, folders, number)
         try:
             sample = _sample_of(data[start:end], source, task.form)
             words[index] = count_words(sample)
+            folders |= folders_of(sample.images)
             doubt = unread_picture(sample.messages)
             doubts += [(number, f"{source}: {doubt}")] if doubt is not None else []
         except (JSONDecodeError, UnicodeDecodeError, TypeError) as error:
             if spans.lines is None:
-                return Checked(words, problems, doubts, number)
+                return Checked(words, problems, doubts, folders, number)
             problems.append((number, f"{source}: {_explain(error)}"))
         except UserError as error:
             problems.append((number, str(error)))
         before = end
-    return Checked(words, problems, doubts)
+    return Checked(words, problems, doubts, folders)
 
 
 def _read(path: str, start: int, end: int) -> bytes:

@@ -151,6 +151,10 @@ class RecordFile:
         """The same of each record that is used and may not mean what it is taken for."""
         return [(number, f"{self.path} {doubt}") for number, doubt in self._index.doubts()]
 
+    def image_folders(self) -> list[str]:
+        """Folders that local images of usable records are in, as the records spell them; "" for a name alone."""
+        return self._index.image_folders()
+
     def __reduce__(self) -> tuple[Any, ...]:
         carried = None if self._kept else Index(self._index.rows, bytes(self._index.lines))
         return RecordFile, (self.path, self._form, self._local, self._identity, carried)

@@ -20,7 +20,7 @@ from paddlemix.datasets.formats import parse_record
 from paddlemix.datasets.images import ImageSettings, image_size, load_image
 from paddlemix.datasets.records import RecordFile
 from paddlemix.errors import UserError
-from paddlemix.outputs import Needed, Output, check_output
+from paddlemix.outputs import Needed, Output, check_not_in_model, check_output
 from paddlemix.paths import is_address
 from paddlemix.processors.boxes import write_boxes
 from paddlemix.processors.conversation import prompt_text, render
@@ -191,6 +191,8 @@ def _save(picture: Image.Image, path: Path, overwrite: bool) -> None:
             raise UserError(
                 f"--output: {path} exists and is another picture; choose another folder, or give --overwrite"
             )
+        if path.exists():
+            check_not_in_model(Output("--output", path, "file"))
         with replacing(path) as temporary:
             temporary.write_bytes(encoded.getvalue())
     except OSError as error:

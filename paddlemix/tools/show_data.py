@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if not __package__:  # run by path: modules are looked up from the checkout's root, not from this folder
     _here = Path(__file__).resolve()
@@ -21,6 +23,9 @@ from paddlemix.errors import UserError
 from paddlemix.paths import is_address
 from paddlemix.tools._arguments import CommandParser
 from paddlemix.tools._command import path_argument, place_argument, run_command
+
+if TYPE_CHECKING:
+    from paddlemix.datasets.records import RecordFile
 
 _DEFAULT_COUNT = 3
 
@@ -66,6 +71,8 @@ def main(argv: list[str]) -> int:
         _check_output(arguments)
     processor = open_processor(arguments.model_path, arguments.conv_mode)
     records = open_records(arguments.data)
+    if arguments.output and arguments.overwrite:
+        _check_pictures(arguments, records)
     style = Style.of_stream(sys.stdout)
     if not arguments.json:
         print(style.legend)
@@ -95,6 +102,15 @@ def _check_output(arguments: argparse.Namespace) -> None:
     if not is_address(arguments.data):
         needed.append(Needed("the data file", Path(arguments.data), "file"))
     check_output(Output("--output", arguments.output, "additions"), needed)
+
+
+def _check_pictures(arguments: argparse.Namespace, records: RecordFile) -> None:
+    """Whether no picture that `--overwrite` replaces can be one that a record names."""
+    from paddlemix.datasets.record_images import locate
+    from paddlemix.outputs import Output, check_pictures
+
+    folders = ((locate(name, arguments.image_root) or os.curdir, records.path) for name in records.image_folders())
+    check_pictures(Output("--output", arguments.output, "additions"), folders, below=False)
 
 
 def _check_numbers(arguments: argparse.Namespace) -> None:

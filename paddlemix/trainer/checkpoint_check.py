@@ -44,11 +44,16 @@ def check_checkpoint(checkpoint: Path) -> None:
     """
     problem = find_damage(checkpoint)
     if problem is not None:
-        raise UserError(f"{checkpoint} cannot be resumed: {problem}. {_instead(checkpoint)}")
+        raise damaged(checkpoint, problem)
     if not (checkpoint / CHECKSUMS_FILE).is_file():
         logger.info(
             "%s has no checksums, it was saved by an earlier version: its files are taken as they are", checkpoint
         )
+
+
+def damaged(checkpoint: Path, problem: str) -> UserError:
+    """The error about a checkpoint that cannot be gone on from, with what can be done instead."""
+    return UserError(f"{checkpoint} cannot be resumed: {problem}. {_instead(checkpoint)}")
 
 
 def find_damage(checkpoint: Path) -> str | None:
@@ -67,14 +72,16 @@ def find_damage(checkpoint: Path) -> str | None:
 def _instead(checkpoint: Path) -> str:
     """What can be done instead: the newest whole checkpoint beside it that has fewer steps."""
     match = _NAME.fullmatch(checkpoint.name)
+    # A link named `checkpoint-N` is beside the run's others; any other link is not, but what it leads to is.
+    folder = checkpoint.parent if match is not None else checkpoint.resolve().parent
     beside = {
         int(found.group(1)): path
-        for path in checkpoint.resolve().parent.iterdir()
+        for path in folder.iterdir()
         if (found := _NAME.fullmatch(path.name)) and (path / STATE_FILE).is_file()
     }
     for step in sorted(beside, reverse=True):
         if (match is None or step < int(match.group(1))) and find_damage(beside[step]) is None:
-            path = checkpoint.parent / beside[step].name
+            path = beside[step]
             return f"{path.name} is whole: set resume_from_checkpoint to '{path}', or remove the damaged folder"
     return (
         "No earlier checkpoint beside it is whole: copy the file again, or set overwrite_output_dir true to begin anew"

@@ -31,7 +31,8 @@ from paddlemix.trainer.device_memory import program_bytes
 from paddlemix.trainer.dry_model import ModelFacts, describe_model
 from paddlemix.trainer.estimate import MemoryEstimate, Training, estimate_memory
 from paddlemix.trainer.estimate_activations import FLOAT32, BatchShape, Computation, estimate_activations
-from paddlemix.trainer.output import find_resume_point
+from paddlemix.trainer.inputs import check_run_pictures
+from paddlemix.trainer.output import continues_in, find_resume_point
 from paddlemix.trainer.run_checks import check_devices, check_steps, process_count
 from paddlemix.trainer.run_data import check_data_files, data_settings, grouping_of, read_samples
 from paddlemix.trainer.starting_point import base_spec, compute_dtype, processor_of_run, weight_dtype
@@ -86,6 +87,7 @@ class _Data:
     rows: int | None
     statistics: DataStatistics | None
     shapes: tuple[BatchShape, ...]
+    samples: SampleDataset | None = None
 
 
 def plan_run(config: RunConfig, devices: int | None = None) -> DryRun:
@@ -108,11 +110,8 @@ def plan_run(config: RunConfig, devices: int | None = None) -> DryRun:
     sizes = read_sizes(base_spec(config))
     model = describe_model(config, sizes.config, sizes.quantization)
     device, notes = _choose_device(config)
-    try:
-        find_resume_point(config)
-    except UserError as error:
-        notes.append(f"the run would stop: {error}")
     data = _read_data(config, sizes)
+    notes += _what_stops(config, data.samples)
     if data.rows is not None:
         check_steps(config, data.rows, devices)
     if data.statistics is None:
@@ -137,6 +136,16 @@ def plan_run(config: RunConfig, devices: int | None = None) -> DryRun:
         memory=estimates[most],
         notes=tuple(notes),
     )
+
+
+def _what_stops(config: RunConfig, samples: SampleDataset | None) -> Iterator[str]:
+    """Why the run could not use its `output_dir`, if so."""
+    try:
+        resume = find_resume_point(config)
+        if samples is not None:
+            check_run_pictures(config, samples, resume is not None and continues_in(config, resume))
+    except UserError as error:
+        yield f"the run would stop: {error}"
 
 
 def _choose_device(config: RunConfig) -> tuple[str, list[str]]:
@@ -181,7 +190,7 @@ def _read_data(config: RunConfig, sizes: ModelSizes) -> _Data:
         pad_to_multiple_of=config.pad_to_multiple_of,
         pad_tiles_to_multiple_of=config.pad_tiles_to_multiple_of,
     )
-    return _Data(len(rows), statistics, tuple(_largest_shapes(rows, row_lengths, size, loading)))
+    return _Data(len(rows), statistics, tuple(_largest_shapes(rows, row_lengths, size, loading)), samples)
 
 
 def _count_samples(config: RunConfig) -> int | None:

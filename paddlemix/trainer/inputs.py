@@ -7,8 +7,9 @@ from pathlib import Path
 
 from paddlemix.checkpoints.needs import needed_by_model
 from paddlemix.config.schema import RunConfig
+from paddlemix.datasets.mixture import SampleDataset
 from paddlemix.datasets.selection import split_count
-from paddlemix.outputs import Needed, Output, check_output
+from paddlemix.outputs import Needed, Output, check_output, check_pictures
 from paddlemix.paths import is_address
 
 _MODELS = ("model_name_or_path", "mm_vision_tower", "lora_path", "pretrain_mm_mlp_adapter")
@@ -64,3 +65,17 @@ def check_outputs(config: RunConfig, resume: Path | None, own_folder: bool) -> N
         value = getattr(config, key)
         if value:
             check_output(Output(key, Path(value), "additions"), needed)
+
+
+def check_run_pictures(config: RunConfig, samples: SampleDataset, own_folder: bool) -> None:
+    """Whether a training leaves the pictures alone that its records name: its loss curve is a picture too.
+
+    Args:
+        own_folder: whether the run goes on in its `output_dir`, below which an earlier version allowed pictures.
+
+    Raises:
+        UserError: `output_dir` holds such a picture, directly or, in a new run, in a folder below.
+    """
+    if config.do_train:
+        output = Output("output_dir", Path(str(config.output_dir)))
+        check_pictures(output, samples.image_folders(), below=not own_folder)

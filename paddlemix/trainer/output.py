@@ -21,11 +21,11 @@ from paddlemix.outputs import Output, check_output
 from paddlemix.processors.llava import PROCESSOR_FILE
 from paddlemix.processors.tokenizer import TOKENIZER_FILES
 from paddlemix.trainer.callbacks import CURVE_FILE, METRICS_FILE
-from paddlemix.trainer.checkpoint_check import STATE_FILE
+from paddlemix.trainer.checkpoint_check import STATE_FILE, damaged
 from paddlemix.trainer.inputs import check_outputs
 from paddlemix.trainer.model_card import CARD_FILE, is_own_card
 from paddlemix.trainer.sampling_callback import SAMPLES_FILE
-from paddlemix.trainer.saving import list_checkpoints
+from paddlemix.trainer.saving import checkpoint_folders, is_in
 from paddlemix.trainer.skipping import SKIPPED_FILE
 
 RUN_CONFIG_FILE = "run_config.json"
@@ -53,8 +53,8 @@ def find_resume_point(config: RunConfig) -> Path | None:
 
     Raises:
         MissingFileError: `resume_from_checkpoint` is no complete checkpoint.
-        UserError: `output_dir` has content that is neither to be overwritten nor gone on from, cannot be written, or
-            something that the run reads is there.
+        UserError: `output_dir` has content that is neither to be overwritten nor gone on from, or a newest checkpoint
+            that has lost its state; it cannot be written, or something that the run reads is there.
     """
     assert config.output_dir is not None
     output_dir = Path(config.output_dir)
@@ -62,10 +62,8 @@ def find_resume_point(config: RunConfig) -> Path | None:
     resume = _named_checkpoint(config)
     if not config.do_train:
         return resume
-    checkpoints = [] if config.overwrite_output_dir else list_checkpoints(output_dir)
-    if resume is None and checkpoints:
-        resume = checkpoints[-1]
-        logger.info("going on from %s (set overwrite_output_dir to start anew)", resume)
+    if resume is None and not config.overwrite_output_dir:
+        resume = _newest_checkpoint(output_dir)
     goes_on = resume is not None and continues_in(config, resume)
     check_outputs(config, resume, goes_on)
     if not (goes_on or config.overwrite_output_dir):
@@ -77,7 +75,7 @@ def continues_in(config: RunConfig, resume: Path) -> bool:
     """Whether a run that goes on from a checkpoint does so in its own folder: that which holds the checkpoint, or in
     which it was begun from the same one."""
     output_dir = Path(str(config.output_dir)).resolve()
-    if resume.resolve().parent == output_dir:
+    if is_in(resume, output_dir):
         return True
     try:
         earlier = read_json(output_dir / RUN_CONFIG_FILE).get("resume_from_checkpoint")
@@ -115,6 +113,23 @@ def sole_writer(config: RunConfig) -> Iterator[Callable[[Path | None], None]]:
                 stack.enter_context(locks.locked_output(output_dir, "output_dir"))
                 held.append("from the start")
         yield take
+
+
+def _newest_checkpoint(output_dir: Path) -> Path | None:
+    """The checkpoint to go on from; one that has lost its state is not passed over for an older one or a new start.
+
+    A killed save leaves none: a checkpoint gets its name when it is whole.
+    """
+    folders = checkpoint_folders(output_dir)
+    if not folders:
+        return None
+    newest = folders[-1]
+    if not newest.exists():
+        raise damaged(newest, f"it is a link to '{os.readlink(newest)}', which is not there")
+    if not (newest / STATE_FILE).is_file():
+        raise damaged(newest, f"its {STATE_FILE} is missing")
+    logger.info("going on from %s (set overwrite_output_dir to start anew)", newest)
+    return newest
 
 
 def _named_checkpoint(config: RunConfig) -> Path | None:

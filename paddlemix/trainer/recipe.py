@@ -34,6 +34,7 @@ from paddlemix.trainer.compat import PrinterCallback, ProgressCallback, Training
 from paddlemix.trainer.environment import describe_adapter, describe_environment
 from paddlemix.trainer.guards import StopEarly, StopOnSignal
 from paddlemix.trainer.input_identity import InputIdentity, check_same_inputs
+from paddlemix.trainer.inputs import check_run_pictures
 from paddlemix.trainer.loss import LossModel
 from paddlemix.trainer.model_card import CardFacts, write_model_card
 from paddlemix.trainer.neftune import add_neftune
@@ -115,7 +116,7 @@ def run_recipe(config: RunConfig) -> dict[str, float]:
             check_same_recipe(resume, saved_recipe(resume), config)
         set_seed(config.seed)
         with out_of_memory_explained(f"loading {config.model_name_or_path} on {device}", remedies(config)):
-            run = _prepare(config, device)
+            run = _prepare(config, device, resume)
         if resume is not None and run.inputs is not None:
             check_same_inputs(run.inputs, resume, config.allow_changed_recipe)
         _report_start(run)
@@ -123,18 +124,17 @@ def run_recipe(config: RunConfig) -> dict[str, float]:
         return _execute(run, resume)
 
 
-def _prepare(config: RunConfig, device: str) -> _Run:
+def _prepare(config: RunConfig, device: str, resume: Path | None) -> _Run:
     spec = base_spec(config)
     loaded = load_base(spec, weight_dtype(config))
     loaded.processor = processor = processor_of_run(config, loaded.processor, loaded.model.config)
     if processor is None:
         raise UserError(f"{spec.model} has no tokenizer files; copy tokenizer.model from the model it was made of")
-    has_tower = loaded.model.config.vision is not None
-    train = arrange(config, read_samples(config, "train", processor, has_tower)) if config.do_train else None
+    train = arrange(config, _read(loaded, config, "train", resume)) if config.do_train else None
     if train is not None:
         check_steps(config, len(train.rows), process_count())
     wants_evaluation = config.resolved_evaluation_strategy != "no"
-    evaluation = read_samples(config, "eval", processor, has_tower) if wants_evaluation else None
+    evaluation = _read(loaded, config, "eval", resume) if wants_evaluation else None
     questions = []
     if train is not None and config.sample_steps is not None:
         questions = sample_questions(config, processor, evaluation or train.samples)
@@ -144,6 +144,13 @@ def _prepare(config: RunConfig, device: str) -> _Run:
         data = {"train": train.samples} | ({} if evaluation is None else {"eval": evaluation})
         inputs = InputIdentity(data, loaded, digests)
     return _Run(config, device, loaded, processor, write_result, train, evaluation, questions, inputs)
+
+
+def _read(loaded: Pretrained, config: RunConfig, split: str, resume: Path | None) -> SampleDataset:
+    assert loaded.processor is not None
+    samples = read_samples(config, split, loaded.processor, loaded.model.config.vision is not None)
+    check_run_pictures(config, samples, own_folder=resume is not None and continues_in(config, resume))
+    return samples
 
 
 def _add_training(config: RunConfig, spec: BaseSpec, loaded: Pretrained) -> tuple[ModelWriter, dict[str, str]]:

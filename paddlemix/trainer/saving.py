@@ -45,10 +45,21 @@ _SCALARS = re.compile(r"(.+)_(beta[12]_pow_acc|moment[12]|moment2_max)_0")
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first."""
+    return [path for path in checkpoint_folders(output_dir) if (path / STATE_FILE).is_file()]
+
+
+def checkpoint_folders(output_dir: Path) -> list[Path]:
+    """Every folder named `checkpoint-N`, complete or not, and every link of that name, oldest first."""
     if not output_dir.is_dir():
         return []
     found = {int(match.group(1)): path for path in output_dir.iterdir() if (match := _CHECKPOINT.fullmatch(path.name))}
-    return [found[step] for step in sorted(found) if (found[step] / STATE_FILE).is_file()]
+    return [found[step] for step in sorted(found) if found[step].is_dir() or found[step].is_symlink()]
+
+
+def is_in(checkpoint: Path, output_dir: Path) -> bool:
+    """Whether a checkpoint is in a run's folder: itself, or as a link to where it was moved."""
+    places = (checkpoint.resolve().parent, Path(os.path.abspath(checkpoint)).parent.resolve())
+    return output_dir.resolve() in places
 
 
 def completed_steps(checkpoint: Path) -> int:
@@ -251,7 +262,7 @@ def load_training_state(trainer: Any, checkpoint: Path) -> int:
 
 def _own_checkpoints(values: dict[str, Any], checkpoint: Path, output_dir: Path) -> list[str]:
     """Names of the checkpoints in `output_dir` that the run wrote up to this one, oldest first."""
-    if checkpoint.resolve().parent != output_dir.resolve():
+    if not is_in(checkpoint, output_dir):
         return []
     if "own_checkpoints" in values:
         return [str(name) for name in values["own_checkpoints"]]

@@ -392,7 +392,7 @@ def kept_index(write: Callable[..., Path]) -> tuple[Path, Path]:
         lambda data: b"[]" + data[2:],
         lambda data: data[:300] + bytes([data[300] ^ 1]) + data[301:],
         lambda data: data[:-5] + b"x" + data[-4:],
-        lambda data: data.replace(b'"version": "2 ', b'"version": "1 '),
+        lambda data: data.replace(b'"version": "3 ', b'"version": "2 '),
     ],
 )
 def test_a_damaged_index_is_made_again(
@@ -588,3 +588,15 @@ def test_an_address_is_fetched(write: Callable[..., Path], monkeypatch: pytest.M
 def test_an_address_offline() -> None:
     with pytest.raises(UserError, match="https://example.org/a.json' is not in the cache, and PADDLEMIX_OFFLINE=1"):
         open_records("https://example.org/a.json")
+
+
+def test_folders_of_images_are_kept_with_the_index(write: Callable[..., Path], builds: list[str]) -> None:
+    asked = "<image>\nQ"
+    named = ["b/c/1.jpg", "b/c/2.jpg", "0.jpg", "/a/é/1.png", "https://x.org/d/1.png", "data:image/png;base64,aa/bb"]
+    rows = [*(record(asked, image=name) for name in named), record(), {"image": "bad/1.jpg"}]
+    path = write([*rows, record(f"{asked} {asked}", images=["b/1.jpg", "../x/2.jpg"])])
+    for _ in range(2):
+        file = open_records(path)
+        assert sorted(file.image_folders()) == ["", "../x", "/a/é", "b", "b/c"]
+        assert [number for number, _ in file.problems()] == [len(named) + 1]
+    assert len(builds) == 1

@@ -258,3 +258,13 @@ def test_lines(tmp_path: Path) -> None:
     assert run_command(main, [str(tmp_path / "t.csv"), "--output", str(tmp_path / "o.jsonl")]) == 0
     lines = (tmp_path / "o.jsonl").read_text().splitlines()
     assert [json.loads(line)["image"] for line in lines] == ["a.jpg", "b.jpg"]
+
+
+def test_the_settings_of_a_model_are_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t.csv").write_text("image,question,answer\na.jpg,Q,A\n")
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    arguments = [str(tmp_path / "t.csv"), "--output", str(tmp_path / "config.json"), "--overwrite"]
+    assert run_command(main, arguments) == 2
+    assert "config.json' exists in the folder of a model or adapter" in capsys.readouterr().err
+    assert (tmp_path / "config.json").read_text() == "{}"

@@ -199,6 +199,20 @@ def test_paddle_is_not_loaded(checkpoint: Path, data: Path) -> None:
     assert (result.returncode, result.stderr) == (0, "")
 
 
+def test_no_picture_that_a_record_names_is_replaced(
+    checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not of another record than that which is shown either; files of new names may come among them."""
+    (tmp_path / "000000_0.png").write_bytes((tmp_path / "1.png").read_bytes())
+    records = [*json.loads(data.read_text()), {"image": "000000_0.png", "conversations": [["<image>\nQ", "A"]]}]
+    data.write_text(json.dumps(records))
+    assert show(checkpoint, data, "--index", "0", "--output", str(tmp_path), "--overwrite") == 2
+    assert f"--output '{tmp_path}' holds pictures that {data} names" in capsys.readouterr().err
+    assert (tmp_path / "000000_0.png").read_bytes() == (tmp_path / "1.png").read_bytes()
+    assert show(checkpoint, data, "--index", "3", "--output", str(tmp_path)) == 0
+    assert (tmp_path / "000003_1.png").exists()
+
+
 @pytest.mark.parametrize("layout", ["original", "hf"])
 def test_other_layouts(
     tmp_path: Path, tokenizer: Tokenizer, data: Path, capsys: pytest.CaptureFixture[str], layout: str

@@ -199,6 +199,25 @@ def test_a_run_refuses_and_takes_the_whole_one(world: World, run: Path, saved: P
     assert not changed(weights(saved), weights(run))
 
 
+def test_a_checkpoint_that_lost_its_state_stops_the_run(world: World, run: Path, saved: Path) -> None:
+    """Neither an older one nor a new start takes its place without a word; what it holds is kept."""
+    (run / "checkpoint-4" / "training_state.json").unlink()
+    with pytest.raises(UserError, match="-4 cannot be resumed: its training_state.json is missing.*-2 is whole: set"):
+        run_recipe(world.config(run, **EVERY))
+    run_recipe(world.config(run, **EVERY, resume_from_checkpoint=str(run / "checkpoint-2")))
+    assert not changed(weights(saved), weights(run)) and (run / "checkpoint-4.earlier").is_dir()
+
+
+def test_a_run_goes_on_from_a_checkpoint_that_was_linked_back(world: World, run: Path, tmp_path: Path) -> None:
+    for step in (2, 4):
+        shutil.move(run / f"checkpoint-{step}", tmp_path / "disk" / f"checkpoint-{step}")
+        (run / f"checkpoint-{step}").symlink_to(tmp_path / "disk" / f"checkpoint-{step}")
+    longer = {**EVERY, "max_steps": 6, "save_total_limit": 2}
+    assert run_recipe(world.config(run, **longer))["steps"] == 6
+    kept = sorted(path.name for path in run.glob("checkpoint-*"))
+    assert kept == ["checkpoint-4", "checkpoint-6"] and len(list((tmp_path / "disk").iterdir())) == 2
+
+
 def test_a_checkpoint_without_checksums_goes_on_with_a_note(
     world: World, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

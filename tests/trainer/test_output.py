@@ -44,15 +44,46 @@ def test_a_new_or_empty_folder_starts_at_the_beginning(tmp_path: Path) -> None:
     assert listing(tmp_path) == []
 
 
-def test_the_newest_complete_checkpoint_is_gone_on_from(tmp_path: Path) -> None:
+def test_the_newest_checkpoint_is_gone_on_from(tmp_path: Path) -> None:
     for step in (900, 1000):
         add_checkpoint(tmp_path, step)
-    add_checkpoint(tmp_path, 1100, complete=False)
+    add_checkpoint(tmp_path, 800, complete=False)
+    add_checkpoint(tmp_path, 1100).rename(tmp_path / ".checkpoint-1100.abc")  # a killed save
     (tmp_path / "checkpoint-old").mkdir()
     assert find_resume_point(settings(tmp_path)) == tmp_path / "checkpoint-1000"
     assert find_resume_point(settings(tmp_path, overwrite_output_dir=True)) is None
     named = settings(tmp_path, overwrite_output_dir=True, resume_from_checkpoint=str(tmp_path / "checkpoint-900"))
     assert find_resume_point(named) == tmp_path / "checkpoint-900"
+
+
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize("lost", ["its training_state.json is missing", "it is a link to 'gone', which is not there"])
+def test_a_newest_checkpoint_without_its_state_is_not_passed_over(tmp_path: Path, older: bool, lost: str) -> None:
+    if older:
+        add_checkpoint(tmp_path, 900)
+    (tmp_path / "run_config.json").write_text("{}", encoding="utf-8")
+    if "link" in lost:
+        (tmp_path / "checkpoint-1000").symlink_to("gone")
+    else:
+        (add_checkpoint(tmp_path, 1000, complete=False) / "model.safetensors").touch()
+    with pytest.raises(UserError, match=f"checkpoint-1000 cannot be resumed: {lost}. .*overwrite_output_dir"):
+        find_resume_point(settings(tmp_path))
+    assert find_resume_point(settings(tmp_path, overwrite_output_dir=True)) is None
+    if older:
+        named = {"resume_from_checkpoint": str(tmp_path / "checkpoint-900")}
+        assert find_resume_point(settings(tmp_path, **named)) == tmp_path / "checkpoint-900"
+
+
+def test_a_checkpoint_that_was_moved_and_linked_back_is_gone_on_from(tmp_path: Path) -> None:
+    moved = add_checkpoint(tmp_path / "disk", 4)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "checkpoint-4").symlink_to(moved)
+    (out / "run_config.json").write_text("{}", encoding="utf-8")
+    for values in ({}, {"resume_from_checkpoint": str(out / "checkpoint-4")}):
+        assert find_resume_point(settings(out, **values)) == out / "checkpoint-4"
+    clear_earlier_run(out)
+    assert listing(tmp_path) == ["disk", "disk/checkpoint-4", "disk/checkpoint-4/training_state.json", "out"]
 
 
 def test_an_incomplete_checkpoint_is_not_gone_on_from(tmp_path: Path) -> None:

@@ -200,3 +200,29 @@ def test_a_remark_about_data_is_no_other_recipe(world: World, tmp_path: Path) ->
 def test_a_run_of_nothing_is_refused(world: World, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing to do: do_train is false and no evaluation is asked for"):
         run_recipe(world.config(tmp_path / "out", do_train=False))
+
+
+@pytest.mark.parametrize("named", ["absolute", "below image_root"])
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_a_run_does_not_write_among_its_pictures(world: World, tmp_path: Path, named: str, split: str) -> None:
+    """One of them has the name of the loss curve."""
+    picture = tmp_path / "pics" / "pp" / "loss.png"
+    picture.parent.mkdir(parents=True)
+    picture.write_bytes(world.picture.read_bytes())
+    data = {"data_files": str(tmp_path / "named.json")}
+    if named == "absolute":
+        address = str(picture)
+    else:
+        address, data["image_root"] = "pp/loss.png", str(tmp_path / "pics")
+    rows = [{"image": address, "conversations": [["<image>\nQ", "A"]]}] * 4
+    (tmp_path / "named.json").write_text(json.dumps(rows), encoding="utf-8")
+    dataset = world.values(tmp_path)["dataset"] | {split: [data]}
+    keys = {"dataset": dataset, "overwrite_output_dir": True, "evaluation_strategy": "epoch"}
+    folder = picture.parent if named == "below image_root" else tmp_path / "pics"
+    with pytest.raises(UserError, match=f"'{folder}' holds pictures that .*named.json names, in '{picture.parent}'"):
+        run_recipe(world.config(folder, **keys))
+    if split == "train":
+        notes = plan_run(world.config(folder, **keys)).notes
+        assert any(f"the run would stop: output_dir '{folder}' holds pictures" in note for note in notes)
+    assert [path for path in (tmp_path / "pics").rglob("*") if path.is_file()] == [picture]
+    assert picture.read_bytes() == world.picture.read_bytes()
