@@ -306,10 +306,10 @@ def test_ctrl_c_before_an_answer_begins_keeps_the_image_for_the_next_question(
 ) -> None:
     read, calls = Steps.read, itertools.count()
 
-    def interrupted(self: Steps, embeds: Any) -> np.ndarray:
+    def interrupted(self: Steps, *given: Any) -> np.ndarray:
         if next(calls) == 0:
             raise KeyboardInterrupt
-        return read(self, embeds)
+        return read(self, *given)
 
     monkeypatch.setattr(Steps, "read", interrupted)
     assert chat(monkeypatch, QUESTIONS, world.model, world.picture, "--debug") == 0
