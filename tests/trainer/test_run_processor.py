@@ -60,15 +60,15 @@ def processors(
     seen: list[LlavaProcessor] = []
     original = dry_run.read_samples
 
-    def read_samples(config: RunConfig, split: str, processor: LlavaProcessor, has_tower: bool) -> Any:
+    def read_samples(config: RunConfig, split: str, processor: LlavaProcessor, *more: Any, **named: Any) -> Any:
         seen.append(processor)
-        return original(config, split, processor, has_tower)
+        return original(config, split, processor, *more, **named)
 
     monkeypatch.setattr(dry_run, "read_samples", read_samples)
     dry_run.plan_run(config)
     [checked] = {id(file.processor): file.processor for file in make_plan([str(path)], CheckOptions()).files}.values()
     assert checked is not None
-    return recipe._prepare(config, "cpu").processor, seen[0], checked
+    return recipe._prepare(config, "cpu", None).processor, seen[0], checked
 
 
 def compare(world: World, folder: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> LlavaProcessor:
