@@ -53,7 +53,7 @@ class Locked:
 
     def __init__(self, path: Path, busy: Callable[[Any], str], wait: bool = False) -> None:
         self.path = path
-        with _write_errors(f"'{path}'"):
+        with write_errors(f"'{path}'"):
             self._take(busy, wait)
 
     def _take(self, busy: Callable[[Any], str], wait: bool) -> None:
@@ -86,7 +86,7 @@ class Locked:
             UserError: it cannot be written, e.g. because the disk is full.
         """
         data = memoryview((json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode())
-        with _write_errors(f"'{self.path}'"):
+        with write_errors(f"'{self.path}'"):
             os.ftruncate(self._descriptor, 0)
             os.lseek(self._descriptor, 0, os.SEEK_SET)
             while data:
@@ -95,7 +95,8 @@ class Locked:
 
 
 @contextlib.contextmanager
-def _write_errors(what: str) -> Iterator[None]:
+def write_errors(what: str) -> Iterator[None]:
+    """Turns a failed write (full disk, no permission) into a UserError that names `what`."""
     try:
         yield
     except UserError:
@@ -125,7 +126,7 @@ def locked_output(path: Path, what: str, inside: bool = True) -> Iterator[None]:
         for directory in reversed(made):
             stack.callback(_remove, directory.rmdir)  # where it is empty
         try:
-            with _write_errors(f"{what} '{path}'"):
+            with write_errors(f"{what} '{path}'"):
                 folder.mkdir(parents=True, exist_ok=True)
             lock = Locked(
                 place,

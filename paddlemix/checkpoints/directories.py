@@ -8,20 +8,12 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from paddlemix.errors import UserError
-from paddlemix.locks import remove_leftovers, temporary_directory
+from paddlemix.locks import remove_leftovers, temporary_directory, write_errors
 
 
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> contextlib.AbstractContextManager[None]:
     """Turns a failed write (full disk, no permission) into a UserError that names the path."""
-    try:
-        yield
-    except UserError:
-        raise
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"cannot write '{path}': {reason}; free space or choose another place") from error
+    return write_errors(f"'{path}'")
 
 
 @contextlib.contextmanager
