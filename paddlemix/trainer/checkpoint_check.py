@@ -51,6 +51,20 @@ def check_checkpoint(checkpoint: Path) -> None:
         )
 
 
+def check_best(checkpoint: Path) -> None:
+    """Looks whether the weights that a run ends with can be loaded from its best checkpoint.
+
+    Raises:
+        UserError: a file is missing, damaged or changed.
+    """
+    problem = find_damage(checkpoint)
+    if problem is not None:
+        raise UserError(
+            f"the weights of the best checkpoint, {checkpoint}, cannot be loaded: {problem}. Copy the file again, or "
+            "set load_best_model_at_end false to end with the weights of the last step; then run the same command again"
+        )
+
+
 def damaged(checkpoint: Path, problem: str) -> UserError:
     """The error about a checkpoint that cannot be gone on from, with what can be done instead."""
     return UserError(f"{checkpoint} cannot be resumed: {problem}. {_instead(checkpoint)}")

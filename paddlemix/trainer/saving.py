@@ -91,8 +91,8 @@ def save_checkpoint(trainer: Any, metrics: dict[str, float] | None) -> Path:
                 _set_aside(target)
             with atomic_directory(target) as temporary:
                 _write_checkpoint(trainer, temporary, target)
-        best = trainer.state.best_model_checkpoint
-        kept = {target, *([Path(best)] if best else [])}
+        best = best_checkpoint(trainer)
+        kept = {target, *([] if best is None else [best])}
         _rotate([output_dir / name for name in trainer.own_checkpoints], trainer.config.save_total_limit, kept)
     return target
 
@@ -181,6 +181,19 @@ def is_better(config: RunConfig, value: float, best: float, threshold: float = 0
     return value - best > threshold if greater else best - value > threshold
 
 
+def best_checkpoint(trainer: Any) -> Path | None:
+    """Where the best checkpoint is now; None while there is none.
+
+    The state remembers a path.  The run's folder may have been renamed since, or be named from another working
+    directory: what the run itself wrote is found in its folder by name.
+    """
+    recorded = trainer.state.best_model_checkpoint
+    if not recorded:
+        return None
+    here = Path(trainer.config.output_dir) / Path(recorded).name
+    return here if here.name in trainer.own_checkpoints else Path(recorded)
+
+
 def _note_best(trainer: Any, metrics: dict[str, float] | None, target: Path) -> None:
     if not metrics:
         return
@@ -249,7 +262,7 @@ def load_training_state(trainer: Any, checkpoint: Path) -> int:
     """
     values = read_json(checkpoint / STATE_FILE)
     load_weights(trainer.model.model, checkpoint)
-    trainer.own_checkpoints = _own_checkpoints(values, checkpoint, Path(trainer.config.output_dir))
+    trainer.own_checkpoints = own_checkpoints(checkpoint, Path(trainer.config.output_dir))
     trainer.tokens_seen, trainer.evaluations = values["tokens_seen"], values.get("evaluations", [])
     if not trainer.config.ignore_load_lr_and_optim:
         _load_optimizer(trainer, checkpoint)
@@ -260,10 +273,15 @@ def load_training_state(trainer: Any, checkpoint: Path) -> int:
     return int(values["global_step"])
 
 
-def _own_checkpoints(values: dict[str, Any], checkpoint: Path, output_dir: Path) -> list[str]:
-    """Names of the checkpoints in `output_dir` that the run wrote up to this one, oldest first."""
+def own_checkpoints(checkpoint: Path, output_dir: Path) -> list[str]:
+    """Names of the checkpoints in `output_dir` that the run wrote up to this one, oldest first.
+
+    Raises:
+        MissingFileError, UserError: the checkpoint is not complete.
+    """
     if not is_in(checkpoint, output_dir):
         return []
+    values = read_json(checkpoint / STATE_FILE)
     if "own_checkpoints" in values:
         return [str(name) for name in values["own_checkpoints"]]
     # of an earlier version, which did not say: earlier steps of the same recipe

@@ -21,7 +21,7 @@ from paddlemix.errors import UserError
 from paddlemix.log import logger
 from paddlemix.sample import Skip
 from paddlemix.trainer.answering import AnswerScores
-from paddlemix.trainer.checkpoint_check import PROGRESS_FILE, check_checkpoint
+from paddlemix.trainer.checkpoint_check import PROGRESS_FILE, check_best
 from paddlemix.trainer.compat import Trainer, TrainerState, TrainingArguments
 from paddlemix.trainer.gradient_norm import MeasuredNorm
 from paddlemix.trainer.guards import StepLosses, broken_weight
@@ -33,11 +33,13 @@ from paddlemix.trainer.optim import build_optimizer, build_schedule, set_learnin
 from paddlemix.trainer.reporting import Meters, StepReport
 from paddlemix.trainer.run_data import TrainingRows
 from paddlemix.trainer.saving import (
+    best_checkpoint,
     best_metric,
     broken_by_a_step,
     completed_steps,
     load_training_state,
     load_weights,
+    own_checkpoints,
     save_checkpoint,
 )
 from paddlemix.trainer.skipping import SkipLog
@@ -316,6 +318,7 @@ class LlavaTrainer(Trainer):
             logger.info("%s is the end of this run, nothing is left to train", resume)
             load_weights(self.model.model, resume)
             self.state = TrainerState.load_from_json(str(resume / PROGRESS_FILE))
+            self.own_checkpoints = own_checkpoints(resume, Path(str(self.config.output_dir)))
             results: dict[str, float] = {"steps": before}
         else:
             if self.skips is not None:
@@ -324,9 +327,9 @@ class LlavaTrainer(Trainer):
             # PaddleNLP divides the loss of this call by the steps of all calls
             share = output.global_step / max(output.global_step - before, 1)
             results = {"train_loss": output.training_loss * share, "steps": output.global_step}
-        if self.config.load_best_model_at_end and self.state.best_model_checkpoint:
-            best = Path(self.state.best_model_checkpoint)
-            check_checkpoint(best)
+        best = best_checkpoint(self) if self.config.load_best_model_at_end else None
+        if best is not None:
+            check_best(best)
             load_weights(self.model.model, best)
         return results
 

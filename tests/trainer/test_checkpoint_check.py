@@ -241,5 +241,8 @@ def test_the_best_checkpoint_is_looked_at_too(world: World, tmp_path: Path, monk
 
     monkeypatch.setattr(trainer.LlavaTrainer, "_save_checkpoint", damage)
     values = {**EVERY, "evaluation_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True}
-    with pytest.raises(UserError, match="checkpoint-2 cannot be resumed: 'config.json' has 3 bytes"):
+    with pytest.raises(UserError, match="checkpoint-2, cannot be loaded: 'config.json' has 3 bytes") as raised:
         run_recipe(world.config(tmp_path, **values))
+    assert "set load_best_model_at_end false" in str(raised.value) and "resume" not in str(raised.value)
+    run_recipe(world.config(tmp_path, **{**values, "load_best_model_at_end": False}))  # the advice helps
+    assert not changed(weights(tmp_path / "checkpoint-4"), weights(tmp_path))

@@ -60,6 +60,22 @@ def test_the_best_stays_and_ends_the_run(world: World, tmp_path: Path, scripted_
     assert changed(weights(tmp_path / "checkpoint-6"), weights(tmp_path))
 
 
+def test_the_best_stays_where_the_run_s_folder_was_moved(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scripted_losses: list[float]
+) -> None:
+    """Its place is remembered as a path, which is then another one: the folder's new name, or as seen from here."""
+    scripted_losses += [1.0, 2.0, 3.0]
+    values = {**WITH_EVALUATION, "save_total_limit": 1, "load_best_model_at_end": True}
+    run_recipe(world.config(tmp_path / "before", **{**values, "max_steps": 4}))
+    (tmp_path / "before").rename(tmp_path / "after")
+    monkeypatch.chdir(tmp_path)
+    run_recipe(world.config(Path("after"), **values))
+    assert steps(tmp_path / "after") == [2, 6]
+    assert not changed(weights(tmp_path / "after" / "checkpoint-2"), weights(tmp_path / "after"))
+    run_recipe(world.config(tmp_path / "after", **values))  # nothing is left to train
+    assert not changed(weights(tmp_path / "after" / "checkpoint-2"), weights(tmp_path / "after"))
+
+
 @pytest.mark.parametrize(
     ("values", "best"),
     [
