@@ -40,8 +40,11 @@ class LockingUnavailableError(UserError):
 class Locked:
     """A small JSON file that this process alone has open for writing until it closes it or ends.
 
+    One that has no value when it is closed is removed.
+
     Args:
         path: made where it is missing.
+        what: the output that it belongs to and what it is of that, for messages of writes that fail.
         busy: the message for when another process has it, from the file's value (None where it has none).
         wait: until it is free.
 
@@ -51,24 +54,33 @@ class Locked:
         UserError: the file cannot be made.
     """
 
-    def __init__(self, path: Path, busy: Callable[[Any], str], wait: bool = False) -> None:
-        self.path = path
-        with write_errors(f"'{path}'"):
+    def __init__(self, path: Path, what: str, busy: Callable[[Any], str], wait: bool = False) -> None:
+        self.path, self._what = path, what
+        with write_errors(what):
             self._take(busy, wait)
+
+    def close(self) -> None:
+        """Lets others have it."""
+        self._release()
+
+    def _hold(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._release = weakref.finalize(self, _release, descriptor, self.path, os.getpid())
 
     def _take(self, busy: Callable[[Any], str], wait: bool) -> None:
         path = self.path
         while True:
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-            _open.add(self._descriptor)
-            self.close = weakref.finalize(self, _close, self._descriptor, os.getpid())
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            _open.add(descriptor)
+            self._hold(descriptor)
             try:
-                if not _hold(self._descriptor, path, wait):
+                if not _hold(descriptor, path, wait):
                     raise UserError(busy(self.read()))
             except BaseException:
-                self.close()
+                self._release.detach()  # it may be another process's, empty for a moment
+                _close(descriptor, os.getpid())
                 raise
-            if _is_at(self._descriptor, path):
+            if _is_at(descriptor, path):
                 return
             self.close()  # who had it has removed it meanwhile
 
@@ -80,18 +92,25 @@ class Locked:
             return None
 
     def write(self, value: Any) -> None:
-        """Replaces its value; it is on the disk when this returns.
+        """Replaces its value in one step; it is on the disk when this returns.
 
         Raises:
-            UserError: it cannot be written, e.g. because the disk is full.
+            UserError: it cannot be written, e.g. because the disk is full; it has the value that it had.
         """
         data = memoryview((json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode())
-        with write_errors(f"'{self.path}'"):
-            os.ftruncate(self._descriptor, 0)
-            os.lseek(self._descriptor, 0, os.SEEK_SET)
-            while data:
-                data = data[os.write(self._descriptor, data) :]
-            os.fsync(self._descriptor)
+        with write_errors(self._what):
+            descriptor, temporary = _new_file(self.path)
+            try:
+                while data:
+                    data = data[os.write(descriptor, data) :]
+                os.fsync(descriptor)
+                os.replace(temporary, self.path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                _close(descriptor, os.getpid())
+                raise
+        self.close()  # of the file that was there; the new one is held already
+        self._hold(descriptor)
 
 
 @contextlib.contextmanager
@@ -121,15 +140,13 @@ def locked_output(path: Path, what: str, inside: bool = True) -> Iterator[None]:
     path = Path(os.path.realpath(path))
     folder = path if inside else path.parent
     place = folder / LOCK_FILE if inside else folder / f".{path.name[:_NAME]}{LOCK_FILE}"
-    made = [missing for missing in (folder, *folder.parents) if not os.path.exists(missing)]
     with contextlib.ExitStack() as stack:
-        for directory in reversed(made):
-            stack.callback(_remove, directory.rmdir)  # where it is empty
+        with write_errors(f"{what} '{path}'"):
+            stack.enter_context(made_folder(folder))
         try:
-            with write_errors(f"{what} '{path}'"):
-                folder.mkdir(parents=True, exist_ok=True)
             lock = Locked(
                 place,
+                f"{what} '{path}' (its lock, {place.name})",
                 lambda value: f"{what} '{path}' is being written by {_writer(value)}; wait for it, or choose another",
             )
         except LockingUnavailableError as error:
@@ -140,6 +157,17 @@ def locked_output(path: Path, what: str, inside: bool = True) -> Iterator[None]:
         stack.callback(lock.close)
         stack.callback(_remove, place.unlink)  # while it is held
         lock.write({"pid": os.getpid(), "host": socket.gethostname()})
+        yield
+
+
+@contextlib.contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Makes a folder and those that it is in; what is empty of the new ones when the block ends is removed again."""
+    made = [missing for missing in (folder, *folder.parents) if not os.path.exists(missing)]
+    with contextlib.ExitStack() as stack:
+        for directory in reversed(made):
+            stack.callback(_remove, directory.rmdir)  # which fails where something is in it
+        folder.mkdir(parents=True, exist_ok=True)
         yield
 
 
@@ -187,18 +215,22 @@ def temporary_directory(folder: Path, name: str, replaced: bool = False) -> Iter
 @contextlib.contextmanager
 def temporary_file(path: Path) -> Iterator[Path]:
     """A new hidden file beside a path, of the same suffix, held while the block runs and gone afterwards."""
+    (descriptor, temporary), owner = _new_file(path), os.getpid()
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+        _close(descriptor, owner)
+
+
+def _new_file(path: Path) -> tuple[int, Path]:
+    """A new hidden file beside a path, of the same suffix: open, and held."""
     while True:
         prefix, suffix = f".{path.name[:_NAME]}.", _MARK + path.suffix
         descriptor, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=path.parent)
         os.fchmod(descriptor, 0o666 & ~_UMASK)  # temporary files are private, what is kept need not be
         if _hold_temporary(descriptor, Path(name)):
-            break
-    owner = os.getpid()
-    try:
-        yield Path(name)
-    finally:
-        Path(name).unlink(missing_ok=True)
-        _close(descriptor, owner)
+            return descriptor, Path(name)
 
 
 def _hold_temporary(descriptor: int, path: Path) -> bool:
@@ -279,6 +311,13 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except OSError:
         return False
+
+
+def _release(descriptor: int, path: Path, owner: int) -> None:
+    """Closes a lock; its file goes where it has no value."""
+    if os.getpid() == owner and not os.fstat(descriptor).st_size and _is_at(descriptor, path):
+        _remove(path.unlink)
+    _close(descriptor, owner)
 
 
 def _close(descriptor: int, owner: int) -> None:

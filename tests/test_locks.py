@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -99,19 +100,19 @@ def test_a_lock_that_was_removed_meanwhile_is_taken_anew(tmp_path: Path, monkeyp
         return hold(descriptor, place, wait)
 
     monkeypatch.setattr(locks, "_hold", remove_then_hold)
-    lock = Locked(path, lambda _: "busy")
+    lock = Locked(path, "it", lambda _: "busy")
     with pytest.raises(UserError, match="busy"):
-        Locked(path, lambda _: "busy")
+        Locked(path, "it", lambda _: "busy")
     lock.close()
-    Locked(path, lambda _: "busy").close()
+    Locked(path, "it", lambda _: "busy").close()
 
 
 def test_forked_processes_do_not_keep_a_lock(tmp_path: Path, child: Callable[..., int]) -> None:
     """The workers that read data outlive a killed run for a moment; its next start must not meet its lock."""
-    lock = Locked(tmp_path / "lock", lambda _: "busy")
+    lock = Locked(tmp_path / "lock", "it", lambda _: "busy")
     child(lambda ready: ready())
     lock.close()
-    Locked(tmp_path / "lock", lambda _: "busy").close()
+    Locked(tmp_path / "lock", "it", lambda _: "busy").close()
 
 
 def test_leftovers_of_killed_processes_go_and_what_is_written_stays(tmp_path: Path, child: Callable[..., int]) -> None:
@@ -177,11 +178,44 @@ def test_a_full_or_closed_disk_is_an_error_for_the_user(
     with monkeypatch.context() as patch:
         patch.setattr(os, fails, fail)
         reason = f"{os.strerror(code)}; free space or choose another place"
+        lock = "" if fails == "mkdir" else rf" \(its lock, {LOCK_FILE if inside else f'.out{LOCK_FILE}'}\)"
         with (
-            pytest.raises(UserError, match=f"cannot write .*{tmp_path}.*: {reason}"),
+            pytest.raises(UserError, match=f"^cannot write --output '{tmp_path}/deep/out'{lock}: {reason}$"),
             locked_output(tmp_path / "deep" / "out", "--output", inside),
         ):
             raise AssertionError
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_value_is_replaced_in_one_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, child: Callable[..., int]
+) -> None:
+    path = tmp_path / "lock"
+    lock = Locked(path, "it", lambda _: "busy")
+    lock.write({"old": 1})
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for fails in ("write", "fsync", "replace"):
+        with monkeypatch.context() as patch, pytest.raises(UserError, match="cannot write it: No space left"):
+            patch.setattr(os, fails, fail)
+            lock.write({"new": "x" * 5000})
+        assert lock.read() == {"old": 1} == json.loads(path.read_text())
+    lock.write({"new": 2})
+    assert lock.read() == {"new": 2} == json.loads(path.read_text())
+    with pytest.raises(UserError, match="busy"):
+        Locked(path, "it", lambda _: "busy")
+    lock.close()
+    assert [place.name for place in tmp_path.iterdir()] == ["lock"]
+
+
+def test_a_lock_without_a_value_leaves_no_file(tmp_path: Path) -> None:
+    lock = Locked(tmp_path / "lock", "it", lambda _: "busy")
+    with pytest.raises(UserError, match="busy"):
+        Locked(tmp_path / "lock", "it", lambda _: "busy")
+    assert (tmp_path / "lock").exists()
+    lock.close()
     assert not list(tmp_path.iterdir())
 
 
@@ -199,5 +233,5 @@ def test_without_locks_nothing_is_removed(
     with locked_output(tmp_path, "output_dir"):
         assert f"has no locks (Bad file descriptor): start nothing else that writes {tmp_path}" in caplog.text
     with pytest.raises(locks.LockingUnavailableError):
-        Locked(tmp_path / "lock", lambda _: "busy")
+        Locked(tmp_path / "lock", "it", lambda _: "busy")
     assert not (tmp_path / LOCK_FILE).exists()

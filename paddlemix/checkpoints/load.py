@@ -23,6 +23,7 @@ from paddlemix.checkpoints.layouts import is_adapter
 from paddlemix.checkpoints.model_names import is_model_name
 from paddlemix.checkpoints.new_parts import lacks_projector, load_projector, start_new_parts
 from paddlemix.checkpoints.padding import warn_of_padding
+from paddlemix.checkpoints.parts import looked_at
 from paddlemix.checkpoints.pretrained import (
     Pretrained,
     build_model,
@@ -150,10 +151,9 @@ def base_of(adapter: AdapterFiles, model: str | None = None) -> BaseSpec:
         if there is None and is_model_name(value):
             continue  # loading finds what it names
         if there is None:
-            looked = ", ".join(os.path.normpath(candidate) for candidate in candidates)
             raise MissingFileError(
-                f"the base {key} of the adapter {adapter.directory} was not found (looked at {looked}); put it back, "
-                f"{_FLAGS if key == 'model' else ''}or set its new place in {adapter.place_of_base(key)}"
+                f"the base {key} of the adapter {adapter.directory} was not found ({looked_at(candidates)}); put it "
+                f"back, {_FLAGS if key == 'model' else ''}or set its new place in {adapter.place_of_base(key)}"
             )
         found[key] = str(there)
     return replace(spec, **found)

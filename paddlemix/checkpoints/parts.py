@@ -5,6 +5,8 @@ Content is not looked at here.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from paddlemix.checkpoints.hub import local_model, resolve_model
@@ -26,9 +28,8 @@ def find_part(directory: Path, name: str, what: str) -> Path:
     found = local_part(directory, name)
     if found is not None:
         return found
-    looked = ", ".join(str(candidate) for candidate in dict.fromkeys(_near(directory, name)))
     message = (
-        f"the {what} '{name}' that {directory} names was not found (looked at {looked}); "
+        f"the {what} '{name}' that {directory} names was not found ({looked_at(_near(directory, name))}); "
         "place its directory at one of these"
     )
     if not is_model_name(name):
@@ -37,6 +38,16 @@ def find_part(directory: Path, name: str, what: str) -> Path:
         return resolve_model(name)
     except MissingFileError as error:
         raise MissingFileError(f"{message}\n{error}") from error
+
+
+def looked_at(places: Iterable[Path]) -> str:
+    """Where something was looked for, for messages: each place once, however it is spelled."""
+    found: dict[str, str] = {}
+    for place in places:
+        real, given = os.path.realpath(place), os.path.abspath(place)
+        same = os.path.realpath(given) == real  # not where ".." follows a link, which abspath takes for a folder
+        found.setdefault(real, given if same else real)
+    return f"looked at {', '.join(found.values())}"
 
 
 def _near(directory: Path, name: str) -> list[Path]:

@@ -10,7 +10,6 @@ cut off.  Knows no model; what a line is, `answer_line` says.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import os
@@ -25,7 +24,7 @@ from paddlemix.cache import replacing
 from paddlemix.errors import UserError
 from paddlemix.generation.answer_header import IMAGES, Asked, check_images, compare_headers
 from paddlemix.generation.answer_line import ANY_QUESTION, read_line
-from paddlemix.locks import Locked, remove_leftovers
+from paddlemix.locks import Locked, made_folder, remove_leftovers, write_errors
 from paddlemix.log import logger
 
 _MISSING, _FAILED, _ANSWERED = 0, 1, 2
@@ -62,31 +61,44 @@ class AnswerFile:
         self._partial = beside(path, "partial")
         self._state = np.zeros(len(numbers), np.uint8)
         self._places = np.zeros((len(numbers), 2), np.int64)  # first byte and length of each line in the partial file
-        with _write_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with write_errors(f"'{path}'"), made_folder(path.parent):
             self._lock = lock_of(path)
             if overwrite:
                 self._partial.unlink(missing_ok=True)
                 path.unlink(missing_ok=True)
-            fresh = overwrite or not (path.exists() or self._partial.exists())
-            before = _claim(self._lock, path, header, asked, fresh)
             begun = not self._partial.exists()
-            if begun:
-                self._begin(_lines(path) if earlier is None and path.exists() else earlier)
-            self._descriptor = os.open(self._partial, os.O_RDWR | os.O_APPEND)
-            weakref.finalize(self, os.close, self._descriptor)
-            self._read()
-            if before is not None and asked is not None:
-                self._compare_images(before, asked, begun)
-                self._lock.write({**header, IMAGES: asked.digests})
+            try:
+                self._open(header, earlier, asked, begun and not path.exists())
+            except BaseException:
+                if begun:  # what was there before is all that stays
+                    self._partial.unlink(missing_ok=True)
+                self.abandon()
+                raise
 
-    def _compare_images(self, before: Mapping[str, Any], asked: Asked, begun: bool) -> None:
-        try:
+    def _open(
+        self, header: Mapping[str, Any], earlier: Iterable[bytes] | None, asked: Asked | None, fresh: bool
+    ) -> None:
+        """Writes or compares the header, and finds out which questions have an answer."""
+        before = _claim(self._lock, self.path, header, asked, fresh)
+        if not self._partial.exists():
+            self._begin(_lines(self.path) if earlier is None and self.path.exists() else earlier)
+        self._descriptor = os.open(self._partial, os.O_RDWR | os.O_APPEND)
+        weakref.finalize(self, os.close, self._descriptor)
+        self._read()
+        if before is not None and asked is not None:
             check_images(self.path, before.get(IMAGES), asked, self._state == _ANSWERED)
-        except UserError:
-            if begun:  # what was there before is all that stays
-                self._partial.unlink()
-            raise
+            self._lock.write({**header, IMAGES: asked.digests})
+
+    def abandon(self) -> None:
+        """Ends without a finished file; lets others have it.  Where there is no answer, nothing stays."""
+        try:
+            empty = not self._partial.stat().st_size
+        except FileNotFoundError:
+            empty = True
+        if empty and not self.path.exists():
+            for path in (self._partial, self._lock.path):
+                path.unlink(missing_ok=True)
+        self._lock.close()
 
     def _begin(self, lines: Iterable[bytes] | None) -> None:
         kept = [] if lines is None else whole_lines(self.path, lines, self._ids)
@@ -134,9 +146,13 @@ class AnswerFile:
             UserError: the disk is full.
         """
         encoded = [b"%d\t%s\n" % (number, encode_line(line)) for number, line in lines.items()]
-        with _write_errors(self.path):
-            _write_all(self._descriptor, b"".join(encoded))
-            os.fsync(self._descriptor)
+        with write_errors(f"'{self.path}'"):
+            try:
+                _write_all(self._descriptor, b"".join(encoded))
+                os.fsync(self._descriptor)
+            except OSError:
+                os.ftruncate(self._descriptor, self._size)
+                raise
         for line in encoded:
             self._note(line, self._size)
             self._size += len(line)
@@ -149,7 +165,7 @@ class AnswerFile:
         """
         if (self._state == _MISSING).any():
             raise UserError(f"{int((self._state == _MISSING).sum())} questions of {self.path} have no answer yet")
-        with _write_errors(self.path):
+        with write_errors(f"'{self.path}'"):
             write_lines(self.path, self.lines())
             self._partial.unlink()
             self._lock.close()
@@ -169,7 +185,9 @@ def lock_of(path: Path, wait: bool = False) -> Locked:
     Raises:
         UserError: another process has it.
     """
-    return Locked(beside(path, "run.json"), lambda _: f"another process writes {path}; wait for it", wait)
+    header = beside(path, "run.json")
+    what = f"'{path}' ({header.name}, what it is made with)"
+    return Locked(header, what, lambda _: f"another process writes {path}; wait for it", wait)
 
 
 def _claim(
@@ -181,8 +199,6 @@ def _claim(
         return None
     found = lock.read()
     if not isinstance(found, dict):
-        if path.exists():
-            lock.path.unlink()
         raise UserError(f"{path} is there and was not written by this command; choose another name, or --overwrite")
     changed = compare_headers(found, header)
     if changed:
@@ -259,13 +275,3 @@ def _write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
-
-
-@contextlib.contextmanager
-def _write_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error

@@ -193,9 +193,13 @@ def predict_file(job: PredictJob, load: Callable[[], Pretrained]) -> Outcome:
     loaded = load() if job.overwrite and len(numbers) else None  # a model that cannot be asked costs no earlier answer
     answers = AnswerFile(path, header, numbers, earlier, job.overwrite, job.asked(records, numbers))
     missing = answers.missing
-    answered = _ask(job, loaded or load(), records, answers, missing) if missing else 0
-    failed = answers.num_failed
-    answers.finish()
+    try:
+        answered = _ask(job, loaded or load(), records, answers, missing) if missing else 0
+        failed = answers.num_failed
+        answers.finish()
+    except BaseException:
+        answers.abandon()
+        raise
     outcome = Outcome(len(missing), answered, len(numbers), failed, not job.chunk.joined)
     return _join(job, header, outcome) if job.chunk.joined else outcome
 
@@ -272,7 +276,6 @@ def _joined_before(job: PredictJob, header: dict[str, Any], records: RecordFile)
     try:
         found = lock.read()
         if not isinstance(found, dict):
-            lock.path.unlink()
             raise UserError(f"{job.output} was not written by this command; choose another name, or --overwrite")
         differences = compare_headers(found, {**header, "chunk": None})
         if differences:
@@ -300,8 +303,12 @@ def _join(job: PredictJob, header: dict[str, Any], outcome: Outcome) -> Outcome:
         lines = [line for path in paths for line in _lines(path)]
         job.output.unlink(missing_ok=True)  # so that the next header never stands beside answers of another
         images = [text for path in paths for text in read_header(path).get(IMAGES, [])]
-        lock.write({**header, "chunk": None, IMAGES: images})
-        write_lines(job.output, lines)
+        try:
+            lock.write({**header, "chunk": None, IMAGES: images})
+            write_lines(job.output, lines)
+        except BaseException:  # the shares stay, and the next run puts them together
+            lock.path.unlink(missing_ok=True)
+            raise
         for path in paths:
             path.unlink()
             beside(path, "run.json").unlink()

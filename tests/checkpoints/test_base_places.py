@@ -15,7 +15,8 @@ from paddlemix.checkpoints.config_keys import FORMAT_KEY
 from paddlemix.checkpoints.files import read_json, read_metadata, read_safetensors, write_json, write_safetensors
 from paddlemix.checkpoints.layouts import ADAPTER_FILE
 from paddlemix.checkpoints.load import base_of, load_pretrained
-from paddlemix.errors import UserError
+from paddlemix.checkpoints.parts import looked_at
+from paddlemix.errors import MissingFileError, UserError
 from paddlemix.processors.llava import PROCESSOR_FILE
 from paddlemix.trainer.recipe import run_recipe
 from tests.tiny_world import LORA, World
@@ -69,6 +70,23 @@ def place(adapter: Path) -> Path:
 def test_the_place_is_relative_to_where_the_adapter_ends_up(made: Path, adapter: str) -> None:
     relative = read_json(made / adapter / "lora_config.json")["base"]["relative"]["model"]
     assert relative == os.path.relpath(made / "models" / "base", made / adapter)
+
+
+def test_each_place_that_was_looked_at_is_said_once(root: Path) -> None:
+    adapter = root / "runs" / "ad"
+    values = read_json(adapter / "lora_config.json")
+    (root / "link").symlink_to(root / "models")
+    shutil.rmtree(root / "models" / "base")
+    for folder in ("models", "link"):
+        values["base"]["model"] = str(root / folder / "base")
+        write_json(adapter / "lora_config.json", values)
+        with pytest.raises(MissingFileError) as caught:
+            base_of(read_adapter(adapter))
+        looked = str(caught.value).partition("(looked at ")[2].partition(")")[0].split(", ")
+        assert str(root / "models" / "base") in looked
+        assert len({os.path.realpath(path) for path in looked}) == len(looked)
+    assert looked_at([Path("a"), Path("b/../a"), Path.cwd() / "a"]) == f"looked at {Path.cwd() / 'a'}"
+    assert looked_at([root / "link" / ".." / "x"]) == f"looked at {root / 'x'}"
 
 
 @pytest.mark.parametrize("adapter", ["runs/ad", "runs/ad/checkpoint-1"])

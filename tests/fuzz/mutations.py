@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickletools
 import random
@@ -14,6 +15,7 @@ ABSURD: tuple[Any, ...] = (
     *("", "a", "0", "-2", "40", "1e9", "../..", "/etc/passwd", "\0", "\ud800", "é你😀", "a" * 300, "a" * 100_000),
     *([], {}, [[]], [None], [-2], [1, 2], [1, 2, 3], {"a": {}}, [{}], "<image>", "float16", "auto", "none"),
 )
+_REPEATED = 100_000  # characters that a repeated value grows to: three times fifty of a vocabulary would be all memory
 
 
 class Repeated(dict):  # type: ignore[type-arg]
@@ -31,12 +33,12 @@ def mutate_json(draw: random.Random, value: Any, times: int | None = None) -> An
 def _mutate_once(draw: random.Random, root: Any) -> Any:
     places = _places(root)
     if not places or draw.random() < 0.03:
-        return draw.choice(ABSURD)
+        return _absurd(draw)
     holder, key = draw.choice(places)
     kind = draw.choice(("absurd", "absurd", "type", "nearby", "remove", "nest", "other", "twin", "rename"))
     old = holder[key]
     if kind == "absurd":
-        holder[key] = draw.choice(ABSURD)
+        holder[key] = _absurd(draw)
     elif kind == "type":
         holder[key] = _other_type(draw, old)
     elif kind == "nearby" and isinstance(old, int | float) and not isinstance(old, bool):
@@ -53,8 +55,13 @@ def _mutate_once(draw: random.Random, root: Any) -> Any:
     elif kind == "rename" and isinstance(holder, dict):
         holder[draw.choice((f"{key}x", "", "\ud800", "a" * 500, key.upper()))] = holder.pop(key)
     else:
-        holder[key] = draw.choice(ABSURD)
+        holder[key] = _absurd(draw)
     return root
+
+
+def _absurd(draw: random.Random) -> Any:
+    """One of `ABSURD`, a copy: a later change inside it would otherwise change every later case."""
+    return copy.deepcopy(draw.choice(ABSURD))
 
 
 def _places(value: Any) -> list[tuple[Any, Any]]:
@@ -71,7 +78,10 @@ def _places(value: Any) -> list[tuple[Any, Any]]:
 
 
 def _other_type(draw: random.Random, value: Any) -> Any:
-    ways = (lambda: str(value), lambda: [value], lambda: {"value": value}, lambda: bool(value), lambda: [value] * 50)
+    ways = (
+        *(lambda: str(value), lambda: [value], lambda: {"value": value}, lambda: bool(value)),
+        lambda: [value] * max(2, min(50, _REPEATED // len(json.dumps(value)))),
+    )
     return draw.choice(ways)()
 
 

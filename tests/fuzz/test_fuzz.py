@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.fuzz.mutations import ABSURD, _other_type, mutate_json
 from tests.fuzz.targets import TARGETS, run_case
 
 SEED = 1
@@ -36,3 +39,17 @@ def test_damaged_files_are_read_or_refused(seeds: Callable[[str], Path], tmp_pat
                 f"case {number}: {type(error).__name__}: {error}\n"
                 f"repeat it: python -m tests.fuzz --target {target} --seed {SEED} --case {number}"
             )
+
+
+def test_a_case_depends_on_its_number_alone() -> None:
+    value = {"sizes": [1, 2], "model": {"layers": 3, "names": ["a", "b"]}}
+    cases = [json.dumps(mutate_json(random.Random(number), value, times=3)) for number in range(600)]
+    assert cases == [json.dumps(mutate_json(random.Random(number), value, times=3)) for number in range(600)]
+    assert {} in ABSURD and [] in ABSURD and [[]] in ABSURD
+
+
+def test_a_vocabulary_is_not_repeated_until_it_is_all_memory() -> None:
+    value = {str(number): number for number in range(20_000)}
+    length = len(json.dumps(value))
+    sizes = [len(json.dumps(_other_type(random.Random(number), value))) for number in range(20)]
+    assert 2 * length < max(sizes) < 3 * length

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from paddlemix.errors import UserError
 from paddlemix.generation.answer_file import AnswerFile, beside, is_complete
 from paddlemix.generation.answer_header import Asked
 
+ASKED = Asked([0, 1], ["", ""], lambda places: [])
 HEADER = {"model": "m", "temperature": 0.0, "stop": ("a",)}
 
 
@@ -156,16 +159,79 @@ def test_damage_is_not_passed_over(tmp_path: Path) -> None:
         partial.write_bytes(whole)
 
 
+@pytest.mark.parametrize("call", ["write", "fsync", "open", "replace"])
+@pytest.mark.parametrize("state", ["new", "overwritten", "begun", "complete"])
+def test_a_full_disk_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, call: str
+) -> None:
+    """Any call of a kind may be the first that fails, until none is left: no empty or half file stays."""
+    out = tmp_path / "folder" / "a.jsonl"
+    if state != "new":
+        open_file(out, range(2), asked=ASKED).add(answer(0))
+    if state in ("overwritten", "complete"):
+        file = open_file(out, range(2), asked=ASKED)
+        file.add(answer(1))
+        file.finish()
+    before = {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    original, calls = getattr(os, call), 0
+    for fails in range(20):
+
+        def full(*given: Any, limit: int = fails, **named: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls > limit:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return original(*given, **named)
+
+        calls, overwrite = 0, state == "overwritten"
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, full)
+            try:
+                file = open_file(out, range(2), asked=ASKED, overwrite=overwrite)
+                break
+            except UserError as error:
+                assert re.search("cannot (write|be written).*: No space left on device", str(error).replace("\n", " "))
+        after = {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        assert after == before or (overwrite and not after)
+    assert 0 < fails < 20 or call in ("write", "fsync", "replace")
+    assert file.missing == {"new": [0, 1], "overwritten": [0, 1], "begun": [1], "complete": []}[state]
+
+
+def test_an_answer_that_cannot_be_kept_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "a.jsonl"
+    write = os.write
+
+    def half(descriptor: int, data: Any) -> int:
+        if len(data) > 10:
+            return write(descriptor, data[:10])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    file = open_file(out, range(2))
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="cannot write .*a.jsonl': No space left"):
+        patch.setattr(os, "write", half)
+        file.add(answer(0))
+    assert beside(out, "partial").read_bytes() == b""
+    file.abandon()
+    assert not list(tmp_path.iterdir())
+    file = open_file(out, range(2))
+    file.add(answer(1))
+    with monkeypatch.context() as patch, pytest.raises(UserError):
+        patch.setattr(os, "write", half)
+        file.add(answer(0))
+    file.abandon()
+    assert open_file(out, range(2)).missing == [0]
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(UserError, match="cannot be written: Permission denied"):
+    with pytest.raises(UserError, match="cannot write .*a.jsonl.*: Permission denied"):
         open_file(tmp_path / "a.jsonl")
 
 
 def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot write .*a.jsonl"):
         open_file(tmp_path / "file" / "a.jsonl")
 
 

@@ -282,14 +282,14 @@ def test_killed_at_random_moments(server: ForkServer, world: World, tmp_path: Pa
         touch = draw.choice(("write", "sync"))
         return Moment(f"{touch} {partial}", draw.randrange(9), torn=touch == "write" and draw.random() < 0.5)
 
-    first, last = Moment("sync */a.jsonl.run.json", torn=True), Moment(f"write {partial}", 5, torn=True)
+    first, last = Moment("sync */.a.jsonl.run.json.*", torn=True), Moment(f"write {partial}", 5, torn=True)
     moments = [first, *(moment() for _ in range(kills - 2)), last]
     for number in moments:
         assert server.run(command, number)[0] == -signal.SIGKILL, number
     assert not output.exists()
     kept = partial.read_bytes().split(b"\n")[:-1]
     assert len({line.partition(b"\t")[0] for line in kept}) == len(kept) >= 5 * 4
-    assert server.run(command, Moment("sync */.a.jsonl.*", torn=True))[0] == -signal.SIGKILL
+    assert server.run(command, Moment("sync */.a.jsonl.*.jsonl", torn=True))[0] == -signal.SIGKILL
     status, log = server.run(command)
     assert status == 0, log
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "a.jsonl.run.json", "q.jsonl"]
