@@ -10,7 +10,7 @@ from paddlemix.checkpoints.padding import with_adapter
 from paddlemix.checkpoints.vocabulary import IMAGE_TOKEN, PAD_TOKEN, read_added_tokens
 from paddlemix.log import logger
 from paddlemix.processors.chat_template import read_template
-from paddlemix.processors.declared_template import choose_template, find_chat_template
+from paddlemix.processors.declared_template import find_chat_template, template_by_markers
 from paddlemix.processors.llava import LlavaProcessor, image_spec_from_dict, processor_from_dict
 from paddlemix.processors.templates import TEMPLATES
 from paddlemix.processors.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
@@ -48,7 +48,7 @@ def adapter_processor(base: LlavaProcessor | None, adapter: AdapterFiles) -> Lla
 def _template(of_base: object, directory: Path) -> object:
     """The base's template, or another that the markers of a chat template beside the adapter name."""
     is_known = isinstance(of_base, str) and of_base in TEMPLATES
-    return choose_template(directory, str(of_base)) if is_known and find_chat_template(directory) else of_base
+    return template_by_markers(directory, str(of_base)) if is_known and find_chat_template(directory) else of_base
 
 
 def _tokenizer(base: Tokenizer, directory: Path) -> Tokenizer:

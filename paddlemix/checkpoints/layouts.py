@@ -45,7 +45,7 @@ from paddlemix.declared import Keys, items, take, without_null
 from paddlemix.declared import text as text_rule
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionConfig, pick_fields
-from paddlemix.processors.declared_template import choose_template
+from paddlemix.processors.declared_template import template_by_markers
 from paddlemix.processors.llava import PROCESSOR_FILE
 
 CONFIG_FILE, ADAPTER_FILE, PEFT_ADAPTER_FILE = "config.json", "lora_config.json", "adapter_config.json"
@@ -274,7 +274,7 @@ def _text_values(
 ) -> dict[str, Any]:
     """The conversation template that the files name, else the one that their chat template resembles, else that of the
     language model's family: LLaVA's and the families' own files do not say.  And the tokens that end an answer."""
-    template = config.get(TEMPLATE_KEY) or choose_template(directory, FAMILIES[text.model_type].template, variants)
+    template = config.get(TEMPLATE_KEY) or template_by_markers(directory, FAMILIES[text.model_type].template, variants)
     ends = declared_ends(config, directory, text.vocab_size)
     return {"chat_template": template, **({"eos_token_id": ends} if ends else {})}
 

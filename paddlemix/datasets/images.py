@@ -23,7 +23,7 @@ from paddlemix.datasets.image_sources import files_of as files_of
 from paddlemix.datasets.image_sources import is_data_uri as is_data_uri
 from paddlemix.datasets.image_sources import is_url as is_url
 from paddlemix.errors import UserError
-from paddlemix.network.fetch import cached, content_type, discard
+from paddlemix.network.fetch import content_type, discard
 from paddlemix.network.switches import offline_switch
 
 # Source: EXIF 2.3, tag Orientation
@@ -83,19 +83,6 @@ def image_size(path: str | Path, settings: ImageSettings = _DEFAULTS) -> tuple[i
         # Pillow turns TIFF by itself, and says so in its size beforehand.
         sideways = image.format != "TIFF" and _header_orientation(image) in _SIDEWAYS
         return (height, width) if sideways else (width, height)
-
-
-def check_image(path: str | Path, settings: ImageSettings = _DEFAULTS) -> None:
-    """Reads the header of an image; an address that is not in the cache is left for later.
-
-    Raises:
-        MissingFileError, UserError: as `image_size`.
-    """
-    name = str(path)
-    if is_url(name) and cached(name) is None and offline_switch(settings.offline) is None:
-        return
-    with _open(name, settings):
-        pass
 
 
 def check_limits(path: str | Path, num_bytes: int, size: tuple[int, int], settings: ImageSettings) -> None:

@@ -30,11 +30,13 @@ class CardReport:
         rows: name of a check and its result, in order.
         wrong: what is not as it has to be.
         on_host: check -> operators with their types that the card lacks.
+        complete: whether the checks ran to their end.
     """
 
     rows: list[tuple[str, str]] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     on_host: dict[str, list[str]] = field(default_factory=dict)
+    complete: bool = True
 
     def lines(self) -> list[str]:
         """The table."""
@@ -42,6 +44,8 @@ class CardReport:
         lines = [f"{name:{width}}  {result}" for name, result in self.rows]
         for check, operators in self.on_host.items():
             lines.append(f"on the host in {check}: {', '.join(operators)}")
+        if not self.complete:
+            return [*lines, "on the host: not known of the checks that did not run to their end"]
         return lines if self.on_host else [*lines, "on the host: no operator"]
 
 
@@ -84,6 +88,7 @@ def _report(out: str, told: str, ended: str) -> CardReport:
         elif missing := _MISSING.search(line):
             found.setdefault(check, set()).add(" ".join(missing.groups()))
     report.on_host = {name: sorted(operators) for name, operators in found.items()}
+    report.complete = not ended
     if ended:
         report.wrong.append(ended)
     return report

@@ -189,6 +189,7 @@ def main(device: str) -> None:
         sys.stderr.write(f"{MARK}{check.__name__}\n")
         sys.stderr.flush()
         try:
+            select_device(name)  # the check before may have stopped while the CPU was current
             for row in check(name):
                 _tell(row)
         except Exception as error:  # a device's own errors are of any kind

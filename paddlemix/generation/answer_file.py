@@ -22,7 +22,7 @@ import numpy as np
 
 from paddlemix.cache import replacing
 from paddlemix.errors import UserError
-from paddlemix.generation.answer_header import IMAGES, Asked, check_images, compare_headers
+from paddlemix.generation.answer_header import IMAGES, Asked, check_images, compare_headers, known_images
 from paddlemix.generation.answer_line import ANY_QUESTION, read_line
 from paddlemix.locks import Locked, made_folder, remove_leftovers, write_errors
 from paddlemix.log import logger
@@ -87,7 +87,7 @@ class AnswerFile:
         self._read()
         if before is not None and asked is not None:
             check_images(self.path, before.get(IMAGES), asked, self._state == _ANSWERED)
-            self._lock.write({**header, IMAGES: asked.digests})
+            self._lock.write({**header, IMAGES: known_images(before.get(IMAGES), asked)})
 
     def abandon(self) -> None:
         """Ends without a finished file; lets others have it.  Where there is no answer, nothing stays."""

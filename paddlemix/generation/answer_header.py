@@ -76,5 +76,13 @@ def check_images(path: Path, before: Any, asked: Asked, answered: np.ndarray) ->
         )
 
 
+def known_images(before: Any, asked: Asked) -> list[str]:
+    """The digests to remember: those of today, and for pictures that cannot be read now those of before, because an
+    answer about them may be kept."""
+    if not isinstance(before, list) or len(before) != len(asked.digests):
+        return asked.digests
+    return [new or old for new, old in zip(asked.digests, before, strict=True)]
+
+
 def _shown(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)

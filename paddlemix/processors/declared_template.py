@@ -1,6 +1,6 @@
 """The chat template that a checkpoint of another program declares, compared with ours by its markers.
 
-    choose_template(directory, "vicuna_v1")    # "qwen_1_5" where the files' template writes <|im_start|>
+    template_by_markers(directory, "vicuna_v1")    # "qwen_1_5" where the files' template writes <|im_start|>
 
 The files' template is Jinja, a program; it is never run.  Its markers (`<|im_start|>`, `[INST]`, `USER:`) tell which of
 our templates writes the same turns; the text of the system message is ours, which is said.
@@ -45,7 +45,7 @@ _SPEAKERS = re.compile(
 _told: set[tuple[str, str]] = set()
 
 
-def choose_template(directory: Path, usual: str, variants: Mapping[str, str] | None = None) -> str:
+def template_by_markers(directory: Path, usual: str, variants: Mapping[str, str] | None = None) -> str:
     """The name of the template of ours for a directory whose files name none of ours.
 
     Args:

@@ -293,7 +293,8 @@ def image_spec_from_dict(values: dict[str, Any]) -> ImageSpec:
         KeyError: a key is missing.
         UserError: a value is not allowed.
     """
-    size = values.get("size") or {}
+    values = {key: value for key, value in values.items() if value is not None}
+    size = values.get("size", {})
     try:
         return ImageSpec(
             tile_size=int(values["image_size"]),
@@ -305,8 +306,8 @@ def image_spec_from_dict(values: dict[str, Any]) -> ImageSpec:
             std=tuple(values["image_std"]),
             resize_to=size.get("shortest_edge") or size.get("height"),
             squash="height" in size,
-            resample=int(values.get("resample") or 3),
-            rescale_factor=float(values.get("rescale_factor") or 1 / 255),
+            resample=int(values.get("resample", 3)),
+            rescale_factor=float(values.get("rescale_factor", 1 / 255)),
             normalise=values.get("do_normalize") is not False,
             cls_token=values.get("mm_vision_select_feature") == "cls_patch",
         )

@@ -268,6 +268,19 @@ def test_a_line_that_is_none_of_ours_is_asked_again(
     assert out.read_bytes().split(b"\n") == whole
 
 
+def test_a_picture_that_was_away_for_a_while_is_still_told_from_another(tmp_path: Path) -> None:
+    out = tmp_path / "a.jsonl"
+
+    def asked(digest: str) -> Asked:
+        return Asked([0, 1], [digest, ""], lambda places: [f"{place}.png" for place in places])
+
+    open_file(out, range(2), asked=asked("first")).add(answer(0))
+    open_file(out, range(2), asked=asked("")).add(answer(1))  # the disk with the pictures is not there
+    with pytest.raises(UserError, match="about pictures that were replaced since: 0.png"):
+        open_file(out, range(2), asked=asked("other"))
+    open_file(out, range(2), asked=asked("first")).finish()
+
+
 def test_a_line_that_was_taken_out_moves_no_other(tmp_path: Path) -> None:
     out, asked = tmp_path / "a.jsonl", Asked([0, 1, 2], [""] * 3, lambda places: [])
     file = open_file(out, range(3), asked=asked)

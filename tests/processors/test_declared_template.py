@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from paddlemix.errors import UserError
-from paddlemix.processors.declared_template import choose_template, find_chat_template
+from paddlemix.processors.declared_template import find_chat_template, template_by_markers
 
 # Source: tokenizer_config.json, chat_template.json and .jinja of the models, shortened to what writes turns
 LLAVA_HF = (
@@ -49,7 +49,7 @@ def test_markers_decide_and_what_is_taken_is_said(
     content = text if place.endswith("jinja") else json.dumps({"chat_template": text})
     (tmp_path / place).write_text(content)
     for _ in range(2):
-        assert choose_template(tmp_path, usual) == name
+        assert template_by_markers(tmp_path, usual) == name
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == (name != usual or text == OTHER)
     for words in said:
@@ -60,7 +60,7 @@ def test_markers_decide_and_what_is_taken_is_said(
 
 def test_llavas_own_spelling_of_chatml(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_text(CHATML)
-    assert choose_template(tmp_path, "vicuna_v1", {"qwen_1_5": "chatml_direct"}) == "chatml_direct"
+    assert template_by_markers(tmp_path, "vicuna_v1", {"qwen_1_5": "chatml_direct"}) == "chatml_direct"
 
 
 def test_where_a_template_is_looked_for(tmp_path: Path) -> None:

@@ -298,6 +298,8 @@ def test_missing_key_is_named(processor: LlavaProcessor, tmp_path: Path, key: st
         ("image_size", "large", "'image_size': 'large'.*invalid literal"),
         ("image_mean", 0.5, "'image_mean': 0.5.*not iterable"),
         ("image_grid_pinpoints", [336, 672], r"'image_grid_pinpoints': \[336, 672\]"),
+        ("resample", 0, "resample 0 is not one of 1, 2, 3"),
+        ("size", {"shortest_edge": 14}, "size 14 is smaller than the "),
     ],
 )
 def test_value_that_is_not_allowed(
