@@ -45,7 +45,7 @@ SAME_LEVEL = {
 
 # Library -> the rooms or files that may name it, even inside a function.
 ONLY_IN = {
-    "paddlenlp": ("trainer/", "peft/"),
+    "paddlenlp": ("trainer/compat.py",),
     "transformers": ("processors/tokenizer.py",),
     "torch": (),
 }

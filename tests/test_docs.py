@@ -156,6 +156,17 @@ def test_files_named_on_the_architecture_page_exist() -> None:
     assert len(named) > 20
 
 
+def test_every_file_of_a_room_is_on_the_architecture_page() -> None:
+    """Rooms of commands have a file for each, and the demo a story of its own."""
+    rooms = re.findall(r"^\| `(\w+)/`[^|]*\|(.*)\|$", read_page(ROOT / "docs" / "architecture.md"), re.MULTILINE)
+    named: dict[str, set[str]] = {}
+    for room, text in rooms:
+        named.setdefault(room, set()).update(re.findall(r"`(\w+\.(?:py|c))`", text))
+    files = [path for kind in ("py", "c") for path in sorted((ROOT / "paddlemix").glob(f"*/*.{kind}"))]
+    expected = [path for path in files if path.name != "__init__.py" and path.parent.name not in ("demo", "tools")]
+    assert [path for path in expected if path.name not in named.get(path.parent.name, ())] == []
+
+
 def test_the_architecture_page_shows_the_table_that_is_tested() -> None:
     shown = [body.split("\n") for body in blocks(ROOT / "docs" / "architecture.md", "text") if "errors" in body]
     assert shown == [[", ".join(level) for level in LEVELS] + [""]]
