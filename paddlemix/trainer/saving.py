@@ -17,7 +17,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from paddlemix.checkpoints.directories import atomic_directory, remove_directory
 from paddlemix.checkpoints.files import read_json, read_safetensors, read_weights, write_json, write_safetensors
 from paddlemix.checkpoints.finite import NotFiniteError, all_finite, finite
 from paddlemix.checkpoints.pretrained import copy_into, tensor_entry
-from paddlemix.checkpoints.tensors import TensorEntry
+from paddlemix.checkpoints.tensors import TensorEntry, converted
 from paddlemix.config.schema import RunConfig
 from paddlemix.errors import UserError, did_you_mean
 from paddlemix.log import logger
@@ -40,6 +40,7 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 ANSWER_METRICS = ("exact_match", "rouge_l")  # measured with eval_with_do_generation
 METRICS = ("loss", "token_accuracy", *ANSWER_METRICS)  # that tell the best checkpoint; reported as eval_loss, ...
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_MASTER = "_fp32_master_0"  # what paddle adds to a weight's name for its float32 copy
 _SCALARS = re.compile(r"(.+)_(beta[12]_pow_acc|moment[12]|moment2_max)_0")
 
 
@@ -248,7 +249,7 @@ def _optimizer_entries(trainer: Any) -> dict[str, TensorEntry]:
 
 
 def _parameter_name(name: str, known: dict[str, str]) -> str:
-    return name if name in known else name.removesuffix("_fp32_master_0")
+    return name if name in known else name.removesuffix(_MASTER)
 
 
 def load_training_state(trainer: Any, checkpoint: Path) -> int:
@@ -267,6 +268,7 @@ def load_training_state(trainer: Any, checkpoint: Path) -> int:
     if not trainer.config.ignore_load_lr_and_optim:
         _load_optimizer(trainer, checkpoint)
         trainer.lr_scheduler.set_state_dict(values["schedule"])
+        trainer.lr_scheduler.step(trainer.lr_scheduler.last_epoch)  # the rate is this run's, also where it was changed
         if trainer.do_grad_scaling and values["scaler"]:
             trainer.scaler.load_state_dict({key: np.asarray(item) for key, item in values["scaler"].items()})
     logger.info("resumed from %s at step %d", checkpoint, values["global_step"])
@@ -299,8 +301,7 @@ def load_weights(model: paddle.nn.Layer, checkpoint: Path) -> None:
     Raises:
         UserError: a trained weight is not in the checkpoint.
     """
-    is_adapter = (checkpoint / ADAPTER_WEIGHTS).is_file()
-    entries = read_safetensors(checkpoint / ADAPTER_WEIGHTS) if is_adapter else read_weights(checkpoint)
+    entries = _saved_weights(checkpoint)
     for name, parameter in model.named_parameters():
         if name in entries:
             if tuple(parameter.shape) != entries[name].shape:
@@ -315,6 +316,11 @@ def load_weights(model: paddle.nn.Layer, checkpoint: Path) -> None:
             )
 
 
+def _saved_weights(checkpoint: Path) -> Mapping[str, TensorEntry]:
+    is_adapter = (checkpoint / ADAPTER_WEIGHTS).is_file()
+    return read_safetensors(checkpoint / ADAPTER_WEIGHTS) if is_adapter else read_weights(checkpoint)
+
+
 def _load_optimizer(trainer: Any, checkpoint: Path) -> None:
     path = checkpoint / OPTIMIZER_FILE
     saved = read_safetensors(path)
@@ -322,30 +328,48 @@ def _load_optimizer(trainer: Any, checkpoint: Path) -> None:
     unknown = sorted({key.split("|")[0] for key in saved} - parameters.keys())
     if unknown:
         raise UserError(f"{path} holds the optimiser's state of '{unknown[0]}', which this run does not have")
+    masters = _master_weights(saved, parameters, checkpoint)
     state: dict[str, Any] = {
         **dict(_optimizer_state(saved, parameters)),
         **dict(_start_state(saved, parameters, trainer.config)),
     }
-    masters = {
-        parameters[key.split("|")[0]].name: paddle.to_tensor(np.ascontiguousarray(entry.read()))
-        for key, entry in saved.items()
-        if key.endswith("|master_weight")
-    }
-    for name, tensor in masters.items():
-        tensor.name = f"{name}_fp32_master_0"
     if masters:
         state["master_weights"] = masters
     state["LR_Scheduler"] = trainer.lr_scheduler.state_dict()
     trainer.optimizer.set_state_dict(state)
 
 
+def _master_weights(
+    saved: dict[str, TensorEntry], parameters: dict[str, Any], checkpoint: Path
+) -> dict[str, paddle.Tensor]:
+    """The float32 copies of weights that are held in half precision, by paddle's names.
+
+    A run of another precision (`allow_changed_recipe`) goes on from the same float32 numbers: its copies are the
+    weights that a float32 run saved, its float32 weights the copies that a run in half precision saved.
+    """
+    weights, masters = _saved_weights(checkpoint), {}
+    for name in sorted({key.split("|")[0] for key in saved}):
+        parameter, entry = parameters[name], saved.get(f"{name}|master_weight")
+        if _has_master(parameter):
+            exact = converted(weights[name] if entry is None else entry, "F32").read()
+            masters[parameter.name] = paddle.to_tensor(np.ascontiguousarray(exact))
+            masters[parameter.name].name = f"{parameter.name}{_MASTER}"
+        elif entry is not None:
+            copy_into(parameter, entry)
+    return masters
+
+
+def _has_master(parameter: paddle.Tensor) -> bool:
+    """Whether paddle's AdamW keeps a float32 copy of a weight, and its moments under that one's name."""
+    return parameter.dtype in (paddle.float16, paddle.bfloat16)
+
+
 def _optimizer_state(saved: dict[str, TensorEntry], parameters: dict[str, Any]) -> Iterator[tuple[str, paddle.Tensor]]:
-    has_master = {key.split("|")[0] for key in saved if key.endswith("|master_weight")}
     for key, entry in saved.items():
         name, kind = key.split("|")
         if kind != "master_weight":
-            paddle_name = parameters[name].name + ("_fp32_master_0" if name in has_master else "")
-            yield f"{paddle_name}_{kind}_0", paddle.to_tensor(np.ascontiguousarray(entry.read()))
+            master = _MASTER if _has_master(parameters[name]) else ""
+            yield f"{parameters[name].name}{master}_{kind}_0", paddle.to_tensor(np.ascontiguousarray(entry.read()))
 
 
 def _start_state(
@@ -359,7 +383,7 @@ def _start_state(
     for name, parameter in parameters.items():
         if name in begun or parameter.stop_gradient:
             continue
-        master = "_fp32_master_0" if parameter.dtype in (paddle.float16, paddle.bfloat16) else ""
+        master = _MASTER if _has_master(parameter) else ""
         for kind in ("moment1", "moment2"):
             yield f"{parameter.name}{master}_{kind}_0", paddle.zeros(parameter.shape, dtype="float32")
         for kind, beta in (("beta1", config.adam_beta1), ("beta2", config.adam_beta2)):

@@ -23,9 +23,9 @@ from paddlemix.peft.lora import LoRAConfig, add_lora, linear_names
 from paddlemix.trainer.loss import LossModel, _cross_entropy
 from tests.npu.answer_probes import answers
 from tests.npu.copying_probes import copied_batches, made_ahead, turned_weights
+from tests.npu.precision_probes import LEVELS, token_losses
 from tests.npu.quantized_probes import quantized_operators, quantized_steps, wide_weights
 
-LEVELS = [(dtype, level) for dtype in ("float16", "bfloat16") for level in ("O1", "O2")]
 WIDTH, EPSILON = 4096, 1e-5
 OUTLIERS, OUTLIER_AT = (300.0, 2000.0), 7
 
@@ -88,7 +88,7 @@ def plain_losses() -> dict[str, Any]:
 
 
 def losses() -> dict[str, Any]:
-    """Largest error of a token's loss, and of its logits' gradient, beside those of the same logits in float64."""
+    """Largest error of a token's loss beside that of the same logits in float64."""
     random = np.random.default_rng(2)
     found: dict[str, Any] = {}
     for dtype, level in LEVELS:
@@ -176,6 +176,7 @@ PROBES: dict[str, Callable[[], dict[str, Any]]] = {
     "scales": scales,
     "losses": losses,
     "plain_losses": plain_losses,
+    "token_losses": token_losses,
     "recomputed": recomputed,
     "newline": newline,
     "answers": answers,

@@ -6,16 +6,23 @@ computes in float32: a real board differs in the last bits.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.npu.conftest import Bench
+from tests.npu.precision_probes import LEVELS
+from tests.npu.test_numbers import probe
 from tests.tiny_world import LORA, changed, reports, weights
 
 # Largest relative difference of a loss from float32's within four steps. About twice what was seen.
 BOUNDS = {"bf16 O1": 0.01, "bf16 O2": 0.02, "fp16 O1": 0.002, "fp16 O2": 0.005}
+# Of a token's loss, in nats, with logits that spread over some 30. About twice what was seen.
+APART = {"float16 O1": 0.05, "float16 O2": 0.05, "bfloat16 O1": 0.3, "bfloat16 O2": 0.3}
+HALF_A_PLACE = {"float16": 2.0**-11, "bfloat16": 2.0**-8}  # what rounding to the type costs
+TOKENS = [f"{dtype} {level}" for dtype, level in LEVELS]
 CASES = [*(("bare", name) for name in BOUNDS), ("block", "bf16 O2"), ("block", "fp16 O2")]
 START: dict[str, Any] = {"adam_epsilon": 1e-4}
 
@@ -24,6 +31,29 @@ def precision(name: str) -> dict[str, Any]:
     """The keys that ask for it; a small scale, so that nothing overflows."""
     kind, level = name.split()
     return {**START, kind: True, "fp16_opt_level": level, "scale_loss": 128.0}
+
+
+@pytest.fixture(scope="module")
+def tokens(plugin: Path) -> dict[str, dict[str, list[float]]]:
+    """See `precision_probes.token_losses`."""
+    return dict(probe(plugin, "token_losses")["token_losses"])
+
+
+@pytest.mark.parametrize("name", TOKENS)
+def test_each_tokens_loss_is_that_of_its_logits_in_float32(
+    tokens: dict[str, dict[str, list[float]]], name: str
+) -> None:
+    """Also of a token that is sure, whose loss a sum in half precision rounds to 0; its gradient is rounded once."""
+    found = tokens[name]
+    assert min(found["loss"]) < 0.004 and max(found["loss"]) > 3
+    assert all(error < 1e-5 for error in found["error"]), found["error"]
+    assert all(error < 1.01 * HALF_A_PLACE[name.split()[0]] for error in found["slope"]), found["slope"]
+
+
+@pytest.mark.parametrize("name", TOKENS)
+def test_each_tokens_loss_is_near_float32s(tokens: dict[str, dict[str, list[float]]], name: str) -> None:
+    """Behind a first token with an activation of 2,000, whose square float16 does not hold."""
+    assert all(gap < APART[name] for gap in tokens[name]["apart"]), tokens[name]["apart"]
 
 
 @pytest.mark.parametrize(("where", "name"), CASES)

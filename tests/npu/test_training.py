@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from paddlemix.checkpoints.files import read_safetensors
+from paddlemix.trainer.saving import OPTIMIZER_FILE
 from tests.npu.cases import FINETUNE, NAMES, trainings
 from tests.npu.conftest import Bench
 from tests.tiny_world import LORA, changed, reports, weights
@@ -67,6 +70,37 @@ def test_a_resumed_run_ends_with_the_same_bits(bench: Bench, where: str, name: s
     again = bench.train(where, f"resumed_{name}", {**run, "resume_from_checkpoint": str(whole / "checkpoint-2")})
     assert not changed(weights(whole), weights(again))
     assert {step: loss for step, loss in reports(whole).items() if step > 2} == reports(again)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("full", {"bf16": True, "fp16_opt_level": "O2"}), ("fp16", {"fp16": False, "fp16_opt_level": "O1"})],
+)
+def test_a_run_goes_on_in_another_precision_from_the_same_numbers(
+    bench: Bench, name: str, changes: dict[str, Any]
+) -> None:
+    """Weights in float32 are their copies in half precision, and the other way round; none is rounded on the way.  With
+    a rate of nearly 0 from the first step on they stay as they are."""
+    run = {**RESUMED[name], "save_strategy": "steps", "save_steps": 2}
+    before = bench.train("bare", f"resume_{name}", run) / "checkpoint-2"
+    still = {"learning_rate": 1e-12, "allow_changed_recipe": True, "resume_from_checkpoint": str(before)}
+    after = bench.train("bare", f"other_{name}", {**run, **changes, **still}) / "checkpoint-4"
+    start, end = exact_weights(before), exact_weights(after)
+    assert (
+        start
+        and start.keys() <= end.keys()
+        and all(value.dtype == np.float32 for value in (*start.values(), *end.values()))
+    )
+    for weight, value in start.items():
+        np.testing.assert_allclose(end[weight], value, rtol=0, atol=1e-8, err_msg=weight)
+
+
+def exact_weights(checkpoint: Path) -> dict[str, np.ndarray]:
+    """What trained, in float32: the optimiser's copies where there are some, else the weights."""
+    states = {name: entry.read() for name, entry in read_safetensors(checkpoint / OPTIMIZER_FILE).items()}
+    held = weights(checkpoint)
+    names = {name.partition("|")[0] for name in states}
+    return {name: states.get(f"{name}|master_weight", held[name]) for name in names}
 
 
 def test_recompute_changes_nothing(bench: Bench, where: str) -> None:
