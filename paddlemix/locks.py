@@ -196,9 +196,10 @@ def temporary_directory(folder: Path, name: str, replaced: bool = False) -> Iter
     prefix = f".{name[:_NAME]}{_REPLACED if replaced else '.'}"
     while True:
         path = Path(tempfile.mkdtemp(prefix=prefix, suffix=_MARK, dir=folder))
-        descriptor = os.open(path, os.O_RDONLY)
-        if _hold_temporary(descriptor, path):
-            break
+        with contextlib.suppress(FileNotFoundError):  # removed as a leftover before it could be held
+            descriptor = os.open(path, os.O_RDONLY)
+            if _hold_temporary(descriptor, path):
+                break
     whole, owner = False, os.getpid()
     try:
         yield path

@@ -112,11 +112,12 @@ class MetricsWriter:
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     lines = []
-    for text in path.read_text(encoding="utf-8").split("\n"):  # splitlines would also split at U+2028 inside a value
+    for line in path.read_bytes().split(b"\n"):
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:  # the last line of a run that was killed while writing
+            values = json.loads(line.decode("utf-8"))
+        except ValueError:  # the last line of a run that was killed while writing, within a character perhaps
             continue
+        lines += [values] if isinstance(values, dict) else []
     return lines
 
 

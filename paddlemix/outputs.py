@@ -97,8 +97,13 @@ def check_replaceable(output: Output, overwrite: bool, own: bool = False, flag: 
     if not (overwrite or own):
         raise UserError(f"{output.what} '{path}' exists; choose another name, or give {flag} to replace it")
     check_not_in_model(output)
-    with path.open("rb") as file:
-        start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
+    try:
+        with path.open("rb") as file:
+            start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
+    except OSError as error:
+        raise UserError(
+            f"{output.what} '{path}' exists and cannot be read ({error.strerror}); choose another name"
+        ) from error
     if start and not start.startswith(_JSON_STARTS):
         raise UserError(
             f"{output.what} '{path}' exists and is not a JSON file, so it is never replaced; choose another name"

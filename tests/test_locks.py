@@ -6,8 +6,10 @@ import errno
 import json
 import os
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,6 +91,22 @@ def test_what_appears_in_one_step_is_locked_beside(tmp_path: Path) -> None:
         with locked_output(tmp_path / "other", "--output", inside=False):
             pass
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_taken_for_a_leftover_before_it_is_held_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = tempfile.mkdtemp
+
+    def make_and_lose(**options: Any) -> str:
+        monkeypatch.setattr(tempfile, "mkdtemp", make)
+        path = make(**options)
+        assert remove_leftovers(tmp_path) == [Path(path)]
+        return path
+
+    monkeypatch.setattr(tempfile, "mkdtemp", make_and_lose)
+    with temporary_directory(tmp_path, "model") as folder:
+        assert folder.is_dir() and not remove_leftovers(tmp_path)
 
 
 def test_a_lock_that_was_removed_meanwhile_is_taken_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,6 +66,9 @@ def test_half_written_line_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "lo', encoding="utf-8")
     assert read_metrics(str(path)) == [{"step": 1}, {"step": 2}]
+    path.write_bytes('{"step": 1}\n7\n{"answer": "\u4e2d'.encode()[:-1])  # within a character
+    MetricsWriter(path).truncate_after(1)
+    assert read_metrics(path) == [{"step": 1}]
 
 
 def test_resumed_run_drops_what_it_writes_again(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
@@ -87,7 +89,11 @@ def test_a_place_that_will_be_an_input_is_refused_too(tmp_path: Path) -> None:
         check_output(Output("--output", tmp_path / "x" / ".." / "none.json", "file"), missing)
 
 
-def test_a_file_is_replaced_where_it_is_ours_or_a_flag_says_so(tmp_path: Path) -> None:
+def closed(*_: Any, **__: Any) -> NoReturn:
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def test_a_file_is_replaced_where_it_is_ours_or_a_flag_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = Output("--report", tmp_path / "r.json", "file")
     check_replaceable(output, overwrite=False)
     output.path.write_text('\ufeff  {"a": 1}', encoding="utf-8")
@@ -97,6 +103,9 @@ def test_a_file_is_replaced_where_it_is_ours_or_a_flag_says_so(tmp_path: Path) -
     check_replaceable(output, overwrite=True)
     output.path.write_bytes(b"\x89PNG")
     with pytest.raises(UserError, match="is not a JSON file, so it is never replaced"):
+        check_replaceable(output, overwrite=True)
+    monkeypatch.setattr(Path, "open", closed)
+    with pytest.raises(UserError, match=r"r.json' exists and cannot be read \(Permission denied\); choose "):
         check_replaceable(output, overwrite=True)
     with pytest.raises(UserError, match="is not a regular file"):
         check_replaceable(Output("--report", Path(os.devnull), "file"), overwrite=True)

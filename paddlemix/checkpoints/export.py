@@ -46,7 +46,7 @@ from paddlemix.checkpoints.vocabulary import (
     read_carried_vocabulary,
     take_off,
 )
-from paddlemix.checkpoints.weight_identity import source_digests, write_origin
+from paddlemix.checkpoints.weight_identity import ORIGIN_FILE, source_digests, write_origin
 from paddlemix.checkpoints.xtuner import PROJECTOR, TOWER, say_template
 from paddlemix.declared import without_null
 from paddlemix.errors import UserError
@@ -101,7 +101,8 @@ def convert_checkpoint(source: str | Path, target: str | Path, conversion: Conve
         )
     with atomic_directory(target) as temporary:
         report = _WRITERS[conversion.to](checkpoint, temporary, conversion)
-        if conversion.dtype is not None:  # what may be rounded says what it was
+        # what may be rounded, or was before, says what it was
+        if conversion.dtype is not None or (checkpoint.directory / ORIGIN_FILE).is_file():
             write_origin(temporary, source_digests(open_source(source)))
         return report
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from paddlemix.checkpoints.config_keys import ORIGINAL_KEYS
+from paddlemix.checkpoints.config_keys import ORIGINAL_KEYS, PROCESSOR_KEYS
 from paddlemix.checkpoints.files import read_json, read_weight_file
 from paddlemix.checkpoints.keymap import HF_5, HF_NEW, HF_OLD, ORIGINAL, PADDLEMIX, KeyMap
 from paddlemix.checkpoints.layouts import (
@@ -98,8 +98,9 @@ def read_foreign_adapter(directory: Path) -> ForeignAdapter:
     files = {value: key for key, value in plain.items()}
     spec = {**_declared(directory), "model": base, "relative": {"model": base}}
     processor = {**_swift_template(directory), **read_processor_values(directory)}
-    if (directory / ADAPTER_PROCESSOR_FILE).is_file():
-        processor |= read_json(directory / ADAPTER_PROCESSOR_FILE)
+    own = directory / ADAPTER_PROCESSOR_FILE
+    if own.is_file():
+        processor |= take(read_json(own), PROCESSOR_KEYS, str(own))
     config = adapter_settings(values, named, keymap, path)
     return ForeignAdapter(config, spec, processor, named, {ours: files[key] for ours, key in names.items()})
 

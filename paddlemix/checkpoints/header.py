@@ -9,6 +9,7 @@ Source: https://huggingface.co/docs/safetensors, and `Metadata::validate` in saf
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -59,19 +60,14 @@ def read_header(path: Path) -> Header:
     """Reads and checks a file's header.
 
     Raises:
-        MissingFileError: no such file.
+        MissingFileError: no such file, or it cannot be read.
         UserError: it is cut short or damaged, is not safetensors, or holds a type that is not supported.
     """
     if not path.is_file():
         raise MissingFileError(f"weight file '{path}' does not exist")
     refuse_pointer(path, f"weight file '{path}'")
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _MAX_BYTES + 1
-        if length > min(_MAX_BYTES, size - 8):
-            raise UserError(f"'{path}' is not a safetensors file or is cut short ({size} bytes); copy it again")
-        encoded = file.read(length)
+    encoded, size = _read(path)
+    length = len(encoded)
     try:
         values = parse_json(encoded.decode())
         metadata = _texts(values)
@@ -90,6 +86,24 @@ def read_header(path: Path) -> Header:
         allowed = ", ".join(NUMPY_TYPES)
         raise UserError(f"'{path}' holds a tensor of type {unknown[0][:_SHOWN]}; allowed: {allowed}")
     return Header(8 + length, tensors, metadata)
+
+
+def _read(path: Path) -> tuple[bytes, int]:
+    """The bytes of a header, and the size of its file.
+
+    Raises:
+        MissingFileError: the file cannot be read.
+        UserError: it has no such header.
+    """
+    try:
+        with open(path, "rb") as file:
+            size, prefix = os.fstat(file.fileno()).st_size, file.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _MAX_BYTES + 1
+            if length > min(_MAX_BYTES, size - 8):
+                raise UserError(f"'{path}' is not a safetensors file or is cut short ({size} bytes); copy it again")
+            return file.read(length), size
+    except OSError as error:
+        raise MissingFileError(f"weight file '{path}' cannot be read: {error.strerror or error}") from error
 
 
 class _Damaged(Exception):

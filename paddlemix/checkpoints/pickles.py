@@ -216,6 +216,8 @@ def _guarded(path: Path, read: Callable[[], Any]) -> dict[str, TensorEntry]:
         return _tensors(read(), path)
     except UserError:
         raise
+    except OSError as error:
+        raise MissingFileError(f"weight file '{path}' cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a damaged pickle fails in any way; none of them is a defect of ours
         reason = repr(error)[:_SHOWN]
         raise UserError(f"'{path}' is damaged or cut short ({reason}); copy it again") from error

@@ -7,7 +7,8 @@ Source: transformers' convert_llava_weights_to_hf.py, which pads 32000 rows to 3
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from paddlemix.checkpoints.config_keys import BASE_KEY
 from paddlemix.checkpoints.files import read_metadata, read_safetensors
 from paddlemix.checkpoints.tensors import TensorEntry, array_entry, convert, converted, joined, selected
 from paddlemix.declared import read_object, without_null
+from paddlemix.errors import UserError, cut
 
 HF_VOCABULARY_FILE = "hf_vocabulary.safetensors"
 IMAGE_TOKEN, PAD_TOKEN = "<image>", "<pad>"
 _MULTIPLE = 64
+_SHOWN = 200  # characters of a reason in an error
 # name of a matrix with one row or column per token -> the axis of the tokens
 _TOKEN_AXES = {"language_model.embed_tokens.weight": 0, "lm_head.weight": 1}
 
@@ -97,25 +100,43 @@ def _declared_base(directory: Path, image_token: int, vocab_size: int) -> int:
 
 def _num_pieces(directory: Path) -> int | None:
     """Size of the tokenizer without added tokens; None where there is no tokenizer."""
-    if (directory / "tokenizer.model").is_file():
-        import sentencepiece
+    with _understood(f"the tokenizer of {directory}"):
+        if (directory / "tokenizer.model").is_file():
+            import sentencepiece
 
-        return int(sentencepiece.SentencePieceProcessor(model_file=str(directory / "tokenizer.model")).get_piece_size())
-    if (directory / "tokenizer.json").is_file():
-        return len(_read(directory / "tokenizer.json")["model"]["vocab"])
-    if (directory / "vocab.json").is_file():
-        return len(_read(directory / "vocab.json"))
+            pieces = sentencepiece.SentencePieceProcessor(model_file=str(directory / "tokenizer.model"))
+            return int(pieces.get_piece_size())
+        if (directory / "tokenizer.json").is_file():
+            return len(_read(directory / "tokenizer.json")["model"]["vocab"])
+        if (directory / "vocab.json").is_file():
+            return len(_read(directory / "vocab.json"))
     return None
 
 
 def read_added_tokens(directory: Path) -> dict[str, int]:
-    """Token -> id of every token that the tokenizer's files add by name."""
-    added: dict[str, int] = dict(_read(directory / "added_tokens.json"))
-    declared = _read(directory / "tokenizer_config.json").get("added_tokens_decoder", {})
-    added |= {token["content"]: int(index) for index, token in declared.items()}
-    for token in _read(directory / "tokenizer.json").get("added_tokens", ()):
-        added[token["content"]] = int(token["id"])
+    """Token -> id of every token that the tokenizer's files add by name.
+
+    Raises:
+        UserError: a file cannot be understood.
+    """
+    with _understood(f"the tokenizer of {directory}"):
+        added = {token: int(index) for token, index in _read(directory / "added_tokens.json").items()}
+        declared = _read(directory / "tokenizer_config.json").get("added_tokens_decoder", {})
+        added |= {token["content"]: int(index) for index, token in declared.items()}
+        for token in _read(directory / "tokenizer.json").get("added_tokens", ()):
+            added[token["content"]] = int(token["id"])
     return added
+
+
+@contextlib.contextmanager
+def _understood(what: str) -> Iterator[None]:
+    """Turns what a damaged file makes of its reader into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError, OSError, RuntimeError) as error:
+        raise UserError(f"{what} cannot be understood ({cut(repr(error), _SHOWN)}); copy it again") from error
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -123,12 +144,19 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def read_carried_vocabulary(directory: Path, vocab_size: int) -> HfVocabulary | None:
-    """What the file that travels along says; None where there is none, or where it is of another vocabulary."""
+    """What the file that travels along says; None where there is none, or where it is of another vocabulary.
+
+    Raises:
+        UserError: it is damaged.
+    """
     path = directory / HF_VOCABULARY_FILE
     if not path.is_file():
         return None
     metadata, rows = read_metadata(path), read_safetensors(path)
-    known = HfVocabulary(int(metadata["base"]), int(metadata["image_token"]), rows)
+    with _understood(f"'{path}'"):
+        known = HfVocabulary(int(metadata["base"]), int(metadata["image_token"]), rows)
+        if any(name not in _TOKEN_AXES or len(entry.shape) != 2 for name, entry in rows.items()):
+            raise ValueError(f"rows of {', '.join(rows)}")
     return known if known.base == vocab_size else None
 
 

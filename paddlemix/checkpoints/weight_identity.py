@@ -5,7 +5,7 @@ bfloat16, float16 and float32 that holds them exactly; rows that llava-hf adds t
 same model has the same digests after `convert`, and one changed bit of a weight gives others.
 
 Digests are made once and kept in the cache until a file's size, times or inode differ.  What our own commands round
-(`convert --dtype`, `quantize`) carries ORIGIN_FILE, which says what it was made of.
+(`convert --dtype`, `quantize`) carries ORIGIN_FILE, which says what it was made of; so does what `convert` makes of it.
 """
 
 from __future__ import annotations

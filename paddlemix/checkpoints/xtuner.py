@@ -20,7 +20,7 @@ from typing import Any
 from paddlemix.checkpoints.config_keys import XTUNER_PROJECTOR_KEYS
 from paddlemix.checkpoints.files import read_json
 from paddlemix.config.foreign_templates import XTUNER_TEMPLATES, Named
-from paddlemix.declared import take
+from paddlemix.declared import integer, take
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.log import logger
 
@@ -184,18 +184,18 @@ def _read_run_file(path: Path) -> dict[str, Any]:
     """What a run's file says in plain words: names of parts, the tower's layer, the template; nothing is executed.
 
     Raises:
-        UserError: it is no Python.
+        UserError: it is not Python, or the tower's layer is not a number there.
     """
     if not path.is_file():
         return {}
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    return dict(_settings(tree))
+    except (OSError, SyntaxError, ValueError, MemoryError, RecursionError) as error:  # the last two of deep nesting
+        raise UserError(f"{path} cannot be read: {error or 'nested too deeply'}") from error
+    return dict(_settings(tree, path))
 
 
-def _settings(tree: ast.Module) -> Iterator[tuple[str, Any]]:
+def _settings(tree: ast.Module, path: Path) -> Iterator[tuple[str, Any]]:
     for node in tree.body:
         if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
             continue
@@ -207,4 +207,18 @@ def _settings(tree: ast.Module) -> Iterator[tuple[str, Any]]:
         elif name == "model" and isinstance(value, ast.Call):
             for keyword in value.keywords:
                 if keyword.arg == "visual_select_layer":
-                    yield keyword.arg, ast.literal_eval(keyword.value)
+                    yield keyword.arg, _layer(keyword.value, path)
+
+
+def _layer(value: ast.expr, path: Path) -> int:
+    """The tower's layer, which decides what a model sees, so that none is guessed.
+
+    Raises:
+        UserError: it is not written as a number.
+    """
+    try:
+        return int(integer(-1000, 1000).read(ast.literal_eval(value)))
+    except (ValueError, TypeError, OverflowError) as error:
+        raise UserError(
+            f"{path}: visual_select_layer is {ast.unparse(value)}; write the whole number there, e.g. {SELECT_LAYER}"
+        ) from error

@@ -19,7 +19,7 @@ from paddlemix.config.foreign_names import foreign_key, keys_meant
 from paddlemix.config.keys import KeySpec
 from paddlemix.config.schema import SPECS
 from paddlemix.config.values import parse_any
-from paddlemix.errors import UserError, did_you_mean
+from paddlemix.errors import UserError, cut, did_you_mean
 from paddlemix.paths import user_path
 
 _ASSIGNMENT = re.compile(r"\w+=")
@@ -34,6 +34,7 @@ _TYPE_NAMES = {
     "dict": "object",
 }
 _WIDTH = 100
+_MOST_DIGITS = 6  # of a number of devices
 
 
 def split_dry_run(argv: list[str]) -> tuple[list[str], bool, int | None]:
@@ -43,7 +44,7 @@ def split_dry_run(argv: list[str]) -> tuple[list[str], bool, int | None]:
         The other arguments; whether the run is a dry one; N, None where it is not given.
 
     Raises:
-        UserError: N is missing or no number of devices.
+        UserError: N is missing or is not a number of devices.
     """
     if "--dry-run" not in argv and "--dry_run" not in argv:
         return argv, False, None
@@ -54,8 +55,8 @@ def split_dry_run(argv: list[str]) -> tuple[list[str], bool, int | None]:
     flag, equals, text = rest.pop(place).partition("=")
     if not equals:
         text = rest.pop(place) if place < len(rest) else ""
-    if not text.isdecimal() or int(text) < 1:
-        raise UserError(f"command line: {flag} '{text}' is no number of devices; give 1 or more")
+    if not text.isdecimal() or len(text) > _MOST_DIGITS or int(text) < 1:
+        raise UserError(f"command line: {flag} '{cut(text, 40)}' is not a number of devices; give 1 or more")
     return rest, True, int(text)
 
 

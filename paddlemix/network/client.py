@@ -27,6 +27,7 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _FIRST_WAIT = 0.5  # seconds before the second attempt, doubled before each further one
 _LONGEST_WAIT = 60.0  # seconds, also where the server's Retry-After asks for more
 _CHUNK = 1 << 16  # bytes
+_LONGEST_LENGTH = 18  # digits of a Content-Length that is believed
 _random = random.SystemRandom()  # leaves the run's own random numbers alone
 _sleep = time.sleep
 
@@ -241,7 +242,7 @@ def status_of(response: requests.Response) -> str:
 def length_of(response: requests.Response) -> int | None:
     """Bytes of an answer's body as its server announces them; None where it does not."""
     length = response.headers.get("Content-Length", "")
-    return int(length) if length.isdecimal() else None
+    return int(length) if length.isdecimal() and len(length) <= _LONGEST_LENGTH else None
 
 
 def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:

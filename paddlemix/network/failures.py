@@ -35,7 +35,7 @@ def retry_after(value: str) -> float | None:
         return float(value)
     try:
         moment = parsedate_to_datetime(value)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):  # the last one of a year that no calendar has
         return None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=timezone.utc)

@@ -73,7 +73,7 @@ class ModelScopeRepository:
     def _remote_file(self, base: str, item: dict[str, Any]) -> RemoteFile:
         url = f"{base}?Revision={quote_plus(self._revision)}&FilePath={quote_plus(item['Path'])}"
         size, checksum = item.get("Size"), item.get("Sha256")
-        return RemoteFile(str(item["Path"]), url, size if isinstance(size, int) else None, checksum or None)
+        return RemoteFile(item["Path"], url, size if isinstance(size, int) else None, checksum or None)
 
     def _ask(self, client: Client, url: str) -> dict[str, Any]:
         with closing(client.request(url)) as response:

@@ -36,6 +36,9 @@ class RemoteFile:
         size: bytes, None where the server does not say.
         checksum: hex: SHA-256 (64 digits), git's blob SHA-1 (40) or MD5 (32); None where the server gives none.
         version: whatever the server calls this state of the file, e.g. its ETag; None where it says nothing.
+
+    Raises:
+        TypeError: one of them is of another type, as a server may answer.
     """
 
     path: str
@@ -43,6 +46,11 @@ class RemoteFile:
     size: int | None = None
     checksum: str | None = None
     version: str | None = None
+
+    def __post_init__(self) -> None:
+        texts = (self.path, self.url, self.checksum or "", self.version or "")
+        if not all(isinstance(text, str) for text in texts) or not (self.size is None or type(self.size) is int):
+            raise TypeError(f"{self.path!r} is announced with size {self.size!r} and checksum {self.checksum!r}")
 
     def part_of(self, path: Path) -> Path:
         """Where the file grows until it is whole: a name of its own for every version, so that two never mix."""

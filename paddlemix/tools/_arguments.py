@@ -48,7 +48,8 @@ class CommandParser(argparse.ArgumentParser):
             for action in required:
                 action.required = True
         faults += more
-        missing = [_name(action) for action in required if getattr(found, action.dest, None) is None]
+        # where a word without a flag is wrong, nothing was read that could say what is missing
+        missing = [_name(action) for action in required if found and getattr(found, action.dest, None) is None]
         said = "\n".join(faults)
         missing = [name for name in missing if name not in wrong and f"write {name} " not in said]
         if missing:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from paddlemix.config.foreign_templates import XTUNER_TEMPLATES
 from paddlemix.config.schema import RunConfig
+from paddlemix.declared import Keys, flag, integer, mapping, read_object, take, without_null
 from paddlemix.errors import UserError
 from paddlemix.processors.chat_template import resolve_template
 from paddlemix.processors.llava import PROCESSOR_FILE, LlavaProcessor, processor_from_dict
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from paddlemix.checkpoints.load import BaseSpec
 
 _OURS = {"chat_template", "image_aspect_ratio", "image_size", "patch_size"}  # llava-hf's file of this name lacks them
+# of our own config.json, what decides about images
+_SIGHT_KEYS = Keys({"vision_config": mapping, "image_newline": flag})
+_VISION_KEYS = Keys({"image_size": integer(1, 1 << 16)})
 
 
 def open_processor(path: str, template: str | None = None) -> LlavaProcessor:
@@ -95,23 +99,19 @@ def _without_paddle(config: RunConfig) -> LlavaProcessor | None:
 
 def _sight(directory: Path) -> Sight | None:
     """What the `config.json` of our own layout says of images; None where there is none."""
-    from paddlemix.config.document import read_document
-
     path = directory / "config.json"
     if not path.is_file():
         return None
-    sizes = read_document(path).values
-    vision = sizes.get("vision_config") or {}
-    return Sight(image_size=vision.get("image_size"), image_newline=bool(sizes.get("image_newline")))
+    sizes = take(read_object(path), _SIGHT_KEYS, str(path), tell=False)
+    vision = take(sizes.get("vision_config", {}), _VISION_KEYS, f"{path}: vision_config", tell=False)
+    return Sight(image_size=vision.get("image_size"), image_newline=sizes.get("image_newline", False))
 
 
 def _open_ours(directory: Path) -> LlavaProcessor | None:
-    from paddlemix.config.document import read_document
-
     path = directory / PROCESSOR_FILE
     if not path.is_file():
         return None
-    values = read_document(path).values
+    values = without_null(read_object(path))
     return processor_from_dict(values, directory) if values.keys() >= _OURS else None
 
 

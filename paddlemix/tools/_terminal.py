@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from paddlemix.errors import UserError, did_you_mean
+from paddlemix.errors import UserError, cut, did_you_mean
 from paddlemix.memory import out_of_memory_explained
 from paddlemix.outputs import Needed, Output, check_output
 from paddlemix.paths import is_address, user_path, user_place
@@ -30,6 +30,8 @@ HELP = """\
 /help               these lines
 //...               a question that begins with a slash
 Ctrl-C stops an answer; an empty line ends the chat."""
+
+_MOST_DIGITS = 6  # of a number of rounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,8 +145,8 @@ class Terminal:
         print(f"{image.width} x {image.height} pixels, shown with the next question")
 
     def _back(self, rest: str) -> None:
-        if rest and not rest.isdecimal():
-            raise UserError(f"/back takes a number of rounds, not '{rest}'")
+        if rest and not (rest.isdecimal() and len(rest) <= _MOST_DIGITS):
+            raise UserError(f"/back takes a number of rounds, not '{cut(rest, 40)}'")
         self._session.back(int(rest or 1))
         if not self._session.rounds:
             self._waiting = [*self._first, *(image for image in self._waiting if image not in self._first)]

@@ -24,6 +24,8 @@ from paddlemix.tools._command import path_argument, place_argument, run_command
 
 _UNITS = {"": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "KIB": 1024, "MIB": 1024**2, "GIB": 1024**3}
 
+_LARGEST_SIZE = 2.0**63
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
@@ -47,12 +49,14 @@ def parse_size(text: str) -> int:
     """Bytes of a size such as "5GB", "500MB", "2GiB" or "1000".
 
     Raises:
-        UserError: it is none, or not above 0.
+        UserError: it is not a size of at least one byte.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
-    if match is None or match.group(2).upper() not in _UNITS or not float(match.group(1)):
-        raise UserError(f"--shard-size '{text}' is no size; give a number with MB or GB, for example 5GB")
-    return int(float(match.group(1)) * _UNITS[match.group(2).upper()])
+    unit = _UNITS.get(match.group(2).upper()) if match is not None else None
+    size = float(match.group(1)) * unit if match is not None and unit is not None else 0.0
+    if not 1 <= size < _LARGEST_SIZE:
+        raise UserError(f"--shard-size '{text}' is not a size; give a number with MB or GB, for example 5GB")
+    return int(size)
 
 
 def main(argv: list[str]) -> int:

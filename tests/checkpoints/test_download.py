@@ -403,7 +403,14 @@ def test_a_repository_without_weights_is_refused(server: HubServer, kind: str) -
 
 @pytest.mark.parametrize("kind", ["huggingface", "modelscope"])
 @pytest.mark.parametrize(
-    "answer", [b"<html>log in</html>", b"[]", b'{"id": "a/b", "siblings": [{}], "Data": {}, "Code": 200}']
+    "answer",
+    [
+        b"<html>log in</html>",
+        b"[]",
+        b'{"id": "a/b", "siblings": [{}], "Data": {}, "Code": 200}',
+        b'{"siblings": [{"rfilename": "", "blobId": 5}], "Data": {"Files": [{"Path": "a", "Sha256": 5}]}, "Code": 200}',
+        b'{"siblings": [{"rfilename": "a", "size": "5"}], "Data": {"Files": [{"Path": 5}]}, "Code": 200}',
+    ],
 )
 def test_an_answer_that_is_no_list_is_refused(server: HubServer, kind: str, answer: bytes) -> None:
     listing = HUBS[kind].listing

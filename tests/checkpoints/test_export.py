@@ -361,7 +361,7 @@ def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "5", "GB", "-1GB", "0GB", "5PB", "five"][2:])
+@pytest.mark.parametrize("text", ["GB", "-1GB", "0GB", "0.1", "5PB", "five", "9" * 400 + "GB"])
 def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(UserError, match="is no size; give a number"):
+    with pytest.raises(UserError, match="is not a size; give a number"):
         parse_size(text)

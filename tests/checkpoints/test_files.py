@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paddlemix.checkpoints import files
+from paddlemix.checkpoints import files, pickles
 from paddlemix.checkpoints import header as headers
 from paddlemix.checkpoints.directories import remove_directory
 from paddlemix.checkpoints.files import (
@@ -24,6 +24,7 @@ from paddlemix.checkpoints.files import (
     atomic_directory,
     read_json,
     read_safetensors,
+    read_weight_file,
     read_weights,
     write_json,
     write_safetensors,
@@ -183,6 +184,19 @@ def test_a_header_of_a_million_empty_tensors_is_refused(tmp_path: Path, monkeypa
         else:
             with pytest.raises(UserError, match="not an object of at most 1,000 tensors"):
                 read_safetensors(path)
+
+
+@pytest.mark.parametrize(("module", "name"), [(headers, "w.safetensors"), (pickles, "w.bin")])
+def test_a_file_that_may_not_be_read_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, name: str
+) -> None:
+    def closed(*_: Any, **__: Any) -> Any:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    (tmp_path / name).write_bytes(b"0" * 2000)
+    monkeypatch.setattr(module, "open", closed, raising=False)
+    with pytest.raises(MissingFileError, match=rf"weight file '.*{name}' cannot be read: Permission denied"):
+        read_weight_file(tmp_path / name)
 
 
 def test_a_file_of_another_kind_is_no_safetensors_file(tmp_path: Path) -> None:

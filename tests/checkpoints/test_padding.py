@@ -17,6 +17,7 @@ from paddlemix.checkpoints.export_peft import export_peft_adapter
 from paddlemix.checkpoints.files import array_entry, read_json, write_json, write_safetensors
 from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.config.load import load_config
+from paddlemix.errors import UserError
 from paddlemix.processors.llava import LlavaProcessor
 from paddlemix.trainer.starting_point import declared_processor
 from tests.peft_cases import GOLDEN_ADAPTERS, with_base
@@ -123,3 +124,8 @@ def test_an_adapter_without_such_a_file_is_padded_like_its_base(
     write_json(directory / PREPROCESSOR, CROPS)  # what we wrote ourselves counts first
     found = adapter_processor(processor, read_adapter(directory))
     assert found is not None and found.image_spec.aspect_mode == "pad"
+    write_json(directory / "paddlemix_processor.json", {"chat_template": None, "image_aspect_ratio": None})  # is absent
+    assert adapter_processor(processor, read_adapter(directory)) is not None
+    write_json(directory / "paddlemix_processor.json", {"mm_use_im_start_end": "false"})
+    with pytest.raises(UserError, match=r'mm_use_im_start_end is "false" \(text\); allowed: true or false'):
+        read_adapter(directory)

@@ -126,6 +126,7 @@ def test_a_rounded_copy_knows_what_it_was_made_of(tmp_path: Path) -> None:
         rounded = convert(V15, tmp_path / to, to=to, dtype="bfloat16")
         assert digests(rounded) == expected
         assert digests(convert(rounded, tmp_path / f"{to}-again", to="paddlemix", dtype="float32")) == expected
+        assert digests(convert(rounded, tmp_path / f"{to}-as-it-is", to="paddlemix")) == expected
     flip_bit(tmp_path / "paddlemix", NAMES[0])
     assert differing(expected, digests(tmp_path / "paddlemix"), expected.keys()) == ([NAMES[0]], True)
     (tmp_path / "llava" / ORIGIN_FILE).unlink()

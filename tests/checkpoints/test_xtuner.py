@@ -293,9 +293,14 @@ def test_an_unknown_template_and_broken_python_are_said(adapted: Path, caplog: p
     assert "'mistral', which is not known here (the nearest is mistral_instruct)" in caplog.text
     (adapted / "xtuner_config.py").write_text("prompt_template = PROMPT_TEMPLATE.phi3_chat")
     assert read_xtuner(adapted).chat_template == "xtuner_phi3_chat"
-    (adapted / "xtuner_config.py").write_text("model = dict(")
-    with pytest.raises(UserError, match="xtuner_config.py cannot be read"):
-        read_xtuner(adapted)
+    for broken in ("model = dict(", f"x = {'-' * 100_000}1"):
+        (adapted / "xtuner_config.py").write_text(broken)
+        with pytest.raises(UserError, match="xtuner_config.py cannot be read"):
+            read_xtuner(adapted)
+    for layer in ("layer", "'a'", "True", "9**9"):
+        (adapted / "xtuner_config.py").write_text(f"layer = -3\nmodel = dict(visual_select_layer={layer})")
+        with pytest.raises(UserError, match=r"visual_select_layer is .*; write the whole number there, e\.g\. -2"):
+            read_xtuner(adapted)
 
 
 def test_what_says_no_template_is_told_once(adapted: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from paddlemix.errors import UserError
 from paddlemix.network import addresses, client, connections
 from paddlemix.network import fetch as downloads
 from paddlemix.network.addresses import check_literal, is_local
-from paddlemix.network.client import RemoteSettings
+from paddlemix.network.client import RemoteSettings, length_of
 from paddlemix.network.failures import retry_after
 from paddlemix.network.fetch import cached, content_type, discard, fetch
 from paddlemix.network.switches import offline_switch
@@ -130,6 +131,14 @@ def test_forms_of_retry_after() -> None:
     assert retry_after("Fri, 31 Dec 1999 23:59:59 GMT") == 0
     assert retry_after("12") == 12
     assert [retry_after(text) for text in ("", "soon", "-5")] == [None] * 3
+    assert retry_after("Mon, 01 Jan 99999999999999999999 00:00:00 GMT") is None
+
+
+def test_a_length_that_no_file_has_is_not_believed() -> None:
+    answer = requests.Response()
+    for text, length in {"12": 12, "": None, "-1": None, "9" * 5000: None}.items():
+        answer.headers["Content-Length"] = text
+        assert length_of(answer) == length
 
 
 FAULTS = {

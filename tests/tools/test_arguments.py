@@ -45,6 +45,12 @@ def test_every_command_has_such_a_parser(command: str) -> None:
     assert caught.value.code == 0
 
 
+def test_a_wrong_word_hides_what_was_given() -> None:
+    """argparse stops at a word without a flag: what came with it is not called missing."""
+    (fault,) = faults_of("convert-data", "", "--output", "x.json")
+    assert fault == "input: the path is empty; name a path ('.' is the working folder)"
+
+
 @pytest.mark.parametrize("command", FOREIGN_FLAGS)
 def test_answers_name_flags_that_the_command_has(command: str) -> None:
     ours = {option for action in parser_of(command)._actions for option in action.option_strings}

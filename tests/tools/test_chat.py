@@ -263,6 +263,7 @@ def test_a_saved_conversation_is_a_record_that_training_reads(
         ("/image http://127.0.0.1:9/x.png", "127.0.0.1:9/x.png"),
         ("/image", "/image needs a path or an http"),
         ("/back two", "/back takes a number of rounds, not 'two'"),
+        (f"/back {'9' * 5000}", "/back takes a number of rounds, not '9999"),
         ("/back", "cannot go back 1 rounds; the conversation has 0"),
         ("/save", "/save needs a file name"),
         ("/save x.json", "there is nothing to save yet"),

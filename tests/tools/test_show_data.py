@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from paddlemix.errors import UserError
+from paddlemix.processors.run_processor import Sight
 from paddlemix.processors.tokenizer import Tokenizer
 from paddlemix.tools import show_data
 from paddlemix.tools._command import run_command
+from paddlemix.tools._processor import _sight
 from tests.conftest import HANG, ROOT
 from tests.golden_conversations import VOCABULARIES, golden_cases, golden_tokenizer
 from tests.tiny import ANYRES_SPEC, PAD_SPEC, make_processor, noise_picture
@@ -186,6 +189,15 @@ def test_wrong_arguments(
 
     assert show(checkpoint, data, *more) == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_damaged_config_is_told(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"vision_config": {"image_size": None}, "image_newline": None}))
+    assert _sight(tmp_path) == Sight(image_size=None, image_newline=False)
+    for values in ({"vision_config": "x"}, {"vision_config": {"image_size": "336"}}, {"image_newline": "false"}):
+        (tmp_path / "config.json").write_text(json.dumps(values))
+        with pytest.raises(UserError, match=r"config\.json.* is .*; allowed: "):
+            _sight(tmp_path)
 
 
 def test_paddle_is_not_loaded(checkpoint: Path, data: Path) -> None:
