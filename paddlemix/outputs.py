@@ -9,7 +9,7 @@ are seen through.  Knows no command, and of file formats only the names by which
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -126,27 +126,71 @@ def check_not_in_model(output: Output) -> None:
             )
 
 
-def check_pictures(output: Output, folders: Iterable[tuple[str, str]], below: bool = True) -> None:
-    """Whether an output folder holds no picture that a record names.
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures that the records of a data file name.
 
     Args:
-        folders: that pictures are in, each with the data file that names it; a million of them take seconds.
+        data: the data file.
+        folders: that they are in.
+        names: returns the pictures; reads every record.
+    """
+
+    data: str
+    folders: Sequence[str]
+    names: Callable[[], Iterable[str]]
+
+
+def check_pictures(output: Output, named: Iterable[Pictures], below: bool = True) -> None:
+    """Whether an output folder holds no picture that a record names, by itself or through a link.
+
+    Records are read only where a link beside their pictures leads to a file in the output.
+
+    Args:
+        named: the pictures of each data file; a million folders, or links in them, take seconds.
         below: whether pictures in folders inside the output are looked for too.
 
     Raises:
-        UserError: it does; names the folder of the pictures.
+        UserError: it does; names the folder of the pictures, or the link.
     """
     if not os.path.isdir(output.path):
         return
-    places = (parent for parent, _, _ in os.walk(output.path)) if below else (os.fspath(output.path),)
+    places = [parent for parent, _, _ in os.walk(output.path)] if below else [os.fspath(output.path)]
     held = set(map(_file_id, places)) - {None}
-    for folder, data in folders:
-        if _file_id(folder) in held:
-            leads = _leads_to(output.path)
+    entries = (entry for place in places for entry in _entries(place))
+    files = {_file_id(entry.path) for entry in entries if not entry.is_dir(follow_symlinks=False)} - {None}
+    given = f"{output.what} '{output.path}'{_leads_to(output.path)}"
+    for pictures in named:
+        folder = next((folder for folder in pictures.folders if _file_id(folder) in held), None)
+        if folder is not None:
             raise UserError(
-                f"{output.what} '{output.path}'{leads} holds pictures that {data} names, in '{folder}', which must "
-                f"stay as they are; choose another {output.noun}"
+                f"{given} holds pictures that {pictures.data} names, in '{folder}', which must stay as they are; "
+                f"choose another {output.noun}"
             )
+        name = _linked_picture(pictures, files)
+        if name is not None:
+            raise UserError(
+                f"{given} holds a picture that {pictures.data} names: the link '{name}' leads to "
+                f"'{os.path.realpath(name)}', which must stay as it is; choose another {output.noun}"
+            )
+
+
+def _linked_picture(pictures: Pictures, files: set[FileId | None]) -> str | None:
+    """The first picture that is a link to one of some files; None where there is none."""
+    if not files:
+        return None
+    links = (entry for folder in pictures.folders for entry in _entries(folder) if entry.is_symlink())
+    if files.isdisjoint(_file_id(link.path) for link in links):
+        return None
+    return next((name for name in pictures.names() if os.path.islink(name) and _file_id(name) in files), None)
+
+
+def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            yield from entries
+    except OSError:  # no such folder, or none that may be read
+        return
 
 
 def _check_place(output: Output) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import pytest
 
 from paddlemix.errors import UserError
-from paddlemix.outputs import Needed, Output, check_output, check_pictures, check_replaceable
+from paddlemix.outputs import Needed, Output, Pictures, check_output, check_pictures, check_replaceable
 
 
 @pytest.fixture
@@ -126,15 +126,48 @@ def test_no_file_of_a_model_is_replaced(tmp_path: Path, settings: str) -> None:
     check_replaceable(Output("--output", model / settings, "file"), overwrite=True)  # a config.json of anything else
 
 
+def pictures(data: str, folder: object, *names: Path) -> Pictures:
+    """Of a data file with these pictures; without any, its records must not be read."""
+
+    def read() -> list[str]:
+        assert names
+        return list(map(str, names))
+
+    return Pictures(data, [str(folder)], read)
+
+
 def test_a_folder_that_holds_named_pictures_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out" / "deep" / "pics").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "out" / "deep" / "pics")
     output = Output("output_dir", tmp_path / "out")
-    named = [("/none", "a.json"), (str(tmp_path / "link"), "b.json")]
+    named = [pictures("a.json", "/none"), pictures("b.json", tmp_path / "link")]
     with pytest.raises(UserError, match="out' holds pictures that b.json names, in '.*link', which must stay as they"):
         check_pictures(output, named)
     check_pictures(output, named, below=False)
-    check_pictures(output, [(str(tmp_path), "a.json")])
-    check_pictures(Output("output_dir", tmp_path / "new"), [(str(tmp_path / "new"), "a.json")])
+    check_pictures(output, [pictures("a.json", tmp_path)])
+    check_pictures(Output("output_dir", tmp_path / "new"), [pictures("a.json", tmp_path / "new")])
     with pytest.raises(UserError, match="holds pictures"):
-        check_pictures(output, [(str(tmp_path / "out" / "deep" / ".."), "a.json")], below=False)
+        check_pictures(output, [pictures("a.json", tmp_path / "out" / "deep" / "..")], below=False)
+
+
+@pytest.mark.parametrize("below", [True, False])
+def test_a_picture_that_a_link_leads_to_is_in_the_output(tmp_path: Path, below: bool) -> None:
+    """Links of pictures alone, and in folders of links to folders; records are read only where such a link is found."""
+    held = tmp_path / "out" / "deep" if below else tmp_path / "out"
+    for folder in (held, tmp_path / "pics", tmp_path / "elsewhere"):
+        folder.mkdir(parents=True, exist_ok=True)
+    for place in (held / "loss.png", held / "weights", tmp_path / "elsewhere" / "b.png"):
+        place.touch()
+    (tmp_path / "pics" / "b.png").symlink_to(tmp_path / "elsewhere" / "b.png")
+    (tmp_path / "pics" / "gone.png").symlink_to(tmp_path / "gone.png")
+    output, folder = Output("output_dir", tmp_path / "out"), tmp_path / "pics"
+    check_pictures(output, [pictures("a.json", folder)], below)
+    (folder / "latest").symlink_to(held / "weights")  # no picture of a record
+    check_pictures(output, [pictures("a.json", folder, folder / "b.png")], below)
+    (tmp_path / "elsewhere" / "a.png").symlink_to(held / "loss.png")
+    (folder / "a.png").symlink_to(tmp_path / "elsewhere" / "a.png")
+    message = f"holds a picture that a.json names: the link '{folder}/a.png' leads to '{held}/loss.png', which must"
+    with pytest.raises(UserError, match=message):
+        check_pictures(output, [pictures("a.json", folder, folder / "b.png", folder / "a.png")], below)
+    if below:
+        check_pictures(output, [pictures("a.json", folder, folder / "a.png")], below=False)

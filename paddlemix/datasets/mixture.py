@@ -19,11 +19,11 @@ from paddlemix.datasets.formats import parse_record
 from paddlemix.datasets.image_sizes import ImageSizes
 from paddlemix.datasets.images import ImageSettings, files_of, is_data_uri, is_url, load_image
 from paddlemix.datasets.order import EpochBatchSampler as EpochBatchSampler
-from paddlemix.datasets.record_images import locate
 from paddlemix.datasets.records import DOWNLOADS, RecordFile, open_records
 from paddlemix.datasets.selection import select_rows, split_count
 from paddlemix.errors import UserError
 from paddlemix.log import logger
+from paddlemix.outputs import Pictures
 from paddlemix.processors.llava import LlavaProcessor, TooLongError
 from paddlemix.sample import Example, Row, Sample, Skip
 
@@ -152,11 +152,9 @@ class SampleDataset:
         except UserError:
             return []
 
-    def image_folders(self) -> Iterator[tuple[str, str]]:
-        """Every folder that pictures of the data files are in, with the file; records that are not taken count too."""
-        for part in self._parts:
-            for folder in part.records.image_folders():
-                yield locate(folder, part.image_root) or os.curdir, part.records.path
+    def pictures(self) -> Iterator[Pictures]:
+        """The pictures that each data file names; those of records that are not taken too."""
+        return (part.records.pictures(part.image_root) for part in self._parts)
 
     @property
     def record_files(self) -> list[RecordFile]:

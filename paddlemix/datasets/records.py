@@ -21,7 +21,9 @@ import numpy as np
 from filelock import FileLock
 
 from paddlemix.cache import cache_directory, cache_key
+from paddlemix.datasets.formats import parse_record
 from paddlemix.datasets.record_errors import DECODER
+from paddlemix.datasets.record_images import locate
 from paddlemix.datasets.record_index import INDEX_VERSION, Index, build_index, read_index, write_index
 from paddlemix.errors import MissingFileError, UserError, without_secrets
 from paddlemix.identity import file_digest
@@ -29,6 +31,7 @@ from paddlemix.lfs import refuse_pointer
 from paddlemix.log import logger
 from paddlemix.network.client import RemoteSettings
 from paddlemix.network.fetch import fetch
+from paddlemix.outputs import Pictures
 
 # Files of millions of records; a slow line may take hours.
 DOWNLOADS = RemoteSettings(max_bytes=64 * 1024**3, timeout=60.0, deadline=24 * 3600.0)
@@ -151,9 +154,18 @@ class RecordFile:
         """The same of each record that is used and may not mean what it is taken for."""
         return [(number, f"{self.path} {doubt}") for number, doubt in self._index.doubts()]
 
-    def image_folders(self) -> list[str]:
-        """Folders that local images of usable records are in, as the records spell them; "" for a name alone."""
-        return self._index.image_folders()
+    def pictures(self, image_root: str | None) -> Pictures:
+        """The pictures that usable records name, for the guard of what is written.
+
+        Args:
+            image_root: folder that relative paths start from.
+        """
+        folders = [locate(folder, image_root) or os.curdir for folder in self._index.image_folders()]
+        return Pictures(self.path, folders, lambda: self._images(image_root))
+
+    def _images(self, image_root: str | None) -> Iterator[str]:
+        for number in np.flatnonzero(self.words).tolist():
+            yield from parse_record(self[number], f"{self.path} record {number}", image_root, self._form).images
 
     def __reduce__(self) -> tuple[Any, ...]:
         carried = None if self._kept else Index(self._index.rows, bytes(self._index.lines))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,11 +105,10 @@ def _check_output(arguments: argparse.Namespace) -> None:
 
 def _check_pictures(arguments: argparse.Namespace, records: RecordFile) -> None:
     """Whether no picture that `--overwrite` replaces can be one that a record names."""
-    from paddlemix.datasets.record_images import locate
     from paddlemix.outputs import Output, check_pictures
 
-    folders = ((locate(name, arguments.image_root) or os.curdir, records.path) for name in records.image_folders())
-    check_pictures(Output("--output", arguments.output, "additions"), folders, below=False)
+    named = [records.pictures(arguments.image_root)]
+    check_pictures(Output("--output", arguments.output, "additions"), named, below=False)
 
 
 def _check_numbers(arguments: argparse.Namespace) -> None:

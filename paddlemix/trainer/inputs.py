@@ -78,4 +78,4 @@ def check_run_pictures(config: RunConfig, samples: SampleDataset, own_folder: bo
     """
     if config.do_train:
         output = Output("output_dir", Path(str(config.output_dir)))
-        check_pictures(output, samples.image_folders(), below=not own_folder)
+        check_pictures(output, samples.pictures(), below=not own_folder)

@@ -33,7 +33,22 @@ def errors(found: list[np.ndarray], exact: list[np.ndarray]) -> tuple[float, flo
 
 
 def assert_as_exact(found: list[np.ndarray], theirs: list[np.ndarray], exact: list[np.ndarray]) -> None:
-    """Ours err by at most half as much again as torch's float32, in the mean, and nowhere by more than 1e-4 or that."""
+    """Ours err by at most half as much again as torch's float32, in the mean, and nowhere by more than 1e-4 or that.
+
+    What is meant is `assert_largest_as_exact`.  Of the largest error alone it does not hold for every configuration and
+    instruction set, by chance and in both directions: of 478 comparisons two are outside (drawn models 10 and 13, 3.0
+    and 1.7 times torch's, at 1.5e-5 and 1.0e-5), and seven where all libraries are limited to AVX2.  The root of the
+    mean square is a number of all logits, and holds in each with a tenth of that addend.
+    """
     (ours_mean, ours_most), (their_mean, their_most) = errors(found, exact), errors(theirs, exact)
     assert ours_mean <= 1.5 * their_mean + 1e-7
     assert ours_most <= max(1e-4, 1.5 * their_most)
+
+
+def assert_largest_as_exact(found: list[np.ndarray], theirs: list[np.ndarray], exact: list[np.ndarray]) -> None:
+    """The largest error of ours is at most 1.5 of that of torch's float32, plus 1e-6: the bound as it is meant.
+
+    For models whose logits are small enough for its addend, and for the same arithmetic on other files.
+    """
+    assert_as_exact(found, theirs, exact)
+    assert errors(found, exact)[1] <= 1.5 * errors(theirs, exact)[1] + 1e-6

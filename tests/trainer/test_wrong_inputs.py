@@ -226,3 +226,18 @@ def test_a_run_does_not_write_among_its_pictures(world: World, tmp_path: Path, n
         assert any(f"the run would stop: output_dir '{folder}' holds pictures" in note for note in notes)
     assert [path for path in (tmp_path / "pics").rglob("*") if path.is_file()] == [picture]
     assert picture.read_bytes() == world.picture.read_bytes()
+
+
+def test_a_run_does_not_write_where_a_link_to_a_picture_leads(world: World, tmp_path: Path) -> None:
+    picture, link = tmp_path / "out" / "loss.png", tmp_path / "pics" / "a.png"
+    for path in (picture, link):
+        path.parent.mkdir()
+    picture.write_bytes(world.picture.read_bytes())
+    link.symlink_to(picture)
+    rows = [{"conversations": [["Q", "A"]]}, {"image": "a.png", "conversations": [["<image>\nQ", "A"]]}] * 2
+    (tmp_path / "named.json").write_text(json.dumps(rows), encoding="utf-8")
+    data = {"data_files": str(tmp_path / "named.json"), "image_root": str(link.parent)}
+    config = world.config(tmp_path / "out", dataset={"train": [data]}, overwrite_output_dir=True)
+    with pytest.raises(UserError, match=f"named.json names: the link '{link}' leads to '{picture}'"):
+        run_recipe(config)
+    assert picture.read_bytes() == world.picture.read_bytes()
