@@ -20,7 +20,7 @@ from paddlemix.checkpoints.layouts import CONFIG_FILE
 from paddlemix.checkpoints.pretrained import Pretrained
 from paddlemix.declared import take
 from paddlemix.errors import UserError
-from paddlemix.identity import listed
+from paddlemix.identity import file_digest, listed, text_digest
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig, projector_depth
 from paddlemix.processors.chat_template import read_template
 from paddlemix.processors.llava import PROCESSOR_FILE, LlavaProcessor, image_spec_from_dict
@@ -144,15 +144,44 @@ def _changed_tokenizer(checkpoint: Path, directory: Path | None) -> list[str]:
         if not name.endswith(".json"):
             found.append(str(new))
             continue
-        then, now = _json_object(old), _json_object(new)
-        left_out = {"model_max_length", *TOKENIZER_KEYS.harmless} if name == TOKENIZER_CONFIG else set()
+        then, now = _tokenizer_values(old), _tokenizer_values(new)
         changed = {
             key: (then.get(key, _ABSENT), now.get(key, _ABSENT))
-            for key in (then | now).keys() - left_out
+            for key in then.keys() | now.keys()
             if then.get(key, _ABSENT) != now.get(key, _ABSENT)
         }
         found += _described(dict(sorted(changed.items())), new)
     return found
+
+
+def _tokenizer_values(path: Path) -> dict[str, Any]:
+    """What a tokenizer's JSON file says that decides about ids, by its keys; {} for none."""
+    left_out = {"model_max_length", *TOKENIZER_KEYS.harmless} if path.name == TOKENIZER_CONFIG else set()
+    return {key: value for key, value in _json_object(path).items() if key not in left_out}
+
+
+def declared_digests(config: LlavaConfig, processor: LlavaProcessor | None) -> dict[str, str]:
+    """What the declared files of a model decide, for a comparison with others that are not at hand.
+
+    Returns:
+        "config.json: KEY", "processor: KEY", "FILE: KEY" of a tokenizer's JSON files, "FILE" of its others -> the value
+        as JSON, or its digest where that is long; the same for a file that was only written otherwise.
+
+    Raises:
+        UserError: a file of the tokenizer cannot be read.
+    """
+    found = {f"{CONFIG_FILE}: {key}": value for key, value in computed_values(config).items()}
+    if processor is not None:
+        values = {**processor.to_dict(), "eos_token_id": sorted(processor.end_ids)}
+        found |= {f"processor: {key}": value for key, value in values.items()}
+    directory = None if processor is None else processor.tokenizer.directory
+    for path in () if directory is None else (directory / name for name in TOKENIZER_FILES):
+        if path.name.endswith(".json"):
+            found |= {f"{path.name}: {key}": value for key, value in _tokenizer_values(path).items()}
+        elif path.is_file():
+            found[path.name] = file_digest(path)
+    texts = {name: json.dumps(value, sort_keys=True) for name, value in found.items()}
+    return {name: text if len(text) <= _SHOWN else text_digest(text) for name, text in texts.items()}
 
 
 def _same_bytes(old: Path, new: Path) -> bool:

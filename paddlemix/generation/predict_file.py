@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from paddlemix.checkpoints.model_identity import model_identity
+from paddlemix.checkpoints.model_identity import file_identity, model_identity
 from paddlemix.checkpoints.pretrained import Pretrained
 from paddlemix.datasets.lengths import measure_lengths
 from paddlemix.datasets.questions import QuestionList, QuestionSettings, QuestionShare, image_files, question_names
@@ -37,12 +37,14 @@ from paddlemix.generation.answer_header import IMAGES, VERSION, Asked, check_ima
 from paddlemix.generation.answer_outputs import AnswerInputs, check_answer_outputs
 from paddlemix.generation.predict import Answer, answer_batches, batches_by_length, processor_for
 from paddlemix.generation.sampling import GenerationSettings
-from paddlemix.identity import file_digests, text_digest
+from paddlemix.identity import differences, file_digests, text_digest
 from paddlemix.processors.templates import Template
 from paddlemix.progress import ProgressBar
 
 _ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"  # shortuuid's: no two look alike
 _SHORT = 16  # digits of a picture's digest that are kept for each question
+_MODEL = "model files"  # in the header: what the model computes with
+_BYTE_BY_BYTE = 2  # the version of headers that knew declared files by their bytes
 _ID_LENGTH = 22  # of its digits hold 128 bits
 
 
@@ -108,9 +110,9 @@ class PredictJob:
     def header(self, records: RecordFile) -> dict[str, Any]:
         """All that the answers depend on but pictures.  Places do not count: what was moved or copied may go on."""
         return {
-            VERSION: 2,
+            VERSION: 3,
             "model": model_id(self.model),
-            "model files": model_identity(self.model, self.base),
+            _MODEL: model_identity(self.model, self.base),
             "input content": records.content_digest,
             "form": self.form,
             "added line": self.suffix or None,
@@ -184,6 +186,8 @@ def predict_file(job: PredictJob, load: Callable[[], Pretrained]) -> Outcome:
     if job.batch_size < 1 or job.workers < 1:
         raise UserError(f"batch-size {job.batch_size} and workers {job.workers} must be at least 1")
     path, earlier = job.output, None
+    for place in (path, *(_shares(job) if job.chunk.joined else ())):
+        _renew_header(place, job, header)
     if job.chunk.joined:
         path = _shares(job)[job.chunk.index]
         earlier = _joined_before(job, header, records)
@@ -202,6 +206,30 @@ def predict_file(job: PredictJob, load: Callable[[], Pretrained]) -> Outcome:
         raise
     outcome = Outcome(len(missing), answered, len(numbers), failed, not job.chunk.joined)
     return _join(job, header, outcome) if job.chunk.joined else outcome
+
+
+def _renew_header(path: Path, job: PredictJob, header: dict[str, Any]) -> None:
+    """Writes the header of an earlier version as this one does, where the model's files are those that it names.
+
+    Raises:
+        UserError: they are not, and nobody can tell any more whether one of them was only written otherwise.
+    """
+    found = read_header(path)
+    if job.overwrite or found.get(VERSION) != _BYTE_BY_BYTE:
+        return
+    then, now = found.get(_MODEL), file_identity(job.model, job.base)
+    if not isinstance(then, dict) or then != now:
+        what = "; ".join(differences(then, now)) if isinstance(then, dict) else "its header is damaged"
+        raise UserError(
+            f"{path} was begun by an earlier version of this package, which compared a model's files byte by byte, and "
+            f"they are not the same now ({what}). Put them back to go on, choose another --output, or begin again with "
+            "--overwrite"
+        )
+    lock = lock_of(path)
+    try:
+        lock.write({**found, VERSION: header[VERSION], _MODEL: header[_MODEL]})
+    finally:
+        lock.close()
 
 
 def _ask(job: PredictJob, loaded: Pretrained, records: RecordFile, answers: AnswerFile, missing: list[int]) -> int:

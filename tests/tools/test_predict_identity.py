@@ -14,6 +14,7 @@ import pytest
 
 from paddlemix.checkpoints.export import convert_checkpoint
 from paddlemix.checkpoints.files import read_json, write_json
+from paddlemix.checkpoints.model_identity import file_identity
 from paddlemix.checkpoints.verified import Conversion
 from paddlemix.examples.llava import run_predict_multiround
 from paddlemix.generation.answer_file import beside
@@ -98,7 +99,7 @@ CHANGES: dict[str, tuple[Callable[[Place], Any], str]] = {
     ),
     "pixels": (
         lambda place: replace_text(place.model / "vision_tower" / "preprocessor_config.json", "0.0039", "0.0040"),
-        "model files (changed: vision tower: preprocessor_config.json)",
+        "model files (new: processor: rescale_factor)",
     ),
     "question": (lambda place: replace_text(place.questions, "How many?", "How much?"), "input content"),
     "picture": (
@@ -124,6 +125,65 @@ def test_one_change(place: Place, capsys: pytest.CaptureFixture[str], changed: s
     if changed == "picture":
         assert f"{place.folder / 'images' / '1.png'}." in error
     assert {path: path.read_bytes() for path in place.folder.glob("answers.jsonl*")} == files
+
+
+def write_otherwise(path: Path) -> None:
+    """The same values in another order and on one line."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(dict(reversed(values.items()))) + "\n\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize("of", ["model", "adapter"])
+def test_what_was_only_written_otherwise_is_the_same(
+    place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, of: str
+) -> None:
+    given = {} if of == "model" else {"model": place.folder / "adapter"}
+    base = [] if of == "model" else ["--model-base", place.model]
+    if of == "adapter":
+        assert place.run("--overwrite", *base, **given) == 0
+    monkeypatch.setattr("paddlemix.checkpoints.load.load_pretrained", None)  # needs no model
+    files = [path for path in place.folder.rglob("*.json") if path.parent.name in ("model", "adapter", "vision_tower")]
+    assert {"config.json", "tokenizer_config.json", "preprocessor_config.json", "lora_config.json"} <= {
+        path.name for path in files
+    }
+    for path in files:
+        write_otherwise(path)
+    before = place.output.read_bytes()
+    assert place.run(*base, **given) == 0
+    assert place.output.read_bytes() == before
+    replace_text(place.model / "config.json", '"rope_theta": ', '"rope_theta": 1')
+    assert place.run(*base, **given) == 2
+    said = "config.json: rope_theta" if of == "model" else "base: config.json: rope_theta"
+    assert f"model files (changed: {said})" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("of", ["model", "adapter"])
+def test_answers_of_an_earlier_version(
+    place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, of: str
+) -> None:
+    """It knew declared files by their bytes: the same bytes are the same model, of others nobody can tell."""
+    given = {} if of == "model" else {"model": place.folder / "adapter"}
+    base = [] if of == "model" else ["--model-base", place.model]
+    if of == "adapter":
+        assert place.run("--overwrite", *base, **given) == 0
+    monkeypatch.setattr("paddlemix.checkpoints.load.load_pretrained", None)  # needs no model
+    path = beside(place.output, "run.json")
+    now = json.loads(path.read_text())
+    files = file_identity(given.get("model", place.model), *map(str, base[1:]))
+    earlier = json.dumps({**now, "header version": 2, "model files": files})
+    path.write_text(earlier)
+    assert place.run(*base, **given) == 0
+    assert json.loads(path.read_text()) == now
+    path.write_text(earlier)
+    config = place.model / "config.json"
+    whole = config.read_bytes()
+    write_otherwise(config)
+    assert place.run(*base, **given) == 2
+    name = "config.json" if of == "model" else "base: config.json"
+    assert f"byte by byte, and they are not the same now (changed: {name})" in capsys.readouterr().err
+    assert path.read_text() == earlier
+    config.write_bytes(whole)
+    assert place.run(*base, **given) == 0
 
 
 def test_the_base_of_an_adapter(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
