@@ -8,6 +8,7 @@ Source: Vaswani et al. 2017; rotary positions as in transformers' Llama (halves,
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -18,7 +19,7 @@ from paddlemix.models import compiled, compiled_library
 from paddlemix.models.attention_kernels import AttentionFunction
 from paddlemix.models.constants import counted, kept
 from paddlemix.models.fused import chosen, suits
-from paddlemix.models.kernels import RotaryFunction
+from paddlemix.models.kernels import RotaryFunction, as_type, autocasts, product_type
 from paddlemix.models.operators import repeat_heads
 from paddlemix.models.rotary import Rope
 
@@ -228,28 +229,32 @@ def attend(queries: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, b
         [B, L, H * E].
     """
     batch, length, heads, head_size = queries.shape
+    # Under autocast what was added to or turned comes in float32; the backward pass, outside autocast, needs one type.
+    dtype = product_type(values)
+    queries, keys, values = (as_type(states, dtype) for states in (queries, keys, values))
+    with paddle.amp.auto_cast(enable=False) if autocasts() else contextlib.nullcontext():
+        merged = _merge(queries, keys, values, bias)
+    return merged.reshape([batch, length, heads * head_size])
+
+
+def _merge(queries: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, bias: Bias) -> paddle.Tensor:
+    """As `attend`, of tensors of one type; [B, L, H, E] or [B * L, H, E]."""
     if isinstance(bias, CausalRuns) or (bias is None and chosen().attention is not None):
         merged = _attend_fused(queries, keys, values, bias)
         if merged is not None:
-            return merged.reshape([batch, length, heads * head_size])
+            return merged
         bias = bias.plain() if bias is not None else None
     if isinstance(bias, SegmentBiases):
-        merged = _attend_by_segment(queries, keys, values, bias)
-    else:
-        merged = _attend_all(queries, keys, values, bias)
-    return merged.reshape([batch, length, heads * head_size])
+        return _attend_by_segment(queries, keys, values, bias)
+    return _attend_all(queries, keys, values, bias)
 
 
 def _attend_fused(
     queries: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, bias: CausalRuns | None
 ) -> paddle.Tensor | None:
-    """As `attend`, [B, L, H, E] or [B * L, H, E]; None where the values' precision is none that a fused kernel takes.
-
-    Under autocast values come out of their product in low precision, queries and keys out of their turn in float32.
-    """
-    if not suits(values):
+    """As `attend`, [B, L, H, E] or [B * L, H, E]; None where the precision is none that a fused kernel takes."""
+    if not suits(queries, keys, values):
         return None
-    queries, keys = queries.astype(values.dtype), keys.astype(values.dtype)
     kernels = chosen()
     if bias is not None and bias.segments is not None:
         assert kernels.packed_attention is not None

@@ -35,6 +35,17 @@ def autocasts() -> bool:
     return bool(paddle.amp.is_autocast_enabled())
 
 
+def product_type(tensor: paddle.Tensor) -> paddle.dtype:
+    """What a product with a tensor is computed in: its own type, or the one that autocast gives to a float32.
+
+    A function whose forward pass autocast may change keeps its inputs in this type, because its backward pass runs
+    outside autocast and gets gradients of it.
+    """
+    if autocasts() and tensor.dtype == paddle.float32:
+        return getattr(paddle, paddle.get_autocast_dtype())
+    return tensor.dtype
+
+
 def as_type(tensor: paddle.Tensor, dtype: paddle.dtype) -> paddle.Tensor:
     """The tensor in a dtype; itself where it has it, since paddle's cast would put a step into the gradient's way."""
     return tensor if tensor.dtype == dtype else tensor.astype(dtype)

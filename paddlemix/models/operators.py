@@ -42,6 +42,11 @@ def take_rows(rows: paddle.Tensor, index: paddle.Tensor) -> paddle.Tensor:
     return paddle.gather(rows, index) if on_cpu(rows) else functional.embedding(index, rows)
 
 
+def difference(first: paddle.Tensor, second: paddle.Tensor) -> paddle.Tensor:
+    """first - second, of equal types; by a sum off the CPU, since NPU subtracts no bfloat16."""
+    return first - second if on_cpu(first) else first + second.scale(-1.0)
+
+
 def repeat_heads(states: paddle.Tensor, groups: int) -> paddle.Tensor:
     """[B, S, K, E] -> [B, S, K * groups, E], each head `groups` times in a row."""
     if on_cpu(states):

@@ -16,7 +16,7 @@ from paddle import nn
 
 from paddlemix.models.kernels import NARROW_COST, DroppedLowRankFunction, LowRankLinearFunction, as_type
 from paddlemix.models.layers import affine, initialising
-from paddlemix.models.operators import on_cpu
+from paddlemix.models.operators import difference, on_cpu
 from paddlemix.peft.settings import LoRAConfig
 
 
@@ -115,7 +115,7 @@ class LoRALinear(nn.Layer):
         if not self.is_quantized:
             return affine(inputs, self.weight, self.bias if with_bias else None)
         outputs = self.base(inputs)
-        return outputs if with_bias or self.bias is None else outputs - self.bias.astype(outputs.dtype)
+        return outputs if with_bias or self.bias is None else difference(outputs, self.bias.astype(outputs.dtype))
 
     def _update(self, inputs: paddle.Tensor) -> paddle.Tensor:
         """What the adapter adds to the base layer's outputs."""

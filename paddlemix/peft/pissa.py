@@ -15,6 +15,7 @@ import paddle
 from paddle import nn
 
 from paddlemix.models.layers import initialising
+from paddlemix.models.operators import difference
 from paddlemix.peft.linear import LoRALinear
 from paddlemix.peft.settings import LoRAConfig
 
@@ -45,7 +46,7 @@ class PiSSALinear(LoRALinear):
 
         It is put together as (A - A0) B + A0 (B - B0), where nothing large cancels: at the start every bit is zero.
         """
-        first, second = self.lora_A - self.lora_A_start, self.lora_B - self.lora_B_start
+        first, second = difference(self.lora_A, self.lora_A_start), difference(self.lora_B, self.lora_B_start)
         return paddle.concat([first, self.lora_A_start], axis=1), paddle.concat([self.lora_B, second], axis=0)
 
 

@@ -21,7 +21,7 @@ import paddle
 from paddle import nn
 from paddle.autograd import PyLayer
 
-from paddlemix.models.kernels import as_type, autocasts
+from paddlemix.models.kernels import as_type, product_type
 from paddlemix.models.operators import on_cpu
 from paddlemix.peft import quantized_kernels
 from paddlemix.peft.codes import NF4_BLOCK, SCALE_GROUP, QuantizedWeight, padded_size, stored_arrays
@@ -165,7 +165,7 @@ class _Product(PyLayer):
         if quantized_kernels.suits(layer.kind, layer._buffers, inputs):
             return quantized_kernels.product(layer.kind, layer._buffers, inputs)
         if not on_cpu(inputs):
-            return paddle.matmul(inputs, layer.wide(_product_dtype(inputs)), transpose_y=True)
+            return paddle.matmul(inputs, layer.wide(product_type(inputs)), transpose_y=True)
         scale = _scale_outside(layer, inputs)
         wide = layer.wide_rows(inputs.dtype, scaled=scale is None)
         outputs = [paddle.matmul(inputs, rows, transpose_y=True) for _, rows in wide]
@@ -182,13 +182,6 @@ class _Product(PyLayer):
         wide = ctx.layer.wide_rows(grad.dtype, scaled=scale is None)
         parts = (paddle.matmul(grad[:, outputs], rows).astype("float32") for outputs, rows in wide)
         return functools.reduce(operator.add, parts).astype(ctx.dtype)
-
-
-def _product_dtype(inputs: paddle.Tensor) -> paddle.dtype:
-    """What a product of the inputs is computed in: the backward pass, outside autocast, gets gradients of it."""
-    if autocasts() and inputs.dtype == paddle.float32:
-        return getattr(paddle, paddle.get_autocast_dtype())
-    return inputs.dtype
 
 
 def _scale_outside(layer: QuantizedLinear, values: paddle.Tensor) -> paddle.Tensor | None:

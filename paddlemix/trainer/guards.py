@@ -102,6 +102,10 @@ class StepLosses:
         values = self._look(found) if norm is None else self._look(found, norm)
         return bool(values[0]), None if norm is None else values[1]
 
+    def no_scale_left(self, scale: float) -> UserError:
+        """What is to be said where a gradient is NaN or infinite at the least loss scale that is tried."""
+        return self._no_number("gradient", f"NaN or infinite at a loss scale of {scale:g}", self._sources)
+
     def take_total(self) -> float:
         """Sum of the losses of all steps since the last call, each micro-batch's times its share."""
         self._look()
@@ -120,7 +124,7 @@ class StepLosses:
             self._total += value * np.float32(share)  # in the order and type that a device would add them
         return [float(value) for value in values[len(losses) :]]
 
-    def _no_number(self, what: str, value: float, sources: str) -> UserError:
+    def _no_number(self, what: str, value: float | str, sources: str) -> UserError:
         found, broken = f"the {what} of step {self._step} is {value}", self._broken_weight()
         if broken is not None:
             return UserError(f"{found}, because {broken}")

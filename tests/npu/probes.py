@@ -23,6 +23,7 @@ from paddlemix.peft.lora import LoRAConfig, add_lora, linear_names
 from paddlemix.trainer.loss import LossModel, _cross_entropy
 from tests.npu.answer_probes import answers
 from tests.npu.copying_probes import copied_batches, made_ahead, turned_weights
+from tests.npu.mixed_probes import attended, unfit_steps
 from tests.npu.precision_probes import LEVELS, token_losses
 from tests.npu.quantized_probes import quantized_operators, quantized_steps, wide_weights
 
@@ -180,6 +181,8 @@ PROBES: dict[str, Callable[[], dict[str, Any]]] = {
     "recomputed": recomputed,
     "newline": newline,
     "answers": answers,
+    "attended": attended,
+    "unfit_steps": unfit_steps,
     "copied_batches": copied_batches,
     "made_ahead": made_ahead,
     "turned_weights": turned_weights,

@@ -12,6 +12,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.npu.answer_probes import answers
+from tests.npu.mixed_probes import LEVELS as MIXED
 from tests.npu.probes import LEVELS
 from tests.npu_double.build import STRICT, environment
 
@@ -33,7 +34,7 @@ def probe(plugin: Path, *names: str, **variables: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def found(plugin: Path) -> dict[str, Any]:
-    return probe(plugin, "norms", "scales", "losses", "recomputed", "answers")
+    return probe(plugin, "norms", "scales", "losses", "recomputed", "answers", "attended", "unfit_steps")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -51,6 +52,20 @@ def test_a_norms_scale_is_float32(found: dict[str, Any], name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_tokens_loss_is_float32(found: dict[str, Any], name: str) -> None:
     assert found["losses"][name] < 1e-5
+
+
+def test_attention_takes_states_of_several_types(found: dict[str, Any]) -> None:
+    """As autocast gives them where biases, rotary positions or lengths of DoRA are in float32."""
+    assert set(found["attended"]) == {f"{dtype} {level} {black}" for dtype, level, black in MIXED}
+    for name, error in found["attended"].items():
+        assert error < (2e-2 if name.startswith("bfloat16") else 3e-3), name
+
+
+def test_a_gradient_that_no_scale_fits_ends_the_run(found: dict[str, Any]) -> None:
+    """Each such step is left out and halves the scale: without an end a run would train nothing and say it is done."""
+    assert found["unfit_steps"]["scales"] == [4.0, 2.0, 1.0]
+    said = found["unfit_steps"]["said"]
+    assert "the gradient of step 3 is NaN or infinite at a loss scale of 1 in the batch of train.json record 3" in said
 
 
 def test_recomputation_draws_the_same_masks(found: dict[str, Any], plugin: Path) -> None:

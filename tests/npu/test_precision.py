@@ -24,7 +24,8 @@ APART = {"float16 O1": 0.05, "float16 O2": 0.05, "bfloat16 O1": 0.3, "bfloat16 O
 HALF_A_PLACE = {"float16": 2.0**-11, "bfloat16": 2.0**-8}  # what rounding to the type costs
 TOKENS = [f"{dtype} {level}" for dtype, level in LEVELS]
 CASES = [*(("bare", name) for name in BOUNDS), ("block", "bf16 O2"), ("block", "fp16 O2")]
-START: dict[str, Any] = {"adam_epsilon": 1e-4}
+# A tower that trains has biases, which autocast leaves in float32 and adds to products in low precision.
+START: dict[str, Any] = {"adam_epsilon": 1e-4, "vision_tower": "full"}
 
 
 def precision(name: str) -> dict[str, Any]:
@@ -75,6 +76,17 @@ def test_a_step_waits_for_the_device_once(bench: Bench, where: str, name: str) -
     assert [step["d2h_calls"] for step in report["micro_steps"]] == [0] * 4
 
 
+@pytest.mark.parametrize("level", ["O1", "O2"])
+def test_float32_gradients_are_freed_of_the_scale(bench: Bench, level: str) -> None:
+    bench.train("cpu", "float32", START)
+    bench.train("bare", f"master {level}", {**precision(f"fp16 {level}"), "amp_master_grad": True})
+    exact, found = (
+        reports(bench.root / where / name / "out", "grad_norm")
+        for where, name in (("cpu", "float32"), ("bare", f"master {level}"))
+    )
+    assert found == pytest.approx(exact, rel=0.05)
+
+
 def test_a_step_that_overflows_changes_nothing(bench: Bench, where: str) -> None:
     run = {**LORA, "fp16": True, "fp16_opt_level": "O2", "scale_loss": 2.0**100, "max_steps": 2}
     out = bench.train(where, "overflow", run)
@@ -88,9 +100,10 @@ def test_a_step_that_overflows_changes_nothing(bench: Bench, where: str) -> None
     assert all(np.array_equal(found[name], start[name].astype("float16")) for name in projector)
 
 
-def test_the_scale_falls_until_steps_are_made(bench: Bench) -> None:
-    run = {"fp16": True, "fp16_opt_level": "O2", "scale_loss": 2.0**18, "max_steps": 6}
-    out = bench.train("bare", "falling", run)
+@pytest.mark.parametrize("master", [False, True])
+def test_the_scale_falls_until_steps_are_made(bench: Bench, master: bool) -> None:
+    run = {"fp16": True, "fp16_opt_level": "O2", "scale_loss": 2.0**18, "max_steps": 6, "amp_master_grad": master}
+    out = bench.train("bare", f"falling {master}", run)
     losses, norms = reports(out), reports(out, "grad_norm")
     assert sorted(losses) == [1, 2, 3, 4, 5, 6]
     assert 1 not in norms and 0 < len(norms) < 6

@@ -19,6 +19,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "lora": {**LORA, "lora_dropout": 0.1, "recompute": True},
     "nf4": {**LORA, "lora_dropout": 0.1, "quantize_base": "nf4"},
     "int8": {**LORA, "quantize_base": "int8"},
+    "pissa": {**LORA, "pissa": True},
     "packed": {**LORA, "mixtoken": True, "recompute": True},
     "any_resolution": {
         "image_aspect_ratio": "anyres",
