@@ -1,15 +1,15 @@
 """What the declared files of a model decide about its computation, and what differs between two models, in words.
 
 Values are compared as they are computed with, not files: another layout, dtype or quantised copy of a model has the
-same ones, and so has a file that was only written otherwise.  A tokenizer's ids are decided by its files alone, so
-those are compared, JSON by key.
+same ones, and so has a file that was only written otherwise.  Tokenizers are compared by what decides their ids; where
+that differs, their files say how, JSON by key.
 """
 
 from __future__ import annotations
 
 import filecmp
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from paddlemix.identity import file_digest, listed, text_digest
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig, projector_depth
 from paddlemix.processors.chat_template import read_template
 from paddlemix.processors.llava import PROCESSOR_FILE, LlavaProcessor, image_spec_from_dict
-from paddlemix.processors.tokenizer import TOKENIZER_FILES
+from paddlemix.processors.tokenizer import TOKENIZER_FILES, Tokenizer, load_tokenizer
 from paddlemix.processors.tokenizer_keys import CONFIG_FILE as TOKENIZER_CONFIG
 from paddlemix.processors.tokenizer_keys import KEYS as TOKENIZER_KEYS
 
@@ -101,7 +101,7 @@ def changed_processor(checkpoint: Path, loaded: Pretrained) -> list[str]:
     processor = loaded.processor
     if processor is None:
         return []
-    found = _changed_tokenizer(checkpoint, processor.tokenizer.directory)
+    found = _changed_tokenizer(checkpoint, processor.tokenizer)
     then, now = _saved_values(checkpoint / PROCESSOR_FILE, processor), processor.to_dict()
     files: dict[Path, dict[str, tuple[Any, Any]]] = {}
     for key in then | now:
@@ -133,9 +133,16 @@ def _file_with(key: str, loaded: Pretrained) -> Path:
     return own
 
 
-def _changed_tokenizer(checkpoint: Path, directory: Path | None) -> list[str]:
+def _changed_tokenizer(checkpoint: Path, tokenizer: Tokenizer) -> list[str]:
+    directory = tokenizer.directory
     if directory is None or not checkpoint.is_dir():
         return []
+    changed = _changed_tokenizer_files(checkpoint, directory)
+    # files are written in other ways by other versions, and not all of what they hold is read
+    return changed if changed and not load_tokenizer(checkpoint).gives_the_ids_of(tokenizer) else []
+
+
+def _changed_tokenizer_files(checkpoint: Path, directory: Path) -> list[str]:
     found: list[str] = []
     for name in TOKENIZER_FILES:
         old, new = checkpoint / name, directory / name
@@ -201,8 +208,20 @@ def _json_object(path: Path) -> dict[str, Any]:
 
 def _described(changed: Mapping[str, tuple[Any, Any]], path: Path) -> list[str]:
     """Changed values of one file, in one text; none where nothing changed."""
-    words = [f"{key} {_short(old)} -> {_short(new)}" for key, (old, new) in changed.items()]
+    parts = [part for key, (old, new) in changed.items() for part in _parts(key, old, new)]
+    words = [f"{key} {_short(old)} -> {_short(new)}" for key, old, new in parts]
     return [f"{listed(words)} in {path}"] if words else []
+
+
+def _parts(key: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    """What differs inside a value, "rope_scaling.factor": two long objects look alike where a message cuts them."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        yield key, old, new
+        return
+    for name in old | new:
+        then, now = old.get(name, _ABSENT), new.get(name, _ABSENT)
+        if then != now:
+            yield from _parts(f"{key}.{name}", then, now)
 
 
 def _short(value: Any) -> str:

@@ -106,6 +106,22 @@ class Tokenizer:
         files = [self.directory / name for name in TOKENIZER_FILES]
         return cache_key(*(hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()))
 
+    def gives_the_ids_of(self, other: Tokenizer) -> bool:
+        """Whether both have the same vocabulary, rules and special tokens, however their files say it."""
+        return self._rules() == other._rules()
+
+    def _rules(self) -> tuple[Any, ...]:
+        hf, is_fast = self._hf, self._named is not None
+        return (
+            (is_fast, self._legacy, self.bos_token_id, bool(getattr(hf, "add_prefix_space", True))),
+            (hf.special_tokens_map, sorted(self._special_ids)),
+            {
+                index: (token.content, token.lstrip, token.rstrip, token.single_word)
+                for index, token in hf.added_tokens_decoder.items()
+            },
+            hf.backend_tokenizer.to_str() if is_fast else hf.sp_model.serialized_model_proto(),
+        )
+
     def encode(self, text: str, after: Neighbour = "start") -> list[int]:
         """Token ids of a piece of text, without BOS or EOS.
 

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from paddlemix.checkpoints import declared_identity
 from paddlemix.checkpoints.files import read_json, read_weights, write_json
 from paddlemix.checkpoints.layouts import CONFIG_FILE
 from paddlemix.errors import UserError
+from paddlemix.processors.tokenizer import load_tokenizer
 from paddlemix.trainer.recipe import run_recipe
 from tests.tiny_world import CLIP_TOWER, LORA, World
 
@@ -135,6 +137,25 @@ def test_what_computes_the_same_is_the_same_to_the_bit(world: World, place: Path
     else:
         first, second = ((path / "adapter_model.safetensors").read_bytes() for path in files)
         assert first == second
+
+
+def test_a_tokenizer_that_was_saved_again_gives_the_same_ids(place: Path) -> None:
+    """What transformers writes of what it read: tokens as objects, other files, other keys."""
+    from transformers import LlamaTokenizer
+
+    old, new = place / "llama", place / "again"
+    LlamaTokenizer.from_pretrained(str(old), local_files_only=True).save_pretrained(str(new))
+    assert (old / "tokenizer_config.json").read_bytes() != (new / "tokenizer_config.json").read_bytes()
+    assert declared_identity._changed_tokenizer(old, load_tokenizer(new)) == []
+    (new / "special_tokens_map.json").unlink()
+    assert declared_identity._changed_tokenizer(old, load_tokenizer(new)) == []
+    decoder = read_json(new / "tokenizer_config.json")["added_tokens_decoder"]
+    added = {**next(iter(decoder.values())), "content": "[SEG]", "special": False}
+    size = len(load_tokenizer(new))
+    shutil.copytree(new, place / "grown")
+    put("grown/tokenizer_config.json", "added_tokens_decoder", {**decoder, str(size): added})(place)
+    (found,) = declared_identity._changed_tokenizer(new, load_tokenizer(place / "grown"))
+    assert f'added_tokens_decoder.{size} (none) -> {{"content": "[SEG]"' in found  # not two objects that look alike
 
 
 def test_changes_that_are_allowed(world: World, place: Path, stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
