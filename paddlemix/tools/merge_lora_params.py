@@ -76,11 +76,13 @@ def _check_target(target: Path, arguments: argparse.Namespace) -> None:
     """Whether the merged model may go there.
 
     Raises:
-        UserError: base or adapter are there, or another model, and --overwrite is missing.
+        UserError: base or adapter are there, or another model, and --overwrite is missing; or it would take the place
+            of a checkpoint that a run may go on from.
     """
     from paddlemix.checkpoints.merging import check_can_be_kept
     from paddlemix.checkpoints.needs import needed_by_model
     from paddlemix.outputs import Output, check_output
+    from paddlemix.trainer.checkpoint_check import STATE_FILE
     from paddlemix.trainer.output import holds_result
 
     adapter, base = arguments.lora_path, arguments.model_name_or_path
@@ -89,6 +91,11 @@ def _check_target(target: Path, arguments: argparse.Namespace) -> None:
     if in_place:
         needed = [item for item in needed if item.path.resolve() != target.resolve()]
     check_output(Output("merge_model_path", target), needed)
+    if in_place and (target / STATE_FILE).is_file():
+        raise UserError(
+            f"lora_path '{target}' is a checkpoint, which its run could not go on from after a merge in place; give "
+            "merge_model_path a new folder"
+        )
     if in_place:
         check_can_be_kept(target)
     elif holds_result(target) and not arguments.overwrite:

@@ -18,6 +18,7 @@ from paddlemix.identity import fresh_digest
 from paddlemix.log import logger, process_rank
 
 STATE_FILE, PROGRESS_FILE, CHECKSUMS_FILE = "training_state.json", "trainer_state.json", "checksums.json"
+OPTIMIZER_FILE = "optimizer.safetensors"
 _MOST = 2**53  # of a counter
 _NAME = re.compile(r"checkpoint-(\d+)")
 _Check = tuple[str, Callable[[Any], bool]]  # what is expected, in words, and whether a value is that
@@ -33,18 +34,27 @@ def write_checksums(directory: Path) -> None:
     write_json(directory / CHECKSUMS_FILE, {"files": files})
 
 
-def check_checkpoint(checkpoint: Path) -> None:
+def check_checkpoint(checkpoint: Path, with_optimizer: bool = True) -> None:
     """Looks whether a checkpoint can be gone on from; checksums are compared by the first process alone.
 
     A checkpoint of an earlier version has no checksums, which is said.
 
+    Args:
+        with_optimizer: whether the run takes the optimiser's state too.
+
     Raises:
         UserError: a file is missing, damaged or changed, or steps contradict each other; names the file, and the newest
-            earlier checkpoint that is whole.
+            earlier checkpoint that is whole.  Or it was saved without the optimiser's state.
     """
     problem = find_damage(checkpoint)
     if problem is not None:
         raise damaged(checkpoint, problem)
+    if with_optimizer and not (checkpoint / OPTIMIZER_FILE).is_file():
+        raise UserError(
+            f"{checkpoint} has no {OPTIMIZER_FILE}, as where it was saved with ignore_save_lr_and_optim; set "
+            "ignore_load_lr_and_optim true to go on with a new optimiser and schedule, or overwrite_output_dir true to "
+            "begin anew"
+        )
     if not (checkpoint / CHECKSUMS_FILE).is_file():
         logger.info(
             "%s has no checksums, it was saved by an earlier version: its files are taken as they are", checkpoint

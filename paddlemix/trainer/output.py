@@ -68,6 +68,8 @@ def find_resume_point(config: RunConfig) -> Path | None:
     check_outputs(config, resume, goes_on)
     if not (goes_on or config.overwrite_output_dir):
         _check_nothing_is_there(output_dir, resume)
+    if goes_on and resume is not None and not config.overwrite_output_dir:
+        _check_no_other_result(output_dir, resume)
     return resume
 
 
@@ -153,6 +155,15 @@ def _check_nothing_is_there(output_dir: Path, resume: Path | None) -> None:
     if not _ended_early(output_dir):
         raise UserError(f"output_dir '{output_dir}' is not empty and holds no checkpoint to go on from; {advice}")
     logger.info("the run in %s ended before its first checkpoint: starting anew", output_dir)
+
+
+def _check_no_other_result(output_dir: Path, resume: Path) -> None:
+    """A whole model where a run leaves an adapter is a merged one: the run's end would remove it."""
+    if (resume / ADAPTER_FILE).is_file() and (output_dir / CONFIG_FILE).exists():
+        raise UserError(
+            f"output_dir '{output_dir}' holds a whole model ({CONFIG_FILE}), which the adapter of this run would "
+            "replace, perhaps one that the adapter was merged into; move the model's files to a folder of their own"
+        )
 
 
 def _content(output_dir: Path) -> set[Path]:

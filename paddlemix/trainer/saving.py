@@ -33,10 +33,9 @@ from paddlemix.checkpoints.tensors import TensorEntry, converted
 from paddlemix.config.schema import RunConfig
 from paddlemix.errors import UserError, did_you_mean
 from paddlemix.log import logger
-from paddlemix.trainer.checkpoint_check import PROGRESS_FILE, STATE_FILE, write_checksums
+from paddlemix.trainer.checkpoint_check import OPTIMIZER_FILE, PROGRESS_FILE, STATE_FILE, write_checksums
 from paddlemix.trainer.same_recipe import recipe_values
 
-OPTIMIZER_FILE = "optimizer.safetensors"
 ANSWER_METRICS = ("exact_match", "rouge_l")  # measured with eval_with_do_generation
 METRICS = ("loss", "token_accuracy", *ANSWER_METRICS)  # that tell the best checkpoint; reported as eval_loss, ...
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")

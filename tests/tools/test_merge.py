@@ -15,6 +15,7 @@ from paddlemix.checkpoints.files import read_json, read_weights
 from paddlemix.checkpoints.load import BaseSpec, base_reference, load_base, load_pretrained
 from paddlemix.checkpoints.merging import write_merged
 from paddlemix.checkpoints.pretrained import load_model, save_model
+from paddlemix.errors import UserError
 from paddlemix.peft.linear import LoRALinear
 from paddlemix.peft.lora import LoRAConfig, add_lora
 from paddlemix.peft.quantize import quantized_linears
@@ -70,9 +71,14 @@ def test_it_needs_no_base_beside_it(world: World, adapter: Path, tmp_path: Path)
     assert np.array_equal(logits(tmp_path / "merged"), before)
 
 
-def test_without_a_place_the_adapter_becomes_the_model_and_its_run_stays(world: World, tmp_path: Path) -> None:
-    run_recipe(world.config(tmp_path / "run", save_strategy="steps", save_steps=2, learning_rate=0.01, **LORA))
+def test_without_a_place_the_adapter_becomes_the_model_and_its_run_stays(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = world.config(tmp_path / "run", save_strategy="steps", save_steps=2, learning_rate=0.01, **LORA)
+    run_recipe(config)
     before = logits(tmp_path / "run")
+    assert merge("--lora_path", tmp_path / "run" / "checkpoint-4") == 2
+    assert "is a checkpoint, which its run could not go on from after a merge in place" in capsys.readouterr().err
     assert merge("--lora_path", tmp_path / "run") == 0
     assert load_model(tmp_path / "run").adapter is None
     assert np.abs(logits(tmp_path / "run") - before).max() < MAX_GAP
@@ -82,6 +88,9 @@ def test_without_a_place_the_adapter_becomes_the_model_and_its_run_stays(world: 
     assert names.isdisjoint({"lora_config.json", "adapter_model.safetensors"})
     assert np.array_equal(logits(tmp_path / "run" / "adapter"), before)  # nothing is lost
     assert merge("--lora_path", tmp_path / "run" / "adapter", "--merge_model_path", tmp_path / "again") == 0
+    with pytest.raises(UserError, match=r"run' holds a whole model \(config.json\), which the adapter of this"):
+        run_recipe(config)
+    assert names == {path.name for path in (tmp_path / "run").iterdir()}
 
 
 def test_a_place_that_is_taken_keeps_the_adapter_where_it_is(

@@ -289,6 +289,6 @@ def test_going_on_without_a_part_of_the_state(world: World, tmp_path: Path, key:
 def test_a_checkpoint_without_optimiser_says_so(world: World, tmp_path: Path) -> None:
     run_recipe(world.config(tmp_path, **{**EVERY, "max_steps": 2}, ignore_save_lr_and_optim=True))
     assert not (tmp_path / "checkpoint-2" / "optimizer.safetensors").exists()
-    with pytest.raises(UserError, match="optimizer.safetensors' does not exist"):
-        run_recipe(world.config(tmp_path, **EVERY))
+    with pytest.raises(UserError, match="has no optimizer.safetensors, .*; set ignore_load_lr_and_optim true to go on"):
+        run_recipe(world.config(tmp_path, **EVERY, model_name_or_path="/absent"))  # said before anything is loaded
     assert run_recipe(world.config(tmp_path, **EVERY, ignore_load_lr_and_optim=True))["steps"] == 6
