@@ -28,6 +28,11 @@ def refuse_constant(name: str) -> NoReturn:
 DECODER = json.JSONDecoder(parse_constant=refuse_constant)
 
 
+def undecodable(error: Exception) -> str:
+    """Why `DECODER` gave no value, in words: NaN, a number of thousands of digits, or lists in lists without end."""
+    return "lists or objects are nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
 def kind_of(value: Any) -> str:
     """JSON's word for a decoded value."""
     names = {dict: "object", list: "array", str: "text", bool: "boolean", type(None): "null"}
@@ -109,8 +114,8 @@ class ArrayReader:
                     raise self._error(start + len(text[: error.pos].encode()), error.msg) from error
                 if not is_whole:
                     raise self._not_unicode(start + len(text.encode())) from error
-            except (RecursionError, ValueError) as error:  # too deep; NaN, a number of thousands of digits
-                raise self._error(start, str(error)) from error
+            except (RecursionError, ValueError) as error:
+                raise self._error(start, undecodable(error)) from error
             size *= 4
 
     def _decode_text(self, window: bytes, start: int) -> tuple[str, bool]:

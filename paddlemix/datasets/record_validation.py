@@ -19,7 +19,7 @@ import numpy as np
 from paddlemix.datasets.formats import parse_record
 from paddlemix.datasets.grouping import count_words
 from paddlemix.datasets.image_markers import unread_picture
-from paddlemix.datasets.record_errors import DECODER, not_an_object
+from paddlemix.datasets.record_errors import DECODER, not_an_object, undecodable
 from paddlemix.datasets.record_images import folders_of
 from paddlemix.datasets.record_scan import WHITE, Spans
 from paddlemix.errors import UserError
@@ -119,8 +119,8 @@ def _sample_of(data: bytes, source: str, form: str | None) -> Sample:
         record = DECODER.decode(data.decode("utf-8"))
     except (JSONDecodeError, UnicodeDecodeError):
         raise
-    except (ValueError, RecursionError) as error:  # NaN, a number of thousands of digits; nested too deeply
-        raise UserError(f"{source}: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{source}: {undecodable(error)}") from error
     if not isinstance(record, dict):
         raise TypeError(not_an_object(record))
     return parse_record(record, source, form=form)

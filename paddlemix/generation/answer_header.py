@@ -18,6 +18,7 @@ from paddlemix.errors import UserError
 from paddlemix.identity import differences, listed
 
 IMAGES = "images"  # in the header: a digest for each question
+QUESTIONS = "input content"  # in the header: a digest of the file of questions
 VERSION = "header version"  # in the header: what its names mean
 
 
@@ -51,6 +52,8 @@ def _difference(name: str, old: Any, new: Any) -> str:
         return ""
     if isinstance(old, dict) and isinstance(new, dict):  # digests by name: their values say nothing to anybody
         return f"{name} ({'; '.join(differences(old, new))})"
+    if name == QUESTIONS:
+        return f"{name} (the file of questions holds others, or is written in another way)"
     return f"{name} {_shown(old)} (now {_shown(new)})"
 
 

@@ -33,7 +33,7 @@ from paddlemix.generation.answer_file import (
     whole_lines,
     write_lines,
 )
-from paddlemix.generation.answer_header import IMAGES, VERSION, Asked, check_images, compare_headers
+from paddlemix.generation.answer_header import IMAGES, QUESTIONS, VERSION, Asked, check_images, compare_headers
 from paddlemix.generation.answer_outputs import AnswerInputs, check_answer_outputs
 from paddlemix.generation.predict import Answer, answer_batches, batches_by_length, processor_for
 from paddlemix.generation.sampling import GenerationSettings
@@ -113,7 +113,7 @@ class PredictJob:
             VERSION: 3,
             "model": model_id(self.model),
             _MODEL: model_identity(self.model, self.base),
-            "input content": records.content_digest,
+            QUESTIONS: records.content_digest,
             "form": self.form,
             "added line": self.suffix or None,
             "conv-mode": None if self.template is None else self.template.name,

@@ -157,7 +157,7 @@ def test_other_arguments_need_another_output(world: World, tmp_path: Path, capsy
     assert 'conv-mode null (now "llava_v1")' in message and "max_new_tokens 5 (now 4)" in message
     write_questions(questions, 4)
     assert run(world, questions, output) == 2
-    assert "input content" in capsys.readouterr().err
+    assert "input content (the file of questions holds others, or is written" in capsys.readouterr().err
     assert run(world, questions, output, "--overwrite") == 0
     assert len(read(output)) == 4
 
