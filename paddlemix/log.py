@@ -1,6 +1,6 @@
 """Where messages go: one logger that speaks on rank 0 only, and the writer of `metrics.jsonl`.
 
-Knows nothing of what is logged.  Commands set the level once with `set_verbosity`.
+Knows nothing of what is logged.
 """
 
 from __future__ import annotations
@@ -57,11 +57,6 @@ def _build_logger() -> logging.Logger:
 
 
 logger = _build_logger()
-
-
-def set_verbosity(level: int) -> None:
-    """Sets the level of the package's logger, e.g. `logging.WARNING`."""
-    logger.setLevel(level)
 
 
 class MetricsWriter:

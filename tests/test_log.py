@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 
 from paddlemix.errors import MissingFileError
-from paddlemix.log import MetricsWriter, logger, process_rank, read_metrics, set_verbosity
+from paddlemix.log import MetricsWriter, logger, process_rank, read_metrics
 
 
 @pytest.fixture(autouse=True)
@@ -33,19 +32,11 @@ def test_other_ranks_report_errors_alone(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str, heard: list[str]
 ) -> None:
     monkeypatch.setenv("PADDLE_TRAINER_ID", rank)
-    set_verbosity(logging.INFO)
     logger.info("one")
     logger.error("two")
     captured = capsys.readouterr()
     assert [line.partition(" ")[2] for line in captured.err.splitlines()] == heard
     assert captured.out == ""
-
-
-def test_verbosity(capsys: pytest.CaptureFixture[str]) -> None:
-    set_verbosity(logging.WARNING)
-    logger.info("quiet")
-    logger.warning("loud")
-    assert capsys.readouterr().err.endswith("WARNING loud\n")
 
 
 def test_no_secret_is_logged(capsys: pytest.CaptureFixture[str]) -> None:

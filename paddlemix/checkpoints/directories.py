@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from paddlemix.locks import remove_leftovers, temporary_directory, write_errors
@@ -17,12 +17,11 @@ def writing(path: Path) -> contextlib.AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def atomic_directory(target: Path, keep: Sequence[str] = ()) -> Iterator[Path]:
+def atomic_directory(target: Path) -> Iterator[Path]:
     """Gives a temporary directory that becomes `target` when the block ends well and vanishes when it does not.
 
     Args:
         target: replaced whole if it exists.
-        keep: names inside an existing `target` to carry over.
 
     Raises:
         UserError: the disk is full or cannot be written; what was there before is untouched.
@@ -38,7 +37,7 @@ def atomic_directory(target: Path, keep: Sequence[str] = ()) -> Iterator[Path]:
                 _sync(path)
             _sync(temporary)
             if target.exists():
-                _exchange(temporary, target, keep)
+                _exchange(temporary, target)
             else:
                 os.rename(temporary, target)
             _sync(target.parent)
@@ -55,12 +54,10 @@ def remove_directory(path: Path) -> None:
         shutil.rmtree(hidden)
 
 
-def _exchange(temporary: Path, target: Path, keep: Sequence[str]) -> None:
-    """Puts `temporary` in the place of `target`, with what `target` has of `keep`; a failed step is taken back."""
-    moves = [(target / name, temporary / name) for name in keep]
-    moves = [(source, place) for source, place in moves if source.exists() and not place.exists()]
+def _exchange(temporary: Path, target: Path) -> None:
+    """Puts `temporary` in the place of `target`; a failed step is taken back."""
     with temporary_directory(target.parent, target.name, replaced=True) as old:
-        moves += [(target, old / target.name), (temporary, target)]
+        moves = [(target, old / target.name), (temporary, target)]
         done: list[tuple[Path, Path]] = []
         try:
             for source, place in moves:

@@ -22,13 +22,14 @@ from paddlemix.checkpoints.finite import all_finite, finite
 from paddlemix.checkpoints.foreign_adapter import PEFT_OTHER_WEIGHTS, PEFT_WEIGHTS
 from paddlemix.checkpoints.keymap import ORIGINAL, KeyMap, is_linear_weight
 from paddlemix.checkpoints.layouts import CONFIG_FILE, PEFT_ADAPTER_FILE, recognise
-from paddlemix.checkpoints.load import apply_adapter, base_of, load_base
+from paddlemix.checkpoints.load import BaseSpec, apply_adapter, base_of, load_base
 from paddlemix.checkpoints.padding import with_adapter
 from paddlemix.checkpoints.pretrained import tensor_entry
 from paddlemix.checkpoints.tensors import FLOAT_TYPES, TensorEntry, converted, joined, transposed
 from paddlemix.checkpoints.vocabulary import without_added
 from paddlemix.errors import UserError
 from paddlemix.log import logger
+from paddlemix.models.configuration import LlavaConfig
 from paddlemix.peft.lora import lora_parameters
 from paddlemix.peft.settings import MAGNITUDE, LoRAConfig, is_adapter_weight, is_start_value
 
@@ -169,16 +170,36 @@ def _base(adapter: AdapterFiles) -> Checkpoint:
     """The adapter's base, a whole model.
 
     Raises:
-        UserError: it is a language model alone.
+        UserError: it is a language model alone, or reads pictures of another size.
     """
-    model = base_of(adapter).model
-    base = read_checkpoint(Path(model))
+    spec = base_of(adapter)
+    model, base = spec.model, read_checkpoint(Path(spec.model))
     if base.facts.config.vision is None:
         raise UserError(
             f"the adapter's base {model} is a language model alone; merge the adapter first "
             "(paddlemix merge-lora) and convert the result"
         )
+    check_image_size(spec, base.facts.config)
     return base
+
+
+def check_image_size(spec: BaseSpec, config: LlavaConfig) -> None:
+    """Whether an adapter's base reads pictures of the size that the adapter was trained on, without being told to.
+
+    Args:
+        spec: the adapter's base as it was trained on.
+        config: sizes of the base as its directory has them, with a tower.
+
+    Raises:
+        UserError: it does not; no other program's adapter can say of its base that the positions are interpolated.
+    """
+    assert config.vision is not None
+    wanted, found = spec.vision_image_size, config.vision.image_size
+    if wanted is not None and wanted != found:
+        raise UserError(
+            f"the adapter was trained with vision_image_size {wanted}, its base's tower reads {found} pixels, and no "
+            "other program's adapter has a place for that; merge it first (paddlemix merge-lora) and convert the result"
+        )
 
 
 def _config(base: Checkpoint, adapter: AdapterFiles) -> dict[str, Any]:

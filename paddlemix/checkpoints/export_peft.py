@@ -21,6 +21,7 @@ from paddlemix.checkpoints.export import Checkpoint, check_target, read_checkpoi
 from paddlemix.checkpoints.export_adapter import (
     PEFT_WRAPPER,
     adapted_modules,
+    check_image_size,
     peft_lora,
     peft_settings,
     say_base,
@@ -93,6 +94,7 @@ def _base(adapter: AdapterFiles) -> Checkpoint:
             f"the adapter's base {spec.model} is a language model alone, and no llava-hf model; merge the adapter "
             "first (paddlemix merge-lora) and convert the result (--to hf)"
         )
+    check_image_size(spec, base.facts.config)
     facts = replace(base.facts, processor=with_adapter(base.facts.processor, adapter))
     check_hf(facts)
     return replace(base, facts=facts)

@@ -12,7 +12,7 @@ from pathlib import Path
 from paddlemix.checkpoints.adapter import AdapterFiles, read_adapter
 from paddlemix.checkpoints.declared import Facts, check_xtuner, xtuner_projector_config
 from paddlemix.checkpoints.export import check_target, to_layout
-from paddlemix.checkpoints.export_adapter import peft_lora, peft_settings, place_of, plain_of_pissa
+from paddlemix.checkpoints.export_adapter import check_image_size, peft_lora, peft_settings, place_of, plain_of_pissa
 from paddlemix.checkpoints.families import FAMILIES
 from paddlemix.checkpoints.files import atomic_directory, write_json, write_safetensors
 from paddlemix.checkpoints.finite import all_finite
@@ -102,6 +102,7 @@ def _base_config(spec: BaseSpec, adapter: AdapterFiles) -> LlavaConfig:
         )
     config = attach_tower(text, Source.open(resolve_model(spec.tower)), spec).config
     assert config.vision is not None
+    check_image_size(spec, config)
     if tower_form(config.vision) is not CLIP_FORM:
         raise UserError(f"the adapter's tower {spec.tower} is no CLIP tower, and XTuner's models have no other")
     return config

@@ -13,7 +13,7 @@ from typing import Any
 
 import paddle
 
-from paddlemix.checkpoints.adapter import AdapterFiles, fingerprint, read_adapter
+from paddlemix.checkpoints.adapter import AdapterFiles, read_adapter
 from paddlemix.checkpoints.adapter_fit import AdapterWeights, check_fit
 from paddlemix.checkpoints.adapter_processor import adapter_processor
 from paddlemix.checkpoints.base_check import check_base
@@ -43,8 +43,7 @@ from paddlemix.errors import MissingFileError, UserError
 from paddlemix.log import logger
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.models.fused import KernelSizes, choose_kernels
-from paddlemix.models.llava import LlavaModel
-from paddlemix.peft.lora import LoRAConfig, add_lora, linear_names
+from paddlemix.peft.lora import add_lora, linear_names
 
 _FLAGS = "give its folder with --model-base (chat, predict) or --model_name_or_path (merge-lora), "
 
@@ -310,10 +309,3 @@ def attach_tower(text: Source, tower: Source, spec: BaseSpec) -> Source:
         "mm_vision_select_feature": spec.mm_vision_select_feature,
     }
     return replace(text, config=config, processor=processor)
-
-
-def new_adapter(model: LlavaModel, config: LoRAConfig) -> str:
-    """Adds a fresh adapter to a model and gives the fingerprint of the base it stands on."""
-    mark = fingerprint(model)
-    add_lora(model, config)
-    return mark

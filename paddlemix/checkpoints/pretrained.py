@@ -223,20 +223,18 @@ def parameter_entries(model: paddle.nn.Layer, names: set[str] | None = None) -> 
     }
 
 
-def save_model(
-    loaded: Pretrained, directory: str | Path, max_shard_bytes: int = MAX_SHARD_BYTES, keep: tuple[str, ...] = ()
-) -> None:
+def save_model(loaded: Pretrained, directory: str | Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
     """Writes a self-contained model directory in our own layout; it appears whole or not at all.
 
     Args:
         loaded: the model, its processor and the tower weights that are not built.
-        directory: replaced if it exists, but for the names in `keep`.
+        directory: replaced whole if it exists.
         max_shard_bytes: largest weight file, bytes.
 
     Raises:
         UserError: it cannot be written; what was there before is untouched.
     """
-    with atomic_directory(Path(directory), keep) as temporary:
+    with atomic_directory(Path(directory)) as temporary:
         write_model(loaded, temporary, max_shard_bytes)
 
 

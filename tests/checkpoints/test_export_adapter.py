@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import pytest
 
 from paddlemix.checkpoints.adapter import AdapterSettings, fingerprint, save_adapter
 from paddlemix.checkpoints.export_adapter import export_adapter
+from paddlemix.checkpoints.export_peft import export_peft_adapter
+from paddlemix.checkpoints.files import write_json
 from paddlemix.checkpoints.load import load_pretrained
+from paddlemix.errors import UserError
 from paddlemix.peft.lora import LoRAConfig, add_lora
 from tests.tiny_models import GOLDEN
 
@@ -52,3 +56,17 @@ def test_every_kind_of_adapter_as_one_of_peft(tmp_path: Path, kind: str, dtype: 
         np.testing.assert_allclose(theirs.merged_weight().numpy(), ours.merged_weight().numpy(), atol=gap)
         if ours.bias is not None:
             np.testing.assert_allclose(theirs.bias.numpy(), ours.bias.numpy(), atol=gap)
+
+
+@pytest.mark.parametrize("export", [export_adapter, export_peft_adapter])
+def test_an_adapter_of_another_image_size_is_refused(tmp_path: Path, export: Callable[[Path, Path], int]) -> None:
+    """Its base would read smaller pictures in the other program, and answer otherwise."""
+    loaded = load_pretrained(BASE)
+    config = LoRAConfig(r=2, lora_alpha=4, modules=MODULES)
+    add_lora(loaded.model, config)
+    base = {"model": str(BASE), "vision_image_size": 56}
+    save_adapter(loaded.model, None, AdapterSettings(config, base, ""), tmp_path / "ours")
+    write_json(tmp_path / "ours" / "processor_config.json", {"chat_template": "llava_v1"})
+    with pytest.raises(UserError, match="trained with vision_image_size 56, its base's tower reads 28 pixels"):
+        export(tmp_path / "ours", tmp_path / "theirs")
+    assert not (tmp_path / "theirs").exists()

@@ -305,8 +305,8 @@ def target(tmp_path: Path) -> Path:
     return target
 
 
-def replace(target: Path, keep: tuple[str, ...] = ()) -> None:
-    with atomic_directory(target, keep) as temporary:
+def replace(target: Path) -> None:
+    with atomic_directory(target) as temporary:
         (temporary / "new.txt").write_text("new")
 
 
@@ -330,17 +330,6 @@ def test_an_existing_directory_is_replaced_whole(tmp_path: Path, target: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_kept_names_are_carried_over(tmp_path: Path, target: Path) -> None:
-    replace(target, ("checkpoint-1", "not-there"))
-    assert contents(tmp_path) == {"out/new.txt": "new", "out/checkpoint-1/state.txt": "kept"}
-
-
-def test_what_is_written_anew_wins_over_what_is_kept(tmp_path: Path, target: Path) -> None:
-    (target / "new.txt").write_text("older")
-    replace(target, ("new.txt",))
-    assert contents(tmp_path) == {"out/new.txt": "new"}
-
-
 def test_a_removal_that_is_interrupted_leaves_nothing_under_the_name(
     target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,7 +347,7 @@ def test_a_removal_that_is_interrupted_leaves_nothing_under_the_name(
 
 
 def test_an_exception_inside_leaves_the_old_directory_and_nothing_else(tmp_path: Path, target: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), atomic_directory(target, ("checkpoint-1",)) as temporary:
+    with pytest.raises(KeyboardInterrupt), atomic_directory(target) as temporary:
         (temporary / "new.txt").write_text("half")
         raise KeyboardInterrupt
     assert contents(tmp_path) == OLD
@@ -370,16 +359,16 @@ def test_a_full_disk_while_writing_leaves_the_old_directory(
 ) -> None:
     monkeypatch.setattr(files.os, "fsync", full_disk)
     with pytest.raises(UserError, match=r"cannot write '.*out': No space left on device; free space"):
-        replace(target, ("checkpoint-1",))
+        replace(target)
     assert contents(tmp_path) == OLD
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("failing", [1, 2, 3])
+@pytest.mark.parametrize("failing", [1, 2])
 def test_a_failed_exchange_is_taken_back(
     tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
-    """Steps: what is kept goes over, the old directory goes aside, the new one takes its place."""
+    """Steps: the old directory goes aside, the new one takes its place."""
     calls, rename = [], os.rename
 
     def fail_once(source: Path, place: Path) -> None:
@@ -390,7 +379,7 @@ def test_a_failed_exchange_is_taken_back(
 
     monkeypatch.setattr(files.os, "rename", fail_once)
     with pytest.raises(UserError, match="cannot write"):
-        replace(target, ("checkpoint-1",))
+        replace(target)
     assert contents(tmp_path) == OLD
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

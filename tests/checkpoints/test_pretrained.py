@@ -96,12 +96,6 @@ def test_a_save_that_fails_leaves_the_old_model(saved: Path, monkeypatch: pytest
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
 
-def test_keep_carries_names_over(saved: Path) -> None:
-    (saved / "checkpoint-5").mkdir()
-    save_model(load_model(saved), saved, keep=("checkpoint-5",))
-    assert (saved / "checkpoint-5").is_dir()
-
-
 def test_loaded_weights_are_those_of_the_file(saved: Path) -> None:
     loaded = load_model(saved)
     assert not loaded.model.training

@@ -10,8 +10,9 @@ import pytest
 from paddle.base import core
 
 from paddlemix.checkpoints.adapter import AdapterSettings, save_adapter
+from paddlemix.checkpoints.base_check import base_mark
 from paddlemix.checkpoints.files import read_json, read_weights, write_json, write_safetensors, write_weights
-from paddlemix.checkpoints.load import BaseSpec, base_reference, load_base, load_pretrained, new_adapter
+from paddlemix.checkpoints.load import BaseSpec, base_reference, load_base, load_pretrained
 from paddlemix.checkpoints.pretrained import Pretrained, build_model, load_model, save_model
 from paddlemix.checkpoints.quantized import QUANTIZATION_KEY
 from paddlemix.checkpoints.tensors import TensorEntry, array_entry
@@ -20,7 +21,7 @@ from paddlemix.generation.generate import generate
 from paddlemix.generation.sampling import GenerationSettings
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig
 from paddlemix.peft.codes import KINDS
-from paddlemix.peft.lora import LoRAConfig, lora_parameters, merge_lora
+from paddlemix.peft.lora import LoRAConfig, add_lora, lora_parameters, merge_lora
 from paddlemix.peft.quantize import QuantizationConfig, dequantize_model, quantize_model, quantized_linears
 from paddlemix.sample import Message
 from paddlemix.tools import quantize
@@ -139,7 +140,8 @@ def test_an_adapter_remembers_how_its_base_was_held(world: World, tmp_path: Path
     spec = BaseSpec(model=str(world.model), quantize=kind)
     loaded = load_base(spec)
     config = LoRAConfig(r=2, modules=tuple(quantized_linears(loaded.model)))
-    mark = new_adapter(loaded.model, config)
+    mark = base_mark(loaded)
+    add_lora(loaded.model, config)
     for number, (_, parameter) in enumerate(lora_parameters(loaded.model)):
         parameter.set_value(0.1 * draw(*parameter.shape, seed=number))
     directory = tmp_path / "adapter"

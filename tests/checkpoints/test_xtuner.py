@@ -133,6 +133,10 @@ def test_an_adapter_is_written_as_xtuner_does_and_read_back(adapted: Path) -> No
     write_json(ours / "processor_config.json", {"image_aspect_ratio": "pad", "chat_template": "llava_v1"})
     values = {"paddlemix_format": 1, **source.config.to_dict(), "base": base, "base_fingerprint": ""}
     write_json(ours / "lora_config.json", values)
+    write_json(ours / "lora_config.json", {**values, "base": {**base, "vision_image_size": 280}})
+    with pytest.raises(UserError, match="trained with vision_image_size 280, its base's tower reads 28 pixels"):
+        export_xtuner_adapter(ours, adapted.parent / "again")
+    write_json(ours / "lora_config.json", values)
     assert export_xtuner_adapter(ours, adapted.parent / "again") == 10
     for part in ("llm_adapter", "visual_encoder_adapter"):
         found, wanted = (read_json(root / part / "adapter_config.json") for root in (adapted.parent / "again", adapted))
