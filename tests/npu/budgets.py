@@ -1,7 +1,8 @@
 """Operators that a layer costs on the stand-in NPU, as JSON: in a micro-batch and for a decoded token.
 
-`python -m tests.npu.budgets` runs where the plugin is; nothing here is a test.  Models of two and of three layers are
-run alike, and what the third adds is counted: by name, without operators that only give a tensor another shape.
+`python -m tests.npu.budgets fused` runs where the plugin is, or `plain` without fused kernels; nothing here is a test.
+Models of two and of three layers are run alike, and what the third adds is counted: by name, without operators that
+only give a tensor another shape.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def _model(layers: int) -> LlavaModel:
     )
     model = LlavaModel(LlavaConfig(text=text))
     model.to(dtype="bfloat16")
-    choose_kernels(None, "npu", "bfloat16", KernelSizes.of(text))
+    choose_kernels(None if sys.argv[1] == "fused" else False, "npu", "bfloat16", KernelSizes.of(text))
     return model
 
 
