@@ -124,11 +124,11 @@ def training(device: str) -> Iterator[Row]:
     from paddlemix.doctor.tiny_runs import adapter_step
 
     weights = start_weights()
-    select_device(device)
+    kernels = _as_users_run(select_device(device))
     for kind in (None, "nf4", "int8"):
         seconds, loss = adapter_step(weights, kind)
         wrong = None if loss == loss else "the loss is no number"
-        yield {"check": f"LoRA step, {kind or 'plain'}", "result": f"{seconds * 1e3:.0f} ms", "wrong": wrong}
+        yield {"check": f"LoRA step, {kind or 'plain'}", "result": f"{seconds * 1e3:.0f} ms, {kernels}", "wrong": wrong}
 
 
 def decoding(device: str) -> Iterator[Row]:
@@ -138,9 +138,19 @@ def decoding(device: str) -> Iterator[Row]:
     from paddlemix.doctor.tiny_runs import decoding_seconds
 
     weights = start_weights()
-    select_device(device)
+    kernels = _as_users_run(select_device(device))
     seconds = decoding_seconds(weights, _TOKENS)
-    yield {"check": "a decoded token", "result": f"{seconds * 1e3:.2f} ms for 2 layers", "wrong": None}
+    yield {"check": "a decoded token", "result": f"{seconds * 1e3:.2f} ms for 2 layers, {kernels}", "wrong": None}
+
+
+def _as_users_run(device: str) -> str:
+    """Takes the fused kernels that fit the tiny model, as loading a model does; says which."""
+    from paddlemix.doctor.self_test import CONFIG
+    from paddlemix.models.fused import KernelSizes, choose_kernels
+
+    lines = choose_kernels(None, device, "bfloat16", KernelSizes.of(CONFIG.text))
+    fused = [line.partition(":")[0] for line in lines if line.endswith(": fused")]
+    return f"fused {', '.join(fused)}" if fused else "plain kernels"
 
 
 def memory(device: str) -> Iterator[Row]:
