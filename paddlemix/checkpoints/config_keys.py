@@ -220,7 +220,8 @@ OURS_KEYS = Keys(
 XTUNER_PROJECTOR_KEYS = Keys(
     {"depth": integer(1, 100)},
     {"hidden_act": choice("gelu"), "bias": choice(True)},
-    _EVERYWHERE | {"model_type", "visual_hidden_size", "llm_hidden_size"},
+    _EVERYWHERE
+    | {"model_type", "visual_hidden_size", "llm_hidden_size", "chat_template_name"},  # ours; `xtuner` reads it
 )
 # Our own processor_config.json.
 PROCESSOR_KEYS = Keys(

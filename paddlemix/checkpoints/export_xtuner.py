@@ -1,6 +1,7 @@
 """Our adapter as XTuner keeps one: `llm_adapter/`, `visual_encoder_adapter/` and `projector/`.
 
-XTuner's adapters stand on a language model and a tower, each alone; so must ours.
+XTuner's adapters stand on a language model and a tower, each alone; so must ours.  Where one of them has no adapter,
+`xtuner_config.py` alone names it, as in what XTuner's own conversion writes; its chat asks for both by flags.
 Source: InternLM/xtuner 0.1.23 xtuner/model/llava.py (to_xtuner_llava); the files in each part are PEFT's.
 """
 
@@ -27,10 +28,13 @@ from paddlemix.checkpoints.towers import CLIP_FORM, tower_form
 from paddlemix.checkpoints.xtuner import (
     CONFIG,
     LANGUAGE_ADAPTER,
+    LANGUAGE_MODEL_KEY,
     PEFT_CONFIG,
     PROJECTOR,
+    RUN_FILE,
     TEMPLATE,
     TOWER_ADAPTER,
+    TOWER_KEY,
     say_template,
 )
 from paddlemix.errors import UserError
@@ -74,6 +78,9 @@ def export_xtuner_adapter(source: str | Path, target: str | Path, dtype: str | N
     with atomic_directory(target) as temporary:
         _write_part(temporary / LANGUAGE_ADAPTER, adapter, lora, (keymap, "language_model.", spec.model))
         _write_part(temporary / TOWER_ADAPTER, adapter, lora, (CLIP_FORM.keymaps[0], "vision_tower.", str(spec.tower)))
+        places = {LANGUAGE_MODEL_KEY: place_of(spec.model), TOWER_KEY: place_of(str(spec.tower))}
+        lines = [f"{key} = {place!r}\n" for key, place in places.items()]
+        (temporary / RUN_FILE).write_text("".join(lines), encoding="utf-8")
         (temporary / PROJECTOR).mkdir()
         template = {TEMPLATE: adapter.processor["chat_template"]} if "chat_template" in adapter.processor else {}
         write_json(temporary / PROJECTOR / CONFIG, {**xtuner_projector_config(facts), **template})

@@ -27,6 +27,7 @@ from paddlemix.log import logger
 PROJECTOR, TOWER, RUN_FILE = "projector", "visual_encoder", "xtuner_config.py"
 LANGUAGE_ADAPTER, TOWER_ADAPTER = "llm_adapter", "visual_encoder_adapter"
 CONFIG, PEFT_CONFIG = "config.json", "adapter_config.json"
+LANGUAGE_MODEL_KEY, TOWER_KEY = "llm_name_or_path", "visual_encoder_name_or_path"  # in the run's file
 MODEL_TYPE = "projector"
 SELECT_LAYER = -2  # Source: LLaVAModel's default; none of its configurations says otherwise
 TEMPLATE = "chat_template_name"  # our own key in the projector's config.json, which XTuner does not look at
@@ -93,14 +94,18 @@ def read_xtuner(directory: Path) -> XTunerParts:
     bases = {name: read_json(path / PEFT_CONFIG).get("base_model_name_or_path") for name, path in adapters.items()}
     language_model = str(directory) if (directory / CONFIG).is_file() else None
     tower = str(directory / TOWER) if (directory / TOWER / CONFIG).is_file() else None
-    language_model = language_model or bases.get(LANGUAGE_ADAPTER) or run.get("llm_name_or_path")
-    tower = tower or bases.get(TOWER_ADAPTER) or run.get("visual_encoder_name_or_path")
-    found = {"language model": (language_model, LANGUAGE_ADAPTER), "vision tower": (tower, TOWER_ADAPTER)}
-    for part, (place, adapter) in found.items():
+    language_model = language_model or bases.get(LANGUAGE_ADAPTER) or run.get(LANGUAGE_MODEL_KEY)
+    tower = tower or bases.get(TOWER_ADAPTER) or run.get(TOWER_KEY)
+    found = {
+        "language model": (language_model, LANGUAGE_ADAPTER, LANGUAGE_MODEL_KEY),
+        "vision tower": (tower, TOWER_ADAPTER, TOWER_KEY),
+    }
+    for part, (place, adapter, key) in found.items():
         if not place:
             raise MissingFileError(
                 f"{directory} does not say where its {part} is: it is not inside, {adapter}/{PEFT_CONFIG} names no "
-                f"base_model_name_or_path, and there is no {RUN_FILE} with its name; copy that file from the run"
+                f"base_model_name_or_path, and there is no {RUN_FILE} with its name; copy that file from the run, or "
+                f"write one with the line {key} = 'FOLDER OR NAME'"
             )
     return XTunerParts(
         directory=directory,
@@ -200,7 +205,7 @@ def _settings(tree: ast.Module, path: Path) -> Iterator[tuple[str, Any]]:
         if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
             continue
         name, value = node.targets[0].id, node.value
-        if name in ("llm_name_or_path", "visual_encoder_name_or_path") and isinstance(value, ast.Constant):
+        if name in (LANGUAGE_MODEL_KEY, TOWER_KEY) and isinstance(value, ast.Constant):
             yield name, value.value
         elif name == "prompt_template" and isinstance(value, ast.Attribute):  # PROMPT_TEMPLATE.vicuna
             yield name, value.attr

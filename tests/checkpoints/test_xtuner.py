@@ -122,8 +122,8 @@ def check_template(adapter: Path, template: str) -> None:
     assert processor is not None and processor.template.name == template
 
 
-def test_an_adapter_is_written_as_xtuner_does_and_read_back(adapted: Path) -> None:
-    """Ours, made of XTuner's by training on: the same files again."""
+def write_ours(adapted: Path) -> tuple[Path, dict[str, Any]]:
+    """An adapter of ours, made of XTuner's by training on, and its settings."""
     source = read_adapter(adapted)
     language, tower = (str(adapted.parent / name) for name in ("language", "tower"))
     base = {**source.base, "model": language, "tower": tower, "inside": False, "relative": {}}
@@ -133,6 +133,48 @@ def test_an_adapter_is_written_as_xtuner_does_and_read_back(adapted: Path) -> No
     write_json(ours / "processor_config.json", {"image_aspect_ratio": "pad", "chat_template": "llava_v1"})
     values = {"paddlemix_format": 1, **source.config.to_dict(), "base": base, "base_fingerprint": ""}
     write_json(ours / "lora_config.json", values)
+    return ours, values
+
+
+@pytest.mark.parametrize("frozen", ["tower", "language"])
+def test_what_has_no_adapter_is_named_beside_the_others(
+    adapted: Path, frozen: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """LoRA of one part and a frozen other: XTuner's folder says of that nothing, and its chat has a flag for it."""
+    part, key = {
+        "tower": ("visual_encoder_adapter", "visual_encoder_name_or_path"),
+        "language": ("llm_adapter", "llm_name_or_path"),
+    }[frozen]
+    place = str(adapted.parent / frozen)
+    (adapted / "xtuner_config.py").write_text(f"{key} = {place!r}\n", encoding="utf-8")
+    shutil.rmtree(adapted / part)
+    ours, _ = write_ours(adapted)
+    written = adapted.parent / "written"
+    export_xtuner_adapter(ours, written)
+    assert not (written / part).exists()
+    check_template(written, "llava_v1")
+    target = adapted.parent / "merged"
+    target.mkdir()
+    write_merged(load_pretrained(written), target, "float32")
+    merged = plain_sum(weights_of(load_model(ORIGINAL).model))
+    prefix = {"tower": "vision_tower.", "language": "language_model."}[frozen]
+    plain = weights_of(load_model(ORIGINAL).model)
+    found = read_weights(target)
+    for name in plain:
+        wanted = plain if name.startswith(prefix) else merged
+        np.testing.assert_allclose(found[name].read(), wanted[name], atol=1e-6, err_msg=name)
+    (written / "xtuner_config.py").unlink()  # as earlier versions wrote it
+    with pytest.raises(MissingFileError, match=f"no xtuner_config.py .* or write one with the line {key} = 'FOLDER"):
+        load_pretrained(written)
+    (written / "xtuner_config.py").write_text(f"{key} = {place!r}\n", encoding="utf-8")
+    load_pretrained(written)
+    assert "unknown keys" not in caplog.text
+
+
+def test_an_adapter_is_written_as_xtuner_does_and_read_back(adapted: Path) -> None:
+    """Ours, made of XTuner's by training on: the same files again."""
+    ours, values = write_ours(adapted)
+    base = values["base"]
     write_json(ours / "lora_config.json", {**values, "base": {**base, "vision_image_size": 280}})
     with pytest.raises(UserError, match="trained with vision_image_size 280, its base's tower reads 28 pixels"):
         export_xtuner_adapter(ours, adapted.parent / "again")
