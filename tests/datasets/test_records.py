@@ -597,6 +597,9 @@ def test_folders_of_images_are_kept_with_the_index(write: Callable[..., Path], b
     path = write([*rows, record(f"{asked} {asked}", images=["b/1.jpg", "../x/2.jpg"])])
     for _ in range(2):
         file = open_records(path)
-        assert sorted(file.image_folders()) == ["", "../x", "/a/é", "b", "b/c"]
+        assert sorted(file.pictures(None).folders) == [".", "../x", "/a/é", "b", "b/c"]
+        assert sorted(file.pictures("/r").folders) == ["/a/é", "/r/", "/r/../x", "/r/b", "/r/b/c"]
+        names = [*(f"/r/{name}" for name in named[:3]), *named[3:], "/r/b/1.jpg", "/r/../x/2.jpg"]
+        assert list(file.pictures("/r").names()) == names
         assert [number for number, _ in file.problems()] == [len(named) + 1]
     assert len(builds) == 1
