@@ -48,6 +48,9 @@ def _precision(config: RunConfig) -> list[Conflict]:
     if config.fp16_opt_level == "O2" and not (config.bf16 or config.fp16):
         message = 'fp16_opt_level "O2" needs bf16 or fp16 true; else say "O1"'
         found.append(Conflict(("fp16_opt_level", "bf16", "fp16"), message))
+    if config.fp16 and config.scale_loss == 0:
+        message = "scale_loss 0 makes every gradient of fp16 0 / 0; leave it out, or set a number above 0"
+        found.append(Conflict(("scale_loss", "fp16"), message))
     for flag, opposite in (("bf16", "float16"), ("fp16", "bfloat16")):
         if getattr(config, flag) and config.dtype == opposite:
             found.append(Conflict(("dtype", flag), f'dtype "{opposite}" contradicts {flag} true; remove one of them'))

@@ -5,12 +5,13 @@ Pure functions over given variables; each mistake says what to do.  Knows no dev
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from paddlemix.device.environment import Prepared, is_on
-from paddlemix.device.settings import Setting, settings_of
+from paddlemix.device.settings import SETTINGS, Setting, settings_of
 from paddlemix.errors import UserError
 
 _TRUE_LETTERS = "tTyY1"
@@ -26,6 +27,9 @@ _OLD_NAMES = {
     "sum": "reduce_sum",
     "mean": "reduce_mean",
 }
+_PREFIXES = ("FLAGS_", "ASCEND_", "CUDA_", "CUSTOM_DEVICE_", "PADDLEMIX_")
+_LAUNCHED = "FLAGS_selected_"  # which the launcher sets, for kinds that have no row too
+_NEARLY = 0.93  # of 1: one or two letters of a name; the plugin's flags among themselves are under 0.9
 _VISIBLE = {"gpu": "CUDA_VISIBLE_DEVICES", "npu": "ASCEND_RT_VISIBLE_DEVICES"}
 _LISTS = {"gpu": "nvidia-smi", "npu": "npu-smi info"}  # what lists a machine's cards
 
@@ -59,6 +63,18 @@ def check_values(kind: str, environment: Mapping[str, str]) -> list[Problem]:
         check = _CHECKS.get(setting.form)
         if check is not None and setting.name in environment:
             found += check(setting, environment[setting.name])
+    return found
+
+
+def check_names(environment: Mapping[str, str]) -> list[Problem]:
+    """Variables that are nearly named like a setting, and so read by nobody."""
+    known = sorted({setting.name for setting in SETTINGS if setting.form != "call"})
+    found: list[Problem] = []
+    for name in sorted(environment.keys() - set(known)):
+        near = difflib.get_close_matches(name, known, n=1, cutoff=_NEARLY)
+        if near and name.startswith(_PREFIXES) and not name.startswith(_LAUNCHED):
+            what = f"{name} is no setting that is known here, and {near[0]} is not set by it"
+            found.append(Problem(what, f"export {near[0]} if that was meant", serious=False))
     return found
 
 

@@ -190,7 +190,8 @@ def _import_quietly() -> None:
     """Loads paddle without its notices on a compiler cache and on threads: nothing that a user could act on.
 
     Raises:
-        UserError: a variable names a card that is not there, over which paddle stumbles while it loads.
+        UserError: a variable names a card that is not there, over which paddle stumbles while it loads, or the folder
+            that it keeps at home cannot be made.
     """
     warnings.filterwarnings("ignore", message="No ccache found")
     notices = io.StringIO()
@@ -199,11 +200,19 @@ def _import_quietly() -> None:
             import paddle  # noqa: F401
     except ValueError as error:
         chosen = [f"{name}={value}" for name, value in os.environ.items() if name.startswith("FLAGS_selected_")]
-        if not chosen or "wrong place" not in str(error):
+        if not chosen or not any(words in str(error) for words in ("wrong place", "invalid literal for int")):
             raise
         raise UserError(
             f"paddle finds no card of the number in {', '.join(chosen)}; unset it, or name a card that is there (the "
             "launcher sets it for each process, npu-smi and nvidia-smi list the cards)"
+        ) from error
+    except OSError as error:
+        home = os.path.expanduser("~")
+        if error.filename is None or not str(error.filename).startswith(home):
+            raise
+        raise UserError(
+            f"paddle cannot make {error.filename} ({error.strerror}), a folder that it wants while it loads; export "
+            f"HOME as a folder that can be written (it is {home})"
         ) from error
     rest = [line for line in notices.getvalue().splitlines() if "OMP_NUM_THREADS" not in line]
     if rest:

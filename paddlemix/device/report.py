@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from paddlemix.device.checks import Problem, check_cards, check_late, check_plugin_root, check_values
+from paddlemix.device.checks import Problem, check_cards, check_late, check_names, check_plugin_root, check_values
 from paddlemix.device.choice import device_count, kind_of
 from paddlemix.device.environment import InForce, Prepared, current_environment, in_force, prepared
 from paddlemix.device.settings import settings_of
@@ -41,7 +41,11 @@ def environment_problems(kind: str, state: Prepared, environment: Mapping[str, s
         state: see `paddlemix.device.environment.prepared`.
         environment: of this process, now.
     """
-    found = check_values(kind, environment) + check_late(kind, state, environment, _own_flags(kind))
+    found = (
+        check_values(kind, environment)
+        + check_names(environment)
+        + check_late(kind, state, environment, _own_flags(kind))
+    )
     if kind == "cpu":
         return found + check_plugin_root(environment)
     return found + check_cards(kind, device_count(kind), environment)

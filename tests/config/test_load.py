@@ -249,6 +249,7 @@ def test_wrong_datasets(tmp_path: Path, dataset: dict, message: str) -> None:
         ({"bf16": True, "fp16": True}, "bf16 and fp16 are both true"),
         ({"bf16_full_eval": True, "fp16_full_eval": True}, "bf16_full_eval and fp16_full_eval are both true"),
         ({"fp16_opt_level": "O2"}, 'fp16_opt_level "O2" needs bf16 or fp16'),
+        ({"fp16": True, "scale_loss": 0}, "scale_loss 0 makes every gradient of fp16 0 / 0"),
         ({"bf16": True, "dtype": "float16"}, 'dtype "float16" contradicts bf16'),
         ({"load_best_model_at_end": True}, 'needs save_strategy ("steps") equal to evaluation_strategy ("no")'),
         (

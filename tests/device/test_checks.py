@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from paddlemix.device.checks import check_cards, check_late, check_plugin_root, check_values, no_card_left
+from paddlemix.device.checks import check_cards, check_late, check_names, check_plugin_root, check_values, no_card_left
 from paddlemix.device.environment import Prepared
 from paddlemix.device.settings import SETTINGS
 
@@ -122,3 +122,15 @@ def test_what_may_be_set_later_is_not_late() -> None:
 def test_paddle_before_us_is_a_problem_but_no_serious_one() -> None:
     (problem,) = check_late("npu", prepared(in_time=False), {})
     assert "paddle was imported before paddlemix" in problem.what and not problem.serious
+
+
+def test_a_name_that_is_nearly_a_settings_is_told() -> None:
+    (problem,) = check_names({"FLAGS_npu_jit_compil": "0", "PATH": "/bin", "OMP_NUM_THREAD": "1"})
+    assert str(problem) == (
+        "FLAGS_npu_jit_compil is no setting that is known here, and FLAGS_npu_jit_compile is not set by it; "
+        "export FLAGS_npu_jit_compile if that was meant"
+    )
+    assert not problem.serious
+    assert not check_names({setting.name: "0" for setting in SETTINGS})
+    others = ("FLAGS_npu_cache_aclnn", "CUDA_VISIBLE", "FLAGS_selected_xpus", "ASCEND_HOME_PATH", "PADDLEMIX_CACHE")
+    assert not check_names(dict.fromkeys(others, "1"))

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -162,3 +163,35 @@ def test_the_devices_page_shows_the_table(kinds: tuple[str, ...]) -> None:
     page = (ROOT / "docs" / "devices.md").read_text(encoding="utf-8")
     assert settings_table(kinds) in page
     assert len(re.findall("^\\| `", settings_table(kinds), re.MULTILINE)) >= 2
+
+
+@pytest.mark.parametrize(
+    ("error", "exported", "message"),
+    [
+        (
+            ValueError("invalid literal for int() with base 10: 'a'"),
+            "FLAGS_selected_npus=a",
+            "FLAGS_selected_npus=a; unset",
+        ),
+        (ValueError("Use wrong place"), "FLAGS_selected_npus=7", "FLAGS_selected_npus=7; unset it"),
+        (
+            NotADirectoryError(20, "Not a directory", "/dev/null/.cache"),
+            "HOME=/dev/null",
+            "/dev/null/.cache .*export HOME",
+        ),
+    ],
+)
+def test_why_paddle_stumbles_while_it_loads(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, exported: str, message: str
+) -> None:
+    """The plugin is not to blame, which an unknown error leads to."""
+
+    def stumble(*arguments: Any) -> None:
+        raise error
+
+    os.environ.update([exported.split("=")])
+    with monkeypatch.context() as changed:
+        changed.delitem(sys.modules, "paddle")
+        changed.setattr(sys, "meta_path", [type("Stumbling", (), {"find_spec": staticmethod(stumble)})])
+        with pytest.raises(UserError, match=message):
+            module._import_quietly()
