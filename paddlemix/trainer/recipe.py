@@ -56,7 +56,7 @@ from paddlemix.trainer.parts import (
     set_trainable,
 )
 from paddlemix.trainer.questions import Question
-from paddlemix.trainer.run_checks import check_devices, check_steps, process_count
+from paddlemix.trainer.run_checks import check_devices, check_flat_buffers, check_steps, process_count
 from paddlemix.trainer.run_data import TrainingRows, arrange, check_data_files, read_samples
 from paddlemix.trainer.same_recipe import check_same_recipe
 from paddlemix.trainer.sampling_callback import SAMPLES_FILE, ShowAnswers, sample_questions
@@ -105,6 +105,7 @@ def run_recipe(config: RunConfig) -> dict[str, float]:
         )
     device = select_device(config.device)
     check_dtype(compute_dtype(config), device)
+    check_flat_buffers(config, device)
     best_metric(config)
     check_devices(config, process_count())
     config.report_to = resolve_trackers(config)

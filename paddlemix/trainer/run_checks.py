@@ -41,6 +41,19 @@ def check_devices(config: RunConfig, processes: int) -> None:
         )
 
 
+def check_flat_buffers(config: RunConfig, device: str) -> None:
+    """Whether parameters and gradients can be held in flat buffers as the run asks.
+
+    Args:
+        device: as paddle names it.
+
+    Raises:
+        UserError: only an NPU has the operator for it.
+    """
+    if config.flatten_param_grads and not device.startswith("npu"):
+        raise UserError(f"flatten_param_grads true is for npu alone, this run computes on {device}; leave it out")
+
+
 def check_steps(config: RunConfig, rows: int, processes: int) -> None:
     """Whether the data fills a step, and the run is long enough for its schedule.
 

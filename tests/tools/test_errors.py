@@ -200,6 +200,7 @@ def test_a_missing_weight(world: World, tmp_path: Path, capsys: pytest.CaptureFi
         ({"fp16": True}, "float16 cannot be computed on CPU"),
         ({"dtype": "bfloat16"}, "bfloat16 cannot be computed on CPU"),
         ({"device": "npu"}, "device='npu' cannot be used here"),
+        ({"flatten_param_grads": True}, "flatten_param_grads true is for npu alone, this run computes on cpu"),
         ({"lora_path": "none"}, "none/lora_config.json' does not exist"),
         ({"resume_from_checkpoint": "none/checkpoint-1"}, "'none/checkpoint-1' is no complete checkpoint"),
         ({"chat_template": "vicuna"}, "'vicuna' is not one of"),
