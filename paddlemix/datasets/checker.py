@@ -118,7 +118,7 @@ class RecordChecker:
                 found.forms[form_of(record, file.form)] += 1
                 measured = self._check_sample(sample, file.processor, found)
             except UserError as error:
-                found.faults.append((row, str(error).removeprefix(f"{source}: ")))
+                found.faults.append((row, _without_source(str(error), source)))
                 continue
             doubt = unread_picture(sample.messages)
             if doubt is not None:
@@ -195,3 +195,10 @@ def _hash(record: dict[str, Any], image_root: str | None) -> int:
     """64 bits that are equal for equal records; never 0."""
     text = json.dumps([record, image_root], sort_keys=True).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") or 1
+
+
+def _without_source(message: str, source: str) -> str:
+    """A message without the record's name, which the report says once; of a line that is no JSON the number stays."""
+    if message.startswith(f"{source} (line "):
+        return message.removeprefix(f"{source} (").replace("): ", ": ", 1)
+    return message.removeprefix(f"{source}: ")

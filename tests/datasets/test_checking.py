@@ -248,4 +248,8 @@ def test_duplicates_of_unreadable_records_are_none(folder: Path) -> None:
     (folder / "lines.jsonl").write_text('{"a\n{"a\n' + json.dumps(picture_record(1)))
     report = check(folder, "lines.jsonl")
     assert (report.num_bad, report.duplicates) == (2, [])
+    (problem,) = report.problems  # the record is named once, and its line
+    assert problem.kind.startswith("line N: not JSON: ")
+    assert [source for source, _ in problem.records] == [f"{folder}/lines.jsonl record {number}" for number in (0, 1)]
+    assert [message.split(":")[0] for _, message in problem.records] == ["line 1", "line 2"]
     assert np.array_equal(report.lengths, np.zeros((0, 2)))
