@@ -45,12 +45,13 @@ def undecayed(model: nn.Layer) -> set[str]:
 
 
 def build_optimizer(
-    model: nn.Layer, config: RunConfig, schedule: paddle.optimizer.lr.LRScheduler
+    model: nn.Layer, config: RunConfig, schedule: paddle.optimizer.lr.LRScheduler, is_sharded: bool = False
 ) -> paddle.optimizer.Optimizer:
     """AdamW over the parameters that train.
 
     Args:
         schedule: gives the learning rate of each step.
+        is_sharded: several processes share the optimiser's states; `sharding` in a run of one process does nothing.
     """
     without_decay = undecayed(model)
     low_precision = config.fp16_opt_level == "O2" and (config.bf16 or config.fp16)
@@ -63,10 +64,10 @@ def build_optimizer(
         parameters=parameters,
         weight_decay=config.weight_decay,
         apply_decay_param_fun=lambda name: name not in without_decay,
-        grad_clip=gradient_clip(config.max_grad_norm, is_sharded=bool(config.sharding)),
+        grad_clip=gradient_clip(config.max_grad_norm, is_sharded=is_sharded),
         multi_precision=low_precision,
     )
-    if paddle.get_device() == "cpu" and not config.sharding:
+    if paddle.get_device() == "cpu" and not is_sharded:
         _make_states(optimizer, parameters)
     return optimizer
 

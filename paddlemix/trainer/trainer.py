@@ -160,7 +160,9 @@ class LlavaTrainer(Trainer):
         """PaddleNLP's knows no rate per part."""
         if self.optimizer is None:
             set_learning_rates(self.model.model, self.config)
-            self.optimizer = build_optimizer(self.model.model, self.config, lr_scheduler or self.lr_scheduler)
+            schedule = lr_scheduler or self.lr_scheduler
+            is_sharded = bool(self.args.sharding)  # PaddleNLP empties it where there is nothing to share
+            self.optimizer = build_optimizer(self.model.model, self.config, schedule, is_sharded)
             if isinstance(self.optimizer._grad_clip, MeasuredNorm):
                 self.optimizer._grad_clip.check = self._step_losses.check_gradient
                 self._step_losses.waits = True

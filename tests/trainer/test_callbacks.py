@@ -119,6 +119,16 @@ def layer_with_gradients(scale: float) -> nn.Layer:
     return layer
 
 
+def test_a_recipe_for_several_cards_measures_the_norm_on_one(world: World, tmp_path: Path) -> None:
+    """And so stops where a gradient is no number: nothing is shared there."""
+    norms = []
+    for sharding in ("", "stage2"):
+        out = tmp_path / (sharding or "plain")
+        run_recipe(world.config(out, max_steps=2, sharding=sharding))
+        norms.append(reports(out, "grad_norm"))
+    assert norms[0] == norms[1] and sorted(norms[0]) == [1, 2]
+
+
 @pytest.mark.parametrize("scale", [1e-4, 10.0])
 def test_clipping_is_paddles_bit_for_bit_and_keeps_the_norm(scale: float) -> None:
     found = []
