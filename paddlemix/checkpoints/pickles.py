@@ -11,6 +11,7 @@ Source of the formats: torch/serialization.py, paddle/framework/io.py, numpy's n
 from __future__ import annotations
 
 import collections
+import errno
 import io
 import os
 import pickle
@@ -217,10 +218,15 @@ def _guarded(path: Path, read: Callable[[], Any]) -> dict[str, TensorEntry]:
     except UserError:
         raise
     except OSError as error:
+        if error.errno == errno.EINVAL:  # a place that no file has, so the pickle lies about its lengths
+            raise _damaged(path, error) from error
         raise MissingFileError(f"weight file '{path}' cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a damaged pickle fails in any way; none of them is a defect of ours
-        reason = repr(error)[:_SHOWN]
-        raise UserError(f"'{path}' is damaged or cut short ({reason}); copy it again") from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"'{path}' is damaged or cut short ({repr(error)[:_SHOWN]}); copy it again")
 
 
 def _tensors(content: Any, path: Path) -> dict[str, TensorEntry]:
