@@ -33,7 +33,8 @@ _PNM_HEADER = 4096  # bytes
 _PLAIN_PNM = 256 * 1024  # bytes of one with its numbers as text; comments in it take a second for 80 KB
 _PNM = re.compile(rb"P[1-7][\s#]")
 _PNM_NUMBERS = re.compile(rb"P\d(?:\s|#[^\r\n]*[\r\n])+(?:\d+(?:\s|#[^\r\n]*[\r\n])+){2}")
-_SVG = re.compile(rb"(?:\xef\xbb\xbf)?(?:\s|<\?xml[^>]*>|<!--.*?-->|<!DOCTYPE[^>]*>)*<svg[\s>]", re.DOTALL)
+# A comment can be read in one way only: otherwise a few dozen of them would take the search for ever.
+_SVG = re.compile(rb"(?:\xef\xbb\xbf)?(?:\s|<\?xml[^>]*>|<!--(?:(?!-->).)*-->|<!DOCTYPE[^>]*>)*<svg[\s>]", re.DOTALL)
 _now = time.thread_time
 
 

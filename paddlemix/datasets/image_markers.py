@@ -19,8 +19,10 @@ from paddlemix.datasets.record_images import PLACE, Shown, image_address
 from paddlemix.errors import cut
 from paddlemix.sample import IMAGE_TOKEN, Message
 
-# `<image>`, or an address in the tag of Qwen-VL.
-_READ = re.compile(r"<image>|<img>\s*([^<>\n]{1,4096}?)\s*</img>")
+# Whatever a text holds, each of these patterns looks at a character a few times at most.
+# `<image>`, or the tag of Qwen-VL; what is in it may be no address, see `_address`.
+_READ = re.compile(r"<image>|<img>([^<>]*)</img>")
+_LONGEST_ADDRESS = 4096  # characters
 # Other programs' tokens for the next picture of a record's list.
 _TOKENS = re.compile(
     r"<\|vision_start\|>(?:<\|image_pad\|>)+<\|vision_end\|>|<\|image_pad\|>|<\|image(?:_\d+)?\|>|<image_\d+>"
@@ -28,7 +30,8 @@ _TOKENS = re.compile(
 )
 # Pictures of markup languages: `![words](a.png)` and `<img src="a.png">`.
 _MARKUP = re.compile(
-    r"!\[[^\]\n]*\]\([^()\s]+\.(?:jpe?g|png|webp|gif|bmp|tiff?)(?:\s[^()\n]*)?\)|<img\s[^<>]*\bsrc\s*=[^<>]*>",
+    r"!\[[^\[\]\n]*\]\([^()\s]+\.(?:jpe?g|png|webp|gif|bmp|tiff?)(?:\s[^()\n]*)?\)"
+    r"|<img\s(?=[^<>]*\bsrc\s*=)[^<>]*>",
     re.IGNORECASE,
 )
 _SHOWN = 80  # characters
@@ -39,13 +42,18 @@ def split_text(text: str) -> tuple[str | Shown, ...]:
     pieces: list[str | Shown] = []
     end = 0
     for found in _READ.finditer(text):
-        pieces += [text[end : found.start()], _shown(found[1])]
-        end = found.end()
+        shown = PLACE if found[1] is None else _address(found[1].strip())
+        if shown is not None:
+            pieces += [text[end : found.start()], shown]
+            end = found.end()
     return tuple(piece for piece in (*pieces, text[end:]) if piece) if pieces else (text,)
 
 
-def _shown(address: str | None) -> Shown:
-    return PLACE if address is None else Shown(image_address(address, "<img>"))
+def _address(text: str) -> Shown | None:
+    """The picture that a tag names; None for words that are no address."""
+    if not text or "\n" in text or len(text) > _LONGEST_ADDRESS:
+        return None
+    return Shown(image_address(text, "<img>"))
 
 
 def place_tokens(contents: Sequence[tuple[str | Shown, ...]], count: int) -> list[tuple[str | Shown, ...]] | None:

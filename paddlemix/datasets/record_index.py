@@ -26,7 +26,7 @@ from paddlemix.datasets.record_validation import Task, check_all
 from paddlemix.errors import UserError
 from paddlemix.progress import ProgressBar
 
-INDEX_VERSION = f"3 {__version__}"  # what a record may be changes with the package
+INDEX_VERSION = f"4 {__version__}"  # what a record may be changes with the package
 
 _HEADER_BYTES = 256
 _PARALLEL_BYTES = 20 * 1024**2  # below, starting processes takes longer than the work

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from paddlemix.datasets.image_markers import unread_picture
 from paddlemix.datasets.records import open_records
 from paddlemix.errors import UserError
 from paddlemix.sample import Sample
+from tests.conftest import HANG, ROOT
 
 TAKEN = "in a question is taken for words, no picture is shown there; where one is meant, write <image> and name"
 TOKENS = ["<|image|>", "<|vision_start|><|image_pad|><|vision_end|>", "<|image_1|>", "<image_1>", "<ImageHere>"]
@@ -103,6 +106,32 @@ def test_a_place_in_a_part_is_a_doubt() -> None:
 )
 def test_ordinary_text_is_no_doubt(text: str) -> None:
     assert unread_picture(parse_record(conversation(text), "r").messages) is None
+
+
+@pytest.mark.parametrize("inside", ["", "  ", "a.png\nb.png", "a" * 4097])
+def test_a_tag_without_an_address_is_a_doubt(inside: str) -> None:
+    found = parse_record(conversation(f"<img>{inside}</img>Q"), "r")
+    assert found.images == () and content(found)[0] == (f"<img>{inside}</img>Q",)
+    assert (unread_picture(found.messages) or "").startswith("'<img>")
+
+
+_ENDLESS = """
+from paddlemix.datasets.image_limits import _SVG
+from paddlemix.datasets.image_markers import split_text, unread_picture
+from paddlemix.sample import Message
+
+texts = ["<img>" + " " * 100_000, "![" * 100_000, "<img " + "src=" * 100_000, "<img>" * 100_000]
+for text in texts:
+    assert split_text(text) == (text,)
+    unread_picture([Message(role="user", content=(text,))])
+assert _SVG.match(b"<!---->" * 500) is None
+assert _SVG.match(b"<!---->" * 500 + b"<svg>") is not None
+"""
+
+
+def test_no_text_and_no_beginning_of_a_file_is_searched_for_ever() -> None:
+    """What makes a search try the same characters again and again: each would take hours."""
+    subprocess.run([sys.executable, "-c", _ENDLESS], cwd=ROOT, check=True, timeout=HANG)
 
 
 def test_a_run_says_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -392,7 +392,7 @@ def kept_index(write: Callable[..., Path]) -> tuple[Path, Path]:
         lambda data: b"[]" + data[2:],
         lambda data: data[:300] + bytes([data[300] ^ 1]) + data[301:],
         lambda data: data[:-5] + b"x" + data[-4:],
-        lambda data: data.replace(b'"version": "3 ', b'"version": "2 '),
+        lambda data: data.replace(b'"version": "4 ', b'"version": "3 '),
     ],
 )
 def test_a_damaged_index_is_made_again(
