@@ -35,6 +35,8 @@ from paddlemix.trainer.inputs import check_run_pictures
 from paddlemix.trainer.output import continues_in, find_resume_point
 from paddlemix.trainer.run_checks import check_devices, check_steps, process_count
 from paddlemix.trainer.run_data import check_data_files, data_settings, grouping_of, read_samples
+from paddlemix.trainer.same_recipe import check_same_recipe
+from paddlemix.trainer.saving import saved_recipe
 from paddlemix.trainer.starting_point import base_spec, compute_dtype, processor_of_run, weight_dtype
 
 _ANYRES_TILES = 5  # Source: LLaVA-1.6's grids of at most four tiles, and the whole image
@@ -139,9 +141,11 @@ def plan_run(config: RunConfig, devices: int | None = None) -> DryRun:
 
 
 def _what_stops(config: RunConfig, samples: SampleDataset | None) -> Iterator[str]:
-    """Why the run could not use its `output_dir`, if so."""
+    """Why the run could not use its `output_dir` or go on from the checkpoint there, if so."""
     try:
         resume = find_resume_point(config)
+        if resume is not None:
+            check_same_recipe(resume, saved_recipe(resume), config)
         if samples is not None:
             check_run_pictures(config, samples, resume is not None and continues_in(config, resume))
     except UserError as error:

@@ -98,22 +98,23 @@ def sole_writer(config: RunConfig) -> Iterator[Callable[[Path | None], None]]:
         UserError: a run that trains has the folder (names its process), or has written it since this one's start, or a
             model that this run needs is there.
     """
-    output_dir, held = Path(str(config.output_dir)), list[str]()
+    output_dir = Path(str(config.output_dir))
+    writes = config.do_train and process_rank() == 0  # the other processes go where the first goes
+    held_from_start = writes and output_dir.is_dir()
     with contextlib.ExitStack() as stack:
 
         def take(resume: Path | None) -> None:
-            if held or not config.do_train or process_rank() != 0:  # the other processes go where the first goes
+            if held_from_start or not writes:
                 return
             stack.enter_context(locks.locked_output(output_dir, "output_dir"))
             if find_resume_point(config) != resume:
                 raise UserError(f"output_dir '{output_dir}' was written by another run meanwhile; start this one again")
 
-        if config.do_train and process_rank() == 0:
+        if writes:
             check_output(Output("output_dir", output_dir), ())
             check_outputs(config, None, own_folder=True)
-            if output_dir.is_dir():
+            if held_from_start:
                 stack.enter_context(locks.locked_output(output_dir, "output_dir"))
-                held.append("from the start")
         yield take
 
 

@@ -16,6 +16,7 @@ from paddlemix.checkpoints.files import read_json
 from paddlemix.errors import Stopped, UserError
 from paddlemix.log import read_metrics
 from paddlemix.trainer.callbacks import Progress
+from paddlemix.trainer.dry_run import plan_run
 from paddlemix.trainer.guards import StepLosses, StopOnSignal
 from paddlemix.trainer.loss import LossModel
 from paddlemix.trainer.recipe import run_recipe
@@ -166,6 +167,8 @@ def test_resume_with_another_recipe(world: World, tmp_path: Path, caplog: pytest
     other: dict[str, Any] = {"resume_from_checkpoint": str(tmp_path / "checkpoint-2"), "learning_rate": 0.002}
     with pytest.raises(UserError, match=r"other settings: .*learning_rate 0.001 -> 0.002.* allow_changed_recipe"):
         run_recipe(world.config(tmp_path, **other))
+    (note,) = [note for note in plan_run(world.config(tmp_path, **other)).notes if "would stop" in note]
+    assert note.startswith("the run would stop: ") and "learning_rate 0.001 -> 0.002" in note
     caplog.clear()
     results = run_recipe(world.config(tmp_path, **other, allow_changed_recipe=True, logging_steps=2))
     assert results["steps"] == 4
