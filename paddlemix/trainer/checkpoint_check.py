@@ -24,6 +24,12 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 _Check = tuple[str, Callable[[Any], bool]]  # what is expected, in words, and whether a value is that
 
 
+def checkpoint_step(path: Path) -> int | None:
+    """The N of a path that ends in `checkpoint-N`; None for any other."""
+    match = _NAME.fullmatch(path.name)
+    return None if match is None else int(match.group(1))
+
+
 def write_checksums(directory: Path) -> None:
     """Writes `checksums.json`: size and digest of every other file of a finished checkpoint."""
     files = {
@@ -95,16 +101,16 @@ def find_damage(checkpoint: Path) -> str | None:
 
 def _instead(checkpoint: Path) -> str:
     """What can be done instead: the newest whole checkpoint beside it that has fewer steps."""
-    match = _NAME.fullmatch(checkpoint.name)
+    own_step = checkpoint_step(checkpoint)
     # A link named `checkpoint-N` is beside the run's others; any other link is not, but what it leads to is.
-    folder = checkpoint.parent if match is not None else checkpoint.resolve().parent
+    folder = checkpoint.parent if own_step is not None else checkpoint.resolve().parent
     beside = {
-        int(found.group(1)): path
+        step: path
         for path in folder.iterdir()
-        if (found := _NAME.fullmatch(path.name)) and (path / STATE_FILE).is_file()
+        if (step := checkpoint_step(path)) is not None and (path / STATE_FILE).is_file()
     }
     for step in sorted(beside, reverse=True):
-        if (match is None or step < int(match.group(1))) and find_damage(beside[step]) is None:
+        if (own_step is None or step < own_step) and find_damage(beside[step]) is None:
             path = beside[step]
             return f"{path.name} is whole: set resume_from_checkpoint to '{path}', or remove the damaged folder"
     return (
@@ -127,8 +133,7 @@ def _checked(path: Path, table: Mapping[str, _Check]) -> dict[str, Any]:
 
 def _check_steps(checkpoint: Path, state: dict[str, Any], progress: dict[str, Any]) -> None:
     step, schedule = state["global_step"], state["schedule"]
-    match = _NAME.fullmatch(checkpoint.name)
-    if match is not None and int(match.group(1)) != step:
+    if checkpoint_step(checkpoint) not in (None, step):
         raise UserError(f"global_step of {STATE_FILE} is {step}, but the folder is {checkpoint.name}")
     if progress["global_step"] != step:
         raise UserError(f"global_step is {step} in {STATE_FILE} and {progress['global_step']} in {PROGRESS_FILE}")

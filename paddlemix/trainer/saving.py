@@ -33,12 +33,17 @@ from paddlemix.checkpoints.tensors import TensorEntry, converted
 from paddlemix.config.schema import RunConfig
 from paddlemix.errors import UserError, did_you_mean
 from paddlemix.log import logger
-from paddlemix.trainer.checkpoint_check import OPTIMIZER_FILE, PROGRESS_FILE, STATE_FILE, write_checksums
+from paddlemix.trainer.checkpoint_check import (
+    OPTIMIZER_FILE,
+    PROGRESS_FILE,
+    STATE_FILE,
+    checkpoint_step,
+    write_checksums,
+)
 from paddlemix.trainer.same_recipe import recipe_values
 
 ANSWER_METRICS = ("exact_match", "rouge_l")  # measured with eval_with_do_generation
 METRICS = ("loss", "token_accuracy", *ANSWER_METRICS)  # that tell the best checkpoint; reported as eval_loss, ...
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _MASTER = "_fp32_master_0"  # what paddle adds to a weight's name for its float32 copy
 _SCALARS = re.compile(r"(.+)_(beta[12]_pow_acc|moment[12]|moment2_max)_0")
 
@@ -52,7 +57,7 @@ def checkpoint_folders(output_dir: Path) -> list[Path]:
     """Every folder named `checkpoint-N`, complete or not, and every link of that name, oldest first."""
     if not output_dir.is_dir():
         return []
-    found = {int(match.group(1)): path for path in output_dir.iterdir() if (match := _CHECKPOINT.fullmatch(path.name))}
+    found = {step: path for path in output_dir.iterdir() if (step := checkpoint_step(path)) is not None}
     return [found[step] for step in sorted(found) if found[step].is_dir() or found[step].is_symlink()]
 
 
