@@ -54,13 +54,11 @@ class ModelName:
         hub: whose server has it.
         name: there: `owner/name`, of PaddleMIX `paddlemix/...`.
         revision: branch, tag or commit; None for the newest.
-        chosen_by: the environment's variable that chose the hub of a plain name; None where nothing did.
     """
 
     hub: Literal["huggingface", "modelscope", "paddlemix"]
     name: str
     revision: str | None = None
-    chosen_by: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> ModelName | None:
@@ -72,9 +70,9 @@ class ModelName:
             return cls("paddlemix", found["paddlemix"])
         if found["hub"] is not None:
             return cls(_PREFIXES[found["hub"]], found["name"], found["revision"])
-        hub, variable = chosen_hub()
+        hub, _ = chosen_hub()
         name = _ON_MODELSCOPE.get(found["name"], found["name"]) if hub == "modelscope" else found["name"]
-        return cls(hub, name, found["revision"], variable)
+        return cls(hub, name, found["revision"])
 
     def places(self) -> list[Path]:
         """Where it may be on this machine, in the order of preference; a download goes to the first."""

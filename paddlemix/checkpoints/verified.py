@@ -22,7 +22,7 @@ class Conversion:
     """How to convert.
 
     Args:
-        to: "paddlemix", "llava" (original) or "hf" (llava-hf).
+        to: "paddlemix", "llava" (original), "hf" (llava-hf) or "xtuner".
         dtype: "float32", "float16" or "bfloat16"; None keeps every weight's own.
         max_shard_bytes: largest weight file.
         on_progress: called with (bytes done, bytes in all) while writing and while verifying.
