@@ -24,12 +24,12 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from paddlemix.checkpoints import declared  # noqa: E402
-from paddlemix.checkpoints.export import to_layout  # noqa: E402
-from paddlemix.checkpoints.files import write_json, write_weights  # noqa: E402
-from paddlemix.checkpoints.keymap import CLIP, ORIGINAL  # noqa: E402
+from paddlemix.checkpoints.convert import declared_files  # noqa: E402
+from paddlemix.checkpoints.convert.export_model import to_layout  # noqa: E402
+from paddlemix.checkpoints.files.tensors import TensorEntry  # noqa: E402
+from paddlemix.checkpoints.files.weight_files import write_json, write_weights  # noqa: E402
+from paddlemix.checkpoints.layouts.weight_names import CLIP, ORIGINAL  # noqa: E402
 from paddlemix.checkpoints.strict import expected_shapes  # noqa: E402
-from paddlemix.checkpoints.tensors import TensorEntry  # noqa: E402
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionConfig  # noqa: E402
 
 FULL_LAYERS, SMALL_LAYERS = 32, 1
@@ -50,7 +50,7 @@ def make_checkpoint(directory: Path, layers: int) -> int:
     """Writes a random LLaVA-1.5 in original LLaVA's layout, the tower beside it; gives its bytes."""
     config = LlavaConfig(text=DecoderConfig(num_hidden_layers=layers), vision=VisionConfig(), mm_vision_select_layer=-2)
     assert config.vision is not None
-    processor = declared.complete_processor(
+    processor = declared_files.complete_processor(
         config,
         {
             "chat_template": "vicuna_v1",
@@ -61,15 +61,15 @@ def make_checkpoint(directory: Path, layers: int) -> int:
             "image_std": [0.5] * 3,
         },
     )
-    facts = declared.Facts(config=config, processor=processor, special_ids={}, dtype="float16")
+    facts = declared_files.Facts(config=config, processor=processor, special_ids={}, dtype="float16")
     tensors = {name: _random_entry(shape) for name, shape in expected_shapes(config).items()}
     tower = {name: entry for name, entry in tensors.items() if name.startswith("vision_tower.")}
     rest = {name: entry for name, entry in tensors.items() if name not in tower}
-    place = directory / declared.TOWER_DIRECTORY
+    place = directory / declared_files.TOWER_DIRECTORY
     place.mkdir(parents=True)
-    write_json(directory / "config.json", {**declared.original_config(facts), "unfreeze_mm_vision_tower": False})
-    write_json(place / "config.json", declared.tower_config(config.vision, "float16"))
-    write_json(place / "preprocessor_config.json", declared.tower_preprocessor(processor))
+    write_json(directory / "config.json", {**declared_files.original_config(facts), "unfreeze_mm_vision_tower": False})
+    write_json(place / "config.json", declared_files.tower_config(config.vision, "float16"))
+    write_json(place / "preprocessor_config.json", declared_files.tower_preprocessor(processor))
     write_weights(directory, to_layout(rest, ORIGINAL), SHARD_BYTES, {"format": "pt"})
     write_weights(place, to_layout(tower, CLIP), SHARD_BYTES, {"format": "pt"})
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())

@@ -24,10 +24,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.convert import make_checkpoint  # noqa: E402
-from paddlemix.checkpoints.export import convert_checkpoint  # noqa: E402
+from paddlemix.checkpoints.convert.export_model import convert_checkpoint  # noqa: E402
+from paddlemix.checkpoints.convert.verify import Conversion  # noqa: E402
+from paddlemix.checkpoints.identity.weight_identity import source_digests  # noqa: E402
 from paddlemix.checkpoints.source import open_source  # noqa: E402
-from paddlemix.checkpoints.verified import Conversion  # noqa: E402
-from paddlemix.checkpoints.weight_identity import source_digests  # noqa: E402
 from paddlemix.identity import file_digest, file_digests  # noqa: E402
 
 _PICTURE = 20_000  # bytes

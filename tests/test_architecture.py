@@ -228,7 +228,7 @@ def write_package(tmp_path: Path):
         ("models/a.py", "from ..trainer.recipe import train", False),
         ("models/a.py", "from . import b", True),
         ("checkpoints/a.py", "import paddlemix.peft.lora", True),
-        ("peft/a.py", "import paddlemix.checkpoints.files", False),
+        ("peft/a.py", "import paddlemix.checkpoints.files.weight_files", False),
         ("datasets/a.py", "import paddlemix.processors.image", True),
         ("errors.py", "import paddlemix.sample", False),
         ("tools/a.py", "from paddlemix import __version__", True),

@@ -21,13 +21,13 @@ POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\ns
 
 
 def _safetensors(path: Path) -> object:
-    from paddlemix.checkpoints.files import read_safetensors
+    from paddlemix.checkpoints.files.weight_files import read_safetensors
 
     return read_safetensors(path)
 
 
 def _torch(path: Path) -> object:
-    from paddlemix.checkpoints.pickles import read_torch
+    from paddlemix.checkpoints.files.pickles import read_torch
 
     return read_torch(path)
 

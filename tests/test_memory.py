@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paddlemix.checkpoints.files import read_json, write_json
+from paddlemix.checkpoints.files.weight_files import read_json, write_json
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.memory import is_out_of_memory, out_of_memory_explained
 from paddlemix.trainer import dry_report

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 import paddlemix.models  # noqa: F401  sets the environment before paddle is imported
-from paddlemix.checkpoints.files import read_safetensors
+from paddlemix.checkpoints.files.weight_files import read_safetensors
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionConfig
 from paddlemix.models.llava import LlavaModel
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from paddlemix.checkpoints.files import read_json, read_weights, write_json, write_weights
-from paddlemix.checkpoints.keymap import LLAMA, is_linear_weight
+from paddlemix.checkpoints.files.tensors import TensorEntry, array_entry, transposed
+from paddlemix.checkpoints.files.weight_files import read_json, read_weights, write_json, write_weights
+from paddlemix.checkpoints.layouts.weight_names import LLAMA, is_linear_weight
 from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.checkpoints.pretrained import Pretrained, build_model, save_model
-from paddlemix.checkpoints.tensors import TensorEntry, array_entry, transposed
 from paddlemix.config.load import load_config
 from paddlemix.config.schema import RunConfig
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionConfig

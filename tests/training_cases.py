@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from paddlemix.checkpoints.adapter import AdapterSettings, fingerprint, save_adapter
-from paddlemix.checkpoints.export import convert_checkpoint
-from paddlemix.checkpoints.files import write_json
+from paddlemix.checkpoints.adapters.adapter import AdapterSettings, fingerprint, save_adapter
+from paddlemix.checkpoints.convert.export_model import convert_checkpoint
+from paddlemix.checkpoints.convert.verify import Conversion
+from paddlemix.checkpoints.files.weight_files import write_json
 from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.checkpoints.pretrained import Pretrained, build_model, save_model
-from paddlemix.checkpoints.verified import Conversion
 from paddlemix.config.load import load_config
 from paddlemix.config.schema import RunConfig
 from paddlemix.datasets.order import EpochBatchSampler

@@ -24,7 +24,7 @@ from workload import (  # noqa: E402
 
 def build_model(work: Workload) -> Any:
     """The model with the workload's start weights."""
-    from paddlemix.checkpoints.keymap import HF_NEW, is_linear_weight
+    from paddlemix.checkpoints.layouts.weight_names import HF_NEW, is_linear_weight
     from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionConfig
     from paddlemix.models.layers import skip_initialisation
     from paddlemix.models.llava import LlavaModel

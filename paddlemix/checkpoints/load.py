@@ -13,17 +13,20 @@ from typing import Any
 
 import paddle
 
-from paddlemix.checkpoints.adapter import AdapterFiles, read_adapter
-from paddlemix.checkpoints.adapter_fit import AdapterWeights, check_fit
-from paddlemix.checkpoints.adapter_processor import adapter_processor
-from paddlemix.checkpoints.base_check import check_base
-from paddlemix.checkpoints.base_places import choose_place, possible_places
-from paddlemix.checkpoints.hub import resolve_model
-from paddlemix.checkpoints.layouts import is_adapter
-from paddlemix.checkpoints.model_names import is_model_name
+from paddlemix.checkpoints.adapters.adapter import AdapterFiles, read_adapter
+from paddlemix.checkpoints.adapters.adapter_fit import AdapterWeights, check_fit
+from paddlemix.checkpoints.adapters.adapter_processor import adapter_processor
+from paddlemix.checkpoints.adapters.base_check import check_base
+from paddlemix.checkpoints.adapters.base_places import choose_place, possible_places
+from paddlemix.checkpoints.adapters.image_padding import warn_of_padding
+from paddlemix.checkpoints.adapters.unbuilt_layers import unbuilt_with_adapter
+from paddlemix.checkpoints.hub.model_names import is_model_name
+from paddlemix.checkpoints.hub.part_places import looked_at
+from paddlemix.checkpoints.hub.resolve import resolve_model
+from paddlemix.checkpoints.identity.weight_identity import WeightFiles
+from paddlemix.checkpoints.layouts.recognise import is_adapter
+from paddlemix.checkpoints.layouts.towers import TOWER_KINDS
 from paddlemix.checkpoints.new_parts import lacks_projector, load_projector, start_new_parts
-from paddlemix.checkpoints.padding import warn_of_padding
-from paddlemix.checkpoints.parts import looked_at
 from paddlemix.checkpoints.pretrained import (
     Pretrained,
     build_model,
@@ -35,9 +38,6 @@ from paddlemix.checkpoints.projector_file import NEW_PARTS as NEW_PARTS
 from paddlemix.checkpoints.quantized import choose_quantization, read_quantization
 from paddlemix.checkpoints.source import Source, open_source, with_image_size
 from paddlemix.checkpoints.strict import check_vocabulary, check_weights, expected_shapes
-from paddlemix.checkpoints.towers import TOWER_KINDS
-from paddlemix.checkpoints.unbuilt import unbuilt_with_adapter
-from paddlemix.checkpoints.weight_identity import WeightFiles
 from paddlemix.device import return_freed_memory
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.log import logger

@@ -8,11 +8,11 @@ from typing import Any
 
 import paddle
 
-from paddlemix.checkpoints.finite import finite
+from paddlemix.checkpoints.files.finite import finite
+from paddlemix.checkpoints.files.tensors import TensorEntry
 from paddlemix.checkpoints.pretrained import copy_into
 from paddlemix.checkpoints.projector_file import NEW_PARTS, read_projector_file
 from paddlemix.checkpoints.source import Source
-from paddlemix.checkpoints.tensors import TensorEntry
 from paddlemix.errors import UserError
 from paddlemix.models.layers import normal
 from paddlemix.models.llava import LlavaModel

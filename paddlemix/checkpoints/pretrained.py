@@ -18,9 +18,12 @@ from typing import Any
 import numpy as np
 import paddle
 
-from paddlemix.checkpoints.files import atomic_directory, write_json, write_weights
-from paddlemix.checkpoints.finite import finite
-from paddlemix.checkpoints.layouts import CONFIG_FILE, NO_TOWER, config_values
+from paddlemix.checkpoints.files.finite import finite
+from paddlemix.checkpoints.files.tensors import FLOAT_TYPES, NUMPY_TYPES, TensorEntry, array_entry, converted
+from paddlemix.checkpoints.files.weight_files import atomic_directory, write_json, write_weights
+from paddlemix.checkpoints.identity.weight_identity import WeightFiles
+from paddlemix.checkpoints.layouts.added_rows import HF_VOCABULARY_FILE
+from paddlemix.checkpoints.layouts.recognise import CONFIG_FILE, NO_TOWER, config_values
 from paddlemix.checkpoints.quantized import (
     choose_quantization,
     coded,
@@ -30,9 +33,6 @@ from paddlemix.checkpoints.quantized import (
 )
 from paddlemix.checkpoints.source import Source, open_source
 from paddlemix.checkpoints.strict import check_vocabulary, check_weights
-from paddlemix.checkpoints.tensors import FLOAT_TYPES, NUMPY_TYPES, TensorEntry, array_entry, converted
-from paddlemix.checkpoints.vocabulary import HF_VOCABULARY_FILE
-from paddlemix.checkpoints.weight_identity import WeightFiles
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.models.layers import skip_initialisation
 from paddlemix.models.llava import LlavaModel

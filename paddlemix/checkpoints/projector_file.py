@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from paddlemix.checkpoints.files import read_weight_file, read_weights
-from paddlemix.checkpoints.keymap import HF_NEW, HF_OLD, ORIGINAL, OURS, PADDLEMIX, PEFT_PROJECTOR, XTUNER_PROJECTOR
+from paddlemix.checkpoints.files.tensors import TensorEntry
+from paddlemix.checkpoints.files.weight_files import read_weight_file, read_weights
+from paddlemix.checkpoints.layouts.weight_names import (
+    HF_NEW,
+    HF_OLD,
+    ORIGINAL,
+    OURS,
+    PADDLEMIX,
+    PEFT_PROJECTOR,
+    XTUNER_PROJECTOR,
+)
+from paddlemix.checkpoints.layouts.xtuner_layout import conversion_hint
 from paddlemix.checkpoints.source import rename
-from paddlemix.checkpoints.tensors import TensorEntry
-from paddlemix.checkpoints.xtuner import conversion_hint
 from paddlemix.errors import UserError
 
 NEW_PARTS = ("projector.", "image_newline")  # what a text-only model gets besides the tower

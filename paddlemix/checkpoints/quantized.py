@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from paddle import nn
 
-from paddlemix.checkpoints.files import read_json
-from paddlemix.checkpoints.layouts import CONFIG_FILE
+from paddlemix.checkpoints.files.tensors import NUMPY_TYPES, TensorEntry, Tensors
+from paddlemix.checkpoints.files.weight_files import read_json
+from paddlemix.checkpoints.layouts.recognise import CONFIG_FILE
 from paddlemix.checkpoints.strict import check_weights
-from paddlemix.checkpoints.tensors import NUMPY_TYPES, TensorEntry, Tensors
 from paddlemix.errors import UserError
 from paddlemix.peft.codes import QuantizedWeight, quantize_weight
 from paddlemix.peft.quantize import QUANT_METHOD, QuantizationConfig, quantization_of, quantized_linears

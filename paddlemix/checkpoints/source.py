@@ -11,14 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from paddlemix.checkpoints.files import read_weights
-from paddlemix.checkpoints.fused import split_fused
-from paddlemix.checkpoints.hub import resolve_model
-from paddlemix.checkpoints.keymap import XTUNER_PROJECTOR, KeyMap, is_linear_weight
-from paddlemix.checkpoints.layouts import Layout, is_adapter, recognise, tower_sizes
-from paddlemix.checkpoints.parts import find_part, local_part
-from paddlemix.checkpoints.tensors import TensorEntry, transposed
-from paddlemix.checkpoints.towers import (
+from paddlemix.checkpoints.files.tensors import TensorEntry, transposed
+from paddlemix.checkpoints.files.weight_files import read_weights
+from paddlemix.checkpoints.hub.part_places import find_part, local_part
+from paddlemix.checkpoints.hub.resolve import resolve_model
+from paddlemix.checkpoints.layouts.joined_weights import split_fused
+from paddlemix.checkpoints.layouts.recognise import Layout, is_adapter, recognise, tower_sizes
+from paddlemix.checkpoints.layouts.towers import (
     INTERN_VIT_FORM,
     TOWER_KINDS,
     fit_positions,
@@ -28,7 +27,8 @@ from paddlemix.checkpoints.towers import (
     stored_image_size,
     tower_form,
 )
-from paddlemix.checkpoints.xtuner import XTunerParts, is_xtuner, read_xtuner
+from paddlemix.checkpoints.layouts.weight_names import XTUNER_PROJECTOR, KeyMap, is_linear_weight
+from paddlemix.checkpoints.layouts.xtuner_layout import XTunerParts, is_xtuner, read_xtuner
 from paddlemix.errors import UserError
 from paddlemix.models.configuration import LlavaConfig, VisionConfig
 from paddlemix.models.presets import PUBLISHED_NAMES, TOWERS

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from paddlemix.checkpoints.tensors import Tensors
+from paddlemix.checkpoints.files.tensors import Tensors
 from paddlemix.errors import UserError
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionConfig, projector_depth
 

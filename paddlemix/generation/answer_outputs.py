@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from paddlemix.checkpoints.needs import needed_by_model
+from paddlemix.checkpoints.hub.needs import needed_by_model
 from paddlemix.generation.answer_file import beside
 from paddlemix.outputs import Needed, Output, check_output, check_replaceable
 from paddlemix.paths import is_address

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from paddlemix.checkpoints.model_identity import file_identity, model_identity
+from paddlemix.checkpoints.identity.model_identity import file_identity, model_identity
 from paddlemix.checkpoints.pretrained import Pretrained
 from paddlemix.datasets.lengths import measure_lengths
 from paddlemix.datasets.questions import QuestionList, QuestionSettings, QuestionShare, image_files, question_names

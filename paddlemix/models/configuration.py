@@ -21,7 +21,7 @@ _MLP_PROJECTOR = re.compile(r"mlp([1-9]\d*)x_gelu")
 class DecoderConfig:
     """A Llama-style decoder.  What a checkpoint leaves out is as in transformers' LlamaConfig, which leaves it out.
 
-    How the families spell and default these values is in `paddlemix.checkpoints.families`.
+    How the families spell and default these values is in `paddlemix.checkpoints.layouts.families`.
 
     Args:
         model_type: the family whose files it came from; says how it is written again, nothing about what is computed.

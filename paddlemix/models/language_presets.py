@@ -1,7 +1,7 @@
 """Sizes of published language models, as data.
 
 Sources: the `config.json` of each repository as named at its entry; values that they leave out are those of the
-family's configuration class, see `paddlemix.checkpoints.families`.
+family's configuration class, see `paddlemix.checkpoints.layouts.families`.
 """
 
 from __future__ import annotations

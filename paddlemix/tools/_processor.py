@@ -116,10 +116,10 @@ def _open_ours(directory: Path) -> LlavaProcessor | None:
 
 
 def _open_any(path: str) -> LlavaProcessor:
-    from paddlemix.checkpoints.adapter import read_adapter
-    from paddlemix.checkpoints.adapter_processor import adapter_processor
-    from paddlemix.checkpoints.hub import resolve_model
-    from paddlemix.checkpoints.layouts import is_adapter
+    from paddlemix.checkpoints.adapters.adapter import read_adapter
+    from paddlemix.checkpoints.adapters.adapter_processor import adapter_processor
+    from paddlemix.checkpoints.hub.resolve import resolve_model
+    from paddlemix.checkpoints.layouts.recognise import is_adapter
     from paddlemix.checkpoints.load import BaseSpec, base_of
 
     directory = resolve_model(path)
@@ -133,7 +133,7 @@ def _open_any(path: str) -> LlavaProcessor:
 
 def _declared(spec: BaseSpec) -> LlavaProcessor:
     """The processor of a base, its tower attached, from declared files alone."""
-    from paddlemix.checkpoints.hub import resolve_model
+    from paddlemix.checkpoints.hub.resolve import resolve_model
     from paddlemix.checkpoints.pretrained import load_processor
     from paddlemix.checkpoints.sizes import declared_base
     from paddlemix.checkpoints.source import Source

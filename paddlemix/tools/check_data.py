@@ -122,7 +122,7 @@ def _check_outputs(arguments: argparse.Namespace, plan: CheckPlan) -> None:
     roots = dict.fromkeys(file.image_root for file in plan.files)
     needed += [Needed("the image root", Path(root), "pictures") for root in roots if root and not is_address(root)]
     if plan.models:
-        from paddlemix.checkpoints.needs import needed_by_model
+        from paddlemix.checkpoints.hub.needs import needed_by_model
 
         needed += [item for name in dict.fromkeys(plan.models) for item in needed_by_model(name)]
     for flag, path in outputs.items():

@@ -67,8 +67,8 @@ def main(argv: list[str]) -> int:
     """
     arguments = build_parser().parse_args(argv)
     max_shard_bytes = parse_size(arguments.shard_size)
-    from paddlemix.checkpoints.export import check_target
-    from paddlemix.checkpoints.hub import resolve_model
+    from paddlemix.checkpoints.convert.export_model import check_target
+    from paddlemix.checkpoints.hub.resolve import resolve_model
 
     arguments.input = resolve_model(arguments.input)
     check_target(arguments.output, arguments.input)
@@ -77,9 +77,9 @@ def main(argv: list[str]) -> int:
 
 
 def _convert(arguments: argparse.Namespace, max_shard_bytes: int) -> int:
-    from paddlemix.checkpoints.export import convert_checkpoint
-    from paddlemix.checkpoints.layouts import is_adapter
-    from paddlemix.checkpoints.verified import Conversion
+    from paddlemix.checkpoints.convert.export_model import convert_checkpoint
+    from paddlemix.checkpoints.convert.verify import Conversion
+    from paddlemix.checkpoints.layouts.recognise import is_adapter
     from paddlemix.progress import ProgressBar
 
     if is_adapter(arguments.input):
@@ -104,9 +104,9 @@ def _convert(arguments: argparse.Namespace, max_shard_bytes: int) -> int:
 
 
 def _convert_adapter(arguments: argparse.Namespace) -> int:
-    from paddlemix.checkpoints.export_adapter import export_adapter
-    from paddlemix.checkpoints.export_peft import export_peft_adapter
-    from paddlemix.checkpoints.export_xtuner import export_xtuner_adapter
+    from paddlemix.checkpoints.convert.export_adapter import export_adapter
+    from paddlemix.checkpoints.convert.export_peft import export_peft_adapter
+    from paddlemix.checkpoints.convert.export_xtuner import export_xtuner_adapter
 
     writers = {
         "llava": (export_adapter, "original LLaVA"),

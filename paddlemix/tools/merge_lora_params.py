@@ -57,8 +57,8 @@ def main(argv: list[str]) -> int:
         UserError: a directory cannot be used, the adapter belongs to another base, or the result answers otherwise.
     """
     arguments = build_parser().parse_args(argv)
-    from paddlemix.checkpoints.layouts import is_adapter
-    from paddlemix.checkpoints.xtuner import conversion_hint
+    from paddlemix.checkpoints.layouts.recognise import is_adapter
+    from paddlemix.checkpoints.layouts.xtuner_layout import conversion_hint
 
     adapter_path: Path = arguments.lora_path
     if not is_adapter(adapter_path):
@@ -79,8 +79,8 @@ def _check_target(target: Path, arguments: argparse.Namespace) -> None:
         UserError: base or adapter are there, or another model, and --overwrite is missing; or it would take the place
             of a checkpoint that a run may go on from.
     """
-    from paddlemix.checkpoints.merging import check_can_be_kept
-    from paddlemix.checkpoints.needs import needed_by_model
+    from paddlemix.checkpoints.adapters.merging import check_can_be_kept
+    from paddlemix.checkpoints.hub.needs import needed_by_model
     from paddlemix.outputs import Output, check_output
     from paddlemix.trainer.checkpoint_check import STATE_FILE
     from paddlemix.trainer.output import holds_result
@@ -106,9 +106,9 @@ def _check_target(target: Path, arguments: argparse.Namespace) -> None:
 
 
 def _merge(target: Path, arguments: argparse.Namespace) -> int:
-    from paddlemix.checkpoints.adapter import read_adapter
+    from paddlemix.checkpoints.adapters.adapter import read_adapter
+    from paddlemix.checkpoints.adapters.merging import exact_storage, keeping_adapter
     from paddlemix.checkpoints.load import apply_adapter, base_of, load_base
-    from paddlemix.checkpoints.merging import exact_storage, keeping_adapter
     from paddlemix.device import select_device
     from paddlemix.trainer.output import publish
 
@@ -144,8 +144,8 @@ def _write_and_compare(loaded: list[Pretrained], directory: Path, dtype: str) ->
     """
     import numpy as np
 
+    from paddlemix.checkpoints.adapters.merging import exact_storage, write_merged
     from paddlemix.checkpoints.load import load_pretrained
-    from paddlemix.checkpoints.merging import exact_storage, write_merged
     from paddlemix.tools._sample_logits import sample_logits
 
     before = sample_logits(loaded[0])

@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
         UserError: the model cannot be used, is an adapter or quantised already, or the output cannot be written.
     """
     arguments = build_parser().parse_args(argv)
-    from paddlemix.checkpoints.export import check_target
+    from paddlemix.checkpoints.convert.export_model import check_target
 
     check_target(arguments.output, arguments.model_path)
     with locked_output(arguments.output, "--output", inside=False):
@@ -60,13 +60,13 @@ def main(argv: list[str]) -> int:
 
 
 def _quantize(arguments: argparse.Namespace) -> int:
-    from paddlemix.checkpoints.directories import atomic_directory
+    from paddlemix.checkpoints.files.directories import atomic_directory
+    from paddlemix.checkpoints.files.tensors import FLOAT_TYPES
+    from paddlemix.checkpoints.identity.weight_identity import WeightFiles, write_origin
     from paddlemix.checkpoints.load import BaseSpec, load_base
     from paddlemix.checkpoints.pretrained import write_model
     from paddlemix.checkpoints.quantized import read_quantization
     from paddlemix.checkpoints.source import open_source
-    from paddlemix.checkpoints.tensors import FLOAT_TYPES
-    from paddlemix.checkpoints.weight_identity import WeightFiles, write_origin
     from paddlemix.device import select_device
     from paddlemix.peft.quantize import quantized_linears
 

@@ -94,7 +94,7 @@ def main(argv: list[str]) -> int:
 
 
 def _check_output(arguments: argparse.Namespace) -> None:
-    from paddlemix.checkpoints.needs import needed_by_model
+    from paddlemix.checkpoints.hub.needs import needed_by_model
     from paddlemix.outputs import Needed, Output, check_output
 
     needed = list(needed_by_model(arguments.model_path))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from paddlemix.checkpoints.files import write_json
+from paddlemix.checkpoints.files.weight_files import write_json
 from paddlemix.declared import describe, read_object
 from paddlemix.errors import UserError
 from paddlemix.identity import fresh_digest

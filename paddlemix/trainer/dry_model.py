@@ -13,7 +13,7 @@ from pathlib import Path
 import paddle
 from paddle import nn
 
-from paddlemix.checkpoints.adapter import read_adapter
+from paddlemix.checkpoints.adapters.adapter import read_adapter
 from paddlemix.config.schema import RunConfig
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.models.layers import skip_initialisation

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from paddlemix.checkpoints.needs import needed_by_model
+from paddlemix.checkpoints.hub.needs import needed_by_model
 from paddlemix.config.schema import RunConfig
 from paddlemix.datasets.mixture import SampleDataset
 from paddlemix.datasets.selection import split_count

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from paddlemix import locks
-from paddlemix.checkpoints.adapter import ADAPTER_WEIGHTS
-from paddlemix.checkpoints.directories import remove_directory, writing
-from paddlemix.checkpoints.files import INDEX_FILE, SINGLE_FILE, read_json
-from paddlemix.checkpoints.layouts import ADAPTER_FILE, CONFIG_FILE
+from paddlemix.checkpoints.adapters.adapter import ADAPTER_WEIGHTS
+from paddlemix.checkpoints.files.directories import remove_directory, writing
+from paddlemix.checkpoints.files.weight_files import INDEX_FILE, SINGLE_FILE, read_json
+from paddlemix.checkpoints.layouts.recognise import ADAPTER_FILE, CONFIG_FILE
 from paddlemix.config.schema import RunConfig
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.locks import is_temporary

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from paddle import nn
 
-from paddlemix.checkpoints.keymap import PADDLEMIX
+from paddlemix.checkpoints.layouts.weight_names import PADDLEMIX
 from paddlemix.config.schema import RunConfig
 from paddlemix.errors import UserError
 from paddlemix.peft.lora import linear_names, quantized_layers

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paddlemix.checkpoints.adapter import AdapterSettings, read_adapter, write_adapter
-from paddlemix.checkpoints.base_check import base_digests, base_mark
-from paddlemix.checkpoints.declared_identity import computed_values
+from paddlemix.checkpoints.adapters.adapter import AdapterSettings, read_adapter, write_adapter
+from paddlemix.checkpoints.adapters.base_check import base_digests, base_mark
+from paddlemix.checkpoints.identity.declared_identity import computed_values
 from paddlemix.checkpoints.load import NEW_PARTS, BaseSpec, apply_adapter, base_reference, load_base
 from paddlemix.checkpoints.pretrained import Pretrained, write_model
 from paddlemix.config.load import save_config

@@ -24,12 +24,18 @@ from typing import Any
 import numpy as np
 import paddle
 
-from paddlemix.checkpoints.adapter import ADAPTER_WEIGHTS
-from paddlemix.checkpoints.directories import atomic_directory, remove_directory, writing
-from paddlemix.checkpoints.files import read_json, read_safetensors, read_weights, write_json, write_safetensors
-from paddlemix.checkpoints.finite import NotFiniteError, all_finite, finite
+from paddlemix.checkpoints.adapters.adapter import ADAPTER_WEIGHTS
+from paddlemix.checkpoints.files.directories import atomic_directory, remove_directory, writing
+from paddlemix.checkpoints.files.finite import NotFiniteError, all_finite, finite
+from paddlemix.checkpoints.files.tensors import TensorEntry, converted
+from paddlemix.checkpoints.files.weight_files import (
+    read_json,
+    read_safetensors,
+    read_weights,
+    write_json,
+    write_safetensors,
+)
 from paddlemix.checkpoints.pretrained import copy_into, tensor_entry
-from paddlemix.checkpoints.tensors import TensorEntry, converted
 from paddlemix.config.schema import RunConfig
 from paddlemix.errors import UserError, did_you_mean
 from paddlemix.log import logger

@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from paddlemix.checkpoints.adapter import read_adapter
-from paddlemix.checkpoints.adapter_processor import adapter_processor
-from paddlemix.checkpoints.declared import xtuner_faults
-from paddlemix.checkpoints.hub import local_model, resolve_model
+from paddlemix.checkpoints.adapters.adapter import read_adapter
+from paddlemix.checkpoints.adapters.adapter_processor import adapter_processor
+from paddlemix.checkpoints.adapters.image_padding import warn_of_padding
+from paddlemix.checkpoints.convert.declared_files import xtuner_faults
+from paddlemix.checkpoints.hub.model_names import is_model_name
+from paddlemix.checkpoints.hub.resolve import local_model, resolve_model
+from paddlemix.checkpoints.layouts.xtuner_layout import is_xtuner
 from paddlemix.checkpoints.load import BaseSpec
-from paddlemix.checkpoints.model_names import is_model_name
-from paddlemix.checkpoints.padding import warn_of_padding
 from paddlemix.checkpoints.quantized import choose_quantization
 from paddlemix.checkpoints.sizes import read_sizes
-from paddlemix.checkpoints.xtuner import is_xtuner
 from paddlemix.config.less_memory import less_memory_in_run
 from paddlemix.config.schema import RunConfig
 from paddlemix.errors import UserError

@@ -39,11 +39,11 @@ def server(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """Hubs that all names are asked of; waits between attempts are skipped, and nobody is logged in."""
     import huggingface_hub
 
-    from paddlemix.checkpoints import remote
+    from paddlemix.checkpoints.hub import needed_files
     from paddlemix.network import client, hugging_face, modelscope, transfer
 
     settings = replace(transfer.MODEL_DOWNLOADS, timeout=HANG)
-    for module in (hugging_face, modelscope, remote, transfer):
+    for module in (hugging_face, modelscope, needed_files, transfer):
         monkeypatch.setattr(module, "MODEL_DOWNLOADS", settings)
     for module in (client, hugging_face):
         monkeypatch.setattr(module, "_sleep", lambda seconds: None)

@@ -11,10 +11,12 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix.checkpoints.adapter import AdapterSettings, fingerprint, read_adapter, save_adapter
-from paddlemix.checkpoints.export import to_layout
-from paddlemix.checkpoints.export_adapter import export_adapter, write_torch
-from paddlemix.checkpoints.files import (
+from paddlemix.checkpoints.adapters.adapter import AdapterSettings, fingerprint, read_adapter, save_adapter
+from paddlemix.checkpoints.convert.export_adapter import export_adapter, write_torch
+from paddlemix.checkpoints.convert.export_model import to_layout
+from paddlemix.checkpoints.files.pickles import read_torch
+from paddlemix.checkpoints.files.tensors import TensorEntry
+from paddlemix.checkpoints.files.weight_files import (
     array_entry,
     read_json,
     read_weights,
@@ -22,11 +24,9 @@ from paddlemix.checkpoints.files import (
     write_safetensors,
     write_weights,
 )
-from paddlemix.checkpoints.keymap import CLIP, CLIP_PADDLEMIX, LLAMA, ORIGINAL, PADDLEMIX
+from paddlemix.checkpoints.layouts.weight_names import CLIP, CLIP_PADDLEMIX, LLAMA, ORIGINAL, PADDLEMIX
 from paddlemix.checkpoints.load import BaseSpec, load_base, load_pretrained
-from paddlemix.checkpoints.pickles import read_torch
 from paddlemix.checkpoints.source import Source
-from paddlemix.checkpoints.tensors import TensorEntry
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.peft.lora import LoRAConfig, add_lora
 from tests.tiny_models import GOLDEN

@@ -9,17 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paddlemix.checkpoints.adapter import read_adapter
-from paddlemix.checkpoints.adapter_processor import adapter_processor
-from paddlemix.checkpoints.declared import complete_processor
-from paddlemix.checkpoints.export import convert_checkpoint
-from paddlemix.checkpoints.export_adapter import export_adapter
-from paddlemix.checkpoints.export_peft import export_peft_adapter
-from paddlemix.checkpoints.files import array_entry, read_json, read_safetensors, write_json, write_safetensors
+from paddlemix.checkpoints.adapters.adapter import read_adapter
+from paddlemix.checkpoints.adapters.adapter_processor import adapter_processor
+from paddlemix.checkpoints.convert.declared_files import complete_processor
+from paddlemix.checkpoints.convert.export_adapter import export_adapter
+from paddlemix.checkpoints.convert.export_model import convert_checkpoint
+from paddlemix.checkpoints.convert.export_peft import export_peft_adapter
+from paddlemix.checkpoints.convert.verify import Conversion
+from paddlemix.checkpoints.files.pickles import read_torch
+from paddlemix.checkpoints.files.weight_files import (
+    array_entry,
+    read_json,
+    read_safetensors,
+    write_json,
+    write_safetensors,
+)
 from paddlemix.checkpoints.load import load_pretrained
-from paddlemix.checkpoints.pickles import read_torch
 from paddlemix.checkpoints.source import Source
-from paddlemix.checkpoints.verified import Conversion
 from paddlemix.errors import UserError
 from paddlemix.processors.llava import processor_from_dict
 from paddlemix.tools.convert_checkpoint import main

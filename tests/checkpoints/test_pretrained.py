@@ -9,10 +9,17 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix.checkpoints import files
-from paddlemix.checkpoints.base_check import base_mark
-from paddlemix.checkpoints.files import INDEX_FILE, TensorEntry, array_entry, read_weights, write_json, write_weights
-from paddlemix.checkpoints.layouts import ADAPTER_FILE
+from paddlemix.checkpoints.adapters.base_check import base_mark
+from paddlemix.checkpoints.files import weight_files
+from paddlemix.checkpoints.files.weight_files import (
+    INDEX_FILE,
+    TensorEntry,
+    array_entry,
+    read_weights,
+    write_json,
+    write_weights,
+)
+from paddlemix.checkpoints.layouts.recognise import ADAPTER_FILE
 from paddlemix.checkpoints.load import BaseSpec, load_base
 from paddlemix.checkpoints.pretrained import (
     Pretrained,
@@ -89,7 +96,7 @@ def test_a_save_that_fails_leaves_the_old_model(saved: Path, monkeypatch: pytest
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(files.os, "fsync", full_disk)
+        patched.setattr(weight_files.os, "fsync", full_disk)
         with pytest.raises(UserError, match="cannot write .*No space left on device"):
             save_model(loaded, saved)
     assert bits(saved) == before

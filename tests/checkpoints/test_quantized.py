@@ -9,13 +9,19 @@ import paddle
 import pytest
 from paddle.base import core
 
-from paddlemix.checkpoints.adapter import AdapterSettings, save_adapter
-from paddlemix.checkpoints.base_check import base_mark
-from paddlemix.checkpoints.files import read_json, read_weights, write_json, write_safetensors, write_weights
+from paddlemix.checkpoints.adapters.adapter import AdapterSettings, save_adapter
+from paddlemix.checkpoints.adapters.base_check import base_mark
+from paddlemix.checkpoints.files.tensors import TensorEntry, array_entry
+from paddlemix.checkpoints.files.weight_files import (
+    read_json,
+    read_weights,
+    write_json,
+    write_safetensors,
+    write_weights,
+)
 from paddlemix.checkpoints.load import BaseSpec, base_reference, load_base, load_pretrained
 from paddlemix.checkpoints.pretrained import Pretrained, build_model, load_model, save_model
 from paddlemix.checkpoints.quantized import QUANTIZATION_KEY
-from paddlemix.checkpoints.tensors import TensorEntry, array_entry
 from paddlemix.errors import UserError
 from paddlemix.generation.generate import generate
 from paddlemix.generation.sampling import GenerationSettings

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from paddlemix.checkpoints.export import convert_checkpoint
-from paddlemix.checkpoints.files import read_weights, write_weights
+from paddlemix.checkpoints.convert.export_model import convert_checkpoint
+from paddlemix.checkpoints.convert.verify import Conversion
+from paddlemix.checkpoints.files.weight_files import read_weights, write_weights
 from paddlemix.checkpoints.source import Source
-from paddlemix.checkpoints.verified import Conversion
 from tests.saved_folders import CASES, check_folder
 from tests.tiny_models import GOLDEN
 

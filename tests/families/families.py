@@ -207,9 +207,9 @@ class FamilyFiles:
 
 def build_family(case: FamilyCase, root: Path) -> FamilyFiles:
     """Writes a family's files into an empty folder."""
-    from paddlemix.checkpoints.export import convert_checkpoint
+    from paddlemix.checkpoints.convert.export_model import convert_checkpoint
+    from paddlemix.checkpoints.convert.verify import Conversion
     from paddlemix.checkpoints.pretrained import Pretrained, build_model, save_model
-    from paddlemix.checkpoints.verified import Conversion
     from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionConfig
     from paddlemix.processors.tokenizer import load_tokenizer
 

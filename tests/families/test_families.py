@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import paddlemix.config
-from paddlemix.checkpoints import families as checkpoint_families
-from paddlemix.checkpoints.files import read_json
+from paddlemix.checkpoints.files.weight_files import read_json
+from paddlemix.checkpoints.layouts import families as checkpoint_families
 from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.generation.ending import ending_of
 from paddlemix.models.language_presets import LANGUAGE_MODELS

@@ -49,8 +49,8 @@ def _weights() -> dict[str, np.ndarray]:
 
 
 def _write_safetensors(folder: Path) -> None:
-    from paddlemix.checkpoints.files import write_safetensors, write_weights
-    from paddlemix.checkpoints.tensors import array_entry
+    from paddlemix.checkpoints.files.tensors import array_entry
+    from paddlemix.checkpoints.files.weight_files import write_safetensors, write_weights
 
     entries = {name: array_entry(array) for name, array in _weights().items()}
     (folder / "single").mkdir()
@@ -73,7 +73,7 @@ def _damage_safetensors(draw: random.Random, folder: Path) -> None:
 
 
 def _read_weights(folder: Path) -> object:
-    from paddlemix.checkpoints.files import read_weights
+    from paddlemix.checkpoints.files.weight_files import read_weights
 
     return [np.array(entry.read()).nbytes for entry in read_weights(folder).values()]
 
@@ -81,8 +81,8 @@ def _read_weights(folder: Path) -> object:
 def _write_pickles(folder: Path) -> None:
     import paddle
 
-    from paddlemix.checkpoints.export_adapter import write_torch
-    from paddlemix.checkpoints.tensors import array_entry
+    from paddlemix.checkpoints.convert.export_adapter import write_torch
+    from paddlemix.checkpoints.files.tensors import array_entry
 
     arrays = _weights()
     for name in ("torch", "numpy", "paddle"):

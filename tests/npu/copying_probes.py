@@ -12,10 +12,10 @@ from unittest import mock
 import numpy as np
 import paddle
 
-from paddlemix.checkpoints import tensors
-from paddlemix.checkpoints.finite import NotFiniteError, finite
+from paddlemix.checkpoints.files import tensors
+from paddlemix.checkpoints.files.finite import NotFiniteError, finite
+from paddlemix.checkpoints.files.tensors import array_entry, transposed
 from paddlemix.checkpoints.pretrained import copy_into
-from paddlemix.checkpoints.tensors import array_entry, transposed
 from paddlemix.sample import Batch
 from paddlemix.trainer.device_copies import one_ahead
 from paddlemix.trainer.loader import batch_inputs

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paddlemix.checkpoints.files import read_safetensors
+from paddlemix.checkpoints.files.weight_files import read_safetensors
 from paddlemix.trainer.checkpoint_check import OPTIMIZER_FILE
 from tests.npu.cases import FINETUNE, NAMES, trainings
 from tests.npu.conftest import Bench

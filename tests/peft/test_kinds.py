@@ -13,7 +13,7 @@ import pytest
 from paddle import nn
 from paddle.nn import functional
 
-from paddlemix.checkpoints.adapter import AdapterSettings, fingerprint, read_adapter, save_adapter
+from paddlemix.checkpoints.adapters.adapter import AdapterSettings, fingerprint, read_adapter, save_adapter
 from paddlemix.checkpoints.load import BaseSpec, apply_adapter, base_reference, load_base, load_pretrained
 from paddlemix.checkpoints.pretrained import Pretrained
 from paddlemix.config.load import load_config

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from paddlemix.checkpoints.files import write_json
+from paddlemix.checkpoints.files.weight_files import write_json
 from tests.reference.training_reference import run_reference
 from tests.training_cases import CASES, GOLDEN_TRAINING, Case, build_start, data_digest, start_weights, summary
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paddlemix.checkpoints.files import read_safetensors, write_safetensors
-from paddlemix.checkpoints.tensors import array_entry
+from paddlemix.checkpoints.files.tensors import array_entry
+from paddlemix.checkpoints.files.weight_files import read_safetensors, write_safetensors
 from tests.peft_cases import BASE, NAMES, PeftCase, golden_inputs, respelt
 
 torch = pytest.importorskip("torch", reason="needs the reference environment: make reference")

@@ -15,9 +15,9 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix.checkpoints.export import convert_checkpoint
+from paddlemix.checkpoints.convert.export_model import convert_checkpoint
+from paddlemix.checkpoints.convert.verify import Conversion
 from paddlemix.checkpoints.pretrained import load_model
-from paddlemix.checkpoints.verified import Conversion
 from paddlemix.models.llava import LlavaModel
 from tests.reference.exact import assert_as_exact, assert_largest_as_exact, in_float64
 

@@ -16,15 +16,15 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix.checkpoints.adapter import AdapterSettings, fingerprint, save_adapter
-from paddlemix.checkpoints.export import convert_checkpoint
-from paddlemix.checkpoints.export_adapter import export_adapter, write_torch
-from paddlemix.checkpoints.files import read_weights, write_weights
+from paddlemix.checkpoints.adapters.adapter import AdapterSettings, fingerprint, save_adapter
+from paddlemix.checkpoints.convert.export_adapter import export_adapter, write_torch
+from paddlemix.checkpoints.convert.export_model import convert_checkpoint
+from paddlemix.checkpoints.convert.verify import Conversion
+from paddlemix.checkpoints.files.pickles import read_torch
+from paddlemix.checkpoints.files.tensors import array_entry
+from paddlemix.checkpoints.files.weight_files import read_weights, write_weights
 from paddlemix.checkpoints.load import load_pretrained
-from paddlemix.checkpoints.pickles import read_torch
 from paddlemix.checkpoints.pretrained import load_model
-from paddlemix.checkpoints.tensors import array_entry
-from paddlemix.checkpoints.verified import Conversion
 from paddlemix.datasets.collate import collate
 from paddlemix.models.llava import LlavaModel
 from paddlemix.peft.lora import LoRAConfig, add_lora

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paddlemix.checkpoints.adapter import AdapterSettings, fingerprint, save_adapter
-from paddlemix.checkpoints.export_adapter import export_adapter
-from paddlemix.checkpoints.files import read_weights
+from paddlemix.checkpoints.adapters.adapter import AdapterSettings, fingerprint, save_adapter
+from paddlemix.checkpoints.convert.export_adapter import export_adapter
+from paddlemix.checkpoints.files.weight_files import read_weights
 from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.peft.lora import LoRAConfig, add_lora, lora_parameters
 from paddlemix.peft.settings import is_start_value

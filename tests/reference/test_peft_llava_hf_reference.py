@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paddlemix.checkpoints.adapter import AdapterSettings, fingerprint, save_adapter
-from paddlemix.checkpoints.declared import complete_processor
-from paddlemix.checkpoints.export import convert_checkpoint
-from paddlemix.checkpoints.export_adapter import export_adapter
-from paddlemix.checkpoints.export_peft import export_peft_adapter
-from paddlemix.checkpoints.files import write_json
+from paddlemix.checkpoints.adapters.adapter import AdapterSettings, fingerprint, save_adapter
+from paddlemix.checkpoints.adapters.merging import write_merged
+from paddlemix.checkpoints.adapters.peft_settings import read_settings
+from paddlemix.checkpoints.convert.declared_files import complete_processor
+from paddlemix.checkpoints.convert.export_adapter import export_adapter
+from paddlemix.checkpoints.convert.export_model import convert_checkpoint
+from paddlemix.checkpoints.convert.export_peft import export_peft_adapter
+from paddlemix.checkpoints.convert.verify import Conversion
+from paddlemix.checkpoints.files.weight_files import write_json
 from paddlemix.checkpoints.load import load_pretrained
-from paddlemix.checkpoints.merging import write_merged
-from paddlemix.checkpoints.peft_settings import read_settings
 from paddlemix.checkpoints.source import Source
-from paddlemix.checkpoints.verified import Conversion
 from paddlemix.errors import UserError
 from paddlemix.peft.lora import LoRAConfig, add_lora, lora_parameters
 from paddlemix.peft.settings import is_start_value

@@ -16,13 +16,13 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix.checkpoints.export import convert_checkpoint
-from paddlemix.checkpoints.files import array_entry, read_json, read_weights, write_json, write_weights
+from paddlemix.checkpoints.convert.export_model import convert_checkpoint
+from paddlemix.checkpoints.convert.verify import Conversion
+from paddlemix.checkpoints.files.weight_files import array_entry, read_json, read_weights, write_json, write_weights
+from paddlemix.checkpoints.layouts.tower_positions import interpolate
 from paddlemix.checkpoints.load import BaseSpec, load_base
-from paddlemix.checkpoints.positions import interpolate
 from paddlemix.checkpoints.pretrained import Pretrained, load_model, save_model
 from paddlemix.checkpoints.source import Source
-from paddlemix.checkpoints.verified import Conversion
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.models.llava import LlavaModel
 from tests.tiny_models import tiny_model, tiny_text

@@ -15,7 +15,7 @@ import transformers
 from PIL import Image
 from transformers.trainer_pt_utils import get_parameter_names
 
-from paddlemix.checkpoints.adapter import read_adapter
+from paddlemix.checkpoints.adapters.adapter import read_adapter
 from paddlemix.checkpoints.pretrained import load_model
 from paddlemix.config.schema import RunConfig
 from paddlemix.sample import IGNORE_INDEX, IMAGE_TOKEN_INDEX, Example

@@ -13,7 +13,7 @@ import pytest
 
 from paddlemix.__main__ import COMMANDS
 from paddlemix.__main__ import main as front_door
-from paddlemix.checkpoints.files import read_json, write_json
+from paddlemix.checkpoints.files.weight_files import read_json, write_json
 from paddlemix.config.foreign_flags import FOREIGN_COMMANDS, FOREIGN_FLAGS, SWITCHES, WORD_LISTS
 from paddlemix.errors import UserError
 from paddlemix.tools._arguments import CommandParser

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from paddlemix.checkpoints import directories
+from paddlemix.checkpoints.files import directories
 from paddlemix.locks import locked_output, remove_leftovers, temporary_directory
 from paddlemix.tools import convert_checkpoint, merge_lora_params, quantize
 from paddlemix.tools._command import run_command

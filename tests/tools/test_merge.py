@@ -10,10 +10,10 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix.checkpoints.adapter import AdapterSettings, fingerprint, save_adapter
-from paddlemix.checkpoints.files import read_json, read_weights
+from paddlemix.checkpoints.adapters.adapter import AdapterSettings, fingerprint, save_adapter
+from paddlemix.checkpoints.adapters.merging import write_merged
+from paddlemix.checkpoints.files.weight_files import read_json, read_weights
 from paddlemix.checkpoints.load import BaseSpec, base_reference, load_base, load_pretrained
-from paddlemix.checkpoints.merging import write_merged
 from paddlemix.checkpoints.pretrained import load_model, save_model
 from paddlemix.errors import UserError
 from paddlemix.peft.linear import LoRALinear

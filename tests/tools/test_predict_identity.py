@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from paddlemix.checkpoints.export import convert_checkpoint
-from paddlemix.checkpoints.files import read_json, write_json
-from paddlemix.checkpoints.model_identity import file_identity
-from paddlemix.checkpoints.verified import Conversion
+from paddlemix.checkpoints.convert.export_model import convert_checkpoint
+from paddlemix.checkpoints.convert.verify import Conversion
+from paddlemix.checkpoints.files.weight_files import read_json, write_json
+from paddlemix.checkpoints.identity.model_identity import file_identity
 from paddlemix.examples.llava import run_predict_multiround
 from paddlemix.generation.answer_file import beside
 from paddlemix.tools import predict
@@ -255,7 +255,7 @@ def test_a_base_that_moved(
 ) -> None:
     adapter = place.folder / "adapter"
     if kind == "peft":
-        from paddlemix.checkpoints.export_adapter import export_adapter
+        from paddlemix.checkpoints.convert.export_adapter import export_adapter
 
         export_adapter(adapter, tmp_path / "peft")
         adapter = tmp_path / "peft"

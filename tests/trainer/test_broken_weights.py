@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paddlemix.checkpoints.files import read_safetensors
+from paddlemix.checkpoints.files.weight_files import read_safetensors
 from paddlemix.errors import UserError
 from paddlemix.trainer import trainer as trainer_module
 from paddlemix.trainer.recipe import run_recipe

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from paddlemix.checkpoints.files import read_json, write_json
+from paddlemix.checkpoints.files.weight_files import read_json, write_json
 from paddlemix.errors import UserError
 from paddlemix.trainer import recipe, trainer
 from paddlemix.trainer.checkpoint_check import CHECKSUMS_FILE, check_checkpoint, find_damage

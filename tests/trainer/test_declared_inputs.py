@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from paddlemix.checkpoints import declared_identity
-from paddlemix.checkpoints.files import read_json, read_weights, write_json
-from paddlemix.checkpoints.layouts import CONFIG_FILE
+from paddlemix.checkpoints.files.weight_files import read_json, read_weights, write_json
+from paddlemix.checkpoints.identity import declared_identity
+from paddlemix.checkpoints.layouts.recognise import CONFIG_FILE
 from paddlemix.errors import UserError
 from paddlemix.processors.tokenizer import load_tokenizer
 from paddlemix.trainer.recipe import run_recipe

@@ -11,8 +11,8 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix.checkpoints.adapter import ADAPTER_FILE
-from paddlemix.checkpoints.files import write_json
+from paddlemix.checkpoints.adapters.adapter import ADAPTER_FILE
+from paddlemix.checkpoints.files.weight_files import write_json
 from paddlemix.checkpoints.load import BaseSpec
 from paddlemix.checkpoints.sizes import read_sizes
 from paddlemix.config.load import load_config

@@ -12,7 +12,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix.checkpoints.files import read_json
+from paddlemix.checkpoints.files.weight_files import read_json
 from paddlemix.errors import Stopped, UserError
 from paddlemix.log import read_metrics
 from paddlemix.trainer.callbacks import Progress

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from paddlemix.checkpoints.files import read_safetensors
+from paddlemix.checkpoints.files.weight_files import read_safetensors
 from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.trainer.saving import list_checkpoints
 from tests.moments import Moment

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from paddlemix.checkpoints.files import read_json, read_weights, write_json, write_safetensors
+from paddlemix.checkpoints.files.weight_files import read_json, read_weights, write_json, write_safetensors
 from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.config.load import load_config
 from paddlemix.errors import UserError

@@ -13,7 +13,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix.checkpoints.files import read_weights, write_safetensors
+from paddlemix.checkpoints.files.weight_files import read_weights, write_safetensors
 from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.checkpoints.pretrained import Pretrained
 from paddlemix.config.load import load_config

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from paddlemix.checkpoints.files import write_safetensors
+from paddlemix.checkpoints.files.weight_files import write_safetensors
 from paddlemix.checkpoints.load import BaseSpec, load_base
 from paddlemix.checkpoints.pretrained import parameter_entries
 from paddlemix.config.schema import RunConfig

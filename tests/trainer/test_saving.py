@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paddlemix.checkpoints.files import read_safetensors
+from paddlemix.checkpoints.files.weight_files import read_safetensors
 from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.datasets.mixture import EpochBatchSampler
 from paddlemix.errors import UserError

@@ -14,7 +14,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix.checkpoints.files import read_json
+from paddlemix.checkpoints.files.weight_files import read_json
 from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.checkpoints.pretrained import save_model
 from paddlemix.errors import MissingFileError, UserError

@@ -111,7 +111,7 @@ def main(argv: list[str]) -> int:
 
 
 def _needed(arguments: argparse.Namespace) -> list[Needed]:
-    from paddlemix.checkpoints.needs import needed_by_model
+    from paddlemix.checkpoints.hub.needs import needed_by_model
 
     models = [name for name in (arguments.model_path, arguments.model_base) if name]
     return [item for name in models for item in needed_by_model(name)]

@@ -1,0 +1,58 @@
+"""What an adapter says about tower layers that are not built, because no feature of theirs is read.
+
+Outputs do not depend on them; a merged model still gets the weights that the other program's merging would give it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from paddlemix.checkpoints.files.tensors import TensorEntry, converted
+from paddlemix.peft.lora import add_lora
+from paddlemix.peft.settings import MAGNITUDE, WEIGHTS, LoRAConfig, is_adapter_weight
+
+Tensors = Mapping[str, TensorEntry]
+
+
+def unbuilt_with_adapter(
+    unused: Tensors, tensors: Tensors, config: LoRAConfig, modules: Collection[str]
+) -> dict[str, TensorEntry]:
+    """The weights of unbuilt layers with an adapter's in them or added to them, computed when they are read.
+
+    Args:
+        unused: of the base.
+        tensors: the adapter's weights that no built layer took or that are LoRA's, under our names.
+        config: the adapter's settings.
+        modules: unbuilt layers that it adapts.
+    """
+    whole = {name: entry for name, entry in tensors.items() if not is_adapter_weight(name)}
+    result = {**unused, **whole}
+    for module in modules:
+        plain, parts = result.get(f"{module}.weight"), [f"{module}.{part}" for part in WEIGHTS]
+        if plain is not None and all(part in tensors for part in parts):
+            result[f"{module}.weight"] = _sum(plain, tensors, config, module)
+    return result
+
+
+def _sum(plain: TensorEntry, tensors: Tensors, config: LoRAConfig, module: str) -> TensorEntry:
+    rank, alpha = config.rank_of(module), config.alpha_of(module)
+    own = replace(config, modules=("layer",), r=rank, lora_alpha=alpha, rank_pattern={}, alpha_pattern={})
+
+    def read() -> np.ndarray:
+        holder = nn.Layer()
+        holder.layer = nn.Linear(*plain.shape, bias_attr=False)
+        with paddle.no_grad():
+            holder.layer.weight.set_value(np.ascontiguousarray(converted(plain, "F32").read()))
+            add_lora(holder, own)
+            for part in (*WEIGHTS, MAGNITUDE):
+                if f"{module}.{part}" in tensors:
+                    values = converted(tensors[f"{module}.{part}"], "F32").read()
+                    getattr(holder.layer, part).set_value(np.ascontiguousarray(values))
+            return holder.layer.merged_weight().numpy()
+
+    return TensorEntry("F32", plain.shape, read)

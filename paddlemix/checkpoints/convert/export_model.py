@@ -1,0 +1,294 @@
+"""One checkpoint layout into another: streaming, verified, whole or not at all.
+
+    convert_checkpoint("llava-v1.5-7b-hf", "llava-v1.5-7b", Conversion(to="llava"))
+
+Weights pass through tensor by tensor and no model is built, so that memory is that of a few tensors.  What each layout
+declares is in `declared.py`, what its weights are called in `keymap.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from paddlemix.checkpoints.convert import declared_files
+from paddlemix.checkpoints.convert.tokenizer_files import (
+    copy_tokenizer,
+    declare_added_tokens,
+    remove_added_tokens,
+)
+from paddlemix.checkpoints.convert.verify import Conversion, Report, write_verified
+from paddlemix.checkpoints.files.tensors import FLOAT_TYPES, TensorEntry, Tensors, converted, transposed
+from paddlemix.checkpoints.files.weight_files import (
+    atomic_directory,
+    read_json,
+    write_json,
+    write_safetensors,
+)
+from paddlemix.checkpoints.hub.needs import needed_by_model
+from paddlemix.checkpoints.hub.resolve import resolve_model
+from paddlemix.checkpoints.identity.weight_identity import ORIGIN_FILE, source_digests, write_origin
+from paddlemix.checkpoints.layouts.added_rows import (
+    HF_VOCABULARY_FILE,
+    HfVocabulary,
+    choose_vocabulary,
+    put_back,
+    read_carried_vocabulary,
+    take_off,
+)
+from paddlemix.checkpoints.layouts.end_tokens import GENERATION_FILE
+from paddlemix.checkpoints.layouts.families import FAMILIES
+from paddlemix.checkpoints.layouts.image_settings import PREPROCESSOR_FILE
+from paddlemix.checkpoints.layouts.joined_weights import join_attention
+from paddlemix.checkpoints.layouts.recognise import CONFIG_FILE, config_values
+from paddlemix.checkpoints.layouts.towers import join_tower, tower_form
+from paddlemix.checkpoints.layouts.weight_names import HF_OLD, OURS, XTUNER_PROJECTOR, KeyMap, is_linear_weight
+from paddlemix.checkpoints.layouts.xtuner_layout import PROJECTOR, TOWER, say_template
+from paddlemix.checkpoints.quantized import read_quantization
+from paddlemix.checkpoints.source import open_source
+from paddlemix.checkpoints.strict import check_vocabulary, check_weights, expected_shapes
+from paddlemix.declared import without_null
+from paddlemix.errors import UserError
+from paddlemix.log import logger
+from paddlemix.models.configuration import DecoderConfig
+from paddlemix.outputs import Output, check_output
+from paddlemix.processors.llava import PROCESSOR_FILE
+from paddlemix.processors.tokenizer import has_tokenizer, load_tokenizer
+
+TARGETS = ("paddlemix", "llava", "hf", "xtuner")
+_TOWER, _PROJECTOR = "vision_tower.", "projector."
+_SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint between two layouts: complete, under our names, unread.
+
+    Args:
+        directory: where it comes from.
+        facts: what its files declare.
+        tensors: every weight, without rows that llava-hf added.
+        added: those rows, where the source is llava-hf or once was.
+    """
+
+    directory: Path
+    facts: declared_files.Facts
+    tensors: dict[str, TensorEntry]
+    added: HfVocabulary | None
+
+
+def convert_checkpoint(source: str | Path, target: str | Path, conversion: Conversion) -> Report:
+    """Converts a model directory.
+
+    Args:
+        source: of any layout that is read.
+        target: must not exist, or be empty; appears when everything is written and verified.
+
+    Raises:
+        MissingFileError, UserError: the source cannot be used, the target's layout has no place for it, or the target
+            cannot be written.
+    """
+    target = Path(target)
+    if conversion.to not in TARGETS:
+        raise UserError(f"--to '{conversion.to}' is not one of {', '.join(TARGETS)}")
+    check_target(target, source)
+    checkpoint = read_checkpoint(Path(source), conversion.dtype)
+    if conversion.to in ("llava", "xtuner") and checkpoint.facts.config.vision is None:
+        raise UserError(
+            f"{source} is a language model alone; --to {conversion.to} needs a vision tower, use --to paddlemix, or "
+            "--to hf for the form of its own family"
+        )
+    with atomic_directory(target) as temporary:
+        report = _WRITERS[conversion.to](checkpoint, temporary, conversion)
+        # what may be rounded, or was before, says what it was
+        if conversion.dtype is not None or (checkpoint.directory / ORIGIN_FILE).is_file():
+            write_origin(temporary, source_digests(open_source(source)))
+        return report
+
+
+def check_target(target: Path, source: str | Path) -> None:
+    """Whether a directory may be made.
+
+    Args:
+        source: the model or adapter that it is made of.
+
+    Raises:
+        UserError: it exists and is not empty, or is where something that the source needs is.
+    """
+    check_output(Output("output", target), needed_by_model(source, "the input"))
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"output '{target}' exists and is not empty; choose a new folder or remove it first")
+
+
+def read_checkpoint(directory: Path, dtype: str | None = None) -> Checkpoint:
+    """Opens a model directory of any layout and checks every weight's name and shape.
+
+    Args:
+        dtype: to convert floating-point weights to.
+
+    Raises:
+        MissingFileError, UserError: it cannot be used, see `convert_checkpoint`.
+    """
+    directory = resolve_model(directory)
+    if read_quantization(directory) is not None:
+        raise UserError(f"{directory} is quantised; convert the model it was made of")
+    source = open_source(directory)
+    tensors, config = source.tensors(), source.config
+    check_weights(expected_shapes(config), tensors, str(directory))
+    tokenizer = load_tokenizer(directory) if has_tokenizer(directory) else None
+    raw = read_json(directory / CONFIG_FILE)
+    if tokenizer is not None:
+        check_vocabulary(tokenizer.num_rows, config.text.vocab_size, str(directory))
+    added = read_carried_vocabulary(directory, config.text.vocab_size)
+    if source.kind == "hf":
+        tensors, added = take_off(raw, directory, tensors, config.text.vocab_size)
+        config = replace(config, text=replace(config.text, vocab_size=added.base))
+    if dtype is not None:
+        tensors = {name: converted(entry, FLOAT_TYPES[dtype]) for name, entry in tensors.items()}
+    facts = declared_files.Facts(
+        config=config,
+        processor=declared_files.complete_processor(config, source.processor),
+        special_ids=_special_ids(raw, config.text, source.processor.get("eos_token_id", [])),
+        dtype={value: key for key, value in FLOAT_TYPES.items()}[tensors["language_model.embed_tokens.weight"].dtype],
+    )
+    return Checkpoint(source.directory, facts, tensors, added)
+
+
+def _special_ids(raw: dict[str, Any], text: DecoderConfig, ends: list[int]) -> dict[str, int | list[int]]:
+    """The ids that the files declare; the family's own where they say nothing or name an added row.  One that the
+    vocabulary does not have is left out.
+
+    Args:
+        raw: config.json.
+        ends: all that end an answer, in the order of the files.
+    """
+    declared_ids = {**without_null(raw.get("text_config") or {}), **without_null(raw), "eos_token_id": ends}
+    found: dict[str, int | list[int]] = {}
+    for key in _SPECIAL_IDS:
+        for value in (declared_ids.get(key), FAMILIES[text.model_type].special_ids[key]):
+            several = value if isinstance(value, list) else [value]  # Llama 3 ends with one of several
+            kept = [index for index in several if isinstance(index, int) and 0 <= index < text.vocab_size]
+            if kept:
+                found[key] = kept if len(kept) > 1 else kept[0]
+                break
+    return found
+
+
+def _write_ours(checkpoint: Checkpoint, directory: Path, conversion: Conversion) -> Report:
+    facts = checkpoint.facts
+    write_json(directory / CONFIG_FILE, {**config_values(facts.config), **facts.special_ids})
+    write_json(directory / PROCESSOR_FILE, facts.processor)
+    _write_common(checkpoint, directory)
+    return write_verified({directory: to_layout(checkpoint.tensors, OURS)}, "paddlemix", conversion)
+
+
+def _write_original(checkpoint: Checkpoint, directory: Path, conversion: Conversion) -> Report:
+    facts = checkpoint.facts
+    assert facts.config.vision is not None
+    tower = directory / declared_files.TOWER_DIRECTORY
+    tower.mkdir()
+    write_json(directory / CONFIG_FILE, declared_files.original_config(facts))
+    form = tower_form(facts.config.vision)
+    write_json(tower / CONFIG_FILE, declared_files.tower_config(facts.config.vision, facts.dtype))
+    write_json(tower / PREPROCESSOR_FILE, declared_files.tower_preprocessor(facts.processor))
+    if form.smallest_input:  # what such a tower reads inside a checkpoint is not what it reads on its own
+        write_json(directory / PREPROCESSOR_FILE, declared_files.tower_preprocessor(facts.processor))
+    _write_common(checkpoint, directory)
+    tensors = join_tower(checkpoint.tensors, facts.config.vision)
+    inside = {name: entry for name, entry in tensors.items() if name.startswith(_TOWER)}
+    parts = {directory: to_layout(tensors, form.original), tower: to_layout(inside, form.keymaps[0])}
+    return write_verified(parts, "pt", conversion)
+
+
+def _write_hf(checkpoint: Checkpoint, directory: Path, conversion: Conversion) -> Report:
+    facts, tensors = checkpoint.facts, checkpoint.tensors
+    if facts.config.vision is None:
+        return _write_language(checkpoint, directory, conversion)
+    declared_files.check_hf(facts)
+    vocabulary = checkpoint.added or choose_vocabulary(checkpoint.directory, tensors, facts.config.text.vocab_size)
+    write_json(directory / CONFIG_FILE, declared_files.hf_config(facts, vocabulary))
+    for name, values in declared_files.hf_processor_files(facts).items():
+        write_json(directory / name, values)
+    pad = declared_files.hf_pad_token(facts, vocabulary)
+    kept = checkpoint.directory / GENERATION_FILE
+    settings = read_json(kept) if kept.is_file() else {"_from_model_config": True}
+    write_json(directory / GENERATION_FILE, {**settings, **facts.special_ids, "pad_token_id": pad})
+    copy_tokenizer(checkpoint.directory, directory)
+    if vocabulary.rows and has_tokenizer(directory):
+        declare_added_tokens(directory, vocabulary.image_token)
+    if "image_newline" in tensors and not facts.anyres:
+        logger.warning("image_newline is left out: without tiles no image uses it, and llava-hf has no place for it")
+        tensors = {name: entry for name, entry in tensors.items() if name != "image_newline"}
+    return write_verified({directory: to_layout(put_back(tensors, vocabulary), HF_OLD)}, "pt", conversion)
+
+
+def _write_language(checkpoint: Checkpoint, directory: Path, conversion: Conversion) -> Report:
+    """A language model alone, in the form of its family."""
+    text, tensors = checkpoint.facts.config.text, checkpoint.tensors
+    family = FAMILIES[text.model_type]
+    write_json(directory / CONFIG_FILE, declared_files.language_config(checkpoint.facts))
+    _write_common(checkpoint, directory)
+    tensors = join_attention(tensors, text) if family.fused else tensors
+    return write_verified({directory: to_layout(tensors, family.keymap)}, "pt", conversion)
+
+
+def _write_xtuner(checkpoint: Checkpoint, directory: Path, conversion: Conversion) -> Report:
+    """The language model in the directory itself, the tower and the projector in folders of their own."""
+    facts, tensors = checkpoint.facts, checkpoint.tensors
+    declared_files.check_xtuner(facts)
+    say_template(facts.processor["chat_template"])
+    assert facts.config.vision is not None
+    form, family = tower_form(facts.config.vision), FAMILIES[facts.config.text.model_type]
+    tower, projector = directory / TOWER, directory / PROJECTOR
+    tower.mkdir()
+    projector.mkdir()
+    write_json(directory / CONFIG_FILE, declared_files.language_config(facts))
+    write_json(tower / CONFIG_FILE, declared_files.tower_config(facts.config.vision, facts.dtype))
+    write_json(tower / PREPROCESSOR_FILE, declared_files.tower_preprocessor(facts.processor))
+    write_json(projector / CONFIG_FILE, declared_files.xtuner_projector_config(facts))
+    _write_common(checkpoint, directory)
+    tensors = join_attention(tensors, facts.config.text) if family.fused else dict(tensors)
+    tensors = join_tower(tensors, facts.config.vision)
+    of_tower = {name: entry for name, entry in tensors.items() if name.startswith(_TOWER)}
+    of_projector = {name: entry for name, entry in tensors.items() if name.startswith(_PROJECTOR)}
+    language = {name: entry for name, entry in tensors.items() if name not in of_tower and name not in of_projector}
+    parts = {
+        directory: to_layout(language, family.keymap),
+        tower: to_layout(of_tower, form.keymaps[0]),
+        projector: to_layout(of_projector, XTUNER_PROJECTOR),
+    }
+    return write_verified(parts, "pt", conversion)
+
+
+_WRITERS = {"paddlemix": _write_ours, "llava": _write_original, "hf": _write_hf, "xtuner": _write_xtuner}
+
+
+def _write_common(checkpoint: Checkpoint, directory: Path) -> None:
+    """Tokenizer, generation settings and the rows that llava-hf added, for layouts that have none of these."""
+    copy_tokenizer(checkpoint.directory, directory)
+    generation = checkpoint.directory / GENERATION_FILE
+    added, ids = checkpoint.added, checkpoint.facts.special_ids
+    if generation.is_file():
+        write_json(directory / GENERATION_FILE, {**read_json(generation), **ids})
+    if added is not None:
+        if added.rows:
+            remove_added_tokens(directory, added.base)
+        write_safetensors(directory / HF_VOCABULARY_FILE, added.rows, added.metadata())
+
+
+def to_layout(tensors: Tensors, keymap: KeyMap) -> dict[str, TensorEntry]:
+    """Weights under another layout's names and in its orientation, unread.
+
+    Raises:
+        UserError: the layout has no place for a weight.
+    """
+    renamed = {}
+    for name, entry in tensors.items():
+        try:
+            theirs = keymap.to_theirs(name)
+        except KeyError as error:
+            raise UserError(f"a {keymap.name} checkpoint has no place for the weight '{name}'") from error
+        turn = keymap.transposed and is_linear_weight(name, entry.shape)
+        renamed[theirs] = transposed(entry) if turn else entry
+    return renamed

@@ -1,0 +1,149 @@
+"""Our adapter as XTuner keeps one: `llm_adapter/`, `visual_encoder_adapter/` and `projector/`.
+
+XTuner's adapters stand on a language model and a tower, each alone; so must ours.  Where one of them has no adapter,
+`xtuner_config.py` alone names it, as in what XTuner's own conversion writes; its chat asks for both by flags.
+Source: InternLM/xtuner 0.1.23 xtuner/model/llava.py (to_xtuner_llava); the files in each part are PEFT's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from paddlemix.checkpoints.adapters.adapter import AdapterFiles, read_adapter
+from paddlemix.checkpoints.adapters.foreign_adapter import PEFT_WEIGHTS
+from paddlemix.checkpoints.convert.declared_files import Facts, check_xtuner, xtuner_projector_config
+from paddlemix.checkpoints.convert.export_adapter import (
+    check_image_size,
+    peft_lora,
+    peft_settings,
+    place_of,
+    plain_of_pissa,
+)
+from paddlemix.checkpoints.convert.export_model import check_target, to_layout
+from paddlemix.checkpoints.files.finite import all_finite
+from paddlemix.checkpoints.files.tensors import FLOAT_TYPES, TensorEntry, converted
+from paddlemix.checkpoints.files.weight_files import atomic_directory, write_json, write_safetensors
+from paddlemix.checkpoints.hub.resolve import resolve_model
+from paddlemix.checkpoints.layouts.families import FAMILIES
+from paddlemix.checkpoints.layouts.towers import CLIP_FORM, tower_form
+from paddlemix.checkpoints.layouts.weight_names import XTUNER_PROJECTOR, KeyMap
+from paddlemix.checkpoints.layouts.xtuner_layout import (
+    CONFIG,
+    LANGUAGE_ADAPTER,
+    LANGUAGE_MODEL_KEY,
+    PEFT_CONFIG,
+    PROJECTOR,
+    RUN_FILE,
+    TEMPLATE,
+    TOWER_ADAPTER,
+    TOWER_KEY,
+    say_template,
+)
+from paddlemix.checkpoints.load import BaseSpec, attach_tower, base_of
+from paddlemix.checkpoints.source import Source, open_source
+from paddlemix.checkpoints.strict import expected_shapes
+from paddlemix.errors import UserError
+from paddlemix.models.configuration import LlavaConfig
+from paddlemix.peft.settings import is_adapter_weight
+
+_WEIGHTS = "model.safetensors"
+
+
+def export_xtuner_adapter(source: str | Path, target: str | Path, dtype: str | None = None) -> int:
+    """Writes an adapter directory in XTuner's form.
+
+    Args:
+        source: an adapter directory on a language model and a tower; both must be in place.
+        target: must not exist, or be empty; appears whole or not at all.
+        dtype: of the written weights; None keeps them.
+
+    Returns:
+        The number of weights.
+
+    Raises:
+        MissingFileError, UserError: the adapter or its base cannot be used, XTuner's form has no place for something,
+            or the target cannot be written.
+    """
+    target = Path(target)
+    check_target(target, source)
+    adapter = read_adapter(Path(source))
+    spec = base_of(adapter)
+    config = _base_config(spec, adapter)
+    tensors = adapter.tensors()
+    if dtype is not None:
+        tensors = {name: converted(entry, FLOAT_TYPES[dtype]) for name, entry in tensors.items()}
+    lora = {name: entry for name, entry in tensors.items() if is_adapter_weight(name)}
+    projector = _projector({name: entry for name, entry in tensors.items() if name not in lora}, config, adapter)
+    kinds = {value: key for key, value in FLOAT_TYPES.items()}
+    stored = kinds[next(iter(projector.values())).dtype]
+    facts = Facts(config=config, processor=adapter.processor, special_ids={}, dtype=stored)
+    check_xtuner(facts)
+    keymap = FAMILIES[config.text.model_type].keymap
+    say_template(adapter.processor.get("chat_template"))
+    with atomic_directory(target) as temporary:
+        _write_part(temporary / LANGUAGE_ADAPTER, adapter, lora, (keymap, "language_model.", spec.model))
+        _write_part(temporary / TOWER_ADAPTER, adapter, lora, (CLIP_FORM.keymaps[0], "vision_tower.", str(spec.tower)))
+        places = {LANGUAGE_MODEL_KEY: place_of(spec.model), TOWER_KEY: place_of(str(spec.tower))}
+        lines = [f"{key} = {place!r}\n" for key, place in places.items()]
+        (temporary / RUN_FILE).write_text("".join(lines), encoding="utf-8")
+        (temporary / PROJECTOR).mkdir()
+        template = {TEMPLATE: adapter.processor["chat_template"]} if "chat_template" in adapter.processor else {}
+        write_json(temporary / PROJECTOR / CONFIG, {**xtuner_projector_config(facts), **template})
+        write_safetensors(
+            temporary / PROJECTOR / _WEIGHTS, all_finite(to_layout(projector, XTUNER_PROJECTOR)), {"format": "pt"}
+        )
+    return len(tensors)
+
+
+def _base_config(spec: BaseSpec, adapter: AdapterFiles) -> LlavaConfig:
+    """Sizes of the adapter's base.
+
+    Raises:
+        UserError: it is no language model and CLIP tower, or its attention weights are joined in XTuner's.
+    """
+    text = open_source(spec.model, spec.inside)
+    if text.config.vision is not None or spec.tower is None:
+        raise UserError(
+            f"the adapter's base {spec.model} is a whole model, XTuner's adapters stand on a language model and a "
+            "tower alone; merge the adapter first (paddlemix merge-lora) and convert the result"
+        )
+    if FAMILIES[text.config.text.model_type].fused:
+        raise UserError(
+            f"{spec.model} joins query, key and value in XTuner, where an adapter of each has no place; merge the "
+            "adapter first (paddlemix merge-lora) and convert the result"
+        )
+    config = attach_tower(text, Source.open(resolve_model(spec.tower)), spec).config
+    assert config.vision is not None
+    check_image_size(spec, config)
+    if tower_form(config.vision) is not CLIP_FORM:
+        raise UserError(f"the adapter's tower {spec.tower} is no CLIP tower, and XTuner's models have no other")
+    return config
+
+
+def _projector(others: Mapping[str, TensorEntry], config: LlavaConfig, adapter: AdapterFiles) -> dict[str, TensorEntry]:
+    """The weights beside LoRA's, which must be the projector and nothing else."""
+    wanted = {name for name in expected_shapes(config) if name.startswith("projector.")}
+    missing, extra = sorted(wanted - others.keys()), sorted(others.keys() - wanted)
+    if missing:
+        raise UserError(f"{adapter.directory} holds no projector, which XTuner's form needs: {', '.join(missing)}")
+    if extra:
+        raise UserError(f"XTuner's form has no place for {', '.join(extra[:8])} of {adapter.directory}")
+    return dict(others)
+
+
+def _write_part(
+    directory: Path, adapter: AdapterFiles, lora: Mapping[str, TensorEntry], part: tuple[KeyMap, str, str]
+) -> None:
+    """One part's adapter, where it has one; `part` is its names, our prefix and where its model is."""
+    keymap, prefix, base = part
+    modules = tuple(module for module in adapter.config.modules if module.startswith(prefix))
+    if not modules:
+        return
+    own = {name: entry for name, entry in lora.items() if name.startswith(prefix)}
+    plain = dict(plain_of_pissa(own)) if adapter.config.pissa else own
+    directory.mkdir()
+    settings = peft_settings(adapter, modules, keymap) | {"base_model_name_or_path": place_of(base)}
+    task = "CAUSAL_LM" if prefix == "language_model." else None
+    write_json(directory / PEFT_CONFIG, {**settings, "task_type": task})
+    write_safetensors(directory / PEFT_WEIGHTS[0], all_finite(dict(peft_lora(plain, keymap))), {"format": "pt"})

@@ -1,0 +1,231 @@
+"""What the declared files of a model decide about its computation, and what differs between two models, in words.
+
+Values are compared as they are computed with, not files: another layout, dtype or quantised copy of a model has the
+same ones, and so has a file that was only written otherwise.  Tokenizers are compared by what decides their ids; where
+that differs, their files say how, JSON by key.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from paddlemix.checkpoints.files.weight_files import read_json
+from paddlemix.checkpoints.layouts.config_keys import PROCESSOR_KEYS
+from paddlemix.checkpoints.layouts.recognise import CONFIG_FILE
+from paddlemix.checkpoints.pretrained import Pretrained
+from paddlemix.declared import take
+from paddlemix.errors import UserError
+from paddlemix.identity import file_digest, listed, text_digest
+from paddlemix.models.configuration import DecoderConfig, LlavaConfig, projector_depth
+from paddlemix.processors.chat_template import read_template
+from paddlemix.processors.llava import PROCESSOR_FILE, LlavaProcessor, image_spec_from_dict
+from paddlemix.processors.tokenizer import TOKENIZER_FILES, Tokenizer, load_tokenizer
+from paddlemix.processors.tokenizer_keys import CONFIG_FILE as TOKENIZER_CONFIG
+from paddlemix.processors.tokenizer_keys import KEYS as TOKENIZER_KEYS
+
+VISION = "vision_config."
+# of the vision tower; its image size is a run's to choose, and the shapes of its weights say the rest
+_VISION_KEYS = ("num_attention_heads", "hidden_act", "norm_type", "qk_normalization", "outer_norms")
+_TEXT_KEYS = ("num_attention_heads", "sliding_window", "tie_word_embeddings")
+_ABSENT = object()
+_SHOWN = 80  # characters of a value
+
+
+def computed_values(config: LlavaConfig) -> dict[str, Any]:
+    """Key of `config.json` -> value, of all that is computed with and that no weight's shape says.
+
+    Returns:
+        Plain values, as JSON holds them; those of the tower begin with `VISION`.  What goes by several spellings has
+        one here: layers and heads are counted out, real numbers are floats.
+    """
+    values, vision = text_values(config.text), config.vision
+    if vision is not None:
+        values["mm_projector_type"] = f"mlp{projector_depth(config.mm_projector_type)}x_gelu"
+        values["mm_vision_select_layer"] = config.num_tower_layers
+        values["mm_vision_select_feature"] = config.mm_vision_select_feature
+        values |= {f"{VISION}{name}": getattr(vision, name) for name in _VISION_KEYS}
+        values[f"{VISION}layer_norm_eps"] = float(vision.layer_norm_eps)
+    return values
+
+
+def text_values(text: DecoderConfig) -> dict[str, Any]:
+    """The part of `computed_values` that is the language model's."""
+    values = {name: getattr(text, name) for name in _TEXT_KEYS}
+    values |= {"rms_norm_eps": float(text.rms_norm_eps), "rope_theta": float(text.rope_theta)}  # files may say 10000
+    values |= {"num_key_value_heads": text.key_value_heads, "head_dim": text.head_size}
+    values["rope_scaling"] = None if text.rope_scaling is None else dict(sorted(text.rope_scaling.items()))
+    if text.rope.dynamic:  # otherwise it is not part of the computation
+        values["max_position_embeddings"] = text.max_position_embeddings
+    return values
+
+
+def changed_config(then: Mapping[str, Any], base: Pretrained) -> list[str]:
+    """What differs between `computed_values` of a model and those of one that was loaded, with the file that says it.
+
+    Keys that only one of them has are not compared: an earlier version may not have known them.
+    """
+    now = computed_values(base.model.config)
+    changed = {key: (then[key], now[key]) for key in then if key in now and then[key] != now[key]}
+    text, tower = base_directories(base)
+    return [
+        *_described({key: pair for key, pair in changed.items() if not key.startswith(VISION)}, text / CONFIG_FILE),
+        *_described({key: pair for key, pair in changed.items() if key.startswith(VISION)}, tower / CONFIG_FILE),
+    ]
+
+
+def base_directories(base: Pretrained) -> tuple[Path, Path]:
+    """Where a loaded model's own files are, and those of its tower: mostly the same."""
+    if base.files is None:
+        return base.directory, base.directory
+    source, tower = base.files.source, base.files.tower
+    if tower is not None:
+        return source.directory, tower.directory
+    return source.directory, source.tower_directory or source.directory
+
+
+def changed_processor(checkpoint: Path, loaded: Pretrained) -> list[str]:
+    """What differs between the tokenizer and processor in a checkpoint and those of a run, in words.
+
+    Args:
+        checkpoint: a directory of a whole model or an adapter that we wrote.
+        loaded: its processor is the run's.
+
+    Raises:
+        MissingFileError, UserError: a file of the checkpoint is missing or cannot be understood.
+    """
+    processor = loaded.processor
+    if processor is None:
+        return []
+    found = _changed_tokenizer(checkpoint, processor.tokenizer)
+    then, now = _saved_values(checkpoint / PROCESSOR_FILE, processor), processor.to_dict()
+    files: dict[Path, dict[str, tuple[Any, Any]]] = {}
+    for key in then | now:
+        if then.get(key) != now.get(key):
+            files.setdefault(_file_with(key, loaded), {})[key] = (then.get(key), now.get(key))
+    return found + [text for path, changed in files.items() for text in _described(changed, path)]
+
+
+def _saved_values(path: Path, processor: LlavaProcessor) -> dict[str, Any]:
+    """A saved `processor_config.json` as this version would write it for the same tokenizer."""
+    saved = take(read_json(path), PROCESSOR_KEYS, str(path))
+    try:
+        spec, template = image_spec_from_dict(saved), read_template(saved["chat_template"])
+    except KeyError as error:
+        raise UserError(f"{path} has no key {error}; copy the checkpoint again") from error
+    then = replace(processor, image_spec=spec, template=template, end_ids=tuple(saved.get("eos_token_id") or ()))
+    return {**then.to_dict(), "mm_use_im_start_end": bool(saved.get("mm_use_im_start_end"))}
+
+
+def _file_with(key: str, loaded: Pretrained) -> Path:
+    """The file that says a key of the processor: the first that has it in the order in which they count."""
+    assert loaded.processor is not None
+    own, tower = base_directories(loaded)
+    own = loaded.processor.tokenizer.directory or own  # of an adapter that a run goes on from
+    for directory in dict.fromkeys((own, tower)):
+        for path in [directory / PROCESSOR_FILE, *sorted(directory.glob("*_config.json")), directory / CONFIG_FILE]:
+            if path.is_file() and f'"{key}"' in path.read_text(encoding="utf-8", errors="replace"):
+                return path
+    return own
+
+
+def _changed_tokenizer(checkpoint: Path, tokenizer: Tokenizer) -> list[str]:
+    directory = tokenizer.directory
+    if directory is None or not checkpoint.is_dir():
+        return []
+    changed = _changed_tokenizer_files(checkpoint, directory)
+    # files are written in other ways by other versions, and not all of what they hold is read
+    return changed if changed and not load_tokenizer(checkpoint).gives_the_ids_of(tokenizer) else []
+
+
+def _changed_tokenizer_files(checkpoint: Path, directory: Path) -> list[str]:
+    found: list[str] = []
+    for name in TOKENIZER_FILES:
+        old, new = checkpoint / name, directory / name
+        if (old.is_file(), new.is_file()) == (False, False) or _same_bytes(old, new):
+            continue
+        if not name.endswith(".json"):
+            found.append(str(new))
+            continue
+        then, now = _tokenizer_values(old), _tokenizer_values(new)
+        changed = {
+            key: (then.get(key, _ABSENT), now.get(key, _ABSENT))
+            for key in then.keys() | now.keys()
+            if then.get(key, _ABSENT) != now.get(key, _ABSENT)
+        }
+        found += _described(dict(sorted(changed.items())), new)
+    return found
+
+
+def _tokenizer_values(path: Path) -> dict[str, Any]:
+    """What a tokenizer's JSON file says that decides about ids, by its keys; {} for none."""
+    left_out = {"model_max_length", *TOKENIZER_KEYS.harmless} if path.name == TOKENIZER_CONFIG else set()
+    return {key: value for key, value in _json_object(path).items() if key not in left_out}
+
+
+def declared_digests(config: LlavaConfig, processor: LlavaProcessor | None) -> dict[str, str]:
+    """What the declared files of a model decide, for a comparison with others that are not at hand.
+
+    Returns:
+        "config.json: KEY", "processor: KEY", "FILE: KEY" of a tokenizer's JSON files, "FILE" of its others -> the value
+        as JSON, or its digest where that is long; the same for a file that was only written otherwise.
+
+    Raises:
+        UserError: a file of the tokenizer cannot be read.
+    """
+    found = {f"{CONFIG_FILE}: {key}": value for key, value in computed_values(config).items()}
+    if processor is not None:
+        values = {**processor.to_dict(), "eos_token_id": sorted(processor.end_ids)}
+        found |= {f"processor: {key}": value for key, value in values.items()}
+    directory = None if processor is None else processor.tokenizer.directory
+    for path in () if directory is None else (directory / name for name in TOKENIZER_FILES):
+        if path.name.endswith(".json"):
+            found |= {f"{path.name}: {key}": value for key, value in _tokenizer_values(path).items()}
+        elif path.is_file():
+            found[path.name] = file_digest(path)
+    texts = {name: json.dumps(value, sort_keys=True) for name, value in found.items()}
+    return {name: text if len(text) <= _SHOWN else text_digest(text) for name, text in texts.items()}
+
+
+def _same_bytes(old: Path, new: Path) -> bool:
+    return old.is_file() and new.is_file() and filecmp.cmp(old, new, shallow=False)
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    """A JSON file's object; {} for none.  A tokenizer's vocabulary may be larger than other declared files."""
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"'{path}' cannot be read as JSON: {error}") from error
+    return values if isinstance(values, dict) else {"": values}
+
+
+def _described(changed: Mapping[str, tuple[Any, Any]], path: Path) -> list[str]:
+    """Changed values of one file, in one text; none where nothing changed."""
+    parts = [part for key, (old, new) in changed.items() for part in _parts(key, old, new)]
+    words = [f"{key} {_short(old)} -> {_short(new)}" for key, old, new in parts]
+    return [f"{listed(words)} in {path}"] if words else []
+
+
+def _parts(key: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    """What differs inside a value, "rope_scaling.factor": two long objects look alike where a message cuts them."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        yield key, old, new
+        return
+    for name in old | new:
+        then, now = old.get(name, _ABSENT), new.get(name, _ABSENT)
+        if then != now:
+            yield from _parts(f"{key}.{name}", then, now)
+
+
+def _short(value: Any) -> str:
+    if value is _ABSENT:
+        return "(none)"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
