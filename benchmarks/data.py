@@ -31,7 +31,7 @@ from PIL import Image, ImageFilter
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from paddlemix.datasets.loading import LoadingSettings, iterate_batches  # noqa: E402
+from paddlemix.datasets.batches import LoadingSettings, iterate_batches  # noqa: E402
 from paddlemix.datasets.mixture import DataSettings, SampleDataset  # noqa: E402
 from paddlemix.datasets.statistics import batch_rows, count_positions  # noqa: E402
 from paddlemix.demo.vocabulary import train_tokenizer  # noqa: E402

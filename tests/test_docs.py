@@ -17,7 +17,7 @@ import pytest
 from paddlemix.__main__ import COMMANDS
 from paddlemix.config.load import load_config, parse_command_line, split_dry_run
 from paddlemix.config.schema import SPECS
-from paddlemix.datasets.formats import parse_record
+from paddlemix.datasets.forms.parse import parse_record
 from paddlemix.errors import UserError
 from paddlemix.processors.templates import template_names
 from tests.test_architecture import LEVELS

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from paddlemix.datasets.images import load_image
-from paddlemix.datasets.records import open_records
-from paddlemix.datasets.vqa_table import Columns, read_table
+from paddlemix.datasets.forms.vqa_table import Columns, read_table
+from paddlemix.datasets.images.decode import load_image
+from paddlemix.datasets.records.record_file import open_records
 from paddlemix.declared import read_object
 from paddlemix.errors import UserError
 from paddlemix.lfs import refuse_pointer

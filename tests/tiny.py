@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from paddlemix.datasets.formats import parse_record
+from paddlemix.datasets.forms.parse import parse_record
 from paddlemix.demo.vocabulary import train_tokenizer
 from paddlemix.processors.image import ImageSpec
 from paddlemix.processors.llava import LlavaProcessor

@@ -15,9 +15,9 @@ import paddle
 from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.checkpoints.pretrained import Pretrained
 from paddlemix.datasets.collate import collate
-from paddlemix.datasets.formats import parse_record
-from paddlemix.datasets.images import load_image
-from paddlemix.datasets.records import read_records
+from paddlemix.datasets.forms.parse import parse_record
+from paddlemix.datasets.images.decode import load_image
+from paddlemix.datasets.records.record_file import read_records
 from paddlemix.generation.predict import predict
 from paddlemix.generation.sampling import GenerationSettings
 from paddlemix.peft.quantize import quantized_linears

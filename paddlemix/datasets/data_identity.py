@@ -17,7 +17,7 @@ import numpy as np
 
 from paddlemix.cache import cache_directory, replacing
 from paddlemix.datasets.mixture import SampleDataset
-from paddlemix.datasets.records import RecordFile
+from paddlemix.datasets.records.record_file import RecordFile
 from paddlemix.errors import UserError
 from paddlemix.identity import FileState, file_digests, file_states, listed
 

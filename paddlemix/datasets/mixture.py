@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from paddlemix.cache import cache_key
-from paddlemix.datasets.features import FeatureStore, encode_with_features
-from paddlemix.datasets.formats import parse_record
-from paddlemix.datasets.image_sizes import ImageSizes
-from paddlemix.datasets.images import ImageSettings, files_of, is_data_uri, is_url, load_image
+from paddlemix.datasets.forms.parse import parse_record
+from paddlemix.datasets.images.decode import ImageSettings, files_of, is_data_uri, is_url, load_image
+from paddlemix.datasets.images.sizes import ImageSizes
+from paddlemix.datasets.images.tower_features import FeatureStore, encode_with_features
 from paddlemix.datasets.order import EpochBatchSampler as EpochBatchSampler
-from paddlemix.datasets.records import DOWNLOADS, RecordFile, open_records
+from paddlemix.datasets.records.record_file import DOWNLOADS, RecordFile, open_records
 from paddlemix.datasets.selection import select_rows, split_count
 from paddlemix.errors import UserError
 from paddlemix.log import logger

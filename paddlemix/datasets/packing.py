@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from paddlemix.datasets.loading import RowDataset
+from paddlemix.datasets.batches import RowDataset
 from paddlemix.errors import UserError
 from paddlemix.sample import Example, Row, Skip
 

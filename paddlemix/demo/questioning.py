@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from paddlemix.checkpoints.load import load_pretrained
-from paddlemix.datasets.formats import parse_record
-from paddlemix.datasets.images import load_image
-from paddlemix.datasets.records import read_records
+from paddlemix.datasets.forms.parse import parse_record
+from paddlemix.datasets.images.decode import load_image
+from paddlemix.datasets.records.record_file import read_records
 from paddlemix.demo.report import Verdict
 from paddlemix.errors import UserError
 from paddlemix.generation.ending import ending_of

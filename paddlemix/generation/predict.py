@@ -19,10 +19,10 @@ import numpy as np
 
 from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.checkpoints.pretrained import Pretrained
-from paddlemix.datasets.questions import Question, QuestionList, QuestionSettings
 from paddlemix.errors import UserError
 from paddlemix.generation.ending import ending_of
 from paddlemix.generation.generate import answer_budget, generate
+from paddlemix.generation.questions import Question, QuestionList, QuestionSettings
 from paddlemix.generation.sampling import GenerationSettings
 from paddlemix.models.llava import LlavaModel
 from paddlemix.processors.llava import LlavaProcessor

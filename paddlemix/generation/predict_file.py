@@ -21,8 +21,7 @@ import numpy as np
 from paddlemix.checkpoints.identity.model_identity import file_identity, model_identity
 from paddlemix.checkpoints.pretrained import Pretrained
 from paddlemix.datasets.lengths import measure_lengths
-from paddlemix.datasets.questions import QuestionList, QuestionSettings, QuestionShare, image_files, question_names
-from paddlemix.datasets.records import RecordFile, open_records
+from paddlemix.datasets.records.record_file import RecordFile, open_records
 from paddlemix.errors import UserError
 from paddlemix.generation.answer_file import (
     AnswerFile,
@@ -36,6 +35,7 @@ from paddlemix.generation.answer_file import (
 from paddlemix.generation.answer_header import IMAGES, QUESTIONS, VERSION, Asked, check_images, compare_headers
 from paddlemix.generation.answer_outputs import AnswerInputs, check_answer_outputs
 from paddlemix.generation.predict import Answer, answer_batches, batches_by_length, processor_for
+from paddlemix.generation.questions import QuestionList, QuestionSettings, QuestionShare, image_files, question_names
 from paddlemix.generation.sampling import GenerationSettings
 from paddlemix.identity import differences, file_digests, text_digest
 from paddlemix.processors.templates import Template

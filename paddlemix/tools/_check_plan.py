@@ -14,8 +14,8 @@ from typing import Any
 
 from paddlemix.config.load import load_config
 from paddlemix.config.schema import RunConfig
-from paddlemix.datasets.checker import DataFile
-from paddlemix.datasets.images import ImageSettings
+from paddlemix.datasets.checking.record_checker import DataFile
+from paddlemix.datasets.images.decode import ImageSettings
 from paddlemix.datasets.selection import split_count
 from paddlemix.errors import UserError
 from paddlemix.processors.chat_template import resolve_template

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.cache import replacing
-from paddlemix.datasets.checking import CheckReport
-from paddlemix.datasets.problems import Problem
+from paddlemix.datasets.checking.check import CheckReport
+from paddlemix.datasets.checking.problem_kinds import Problem
 from paddlemix.datasets.statistics import DataStatistics, describe_lengths, padding_share
 from paddlemix.errors import UserError
 from paddlemix.tools._check_plan import CheckPlan

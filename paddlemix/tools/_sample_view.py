@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 
 from paddlemix.cache import replacing
-from paddlemix.datasets.formats import parse_record
-from paddlemix.datasets.images import ImageSettings, image_size, load_image
-from paddlemix.datasets.records import RecordFile
+from paddlemix.datasets.forms.parse import parse_record
+from paddlemix.datasets.images.decode import ImageSettings, image_size, load_image
+from paddlemix.datasets.records.record_file import RecordFile
 from paddlemix.errors import UserError
 from paddlemix.outputs import Needed, Output, check_not_in_model, check_output
 from paddlemix.paths import is_address

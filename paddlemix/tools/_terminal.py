@@ -130,7 +130,7 @@ class Terminal:
             print(json.dumps({"prompt": session.prompt(), "outputs": answer}, ensure_ascii=False))
 
     def _show(self, name: str) -> None:
-        from paddlemix.datasets.images import load_image
+        from paddlemix.datasets.images.decode import load_image
         from paddlemix.generation.history import Picture
 
         if not name:
@@ -159,7 +159,7 @@ class Terminal:
 
     def _save(self, name: str) -> None:
         from paddlemix.cache import replacing
-        from paddlemix.datasets.llava_record import llava_record
+        from paddlemix.datasets.forms.llava_record import llava_record
         from paddlemix.sample import Sample
 
         if not name or not self._session.rounds:

@@ -26,7 +26,7 @@ from paddlemix.tools._arguments import CommandParser
 from paddlemix.tools._command import path_argument, place_argument, run_command
 
 if TYPE_CHECKING:
-    from paddlemix.datasets.checking import CheckReport
+    from paddlemix.datasets.checking.check import CheckReport
     from paddlemix.tools._check_plan import CheckPlan
 
 _MOST_WORKERS = 8
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
-    from paddlemix.datasets.good_records import check_fix_target, write_good_records
+    from paddlemix.datasets.checking.good_records import check_fix_target, write_good_records
     from paddlemix.tools._check_plan import CheckOptions, make_plan
     from paddlemix.tools._check_report import format_report, measure_statistics, write_report
 
@@ -137,8 +137,8 @@ def _files(role: str, names: Sequence[str | None]) -> list[Needed]:
 
 
 def _check(plan: CheckPlan, arguments: argparse.Namespace) -> CheckReport:
-    from paddlemix.datasets.checker import CheckSettings
-    from paddlemix.datasets.checking import check_files
+    from paddlemix.datasets.checking.check import check_files
+    from paddlemix.datasets.checking.record_checker import CheckSettings
     from paddlemix.progress import ProgressBar
 
     settings = CheckSettings(

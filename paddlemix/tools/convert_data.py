@@ -93,7 +93,7 @@ def _check(arguments: argparse.Namespace) -> None:
         kind = "records, not for tables" if name.endswith(_TABLES) else "tables, not for records"
         raise UserError(f"--{given[0].replace('_', '-')} is for {kind}")
     if arguments.form is not None:
-        from paddlemix.datasets.formats import FORMS
+        from paddlemix.datasets.forms.parse import FORMS
 
         if arguments.form not in FORMS:
             raise UserError(f"--form '{arguments.form}' is not one of {', '.join(FORMS)}")
@@ -110,10 +110,10 @@ def _check_outputs(outputs: list[Path], arguments: argparse.Namespace) -> None:
 
 
 def _convert_records(arguments: argparse.Namespace) -> Converted:
-    from paddlemix.datasets.formats import parse_record
-    from paddlemix.datasets.llava_record import llava_record
-    from paddlemix.datasets.records import open_records
-    from paddlemix.datasets.vqa_table import ImageFinder
+    from paddlemix.datasets.forms.llava_record import llava_record
+    from paddlemix.datasets.forms.parse import parse_record
+    from paddlemix.datasets.forms.vqa_table import ImageFinder
+    from paddlemix.datasets.records.record_file import open_records
 
     finder = ImageFinder(arguments.image_root)
     records = open_records(arguments.input, arguments.form)
@@ -134,7 +134,7 @@ def _convert_records(arguments: argparse.Namespace) -> Converted:
 
 
 def _convert_table(arguments: argparse.Namespace) -> Converted:
-    from paddlemix.datasets.vqa_table import Columns, ImageFinder, TableRow, read_table
+    from paddlemix.datasets.forms.vqa_table import Columns, ImageFinder, TableRow, read_table
 
     given = {key: getattr(arguments, f"{key}_column") for key in ("image", "question", "answer")}
     columns = Columns(**{key: (name,) for key, name in given.items() if name is not None})

@@ -20,7 +20,7 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
     sys.path[:] = [str(_here.parents[2]), *(p for p in sys.path if Path(p).resolve() != _here.parent)]
 
 from paddlemix.config.less_memory import less_memory_in_answers
-from paddlemix.datasets.formats import FORMS
+from paddlemix.datasets.forms.parse import FORMS
 from paddlemix.errors import UserError
 from paddlemix.memory import out_of_memory_explained
 from paddlemix.tools._arguments import CommandParser

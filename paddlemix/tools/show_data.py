@@ -24,7 +24,7 @@ from paddlemix.tools._arguments import CommandParser
 from paddlemix.tools._command import path_argument, place_argument, run_command
 
 if TYPE_CHECKING:
-    from paddlemix.datasets.records import RecordFile
+    from paddlemix.datasets.records.record_file import RecordFile
 
 _DEFAULT_COUNT = 3
 
@@ -60,8 +60,8 @@ def main(argv: list[str]) -> int:
     """
     arguments = build_parser().parse_args(argv)
     _check_numbers(arguments)
-    from paddlemix.datasets.images import ImageSettings
-    from paddlemix.datasets.records import open_records
+    from paddlemix.datasets.images.decode import ImageSettings
+    from paddlemix.datasets.records.record_file import open_records
     from paddlemix.processors.marking import Style
     from paddlemix.tools._processor import open_processor
     from paddlemix.tools._sample_view import describe, read_view, to_json, write_pictures

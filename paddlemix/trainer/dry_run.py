@@ -14,8 +14,8 @@ import numpy as np
 
 from paddlemix.checkpoints.sizes import ModelSizes, read_sizes
 from paddlemix.config.schema import RunConfig
+from paddlemix.datasets.batches import LoadingSettings, RowDataset, make_batch
 from paddlemix.datasets.lengths import measure_lengths
-from paddlemix.datasets.loading import LoadingSettings, RowDataset, make_batch
 from paddlemix.datasets.mixture import SampleDataset
 from paddlemix.datasets.order import EpochBatchSampler
 from paddlemix.datasets.packing import PackedDataset, pack_rows

@@ -32,7 +32,7 @@ from paddlemix.datasets.data_identity import (
     states_of,
 )
 from paddlemix.datasets.mixture import SampleDataset
-from paddlemix.datasets.records import RecordFile
+from paddlemix.datasets.records.record_file import RecordFile
 from paddlemix.errors import UserError
 from paddlemix.identity import listed
 from paddlemix.log import logger

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from paddlemix.datasets.loading import BatchMaker, LoadingSettings, RowDataset
+from paddlemix.datasets.batches import BatchMaker, LoadingSettings, RowDataset
 from paddlemix.datasets.order import EpochBatchSampler
 from paddlemix.models.attention import SegmentLengths, packed_segments
 from paddlemix.sample import Batch

@@ -18,7 +18,7 @@ from paddlemix.checkpoints.load import NEW_PARTS, BaseSpec, apply_adapter, base_
 from paddlemix.checkpoints.pretrained import Pretrained, write_model
 from paddlemix.config.load import save_config
 from paddlemix.config.schema import RunConfig, trainer_keys
-from paddlemix.datasets.loading import LoadingSettings
+from paddlemix.datasets.batches import LoadingSettings
 from paddlemix.datasets.mixture import SampleDataset
 from paddlemix.device import check_dtype, report_settings, select_device, set_seed
 from paddlemix.errors import Stopped, UserError

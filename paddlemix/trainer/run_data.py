@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from paddlemix.config.schema import RunConfig
-from paddlemix.datasets.images import ImageSettings
+from paddlemix.datasets.batches import RowDataset
+from paddlemix.datasets.images.decode import ImageSettings
 from paddlemix.datasets.lengths import measure_lengths
-from paddlemix.datasets.loading import RowDataset
 from paddlemix.datasets.mixture import DataSettings, SampleDataset
 from paddlemix.datasets.order import Grouping
 from paddlemix.datasets.packing import PackedDataset, pack_rows

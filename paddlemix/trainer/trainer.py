@@ -15,7 +15,7 @@ import paddle
 import paddle.distributed as dist
 
 from paddlemix.config.schema import RunConfig
-from paddlemix.datasets.loading import BatchMaker, LoadingSettings, RowDataset
+from paddlemix.datasets.batches import BatchMaker, LoadingSettings, RowDataset
 from paddlemix.datasets.order import EpochBatchSampler
 from paddlemix.errors import UserError
 from paddlemix.log import logger

@@ -9,7 +9,7 @@ import paddle
 
 from paddlemix.cache import cache_directory, cache_key
 from paddlemix.config.schema import RunConfig
-from paddlemix.datasets.features import FeatureStore
+from paddlemix.datasets.images.tower_features import FeatureStore
 from paddlemix.errors import UserError
 from paddlemix.models.llava import LlavaModel
 from paddlemix.models.operators import take_rows

@@ -24,9 +24,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paddlemix.datasets.images import ImageSettings
+from paddlemix.datasets.images.decode import ImageSettings
 from paddlemix.datasets.mixture import DataSettings, SampleDataset
-from paddlemix.datasets.records import open_records
+from paddlemix.datasets.records.record_file import open_records
 from paddlemix.errors import UserError
 from paddlemix.network.client import RemoteSettings
 from paddlemix.processors.tokenizer import Tokenizer

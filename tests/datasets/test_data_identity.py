@@ -11,7 +11,7 @@ import pytest
 
 from paddlemix.datasets import data_identity
 from paddlemix.datasets.data_identity import UNKNOWN, Pictures, describe_records, hashed, record_digests, states_of
-from paddlemix.datasets.records import open_records
+from paddlemix.datasets.records.record_file import open_records
 
 RECORDS = [{"conversations": [{"from": "human", "value": f"q{n}"}, {"from": "gpt", "value": "a"}]} for n in range(5)]
 

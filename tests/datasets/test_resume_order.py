@@ -8,7 +8,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from paddlemix.datasets.loading import LoadingSettings, RowDataset
+from paddlemix.datasets.batches import LoadingSettings, RowDataset
 from paddlemix.datasets.order import EpochBatchSampler, Grouping
 from paddlemix.datasets.packing import PackedDataset, pack_rows
 from paddlemix.trainer.loader import BatchLoader

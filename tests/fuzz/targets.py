@@ -193,8 +193,8 @@ def _write_data(folder: Path) -> None:
 
 
 def _read_data(path: Path) -> object:
-    from paddlemix.datasets.checker import CheckSettings, DataFile
-    from paddlemix.datasets.checking import check_files
+    from paddlemix.datasets.checking.check import check_files
+    from paddlemix.datasets.checking.record_checker import CheckSettings, DataFile
 
     return check_files([DataFile(path=str(path), image_root=str(path.parent))], CheckSettings())
 
@@ -238,7 +238,7 @@ def _damage_bytes(draw: random.Random, path: Path) -> None:
 
 
 def _read_picture(path: Path) -> object:
-    from paddlemix.datasets.images import image_size, load_image
+    from paddlemix.datasets.images.decode import image_size, load_image
     from paddlemix.errors import UserError
 
     try:

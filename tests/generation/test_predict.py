@@ -12,7 +12,7 @@ import pytest
 
 from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.checkpoints.pretrained import Pretrained
-from paddlemix.datasets.formats import parse_question
+from paddlemix.datasets.forms.parse import parse_question
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.generation.chat import ChatSession
 from paddlemix.generation.predict import batches_by_length, predict

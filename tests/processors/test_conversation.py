@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from paddlemix.datasets.formats import parse_record
+from paddlemix.datasets.forms.parse import parse_record
 from paddlemix.errors import UserError
 from paddlemix.processors.conversation import Piece, prompt_text, render
 from paddlemix.processors.templates import TEMPLATES, choose_template, get_template, template_names

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from paddlemix.datasets.formats import parse_record
+from paddlemix.datasets.forms.parse import parse_record
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.processors import llava
 from paddlemix.processors.conversation import prompt_text, render

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paddlemix.datasets.formats import parse_record
+from paddlemix.datasets.forms.parse import parse_record
 from paddlemix.examples.llava import run_predict_multiround
 from paddlemix.generation.sampling import GenerationSettings
 from paddlemix.generation.steps import Steps

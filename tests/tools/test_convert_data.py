@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from paddlemix.datasets.formats import parse_record
+from paddlemix.datasets.forms.parse import parse_record
 from paddlemix.tools._command import run_command
 from paddlemix.tools.convert_data import main
 

@@ -10,7 +10,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix.datasets.loading import LoadingSettings, RowDataset
+from paddlemix.datasets.batches import LoadingSettings, RowDataset
 from paddlemix.datasets.mixture import DataSettings, SampleDataset
 from paddlemix.datasets.order import EpochBatchSampler
 from paddlemix.datasets.packing import PackedDataset, pack_rows

@@ -140,7 +140,7 @@ def test_a_record_that_is_left_out_is_not_asked(world: World, loaded: Any, tmp_p
 
 
 def test_an_answer_is_that_of_a_chat_alone_or_in_a_batch(loaded: Any, evaluation: SampleDataset) -> None:
-    from paddlemix.datasets.images import load_image
+    from paddlemix.datasets.images.decode import load_image
 
     questions = first_questions(evaluation, 4)
     together = answerer(loaded).answer(questions)

@@ -88,7 +88,7 @@ def main(argv: list[str]) -> int:
         UserError: the model, an image or an argument cannot be used.
     """
     arguments = build_parser().parse_args(argv)
-    from paddlemix.datasets.images import load_image
+    from paddlemix.datasets.images.decode import load_image
 
     images = [load_image(name) for name in arguments.image_file]  # before the model, which takes longer
     session = _open_session(arguments)
