@@ -69,7 +69,7 @@ EXTRAS = {
 }
 
 
-# The kernels for CPU are built for each kind of processor; `paddlemix/models/compiled_library.py` takes the best that
+# The kernels for CPU are built for each kind of processor; `paddlemix/models/kernels/cpu_library.py` takes the best that
 # a machine has.  They use the OpenMP runtime that paddle brings, so that nothing is linked for `-fopenmp`.
 KERNEL_FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fopenmp"]
 KERNEL_KINDS: dict[str, list[str]] = {"plain": []}
@@ -79,7 +79,7 @@ if platform.machine() == "x86_64":
 KERNELS = [
     Extension(
         f"paddlemix.models._cpu_kernels_{kind}",
-        ["paddlemix/models/cpu_kernels.c", "paddlemix/models/quantized_kernels.c"],
+        ["paddlemix/models/kernels/cpu_kernels.c", "paddlemix/models/kernels/quantized_kernels.c"],
         extra_compile_args=[*KERNEL_FLAGS, *flags],
         libraries=["m"],
         optional=True,  # without a C compiler paddle's own operators are used; `paddlemix doctor` says so

@@ -53,10 +53,10 @@ def _signals() -> Iterator[None]:
 @pytest.fixture(params=["compiled", "plain"])
 def form(request: pytest.FixtureRequest) -> Iterator[str]:
     """What a test computes with: the kernels in C, then paddle's operators in their place."""
-    from paddlemix.models import compiled_library
+    from paddlemix.models.kernels import cpu_library
 
     if request.param == "plain":
-        with compiled_library.switched_off():
+        with cpu_library.switched_off():
             yield request.param
     else:
         need_kernels()

@@ -20,13 +20,13 @@ def need_kernels(kind: str | None = None) -> None:
         kind: "plain", "avx2" or "avx512"; None for whichever is loaded.  One that this processor cannot run is always
             skipped: nothing that is built could change that.
     """
-    from paddlemix.models import compiled_library
+    from paddlemix.models.kernels import cpu_library
 
-    if kind is not None and not compiled_library._KINDS[kind] <= compiled_library._processor_features():
+    if kind is not None and not cpu_library._KINDS[kind] <= cpu_library._processor_features():
         pytest.skip(f"this processor cannot run the kernels for {kind}")
-    reason = compiled_library.missing()
+    reason = cpu_library.missing()
     if reason is None and kind is not None:
-        built = Path(compiled_library.__file__).parent.glob(f"_cpu_kernels_{kind}.*so")
+        built = Path(cpu_library.__file__).parent.glob(f"_cpu_kernels_{kind}.*so")
         reason = None if any(built) else f"the kernels for {kind} were not built"
     if reason is not None and os.environ.get(REQUIRED) == "1":
         pytest.fail(f"{REQUIRED}=1, but {reason}")

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from paddlemix.models.compiled_library import _KINDS
+from paddlemix.models.kernels.cpu_library import _KINDS
 from tests.conftest import HANG
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = set(_KINDS) if platform.machine() == "x86_64" else {"plain"}
-SOURCE, STALE = "paddlemix/models/cpu_kernels.c", "paddlemix/models/_cpu_kernels_old.so"
+SOURCE, STALE = "paddlemix/models/kernels/cpu_kernels.c", "paddlemix/models/_cpu_kernels_old.so"
 COMPILER = """#!/bin/sh
 echo "$@" >> "$CALLS"
 while [ $# -gt 0 ]; do [ "$1" = -o ] && echo built > "$2"; shift; done

@@ -16,7 +16,7 @@ import numpy as np
 import paddle
 from paddle.nn import functional
 
-from paddlemix.models import compiled_library
+from paddlemix.models.kernels import cpu_library
 from paddlemix.peft import quantized_kernels
 from paddlemix.peft.codes import KINDS, quantize_weight
 from paddlemix.peft.quantized_linear import QuantizedLinear
@@ -53,7 +53,7 @@ def seconds(product: Product, inputs: paddle.Tensor, plain: bool, backward: bool
     """Of one forward pass, or of a forward and a backward pass."""
     inputs = inputs.detach()
     inputs.stop_gradient = not backward
-    with compiled_library.switched_off() if plain else contextlib.nullcontext():
+    with cpu_library.switched_off() if plain else contextlib.nullcontext():
         start = time.perf_counter()
         outputs = product(inputs)
         if backward:

@@ -42,7 +42,7 @@ from paddlemix.device import return_freed_memory
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.log import logger
 from paddlemix.models.configuration import LlavaConfig
-from paddlemix.models.fused import KernelSizes, choose_kernels
+from paddlemix.models.kernels.fused import KernelSizes, choose_kernels
 from paddlemix.peft.lora import add_lora, linear_names
 
 _FLAGS = "give its folder with --model-base (chat, predict) or --model_name_or_path (merge-lora), "

@@ -31,7 +31,7 @@ Row = dict[str, Any]  # check, result, wrong (what is, or None)
 
 def fused(device: str) -> Iterator[Row]:
     """Which fused kernels pass, with the head sizes of published models."""
-    from paddlemix.models.fused import choose_kernels, use_plain_kernels
+    from paddlemix.models.kernels.fused import choose_kernels, use_plain_kernels
 
     for dtype in ("bfloat16", "float16"):
         for line in choose_kernels(None, device, dtype):
@@ -81,7 +81,7 @@ def repeated_rows(device: str) -> Iterator[Row]:
     """The gradient of a row that is taken several times, as `image_newline` is."""
     import paddle
 
-    from paddlemix.models.operators import take_rows
+    from paddlemix.models.kernels.operators import take_rows
 
     table = paddle.ones([5, 4], dtype="bfloat16")
     table.stop_gradient = False
@@ -146,7 +146,7 @@ def decoding(device: str) -> Iterator[Row]:
 def _as_users_run(device: str) -> str:
     """Takes the fused kernels that fit the tiny model, as loading a model does; says which."""
     from paddlemix.doctor.self_test import CONFIG
-    from paddlemix.models.fused import KernelSizes, choose_kernels
+    from paddlemix.models.kernels.fused import KernelSizes, choose_kernels
 
     lines = choose_kernels(None, device, "bfloat16", KernelSizes.of(CONFIG.text))
     fused = [line.partition(":")[0] for line in lines if line.endswith(": fused")]

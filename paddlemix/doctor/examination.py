@@ -161,11 +161,11 @@ def _cpu_kernels(found: Examination, noted: bool) -> None:
     Args:
         noted: that compiled kernels are missing is a problem, because nothing else is there to compute.
     """
-    from paddlemix.models import compiled_library
-    from paddlemix.models.fused import cpu_kernels
+    from paddlemix.models.kernels import cpu_library
+    from paddlemix.models.kernels.fused import cpu_kernels
 
     found.sections["kernels for cpu"] = [cpu_kernels()]
-    reason = compiled_library.missing()
+    reason = cpu_library.missing()
     if reason is not None and noted:
         why, _, fix = reason.partition("; ")
         what = f"no compiled kernels, so that a training step takes about 1.25 times as long: {why}"
@@ -188,7 +188,7 @@ def _check_card(found: Examination, name: str) -> None:
 def _test_all(found: Examination, names: list[str]) -> None:
     """Tests every device; the CPU's result is what the others are compared with."""
     from paddlemix.doctor.self_test import SelfTest, compare, computes_in, run_self_test
-    from paddlemix.models.fused import choose_kernels, use_plain_kernels
+    from paddlemix.models.kernels.fused import choose_kernels, use_plain_kernels
 
     lines: list[str] = found.sections.setdefault("self-test: 40 steps of a tiny model, then its answers", [])
     reference: SelfTest | None = None

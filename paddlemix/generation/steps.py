@@ -13,10 +13,10 @@ import paddle
 
 from paddlemix.datasets.collate import collate
 from paddlemix.errors import UserError
-from paddlemix.models.cache import KVCache
 from paddlemix.models.decoding import CachedDecoder
+from paddlemix.models.kernels.operators import on_cpu
+from paddlemix.models.kv_cache import KVCache
 from paddlemix.models.llava import LlavaModel
-from paddlemix.models.operators import on_cpu
 from paddlemix.sample import Example
 
 _FEW = 64  # tokens that are read in few operators; of more, the products take the time and causal blocks save some

@@ -15,12 +15,12 @@ from typing import TypeAlias
 import numpy as np
 import paddle
 
-from paddlemix.models import compiled, compiled_library
-from paddlemix.models.attention_kernels import AttentionFunction
-from paddlemix.models.constants import counted, kept
-from paddlemix.models.fused import chosen, suits
-from paddlemix.models.kernels import RotaryFunction, as_type, autocasts, product_type
-from paddlemix.models.operators import repeat_heads
+from paddlemix.models.kernels import cpu, cpu_library
+from paddlemix.models.kernels.attention_functions import AttentionFunction
+from paddlemix.models.kernels.cached_constants import counted, kept
+from paddlemix.models.kernels.functions import RotaryFunction, as_type, autocasts, product_type
+from paddlemix.models.kernels.fused import chosen, suits
+from paddlemix.models.kernels.operators import repeat_heads
 from paddlemix.models.rotary import Rope
 
 RotaryTables = tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]
@@ -90,7 +90,7 @@ def rotary_tables(position_ids: paddle.Tensor, heads: int, rope: Rope, dtype: pa
     """
     angles = position_ids.astype("float32").unsqueeze(-1) * _frequencies(position_ids, rope)  # [B, L, E/2]
     angles = paddle.concat([angles, angles], axis=-1).unsqueeze(2)
-    if chosen().rotary is not None or compiled_library.takes(angles):
+    if chosen().rotary is not None or cpu_library.takes(angles):
         heads = 1
     cosines, sines = (part.astype(dtype).tile([1, 1, heads, 1]) for part in (paddle.cos(angles), paddle.sin(angles)))
     return cosines, sines, kept(_half_turn, rope.head_size).astype(dtype)
@@ -285,7 +285,7 @@ def _attend_all(
 ) -> paddle.Tensor:
     """Every query with every key that the bias may show it; [B, L, H, E] and twice [B, S, K, E] -> [B, L, H, E]."""
     groups = queries.shape[2] // keys.shape[2]
-    if groups > 1 and not compiled.takes_attention(queries, keys, values, bias):
+    if groups > 1 and not cpu.takes_attention(queries, keys, values, bias):
         keys, values = (repeat_heads(states, groups) for states in (keys, values))
     causal = bias is not None and bias.ndim == 2
     block = _CAUSAL_BLOCK if causal and paddle.get_device() == "cpu" else None

@@ -18,14 +18,14 @@ import paddle
 from paddle import nn
 from paddle.nn import functional
 
-from paddlemix.models import compiled, compiled_library
 from paddlemix.models.attention import MASKED, rotary_tables
-from paddlemix.models.cache import KVCache
 from paddlemix.models.decoder import Decoder, DecoderLayer
 from paddlemix.models.decoding_tables import FIRST_POSITIONS, DeviceTables
-from paddlemix.models.fused import chosen, suits, suits_type
+from paddlemix.models.kernels import cpu, cpu_library
+from paddlemix.models.kernels.fused import chosen, suits, suits_type
+from paddlemix.models.kernels.operators import on_cpu
+from paddlemix.models.kv_cache import KVCache
 from paddlemix.models.layers import RMSNorm, product
-from paddlemix.models.operators import on_cpu
 from paddlemix.models.rotary import Rope
 
 _Table = tuple[paddle.Tensor, paddle.Tensor]
@@ -41,7 +41,7 @@ class _CompiledStep:
     """
 
     cache: KVCache
-    tokens: compiled.CachedTokens
+    tokens: cpu.CachedTokens
     normed: paddle.Tensor
 
 
@@ -99,7 +99,7 @@ class CachedDecoder:
         batch, length, width = embeds.shape
         cache.reserve(cache.length + length)
         hidden = embeds.reshape([batch * length, width])
-        if compiled_library.takes(hidden, *self._norm_weights) and cache.dtype == paddle.float32:
+        if cpu_library.takes(hidden, *self._norm_weights) and cache.dtype == paddle.float32:
             fast = self._compiled_step(hidden, position_ids, cache)
             for layer in self._layers:
                 hidden = layer.run_compiled(hidden, fast)
@@ -116,7 +116,7 @@ class CachedDecoder:
         cosines, sines = (paddle.to_tensor(part) for part in angles)
         hidden = paddle.to_tensor(cache.length - position_ids[:, 0])
         heads = self._heads, self._key_value_heads
-        tokens = compiled.CachedTokens(heads, (cosines, sines), hidden, cache.room, cache.length, self._window)
+        tokens = cpu.CachedTokens(heads, (cosines, sines), hidden, cache.room, cache.length, self._window)
         return _CompiledStep(cache=cache, tokens=tokens, normed=paddle.empty_like(states))
 
     def _step(self, position_ids: np.ndarray, cache: KVCache, embeds: paddle.Tensor) -> _Step:
@@ -171,11 +171,11 @@ class _CachedLayer:
         """As a call."""
         normed = _normalise_into(step.normed, self._norms[0], hidden)
         queries, keys, values = self._queries(normed), self._keys(normed), self._values(normed)
-        merged = compiled.attend_cached_(step.tokens, queries, keys, values, step.cache.buffers(self._number))
+        merged = cpu.attend_cached_(step.tokens, queries, keys, values, step.cache.buffers(self._number))
         step.cache.advance(self._number, step.tokens.count)
         hidden = hidden + self._output(merged)
         normed = _normalise_into(step.normed, self._norms[1], hidden)
-        return hidden + self._down(compiled.gated_(self._gate(normed), self._up(normed)))
+        return hidden + self._down(cpu.gated_(self._gate(normed), self._up(normed)))
 
     def _attend(self, normed: paddle.Tensor, step: _Step) -> paddle.Tensor:
         """[B * L, D] -> [B * L, H * E]."""
@@ -207,7 +207,7 @@ def _linear(layer: nn.Layer) -> Callable[[paddle.Tensor], paddle.Tensor]:
 
 
 def _normalise_into(outputs: paddle.Tensor, norm: RMSNorm, hidden: paddle.Tensor) -> paddle.Tensor:
-    return compiled.rms_norm_into(outputs, hidden, norm.weight, norm.epsilon)
+    return cpu.rms_norm_into(outputs, hidden, norm.weight, norm.epsilon)
 
 
 def _norm(norm: RMSNorm) -> Callable[[paddle.Tensor], paddle.Tensor]:

@@ -12,7 +12,7 @@ import paddle
 from paddle.nn import functional
 
 from paddlemix.models.attention import MASKED, rotary_tables
-from paddlemix.models.constants import counted
+from paddlemix.models.kernels.cached_constants import counted
 from paddlemix.models.rotary import Rope
 
 Table = tuple[paddle.Tensor, paddle.Tensor]  # cosines and sines, [B, L, 1, E]

@@ -13,9 +13,9 @@ import paddle
 from paddle import nn
 from paddle.nn import functional
 
-from paddlemix.models import compiled, compiled_library
-from paddlemix.models.fused import chosen, suits
-from paddlemix.models.kernels import RMSNormFunction
+from paddlemix.models.kernels import cpu, cpu_library
+from paddlemix.models.kernels.functions import RMSNormFunction
+from paddlemix.models.kernels.fused import chosen, suits
 
 _initialise = True
 
@@ -58,18 +58,18 @@ def apply_linear(layer: nn.Layer, inputs: paddle.Tensor) -> paddle.Tensor:
 
 def affine(inputs: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | None) -> paddle.Tensor:
     """[..., in] times [in, out] plus [out]; where no gradient is wanted on CPU, in fewer passes."""
-    if paddle.is_grad_enabled() or not compiled_library.takes(inputs, weight):
+    if paddle.is_grad_enabled() or not cpu_library.takes(inputs, weight):
         return functional.linear(inputs, weight, bias)
     outputs = product(inputs, weight)
     if bias is None:
         return outputs
-    return compiled.add_bias_(outputs, bias) if compiled_library.takes(bias) else outputs + bias
+    return cpu.add_bias_(outputs, bias) if cpu_library.takes(bias) else outputs + bias
 
 
 def product(inputs: paddle.Tensor, weight: paddle.Tensor) -> paddle.Tensor:
     """[..., in] times [in, out], without a gradient."""
-    if compiled.suits_few(math.prod(inputs.shape[:-1])) and compiled_library.takes(inputs, weight):
-        return compiled.matmul_few(inputs, weight)
+    if cpu.suits_few(math.prod(inputs.shape[:-1])) and cpu_library.takes(inputs, weight):
+        return cpu.matmul_few(inputs, weight)
     return paddle.matmul(inputs, weight)
 
 

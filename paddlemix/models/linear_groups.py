@@ -13,9 +13,9 @@ import paddle
 from paddle import nn
 from paddle.autograd import PyLayer
 
-from paddlemix.models import compiled, compiled_library
-from paddlemix.models.fused import chosen, suits
-from paddlemix.models.kernels import GatedFunction, only, trains
+from paddlemix.models.kernels import cpu, cpu_library
+from paddlemix.models.kernels.functions import GatedFunction, only, trains
+from paddlemix.models.kernels.fused import chosen, suits
 from paddlemix.models.layers import RMSNorm, apply_linear
 
 
@@ -47,7 +47,7 @@ def _is_plain(layer: nn.Layer) -> bool:
 
 
 def _trains_compiled(*tensors: paddle.Tensor) -> bool:
-    return paddle.is_grad_enabled() and not paddle.amp.is_autocast_enabled() and compiled_library.takes(*tensors)
+    return paddle.is_grad_enabled() and not paddle.amp.is_autocast_enabled() and cpu_library.takes(*tensors)
 
 
 class _NormedLinearsFunction(PyLayer):
@@ -58,7 +58,7 @@ class _NormedLinearsFunction(PyLayer):
         ctx: Any, inputs: paddle.Tensor, weight: paddle.Tensor, epsilon: float, *matrices: paddle.Tensor
     ) -> tuple[paddle.Tensor, ...]:
         """[..., in], [in] and [in, out] each -> [..., out] each."""
-        normed, scales = compiled.rms_norm(inputs, weight, epsilon)
+        normed, scales = cpu.rms_norm(inputs, weight, epsilon)
         ctx.epsilon, ctx.trains = epsilon, trains(inputs, weight, *matrices)
         ctx.save_for_backward(inputs, scales, weight, *matrices)
         return tuple(paddle.matmul(normed, matrix) for matrix in matrices)
@@ -67,15 +67,13 @@ class _NormedLinearsFunction(PyLayer):
     def backward(ctx: Any, *grads: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
         """Gradients of inputs, norm weight and matrices."""
         inputs, scales, weight, *matrices = ctx.saved_tensor()
-        matrix_grads = _weight_grads(
-            lambda: compiled.rms_norm(inputs, weight, ctx.epsilon)[0], grads, wanted=ctx.trains[2:]
-        )
+        matrix_grads = _weight_grads(lambda: cpu.rms_norm(inputs, weight, ctx.epsilon)[0], grads, wanted=ctx.trains[2:])
         if not any(ctx.trains[:2]):
             return None, None, *matrix_grads
         normed_grad = paddle.matmul(grads[0], matrices[0], transpose_y=True)
         for grad, matrix in zip(grads[1:], matrices[1:], strict=True):
             normed_grad.add_(paddle.matmul(grad, matrix, transpose_y=True))
-        found = compiled.rms_norm_backward(normed_grad, inputs, weight, scales, ctx.trains[1])
+        found = cpu.rms_norm_backward(normed_grad, inputs, weight, scales, ctx.trains[1])
         return *only(ctx.trains[:2], *found), *matrix_grads
 
 
@@ -87,16 +85,16 @@ class _GatedLinearFunction(PyLayer):
         """Twice [..., in] and [in, out] -> [..., out]."""
         ctx.trains = trains(gate, up, matrix)
         ctx.save_for_backward(gate, up, matrix)
-        return paddle.matmul(compiled.gated(gate, up), matrix)
+        return paddle.matmul(cpu.gated(gate, up), matrix)
 
     @staticmethod
     def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
         """Gradients of gate, up and the matrix."""
         gate, up, matrix = ctx.saved_tensor()
-        matrix_grads = _weight_grads(lambda: compiled.gated(gate, up), [grad], wanted=ctx.trains[2:])
+        matrix_grads = _weight_grads(lambda: cpu.gated(gate, up), [grad], wanted=ctx.trains[2:])
         if not any(ctx.trains[:2]):
             return None, None, *matrix_grads
-        found = compiled.gated_backward(paddle.matmul(grad, matrix, transpose_y=True), gate, up)
+        found = cpu.gated_backward(paddle.matmul(grad, matrix, transpose_y=True), gate, up)
         return *only(ctx.trains[:2], *found), *matrix_grads
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import paddle
 from paddle import nn
 
-from paddlemix.models.cache import KVCache
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.models.decoder import Decoder
+from paddlemix.models.kernels.operators import take_rows
+from paddlemix.models.kv_cache import KVCache
 from paddlemix.models.layers import apply_linear, linear, normal
-from paddlemix.models.operators import take_rows
 from paddlemix.models.projector import build_projector, run_projector
 from paddlemix.models.vision import VisionTower
 

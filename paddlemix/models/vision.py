@@ -12,17 +12,17 @@ import paddle
 from paddle import nn
 from paddle.nn import functional
 
-from paddlemix.models import compiled, compiled_library
 from paddlemix.models.attention import attend
 from paddlemix.models.configuration import VisionConfig
+from paddlemix.models.kernels import cpu, cpu_library
+from paddlemix.models.kernels.threads import map_on_cores
 from paddlemix.models.layers import RMSNorm, apply_linear, linear, normal
-from paddlemix.models.parallel import map_on_cores
 
 
 def quick_gelu(states: paddle.Tensor) -> paddle.Tensor:
     """The sigmoid approximation of GELU that CLIP was trained with."""
-    if not paddle.is_grad_enabled() and compiled_library.takes(states):
-        return compiled.quick_gelu(states)
+    if not paddle.is_grad_enabled() and cpu_library.takes(states):
+        return cpu.quick_gelu(states)
     return states * functional.sigmoid(states * 1.702)
 
 

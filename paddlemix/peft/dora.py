@@ -12,9 +12,9 @@ from typing import Any
 
 import paddle
 
-from paddlemix.models.kernels import NARROW_COST
+from paddlemix.models.kernels.functions import NARROW_COST
+from paddlemix.models.kernels.operators import dropout
 from paddlemix.models.layers import affine, initialising
-from paddlemix.models.operators import dropout
 from paddlemix.peft.linear import LoRALinear
 from paddlemix.peft.settings import LoRAConfig
 

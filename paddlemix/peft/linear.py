@@ -14,9 +14,9 @@ from typing import Any, Protocol, runtime_checkable
 import paddle
 from paddle import nn
 
-from paddlemix.models.kernels import NARROW_COST, DroppedLowRankFunction, LowRankLinearFunction, as_type
+from paddlemix.models.kernels.functions import NARROW_COST, DroppedLowRankFunction, LowRankLinearFunction, as_type
+from paddlemix.models.kernels.operators import difference, on_cpu
 from paddlemix.models.layers import affine, initialising
-from paddlemix.models.operators import difference, on_cpu
 from paddlemix.peft.settings import LoRAConfig
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import paddle
 from paddle import nn
 
+from paddlemix.models.kernels.operators import difference
 from paddlemix.models.layers import initialising
-from paddlemix.models.operators import difference
 from paddlemix.peft.linear import LoRALinear
 from paddlemix.peft.settings import LoRAConfig
 

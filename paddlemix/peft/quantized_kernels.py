@@ -1,4 +1,4 @@
-"""Codes multiplied and made wide in C on CPU (models/quantized_kernels.c), where paddle's operators are many passes.
+"""Codes multiplied and made wide in C on CPU (models/kernels/quantized_kernels.c), where paddle's operators are many passes.
 
 Wide numbers are those of the plain form bit for bit, products to rounding.  `holds` and `suits` are false where the
 kernels are missing or a tensor is of another kind or device; the layer then computes the plain form.
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import paddle
 
-from paddlemix.models import compiled_library
+from paddlemix.models.kernels import cpu_library
 from paddlemix.peft.codes import NF4_LEVELS
 
 MOST_ROWS = 48  # for more, wide weights and a library's product are faster
@@ -22,14 +22,14 @@ Arrays = Mapping[str, paddle.Tensor]  # of `codes.stored_arrays`, by name
 
 def holds(kind: str, arrays: Arrays) -> bool:
     """Whether `widen_` takes a weight."""
-    if kind not in _KINDS or not compiled_library.takes(*_scales(kind, arrays)):
+    if kind not in _KINDS or not cpu_library.takes(*_scales(kind, arrays)):
         return False
     return all(array.place.is_cpu_place() and array.is_contiguous() for array in arrays.values())
 
 
 def suits(kind: str, arrays: Arrays, inputs: paddle.Tensor) -> bool:
     """Whether `product` takes inputs [n, in] and is the fast way for them."""
-    return 1 <= inputs.shape[0] <= MOST_ROWS and holds(kind, arrays) and compiled_library.takes(inputs)
+    return 1 <= inputs.shape[0] <= MOST_ROWS and holds(kind, arrays) and cpu_library.takes(inputs)
 
 
 def product(kind: str, arrays: Arrays, inputs: paddle.Tensor) -> paddle.Tensor:
@@ -39,9 +39,7 @@ def product(kind: str, arrays: Arrays, inputs: paddle.Tensor) -> paddle.Tensor:
     """
     (rows, inner), columns = inputs.shape, arrays["weight_codes"].shape[0]
     outputs = paddle.empty([rows, columns], dtype="float32")
-    compiled_library.run(
-        f"{kind}_product", inner * columns, rows, inner, columns, inputs, *_held(kind, arrays), outputs
-    )
+    cpu_library.run(f"{kind}_product", inner * columns, rows, inner, columns, inputs, *_held(kind, arrays), outputs)
     return outputs
 
 
@@ -55,7 +53,7 @@ def widen_(wide: paddle.Tensor, kind: str, arrays: Arrays, first: int, scaled: b
     held = _held(kind, arrays)
     if kind == "int8" and not scaled:
         held = (held[0], None)
-    compiled_library.run(f"{kind}_widen", count * inner, first, count, inner, *held, wide)
+    cpu_library.run(f"{kind}_widen", count * inner, first, count, inner, *held, wide)
     return wide
 
 

@@ -21,8 +21,8 @@ import paddle
 from paddle import nn
 from paddle.autograd import PyLayer
 
-from paddlemix.models.kernels import as_type, product_type
-from paddlemix.models.operators import on_cpu
+from paddlemix.models.kernels.functions import as_type, product_type
+from paddlemix.models.kernels.operators import on_cpu
 from paddlemix.peft import quantized_kernels
 from paddlemix.peft.codes import NF4_BLOCK, SCALE_GROUP, QuantizedWeight, padded_size, stored_arrays
 from paddlemix.peft.wide_weights import WideGroup, four_levels

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import paddle
 
-from paddlemix.models.kernels import as_type
+from paddlemix.models.kernels.functions import as_type
 from paddlemix.peft.codes import NF4_BLOCK, NF4_LEVELS, padded_size
 
 # Of float32 numbers that exist at once while a group is made wide; a decoder layer of 7B is two such pieces.

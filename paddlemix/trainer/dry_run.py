@@ -23,8 +23,8 @@ from paddlemix.datasets.statistics import DataStatistics, describe_lengths
 from paddlemix.device import available_kinds, missing_card
 from paddlemix.errors import UserError
 from paddlemix.log import logger
-from paddlemix.models import compiled_library
 from paddlemix.models.configuration import LlavaConfig
+from paddlemix.models.kernels import cpu_library
 from paddlemix.peft.wide_weights import bytes_besides
 from paddlemix.sample import Batch
 from paddlemix.trainer.device_memory import program_bytes
@@ -265,7 +265,7 @@ def _computation(config: RunConfig, on_cpu: bool) -> Computation:
     wide = FLOAT32 if weight_dtype(config) == "float32" else 2
     is_off = config.fp16_opt_level == "O0" or compute_dtype(config) == "float32"
     size = wide if is_off else 2
-    has_kernels = on_cpu and size == FLOAT32 and compiled_library.missing() is None
+    has_kernels = on_cpu and size == FLOAT32 and cpu_library.missing() is None
     return Computation(size=size, wide=wide, on_cpu=on_cpu, recompute=config.recompute, compiled=has_kernels)
 
 

@@ -23,7 +23,7 @@ from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionCon
 
 FLOAT32 = 4
 CAUSAL_BLOCK = 128  # as in models/attention.py
-NARROW_COST = 3  # as in models/kernels.py
+NARROW_COST = 3  # as in models/kernels/functions.py
 LOGITS_AT_ONCE, LOGITS_WITHOUT_GRADIENT, LOGITS_OFF_CPU = 2**24, 2**22, 2**26  # as in trainer/loss.py
 
 
@@ -59,7 +59,7 @@ class Computation:
         wide: bytes of the sums between layers: 4 under autocast with float32 weights, else `size`.
         on_cpu: attention is computed in causal blocks and, for packed rows, sample by sample.
         recompute: decoder layers are computed again in the backward pass.
-        compiled: on CPU, by the kernels of models/compiled.py.
+        compiled: on CPU, by the kernels of models/kernels/cpu.py.
     """
 
     size: int = FLOAT32

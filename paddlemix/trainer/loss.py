@@ -16,10 +16,10 @@ import paddle
 from paddle import nn
 from paddle.autograd import PyLayer
 
-from paddlemix.models import compiled, compiled_library
-from paddlemix.models.constants import counted
+from paddlemix.models.kernels import cpu, cpu_library
+from paddlemix.models.kernels.cached_constants import counted
+from paddlemix.models.kernels.operators import on_cpu, row_sums
 from paddlemix.models.llava import LlavaModel
-from paddlemix.models.operators import on_cpu, row_sums
 
 _LOGITS_AT_ONCE = 2**24  # 64 MiB in float32: every part costs a sum of gradients of the size of the output layer
 _LOGITS_WITHOUT_GRADIENT = 2**22  # where that layer is frozen: its products are still large
@@ -65,7 +65,7 @@ class LossModel(nn.Layer):
         weights = [weight for weight in self.model.output_weights() if not weight.stop_gradient]
         plain, with_gradient = self._plain_head(), paddle.is_grad_enabled()
         total = None
-        if plain is not None and weights and with_gradient and compiled_library.takes_products(plain, chosen):
+        if plain is not None and weights and with_gradient and cpu_library.takes_products(plain, chosen):
             total = paddle.zeros(plain.shape, dtype="float32")
         numbers = _LOGITS_AT_ONCE if weights and total is None else _LOGITS_WITHOUT_GRADIENT
         numbers = numbers if on_cpu(chosen) else _LOGITS_OFF_CPU
@@ -156,7 +156,7 @@ def _score_plain(head: _Head, rows: paddle.Tensor, targets: paddle.Tensor, weigh
     loss, right, logits_grad = _cross_entropy(paddle.matmul(rows, head.weight), targets)
     grads = [] if rows.stop_gradient else [paddle.matmul(logits_grad, head.weight, transpose_y=True)]
     if head.total is not None:
-        compiled.add_outer_(head.total, rows, logits_grad)
+        cpu.add_outer_(head.total, rows, logits_grad)
     elif weights and head.with_gradient:
         grads.append(paddle.matmul(rows, logits_grad, transpose_x=True))
     return loss, right, grads
@@ -170,8 +170,8 @@ def _cross_entropy(logits: paddle.Tensor, targets: paddle.Tensor) -> tuple[paddl
         targets: int64 [rows].
     """
     rows, size = logits.shape
-    if compiled_library.takes(logits):
-        losses, rights = compiled.cross_entropy_(logits, targets)
+    if cpu_library.takes(logits):
+        losses, rights = cpu.cross_entropy_(logits, targets)
         return losses.sum(), rights.sum(), logits
     scores = logits.astype("float32")
     right = (scores.argmax(axis=-1) == targets).astype("int64").sum()  # of equal ones the first, as in greedy answers

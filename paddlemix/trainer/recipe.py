@@ -24,7 +24,7 @@ from paddlemix.device import check_dtype, report_settings, select_device, set_se
 from paddlemix.errors import Stopped, UserError
 from paddlemix.log import logger, process_rank
 from paddlemix.memory import out_of_memory_explained
-from paddlemix.models.fused import KernelSizes, choose_kernels
+from paddlemix.models.kernels.fused import KernelSizes, choose_kernels
 from paddlemix.peft.lora import add_lora
 from paddlemix.processors.llava import LlavaProcessor
 from paddlemix.trainer.answering import Answerer, AnswerScores

@@ -11,8 +11,8 @@ from paddlemix.cache import cache_directory, cache_key
 from paddlemix.config.schema import RunConfig
 from paddlemix.datasets.images.tower_features import FeatureStore
 from paddlemix.errors import UserError
+from paddlemix.models.kernels.operators import take_rows
 from paddlemix.models.llava import LlavaModel
-from paddlemix.models.operators import take_rows
 from paddlemix.models.vision import VisionTower
 from paddlemix.trainer.loader import Inputs
 

@@ -15,7 +15,7 @@ import pytest
 from paddlemix.doctor import examination
 from paddlemix.doctor.examination import examine
 from paddlemix.doctor.self_test import STEPS, SelfTest, compare, computes_in, run_self_test
-from paddlemix.models import compiled_library
+from paddlemix.models.kernels import cpu_library
 from paddlemix.tools.doctor import format_examination, main
 from tests.conftest import HANG
 
@@ -86,15 +86,15 @@ def test_each_mistake_says_what_to_do(script: str, variables: dict[str, str], wh
 
 
 def test_compiled_kernels_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled_library, "missing", lambda: None)
-    monkeypatch.setattr(compiled_library, "kind", lambda: "avx2")
+    monkeypatch.setattr(cpu_library, "missing", lambda: None)
+    monkeypatch.setattr(cpu_library, "kind", lambda: "avx2")
     found = examine("cpu", self_test=False)
     assert "kernels for cpu\n  compiled kernels: avx2\n" in format_examination(found)
     assert not [problem for problem in found.problems if "kernels" in problem.what]
 
 
 def test_missing_kernels_are_no_serious_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled_library, "missing", lambda: "they were not built; install a C compiler (gcc)")
+    monkeypatch.setattr(cpu_library, "missing", lambda: "they were not built; install a C compiler (gcc)")
     found = examine("cpu", self_test=False)
     text = format_examination(found)
     assert "  no compiled kernels, paddle's operators alone: they were not built; install a C compiler (gcc)\n" in text
@@ -104,7 +104,7 @@ def test_missing_kernels_are_no_serious_problem(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_kernels_of_the_cpu_are_no_problem_where_a_card_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled_library, "missing", lambda: "they were not built; install a C compiler (gcc)")
+    monkeypatch.setattr(cpu_library, "missing", lambda: "they were not built; install a C compiler (gcc)")
     monkeypatch.setattr(examination, "available_kinds", lambda: ["npu", "cpu"])
     found = examine(self_test=False)
     assert "kernels for cpu" in found.sections and "kernels" not in str(found.problems)

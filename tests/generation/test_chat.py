@@ -22,7 +22,7 @@ from paddlemix.generation.generate import generate
 from paddlemix.generation.history import Dropped
 from paddlemix.generation.sampling import GenerationSettings, Sampler
 from paddlemix.generation.steps import Steps
-from paddlemix.models.cache import KVCache
+from paddlemix.models.kv_cache import KVCache
 from paddlemix.models.llava import LlavaModel
 from paddlemix.processors.templates import get_template
 from paddlemix.processors.tokenizer import Tokenizer

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import paddlemix.models  # noqa: F401  sets the environment before paddle is imported
-from paddlemix.models import compiled_library
+from paddlemix.models.kernels import cpu_library
 from tests.kernels_built import need_kernels
 
 KINDS, THREADS = ("plain", "avx2", "avx512"), (1, 3)
@@ -19,8 +19,8 @@ def fresh_library() -> Iterator[Callable[[], None]]:
     """Has the library loaded anew, now and at each call; the next test's is too."""
 
     def forget() -> None:
-        compiled_library._load.cache_clear()
-        compiled_library._best_file.cache_clear()
+        cpu_library._load.cache_clear()
+        cpu_library._best_file.cache_clear()
 
     forget()
     yield forget
@@ -34,9 +34,9 @@ def library(
     """Kind and threads that the kernels compute with, however few numbers there are."""
     kind, threads = request.param
     need_kernels(kind)
-    monkeypatch.setattr(compiled_library, "_processor_features", lambda: compiled_library._KINDS[kind])
-    monkeypatch.setattr(compiled_library, "_LEAST_NUMBERS", 0)
+    monkeypatch.setattr(cpu_library, "_processor_features", lambda: cpu_library._KINDS[kind])
+    monkeypatch.setattr(cpu_library, "_LEAST_NUMBERS", 0)
     monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
     fresh_library()
-    assert compiled_library.kind() == kind and compiled_library.threads(1) == threads
+    assert cpu_library.kind() == kind and cpu_library.threads(1) == threads
     yield kind, threads

@@ -10,8 +10,8 @@ import paddle
 import pytest
 from paddle.nn import functional
 
-from paddlemix.models import compiled
 from paddlemix.models.attention import MASKED, attention_bias
+from paddlemix.models.kernels import cpu
 from tests.tiny_models import draw
 
 pytestmark = pytest.mark.usefixtures("library")
@@ -52,9 +52,9 @@ def check(case: Case, bias: paddle.Tensor | None, causal: bool) -> None:
     outputs = plain(*wide, None if bias is None else bias.astype("float64"))
     grads = paddle.grad([outputs], wide, [paddle.to_tensor(weights.astype(np.float64))])
     states = [paddle.to_tensor(array) for array in arrays]
-    assert compiled.takes_attention(*states, bias)
-    found = [compiled.attention(*states, bias, causal)]
-    found += compiled.attention_backward(paddle.to_tensor(weights), *states, bias, causal)
+    assert cpu.takes_attention(*states, bias)
+    found = [cpu.attention(*states, bias, causal)]
+    found += cpu.attention_backward(paddle.to_tensor(weights), *states, bias, causal)
     largest = max(part.abs().max().item() for part in grads)  # one key alone leaves the scores no gradient but rounding
     for number, (one, other) in enumerate(zip(found, [outputs, *grads], strict=True)):
         assert one.shape == other.shape and one.dtype == paddle.float32
@@ -116,19 +116,19 @@ def test_a_bias_for_each_row_or_for_all(case: Case, rows: int) -> None:
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 3, 4, 5), (4, 1), (1, 5), (5,), (2, 4, 5), (1, 1, 1, 5)], ids=str)
 def test_a_bias_of_another_shape_is_not_taken(shape: tuple[int, ...]) -> None:
     queries, keys = paddle.zeros([2, 4, 3, 8]), paddle.zeros([2, 5, 3, 8])
-    assert compiled.takes_attention(queries, keys, keys, paddle.zeros([4, 5]))
-    assert not compiled.takes_attention(queries, keys, keys, paddle.zeros(shape))
-    assert not compiled.takes_attention(queries, keys, keys, paddle.zeros([4, 5], dtype="float64"))
+    assert cpu.takes_attention(queries, keys, keys, paddle.zeros([4, 5]))
+    assert not cpu.takes_attention(queries, keys, keys, paddle.zeros(shape))
+    assert not cpu.takes_attention(queries, keys, keys, paddle.zeros([4, 5], dtype="float64"))
 
 
 def test_a_row_whose_every_key_is_masked_stays_finite() -> None:
     case = Case(1, 3, 20, 2, 1, 4)
     bias = paddle.to_tensor(np.where(np.arange(3)[:, None] == 1, MASKED, draw(3, 20)).astype("float32"))
     states = [paddle.to_tensor(array) for array in case.draw()]
-    output = compiled.attention(*states, bias, False)
+    output = cpu.attention(*states, bias, False)
     # their sums with the scores are equal, because those are lost in them
     np.testing.assert_allclose(output.numpy()[0, 1, 1], states[2].numpy()[0, :, 0].mean(axis=0), atol=1e-6)
-    for part in compiled.attention_backward(paddle.ones_like(output), *states, bias, False):
+    for part in cpu.attention_backward(paddle.ones_like(output), *states, bias, False):
         assert np.isfinite(part.numpy()).all()
 
 
@@ -138,19 +138,19 @@ def test_hidden_keys_count_for_nothing_at_all() -> None:
     bias = attention_bias(4, 4, None, None)
     arrays = case.draw()
     for causal in (True, False):
-        wanted = compiled.attention(*map(paddle.to_tensor, arrays), bias, causal).numpy()
+        wanted = cpu.attention(*map(paddle.to_tensor, arrays), bias, causal).numpy()
         changed = arrays[2].copy()
         changed[:, 3] = 1e30
-        found = compiled.attention(*map(paddle.to_tensor, (*arrays[:2], changed)), bias, causal).numpy()
+        found = cpu.attention(*map(paddle.to_tensor, (*arrays[:2], changed)), bias, causal).numpy()
         np.testing.assert_array_equal(found[:, :3], wanted[:, :3])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_score_that_is_no_number_spoils_its_row_alone(value: float) -> None:
     arrays = Case(2, 5, 9, 4, 2, 3).draw()
-    wanted = compiled.attention(*map(paddle.to_tensor, arrays), None, False).numpy()
+    wanted = cpu.attention(*map(paddle.to_tensor, arrays), None, False).numpy()
     arrays[0][1, 2, 3, 0] = value
-    found = compiled.attention(*map(paddle.to_tensor, arrays), None, False).numpy()
+    found = cpu.attention(*map(paddle.to_tensor, arrays), None, False).numpy()
     assert np.isnan(found[1, 2, 3]).all()
     found[1, 2, 3] = wanted[1, 2, 3]
     np.testing.assert_array_equal(found, wanted)
@@ -234,12 +234,10 @@ def test_new_tokens_behind_a_cache(case: Behind) -> None:
     buffers = [paddle.to_tensor(part.reshape(-1, case.width)) for part in held]
     addresses = [part.data_ptr() for part in buffers]
     heads, hidden = (case.heads, case.key_heads), paddle.to_tensor(np.array(case.hidden))
-    tokens = compiled.CachedTokens(
-        heads, tuple(map(paddle.to_tensor, tables)), hidden, case.room, case.held, case.window
-    )
+    tokens = cpu.CachedTokens(heads, tuple(map(paddle.to_tensor, tables)), hidden, case.room, case.held, case.window)
     flat = [paddle.to_tensor(part.reshape(case.batch * case.tokens, -1)) for part in states]
 
-    found = compiled.attend_cached_(tokens, *flat, tuple(buffers))
+    found = cpu.attend_cached_(tokens, *flat, tuple(buffers))
     wanted = expected(case, states, tables, held)
     assert found is flat[0]
     assert np.abs(found.numpy().reshape(wide) - wanted).max() <= TOLERANCE * np.abs(wanted).max()
@@ -260,9 +258,9 @@ def test_a_token_that_is_no_number_spoils_its_own_row_alone() -> None:
         queries[1, 7] = value
         heads = (2, 1)
         angles = paddle.ones([2, 1, 1, 6]), paddle.zeros([2, 1, 1, 6])
-        tokens = compiled.CachedTokens(heads, angles, paddle.zeros([2], dtype="int64"), 8, 5, None)
+        tokens = cpu.CachedTokens(heads, angles, paddle.zeros([2], dtype="int64"), 8, 5, None)
         keys, buffers = paddle.to_tensor(draw(2, 6, seed=2)), [paddle.to_tensor(draw(16, 6, seed=3)) for _ in range(2)]
-        found = compiled.attend_cached_(tokens, paddle.to_tensor(queries), keys, keys, tuple(buffers))
+        found = cpu.attend_cached_(tokens, paddle.to_tensor(queries), keys, keys, tuple(buffers))
         results.append(found.numpy().reshape(2, 2, 6))
     assert np.isnan(results[1][1, 1]).all()
     np.testing.assert_array_equal(results[0][0], results[1][0])
@@ -280,14 +278,14 @@ def test_threads_do_not_get_in_each_others_way(monkeypatch: pytest.MonkeyPatch) 
 
     def run(threads: int) -> list[paddle.Tensor]:
         monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
-        tokens = compiled.CachedTokens(heads, angles, paddle.zeros([4], dtype="int64"), 512, 500, None)
-        outputs, scales = compiled.rms_norm(rows, weight, 1e-5)
+        tokens = cpu.CachedTokens(heads, angles, paddle.zeros([4], dtype="int64"), 512, 500, None)
+        outputs, scales = cpu.rms_norm(rows, weight, 1e-5)
         return [
-            compiled.attention(*states, bias, True),
-            *compiled.attention_backward(states[0], *states, bias, True),
-            compiled.attend_cached_(tokens, *map(paddle.to_tensor, parts), buffers),
+            cpu.attention(*states, bias, True),
+            *cpu.attention_backward(states[0], *states, bias, True),
+            cpu.attend_cached_(tokens, *map(paddle.to_tensor, parts), buffers),
             outputs,
-            *compiled.rms_norm_backward(grads, rows, weight, scales, True),
+            *cpu.rms_norm_backward(grads, rows, weight, scales, True),
         ]
 
     alone = run(1)

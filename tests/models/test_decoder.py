@@ -9,9 +9,9 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix.models.cache import KVCache
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig
 from paddlemix.models.decoder import Decoder
+from paddlemix.models.kv_cache import KVCache
 from paddlemix.peft.lora import LoRAConfig, add_lora, lora_parameters
 from tests.tiny_models import draw, randomise, tiny_model, tiny_text, weights_of
 

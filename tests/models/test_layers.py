@@ -5,7 +5,7 @@ from __future__ import annotations
 import paddle
 import pytest
 
-from paddlemix.models import compiled
+from paddlemix.models.kernels import cpu
 from paddlemix.models.layers import apply_linear, product, skip_initialisation
 from paddlemix.models.layers import linear as build_linear
 from tests.kernels_built import need_kernels
@@ -46,7 +46,7 @@ def test_a_layer_of_another_kind_is_called() -> None:
 def test_few_rows_take_the_compiled_product(monkeypatch: pytest.MonkeyPatch, rows: int, few: bool) -> None:
     need_kernels()
     taken: list[int] = []
-    monkeypatch.setattr(compiled, "matmul_few", lambda inputs, weight: taken.append(inputs.shape[0]))
+    monkeypatch.setattr(cpu, "matmul_few", lambda inputs, weight: taken.append(inputs.shape[0]))
     product(paddle.ones([rows, 3]), paddle.ones([3, 5]))
     assert taken == ([rows] if few else [])
 

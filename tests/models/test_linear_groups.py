@@ -10,7 +10,7 @@ import paddle
 import pytest
 from paddle.distributed.fleet.utils import recompute
 
-from paddlemix.models import compiled_library
+from paddlemix.models.kernels import cpu_library
 from paddlemix.models.layers import RMSNorm
 from paddlemix.models.layers import linear as build_linear
 from paddlemix.models.linear_groups import gated_linear, normed_linears
@@ -61,7 +61,7 @@ def test_values_and_gradients_are_those_of_the_layers(
     if group is gated and {"inputs", "1.weight"} <= set(frozen):
         pytest.fail("a case in which nothing trains shows nothing")
     found = results(group, parts(bias), frozen, again)
-    with compiled_library.switched_off():
+    with cpu_library.switched_off():
         expected = results(group, parts(bias), frozen, again=False)
     assert len(found) == len(expected) > (2 if group is normed else 1)
     for one, other in zip(found, expected, strict=True):
@@ -81,6 +81,6 @@ def test_what_stands_between_is_not_kept(group: Group) -> None:
         after = paddle.base.core.host_memory_stat_current_value("Allocated", 0)
         return after - before - sum(part.size * 4 for part in outputs)
 
-    with compiled_library.switched_off():
+    with cpu_library.switched_off():
         plain = kept()
     assert plain >= 4 * 500 * 64 and kept() <= plain - 4 * 500 * 64

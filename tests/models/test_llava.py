@@ -12,8 +12,8 @@ import pytest
 
 from paddlemix.checkpoints.pretrained import load_model
 from paddlemix.datasets.collate import collate
-from paddlemix.models.cache import KVCache
 from paddlemix.models.configuration import LlavaConfig
+from paddlemix.models.kv_cache import KVCache
 from paddlemix.models.llava import LlavaModel
 from paddlemix.processors.image import ImageSpec, visual_token_index
 from paddlemix.sample import IGNORE_INDEX, IMAGE_TOKEN_INDEX, Batch, Example

@@ -21,7 +21,7 @@ import paddle
 from paddlemix.generation.generate import generate
 from paddlemix.generation.sampling import GenerationSettings
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig
-from paddlemix.models.fused import KernelSizes, choose_kernels
+from paddlemix.models.kernels.fused import KernelSizes, choose_kernels
 from paddlemix.models.llava import LlavaModel
 from paddlemix.peft.lora import LoRAConfig, add_lora, linear_names
 from paddlemix.sample import Example

@@ -16,9 +16,9 @@ import paddle
 
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig
 from paddlemix.models.decoding import _normalise
-from paddlemix.models.kernels import RMSNormFunction
+from paddlemix.models.kernels.functions import RMSNormFunction
+from paddlemix.models.kernels.operators import take_rows
 from paddlemix.models.llava import LlavaModel
-from paddlemix.models.operators import take_rows
 from paddlemix.peft.lora import LoRAConfig, add_lora, linear_names
 from paddlemix.trainer.loss import LossModel, _cross_entropy
 from tests.npu.answer_probes import answers

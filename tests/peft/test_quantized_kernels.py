@@ -9,7 +9,7 @@ import paddle
 import pytest
 from paddle.base import core
 
-from paddlemix.models import compiled_library
+from paddlemix.models.kernels import cpu_library
 from paddlemix.peft import quantized_kernels, quantized_linear
 from paddlemix.peft.codes import QuantizedWeight, padded_size, stored_arrays
 from paddlemix.peft.quantized_linear import QuantizedLinear
@@ -61,7 +61,7 @@ def test_wide_weights_are_those_of_the_format(
         layer, expected = fill_layer(weight), plain_dequantized(weight)
         assert quantized_kernels.holds(kind, layer._buffers)
         assert layer.dequantized().numpy().tobytes() == np.ascontiguousarray(expected).tobytes()
-        with compiled_library.switched_off():
+        with cpu_library.switched_off():
             unscaled = wide(layer, scaled=False)
         for rows in (1000, 4):
             monkeypatch.setattr(quantized_linear, "_WIDE_BYTES", rows * 4 * padded_size(shape[0]))
@@ -80,7 +80,7 @@ def test_products_of_few_rows_are_those_of_the_wide_weight(kind: str, library: t
             assert quantized_kernels.suits(kind, layer._buffers, states) is (rows <= 48)
             found = layer(states).numpy()
             assert_near(found, inputs @ expected)
-            with compiled_library.switched_off():
+            with cpu_library.switched_off():
                 assert_near(found, layer(states).numpy())
 
 
@@ -120,7 +120,7 @@ def test_gradients_are_those_of_the_plain_form(
         (outputs * paddle.to_tensor(draw(rows, 33, seed=4))).sum().backward()
         results.append((outputs.numpy(), inputs.grad.numpy(), layer.bias.grad.numpy()))
         layer.clear_gradients()
-        monkeypatch.setattr(compiled_library, "_switched_off", True)
+        monkeypatch.setattr(cpu_library, "_switched_off", True)
     for found, expected in zip(*results, strict=True):
         assert_near(found, expected)
 
@@ -143,8 +143,8 @@ def test_the_kernels_are_called_where_they_help(kind: str, monkeypatch: pytest.M
         called.append(name)
         call(name, *arguments)
 
-    call = compiled_library.call
-    monkeypatch.setattr(compiled_library, "call", watched)
+    call = cpu_library.call
+    monkeypatch.setattr(cpu_library, "call", watched)
     layer = make_layer(kind, draw(64, 9))
     inputs = paddle.to_tensor(draw(3, 64), stop_gradient=False)
     layer(inputs).sum().backward()
@@ -153,7 +153,7 @@ def test_the_kernels_are_called_where_they_help(kind: str, monkeypatch: pytest.M
     layer(paddle.to_tensor(draw(49, 64)))
     assert called == [f"{kind}_widen"]
     called.clear()
-    with compiled_library.switched_off():
+    with cpu_library.switched_off():
         layer(inputs).sum().backward()
         layer.dequantized()
     make_layer("bfloat16", draw(64, 9))(inputs)

@@ -18,10 +18,10 @@ def _instructions() -> None:
         return
     import torch
 
-    from paddlemix.models import compiled_library
+    from paddlemix.models.kernels import cpu_library
 
     assert os.environ[ISA] == "avx2", f"{ISA}={os.environ[ISA]}: allowed is avx2"
-    compiled_library._KINDS.pop("avx512", None)
-    compiled_library._best_file.cache_clear()
+    cpu_library._KINDS.pop("avx512", None)
+    cpu_library._best_file.cache_clear()
     assert torch.backends.cpu.get_cpu_capability() == "AVX2", "run it by `make reference ISA=avx2`"
-    assert compiled_library.kind() in ("avx2", None)
+    assert cpu_library.kind() in ("avx2", None)

@@ -18,9 +18,10 @@ from paddlemix.checkpoints.sizes import read_sizes
 from paddlemix.config.load import load_config
 from paddlemix.config.schema import RunConfig
 from paddlemix.errors import MissingFileError, UserError
-from paddlemix.models import attention, attention_kernels, kernels
+from paddlemix.models import attention
 from paddlemix.models.attention import packed_segments
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionConfig
+from paddlemix.models.kernels import attention_functions, functions
 from paddlemix.models.llava import LlavaModel
 from paddlemix.models.presets import PRESETS, count_parameters
 from paddlemix.peft.lora import add_lora
@@ -162,12 +163,12 @@ def test_kept_activations_are_what_paddle_allocates(
 
 def test_constants_are_those_of_the_code() -> None:
     assert estimate_activations.CAUSAL_BLOCK == attention._CAUSAL_BLOCK
-    assert estimate_activations.NARROW_COST == kernels.NARROW_COST
+    assert estimate_activations.NARROW_COST == functions.NARROW_COST
     assert estimate_activations.LOGITS_AT_ONCE == loss._LOGITS_AT_ONCE
     assert estimate_activations.LOGITS_WITHOUT_GRADIENT == loss._LOGITS_WITHOUT_GRADIENT
     assert estimate_activations.LOGITS_OFF_CPU == loss._LOGITS_OFF_CPU
     for length in (1, 100, 191, 192, 425, 2048):
-        blocks = attention_kernels._causal_blocks(length, length, attention._CAUSAL_BLOCK)
+        blocks = attention_functions._causal_blocks(length, length, attention._CAUSAL_BLOCK)
         pairs = sum((stop - start) * end for start, stop, end in blocks)
         assert visible_pairs((length,), causal=True, blocks=True) == pairs
     assert visible_pairs((3, 4), causal=False, blocks=True) == 25

@@ -13,8 +13,8 @@ from paddle.distributed.fleet.utils import recompute
 from paddle.nn import functional
 
 from paddlemix.models.attention import attention_bias, rotary_tables
-from paddlemix.models.attention_kernels import AttentionFunction
-from paddlemix.models.kernels import (
+from paddlemix.models.kernels.attention_functions import AttentionFunction
+from paddlemix.models.kernels.functions import (
     DroppedLowRankFunction,
     GatedFunction,
     LowRankLinearFunction,

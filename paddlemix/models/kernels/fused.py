@@ -16,9 +16,9 @@ import numpy as np
 import paddle
 from paddle.nn import functional
 
-from paddlemix.models import compiled_library, npu_operators
 from paddlemix.models.configuration import DecoderConfig
-from paddlemix.models.operators import repeat_heads
+from paddlemix.models.kernels import cpu_library, npu_operators
+from paddlemix.models.kernels.operators import repeat_heads
 
 PRECISIONS = ("bfloat16", "float16")  # what paddle's flash attention takes
 _TOLERANCE = {"bfloat16": 4e-2, "float16": 5e-3, "float32": 1e-4}  # of the largest number, for values and gradients
@@ -127,7 +127,7 @@ def choose_kernels(wanted: bool | None, device: str, dtype: str, sizes: KernelSi
 
 def cpu_kernels() -> str:
     """What a CPU computes with, in words: "compiled kernels: avx512", or why there are none and what to do."""
-    reason = compiled_library.missing()
+    reason = cpu_library.missing()
     if reason is None:
         return f"compiled kernels: {compiled_library.kind()}"
     return f"no compiled kernels, paddle's operators alone: {reason}"

@@ -11,7 +11,7 @@ import math
 
 import paddle
 
-from paddlemix.models import compiled_library
+from paddlemix.models.kernels import cpu_library
 
 _MOST_FEW_ROWS = 16
 _BLOCK, _LEAST_BLOCK, _SCORES = 128, 16, 1 << 17  # queries of an attention's block; a block's scores stay in the cache
@@ -53,7 +53,7 @@ class CachedTokens:
         batch, self.count, _, width = angles[0].shape
         self.sizes = _CachedSizes(batch, self.count, *heads, width, room, held, window or room)
         self.angles, self.hidden, self.scale = angles, hidden, width**-0.5
-        self.threads = compiled_library.threads(batch * self.count * heads[0] * width * (held + self.count))
+        self.threads = cpu_library.threads(batch * self.count * heads[0] * width * (held + self.count))
         self.scratch = _empty([self.threads, room + width])
 
 
@@ -73,7 +73,7 @@ def rms_norm_into(
     """As `rms_norm`, into tensors that are there."""
     *_, width = shape = inputs.shape
     rows = math.prod(shape[:-1])
-    compiled_library.run("rms_norm", rows * width, rows, width, inputs, weight, epsilon, outputs, scales)
+    cpu_library.run("rms_norm", rows * width, rows, width, inputs, weight, epsilon, outputs, scales)
     return outputs
 
 
@@ -83,9 +83,9 @@ def rms_norm_backward(
     """Gradients of inputs [..., D] and, where it trains, of the weight [D]; `scales` as `rms_norm` gave them."""
     *_, width = shape = inputs.shape
     rows, outputs = math.prod(shape[:-1]), _empty(shape)
-    threads = compiled_library.threads(rows * width)
+    threads = cpu_library.threads(rows * width)
     sums = paddle.zeros([threads, width], dtype="float32") if weight_trains else None
-    compiled_library.call("rms_norm_backward", threads, rows, width, grads, inputs, weight, scales, outputs, sums)
+    cpu_library.call("rms_norm_backward", threads, rows, width, grads, inputs, weight, scales, outputs, sums)
     return outputs, None if sums is None else sums.sum(axis=0)
 
 
@@ -93,49 +93,49 @@ def add_bias_(states: paddle.Tensor, bias: paddle.Tensor) -> paddle.Tensor:
     """[..., D] + [D] in place."""
     *_, width = shape = states.shape
     rows = math.prod(shape[:-1])
-    compiled_library.run("add_bias", rows * width, rows, width, states, bias)
+    cpu_library.run("add_bias", rows * width, rows, width, states, bias)
     return states
 
 
 def quick_gelu(inputs: paddle.Tensor) -> paddle.Tensor:
     """x * sigmoid(1.702 x), [...] -> [...]."""
     outputs, count = _empty(inputs.shape), math.prod(inputs.shape)
-    compiled_library.run("quick_gelu", count, count, inputs, outputs)
+    cpu_library.run("quick_gelu", count, count, inputs, outputs)
     return outputs
 
 
 def gated(gate: paddle.Tensor, up: paddle.Tensor) -> paddle.Tensor:
     """silu(gate) * up, twice [...] -> [...]."""
     outputs, count = _empty(gate.shape), math.prod(gate.shape)
-    compiled_library.run("gated", count, count, gate, up, outputs)
+    cpu_library.run("gated", count, count, gate, up, outputs)
     return outputs
 
 
 def gated_(gate: paddle.Tensor, up: paddle.Tensor) -> paddle.Tensor:
     """As `gated`, in the gate's place."""
     count = math.prod(gate.shape)
-    compiled_library.run("gated", count, count, gate, up, gate)
+    cpu_library.run("gated", count, count, gate, up, gate)
     return gate
 
 
 def gated_backward(grads: paddle.Tensor, gate: paddle.Tensor, up: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
     """Gradients of gate and up."""
     outputs, count = (_empty(gate.shape), _empty(gate.shape)), math.prod(gate.shape)
-    compiled_library.run("gated_backward", count, count, grads, gate, up, *outputs)
+    cpu_library.run("gated_backward", count, count, grads, gate, up, *outputs)
     return outputs
 
 
 def takes_rotation(states: paddle.Tensor, cosines: paddle.Tensor, sines: paddle.Tensor) -> bool:
     """`takes` for a rotation, whose angles must be there for every row and once for all heads."""
     batch, length, _, width = states.shape
-    return cosines.shape == [batch, length, 1, width] and compiled_library.takes(states, cosines, sines)
+    return cosines.shape == [batch, length, 1, width] and cpu_library.takes(states, cosines, sines)
 
 
 def rotate(states: paddle.Tensor, cosines: paddle.Tensor, sines: paddle.Tensor, back: bool = False) -> paddle.Tensor:
     """[B, L, H, E] turned by angles [B, L, 1, E], whose halves are equal; back: by the opposite angles."""
     batch, length, heads, width = shape = states.shape
     outputs, rows, sign = _empty(shape), batch * length, -1.0 if back else 1.0
-    compiled_library.run("rotate", math.prod(shape), rows, heads, width, states, cosines, sines, sign, outputs)
+    cpu_library.run("rotate", math.prod(shape), rows, heads, width, states, cosines, sines, sign, outputs)
     return outputs
 
 
@@ -143,13 +143,13 @@ def takes_attention(
     queries: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, bias: paddle.Tensor | None
 ) -> bool:
     """`takes` for an attention, whose bias must be the same for every head: [L, S], [1 or B, 1, L, S] or None."""
-    if not compiled_library.takes_products(queries, keys, values):
+    if not cpu_library.takes_products(queries, keys, values):
         return False
     if bias is None:
         return True
     shape = bias.shape
     whole = shape[-2:] == [queries.shape[1], keys.shape[1]]
-    return compiled_library.takes(bias) and whole and (len(shape) == 2 or (len(shape) == 4 and shape[1] == 1))
+    return cpu_library.takes(bias) and whole and (len(shape) == 2 or (len(shape) == 4 and shape[1] == 1))
 
 
 def attention(
@@ -166,10 +166,10 @@ def attention(
         [B, L, H, E].
     """
     sizes, outputs = _attention_sizes(queries, keys, bias, causal), _empty(queries.shape)
-    threads = compiled_library.threads(sizes.batch * sizes.heads * sizes.queries * sizes.keys)
+    threads = cpu_library.threads(sizes.batch * sizes.heads * sizes.queries * sizes.keys)
     scratch = _empty([threads, sizes.block, sizes.keys])
     tensors = queries, keys, values, bias, sizes.width**-0.5, outputs, scratch
-    compiled_library.call("attention", threads, compiled_library.gemm(), ctypes.addressof(sizes), *tensors)
+    cpu_library.call("attention", threads, cpu_library.gemm(), ctypes.addressof(sizes), *tensors)
     return outputs
 
 
@@ -183,11 +183,11 @@ def attention_backward(
 ) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
     """Gradients of queries, keys and values, from that of `attention`'s output."""
     sizes = _attention_sizes(queries, keys, bias, causal)
-    threads = compiled_library.threads(sizes.batch * sizes.heads * sizes.queries * sizes.keys)
+    threads = cpu_library.threads(sizes.batch * sizes.heads * sizes.queries * sizes.keys)
     scratch = _empty([threads, 2, sizes.block, sizes.keys])
     outputs = _empty(queries.shape), *(paddle.zeros(keys.shape, dtype="float32") for _ in range(2))
     tensors = grads, queries, keys, values, bias, sizes.width**-0.5, *outputs, scratch
-    compiled_library.call("attention_backward", threads, compiled_library.gemm(), ctypes.addressof(sizes), *tensors)
+    cpu_library.call("attention_backward", threads, cpu_library.gemm(), ctypes.addressof(sizes), *tensors)
     return outputs
 
 
@@ -209,7 +209,7 @@ def attend_cached_(
         [B * L, H * E].
     """
     tensors = queries, keys, values, *tokens.angles, *buffers, tokens.hidden, tokens.scale, tokens.scratch
-    compiled_library.call("attend_cached", tokens.threads, ctypes.addressof(tokens.sizes), *tensors)
+    cpu_library.call("attend_cached", tokens.threads, ctypes.addressof(tokens.sizes), *tensors)
     return queries
 
 
@@ -223,15 +223,15 @@ def matmul_few(inputs: paddle.Tensor, weight: paddle.Tensor) -> paddle.Tensor:
     *leading, inner = inputs.shape
     columns = weight.shape[1]
     outputs = _empty([*leading, columns])
-    compiled_library.run("matmul_few", inner * columns, math.prod(leading), inner, columns, inputs, weight, outputs)
+    cpu_library.run("matmul_few", inner * columns, math.prod(leading), inner, columns, inputs, weight, outputs)
     return outputs
 
 
 def add_outer_(total: paddle.Tensor, left: paddle.Tensor, right: paddle.Tensor) -> None:
     """total [a, b] += left^T right, of [rows, a] and [rows, b]."""
     (rows, width), columns = left.shape, right.shape[1]
-    arguments = compiled_library.gemm(), left, right, total
-    compiled_library.run("add_outer", rows * columns, rows, width, columns, *arguments)
+    arguments = cpu_library.gemm(), left, right, total
+    cpu_library.run("add_outer", rows * columns, rows, width, columns, *arguments)
 
 
 def cross_entropy_(logits: paddle.Tensor, targets: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
@@ -247,7 +247,7 @@ def cross_entropy_(logits: paddle.Tensor, targets: paddle.Tensor) -> tuple[paddl
             f"targets between {int(targets.min())} and {int(targets.max())} must be within 0 to {size - 1}"
         )
     losses, rights = _empty([rows]), paddle.empty([rows], dtype="int64")
-    compiled_library.run("cross_entropy", rows * size, rows, size, logits, targets, losses, rights)
+    cpu_library.run("cross_entropy", rows * size, rows, size, logits, targets, losses, rights)
     return losses, rights
 
 

@@ -16,11 +16,10 @@ from paddle.nn import functional
 
 from paddlemix.checkpoints import load
 from paddlemix.errors import UserError
-from paddlemix.models import compiled_library, fused, npu_operators
 from paddlemix.models.attention import CausalRuns, SegmentBiases, SegmentLengths, attention_bias, packed_segments
-from paddlemix.models.cache import KVCache
 from paddlemix.models.decoding import CachedDecoder
-from paddlemix.models.fused import (
+from paddlemix.models.kernels import cpu_library, fused, npu_operators
+from paddlemix.models.kernels.fused import (
     FusedKernels,
     KernelSizes,
     choose_kernels,
@@ -28,6 +27,7 @@ from paddlemix.models.fused import (
     cpu_kernels,
     use_plain_kernels,
 )
+from paddlemix.models.kv_cache import KVCache
 from paddlemix.sample import Row
 from tests.models.test_packed import SPECS, collate, examples_of, losses_of, model_of
 from tests.tiny_models import draw
@@ -188,7 +188,7 @@ def test_decoded_tokens_are_those_of_the_plain_form(stand_ins: StandIns, length:
 
     def run() -> np.ndarray:
         cache = KVCache(64)
-        with paddle.no_grad(), compiled_library.switched_off():
+        with paddle.no_grad(), cpu_library.switched_off():
             decoder(embeds[:, :6], paddle.arange(6).unsqueeze(0), None, cache)
             return CachedDecoder(decoder)(embeds[:, 6:], np.arange(6, 6 + length)[None], cache).numpy()
 
@@ -234,8 +234,8 @@ def test_a_plugin_without_operators_of_its_own_is_told(monkeypatch: pytest.Monke
 
 
 def test_a_cpu_says_which_compiled_kernels_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled_library, "missing", lambda: None)
-    monkeypatch.setattr(compiled_library, "kind", lambda: "avx2")
+    monkeypatch.setattr(cpu_library, "missing", lambda: None)
+    monkeypatch.setattr(cpu_library, "kind", lambda: "avx2")
     assert choose_kernels(False, "cpu", "float32") == [cpu_kernels()] == ["compiled kernels: avx2"]
     assert choose_kernels(True, "cpu", "float32")[0] == cpu_kernels()
 
@@ -244,7 +244,7 @@ def test_a_cpu_without_them_says_why(
     fresh_library: Callable[[], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("PADDLEMIX_CPU_KERNELS", raising=False)
-    monkeypatch.setattr(compiled_library, "__file__", str(tmp_path / "compiled_library.py"))
+    monkeypatch.setattr(cpu_library, "__file__", str(tmp_path / "compiled_library.py"))
     (line,) = choose_kernels(False, "cpu", "float32")
     assert line.startswith("no compiled kernels, paddle's operators alone: they were not built; install a C compiler")
 
@@ -263,7 +263,7 @@ def test_a_wrong_value_of_the_switch_is_named(
     fresh_library: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PADDLEMIX_CPU_KERNELS", "off")
-    for ask in (compiled_library.missing, cpu_kernels, lambda: compiled_library.takes(paddle.ones([2]))):
+    for ask in (cpu_library.missing, cpu_kernels, lambda: cpu_library.takes(paddle.ones([2]))):
         with pytest.raises(UserError, match="PADDLEMIX_CPU_KERNELS=off is neither 0 nor 1; export .*=0 or =1"):
             ask()
 

@@ -6,14 +6,14 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix.models import constants
-from paddlemix.models.constants import counted, kept
+from paddlemix.models.kernels import cached_constants
+from paddlemix.models.kernels.cached_constants import counted, kept
 
 
 @pytest.mark.parametrize("bounds", [(5,), (0,), (3, 9), (4000, 5000), (0, 9000)])
 def test_counted_is_arange(monkeypatch: pytest.MonkeyPatch, bounds: tuple[int, ...]) -> None:
     wanted = paddle.arange(*bounds)
-    monkeypatch.setattr(constants.paddle, "get_device", lambda: "npu:0")  # takes the way of other devices
+    monkeypatch.setattr(cached_constants.paddle, "get_device", lambda: "npu:0")  # takes the way of other devices
     found = counted(*bounds)
     assert found.dtype == wanted.dtype and np.array_equal(found.numpy(), wanted.numpy())
 

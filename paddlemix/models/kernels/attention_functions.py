@@ -11,10 +11,10 @@ import paddle
 from paddle.autograd import PyLayer
 from paddle.nn import functional
 
-from paddlemix.models import compiled
-from paddlemix.models.kernels import only, trains
-from paddlemix.models.operators import row_sums
-from paddlemix.models.parallel import cores, map_on_cores
+from paddlemix.models.kernels import cpu
+from paddlemix.models.kernels.functions import only, trains
+from paddlemix.models.kernels.operators import row_sums
+from paddlemix.models.kernels.threads import cores, map_on_cores
 
 _LEAST_SCORES = 1 << 18  # below so many, handing a share over to another thread takes longer than computing it
 
@@ -43,10 +43,10 @@ class AttentionFunction(PyLayer):
                 once.
         """
         ctx.trains, ctx.num_biases = trains(queries, keys, values), int(bias is not None)
-        ctx.compiled, ctx.causal = compiled.takes_attention(queries, keys, values, bias), block is not None
+        ctx.compiled, ctx.causal = cpu.takes_attention(queries, keys, values, bias), block is not None
         if ctx.compiled:
             ctx.save_for_backward(queries, keys, values, *([] if bias is None else [bias]))
-            return compiled.attention(queries, keys, values, bias, ctx.causal)
+            return cpu.attention(queries, keys, values, bias, ctx.causal)
         length, key_length, heads = queries.shape[1], keys.shape[1], queries.shape[2]
         ctx.blocks = _causal_blocks(length, key_length, block)
         ctx.heads = _share_heads(heads, queries.shape[0] * length * key_length)
@@ -63,7 +63,7 @@ class AttentionFunction(PyLayer):
         """Gradients of queries, keys and values; None for a bias."""
         if ctx.compiled:
             queries, keys, values, *biases = ctx.saved_tensor()
-            found = compiled.attention_backward(
+            found = cpu.attention_backward(
                 grad.contiguous(), queries, keys, values, biases[0] if biases else None, ctx.causal
             )
             return (*only(ctx.trains, *found), *[None] * ctx.num_biases)

@@ -6,7 +6,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix.models.cache import KVCache
+from paddlemix.models.kv_cache import KVCache
 from tests.tiny_models import draw
 
 
@@ -132,7 +132,7 @@ def test_what_is_interrupted_while_it_grows_is_empty(monkeypatch: pytest.MonkeyP
     def stop(part: paddle.Tensor, room: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("paddlemix.models.cache._lengthened", stop)
+    monkeypatch.setattr("paddlemix.models.kv_cache._lengthened", stop)
     with pytest.raises(KeyboardInterrupt):
         cache.reserve(1000)
     monkeypatch.undo()

@@ -19,7 +19,7 @@ from typing import Any
 import paddle
 
 from paddlemix.device.environment import is_on
-from paddlemix.models.parallel import openmp, threads_here
+from paddlemix.models.kernels.threads import openmp, threads_here
 
 _AGAIN = "install paddlemix once more (pip install -e .)"
 _SWITCH = "PADDLEMIX_CPU_KERNELS"  # see the table in paddlemix/device/settings.py

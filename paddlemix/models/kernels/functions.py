@@ -13,8 +13,8 @@ import paddle
 from paddle.autograd import PyLayer
 from paddle.nn import functional
 
-from paddlemix.models import compiled, compiled_library
-from paddlemix.models.operators import column_sums, dropout_mask, on_cpu, row_sums, widened_mask
+from paddlemix.models.kernels import cpu, cpu_library
+from paddlemix.models.kernels.operators import column_sums, dropout_mask, on_cpu, row_sums, widened_mask
 
 NARROW_COST = 3  # a product with a factor of few columns runs at about a third of the rate
 
@@ -72,9 +72,9 @@ class RMSNormFunction(PyLayer):
     def forward(ctx: Any, inputs: paddle.Tensor, weight: paddle.Tensor, epsilon: float) -> paddle.Tensor:
         """[..., D], [D] -> [..., D] of the inputs' dtype."""
         width = inputs.shape[-1]
-        ctx.trains, ctx.compiled = trains(inputs, weight), compiled_library.takes(inputs, weight)
+        ctx.trains, ctx.compiled = trains(inputs, weight), cpu_library.takes(inputs, weight)
         if ctx.compiled:
-            outputs, scales = compiled.rms_norm(inputs, weight, epsilon)
+            outputs, scales = cpu.rms_norm(inputs, weight, epsilon)
             ctx.save_for_backward(inputs, scales, weight)
             return outputs
         flat = inputs.reshape([-1, width]).astype("float32")
@@ -89,7 +89,7 @@ class RMSNormFunction(PyLayer):
         """Gradients of inputs and weight."""
         normalised, scale, weight = ctx.saved_tensor()
         if ctx.compiled:
-            grads = compiled.rms_norm_backward(grad.contiguous(), normalised, weight, scale, ctx.trains[1])
+            grads = cpu.rms_norm_backward(grad.contiguous(), normalised, weight, scale, ctx.trains[1])
             return only(ctx.trains, *grads)
         rows, width = normalised.shape
         flat = grad.reshape([rows, width]).astype("float32")
@@ -111,16 +111,16 @@ class GatedFunction(PyLayer):
         """Twice [..., D] -> [..., D]."""
         ctx.trains = trains(gate, up)
         ctx.save_for_backward(gate, up)
-        if compiled_library.takes(gate, up):
-            return compiled.gated(gate, up)
+        if cpu_library.takes(gate, up):
+            return cpu.gated(gate, up)
         return functional.silu(gate).multiply_(up)
 
     @staticmethod
     def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
         """Gradients of gate and up."""
         gate, up = ctx.saved_tensor()
-        if compiled_library.takes(grad, gate, up):
-            return only(ctx.trains, *compiled.gated_backward(grad, gate, up))
+        if cpu_library.takes(grad, gate, up):
+            return only(ctx.trains, *cpu.gated_backward(grad, gate, up))
         sigmoid = functional.sigmoid(gate)
         active = gate * sigmoid
         up_grad = grad * active
@@ -139,16 +139,16 @@ class RotaryFunction(PyLayer):
     ) -> paddle.Tensor:
         """[B, L, H, E] three times and [E, E] -> [B, L, H, E]."""
         ctx.save_for_backward(cosines, sines, half_turn)
-        if compiled.takes_rotation(states, cosines, sines):
-            return compiled.rotate(states, cosines, sines)
+        if cpu.takes_rotation(states, cosines, sines):
+            return cpu.rotate(states, cosines, sines)
         return (states * cosines).add_(paddle.matmul(states, half_turn).multiply_(sines))
 
     @staticmethod
     def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
         """Gradient of the states."""
         cosines, sines, half_turn = ctx.saved_tensor()
-        if compiled.takes_rotation(grad, cosines, sines):
-            return compiled.rotate(grad, cosines, sines, back=True), None, None, None
+        if cpu.takes_rotation(grad, cosines, sines):
+            return cpu.rotate(grad, cosines, sines, back=True), None, None, None
         turned = paddle.matmul(grad * sines, half_turn, transpose_y=True)
         return (grad * cosines).add_(turned), None, None, None
 

@@ -7,20 +7,20 @@ from collections.abc import Iterator
 import paddle
 import pytest
 
-from paddlemix.models import parallel
 from paddlemix.models.attention import attention_bias
-from paddlemix.models.attention_kernels import AttentionFunction
-from paddlemix.models.parallel import cores, map_on_cores
+from paddlemix.models.kernels import threads
+from paddlemix.models.kernels.attention_functions import AttentionFunction
+from paddlemix.models.kernels.threads import cores, map_on_cores
 from tests.tiny_models import tiny_model
 
 
 @pytest.fixture(params=[1, 3])
 def core_count(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """As many cores as a test is to see."""
-    parallel._pool.cache_clear()
+    threads._pool.cache_clear()
     monkeypatch.setenv("OMP_NUM_THREADS", str(request.param))
     yield request.param
-    parallel._pool.cache_clear()
+    threads._pool.cache_clear()
 
 
 def test_order_and_arguments(core_count: int) -> None:
@@ -35,7 +35,7 @@ def test_no_gradient_inside_and_the_callers_state_stays(core_count: int) -> None
 
 
 def test_pieces_of_pieces_are_done_in_place(core_count: int) -> None:
-    if parallel.openmp() is not None:
+    if threads.openmp() is not None:
         assert cores() == core_count
     assert map_on_cores(lambda _: cores(), range(3)) == [1, 1, 1] or core_count == 1
     assert map_on_cores(lambda n: map_on_cores(lambda m: n + m, [1, 2]), [10, 20]) == [[11, 12], [21, 22]]
@@ -51,7 +51,7 @@ def test_attention_is_the_same(
     core_count: int, form: str, length: int, block: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Seven heads on three cores, with gradients: every element as on one core."""
-    monkeypatch.setattr("paddlemix.models.attention_kernels._LEAST_SCORES", 0)
+    monkeypatch.setattr("paddlemix.models.kernels.attention_functions._LEAST_SCORES", 0)
     paddle.seed(0)
     states = [paddle.randn([2, length, 7, 8]) for _ in range(3)]
     wanted = paddle.randn([2, length, 7, 8])

@@ -16,25 +16,25 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix.models import compiled, compiled_library
 from paddlemix.models.attention import _half_turn
-from paddlemix.models.attention_kernels import AttentionFunction
-from paddlemix.models.cache import KVCache
-from paddlemix.models.constants import kept
 from paddlemix.models.decoding import CachedDecoder
-from paddlemix.models.kernels import GatedFunction, RMSNormFunction, RotaryFunction
+from paddlemix.models.kernels import cpu, cpu_library
+from paddlemix.models.kernels.attention_functions import AttentionFunction
+from paddlemix.models.kernels.cached_constants import kept
+from paddlemix.models.kernels.functions import GatedFunction, RMSNormFunction, RotaryFunction
+from paddlemix.models.kv_cache import KVCache
 from paddlemix.trainer.loss import LossModel
 from tests.kernels_built import REQUIRED, need_kernels
 from tests.tiny_models import draw, tiny_model
 
-EVERY_FEATURE = tuple(sorted(set.union(*compiled_library._KINDS.values())))
+EVERY_FEATURE = tuple(sorted(set.union(*cpu_library._KINDS.values())))
 Break = Callable[[pytest.MonkeyPatch, Path], None]
 
 
 def no_file(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.delenv("PADDLEMIX_CPU_KERNELS", raising=False)
-    monkeypatch.setattr(compiled_library, "openmp", lambda: object())
-    monkeypatch.setattr(compiled_library, "__file__", str(folder / "compiled_library.py"))
+    monkeypatch.setattr(cpu_library, "openmp", lambda: object())
+    monkeypatch.setattr(cpu_library, "__file__", str(folder / "compiled_library.py"))
 
 
 def a_file_that_is_no_library(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -44,17 +44,17 @@ def a_file_that_is_no_library(monkeypatch: pytest.MonkeyPatch, folder: Path) -> 
 
 def another_version(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     need_kernels()
-    monkeypatch.setattr(compiled_library, "_VERSION", 10**6)
+    monkeypatch.setattr(cpu_library, "_VERSION", 10**6)
 
 
 def a_function_is_missing(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     need_kernels()
-    monkeypatch.setitem(compiled_library._ARGUMENTS, "a_later_function", ())
+    monkeypatch.setitem(cpu_library._ARGUMENTS, "a_later_function", ())
 
 
 def no_openmp(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     need_kernels()
-    monkeypatch.setattr(compiled_library, "openmp", lambda: None)
+    monkeypatch.setattr(cpu_library, "openmp", lambda: None)
 
 
 def switched_off_by_the_user(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -96,11 +96,11 @@ def test_without_kernels_all_is_computed_and_it_is_said_why(
     before = everything()
     breaks(monkeypatch, tmp_path)
     fresh_library()
-    assert re.search(reason, compiled_library.missing() or ""), compiled_library.missing()
-    assert compiled_library.kind() is None and not compiled_library.takes(paddle.ones([2]))
+    assert re.search(reason, cpu_library.missing() or ""), cpu_library.missing()
+    assert cpu_library.kind() is None and not cpu_library.takes(paddle.ones([2]))
     states = paddle.ones([1, 2, 1, 2])
-    assert not compiled.takes_attention(states, states, states, None)
-    assert not compiled.takes_rotation(states, states, states)
+    assert not cpu.takes_attention(states, states, states, None)
+    assert not cpu.takes_rotation(states, states, states)
     for found, expected in zip(everything(), before, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
@@ -114,14 +114,14 @@ def test_what_is_compared_is_computed_in_two_ways(monkeypatch: pytest.MonkeyPatc
         called.add(name)
         call(name, *arguments)
 
-    call = compiled_library.call
-    monkeypatch.setattr(compiled_library, "call", watched)
-    with compiled_library.switched_off():
+    call = cpu_library.call
+    monkeypatch.setattr(cpu_library, "call", watched)
+    with cpu_library.switched_off():
         everything()
     assert not called
     everything()
-    quantized = {name for name in compiled_library._ARGUMENTS if name.startswith(("int8_", "nf4_"))}  # tests/peft
-    assert called == set(compiled_library._ARGUMENTS) - quantized
+    quantized = {name for name in cpu_library._ARGUMENTS if name.startswith(("int8_", "nf4_"))}  # tests/peft
+    assert called == set(cpu_library._ARGUMENTS) - quantized
 
 
 # ---- which library ----
@@ -135,10 +135,10 @@ def opened(fresh_library: Callable[[], None], monkeypatch: pytest.MonkeyPatch, t
     def open_library(path: str) -> Mock:
         names.append(Path(path).name)
         library = Mock()
-        library.kernels_version.return_value = compiled_library._VERSION
+        library.kernels_version.return_value = cpu_library._VERSION
         return library
 
-    for kind in compiled_library._KINDS:
+    for kind in cpu_library._KINDS:
         (tmp_path / f"_cpu_kernels_{kind}.cpython-311-x86_64-linux-gnu.so").touch()
     no_file(monkeypatch, tmp_path)
     monkeypatch.setattr(ctypes, "CDLL", open_library)
@@ -153,22 +153,22 @@ def test_a_processor_gets_the_best_that_it_can_run(
     opened: list[str], monkeypatch: pytest.MonkeyPatch, lacks: tuple[str, ...], kind: str
 ) -> None:
     has = {"sse2", *EVERY_FEATURE} - {*lacks}
-    monkeypatch.setattr(compiled_library, "_processor_features", lambda: has)
-    assert compiled_library.missing() is None and compiled_library.kind() == kind
-    assert compiled_library.missing() is None and opened == [f"_cpu_kernels_{kind}.cpython-311-x86_64-linux-gnu.so"]
+    monkeypatch.setattr(cpu_library, "_processor_features", lambda: has)
+    assert cpu_library.missing() is None and cpu_library.kind() == kind
+    assert cpu_library.missing() is None and opened == [f"_cpu_kernels_{kind}.cpython-311-x86_64-linux-gnu.so"]
 
 
 def test_a_kind_that_was_not_built_is_passed_over(
     opened: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(compiled_library, "_processor_features", lambda: {*EVERY_FEATURE})
+    monkeypatch.setattr(cpu_library, "_processor_features", lambda: {*EVERY_FEATURE})
     next(tmp_path.glob("_cpu_kernels_avx512.*")).unlink()
-    assert compiled_library.kind() == "avx2" and opened == ["_cpu_kernels_avx2.cpython-311-x86_64-linux-gnu.so"]
+    assert cpu_library.kind() == "avx2" and opened == ["_cpu_kernels_avx2.cpython-311-x86_64-linux-gnu.so"]
 
 
 def test_processors_of_another_make_get_the_plain_kind(opened: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled_library.platform, "machine", lambda: "aarch64")
-    assert compiled_library._processor_features() == set() and compiled_library.kind() == "plain"
+    monkeypatch.setattr(cpu_library.platform, "machine", lambda: "aarch64")
+    assert cpu_library._processor_features() == set() and cpu_library.kind() == "plain"
 
 
 # ---- what is taken ----
@@ -178,18 +178,18 @@ def test_processors_of_another_make_get_the_plain_kind(opened: list[str], monkey
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64", "int64"])
 def test_float32_alone_is_taken(dtype: str) -> None:
     other, states = paddle.ones([2, 3]).astype(dtype), paddle.ones([2, 3])
-    assert compiled_library.takes(states) and compiled_library.takes(states, states) and compiled_library.takes()
-    assert compiled_library.takes(states, other) is compiled_library.takes(other, states) is (dtype == "float32")
+    assert cpu_library.takes(states) and cpu_library.takes(states, states) and cpu_library.takes()
+    assert cpu_library.takes(states, other) is cpu_library.takes(other, states) is (dtype == "float32")
 
 
 @BUILT
 def test_nothing_is_taken_where_they_are_switched_off() -> None:
     states = paddle.ones([1, 2, 1, 2])
     for _ in range(2):
-        assert compiled.takes_attention(states, states, states, None) and compiled.takes_rotation(*[states] * 3)
-        with pytest.raises(KeyError), compiled_library.switched_off(), compiled_library.switched_off():
-            assert not compiled_library.takes(states) and not compiled.takes_rotation(*[states] * 3)
-            assert not compiled.takes_attention(states, states, states, None) and compiled_library.missing() is None
+        assert cpu.takes_attention(states, states, states, None) and cpu.takes_rotation(*[states] * 3)
+        with pytest.raises(KeyError), cpu_library.switched_off(), cpu_library.switched_off():
+            assert not cpu_library.takes(states) and not cpu.takes_rotation(*[states] * 3)
+            assert not cpu.takes_attention(states, states, states, None) and cpu_library.missing() is None
             raise KeyError
 
 
@@ -200,12 +200,12 @@ def test_a_view_is_not_taken() -> None:
     paddle.set_flags({"FLAGS_use_stride_kernel": True})
     try:
         whole = paddle.to_tensor(draw(4, 6))
-        assert compiled_library.takes(whole) and not compiled_library.takes(whole.transpose([1, 0]))
-        assert not compiled_library.takes(whole[:, 2:4]) and not compiled_library.takes(whole, whole[:, ::2])
+        assert cpu_library.takes(whole) and not cpu_library.takes(whole.transpose([1, 0]))
+        assert not cpu_library.takes(whole[:, 2:4]) and not cpu_library.takes(whole, whole[:, ::2])
         part = whole[2:]  # contiguous, but it begins in the middle
-        assert compiled_library.takes(part)
+        assert cpu_library.takes(part)
         wanted = draw(4, 6)[2:] + draw(6, seed=2)
-        np.testing.assert_array_equal(compiled.add_bias_(part, paddle.to_tensor(draw(6, seed=2))).numpy(), wanted)
+        np.testing.assert_array_equal(cpu.add_bias_(part, paddle.to_tensor(draw(6, seed=2))).numpy(), wanted)
     finally:
         paddle.set_flags(before)
 
@@ -262,7 +262,7 @@ def test_nothing_in_the_exponential_is_undefined(tmp_path: Path) -> None:
     if compiler is None:  # as for the kernels themselves: an error where the environment requires these
         (pytest.fail if os.environ.get(REQUIRED) == "1" else pytest.skip)("there is no gcc")
     (tmp_path / "check.c").write_text(_EVERY_EXPONENTIAL, encoding="utf-8")
-    sources = Path(compiled_library.__file__).parent
+    sources = Path(cpu_library.__file__).parent
     flags = ["-O1", "-fsanitize=undefined,float-cast-overflow", "-fno-sanitize-recover=all", "-I", str(sources)]
     built = subprocess.run(
         [compiler, *flags, str(tmp_path / "check.c"), "-lm", "-o", str(tmp_path / "check")],

@@ -13,7 +13,7 @@ import numpy as np
 import paddle
 from paddle.nn import functional
 
-from paddlemix.models.operators import take_rows
+from paddlemix.models.kernels.operators import take_rows
 
 _UNIT = 64  # room is made for a multiple of this many positions
 

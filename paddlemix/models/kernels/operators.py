@@ -15,7 +15,7 @@ import numpy as np
 import paddle
 from paddle.nn import functional
 
-from paddlemix.models.constants import kept
+from paddlemix.models.kernels.cached_constants import kept
 
 
 def on_cpu(tensor: paddle.Tensor) -> bool:
