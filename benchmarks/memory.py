@@ -142,8 +142,8 @@ def _write_data(case: Case, folder: Path) -> None:
 def estimate(recipe: Path) -> dict[str, float]:
     """What `--dry-run` says of a recipe, MB: of all tensors, and of the process."""
     from paddlemix.config.load import load_config
-    from paddlemix.trainer.device_memory import LATER_BYTES
-    from paddlemix.trainer.dry_run import plan_run
+    from paddlemix.dry_run.device import LATER_BYTES
+    from paddlemix.dry_run.plan import plan_run
 
     memory = plan_run(load_config(recipe, [])).memory
     return {"tensors": memory.tensors / 1e6, "process": (memory.total - memory.program + LATER_BYTES) / 1e6}

@@ -3,7 +3,7 @@
     with ProgressBar("answers", total=90) as bar:
         bar.update(8)
 
-A training run's bar shows more and is the run's own (`trainer/callbacks.py`).
+A training run's bar shows more and is the run's own (`trainer/callbacks/progress.py`).
 """
 
 from __future__ import annotations

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from paddlemix.checkpoints.files.weight_files import read_json, write_json
+from paddlemix.dry_run import report
+from paddlemix.dry_run.device import DeviceMemory
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.memory import is_out_of_memory, out_of_memory_explained
-from paddlemix.trainer import dry_report
-from paddlemix.trainer.device_memory import DeviceMemory
-from paddlemix.trainer.starting_point import remedies
+from paddlemix.trainer.run_model import remedies
 from tests.tiny_world import LORA, World
 
 
@@ -109,10 +109,10 @@ def test_error_and_dry_run_give_the_same_advice(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], processes: int
 ) -> None:
     monkeypatch.setenv("PADDLE_TRAINERS_NUM", str(processes))
-    monkeypatch.setattr(dry_report, "device_memory", lambda kind: DeviceMemory(total=2**20, free=2**19))
-    monkeypatch.setattr("paddlemix.trainer.dry_run.program_bytes", lambda on_cpu: 2**20)
+    monkeypatch.setattr(report, "device_memory", lambda kind: DeviceMemory(total=2**20, free=2**19))
+    monkeypatch.setattr("paddlemix.dry_run.plan.program_bytes", lambda on_cpu: 2**20)
     config = world.config(tmp_path, **changes)
-    [warning] = [line for line in dry_report.dry_run(config) if line.startswith("warning: it would not fit")]
+    [warning] = [line for line in report.dry_run(config) if line.startswith("warning: it would not fit")]
     *advice, last = remedies(config)
     assert last == "--dry-run says what takes how much"
     assert warning.endswith(f"What takes less, the cheapest first: {'; '.join(advice)}")

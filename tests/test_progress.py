@@ -86,4 +86,4 @@ def test_all_bars_keep_the_rule() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "tqdm"
     }
-    assert found == {"paddlemix/progress.py", "paddlemix/trainer/callbacks.py"}
+    assert found == {"paddlemix/progress.py", "paddlemix/trainer/callbacks/progress.py"}

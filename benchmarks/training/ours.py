@@ -60,7 +60,7 @@ def prepare(model: Any, method: str, work: Workload) -> tuple[Any, Any]:
     from paddlemix.config.schema import RunConfig
     from paddlemix.peft.lora import LoRAConfig, add_lora, lora_parameters
     from paddlemix.trainer.optim import build_optimizer, build_schedule, set_learning_rates
-    from paddlemix.trainer.parts import plan_training, set_trainable
+    from paddlemix.trainer.trainable import plan_training, set_trainable
 
     config = RunConfig(
         lora=method == "lora",

@@ -18,7 +18,7 @@ from paddlemix.doctor.self_test import CONFIG, build, examples, prompts
 from paddlemix.generation.steps import Steps
 from paddlemix.peft.lora import LoRAConfig, add_lora, linear_names
 from paddlemix.peft.quantize import QuantizationConfig, quantize_model
-from paddlemix.trainer.loader import batch_inputs
+from paddlemix.trainer.dataloader import batch_inputs
 from paddlemix.trainer.loss import LossModel
 
 Weights = dict[str, np.ndarray]

@@ -76,7 +76,7 @@ def processor_of_run(config: RunConfig, model: str | None = None, template: str 
     quick = _without_paddle(config)
     if quick is not None:
         return quick
-    from paddlemix.trainer.starting_point import declared_processor
+    from paddlemix.trainer.run_model import declared_processor
 
     return declared_processor(config)
 

@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     path, overrides = parse_command_line(rest, "supervised_finetune.py", description, faults)
     config = load_config(path, overrides, faults=faults)
     if is_dry:
-        from paddlemix.trainer.dry_report import dry_run
+        from paddlemix.dry_run.report import dry_run
 
         print(*dry_run(config, devices), sep="\n")
         return 0

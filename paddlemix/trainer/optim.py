@@ -16,7 +16,7 @@ from paddle import nn
 from paddlemix.config.schema import RunConfig
 from paddlemix.peft.settings import MAGNITUDE
 from paddlemix.trainer.gradient_norm import gradient_clip
-from paddlemix.trainer.parts import part_of
+from paddlemix.trainer.trainable import part_of
 
 
 def set_learning_rates(model: nn.Layer, config: RunConfig) -> None:

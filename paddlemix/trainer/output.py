@@ -20,13 +20,13 @@ from paddlemix.log import logger, process_rank
 from paddlemix.outputs import Output, check_output
 from paddlemix.processors.llava import PROCESSOR_FILE
 from paddlemix.processors.tokenizer import TOKENIZER_FILES
-from paddlemix.trainer.callbacks import CURVE_FILE, METRICS_FILE
-from paddlemix.trainer.checkpoint_check import STATE_FILE, damaged
+from paddlemix.trainer.callbacks.progress import CURVE_FILE, METRICS_FILE
+from paddlemix.trainer.callbacks.samples import SAMPLES_FILE
 from paddlemix.trainer.inputs import check_outputs
-from paddlemix.trainer.model_card import CARD_FILE, is_own_card
-from paddlemix.trainer.sampling_callback import SAMPLES_FILE
-from paddlemix.trainer.saving import checkpoint_folders, is_in
-from paddlemix.trainer.skipping import SKIPPED_FILE
+from paddlemix.trainer.reports.model_card import CARD_FILE, is_own_card
+from paddlemix.trainer.reports.skipped import SKIPPED_FILE
+from paddlemix.trainer.resuming.checkpoint_check import STATE_FILE, damaged
+from paddlemix.trainer.resuming.saving import checkpoint_folders, is_in
 
 RUN_CONFIG_FILE = "run_config.json"
 # what a directory is recognised by comes last, so that half a result is never taken for a model

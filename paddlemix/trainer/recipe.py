@@ -27,16 +27,22 @@ from paddlemix.memory import out_of_memory_explained
 from paddlemix.models.kernels.fused import KernelSizes, choose_kernels
 from paddlemix.peft.lora import add_lora
 from paddlemix.processors.llava import LlavaProcessor
-from paddlemix.trainer.answering import Answerer, AnswerScores
-from paddlemix.trainer.callbacks import CURVE_FILE, METRICS_FILE, Progress, SeedEachStep, draw_loss_curve, shows_bar
-from paddlemix.trainer.checkpoint_check import check_checkpoint
+from paddlemix.trainer.answers.answering import Answerer, AnswerScores
+from paddlemix.trainer.answers.questions import Question
+from paddlemix.trainer.callbacks.progress import (
+    CURVE_FILE,
+    METRICS_FILE,
+    Progress,
+    SeedEachStep,
+    draw_loss_curve,
+    shows_bar,
+)
+from paddlemix.trainer.callbacks.samples import SAMPLES_FILE, ShowAnswers, sample_questions
+from paddlemix.trainer.callbacks.stopping import StopEarly, StopOnSignal
+from paddlemix.trainer.checks import check_devices, check_flat_buffers, check_steps, process_count
 from paddlemix.trainer.compat import PrinterCallback, ProgressCallback, TrainingArguments
-from paddlemix.trainer.environment import describe_adapter, describe_environment
-from paddlemix.trainer.guards import StopEarly, StopOnSignal
-from paddlemix.trainer.input_identity import InputIdentity, check_same_inputs
 from paddlemix.trainer.inputs import check_run_pictures
 from paddlemix.trainer.loss import LossModel
-from paddlemix.trainer.model_card import CardFacts, write_model_card
 from paddlemix.trainer.neftune import add_neftune
 from paddlemix.trainer.output import (
     RUN_CONFIG_FILE,
@@ -47,7 +53,18 @@ from paddlemix.trainer.output import (
     remove_leftovers,
     sole_writer,
 )
-from paddlemix.trainer.parts import (
+from paddlemix.trainer.reports.model_card import CardFacts, write_model_card
+from paddlemix.trainer.reports.names import describe_adapter, describe_environment
+from paddlemix.trainer.reports.skipped import SkipLog
+from paddlemix.trainer.reports.start import report_parts, report_sample
+from paddlemix.trainer.reports.trackers import TrackedArguments, resolve_trackers
+from paddlemix.trainer.resuming.checkpoint_check import check_checkpoint
+from paddlemix.trainer.resuming.input_identity import InputIdentity, check_same_inputs
+from paddlemix.trainer.resuming.same_recipe import check_same_recipe
+from paddlemix.trainer.resuming.saving import best_metric, saved_recipe, what_is_left
+from paddlemix.trainer.run_data import TrainingRows, arrange, check_data_files, read_samples
+from paddlemix.trainer.run_model import base_spec, compute_dtype, processor_of_run, remedies, weight_dtype
+from paddlemix.trainer.trainable import (
     adapter_config,
     check_adapter_keys,
     count_parameters,
@@ -55,16 +72,6 @@ from paddlemix.trainer.parts import (
     plan_training,
     set_trainable,
 )
-from paddlemix.trainer.questions import Question
-from paddlemix.trainer.run_checks import check_devices, check_flat_buffers, check_steps, process_count
-from paddlemix.trainer.run_data import TrainingRows, arrange, check_data_files, read_samples
-from paddlemix.trainer.same_recipe import check_same_recipe
-from paddlemix.trainer.sampling_callback import SAMPLES_FILE, ShowAnswers, sample_questions
-from paddlemix.trainer.saving import best_metric, saved_recipe, what_is_left
-from paddlemix.trainer.skipping import SkipLog
-from paddlemix.trainer.start_report import report_parts, report_sample
-from paddlemix.trainer.starting_point import base_spec, compute_dtype, processor_of_run, remedies, weight_dtype
-from paddlemix.trainer.trackers import TrackedArguments, resolve_trackers
 from paddlemix.trainer.trainer import LlavaTrainer, ModelWriter, RunData
 from paddlemix.trainer.vision_cache import VisionCache, open_store
 

@@ -20,19 +20,18 @@ from paddlemix.datasets.order import EpochBatchSampler
 from paddlemix.errors import UserError
 from paddlemix.log import logger
 from paddlemix.sample import Skip
-from paddlemix.trainer.answering import AnswerScores
-from paddlemix.trainer.checkpoint_check import PROGRESS_FILE, check_best
+from paddlemix.trainer.answers.answering import AnswerScores
+from paddlemix.trainer.callbacks.meters import Meters, StepReport
+from paddlemix.trainer.callbacks.stopping import StepLosses, broken_weight
 from paddlemix.trainer.compat import Trainer, TrainerState, TrainingArguments
+from paddlemix.trainer.dataloader import BatchLoader, Inputs, batch_inputs
 from paddlemix.trainer.gradient_norm import MeasuredNorm
-from paddlemix.trainer.guards import StepLosses, broken_weight
-from paddlemix.trainer.input_identity import InputIdentity
-from paddlemix.trainer.loader import BatchLoader, Inputs, batch_inputs
 from paddlemix.trainer.loss import LossModel
-from paddlemix.trainer.loss_scaling import StepScaler
 from paddlemix.trainer.optim import build_optimizer, build_schedule, set_learning_rates
-from paddlemix.trainer.reporting import Meters, StepReport
-from paddlemix.trainer.run_data import TrainingRows
-from paddlemix.trainer.saving import (
+from paddlemix.trainer.reports.skipped import SkipLog
+from paddlemix.trainer.resuming.checkpoint_check import PROGRESS_FILE, check_best
+from paddlemix.trainer.resuming.input_identity import InputIdentity
+from paddlemix.trainer.resuming.saving import (
     best_checkpoint,
     best_metric,
     broken_by_a_step,
@@ -42,7 +41,8 @@ from paddlemix.trainer.saving import (
     own_checkpoints,
     save_checkpoint,
 )
-from paddlemix.trainer.skipping import SkipLog
+from paddlemix.trainer.run_data import TrainingRows
+from paddlemix.trainer.step_losses import StepScaler
 from paddlemix.trainer.vision_cache import VisionCache
 
 ModelWriter = Callable[[Path, Path], None]  # gets the directory to write into, and the one that this becomes

@@ -14,7 +14,7 @@ from paddlemix.errors import UserError
 from paddlemix.models.kernels.operators import take_rows
 from paddlemix.models.llava import LlavaModel
 from paddlemix.models.vision import VisionTower
-from paddlemix.trainer.loader import Inputs
+from paddlemix.trainer.dataloader import Inputs
 
 
 def open_store(config: RunConfig, model: LlavaModel) -> FeatureStore | None:

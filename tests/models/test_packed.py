@@ -15,7 +15,7 @@ from paddlemix.models.attention import SegmentLengths, attention_bias, packed_se
 from paddlemix.models.llava import LlavaModel
 from paddlemix.processors.image import ImageSpec, visual_token_index
 from paddlemix.sample import IGNORE_INDEX, IMAGE_TOKEN_INDEX, NEWLINE_INDEX, Batch, Example, Row
-from paddlemix.trainer.loader import batch_inputs
+from paddlemix.trainer.dataloader import batch_inputs
 from paddlemix.trainer.loss import LossModel
 from tests.tiny_models import tiny_llava, tiny_model, tiny_text
 

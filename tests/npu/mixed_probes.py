@@ -11,8 +11,8 @@ from paddle import nn
 
 from paddlemix.errors import UserError
 from paddlemix.models.attention import attend, attention_bias
-from paddlemix.trainer.guards import StepLosses
-from paddlemix.trainer.loss_scaling import StepScaler
+from paddlemix.trainer.callbacks.stopping import StepLosses
+from paddlemix.trainer.step_losses import StepScaler
 
 LEVELS: tuple[tuple[str, str, list[str] | None], ...] = (
     *(("bfloat16", level, None) for level in ("O1", "O2")),

@@ -24,7 +24,7 @@ from paddlemix.peft.lora import LoRAConfig, add_lora, linear_names, lora_paramet
 from paddlemix.peft.quantize import QuantizationConfig, quantize_model
 from paddlemix.peft.settings import is_adapter_weight, is_start_value
 from paddlemix.trainer.optim import build_optimizer, build_schedule, set_learning_rates
-from paddlemix.trainer.parts import adapter_config, plan_training, set_trainable
+from paddlemix.trainer.trainable import adapter_config, plan_training, set_trainable
 from tests.tiny_models import draw, tiny_model
 from tests.tiny_world import MAX_GAP, World
 

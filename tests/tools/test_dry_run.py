@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 
+from paddlemix.dry_run import report
+from paddlemix.dry_run.device import DeviceMemory
 from paddlemix.errors import cut
 from paddlemix.examples.llava import pretrain
 from paddlemix.tools import supervised_finetune
 from paddlemix.tools._command import run_command
-from paddlemix.trainer import dry_report
-from paddlemix.trainer.device_memory import DeviceMemory
 from tests.tiny_world import World
 
 
 @pytest.fixture(autouse=True)
 def _without_the_libraries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What they take is asked for in tests of its own; loading them takes seconds."""
-    monkeypatch.setattr("paddlemix.trainer.dry_run.program_bytes", lambda on_cpu: 2**20)
+    monkeypatch.setattr("paddlemix.dry_run.plan.program_bytes", lambda on_cpu: 2**20)
     yield
 
 
@@ -87,7 +87,7 @@ def test_devices_are_a_number(world: World, tmp_path: Path, capsys: pytest.Captu
 def test_what_does_not_fit_is_a_warning(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dry_report, "device_memory", lambda kind: DeviceMemory(total=2**20, free=2**19))
+    monkeypatch.setattr(report, "device_memory", lambda kind: DeviceMemory(total=2**20, free=2**19))
     text = dry_run(world.recipe(tmp_path), capsys)
     assert "warning: it would not fit: about" in text and "512.0 KiB are free (of 1.0 MiB)" in text
     assert "recompute false -> true" in text and "lora false -> true" in text

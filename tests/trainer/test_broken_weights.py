@@ -12,7 +12,7 @@ from paddlemix.checkpoints.files.weight_files import read_safetensors
 from paddlemix.errors import UserError
 from paddlemix.trainer import trainer as trainer_module
 from paddlemix.trainer.recipe import run_recipe
-from paddlemix.trainer.saving import list_checkpoints
+from paddlemix.trainer.resuming.saving import list_checkpoints
 from tests.tiny_world import LORA, World, changed, weights
 
 EVERY = {"save_strategy": "steps", "save_steps": 2}
@@ -75,7 +75,7 @@ def test_the_next_step_s_error_blames_the_weight(world: World, tmp_path: Path, m
 def test_a_moment_that_is_no_number_is_no_checkpoint(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from paddlemix.trainer import saving
+    from paddlemix.trainer.resuming import saving
 
     original = saving._optimizer_entries
 

@@ -13,9 +13,9 @@ from paddlemix.config.schema import SPECS
 from paddlemix.datasets.mixture import DataSettings
 from paddlemix.errors import UserError
 from paddlemix.sample import Skip
+from paddlemix.trainer.reports.skipped import SKIPPED_FILE, SkipLog
+from paddlemix.trainer.resuming.same_recipe import check_same_recipe, recipe_values
 from paddlemix.trainer.run_data import TrainingRows
-from paddlemix.trainer.same_recipe import check_same_recipe, recipe_values
-from paddlemix.trainer.skipping import SKIPPED_FILE, SkipLog
 from tests.tiny_world import World
 
 # Keys whose change makes no step compute something else. A model is told by its weights, not by where it is.

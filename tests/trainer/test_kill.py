@@ -12,7 +12,7 @@ import pytest
 
 from paddlemix.checkpoints.files.weight_files import read_safetensors
 from paddlemix.checkpoints.load import load_pretrained
-from paddlemix.trainer.saving import list_checkpoints
+from paddlemix.trainer.resuming.saving import list_checkpoints
 from tests.moments import Moment
 from tests.tiny_world import LORA, World, changed, reports, weights
 from tests.trainer.fork_server import ForkServer

@@ -15,7 +15,7 @@ from paddlemix.peft.lora import LoRAConfig, add_lora, lora_parameters
 from paddlemix.processors.tokenizer import Tokenizer
 from paddlemix.sample import IGNORE_INDEX, Example
 from paddlemix.trainer import loss as loss_module
-from paddlemix.trainer.loader import batch_inputs
+from paddlemix.trainer.dataloader import batch_inputs
 from paddlemix.trainer.loss import LossModel
 from paddlemix.trainer.trainer import model_inputs
 from tests.tiny import draw_picture, make_processor, make_sample

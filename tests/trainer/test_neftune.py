@@ -13,7 +13,7 @@ from paddle import nn
 from paddlemix.config.load import load_config
 from paddlemix.errors import UserError
 from paddlemix.models.attention import SegmentLengths
-from paddlemix.trainer.callbacks import Progress
+from paddlemix.trainer.callbacks.progress import Progress
 from paddlemix.trainer.neftune import add_neftune, sample_lengths
 from paddlemix.trainer.recipe import run_recipe
 from tests.tiny_world import LORA, World, changed, reports, weights

@@ -15,7 +15,7 @@ from paddlemix.config.schema import RunConfig
 from paddlemix.models.llava import LlavaModel
 from paddlemix.peft.lora import LoRAConfig, add_lora
 from paddlemix.trainer.optim import build_optimizer, build_schedule, set_learning_rates
-from paddlemix.trainer.parts import part_of
+from paddlemix.trainer.trainable import part_of
 from tests.tiny_models import tiny_model
 
 

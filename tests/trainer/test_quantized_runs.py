@@ -12,7 +12,7 @@ from paddlemix.config.load import load_config
 from paddlemix.errors import UserError
 from paddlemix.peft.lora import merge_lora, quantized_layers
 from paddlemix.peft.quantize import quantization_of
-from paddlemix.trainer.callbacks import Progress
+from paddlemix.trainer.callbacks.progress import Progress
 from paddlemix.trainer.recipe import run_recipe
 from tests.tiny_world import LORA, World, changed, reports, weights
 

@@ -24,9 +24,9 @@ from paddlemix.errors import UserError
 from paddlemix.examples.llava.pretrain import DEFAULTS
 from paddlemix.peft.lora import lora_parameters
 from paddlemix.sample import IGNORE_INDEX
-from paddlemix.trainer.callbacks import Progress
-from paddlemix.trainer.parts import part_of
+from paddlemix.trainer.callbacks.progress import Progress
 from paddlemix.trainer.recipe import run_recipe
+from paddlemix.trainer.trainable import part_of
 from paddlemix.trainer.trainer import HostSums
 from tests.tiny_world import CLIP_TOWER, LORA, World, changed, reports, template_of, weights
 

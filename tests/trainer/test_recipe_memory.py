@@ -9,7 +9,7 @@ import pytest
 
 import paddlemix.config
 from paddlemix.config.load import load_config
-from paddlemix.trainer.dry_run import plan_run
+from paddlemix.dry_run.plan import plan_run
 from tests.config.test_family_recipes import OF_FAMILIES
 from tests.config.test_recipes import table_rows
 from tests.conftest import ROOT

@@ -13,10 +13,11 @@ from paddlemix.checkpoints.files.weight_files import write_safetensors
 from paddlemix.checkpoints.load import BaseSpec, load_base
 from paddlemix.checkpoints.pretrained import parameter_entries
 from paddlemix.config.schema import RunConfig
+from paddlemix.dry_run import plan
 from paddlemix.errors import UserError
 from paddlemix.processors.llava import LlavaProcessor
 from paddlemix.tools._check_plan import CheckOptions, make_plan
-from paddlemix.trainer import dry_run, recipe
+from paddlemix.trainer import recipe
 from tests.tiny import TILE
 from tests.tiny_world import CLIP_TOWER, LORA, World
 
@@ -58,14 +59,14 @@ def processors(
 ) -> tuple[LlavaProcessor, LlavaProcessor, LlavaProcessor]:
     """The processors of the run, of its dry run and of `check-data`."""
     seen: list[LlavaProcessor] = []
-    original = dry_run.read_samples
+    original = plan.read_samples
 
     def read_samples(config: RunConfig, split: str, processor: LlavaProcessor, *more: Any, **named: Any) -> Any:
         seen.append(processor)
         return original(config, split, processor, *more, **named)
 
-    monkeypatch.setattr(dry_run, "read_samples", read_samples)
-    dry_run.plan_run(config)
+    monkeypatch.setattr(plan, "read_samples", read_samples)
+    plan.plan_run(config)
     [checked] = {id(file.processor): file.processor for file in make_plan([str(path)], CheckOptions()).files}.values()
     assert checked is not None
     return recipe._prepare(config, "cpu", None).processor, seen[0], checked
@@ -109,7 +110,7 @@ def test_an_adapter_for_another_tile_size_is_refused(world: World, tmp_path: Pat
     recipe.run_recipe(world.config(tmp_path / "first", **LORA, vision_image_size=2 * TILE, max_steps=1))
     going_on = {"lora_path": str(tmp_path / "first")}
     said = f"prepares tiles of {2 * TILE} pixels, but the tower .* reads {TILE}; set vision_image_size to {2 * TILE}"
-    for use in (recipe.run_recipe, dry_run.plan_run):
+    for use in (recipe.run_recipe, plan.plan_run):
         with pytest.raises(UserError, match=said):
             use(world.config(tmp_path / "second", **going_on))
     plan = make_plan([str(world.recipe(tmp_path / "checked", **going_on))], CheckOptions())

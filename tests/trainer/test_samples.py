@@ -17,11 +17,11 @@ from paddlemix.errors import MissingFileError, UserError
 from paddlemix.evaluation.metrics import exact_match, rouge_l
 from paddlemix.generation.chat import ChatSession
 from paddlemix.generation.sampling import GenerationSettings
-from paddlemix.trainer.answering import Answerer, AnswerScores
-from paddlemix.trainer.questions import Question, first_questions, question_of_record
+from paddlemix.trainer.answers.answering import Answerer, AnswerScores
+from paddlemix.trainer.answers.questions import Question, first_questions, question_of_record
 from paddlemix.trainer.recipe import run_recipe
+from paddlemix.trainer.resuming.saving import list_checkpoints
 from paddlemix.trainer.run_data import read_samples
-from paddlemix.trainer.saving import list_checkpoints
 from tests.tiny_world import LORA, World, changed, reports, weights
 
 WITH_ANSWERS = {

@@ -17,13 +17,13 @@ import pytest
 from paddlemix.checkpoints.files.weight_files import read_json
 from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.checkpoints.pretrained import save_model
+from paddlemix.dry_run.plan import plan_run
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.tools import supervised_finetune
 from paddlemix.tools._command import run_command
-from paddlemix.trainer.dry_run import plan_run
+from paddlemix.trainer.checks import check_devices, check_steps
 from paddlemix.trainer.recipe import run_recipe
-from paddlemix.trainer.run_checks import check_devices, check_steps
-from paddlemix.trainer.same_recipe import check_same_recipe, recipe_values
+from paddlemix.trainer.resuming.same_recipe import check_same_recipe, recipe_values
 from tests.tiny_world import LORA, World
 
 

@@ -19,7 +19,7 @@ from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.config.load import load_config
 from paddlemix.errors import UserError
 from paddlemix.processors.llava import LlavaProcessor
-from paddlemix.trainer.starting_point import declared_processor
+from paddlemix.trainer.run_model import declared_processor
 from tests.peft_cases import GOLDEN_ADAPTERS, with_base
 from tests.tiny import draw_picture
 from tests.tiny_models import GOLDEN

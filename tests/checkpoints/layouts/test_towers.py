@@ -232,7 +232,7 @@ def test_positions_that_no_grid_has_are_named(internvl: Path) -> None:
 
 def test_a_runs_file_says_what_size_is_read() -> None:
     from paddlemix.config.load import load_config
-    from paddlemix.trainer.starting_point import base_spec
+    from paddlemix.trainer.run_model import base_spec
 
     given = ["model_name_or_path=m", "output_dir=o", "vision_image_size=336"]
     assert base_spec(load_config(None, given)).vision_image_size == 336

@@ -36,7 +36,7 @@ from paddlemix.config.load import load_config
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.processors.llava import processor_from_dict
 from paddlemix.tools.merge_lora_params import main as merge
-from paddlemix.trainer.starting_point import processor_of_run
+from paddlemix.trainer.run_model import processor_of_run
 from tests.tiny_models import GOLDEN, draw, weights_of
 
 ORIGINAL = GOLDEN / "llava_v15_llama" / "original"

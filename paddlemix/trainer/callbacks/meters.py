@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from paddlemix.device import peak_memory_bytes
-from paddlemix.trainer.loader import PositionCounts
+from paddlemix.trainer.dataloader import PositionCounts
 
 
 @dataclass(frozen=True, kw_only=True)

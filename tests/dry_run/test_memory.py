@@ -17,6 +17,20 @@ from paddlemix.checkpoints.load import BaseSpec
 from paddlemix.checkpoints.sizes import read_sizes
 from paddlemix.config.load import load_config
 from paddlemix.config.schema import RunConfig
+from paddlemix.dry_run import activations
+from paddlemix.dry_run.activations import (
+    Activations,
+    BatchShape,
+    Computation,
+    LinearSize,
+    first_trained_layer,
+    visible_pairs,
+)
+from paddlemix.dry_run.device import device_memory, program_bytes
+from paddlemix.dry_run.memory import Training, Weight, estimate_memory
+from paddlemix.dry_run.model import describe_model, linear_sizes
+from paddlemix.dry_run.plan import DryRun, plan_run
+from paddlemix.dry_run.report import report_lines
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.models import attention
 from paddlemix.models.attention import packed_segments
@@ -26,22 +40,9 @@ from paddlemix.models.llava import LlavaModel
 from paddlemix.models.presets import PRESETS, count_parameters
 from paddlemix.peft.lora import add_lora
 from paddlemix.peft.quantize import QuantizationConfig, quantize_model
-from paddlemix.trainer import estimate_activations, loss
-from paddlemix.trainer.device_memory import device_memory, program_bytes
-from paddlemix.trainer.dry_model import describe_model, linear_sizes
-from paddlemix.trainer.dry_report import report_lines
-from paddlemix.trainer.dry_run import DryRun, plan_run
-from paddlemix.trainer.estimate import Training, Weight, estimate_memory
-from paddlemix.trainer.estimate_activations import (
-    Activations,
-    BatchShape,
-    Computation,
-    LinearSize,
-    first_trained_layer,
-    visible_pairs,
-)
+from paddlemix.trainer import loss
 from paddlemix.trainer.loss import LossModel
-from paddlemix.trainer.parts import adapter_config, plan_training, set_trainable
+from paddlemix.trainer.trainable import adapter_config, plan_training, set_trainable
 from tests.tiny_world import LORA, World
 
 GIB = 1024**3
@@ -157,16 +158,16 @@ def test_kept_activations_are_what_paddle_allocates(
     shape = BatchShape(rows=ROWS, length=LENGTH, runs=runs, tiles=TILES, supervised=supervised)
     trained = {name for name, parameter in model.named_parameters() if not parameter.stop_gradient}
     computation = Computation(recompute=config.recompute, compiled=form == "compiled")
-    estimate = estimate_activations.estimate_activations(sizes, linear_sizes(model), trained, shape, computation)
+    estimate = activations.estimate_activations(sizes, linear_sizes(model), trained, shape, computation)
     assert estimate.kept == pytest.approx(kept_bytes(model, make_inputs(sizes, shape)), rel=0.05)
 
 
 def test_constants_are_those_of_the_code() -> None:
-    assert estimate_activations.CAUSAL_BLOCK == attention._CAUSAL_BLOCK
-    assert estimate_activations.NARROW_COST == functions.NARROW_COST
-    assert estimate_activations.LOGITS_AT_ONCE == loss._LOGITS_AT_ONCE
-    assert estimate_activations.LOGITS_WITHOUT_GRADIENT == loss._LOGITS_WITHOUT_GRADIENT
-    assert estimate_activations.LOGITS_OFF_CPU == loss._LOGITS_OFF_CPU
+    assert activations.CAUSAL_BLOCK == attention._CAUSAL_BLOCK
+    assert activations.NARROW_COST == functions.NARROW_COST
+    assert activations.LOGITS_AT_ONCE == loss._LOGITS_AT_ONCE
+    assert activations.LOGITS_WITHOUT_GRADIENT == loss._LOGITS_WITHOUT_GRADIENT
+    assert activations.LOGITS_OFF_CPU == loss._LOGITS_OFF_CPU
     for length in (1, 100, 191, 192, 425, 2048):
         blocks = attention_functions._causal_blocks(length, length, attention._CAUSAL_BLOCK)
         pairs = sum((stop - start) * end for start, stop, end in blocks)
@@ -344,8 +345,7 @@ def test_low_precision_keeps_half() -> None:
     shape = BatchShape(rows=1, length=1024, tiles=1, supervised=100)
     kinds = [Computation(on_cpu=False), Computation(size=2, wide=2, on_cpu=False), Computation(size=2, on_cpu=False)]
     whole, level_2, level_1 = (
-        estimate_activations.estimate_activations(sizes, linears, {"projector.0.weight"}, shape, kind).kept
-        for kind in kinds
+        activations.estimate_activations(sizes, linears, {"projector.0.weight"}, shape, kind).kept for kind in kinds
     )
     assert 0.5 < level_2 / whole < 0.6  # the norms stay in float32
     assert level_2 < level_1 < whole

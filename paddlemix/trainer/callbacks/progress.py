@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from paddlemix.device import set_seed
 from paddlemix.log import MetricsWriter, logger, process_rank, read_metrics
+from paddlemix.trainer.callbacks.meters import StepReport
 from paddlemix.trainer.compat import TrainerCallback
-from paddlemix.trainer.reporting import StepReport
 
 METRICS_FILE, CURVE_FILE = "metrics.jsonl", "loss.png"
 _WIDTH, _HEIGHT = 150, 24  # characters

@@ -16,10 +16,11 @@ from paddlemix.checkpoints.files.weight_files import read_safetensors
 from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.datasets.mixture import EpochBatchSampler
 from paddlemix.errors import UserError
-from paddlemix.trainer import optim, saving
+from paddlemix.trainer import optim
 from paddlemix.trainer import trainer as trainer_module
 from paddlemix.trainer.recipe import run_recipe
-from paddlemix.trainer.saving import list_checkpoints
+from paddlemix.trainer.resuming import saving
+from paddlemix.trainer.resuming.saving import list_checkpoints
 from paddlemix.trainer.trainer import LlavaTrainer
 from tests.tiny_world import LORA, World, changed, reports, weights
 

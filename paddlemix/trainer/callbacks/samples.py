@@ -17,11 +17,11 @@ from paddlemix.datasets.mixture import SampleDataset
 from paddlemix.log import MetricsWriter, logger, process_rank
 from paddlemix.processors.llava import LlavaProcessor
 from paddlemix.processors.marking import harmless
-from paddlemix.trainer.answering import Answerer
-from paddlemix.trainer.callbacks import METRICS_FILE
+from paddlemix.trainer.answers.answering import Answerer
+from paddlemix.trainer.answers.questions import Question, first_questions, own_questions
+from paddlemix.trainer.callbacks.meters import StepReport
+from paddlemix.trainer.callbacks.progress import METRICS_FILE
 from paddlemix.trainer.compat import TrainerCallback
-from paddlemix.trainer.questions import Question, first_questions, own_questions
-from paddlemix.trainer.reporting import StepReport
 from paddlemix.trainer.run_data import data_settings
 
 SAMPLES_FILE = "samples.jsonl"

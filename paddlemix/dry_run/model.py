@@ -15,6 +15,8 @@ from paddle import nn
 
 from paddlemix.checkpoints.adapters.adapter import read_adapter
 from paddlemix.config.schema import RunConfig
+from paddlemix.dry_run.activations import LinearSize
+from paddlemix.dry_run.memory import Weight
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.models.layers import skip_initialisation
 from paddlemix.models.llava import LlavaModel
@@ -22,9 +24,8 @@ from paddlemix.peft.dora import DoRALinear
 from paddlemix.peft.linear import LoRALinear, QuantizedBase
 from paddlemix.peft.lora import add_lora, linear_names
 from paddlemix.peft.quantize import QuantizationConfig, prepare_quantized, quantized_linears
-from paddlemix.trainer.estimate import Weight
-from paddlemix.trainer.estimate_activations import LinearSize
-from paddlemix.trainer.parts import (
+from paddlemix.trainer.run_model import weight_dtype
+from paddlemix.trainer.trainable import (
     adapter_config,
     check_adapter_keys,
     part_of,
@@ -32,7 +33,6 @@ from paddlemix.trainer.parts import (
     plan_training,
     set_trainable,
 )
-from paddlemix.trainer.starting_point import weight_dtype
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 

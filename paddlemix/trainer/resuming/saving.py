@@ -39,14 +39,14 @@ from paddlemix.checkpoints.pretrained import copy_into, tensor_entry
 from paddlemix.config.schema import RunConfig
 from paddlemix.errors import UserError, did_you_mean
 from paddlemix.log import logger
-from paddlemix.trainer.checkpoint_check import (
+from paddlemix.trainer.resuming.checkpoint_check import (
     OPTIMIZER_FILE,
     PROGRESS_FILE,
     STATE_FILE,
     checkpoint_step,
     write_checksums,
 )
-from paddlemix.trainer.same_recipe import recipe_values
+from paddlemix.trainer.resuming.same_recipe import recipe_values
 
 ANSWER_METRICS = ("exact_match", "rouge_l")  # measured with eval_with_do_generation
 METRICS = ("loss", "token_accuracy", *ANSWER_METRICS)  # that tell the best checkpoint; reported as eval_loss, ...

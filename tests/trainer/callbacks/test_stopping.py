@@ -13,11 +13,11 @@ import paddle
 import pytest
 
 from paddlemix.checkpoints.files.weight_files import read_json
+from paddlemix.dry_run.plan import plan_run
 from paddlemix.errors import Stopped, UserError
 from paddlemix.log import read_metrics
-from paddlemix.trainer.callbacks import Progress
-from paddlemix.trainer.dry_run import plan_run
-from paddlemix.trainer.guards import StepLosses, StopOnSignal
+from paddlemix.trainer.callbacks.progress import Progress
+from paddlemix.trainer.callbacks.stopping import StepLosses, StopOnSignal
 from paddlemix.trainer.loss import LossModel
 from paddlemix.trainer.recipe import run_recipe
 from paddlemix.trainer.trainer import LlavaTrainer

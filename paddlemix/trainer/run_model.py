@@ -24,7 +24,7 @@ from paddlemix.log import logger
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.processors.llava import LlavaProcessor
 from paddlemix.processors.run_processor import Sight, run_processor
-from paddlemix.trainer.run_checks import process_count
+from paddlemix.trainer.checks import process_count
 
 
 def compute_dtype(config: RunConfig) -> str:

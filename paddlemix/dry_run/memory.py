@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from paddlemix.trainer.estimate_activations import FLOAT32, Activations
+from paddlemix.dry_run.activations import FLOAT32, Activations
 
 PARTS = ("vision_tower", "projector", "language_model")
 # What the CPU's heap holds above its tensors: a freed block seldom fits the next request of its size, because paddle

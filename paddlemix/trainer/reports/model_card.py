@@ -18,7 +18,7 @@ from paddlemix import __version__
 from paddlemix.config.schema import SPECS, RunConfig
 from paddlemix.errors import UserError
 from paddlemix.log import logger, read_metrics
-from paddlemix.trainer.saving import best_metric, is_better
+from paddlemix.trainer.resuming.saving import best_metric, is_better
 
 CARD_FILE = "README.md"
 MARKER = "<!-- Written by paddlemix. Without this line the file is yours: no run replaces or removes it. -->"

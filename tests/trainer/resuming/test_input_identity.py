@@ -15,10 +15,10 @@ from paddlemix.checkpoints.adapters.adapter import ADAPTER_WEIGHTS
 from paddlemix.checkpoints.files.weight_files import read_safetensors, write_safetensors
 from paddlemix.datasets import data_identity
 from paddlemix.errors import UserError
-from paddlemix.trainer import input_identity
-from paddlemix.trainer.checkpoint_check import CHECKSUMS_FILE
-from paddlemix.trainer.input_identity import INPUTS_FILE
 from paddlemix.trainer.recipe import run_recipe
+from paddlemix.trainer.resuming import input_identity
+from paddlemix.trainer.resuming.checkpoint_check import CHECKSUMS_FILE
+from paddlemix.trainer.resuming.input_identity import INPUTS_FILE
 from tests.tiny_models import flip_bit
 from tests.tiny_world import CLIP_TOWER, LORA, World
 

@@ -14,8 +14,8 @@ import paddle
 from paddle import _C_ops, _legacy_C_ops
 from paddle.amp.grad_scaler import OptimizerState
 
+from paddlemix.trainer.callbacks.stopping import StepLosses
 from paddlemix.trainer.gradient_norm import MeasuredNorm
-from paddlemix.trainer.guards import StepLosses
 
 _LEAST_SCALE = 1.0  # gradients that are not even scaled fit float16, or the run is broken
 

@@ -17,14 +17,14 @@ from paddle import nn
 
 from paddlemix.errors import UserError
 from paddlemix.processors.marking import Style
-from paddlemix.trainer import trackers
-from paddlemix.trainer.callbacks import describe_report, shows_bar
+from paddlemix.trainer.callbacks.meters import Meters, StepReport
+from paddlemix.trainer.callbacks.progress import describe_report, shows_bar
+from paddlemix.trainer.dataloader import PositionCounts
 from paddlemix.trainer.gradient_norm import MeasuredNorm, gradient_clip
-from paddlemix.trainer.loader import PositionCounts
 from paddlemix.trainer.recipe import run_recipe
-from paddlemix.trainer.reporting import Meters, StepReport
-from paddlemix.trainer.start_report import describe_sample
-from paddlemix.trainer.trackers import TrackedArguments, resolve_trackers
+from paddlemix.trainer.reports import trackers
+from paddlemix.trainer.reports.start import describe_sample
+from paddlemix.trainer.reports.trackers import TrackedArguments, resolve_trackers
 from tests.tiny_world import LORA, World, reports
 
 KEYS = {"grad_norm", "tokens_per_second", "image_token_share", "padding_share", "memory_gib", "eta_seconds"}
@@ -68,7 +68,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("paddlemix.trainer.reporting.time", clock)
+    monkeypatch.setattr("paddlemix.trainer.callbacks.meters.time", clock)
     return clock
 
 

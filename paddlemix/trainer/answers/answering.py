@@ -15,7 +15,7 @@ from paddlemix.evaluation.metrics import exact_match, rouge_l
 from paddlemix.generation.generate import generate
 from paddlemix.generation.sampling import GenerationSettings
 from paddlemix.models.llava import LlavaModel
-from paddlemix.trainer.questions import Question, question_of_record
+from paddlemix.trainer.answers.questions import Question, question_of_record
 
 
 class Answerer:

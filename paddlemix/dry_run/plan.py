@@ -21,23 +21,23 @@ from paddlemix.datasets.order import EpochBatchSampler
 from paddlemix.datasets.packing import PackedDataset, pack_rows
 from paddlemix.datasets.statistics import DataStatistics, describe_lengths
 from paddlemix.device import available_kinds, missing_card
+from paddlemix.dry_run.activations import FLOAT32, BatchShape, Computation, estimate_activations
+from paddlemix.dry_run.device import program_bytes
+from paddlemix.dry_run.memory import MemoryEstimate, Training, estimate_memory
+from paddlemix.dry_run.model import ModelFacts, describe_model
 from paddlemix.errors import UserError
 from paddlemix.log import logger
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.models.kernels import cpu_library
 from paddlemix.peft.wide_weights import bytes_besides
 from paddlemix.sample import Batch
-from paddlemix.trainer.device_memory import program_bytes
-from paddlemix.trainer.dry_model import ModelFacts, describe_model
-from paddlemix.trainer.estimate import MemoryEstimate, Training, estimate_memory
-from paddlemix.trainer.estimate_activations import FLOAT32, BatchShape, Computation, estimate_activations
+from paddlemix.trainer.checks import check_devices, check_steps, process_count
 from paddlemix.trainer.inputs import check_run_pictures
 from paddlemix.trainer.output import continues_in, find_resume_point
-from paddlemix.trainer.run_checks import check_devices, check_steps, process_count
+from paddlemix.trainer.resuming.same_recipe import check_same_recipe
+from paddlemix.trainer.resuming.saving import saved_recipe
 from paddlemix.trainer.run_data import check_data_files, data_settings, grouping_of, read_samples
-from paddlemix.trainer.same_recipe import check_same_recipe
-from paddlemix.trainer.saving import saved_recipe
-from paddlemix.trainer.starting_point import base_spec, compute_dtype, processor_of_run, weight_dtype
+from paddlemix.trainer.run_model import base_spec, compute_dtype, processor_of_run, weight_dtype
 
 _ANYRES_TILES = 5  # Source: LLaVA-1.6's grids of at most four tiles, and the whole image
 

@@ -15,8 +15,8 @@ from PIL import Image
 
 from paddlemix.__main__ import COMMANDS
 from paddlemix.config.load import load_config, parse_command_line
-from paddlemix.trainer.model_card import MARKER, CardFacts, is_own_card, render_card
 from paddlemix.trainer.recipe import run_recipe
+from paddlemix.trainer.reports.model_card import MARKER, CardFacts, is_own_card, render_card
 from tests.tiny_world import LORA, World, reports
 
 

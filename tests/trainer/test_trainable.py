@@ -12,7 +12,7 @@ from paddlemix.config.schema import RunConfig
 from paddlemix.errors import UserError
 from paddlemix.models.llava import LlavaModel
 from paddlemix.peft.lora import LoRAConfig, add_lora
-from paddlemix.trainer.parts import (
+from paddlemix.trainer.trainable import (
     TrainingPlan,
     adapter_config,
     check_adapter_keys,

@@ -15,7 +15,7 @@ from paddlemix.config.schema import RunConfig
 from paddlemix.errors import UserError
 from paddlemix.log import logger
 from paddlemix.trainer.compat import TrainerCallback
-from paddlemix.trainer.saving import best_metric, is_better
+from paddlemix.trainer.resuming.saving import best_metric, is_better
 
 # SIGHUP comes when a terminal or a connection closes; systems other than Unix have none.
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from paddlemix.config.less_memory import less_memory_in_run
 from paddlemix.config.schema import RunConfig
-from paddlemix.trainer.device_memory import DeviceMemory, device_memory
-from paddlemix.trainer.dry_run import DryRun, plan_run
-from paddlemix.trainer.estimate import MemoryEstimate
-from paddlemix.trainer.starting_point import compute_dtype, weight_dtype
+from paddlemix.dry_run.device import DeviceMemory, device_memory
+from paddlemix.dry_run.memory import MemoryEstimate
+from paddlemix.dry_run.plan import DryRun, plan_run
+from paddlemix.trainer.run_model import compute_dtype, weight_dtype
 
 _COLUMNS = ("weights", "gradients", "states", "master", "activations", "together")
 _UNITS = ((1024**3, "GiB"), (1024**2, "MiB"), (1024, "KiB"))
