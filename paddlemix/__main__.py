@@ -10,9 +10,9 @@ import sys
 from dataclasses import dataclass
 
 from paddlemix import __version__
-from paddlemix.config.foreign_flags import foreign_command
+from paddlemix.config.foreign.flags import foreign_command
 from paddlemix.errors import UserError, did_you_mean
-from paddlemix.tools._command import run_command
+from paddlemix.tools.common.command import run_command
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import pytest
 import paddlemix
 from paddlemix import __main__ as front_door
 from paddlemix.errors import MissingFileError, UserError
-from paddlemix.tools import _command
-from paddlemix.tools._command import run_command
+from paddlemix.tools.common import command
+from paddlemix.tools.common.command import run_command
 from tests.conftest import HANG
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,7 +79,7 @@ def test_any_other_exception_keeps_its_traceback(error: BaseException) -> None:
 def test_a_reader_that_goes_away_is_no_error(lines: int) -> None:
     script = (
         "import sys, time\n"
-        "from paddlemix.tools._command import run_command\n"
+        "from paddlemix.tools.common.command import run_command\n"
         "sys.stdin.readline()\n"  # wait until the reader is gone
         f"raise SystemExit(run_command(lambda argv: [print('line') for _ in range({lines})] and 0))\n"
     )
@@ -143,7 +143,7 @@ def test_every_command_file_runs_by_its_path(name: str, tmp_path: Path) -> None:
 
 def documented_pattern(depth: int) -> str:
     """The beginning of a command file as the docstring of `_command` gives it, for a file `depth` folders down."""
-    lines = textwrap.dedent(_command.__doc__.partition("begins with\n")[2].partition("(`parents[3]`")[0])
+    lines = textwrap.dedent(command.__doc__.partition("begins with\n")[2].partition("(`parents[3]`")[0])
     return lines.strip().replace("parents[2]", f"parents[{depth}]") + "\n"
 
 
@@ -152,7 +152,7 @@ def test_the_documented_beginning_works_uninstalled_and_hides_no_library(folder:
     package = tmp_path / "checkout" / "paddlemix"
     (package / "tools").mkdir(parents=True)
     (package / folder).mkdir(parents=True, exist_ok=True)
-    for file in ("__init__.py", "errors.py", "paths.py", "tools/__init__.py", "tools/_command.py"):
+    for file in ("__init__.py", "errors.py", "paths.py", "tools/__init__.py", "tools/common/command.py"):
         shutil.copy(ROOT / "paddlemix" / file, package / file)
     (package / folder / "wave.py").write_text("raise SystemExit('a neighbour hides the library')\n")
     script = package / folder / "x.py"

@@ -17,7 +17,7 @@ import paddle
 from paddle.nn import functional
 
 from paddlemix.models.kernels import cpu_library
-from paddlemix.peft import quantized_kernels
+from paddlemix.peft import cpu_products
 from paddlemix.peft.codes import KINDS, quantize_weight
 from paddlemix.peft.quantized_linear import QuantizedLinear
 
@@ -43,7 +43,7 @@ def make_products(in_features: int, out_features: int) -> tuple[dict[str, Produc
         layer.fill(coded)
         error = np.linalg.norm(layer.dequantized().numpy() - weight) / np.linalg.norm(weight)
         products[kind] = layer
-        if quantized_kernels.holds(kind, layer._buffers):
+        if cpu_products.holds(kind, layer._buffers):
             products[f"{kind} plain"], said[f"{kind} plain"] = layer, ""
         said[kind] = f"{coded.num_bytes / weight.size:.3f} bytes, relative error {error:.5f}"
     return products, said

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from paddlemix.config.foreign_names import foreign_key, keys_meant
+from paddlemix.config.foreign.names import foreign_key, keys_meant
 from paddlemix.config.keys import KeySpec
 from paddlemix.config.schema import SPECS
 from paddlemix.config.values import parse_any

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paddlemix.config.foreign_names import foreign_file
+from paddlemix.config.foreign.names import foreign_file
 from paddlemix.declared import parse_json, read_text
 from paddlemix.errors import MissingFileError, UserError, cut, did_you_mean
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from paddlemix.config.command_line import Fault, format_help, parse_command_line, split_dry_run
 from paddlemix.config.document import Document, read_document
-from paddlemix.config.foreign_names import foreign_key, foreign_value, keys_meant
+from paddlemix.config.foreign.names import foreign_key, foreign_value, keys_meant
 from paddlemix.config.rules import find_conflicts
 from paddlemix.config.schema import SPECS, RunConfig
 from paddlemix.config.structures import InnerFault, check_dataset, check_pairs, check_prompts

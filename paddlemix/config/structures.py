@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from paddlemix.config.foreign_names import foreign_entry_key
+from paddlemix.config.foreign.names import foreign_entry_key
 from paddlemix.config.values import describe
 from paddlemix.errors import UserError, did_you_mean
 from paddlemix.paths import user_place

@@ -23,7 +23,7 @@ from paddle.autograd import PyLayer
 
 from paddlemix.models.kernels.functions import as_type, product_type
 from paddlemix.models.kernels.operators import on_cpu
-from paddlemix.peft import quantized_kernels
+from paddlemix.peft import cpu_products
 from paddlemix.peft.codes import NF4_BLOCK, SCALE_GROUP, QuantizedWeight, padded_size, stored_arrays
 from paddlemix.peft.wide_weights import WideGroup, four_levels
 
@@ -109,9 +109,9 @@ class QuantizedLinear(nn.Layer):
         """[in, out] float32: the weight of the plain linear layer that gives the same outputs."""
         in_features, out_features = self.weight_shape
         with paddle.no_grad():
-            if quantized_kernels.holds(self.kind, self._buffers):
+            if cpu_products.holds(self.kind, self._buffers):
                 rows = paddle.empty([out_features, in_features], dtype="float32")
-                quantized_kernels.widen_(rows, self.kind, self._buffers, first=0)
+                cpu_products.widen_(rows, self.kind, self._buffers, first=0)
             elif not on_cpu(next(iter(self._buffers.values()))):
                 rows = WideGroup([self]).made(paddle.float32)[0] if self.kind in _ROWS else self.wide(paddle.float32)
             else:
@@ -133,7 +133,7 @@ class QuantizedLinear(nn.Layer):
         """
         in_features, out_features = self.weight_shape
         step = min(max(_WIDE_BYTES // (4 * padded_size(in_features)), 1), out_features)
-        compiled = quantized_kernels.holds(self.kind, self._buffers)
+        compiled = cpu_products.holds(self.kind, self._buffers)
         rows = None
         for start in range(0, out_features, step):
             outputs = slice(start, min(start + step, out_features))
@@ -142,7 +142,7 @@ class QuantizedLinear(nn.Layer):
             else:
                 if rows is None or outputs.stop - start < step:
                     rows = paddle.empty([outputs.stop - start, in_features], dtype="float32")
-                quantized_kernels.widen_(rows, self.kind, self._buffers, start, scaled)
+                cpu_products.widen_(rows, self.kind, self._buffers, start, scaled)
             yield outputs, rows.astype(dtype)
 
     def output_scale(self) -> paddle.Tensor | None:
@@ -162,8 +162,8 @@ class _Product(PyLayer):
     @staticmethod
     def forward(ctx: Any, inputs: paddle.Tensor, layer: QuantizedLinear) -> paddle.Tensor:
         ctx.layer, ctx.dtype = layer, inputs.dtype
-        if quantized_kernels.suits(layer.kind, layer._buffers, inputs):
-            return quantized_kernels.product(layer.kind, layer._buffers, inputs)
+        if cpu_products.suits(layer.kind, layer._buffers, inputs):
+            return cpu_products.product(layer.kind, layer._buffers, inputs)
         if not on_cpu(inputs):
             return paddle.matmul(inputs, layer.wide(product_type(inputs)), transpose_y=True)
         scale = _scale_outside(layer, inputs)
@@ -187,7 +187,7 @@ class _Product(PyLayer):
 def _scale_outside(layer: QuantizedLinear, values: paddle.Tensor) -> paddle.Tensor | None:
     """The factors of the outputs, where they may be left out of the product: elsewhere it may run in float16, whose
     range unscaled codes exceed.  Kernels in C scale while they make the weight wide."""
-    if quantized_kernels.holds(layer.kind, layer._buffers):
+    if cpu_products.holds(layer.kind, layer._buffers):
         return None
     return layer.output_scale() if values.place.is_cpu_place() and values.dtype == paddle.float32 else None
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from paddlemix.config.foreign_names import foreign_template, other_templates
-from paddlemix.config.foreign_templates import XTUNER_TEMPLATES
+from paddlemix.config.foreign.names import foreign_template, other_templates
+from paddlemix.config.foreign.templates import XTUNER_TEMPLATES
 from paddlemix.errors import UserError, did_you_mean
 from paddlemix.log import logger
 

@@ -22,12 +22,12 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
 from paddlemix.errors import UserError
 from paddlemix.outputs import Needed, Output, check_output, check_replaceable
 from paddlemix.paths import is_address
-from paddlemix.tools._arguments import CommandParser
-from paddlemix.tools._command import path_argument, place_argument, run_command
+from paddlemix.tools.common.arguments import CommandParser
+from paddlemix.tools.common.command import path_argument, place_argument, run_command
 
 if TYPE_CHECKING:
     from paddlemix.datasets.checking.check import CheckReport
-    from paddlemix.tools._check_plan import CheckPlan
+    from paddlemix.tools.common.check_plan import CheckPlan
 
 _MOST_WORKERS = 8
 
@@ -77,8 +77,8 @@ def main(argv: list[str]) -> int:
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
     from paddlemix.datasets.checking.good_records import check_fix_target, write_good_records
-    from paddlemix.tools._check_plan import CheckOptions, make_plan
-    from paddlemix.tools._check_report import format_report, measure_statistics, write_report
+    from paddlemix.tools.common.check_plan import CheckOptions, make_plan
+    from paddlemix.tools.common.check_report import format_report, measure_statistics, write_report
 
     options = CheckOptions(
         image_root=arguments.image_root,
@@ -109,7 +109,7 @@ def _check_outputs(arguments: argparse.Namespace, plan: CheckPlan) -> None:
     Raises:
         UserError: one is an input, or is there already and is not to be replaced.
     """
-    from paddlemix.tools._check_report import is_report
+    from paddlemix.tools.common.check_report import is_report
 
     outputs = {"--fix": arguments.fix, "--report": arguments.report}
     if arguments.fix and arguments.report and os.path.realpath(arguments.fix) == os.path.realpath(arguments.report):

@@ -25,8 +25,8 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
 from paddlemix.errors import UserError
 from paddlemix.outputs import Needed, Output, check_output, check_replaceable
 from paddlemix.paths import is_address
-from paddlemix.tools._arguments import CommandParser
-from paddlemix.tools._command import path_argument, place_argument, run_command, seed_argument
+from paddlemix.tools.common.arguments import CommandParser
+from paddlemix.tools.common.command import path_argument, place_argument, run_command, seed_argument
 
 _TABLES = (".csv", ".tsv")
 _SHOWN = 20  # bad rows that are listed

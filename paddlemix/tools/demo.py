@@ -11,8 +11,8 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
     sys.path[:] = [str(_here.parents[2]), *(p for p in sys.path if Path(p).resolve() != _here.parent)]
 
 from paddlemix.locks import locked_output
-from paddlemix.tools._arguments import CommandParser
-from paddlemix.tools._command import path_argument, run_command
+from paddlemix.tools.common.arguments import CommandParser
+from paddlemix.tools.common.command import path_argument, run_command
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -18,8 +18,8 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
 
 from paddlemix.errors import UserError
 from paddlemix.locks import locked_output
-from paddlemix.tools._arguments import CommandParser
-from paddlemix.tools._command import path_argument, place_argument, run_command
+from paddlemix.tools.common.arguments import CommandParser
+from paddlemix.tools.common.command import path_argument, place_argument, run_command
 
 if TYPE_CHECKING:
     from paddlemix.checkpoints.pretrained import Pretrained
@@ -146,7 +146,7 @@ def _write_and_compare(loaded: list[Pretrained], directory: Path, dtype: str) ->
 
     from paddlemix.checkpoints.adapters.merging import exact_storage, write_merged
     from paddlemix.checkpoints.load import load_pretrained
-    from paddlemix.tools._sample_logits import sample_logits
+    from paddlemix.tools.common.sample_logits import sample_logits
 
     before = sample_logits(loaded[0])
     count = write_merged(loaded.pop(), directory, dtype)

@@ -23,8 +23,8 @@ from paddlemix.config.less_memory import less_memory_in_answers
 from paddlemix.datasets.forms.parse import FORMS
 from paddlemix.errors import UserError
 from paddlemix.memory import out_of_memory_explained
-from paddlemix.tools._arguments import CommandParser
-from paddlemix.tools._command import path_argument, place_argument, run_command, seed_argument
+from paddlemix.tools.common.arguments import CommandParser
+from paddlemix.tools.common.command import path_argument, place_argument, run_command, seed_argument
 
 if TYPE_CHECKING:
     from paddlemix.generation.predict_file import Chunk, Outcome, PredictJob
@@ -97,7 +97,7 @@ def main(argv: list[str]) -> int:
     from paddlemix.checkpoints.load import load_pretrained
     from paddlemix.device import check_dtype, default_dtype, select_device, set_seed
     from paddlemix.generation.predict_file import PredictJob, predict_file
-    from paddlemix.tools._processor import named_template
+    from paddlemix.tools.common.processor import named_template
 
     template = named_template(arguments.conv_mode, arguments.model_path) if arguments.conv_mode else None
     device = select_device(arguments.device)

@@ -17,8 +17,8 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
 
 from paddlemix.errors import UserError
 from paddlemix.locks import locked_output
-from paddlemix.tools._arguments import CommandParser
-from paddlemix.tools._command import path_argument, place_argument, run_command
+from paddlemix.tools.common.arguments import CommandParser
+from paddlemix.tools.common.command import path_argument, place_argument, run_command
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -20,8 +20,8 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
 
 from paddlemix.errors import UserError
 from paddlemix.paths import is_address
-from paddlemix.tools._arguments import CommandParser
-from paddlemix.tools._command import path_argument, place_argument, run_command
+from paddlemix.tools.common.arguments import CommandParser
+from paddlemix.tools.common.command import path_argument, place_argument, run_command
 
 if TYPE_CHECKING:
     from paddlemix.datasets.records.record_file import RecordFile
@@ -63,8 +63,8 @@ def main(argv: list[str]) -> int:
     from paddlemix.datasets.images.decode import ImageSettings
     from paddlemix.datasets.records.record_file import open_records
     from paddlemix.processors.marking import Style
-    from paddlemix.tools._processor import open_processor
-    from paddlemix.tools._sample_view import describe, read_view, to_json, write_pictures
+    from paddlemix.tools.common.processor import open_processor
+    from paddlemix.tools.common.sample_view import describe, read_view, to_json, write_pictures
 
     if arguments.output:
         _check_output(arguments)

@@ -10,7 +10,7 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
     sys.path[:] = [str(_here.parents[2]), *(p for p in sys.path if Path(p).resolve() != _here.parent)]
 
 from paddlemix.config.load import Fault, load_config, parse_command_line, split_dry_run
-from paddlemix.tools._command import run_command
+from paddlemix.tools.common.command import run_command
 
 
 def main(argv: list[str]) -> int:

@@ -31,7 +31,7 @@ from paddlemix.peft.lora import LoRAConfig, add_lora, lora_parameters, merge_lor
 from paddlemix.peft.quantize import QuantizationConfig, dequantize_model, quantize_model, quantized_linears
 from paddlemix.sample import Message
 from paddlemix.tools import quantize
-from paddlemix.tools._command import run_command
+from paddlemix.tools.common.command import run_command
 from tests.tiny_models import GOLDEN, GOLDEN_MODELS, draw, randomise
 from tests.tiny_world import World
 

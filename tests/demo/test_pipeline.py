@@ -21,7 +21,7 @@ from paddlemix.demo.scenes import write_scenes
 from paddlemix.errors import UserError
 from paddlemix.examples.llava import pretrain, run_predict_multiround
 from paddlemix.tools import demo, supervised_finetune
-from paddlemix.tools._command import run_command
+from paddlemix.tools.common.command import run_command
 from tests.tiny_world import World, changed, weights
 
 MAINS = {

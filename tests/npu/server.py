@@ -92,7 +92,7 @@ def _child(job: dict[str, Any]) -> int:
         os.dup2(opened, descriptor)
     if job["memory"] is not None:
         os.environ["NPU_DOUBLE_MEM_MB"] = str(job["memory"])
-    from paddlemix.tools._command import run_command
+    from paddlemix.tools.common.command import run_command
     from tests.npu.watching import Watch
 
     watch = Watch()

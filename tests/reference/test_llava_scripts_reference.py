@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from paddlemix.tools import predict
-from paddlemix.tools._command import run_command
+from paddlemix.tools.common.command import run_command
 from tests.conftest import ROOT
 from tests.tiny_world import World
 

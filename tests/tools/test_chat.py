@@ -21,8 +21,8 @@ from paddlemix.examples.llava import run_predict_multiround
 from paddlemix.generation.sampling import GenerationSettings
 from paddlemix.generation.steps import Steps
 from paddlemix.tools import merge_lora_params
-from paddlemix.tools._command import run_command
-from paddlemix.tools._terminal import Terminal
+from paddlemix.tools.common.command import run_command
+from paddlemix.tools.common.terminal import Terminal
 from tests.conftest import HANG, ROOT
 from tests.tiny_world import World
 

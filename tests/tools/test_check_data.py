@@ -16,7 +16,7 @@ import pytest
 
 from paddlemix.processors.tokenizer import Tokenizer
 from paddlemix.tools import check_data
-from paddlemix.tools._command import run_command
+from paddlemix.tools.common.command import run_command
 from tests.conftest import HANG, ROOT
 from tests.tiny import make_processor, noise_picture
 

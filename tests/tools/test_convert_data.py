@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from paddlemix.datasets.forms.parse import parse_record
-from paddlemix.tools._command import run_command
+from paddlemix.tools.common.command import run_command
 from paddlemix.tools.convert_data import main
 
 COCO = "COCO_val2014_000000104406.jpg"

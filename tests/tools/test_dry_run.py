@@ -14,7 +14,7 @@ from paddlemix.dry_run.device import DeviceMemory
 from paddlemix.errors import cut
 from paddlemix.examples.llava import pretrain
 from paddlemix.tools import supervised_finetune
-from paddlemix.tools._command import run_command
+from paddlemix.tools.common.command import run_command
 from tests.tiny_world import World
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from paddlemix.examples.llava import pretrain
 from paddlemix.tools import supervised_finetune
-from paddlemix.tools._command import run_command
+from paddlemix.tools.common.command import run_command
 from tests.conftest import HANG, ROOT
 from tests.tiny_world import World, without_weight
 

@@ -15,7 +15,7 @@ from paddlemix import __main__ as front_door
 from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.examples.llava import pretrain
 from paddlemix.tools import supervised_finetune
-from paddlemix.tools._command import run_command
+from paddlemix.tools.common.command import run_command
 from tests.conftest import HANG, ROOT
 from tests.tiny_world import World, changed, reports, template_of, weights
 

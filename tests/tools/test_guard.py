@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from paddlemix.__main__ import COMMANDS
-from paddlemix.tools._command import run_command
+from paddlemix.tools.common.command import run_command
 from tests.tiny_models import GOLDEN
 
 Arguments = Callable[[Path, Path], list[str]]  # of the world's folder and the output

@@ -12,7 +12,7 @@ import pytest
 from paddlemix.checkpoints.files import directories
 from paddlemix.locks import locked_output, remove_leftovers, temporary_directory
 from paddlemix.tools import convert_checkpoint, merge_lora_params, quantize
-from paddlemix.tools._command import run_command
+from paddlemix.tools.common.command import run_command
 from tests.tiny_world import World
 
 

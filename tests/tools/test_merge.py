@@ -20,7 +20,7 @@ from paddlemix.peft.linear import LoRALinear
 from paddlemix.peft.lora import LoRAConfig, add_lora
 from paddlemix.peft.quantize import quantized_linears
 from paddlemix.tools import merge_lora_params
-from paddlemix.tools._command import run_command
+from paddlemix.tools.common.command import run_command
 from paddlemix.trainer.recipe import run_recipe
 from tests.tiny_world import CLIP_TOWER, LORA, MAX_GAP, World, changed, weights
 

@@ -15,7 +15,7 @@ import pytest
 
 from paddlemix.errors import UserError
 from paddlemix.tools import predict
-from paddlemix.tools._command import run_command
+from paddlemix.tools.common.command import run_command
 from tests.moments import Moment
 from tests.tiny_world import World
 from tests.trainer.fork_server import ForkServer

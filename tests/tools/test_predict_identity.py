@@ -19,7 +19,7 @@ from paddlemix.checkpoints.identity.model_identity import file_identity
 from paddlemix.examples.llava import run_predict_multiround
 from paddlemix.generation.answer_file import beside
 from paddlemix.tools import predict
-from paddlemix.tools._command import run_command
+from paddlemix.tools.common.command import run_command
 from tests.tiny_models import flip_bit
 from tests.tiny_world import World
 

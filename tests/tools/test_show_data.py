@@ -16,8 +16,8 @@ from paddlemix.errors import UserError
 from paddlemix.processors.run_processor import Sight
 from paddlemix.processors.tokenizer import Tokenizer
 from paddlemix.tools import show_data
-from paddlemix.tools._command import run_command
-from paddlemix.tools._processor import _sight
+from paddlemix.tools.common.command import run_command
+from paddlemix.tools.common.processor import _sight
 from tests.conftest import HANG, ROOT
 from tests.golden_conversations import VOCABULARIES, golden_cases, golden_tokenizer
 from tests.tiny import ANYRES_SPEC, PAD_SPEC, make_processor, noise_picture

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from paddlemix.tools import check_data, convert_data, predict, supervised_finetune
-from paddlemix.tools._command import run_command
+from paddlemix.tools.common.command import run_command
 from tests.tiny_world import LORA, World
 
 

@@ -91,7 +91,7 @@ def _child(task: dict[str, Any]) -> int:
     os.dup2(descriptor, 2)
     if task["limit"] is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (task["limit"], resource.RLIM_INFINITY))
-    from paddlemix.tools._command import run_command
+    from paddlemix.tools.common.command import run_command
 
     try:
         main = importlib.import_module(sys.argv[1]).main

@@ -14,7 +14,7 @@ import pytest
 
 from paddlemix.errors import UserError
 from paddlemix.tools import supervised_finetune
-from paddlemix.tools._command import run_command
+from paddlemix.tools.common.command import run_command
 from paddlemix.trainer.recipe import run_recipe
 from paddlemix.trainer.resuming.saving import list_checkpoints
 from tests.tiny_world import LORA, World, changed, weights

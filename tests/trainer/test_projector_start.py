@@ -15,7 +15,7 @@ from paddlemix.config.load import load_config
 from paddlemix.errors import UserError
 from paddlemix.examples.llava import pretrain
 from paddlemix.examples.llava.pretrain import DEFAULTS
-from paddlemix.tools._command import run_command
+from paddlemix.tools.common.command import run_command
 from paddlemix.trainer.recipe import run_recipe
 from tests.tiny_world import CLIP_TOWER, LORA, World, changed, weights
 

@@ -16,7 +16,7 @@ from paddlemix.config.schema import RunConfig
 from paddlemix.dry_run import plan
 from paddlemix.errors import UserError
 from paddlemix.processors.llava import LlavaProcessor
-from paddlemix.tools._check_plan import CheckOptions, make_plan
+from paddlemix.tools.common.check_plan import CheckOptions, make_plan
 from paddlemix.trainer import recipe
 from tests.tiny import TILE
 from tests.tiny_world import CLIP_TOWER, LORA, World

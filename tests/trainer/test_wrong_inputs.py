@@ -20,7 +20,7 @@ from paddlemix.checkpoints.pretrained import save_model
 from paddlemix.dry_run.plan import plan_run
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.tools import supervised_finetune
-from paddlemix.tools._command import run_command
+from paddlemix.tools.common.command import run_command
 from paddlemix.trainer.checks import check_devices, check_steps
 from paddlemix.trainer.recipe import run_recipe
 from paddlemix.trainer.resuming.same_recipe import check_same_recipe, recipe_values

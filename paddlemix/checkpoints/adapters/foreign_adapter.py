@@ -30,7 +30,7 @@ from paddlemix.checkpoints.layouts.recognise import (
 )
 from paddlemix.checkpoints.layouts.weight_names import HF_5, HF_NEW, HF_OLD, ORIGINAL, PADDLEMIX, KeyMap
 from paddlemix.checkpoints.source import rename
-from paddlemix.config.foreign_templates import SWIFT_TEMPLATES, Named
+from paddlemix.config.foreign.templates import SWIFT_TEMPLATES, Named
 from paddlemix.declared import take
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.log import logger

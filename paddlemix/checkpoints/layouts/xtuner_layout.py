@@ -19,7 +19,7 @@ from typing import Any
 
 from paddlemix.checkpoints.files.weight_files import read_json
 from paddlemix.checkpoints.layouts.config_keys import XTUNER_PROJECTOR_KEYS
-from paddlemix.config.foreign_templates import XTUNER_TEMPLATES, Named
+from paddlemix.config.foreign.templates import XTUNER_TEMPLATES, Named
 from paddlemix.declared import integer, take
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.log import logger

@@ -20,8 +20,8 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
 from paddlemix.config.less_memory import less_memory_in_answers
 from paddlemix.errors import UserError
 from paddlemix.memory import out_of_memory_explained
-from paddlemix.tools._arguments import CommandParser
-from paddlemix.tools._command import place_argument, run_command, seed_argument
+from paddlemix.tools.common.arguments import CommandParser
+from paddlemix.tools.common.command import place_argument, run_command, seed_argument
 
 if TYPE_CHECKING:
     from paddlemix.generation.chat import ChatSession
@@ -93,7 +93,7 @@ def main(argv: list[str]) -> int:
     images = [load_image(name) for name in arguments.image_file]  # before the model, which takes longer
     session = _open_session(arguments)
     from paddlemix.generation.history import Picture
-    from paddlemix.tools._terminal import Terminal, TerminalOptions
+    from paddlemix.tools.common.terminal import Terminal, TerminalOptions
 
     if images and session.model.config.vision is None:
         raise UserError(f"--image-file {arguments.image_file[0]}: the model has no vision tower")
@@ -144,7 +144,7 @@ def _open_session(arguments: argparse.Namespace) -> ChatSession:
     from paddlemix.checkpoints.load import load_pretrained
     from paddlemix.device import check_dtype, default_dtype, select_device, set_seed
     from paddlemix.generation.chat import ChatSession
-    from paddlemix.tools._processor import named_template
+    from paddlemix.tools.common.processor import named_template
 
     template = named_template(arguments.conv_mode, arguments.model_path) if arguments.conv_mode else None
     device = select_device(arguments.device)

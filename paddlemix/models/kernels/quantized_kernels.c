@@ -1,6 +1,6 @@
 /* Weights that are held in few bits, made wide again or multiplied as they are; formats are in peft/codes.py.
  *
- * Built into the same library as cpu_kernels.c; peft/quantized_kernels.py documents shapes.  Every function has its
+ * Built into the same library as cpu_kernels.c; peft/cpu_products.py documents shapes.  Every function has its
  * plain form in paddle operators, which tests hold it against: wide numbers bit for bit, products to rounding.
  */
 #include <stdint.h>

@@ -26,7 +26,7 @@ from paddlemix.checkpoints.pretrained import Pretrained
 from paddlemix.errors import UserError
 from paddlemix.examples.llava import run_predict_multiround
 from paddlemix.tools import merge_lora_params, quantize
-from paddlemix.tools._command import run_command
+from paddlemix.tools.common.command import run_command
 from paddlemix.trainer.recipe import run_recipe
 from tests.tiny_models import flip_bit
 from tests.tiny_world import CLIP_TOWER, LORA, World

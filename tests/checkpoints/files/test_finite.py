@@ -17,7 +17,7 @@ from paddlemix.checkpoints.files.weight_files import read_safetensors, write_saf
 from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.examples.llava import run_predict_multiround
 from paddlemix.tools import convert_checkpoint, merge_lora_params, predict, quantize, supervised_finetune
-from paddlemix.tools._command import run_command
+from paddlemix.tools.common.command import run_command
 from paddlemix.trainer.recipe import run_recipe
 from tests.tiny_world import LORA, World
 

@@ -23,7 +23,7 @@ from paddlemix.checkpoints.identity.weight_identity import ORIGIN_FILE, differin
 from paddlemix.checkpoints.source import open_source
 from paddlemix.errors import UserError
 from paddlemix.tools import quantize
-from paddlemix.tools._command import run_command
+from paddlemix.tools.common.command import run_command
 from tests.tiny_models import GOLDEN, flip_bit
 
 V15, V16 = GOLDEN / "llava_v15_llama" / "original", GOLDEN / "llava_v16_llama" / "original"

@@ -16,7 +16,7 @@ from paddlemix.datasets.checking.check import CheckReport
 from paddlemix.datasets.checking.problem_kinds import Problem
 from paddlemix.datasets.statistics import DataStatistics, describe_lengths, padding_share
 from paddlemix.errors import UserError
-from paddlemix.tools._check_plan import CheckPlan
+from paddlemix.tools.common.check_plan import CheckPlan
 
 _EXAMPLES = 3  # of each kind of problem
 _WIDTH = 300  # characters of an example; the JSON report has them whole

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from paddlemix.config.foreign_flags import FOREIGN_WORDS, SWITCHES, WORD_LISTS, foreign_flag
+from paddlemix.config.foreign.flags import FOREIGN_WORDS, SWITCHES, WORD_LISTS, foreign_flag
 from paddlemix.errors import UserError, did_you_mean
 
 

@@ -6,8 +6,8 @@ xtuner/configs/llava/; LLaMA-Factory 0.9.5 llamafactory/hparams/; PEFT's LoraCon
 
 from __future__ import annotations
 
-from paddlemix.config.foreign_answers import Answer, each, policy, same, says, switch
-from paddlemix.config.foreign_keys import (
+from paddlemix.config.foreign.answers import Answer, each, policy, same, says, switch
+from paddlemix.config.foreign.keys import (
     ALWAYS,
     BITS,
     EVAL_FILES,
@@ -17,7 +17,7 @@ from paddlemix.config.foreign_keys import (
     TRAIN_FILES,
     template_answer,
 )
-from paddlemix.config.foreign_templates import LLAMA_FACTORY_TEMPLATES, SWIFT_TEMPLATES, XTUNER_TEMPLATES
+from paddlemix.config.foreign.templates import LLAMA_FACTORY_TEMPLATES, SWIFT_TEMPLATES, XTUNER_TEMPLATES
 
 _SOME = says('"data_files": "PATH#N" takes N records of a file')
 _SPLIT = says('give "split": "[:99%]" to the entry of train and "[99%:]" to that of eval')

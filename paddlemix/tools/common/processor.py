@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from paddlemix.config.foreign_templates import XTUNER_TEMPLATES
+from paddlemix.config.foreign.templates import XTUNER_TEMPLATES
 from paddlemix.config.schema import RunConfig
 from paddlemix.declared import Keys, flag, integer, mapping, read_object, take, without_null
 from paddlemix.errors import UserError

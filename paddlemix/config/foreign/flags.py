@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from paddlemix.config.foreign_answers import Answer, each, explain_flag, knows_value, of_programs, says
-from paddlemix.config.foreign_templates import LLAMA_FACTORY_TEMPLATES, SWIFT_TEMPLATES, XTUNER_TEMPLATES, Named
+from paddlemix.config.foreign.answers import Answer, each, explain_flag, knows_value, of_programs, says
+from paddlemix.config.foreign.templates import LLAMA_FACTORY_TEMPLATES, SWIFT_TEMPLATES, XTUNER_TEMPLATES, Named
 
 _MODEL = Answer(write="--model-path $")
 _ADAPTER = Answer(write="--model-path $", says="an adapter's folder names its base")

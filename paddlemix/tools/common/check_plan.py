@@ -20,7 +20,7 @@ from paddlemix.datasets.selection import split_count
 from paddlemix.errors import UserError
 from paddlemix.processors.chat_template import resolve_template
 from paddlemix.processors.llava import LlavaProcessor
-from paddlemix.tools._processor import open_processor, processor_of_run
+from paddlemix.tools.common.processor import open_processor, processor_of_run
 
 _RUN_KEYS = {"dataset", "model_name_or_path"}
 _LARGEST_CONFIG = 4 * 1024**2  # bytes; a larger file is data

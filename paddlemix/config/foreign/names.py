@@ -9,10 +9,10 @@ import os
 from collections.abc import Mapping
 from pathlib import PurePath
 
-from paddlemix.config import foreign_keys as keys
-from paddlemix.config import foreign_toolchain_keys as toolchains
-from paddlemix.config.foreign_answers import Answer, choose, explain, keys_written, knows_value, of_programs
-from paddlemix.config.foreign_templates import FOREIGN_RECIPES, FOREIGN_TEMPLATES, Named
+from paddlemix.config.foreign import keys
+from paddlemix.config.foreign import toolchain_keys as toolchains
+from paddlemix.config.foreign.answers import Answer, choose, explain, keys_written, knows_value, of_programs
+from paddlemix.config.foreign.templates import FOREIGN_RECIPES, FOREIGN_TEMPLATES, Named
 
 # Program -> name -> answer; where several programs have a name, the order here is that in which they are named.
 FOREIGN_KEYS: Mapping[str, Mapping[str, Answer]] = {

@@ -11,7 +11,7 @@ Nothing here knows any command.  A command file that users run by path, as in `p
         _here = Path(__file__).resolve()
         sys.path[:] = [str(_here.parents[2]), *(p for p in sys.path if Path(p).resolve() != _here.parent)]
 
-    from paddlemix.tools._command import run_command
+    from paddlemix.tools.common.command import run_command
 
 (`parents[3]` for a file in `examples/llava/`), defines `main(argv: list[str]) -> int` and ends with
 

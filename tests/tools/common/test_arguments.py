@@ -14,10 +14,10 @@ import pytest
 from paddlemix.__main__ import COMMANDS
 from paddlemix.__main__ import main as front_door
 from paddlemix.checkpoints.files.weight_files import read_json, write_json
-from paddlemix.config.foreign_flags import FOREIGN_COMMANDS, FOREIGN_FLAGS, SWITCHES, WORD_LISTS
+from paddlemix.config.foreign.flags import FOREIGN_COMMANDS, FOREIGN_FLAGS, SWITCHES, WORD_LISTS
 from paddlemix.errors import UserError
-from paddlemix.tools._arguments import CommandParser
-from paddlemix.tools._processor import named_template
+from paddlemix.tools.common.arguments import CommandParser
+from paddlemix.tools.common.processor import named_template
 from tests.tiny_world import World
 
 TRAINING = ("finetune", "pretrain")

@@ -13,17 +13,17 @@ from typing import Any
 
 import pytest
 
-from paddlemix.config.foreign_answers import VALUE, keys_written
-from paddlemix.config.foreign_flags import FOREIGN_FLAGS
-from paddlemix.config.foreign_keys import ENTRY_KEYS, VALUES
-from paddlemix.config.foreign_names import (
+from paddlemix.config.foreign.answers import VALUE, keys_written
+from paddlemix.config.foreign.flags import FOREIGN_FLAGS
+from paddlemix.config.foreign.keys import ENTRY_KEYS, VALUES
+from paddlemix.config.foreign.names import (
     FOREIGN_KEYS,
     foreign_file,
     foreign_key,
     foreign_value,
     keys_meant,
 )
-from paddlemix.config.foreign_templates import FOREIGN_RECIPES, FOREIGN_TEMPLATES
+from paddlemix.config.foreign.templates import FOREIGN_RECIPES, FOREIGN_TEMPLATES
 from paddlemix.config.load import ConfigError, Fault, load_config, parse_command_line
 from paddlemix.config.schema import SPECS
 from paddlemix.config.values import check_value

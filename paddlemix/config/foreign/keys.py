@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from paddlemix.config.foreign_answers import Answer, each, policy, same, says, switch
-from paddlemix.config.foreign_templates import LLAVA_TEMPLATES, Named
+from paddlemix.config.foreign.answers import Answer, each, policy, same, says, switch
+from paddlemix.config.foreign.templates import LLAVA_TEMPLATES, Named
 
 TRAIN_FILES = '"dataset": {"train": [{"data_files": $}]}'
 EVAL_FILES = '"dataset": {"eval": [{"data_files": $}]}'
