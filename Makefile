@@ -8,8 +8,8 @@ EXTRAS ?= cpu,dev
 WORKERS ?= 2
 
 PIP_INSTALL = -m pip install -qq --disable-pip-version-check --no-input
-KERNELS = paddlemix/models/_cpu_kernels_*.so
-SOURCES = $(wildcard paddlemix/models/*.c)
+KERNELS = paddlemix/models/kernels/_cpu_kernels_*.so
+SOURCES = $(wildcard paddlemix/models/kernels/*.c)
 RIGHT_PYTHON = import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))
 
 .PHONY: help demo test slow soak lint fuzz reference clean distclean

@@ -69,8 +69,8 @@ EXTRAS = {
 }
 
 
-# The kernels for CPU are built for each kind of processor; `paddlemix/models/kernels/cpu_library.py` takes the best that
-# a machine has.  They use the OpenMP runtime that paddle brings, so that nothing is linked for `-fopenmp`.
+# The kernels for CPU are built for each kind of processor; `paddlemix/models/kernels/cpu_library.py` takes the best
+# that a machine has.  They use the OpenMP runtime that paddle brings, so that nothing is linked for `-fopenmp`.
 KERNEL_FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fopenmp"]
 KERNEL_KINDS: dict[str, list[str]] = {"plain": []}
 if platform.machine() == "x86_64":
@@ -78,7 +78,7 @@ if platform.machine() == "x86_64":
     KERNEL_KINDS |= {"avx2": ["-mavx2", "-mfma"], "avx512": wide}
 KERNELS = [
     Extension(
-        f"paddlemix.models._cpu_kernels_{kind}",
+        f"paddlemix.models.kernels._cpu_kernels_{kind}",
         ["paddlemix/models/kernels/cpu_kernels.c", "paddlemix/models/kernels/quantized_kernels.c"],
         extra_compile_args=[*KERNEL_FLAGS, *flags],
         libraries=["m"],

@@ -24,7 +24,7 @@ PACKAGE = "paddlemix"
 LEVELS = (
     ("__main__",),
     ("tools", "examples"),
-    ("demo", "doctor"),
+    ("demo", "doctor", "dry_run"),
     ("serve", "evaluation", "trainer"),
     ("generation",),
     ("checkpoints", "peft", "datasets"),

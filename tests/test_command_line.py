@@ -95,8 +95,8 @@ def test_a_reader_that_goes_away_is_no_error(lines: int) -> None:
 def test_help_lists_every_command() -> None:
     result = run_python("-m", "paddlemix", "--help")
     assert result.returncode == 0 and result.stderr == ""
-    for name, command in front_door.COMMANDS.items():
-        assert f"  {name} " in result.stdout and command.summary in result.stdout
+    for name, entry in front_door.COMMANDS.items():
+        assert f"  {name} " in result.stdout and entry.summary in result.stdout
 
 
 def test_no_command_shows_the_help_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,9 +150,10 @@ def documented_pattern(depth: int) -> str:
 @pytest.mark.parametrize("folder", ["tools", "examples/llava"])
 def test_the_documented_beginning_works_uninstalled_and_hides_no_library(folder: str, tmp_path: Path) -> None:
     package = tmp_path / "checkout" / "paddlemix"
-    (package / "tools").mkdir(parents=True)
+    (package / "tools" / "common").mkdir(parents=True)
     (package / folder).mkdir(parents=True, exist_ok=True)
-    for file in ("__init__.py", "errors.py", "paths.py", "tools/__init__.py", "tools/common/command.py"):
+    shared = ("tools/__init__.py", "tools/common/__init__.py", "tools/common/command.py")
+    for file in ("__init__.py", "errors.py", "paths.py", *shared):
         shutil.copy(ROOT / "paddlemix" / file, package / file)
     (package / folder / "wave.py").write_text("raise SystemExit('a neighbour hides the library')\n")
     script = package / folder / "x.py"

@@ -21,7 +21,7 @@ from tests.conftest import HANG
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = set(_KINDS) if platform.machine() == "x86_64" else {"plain"}
-SOURCE, STALE = "paddlemix/models/kernels/cpu_kernels.c", "paddlemix/models/_cpu_kernels_old.so"
+SOURCE, STALE = "paddlemix/models/kernels/cpu_kernels.c", "paddlemix/models/kernels/_cpu_kernels_old.so"
 COMPILER = """#!/bin/sh
 echo "$@" >> "$CALLS"
 while [ $# -gt 0 ]; do [ "$1" = -o ] && echo built > "$2"; shift; done
@@ -52,8 +52,8 @@ def run(checkout: Path, *command: str, **variables: str) -> None:
 def build(checkout: Path, compiler: str, **variables: str) -> tuple[Path, set[str]]:
     """The built package's `models` folder, which is the one in a wheel, and the names of the libraries in it."""
     run(checkout, sys.executable, "setup.py", "-q", "build", "--build-lib", "built", CC=compiler, **variables)
-    models = checkout / "built" / "paddlemix" / "models"
-    assert (models / "compiled_library.py").is_file()
+    models = checkout / "built" / "paddlemix" / "models" / "kernels"
+    assert (models / "cpu_library.py").is_file()
     return models, {path.name.partition(".")[0] for path in models.glob("*.so")}
 
 
@@ -75,7 +75,7 @@ def test_a_build_holds_a_library_for_each_kind_of_processor(checkout: Path) -> N
     assert found == {f"_cpu_kernels_{kind}" for kind in KINDS}
     compiled = [line.split() for line in calls.read_text(encoding="utf-8").splitlines() if SOURCE in line]
     needed = [{flag[2:] for flag in line if flag.startswith(("-mavx", "-mfma"))} for line in compiled]
-    # what a library is compiled for is what compiled_library.py asks a processor for; each with AVX-512 has FMA
+    # what a library is compiled for is what cpu_library.py asks a processor for; each with AVX-512 has FMA
     for needs in (_KINDS[kind] for kind in KINDS):
         assert any(features - needs <= {"fma"} and needs <= features for features in needed), (needs, needed)
     assert len(needed) == len(KINDS)
@@ -91,7 +91,7 @@ def test_without_a_compiler_the_package_is_built_all_the_same(checkout: Path, co
 def test_make_clean_keeps_the_libraries_as_long_as_the_environment(checkout: Path) -> None:
     for name in (".venv", "build", "tests", "benchmarks"):
         (checkout / name).mkdir()
-    library = checkout / "paddlemix" / "models" / "_cpu_kernels_plain.cpython-311-x86_64-linux-gnu.so"
+    library = checkout / "paddlemix" / "models" / "kernels" / "_cpu_kernels_plain.cpython-311-x86_64-linux-gnu.so"
     library.touch()
     run(checkout, "make", "clean")
     assert library.exists() and (checkout / ".venv").exists() and not (checkout / "build").exists()

@@ -4,7 +4,7 @@
     gradients         of what trains, in the weights' type; 4 bytes with amp_master_grad
     optimiser states  AdamW's two means in float32: 8 bytes for each number that trains
     master weights    4 bytes for each that trains, where weights are held in 2
-    activations       see `estimate_activations.py`
+    activations       see `activations.py`
 
 Sharding divides by its degree: stage 1 states and master weights, stage 2 gradients too, stage 3 weights too; with
 offload, states and master weights stand in host memory.  Knows no paddle and no file.

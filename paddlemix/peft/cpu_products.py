@@ -1,4 +1,4 @@
-"""Codes multiplied and made wide in C on CPU (models/kernels/quantized_kernels.c), where paddle's operators are many passes.
+"""Codes multiplied and widened in C (models/kernels/quantized_kernels.c), where paddle takes many passes.
 
 Wide numbers are those of the plain form bit for bit, products to rounding.  `holds` and `suits` are false where the
 kernels are missing or a tensor is of another kind or device; the layer then computes the plain form.

@@ -113,8 +113,8 @@ def test_an_adapter_for_another_tile_size_is_refused(world: World, tmp_path: Pat
     for use in (recipe.run_recipe, plan.plan_run):
         with pytest.raises(UserError, match=said):
             use(world.config(tmp_path / "second", **going_on))
-    plan = make_plan([str(world.recipe(tmp_path / "checked", **going_on))], CheckOptions())
-    assert f"set vision_image_size to {2 * TILE}" in plan.notes[0]
+    checked = make_plan([str(world.recipe(tmp_path / "checked", **going_on))], CheckOptions())
+    assert f"set vision_image_size to {2 * TILE}" in checked.notes[0]
 
 
 def test_what_a_run_refuses_is_told_by_the_check(world: World, tmp_path: Path) -> None:

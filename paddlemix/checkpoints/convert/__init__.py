@@ -1,1 +1,1 @@
-"""TODO."""
+"""A checkpoint or adapter written in another layout, and read back."""

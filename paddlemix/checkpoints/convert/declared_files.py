@@ -1,6 +1,6 @@
 """Our facts as the declared files of the other layouts: config.json and the processor files.
 
-The reverse of `layouts.py`; keys are those that the reference's own files have.  Knows no weights.
+The reverse of `recognise.py`; keys are those that the reference's own files have.  Knows no weights.
 Sources: config.json and processor files of liuhaotian/llava-v1.5-7b, llava-v1.6-vicuna-7b and llava-hf/*.
 """
 

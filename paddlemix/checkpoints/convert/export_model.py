@@ -3,7 +3,7 @@
     convert_checkpoint("llava-v1.5-7b-hf", "llava-v1.5-7b", Conversion(to="llava"))
 
 Weights pass through tensor by tensor and no model is built, so that memory is that of a few tensors.  What each layout
-declares is in `declared.py`, what its weights are called in `keymap.py`.
+declares is in `declared.py`, what its weights are called in `weight_names.py`.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Weight files and the tensors in them: safetensors, pickles, directories that appear whole."""

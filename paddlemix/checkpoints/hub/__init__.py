@@ -1,1 +1,1 @@
-"""TODO."""
+"""Names of models -> directories: caches, downloads and the files that a model needs."""

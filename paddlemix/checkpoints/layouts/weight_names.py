@@ -1,7 +1,7 @@
 """Names of weights: ours <-> those of each checkpoint layout.
 
 A layout is a table of prefixes and, for the tower, a second table of what follows the prefix; both are read in either
-direction.  Which layout a directory has is decided in `layouts.py`.
+direction.  Which layout a directory has is decided in `recognise.py`.
 
 Our own names are those of the model's parameters: `language_model.`, `lm_head.`, `projector.`, `vision_tower.`,
 `image_newline`.  Linear weights are [in, out] with us and in PaddleMIX, [out, in] in torch layouts.

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Other programs' keys, flags and templates, each with ours."""

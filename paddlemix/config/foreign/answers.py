@@ -1,7 +1,7 @@
 """What a line of the tables of other programs' names is, and how it is put into words.
 
-Knows no name.  The tables are data in `foreign_keys.py`, `foreign_toolchain_keys.py` and `foreign_templates.py`;
-`foreign_names.py` looks names up in them.
+Knows no name.  The tables are data in `keys.py`, `toolchain_keys.py` and `templates.py`;
+`names.py` looks names up in them.
 """
 
 from __future__ import annotations

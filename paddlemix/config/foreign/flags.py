@@ -1,4 +1,4 @@
-"""Flags of other programs' commands, and what to write for them in ours; `foreign_answers.py` says how a line is read.
+"""Flags of other programs' commands, and what to write for them in ours; `answers.py` says how a line is read.
 
 Only flags that the command here does not have.  A flag is held under its name with underscores.
 

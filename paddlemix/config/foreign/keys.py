@@ -1,6 +1,6 @@
 """Keys of other programs' training files and scripts, and what to write here: LLaVA, transformers, InternVL.
 
-`foreign_toolchain_keys.py` has those of ms-swift, XTuner and LLaMA-Factory; `foreign_answers.py` says how a line is
+`toolchain_keys.py` has those of ms-swift, XTuner and LLaMA-Factory; `answers.py` says how a line is
 read.
 
 Sources: haotian-liu/LLaVA c121f04 llava/train/train.py; LLaVA-VL/LLaVA-NeXT df17966 llava/train/train.py;

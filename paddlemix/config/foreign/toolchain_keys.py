@@ -1,4 +1,4 @@
-"""Keys of ms-swift, XTuner and LLaMA-Factory, and what to write here; `foreign_answers.py` says how a line is read.
+"""Keys of ms-swift, XTuner and LLaMA-Factory, and what to write here; `answers.py` says how a line is read.
 
 Sources: ms-swift 2.6.1 swift/llm/utils/argument.py and 4.6.0 swift/arguments/; InternLM/xtuner 0.1.23
 xtuner/configs/llava/; LLaMA-Factory 0.9.5 llamafactory/hparams/; PEFT's LoraConfig.

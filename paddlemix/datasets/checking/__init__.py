@@ -1,1 +1,1 @@
-"""TODO."""
+"""Every record and image of data files checked as a run would use it."""

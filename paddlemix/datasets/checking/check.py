@@ -1,6 +1,6 @@
 """Every record of data files looked at: parsed, rendered, measured, its images decoded; in parallel processes.
 
-Gives a `CheckReport` and changes nothing; `problems.py` puts like messages together.  The processes never load paddle.
+Returns a `CheckReport` and changes nothing; `problem_kinds.py` groups like messages.  The processes never load paddle.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One record after the other, checked as a run would use it; what one process of `checking.py` does.
+"""One record after the other, checked as a run would use it; what one process of `check.py` does.
 
 Knows no other process and no report.
 """

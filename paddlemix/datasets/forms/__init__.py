@@ -1,1 +1,1 @@
-"""TODO."""
+"""Records of every known form -> Samples, and back."""

@@ -1,4 +1,4 @@
-"""Samples -> records in LLaVA's form, the reverse of `formats.py`.
+"""Samples -> records in LLaVA's form, the reverse of `parse.py`.
 
 {"id": "0", "image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\nQ"}, {"from": "gpt", ...}]}
 """

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Data files as numbered records: indexed, validated, read one at a time."""

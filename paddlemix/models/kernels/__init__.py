@@ -1,1 +1,1 @@
-"""TODO."""
+"""How a formula is computed on a device: functions with hand-written gradients, C for CPU, fused operators."""

@@ -1,4 +1,4 @@
-"""Attention with its forward and backward pass written out, by the rules of kernels.py."""
+"""Attention with its forward and backward pass written out, by the rules of functions.py."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 /* Passes over float32 arrays that paddle's CPU operators make one by one and mostly on one thread, each in one piece.
  *
- * setup.py builds this file once per kind of processor; compiled.py documents shapes, compiled_library.py loads
+ * setup.py builds this file once per kind of processor; cpu.py documents shapes, cpu_library.py loads
  * the library that fits.
  * Every function has its plain form in paddle operators, which tests hold it against.  All arrays are contiguous.
  * Threads are those of the OpenMP runtime that paddle itself uses: the library is linked with none of its own.
@@ -10,7 +10,7 @@
  */
 #include <stdint.h>
 
-#define KERNELS_VERSION 1 /* counts changes of any function's arguments; compiled_library.py names the same */
+#define KERNELS_VERSION 1 /* counts changes of any function's arguments; cpu_library.py names the same */
 #define INLINE static inline __attribute__((always_inline))
 
 /* cblas_sgemm of the library that paddle's own products use */

@@ -2,7 +2,7 @@
 
 Built when the package is installed, if there is a C compiler.  `takes` is false where it is missing or switched off
 (PADDLEMIX_CPU_KERNELS=0), or a tensor is of another kind; callers then compute the plain form in paddle operators.
-The kernels' shapes stand in compiled.py and peft/cpu_products.py.
+The kernels' shapes stand in cpu.py and peft/cpu_products.py.
 """
 
 from __future__ import annotations

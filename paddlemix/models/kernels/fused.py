@@ -3,7 +3,7 @@
 A kernel is used only if the device has it and it computes what the plain form does: values and gradients of a small
 case of this model's head size and widths are compared when a model is loaded or a run begins.  Candidates are paddle's
 kernels on an NVIDIA GPU and the plugin's own operators (npu_operators.py) on an Ascend NPU.  On CPU nothing is even
-tried, because paddle 3.3.1's fused RMS norm ends the process there; a CPU has the kernels of compiled.py.
+tried, because paddle 3.3.1's fused RMS norm ends the process there; a CPU has the kernels of cpu.py.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def cpu_kernels() -> str:
     """What a CPU computes with, in words: "compiled kernels: avx512", or why there are none and what to do."""
     reason = cpu_library.missing()
     if reason is None:
-        return f"compiled kernels: {compiled_library.kind()}"
+        return f"compiled kernels: {cpu_library.kind()}"
     return f"no compiled kernels, paddle's operators alone: {reason}"
 
 

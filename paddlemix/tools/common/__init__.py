@@ -1,1 +1,1 @@
-"""TODO."""
+"""What several commands share: arguments, errors and statuses, tables on the terminal."""

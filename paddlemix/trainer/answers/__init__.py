@@ -1,1 +1,1 @@
-"""TODO."""
+"""Answers of the model while it trains: which questions, and how they are answered."""

@@ -554,7 +554,8 @@ def run_scripts(*arguments: list[str]) -> list[subprocess.CompletedProcess[str]]
 def test_processes_that_start_at_once_all_succeed(write: Callable[..., Path]) -> None:
     path = write([record(f"Q{number}") for number in range(5000)])
     script = (
-        "import sys; from paddlemix.datasets.records.record_file import open_records; file = open_records(sys.argv[1]); "
+        "import sys; from paddlemix.datasets.records.record_file import open_records; "
+        "file = open_records(sys.argv[1]); "
         "print(len(file), file[4999]['conversations'][0]['value'], sorted({'paddle', 'PIL'} & set(sys.modules)))"
     )
     results = run_scripts(*[["-c", script, str(path)]] * 3)

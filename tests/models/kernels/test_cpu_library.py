@@ -34,7 +34,7 @@ Break = Callable[[pytest.MonkeyPatch, Path], None]
 def no_file(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.delenv("PADDLEMIX_CPU_KERNELS", raising=False)
     monkeypatch.setattr(cpu_library, "openmp", lambda: object())
-    monkeypatch.setattr(cpu_library, "__file__", str(folder / "compiled_library.py"))
+    monkeypatch.setattr(cpu_library, "__file__", str(folder / "cpu_library.py"))
 
 
 def a_file_that_is_no_library(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

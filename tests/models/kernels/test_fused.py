@@ -244,7 +244,7 @@ def test_a_cpu_without_them_says_why(
     fresh_library: Callable[[], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("PADDLEMIX_CPU_KERNELS", raising=False)
-    monkeypatch.setattr(cpu_library, "__file__", str(tmp_path / "compiled_library.py"))
+    monkeypatch.setattr(cpu_library, "__file__", str(tmp_path / "cpu_library.py"))
     (line,) = choose_kernels(False, "cpu", "float32")
     assert line.startswith("no compiled kernels, paddle's operators alone: they were not built; install a C compiler")
 
