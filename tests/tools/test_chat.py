@@ -121,6 +121,7 @@ def test_another_template_is_noted(
     [
         (("--conv-mode", "vicuna_v11"), "'vicuna_v11' is not one of .*did you mean 'vicuna_v1'"),
         (("--fp16",), "float16 cannot be computed on CPU"),
+        (("--fp16", "--dtype", "bfloat16"), "--fp16 and --dtype bfloat16 contradict each other"),
         (("--dtype", "bfloat16"), "bfloat16 cannot be computed on CPU"),
         (("--temperature", "-1"), "temperature -1.0 must be at least 0"),
         (("--max-new-tokens", "0"), "max_new_tokens 0 must be at least 1"),

@@ -85,7 +85,7 @@ def test_keys_and_order_are_llavas(world: World, tmp_path: Path, capsys: pytest.
     assert set("".join(identities)) <= set(string.ascii_letters + string.digits)
     captured = capsys.readouterr()
     assert f"{output} is complete" in captured.out and "answers" not in captured.err  # no bar where nobody looks
-    assert "10 of 10 questions answered in this run, " in captured.out and "ended in an error" not in captured.out
+    assert "10 of 10 questions answered in this run, " in captured.out and "failed" not in captured.out
 
 
 def test_batch_size_and_threads_change_nothing(world: World, tmp_path: Path) -> None:
@@ -112,14 +112,14 @@ def test_errors_are_lines_and_a_rerun_asks_them_again(
     questions, output = write_questions(tmp_path / "q.jsonl", 6, **bad), tmp_path / "a.jsonl"
     assert run(world, questions, output) == 1
     text = capsys.readouterr().out
-    assert "4 of 6 questions answered in this run, 2 ended in an error, " in text and "2 lines with an error" in text
+    assert "4 of 6 questions answered in this run, 2 failed, " in text and "2 lines with an error" in text
     lines = read(output)
     assert ["error" in line for line in lines] == [False, False, True, True, False, False]
     assert f"record 2: image '{later}' does not exist" in lines[2]["error"] and lines[2]["text"] == ""
     assert [line["question_id"] for line in lines] == list(range(100, 106))
     later.write_bytes(world.picture.read_bytes())
     assert run(world, questions, output) == 1
-    assert "1 of 6 questions answered in this run, 1 ended in an error, " in capsys.readouterr().out
+    assert "1 of 6 questions answered in this run, 1 failed, " in capsys.readouterr().out
     again = read(output)
     assert "error" not in again[2] and "error" in again[3]
     assert [again[number] for number in (0, 1, 4, 5)] == [lines[number] for number in (0, 1, 4, 5)]
@@ -245,7 +245,7 @@ def test_launched_processes_write_one_file(
         (("--batch-size", "0"), "batch-size 0 and workers 1 must be at least 1"),
         (("--input", "none.jsonl"), "data file 'none.jsonl' does not exist"),
         (("--model-path", "none"), "model directory 'none' does not exist"),
-        (("--num-chunks", "2"), "--num-chunks and --chunk-idx belong together"),
+        (("--num-chunks", "2"), "--num-chunks and --chunk-idx must be given together"),
         (("--num-chunks", "2", "--chunk-idx", "2"), "chunk-idx 2 must be from 0 to num-chunks - 1"),
     ],
 )

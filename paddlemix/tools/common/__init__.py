@@ -1,1 +1,1 @@
-"""What several commands share: arguments, errors and statuses, tables on the terminal."""
+"""What several commands share: flags, errors and exit statuses, processors without weights, reports, a terminal."""
