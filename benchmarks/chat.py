@@ -47,10 +47,10 @@ def load(work: Workload) -> Any:
     """Model and processor, as `load_pretrained` gives them."""
     from paddlemix.checkpoints.pretrained import Pretrained
     from paddlemix.demo.vocabulary import train_tokenizer
-    from paddlemix.processors.image import ImageSpec
+    from paddlemix.processors.images.image_spec import ImageSpec
     from paddlemix.processors.llava import LlavaProcessor
-    from paddlemix.processors.templates import get_template
-    from paddlemix.processors.tokenizer import load_tokenizer
+    from paddlemix.processors.text.known_templates import get_template
+    from paddlemix.processors.text.tokenizer import load_tokenizer
 
     template = get_template("vicuna_v1")
     folder = Path(tempfile.mkdtemp())

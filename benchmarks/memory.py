@@ -84,10 +84,10 @@ def write_case(case: Case, folder: Path) -> Path:
     from paddlemix.checkpoints.pretrained import Pretrained, build_model, save_model
     from paddlemix.demo.vocabulary import train_tokenizer
     from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionConfig
-    from paddlemix.processors.image import ImageSpec
+    from paddlemix.processors.images.image_spec import ImageSpec
     from paddlemix.processors.llava import LlavaProcessor
-    from paddlemix.processors.templates import get_template
-    from paddlemix.processors.tokenizer import load_tokenizer
+    from paddlemix.processors.text.known_templates import get_template
+    from paddlemix.processors.text.tokenizer import load_tokenizer
 
     texts = [get_template("vicuna_v1").system, *(" ".join(np.roll(_WORDS, number)) for number in range(40))]
     (folder / "tokenizer").mkdir(parents=True)

@@ -35,10 +35,10 @@ from paddlemix.demo.vocabulary import train_tokenizer  # noqa: E402
 from paddlemix.generation.predict import predict  # noqa: E402
 from paddlemix.generation.sampling import GenerationSettings  # noqa: E402
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionConfig  # noqa: E402
-from paddlemix.processors.image import ImageSpec  # noqa: E402
+from paddlemix.processors.images.image_spec import ImageSpec  # noqa: E402
 from paddlemix.processors.llava import LlavaProcessor  # noqa: E402
-from paddlemix.processors.templates import get_template  # noqa: E402
-from paddlemix.processors.tokenizer import load_tokenizer  # noqa: E402
+from paddlemix.processors.text.known_templates import get_template  # noqa: E402
+from paddlemix.processors.text.tokenizer import load_tokenizer  # noqa: E402
 
 _TEXT = "the a red blue cat dog sits stands on under table street with and bus person holding looks"
 _WORDS = np.array(_TEXT.split(" "))

@@ -23,7 +23,7 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True)
 class Box:
-    """A place in an image; it becomes text once the image's size is known (`processors/boxes.py`).
+    """A place in an image; it becomes text once the image's size is known (`processors/images/boxes.py`).
 
     Args:
         image: index into `Sample.images`.

@@ -20,7 +20,7 @@ from tests.kernels_built import need_kernels
 from tests.moments import signals_of_a_terminal
 
 if TYPE_CHECKING:
-    from paddlemix.processors.tokenizer import Tokenizer
+    from paddlemix.processors.text.tokenizer import Tokenizer
     from tests.tiny_world import World
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,7 +80,7 @@ def tokenizer_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer(tokenizer_directory: Path) -> Tokenizer:
     """The same, loaded."""
-    from paddlemix.processors.tokenizer import load_tokenizer
+    from paddlemix.processors.text.tokenizer import load_tokenizer
 
     return load_tokenizer(tokenizer_directory)
 

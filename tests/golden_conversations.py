@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from paddlemix.processors.tokenizer import Tokenizer
+from paddlemix.processors.text.tokenizer import Tokenizer
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 OWN = GOLDEN / "conversations_tiny"

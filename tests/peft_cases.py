@@ -15,7 +15,8 @@ import paddle
 
 from paddlemix.datasets.collate import collate
 from paddlemix.models.llava import LlavaModel
-from paddlemix.processors.image import ImageSpec, visual_token_index
+from paddlemix.processors.images.image_spec import ImageSpec
+from paddlemix.processors.images.visual_tokens import visual_token_index
 from paddlemix.sample import IGNORE_INDEX, IMAGE_TOKEN_INDEX, Example
 from tests.tiny_models import GOLDEN
 

@@ -11,7 +11,7 @@ import paddle
 from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.datasets.collate import collate
 from paddlemix.generation.ending import ending_of
-from paddlemix.processors.image import visual_token_index
+from paddlemix.processors.images.visual_tokens import visual_token_index
 from paddlemix.sample import IGNORE_INDEX, IMAGE_TOKEN_INDEX, Example
 from tests.tiny import draw_picture
 

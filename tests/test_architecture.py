@@ -46,7 +46,7 @@ SAME_LEVEL = {
 # Library -> the rooms or files that may name it, even inside a function.
 ONLY_IN = {
     "paddlenlp": ("trainer/compat.py",),
-    "transformers": ("processors/tokenizer.py",),
+    "transformers": ("processors/text/tokenizer.py",),
     "torch": (),
 }
 # Importing these rooms and modules loads neither paddle nor paddlenlp, directly or through others.
@@ -229,7 +229,7 @@ def write_package(tmp_path: Path):
         ("models/a.py", "from . import b", True),
         ("checkpoints/a.py", "import paddlemix.peft.lora", True),
         ("peft/a.py", "import paddlemix.checkpoints.files.weight_files", False),
-        ("datasets/a.py", "import paddlemix.processors.image", True),
+        ("datasets/a.py", "import paddlemix.processors.images.image_spec", True),
         ("errors.py", "import paddlemix.sample", False),
         ("tools/a.py", "from paddlemix import __version__", True),
         ("tools/a.py", "from paddlemix import load_pretrained", False),
@@ -237,7 +237,7 @@ def write_package(tmp_path: Path):
     ],
 )
 def test_the_table_tells_right_from_wrong(write_package, file: str, source: str, allowed: bool) -> None:
-    neighbours = {"trainer/recipe.py": "", "processors/image.py": "", "models/b.py": "", "peft/lora.py": ""}
+    neighbours = {"trainer/recipe.py": "", "processors/images/image_spec.py": "", "models/b.py": "", "peft/lora.py": ""}
     assert (wrong_edges(write_package({**neighbours, file: source})) == []) is allowed
 
 
@@ -247,8 +247,8 @@ def test_the_table_tells_right_from_wrong(write_package, file: str, source: str,
         ("trainer/compat.py", "from paddlenlp.trainer import Trainer", True),
         ("models/a.py", "def f():\n    import paddlenlp", False),
         ("models/a.py", "import importlib\nimportlib.import_module('paddlenlp.peft')", False),
-        ("processors/tokenizer.py", "import transformers", True),
-        ("processors/image.py", "from transformers import CLIPImageProcessor", False),
+        ("processors/text/tokenizer.py", "import transformers", True),
+        ("processors/images/image_spec.py", "from transformers import CLIPImageProcessor", False),
         ("checkpoints/a.py", "import torch", False),
     ],
 )

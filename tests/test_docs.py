@@ -19,7 +19,7 @@ from paddlemix.config.load import load_config, parse_command_line, split_dry_run
 from paddlemix.config.schema import SPECS
 from paddlemix.datasets.forms.parse import parse_record
 from paddlemix.errors import UserError
-from paddlemix.processors.templates import template_names
+from paddlemix.processors.text.known_templates import template_names
 from tests.test_architecture import LEVELS
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -14,7 +14,7 @@ from paddlemix.datasets.records.record_file import open_records
 from paddlemix.declared import read_object
 from paddlemix.errors import UserError
 from paddlemix.lfs import refuse_pointer
-from paddlemix.processors.tokenizer import load_tokenizer
+from paddlemix.processors.text.tokenizer import load_tokenizer
 from tests.tiny_models import GOLDEN
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 499723\n".encode()

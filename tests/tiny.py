@@ -12,10 +12,10 @@ from PIL import Image, ImageDraw
 
 from paddlemix.datasets.forms.parse import parse_record
 from paddlemix.demo.vocabulary import train_tokenizer
-from paddlemix.processors.image import ImageSpec
+from paddlemix.processors.images.image_spec import ImageSpec
 from paddlemix.processors.llava import LlavaProcessor
-from paddlemix.processors.templates import get_template
-from paddlemix.processors.tokenizer import Tokenizer
+from paddlemix.processors.text.known_templates import get_template
+from paddlemix.processors.text.tokenizer import Tokenizer
 from paddlemix.sample import Sample
 
 TILE, PATCH = 28, 14  # pixels: 2 x 2 patches, 4 tokens for a tile

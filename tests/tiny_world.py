@@ -21,7 +21,7 @@ from paddlemix.checkpoints.pretrained import Pretrained, build_model, save_model
 from paddlemix.config.load import load_config
 from paddlemix.config.schema import RunConfig
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionConfig
-from paddlemix.processors.tokenizer import Tokenizer
+from paddlemix.processors.text.tokenizer import Tokenizer
 from tests.tiny import PATCH, TILE, draw_picture, make_processor
 from tests.tiny_models import GOLDEN, randomise
 

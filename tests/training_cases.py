@@ -28,7 +28,7 @@ from paddlemix.config.schema import RunConfig
 from paddlemix.datasets.order import EpochBatchSampler
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionConfig
 from paddlemix.peft.lora import LoRAConfig, add_lora, linear_names, lora_parameters
-from paddlemix.processors.tokenizer import load_tokenizer
+from paddlemix.processors.text.tokenizer import load_tokenizer
 from paddlemix.sample import Example
 from paddlemix.trainer.recipe import run_recipe
 from paddlemix.trainer.run_data import read_samples

@@ -39,7 +39,7 @@ from paddlemix.models.llava import LlavaModel
 from paddlemix.peft.lora import LoRAConfig
 from paddlemix.peft.quantize import QuantizationConfig, prepare_quantized
 from paddlemix.processors.llava import PROCESSOR_FILE, LlavaProcessor, processor_from_dict
-from paddlemix.processors.tokenizer import has_tokenizer
+from paddlemix.processors.text.tokenizer import has_tokenizer
 
 MAX_SHARD_BYTES = 5 * 1024**3
 

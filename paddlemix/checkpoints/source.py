@@ -32,7 +32,7 @@ from paddlemix.checkpoints.layouts.xtuner_layout import XTunerParts, is_xtuner, 
 from paddlemix.errors import UserError
 from paddlemix.models.configuration import LlavaConfig, VisionConfig
 from paddlemix.models.presets import PUBLISHED_NAMES, TOWERS
-from paddlemix.processors.llava import PIXEL_OPTIONS
+from paddlemix.processors.images.image_config import PIXEL_OPTIONS
 
 _TOWER = "vision_tower."
 

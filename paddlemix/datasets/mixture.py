@@ -18,9 +18,8 @@ from paddlemix.datasets.forms.parse import parse_record
 from paddlemix.datasets.images.decode import ImageSettings, files_of, is_data_uri, is_url, load_image
 from paddlemix.datasets.images.sizes import ImageSizes
 from paddlemix.datasets.images.tower_features import FeatureStore, encode_with_features
-from paddlemix.datasets.order import EpochBatchSampler as EpochBatchSampler
+from paddlemix.datasets.record_selection import select_rows, split_count
 from paddlemix.datasets.records.record_file import DOWNLOADS, RecordFile, open_records
-from paddlemix.datasets.selection import select_rows, split_count
 from paddlemix.errors import UserError
 from paddlemix.log import logger
 from paddlemix.outputs import Pictures
@@ -222,7 +221,7 @@ class SampleDataset:
 
     @property
     def words(self) -> np.ndarray:
-        """int32 [n]: words of each sample, see `grouping.count_words`; negative where there is no image."""
+        """int32 [n]: words of each sample, see `order.count_words`; negative where there is no image."""
         return np.concatenate([part.records.words[part.rows] for part in self._parts])
 
     @property

@@ -1,6 +1,9 @@
-"""Which rows form each micro-batch of a rank: a function of seed, epoch and rank alone.
+"""Which rows form each micro-batch of a rank: a function of seed, epoch and rank alone, so a run resumes at any step.
 
-So a run can stop and go on at any step.  Knows no file and no sample.
+Rows that meet in a batch may be grouped: by modality, or by length.  Knows no file.
+
+Sources: haotian-liu/LLaVA llava/train/llava_trainer.py, `get_modality_length_grouped_indices` (commit c121f04), where
+one modality alone is grouped by length too; transformers trainer_pt_utils.py, `get_length_grouped_indices` (v4.55).
 """
 
 from __future__ import annotations
@@ -11,14 +14,11 @@ from typing import Literal
 
 import numpy as np
 
-from paddlemix.datasets.grouping import group_by_length, group_by_modality
 from paddlemix.errors import UserError
+from paddlemix.sample import Sample
 
 Grouping = Literal["none", "modality", "length"]
-_GROUPED: dict[str, Callable[[np.ndarray, int, int, np.random.Generator], np.ndarray]] = {
-    "modality": group_by_modality,
-    "length": group_by_length,
-}
+_STEPS_PER_SORT = 50  # Source: transformers, `mega_batch_mult`
 
 
 @dataclass
@@ -33,7 +33,7 @@ class EpochBatchSampler:
         rank, world_size: this process among those that share the data.
         shuffle: new order each epoch; False keeps the file's order.
         grouping: "modality" for steps of one modality, "length" for batches of like length, "none" mixes freely.
-        lengths: int [size], what is grouped by: signed words (`grouping.count_words`) or tokens.
+        lengths: int [size], what is grouped by: signed words (`count_words`) or tokens.
 
     Attributes:
         epoch: which pass over the data `__iter__` and `order` give; the caller sets it.
@@ -86,3 +86,85 @@ class EpochBatchSampler:
             indices = random.permutation(self.size) if self.shuffle else np.arange(self.size)
         total = len(self) * self.batch_size * self.world_size
         return np.resize(indices, total)
+
+
+def count_words(sample: Sample) -> int:
+    """Words of a conversation, `<image>` counted as one, at least 1; negative where there is no image."""
+    words = sum(len(message.text.split()) + len(message.image_indices) for message in sample.messages)
+    return max(words, 1) * (1 if sample.images else -1)
+
+
+def group_by_modality(lengths: np.ndarray, batch_size: int, batches: int, random: np.random.Generator) -> np.ndarray:
+    """Orders samples for steps of `batches` batches of `batch_size`; a step's batches are of like total length.
+
+    Args:
+        lengths: int [samples], see `count_words`; a bad record's 0 counts as text.
+        batch_size: samples of one batch on one device.
+        batches: batches of a whole optimiser step, over devices and accumulation.
+        random: draws the order.
+
+    Returns:
+        Every index once.  Each full step has one modality; the samples left over from both come last.
+    """
+    full: list[np.ndarray] = []
+    rest: list[np.ndarray] = []
+    for members in (np.flatnonzero(lengths > 0), np.flatnonzero(lengths <= 0)):
+        shuffled = random.permutation(members)
+        whole = len(shuffled) - len(shuffled) % (batch_size * batches)
+        rest.append(shuffled[whole:])
+        full += [_balanced(step, lengths, batches) for step in shuffled[:whole].reshape(-1, batch_size * batches)]
+    return np.concatenate([*(full[index] for index in random.permutation(len(full))), np.sort(np.concatenate(rest))])
+
+
+def _balanced(step: np.ndarray, lengths: np.ndarray, batches: int) -> np.ndarray:
+    """Deals the samples of a step, longest first, each to the batch that is shortest so far and not full."""
+    room = len(step) // batches
+    chunks: list[list[int]] = [[] for _ in range(batches)]
+    totals = np.zeros(batches)
+    for index in step[np.argsort(-np.abs(lengths[step]), kind="stable")]:
+        chunk = int(totals.argmin())
+        chunks[chunk].append(int(index))
+        totals[chunk] = totals[chunk] + abs(lengths[index]) if len(chunks[chunk]) < room else np.inf
+    return np.array([index for chunk in chunks for index in chunk], dtype=np.int64)
+
+
+def group_by_length(lengths: np.ndarray, batch_size: int, batches: int, random: np.random.Generator) -> np.ndarray:
+    """Batches of samples of like length, so that little is padded, and steps whose batches are of like length, so that
+    no device waits for another.
+
+    The shuffled samples are sorted within groups of up to 50 steps, cut into steps, and the steps shuffled: what meets
+    in a batch still changes from epoch to epoch.
+
+    Args:
+        lengths: int [samples], tokens; a sample of 0, which is skipped, is spread among the others.
+        batch_size, batches, random: see `group_by_modality`.
+
+    Returns:
+        Every index once.  The samples of the last, incomplete step are drawn from all lengths.
+    """
+    step = batch_size * batches
+    keys = _filled(np.abs(lengths), random)
+    shuffled = random.permutation(len(keys))
+    whole = len(shuffled) - len(shuffled) % step
+    steps: list[np.ndarray] = []
+    for group in np.array_split(shuffled[:whole].reshape(-1, step), max(-(-whole // (step * _STEPS_PER_SORT)), 1)):
+        samples = group.reshape(-1)
+        steps += list(samples[np.argsort(-keys[samples], kind="stable")].reshape(-1, step))
+    rest = shuffled[whole:]
+    rest = rest[np.argsort(-keys[rest], kind="stable")]
+    return np.concatenate([*(steps[index] for index in random.permutation(len(steps))), rest])
+
+
+def _filled(lengths: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """The lengths with a drawn one in place of each 0, or there would be steps of nothing but skipped samples."""
+    known = lengths[lengths > 0]
+    if not len(known) or len(known) == len(lengths):
+        return lengths
+    return np.where(lengths > 0, lengths, random.choice(known, len(lengths)))
+
+
+# grouping -> what orders the samples of an epoch
+_GROUPED: dict[str, Callable[[np.ndarray, int, int, np.random.Generator], np.ndarray]] = {
+    "modality": group_by_modality,
+    "length": group_by_length,
+}

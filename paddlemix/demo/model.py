@@ -7,10 +7,10 @@ from pathlib import Path
 from paddlemix.checkpoints.pretrained import Pretrained, build_model, save_model
 from paddlemix.device import set_seed
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionConfig
-from paddlemix.processors.image import ImageSpec
+from paddlemix.processors.images.image_spec import ImageSpec
 from paddlemix.processors.llava import LlavaProcessor
-from paddlemix.processors.templates import get_template
-from paddlemix.processors.tokenizer import load_tokenizer
+from paddlemix.processors.text.known_templates import get_template
+from paddlemix.processors.text.tokenizer import load_tokenizer
 
 IMAGE_SIZE, PATCH_SIZE, WIDTH = 32, 8, 128
 TEMPLATE = "mistral_instruct"  # without a system text, which would be half of every row

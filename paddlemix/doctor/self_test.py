@@ -14,7 +14,7 @@ import paddle
 
 from paddlemix.datasets.collate import collate
 from paddlemix.device import peak_memory_bytes, random_state, restore_random_state, select_device, set_seed
-from paddlemix.generation.steps import Steps
+from paddlemix.generation.incremental import IncrementalModel
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionConfig
 from paddlemix.models.layers import skip_initialisation
 from paddlemix.models.llava import LlavaModel
@@ -153,12 +153,12 @@ def _train(model: LlavaModel) -> list[float]:
 def _answer(model: LlavaModel) -> np.ndarray:
     """Greedy answers, token by token over the cache, [rows, tokens]."""
     model.eval()
-    steps, tokens = Steps(model), []
-    scores = steps.start(prompts())
+    incremental, tokens = IncrementalModel(model), []
+    scores = incremental.prefill(prompts())
     for number in range(_ANSWER):
         tokens.append(scores.argmax(axis=-1))
         if number + 1 < _ANSWER:
-            scores = steps.feed(tokens[-1])
+            scores = incremental.step(tokens[-1])
     return np.stack(tokens, axis=1)
 
 

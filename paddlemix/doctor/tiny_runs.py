@@ -15,7 +15,7 @@ import paddle
 from paddlemix.datasets.collate import collate
 from paddlemix.device import set_seed
 from paddlemix.doctor.self_test import CONFIG, build, examples, prompts
-from paddlemix.generation.steps import Steps
+from paddlemix.generation.incremental import IncrementalModel
 from paddlemix.peft.lora import LoRAConfig, add_lora, linear_names
 from paddlemix.peft.quantize import QuantizationConfig, quantize_model
 from paddlemix.trainer.dataloader import batch_inputs
@@ -84,12 +84,12 @@ def decoding_seconds(weights: Weights, tokens: int) -> float:
     model = build(weights)
     model.to(dtype="bfloat16")
     model.eval()
-    steps = Steps(model)
-    chosen = _tokens(steps.start(prompts(), greedy=True))
-    chosen = _tokens(steps.feed(chosen))
+    incremental = IncrementalModel(model)
+    chosen = _tokens(incremental.prefill(prompts(), greedy=True))
+    chosen = _tokens(incremental.step(chosen))
     start = time.perf_counter()
     for _ in range(tokens):
-        chosen = _tokens(steps.feed(chosen))
+        chosen = _tokens(incremental.step(chosen))
     return (time.perf_counter() - start) / tokens
 
 

@@ -15,11 +15,11 @@ import numpy as np
 from paddlemix.checkpoints.sizes import ModelSizes, read_sizes
 from paddlemix.config.schema import RunConfig
 from paddlemix.datasets.batches import LoadingSettings, RowDataset, make_batch
-from paddlemix.datasets.lengths import measure_lengths
+from paddlemix.datasets.length_statistics import DataStatistics, describe_lengths
 from paddlemix.datasets.mixture import SampleDataset
 from paddlemix.datasets.order import EpochBatchSampler
 from paddlemix.datasets.packing import PackedDataset, pack_rows
-from paddlemix.datasets.statistics import DataStatistics, describe_lengths
+from paddlemix.datasets.sample_lengths import measure_lengths
 from paddlemix.device import available_kinds, missing_card
 from paddlemix.dry_run.activations import FLOAT32, BatchShape, Computation, estimate_activations
 from paddlemix.dry_run.device import program_bytes

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from paddlemix.generation.incremental import IncrementalModel
 from paddlemix.generation.sampling import GenerationSettings, penalised
-from paddlemix.generation.steps import Steps
 
 _NEVER = np.float32(-1e9)  # added to the score of what must not be taken
 
@@ -42,7 +42,7 @@ class _Beams:
 
 
 def search_beams(
-    steps: Steps,
+    incremental: IncrementalModel,
     logits: np.ndarray,
     prompt_ids: np.ndarray,
     settings: GenerationSettings,
@@ -52,7 +52,7 @@ def search_beams(
     """The answer of best score.
 
     Args:
-        steps: has read the prompt in its only row; has one row for each beam afterwards.
+        incremental: has read the prompt in its only row; has one row for each beam afterwards.
         logits: scores of the answer's first token, float32 [1, V].
         prompt_ids: int64 [L], for the penalty; negative ones count for nothing.
         settings: `num_beams` and what belongs to it; temperature 0.
@@ -65,7 +65,7 @@ def search_beams(
     width, count = settings.num_beams, max(2, 1 + len(ends)) * settings.num_beams
     seen = {int(token) for token in prompt_ids}
     beams = _Beams(width)
-    steps.select(np.zeros(width, dtype=np.int64))
+    incremental.select(np.zeros(width, dtype=np.int64))
     logits = np.repeat(logits, width, axis=0)
     while True:
         totals = _log_probabilities(logits, beams, settings, seen) + beams.scores[:, None]
@@ -79,8 +79,8 @@ def search_beams(
         _collect(beams, sequences, scores, hits, settings)
         if _is_over(beams, settings, bool(hits.all())):
             break
-        steps.select(parents[kept])
-        logits = steps.feed(np.array([sequence[-1] for sequence in beams.running], dtype=np.int64))
+        incremental.select(parents[kept])
+        logits = incremental.step(np.array([sequence[-1] for sequence in beams.running], dtype=np.int64))
     best = beams.finished[0] if beams.filled.any() else beams.running[0]
     return best[:-1] if best and best[-1] in ends else best
 

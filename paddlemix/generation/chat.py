@@ -23,13 +23,13 @@ from paddlemix.generation.beams import search_beams
 from paddlemix.generation.ending import GrowingText, ending_of
 from paddlemix.generation.generate import answer_budget
 from paddlemix.generation.history import Dropped, Picture, Round, messages_of, question_of
+from paddlemix.generation.incremental import IncrementalModel
 from paddlemix.generation.sampling import GenerationSettings, Sampler
-from paddlemix.generation.steps import Steps
 from paddlemix.log import logger
-from paddlemix.processors.conversation import prompt_text, render
-from paddlemix.processors.image import count_visual_tokens
+from paddlemix.processors.images.visual_tokens import count_visual_tokens
 from paddlemix.processors.llava import LlavaProcessor
-from paddlemix.processors.templates import Template
+from paddlemix.processors.text.conversation import prompt_text, render
+from paddlemix.processors.text.template import Template
 from paddlemix.sample import IMAGE_TOKEN_INDEX, NEWLINE_INDEX, Example, Message
 
 ON_OVERFLOW = ("stop", "drop_oldest")
@@ -75,7 +75,7 @@ class ChatSession:
         self.rounds: list[Round] = []
         self._ending = ending_of(self.processor, self.settings.stop)
         self._marks = np.zeros(0, dtype=np.int64)  # what the cache holds: ids, and a number for each picture's tokens
-        self._steps = Steps(self.model)
+        self._incremental = IncrementalModel(self.model)
         if system is not None:
             render(self.processor.template, messages_of(system, [Round(("?",))]), add_generation_prompt=True)
 
@@ -115,7 +115,7 @@ class ChatSession:
         try:
             text = self._best_beam(scores, example.input_ids)
         except BaseException:
-            self.rounds, self._steps, self._marks = before, Steps(self.model), self._marks[:0]
+            self.rounds, self._incremental, self._marks = before, IncrementalModel(self.model), self._marks[:0]
             raise
         self.rounds = [*before, replace(self.rounds[-1], answer=text)]
         return text
@@ -212,11 +212,11 @@ class ChatSession:
         spec, is_image, marks = self.processor.image_spec, ids == IMAGE_TOKEN_INDEX, ids.copy()
         counts = [count_visual_tokens(picture.size[0], picture.size[1], spec) for picture in pictures]
         marks[is_image] = np.repeat([_FIRST_PICTURE - picture.number for picture in pictures], counts)
-        same = min(_common_prefix(marks, self._marks), len(ids) - 1, self._steps.cache.length)
-        self._steps.cache.truncate(same)
+        same = min(_common_prefix(marks, self._marks), len(ids) - 1, self._incremental.cache.length)
+        self._incremental.cache.truncate(same)
         self._marks = marks[:same]
         embeds = self._embeds(ids[same:], example.image_index[is_image[:same].sum() :], pictures)
-        scores = self._steps.read(embeds, self.settings.is_greedy)
+        scores = self._incremental.extend(embeds, self.settings.is_greedy)
         self._marks = marks
         return scores
 
@@ -240,8 +240,8 @@ class ChatSession:
         def is_last(tokens: list[int]) -> bool:
             return len(tokens) >= budget or (reached is not None and reached(tokens))
 
-        tokens = search_beams(self._steps, scores, prompt_ids, self.settings, self._ending.ids, is_last)
-        self._steps.select(np.zeros(1, dtype=np.int64))  # all beams begin with the prompt, of which the cache is kept
+        tokens = search_beams(self._incremental, scores, prompt_ids, self.settings, self._ending.ids, is_last)
+        self._incremental.select(np.zeros(1, dtype=np.int64))  # the cache of the prompt, which all beams share
         return self._ending.cut(self.processor.tokenizer.decode(tokens).lstrip())[0].strip()
 
     def _answer(self, scores: np.ndarray, prompt_ids: np.ndarray) -> Iterator[str]:
@@ -258,7 +258,7 @@ class ChatSession:
                     yield piece
                 if growing.ended or not left:
                     break
-                scores = self._steps.feed(np.array([token], dtype=np.int64))
+                scores = self._incremental.step(np.array([token], dtype=np.int64))
                 self._marks = np.append(self._marks, token)
             if piece := growing.rest():
                 yield piece

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from paddlemix.processors.llava import LlavaProcessor
-from paddlemix.processors.templates import SPECIAL_TOKENS
-from paddlemix.processors.tokenizer import Tokenizer
+from paddlemix.processors.text.template import SPECIAL_TOKENS
+from paddlemix.processors.text.tokenizer import Tokenizer
 
 _REPLACEMENT = "\ufffd"  # what half a character decodes to
 _TOKENS_OF_CHARACTER = 4  # most, where a vocabulary writes it byte by byte

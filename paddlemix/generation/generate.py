@@ -12,8 +12,8 @@ import numpy as np
 
 from paddlemix.errors import UserError
 from paddlemix.generation.beams import search_beams
+from paddlemix.generation.incremental import IncrementalModel
 from paddlemix.generation.sampling import GenerationSettings, Sampler
-from paddlemix.generation.steps import Steps
 from paddlemix.models.llava import LlavaModel
 from paddlemix.sample import Example
 
@@ -51,12 +51,12 @@ def generate(
         return len(tokens) >= budgets[row] or (is_ended is not None and is_ended(tokens))
 
     if settings.num_beams == 1:
-        return _answer_together(Steps(model), prompts, settings, ends, is_last)
+        return _answer_together(IncrementalModel(model), prompts, settings, ends, is_last)
     found = []
     for row, prompt in enumerate(prompts):
-        steps = Steps(model)
+        incremental = IncrementalModel(model)
         last = functools.partial(is_last, row)
-        found.append(search_beams(steps, steps.start([prompt]), prompt.input_ids, settings, ends, last))
+        found.append(search_beams(incremental, incremental.prefill([prompt]), prompt.input_ids, settings, ends, last))
     return found
 
 
@@ -76,7 +76,7 @@ def answer_budget(model: LlavaModel, prompt_length: int, max_new_tokens: int) ->
 
 
 def _answer_together(
-    steps: Steps,
+    incremental: IncrementalModel,
     prompts: Sequence[Example],
     settings: GenerationSettings,
     ends: frozenset[int],
@@ -87,7 +87,7 @@ def _answer_together(
     answers: list[list[int]] = [[] for _ in prompts]
     complete = np.zeros(len(prompts), dtype=bool)
     rows = np.arange(len(prompts))  # the prompt of each row that is still computed
-    scores = steps.start(prompts, settings.is_greedy)
+    scores = incremental.prefill(prompts, settings.is_greedy)
     while True:
         tokens = np.zeros(len(rows), dtype=np.int64)
         for place, row in enumerate(rows):
@@ -103,6 +103,6 @@ def _answer_together(
         if not len(going):
             return answers
         if 2 * len(going) <= len(rows):
-            steps.select(going)
+            incremental.select(going)
             rows, tokens = rows[going], tokens[going]
-        scores = steps.feed(tokens)
+        scores = incremental.step(tokens)

@@ -26,7 +26,7 @@ from paddlemix.generation.questions import Question, QuestionList, QuestionSetti
 from paddlemix.generation.sampling import GenerationSettings
 from paddlemix.models.llava import LlavaModel
 from paddlemix.processors.llava import LlavaProcessor
-from paddlemix.processors.templates import Template
+from paddlemix.processors.text.template import Template
 from paddlemix.sample import Sample
 
 _AHEAD = 2  # batches whose images are decoded before they are asked for

@@ -20,8 +20,8 @@ import numpy as np
 
 from paddlemix.checkpoints.identity.model_identity import file_identity, model_identity
 from paddlemix.checkpoints.pretrained import Pretrained
-from paddlemix.datasets.lengths import measure_lengths
 from paddlemix.datasets.records.record_file import RecordFile, open_records
+from paddlemix.datasets.sample_lengths import measure_lengths
 from paddlemix.errors import UserError
 from paddlemix.generation.answer_file import (
     AnswerFile,
@@ -38,7 +38,7 @@ from paddlemix.generation.predict import Answer, answer_batches, batches_by_leng
 from paddlemix.generation.questions import QuestionList, QuestionSettings, QuestionShare, image_files, question_names
 from paddlemix.generation.sampling import GenerationSettings
 from paddlemix.identity import differences, file_digests, text_digest
-from paddlemix.processors.templates import Template
+from paddlemix.processors.text.template import Template
 from paddlemix.progress import ProgressBar
 
 _ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"  # shortuuid's: no two look alike

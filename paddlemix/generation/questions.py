@@ -16,7 +16,7 @@ from paddlemix.datasets.images.decode import ImageSettings, files_of, is_url, lo
 from paddlemix.datasets.images.sizes import ImageSizes
 from paddlemix.errors import UserError
 from paddlemix.network.fetch import cached
-from paddlemix.processors.boxes import write_boxes
+from paddlemix.processors.images.boxes import write_boxes
 from paddlemix.processors.llava import LlavaProcessor
 from paddlemix.sample import IMAGE_TOKEN, Box, Example, Message, Sample
 

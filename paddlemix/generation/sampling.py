@@ -89,7 +89,7 @@ class Sampler:
 
     def next_token(self, scores: np.ndarray) -> int:
         """The next token, from scores float32 [V]; it counts for the penalty from now on.  Where the device has chosen,
-        see `Steps`, `scores` is the token itself, int64 []."""
+        see `IncrementalModel`, `scores` is the token itself, int64 []."""
         if scores.ndim == 0:
             return int(scores)
         if self.settings.repetition_penalty != 1:

@@ -17,25 +17,19 @@ from PIL import Image
 
 from paddlemix.errors import UserError, did_you_mean
 from paddlemix.log import logger
-from paddlemix.processors.boxes import write_boxes
-from paddlemix.processors.chat_template import read_template, template_value
-from paddlemix.processors.conversation import render, render_rounds
-from paddlemix.processors.encoding import EncodedPair, encode_pairs, expand_pairs
-from paddlemix.processors.image import (
-    ImageSpec,
-    count_tiles,
-    count_visual_tokens,
-    parse_pinpoints,
-    preprocess_image,
-    visual_token_index,
-)
-from paddlemix.processors.templates import IMAGE_END, IMAGE_START, Template, with_image_markers
-from paddlemix.processors.tokenizer import Tokenizer, load_tokenizer
+from paddlemix.processors.images.boxes import write_boxes
+from paddlemix.processors.images.image_config import image_spec_from_dict, image_spec_to_dict
+from paddlemix.processors.images.image_spec import ImageSpec
+from paddlemix.processors.images.tiles import preprocess_image
+from paddlemix.processors.images.visual_tokens import count_tiles, count_visual_tokens, visual_token_index
+from paddlemix.processors.text.chat_template import read_template, template_value
+from paddlemix.processors.text.conversation import render, render_rounds
+from paddlemix.processors.text.encoding import EncodedPair, encode_pairs, expand_pairs
+from paddlemix.processors.text.template import IMAGE_END, IMAGE_START, Template, with_image_markers
+from paddlemix.processors.text.tokenizer import Tokenizer, load_tokenizer
 from paddlemix.sample import NEWLINE_INDEX, Box, Example, Message, Sample
 
 PROCESSOR_FILE = "processor_config.json"
-# keys of it that only a model has whose pictures are not prepared as CLIP's are
-PIXEL_OPTIONS = ("size", "resample", "rescale_factor", "do_normalize")
 ON_TOO_LONG = ("truncate_turns", "skip", "error")
 _SHOWN_TRUNCATIONS = 3  # of a million, more tell nothing new
 _truncations = itertools.count(1)
@@ -238,19 +232,10 @@ class LlavaProcessor:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `processor_config.json`."""
-        spec = self.image_spec
         return {
             "chat_template": template_value(self.template),
             "mm_use_im_start_end": self.image_markers,
-            "image_aspect_ratio": spec.aspect_mode,
-            "image_grid_pinpoints": [list(pinpoint) for pinpoint in spec.grid_pinpoints] or None,
-            "mm_patch_merge_type": spec.merge_type,
-            "mm_vision_select_feature": "cls_patch" if spec.cls_token else "patch",
-            "image_size": spec.tile_size,
-            "patch_size": spec.patch_size,
-            "image_mean": list(spec.mean),
-            "image_std": list(spec.std),
-            **pixel_options(spec),
+            **image_spec_to_dict(self.image_spec),
             **({"eos_token_id": list(self.end_ids)} if set(self.end_ids) - {self.tokenizer.eos_token_id} else {}),
         }
 
@@ -271,50 +256,6 @@ def _too_long(pairs: Sequence[EncodedPair], max_length: int, on_too_long: str) -
     return TooLongError(
         f"{what} {length} tokens ({visual} of them visual), max_length is {max_length}; raise max_length or {remedy}"
     )
-
-
-def pixel_options(spec: ImageSpec) -> dict[str, Any]:
-    """The keys of a `processor_config.json` that only a spec unlike CLIP's has; named as transformers names them."""
-    side, values = spec.resized_side, dict[str, Any]()
-    if spec.squash or side != spec.tile_size:
-        values["size"] = {"height": side, "width": side} if spec.squash else {"shortest_edge": side}
-    options = {
-        "resample": (spec.resample, 3),
-        "rescale_factor": (spec.rescale_factor, 1 / 255),
-        "do_normalize": (spec.normalise, True),
-    }
-    return {**values, **{key: value for key, (value, usual) in options.items() if value != usual}}
-
-
-def image_spec_from_dict(values: dict[str, Any]) -> ImageSpec:
-    """The image part of a `processor_config.json`; keys as `LlavaProcessor.to_dict` writes them.
-
-    Raises:
-        KeyError: a key is missing.
-        UserError: a value is not allowed.
-    """
-    values = {key: value for key, value in values.items() if value is not None}
-    size = values.get("size", {})
-    try:
-        return ImageSpec(
-            tile_size=int(values["image_size"]),
-            patch_size=int(values["patch_size"]),
-            aspect_mode=values["image_aspect_ratio"],
-            grid_pinpoints=parse_pinpoints(values.get("image_grid_pinpoints"), int(values["image_size"])),
-            merge_type=values.get("mm_patch_merge_type") or "flat",
-            mean=tuple(values["image_mean"]),
-            std=tuple(values["image_std"]),
-            resize_to=size.get("shortest_edge") or size.get("height"),
-            squash="height" in size,
-            resample=int(values.get("resample", 3)),
-            rescale_factor=float(values.get("rescale_factor", 1 / 255)),
-            normalise=values.get("do_normalize") is not False,
-            cls_token=values.get("mm_vision_select_feature") == "cls_patch",
-        )
-    except UserError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise UserError(f"the image settings {values} cannot be read: {error}") from error
 
 
 def processor_from_dict(values: dict[str, Any], directory: str | Path) -> LlavaProcessor:

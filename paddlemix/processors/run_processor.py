@@ -11,8 +11,9 @@ from typing import Any
 
 from paddlemix.config.schema import RunConfig
 from paddlemix.errors import UserError
-from paddlemix.processors.chat_template import resolve_template
-from paddlemix.processors.llava import LlavaProcessor, image_spec_from_dict
+from paddlemix.processors.images.image_config import image_spec_from_dict
+from paddlemix.processors.llava import LlavaProcessor
+from paddlemix.processors.text.chat_template import resolve_template
 
 _IMAGE_KEYS = ("image_aspect_ratio", "image_grid_pinpoints", "mm_patch_merge_type")
 

@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
     _check_numbers(arguments)
     from paddlemix.datasets.images.decode import ImageSettings
     from paddlemix.datasets.records.record_file import open_records
-    from paddlemix.processors.marking import Style
+    from paddlemix.processors.text.example_text import Style
     from paddlemix.tools.common.processor import open_processor
     from paddlemix.tools.common.sample_view import describe, read_view, to_json, write_pictures
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from paddlemix.checkpoints.hub.needs import needed_by_model
 from paddlemix.config.schema import RunConfig
 from paddlemix.datasets.mixture import SampleDataset
-from paddlemix.datasets.selection import split_count
+from paddlemix.datasets.record_selection import split_count
 from paddlemix.outputs import Needed, Output, check_output, check_pictures
 from paddlemix.paths import is_address
 

@@ -19,7 +19,7 @@ from paddlemix.locks import is_temporary
 from paddlemix.log import logger, process_rank
 from paddlemix.outputs import Output, check_output
 from paddlemix.processors.llava import PROCESSOR_FILE
-from paddlemix.processors.tokenizer import TOKENIZER_FILES
+from paddlemix.processors.text.tokenizer import TOKENIZER_FILES
 from paddlemix.trainer.callbacks.progress import CURVE_FILE, METRICS_FILE
 from paddlemix.trainer.callbacks.samples import SAMPLES_FILE
 from paddlemix.trainer.inputs import check_outputs

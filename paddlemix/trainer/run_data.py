@@ -10,17 +10,17 @@ import numpy as np
 from paddlemix.config.schema import RunConfig
 from paddlemix.datasets.batches import RowDataset
 from paddlemix.datasets.images.decode import ImageSettings
-from paddlemix.datasets.lengths import measure_lengths
+from paddlemix.datasets.length_statistics import describe_lengths
 from paddlemix.datasets.mixture import DataSettings, SampleDataset
 from paddlemix.datasets.order import Grouping
 from paddlemix.datasets.packing import PackedDataset, pack_rows
-from paddlemix.datasets.selection import split_count
-from paddlemix.datasets.statistics import describe_lengths
+from paddlemix.datasets.record_selection import split_count
+from paddlemix.datasets.sample_lengths import measure_lengths
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.log import logger
 from paddlemix.paths import is_address, user_path
-from paddlemix.processors.chat_template import resolve_template
 from paddlemix.processors.llava import LlavaProcessor
+from paddlemix.processors.text.chat_template import resolve_template
 from paddlemix.sample import Skip
 
 _MEASURED = 1000  # samples whose lengths are known at the start although nothing needs them

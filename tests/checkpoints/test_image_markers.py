@@ -16,9 +16,10 @@ from paddlemix.checkpoints.layouts.recognise import read_processor_values, recog
 from paddlemix.checkpoints.pretrained import load_processor
 from paddlemix.checkpoints.source import open_source
 from paddlemix.errors import UserError
-from paddlemix.processors.conversation import prompt_text, render
 from paddlemix.processors.llava import LlavaProcessor, processor_from_dict
-from paddlemix.processors.templates import get_template, with_image_markers
+from paddlemix.processors.text.conversation import prompt_text, render
+from paddlemix.processors.text.known_templates import get_template
+from paddlemix.processors.text.template import with_image_markers
 from paddlemix.sample import IMAGE_TOKEN_INDEX
 from tests.tiny import make_sample
 from tests.tiny_models import GOLDEN

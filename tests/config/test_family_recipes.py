@@ -10,7 +10,7 @@ import pytest
 from paddlemix.config.load import load_config
 from paddlemix.config.schema import RunConfig
 from paddlemix.models.presets import PUBLISHED_NAMES
-from paddlemix.processors.templates import template_names
+from paddlemix.processors.text.known_templates import template_names
 from tests.config.test_recipes import RECIPES, batch_on_8_cards, spell, table_rows
 from tests.conftest import ROOT
 

@@ -29,7 +29,7 @@ from paddlemix.datasets.mixture import DataSettings, SampleDataset
 from paddlemix.datasets.records.record_file import open_records
 from paddlemix.errors import UserError
 from paddlemix.network.client import RemoteSettings
-from paddlemix.processors.tokenizer import Tokenizer
+from paddlemix.processors.text.tokenizer import Tokenizer
 from paddlemix.sample import Row
 from tests.conftest import HANG
 from tests.faulty_server import FaultyServer, serving

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paddlemix.datasets.collate import collate
-from paddlemix.processors.tokenizer import Tokenizer
+from paddlemix.processors.text.tokenizer import Tokenizer
 from paddlemix.sample import IGNORE_INDEX, IMAGE_TOKEN_INDEX, NEWLINE_INDEX, Batch, Example, Row, Skip
 from tests.rows import PER_TILE, build_example
 from tests.tiny import ANYRES_SPEC, make_processor, make_sample, noise_picture

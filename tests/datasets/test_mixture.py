@@ -14,7 +14,7 @@ import pytest
 from paddlemix.datasets.mixture import DataSettings, SampleDataset
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.processors.llava import LlavaProcessor
-from paddlemix.processors.tokenizer import Tokenizer
+from paddlemix.processors.text.tokenizer import Tokenizer
 from tests.tiny import make_processor, noise_picture
 
 

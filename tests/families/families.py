@@ -211,7 +211,7 @@ def build_family(case: FamilyCase, root: Path) -> FamilyFiles:
     from paddlemix.checkpoints.convert.verify import Conversion
     from paddlemix.checkpoints.pretrained import Pretrained, build_model, save_model
     from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionConfig
-    from paddlemix.processors.tokenizer import load_tokenizer
+    from paddlemix.processors.text.tokenizer import load_tokenizer
 
     files = FamilyFiles(root, case)
     (root / "tokenizer").mkdir()

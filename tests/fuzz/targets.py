@@ -115,7 +115,7 @@ def _write_models(folder: Path) -> None:
     from tests.tiny_world import LORA, build_world
 
     tokenizer_folder = write_tokenizer(folder.parent / "tokenizer")
-    from paddlemix.processors.tokenizer import load_tokenizer
+    from paddlemix.processors.text.tokenizer import load_tokenizer
     from paddlemix.trainer.recipe import run_recipe
 
     world = build_world(folder.parent / "world", load_tokenizer(tokenizer_folder))

@@ -20,12 +20,12 @@ from paddlemix.errors import UserError
 from paddlemix.generation.chat import ChatSession
 from paddlemix.generation.generate import generate
 from paddlemix.generation.history import Dropped
+from paddlemix.generation.incremental import IncrementalModel
 from paddlemix.generation.sampling import GenerationSettings, Sampler
-from paddlemix.generation.steps import Steps
 from paddlemix.models.kv_cache import KVCache
 from paddlemix.models.llava import LlavaModel
-from paddlemix.processors.templates import get_template
-from paddlemix.processors.tokenizer import Tokenizer
+from paddlemix.processors.text.known_templates import get_template
+from paddlemix.processors.text.tokenizer import Tokenizer
 from paddlemix.sample import Message
 from tests.tiny import ANYRES_SPEC, draw_picture, make_processor
 from tests.tiny_models import tiny_llava, tiny_model, tiny_text, tiny_vision
@@ -84,18 +84,18 @@ def test_every_round_with_reuse_equals_the_same_history_at_once(loaded: Pretrain
 def work(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
     """What is computed: tiles through the tower, and tokens read at once."""
     done: dict[str, list[int]] = {"tiles": [], "read": []}
-    encode, read = LlavaModel.encode_images, Steps.read
+    encode, read = LlavaModel.encode_images, IncrementalModel.extend
 
     def encode_images(self: LlavaModel, pixels: paddle.Tensor) -> paddle.Tensor:
         done["tiles"].append(pixels.shape[0])
         return encode(self, pixels)
 
-    def read_embeds(self: Steps, embeds: paddle.Tensor, greedy: bool) -> np.ndarray:
+    def read_embeds(self: IncrementalModel, embeds: paddle.Tensor, greedy: bool) -> np.ndarray:
         done["read"].append(embeds.shape[1])
         return read(self, embeds, greedy)
 
     monkeypatch.setattr(LlavaModel, "encode_images", encode_images)
-    monkeypatch.setattr(Steps, "read", read_embeds)
+    monkeypatch.setattr(IncrementalModel, "extend", read_embeds)
     return done
 
 
@@ -414,7 +414,7 @@ def test_the_last_answer_ends_with_the_context(tokenizer: Tokenizer) -> None:
     loaded = Pretrained(tiny_model(tiny_llava(text=text, vision=None)), make_processor(tokenizer), Path("tiny"))
     session = ChatSession(loaded, settings=GenerationSettings(max_new_tokens=10_000))
     ask(session, "How many?")
-    assert session._steps.cache.length == 149  # the last token needs no place
+    assert session._incremental.cache.length == 149  # the last token needs no place
 
 
 def test_a_picture_needs_a_tower_and_words_a_tokenizer(world: World, loaded: Pretrained, images: list[Any]) -> None:
@@ -429,5 +429,5 @@ def test_a_picture_needs_a_tower_and_words_a_tokenizer(world: World, loaded: Pre
 def test_generation_keeps_no_graph(loaded: Pretrained) -> None:
     session = ChatSession(loaded, settings=SETTINGS)
     ask(session, QUESTIONS[0])
-    assert all(layer.keys.stop_gradient for layer in session._steps.cache._layers)
+    assert all(layer.keys.stop_gradient for layer in session._incremental.cache._layers)
     assert paddle.is_grad_enabled()

@@ -17,10 +17,10 @@ from paddlemix.datasets.collate import collate
 from paddlemix.errors import UserError
 from paddlemix.generation.ending import Ending, ending_of
 from paddlemix.generation.generate import answer_budget, generate
+from paddlemix.generation.incremental import IncrementalModel
 from paddlemix.generation.sampling import GenerationSettings
-from paddlemix.generation.steps import Steps
-from paddlemix.processors.templates import get_template
-from paddlemix.processors.tokenizer import Tokenizer
+from paddlemix.processors.text.known_templates import get_template
+from paddlemix.processors.text.tokenizer import Tokenizer
 from paddlemix.sample import Example, Message
 from tests.tiny import ANYRES_SPEC, draw_picture, make_processor
 from tests.tiny_models import tiny_llava, tiny_model, tiny_text, tiny_vision
@@ -150,24 +150,24 @@ def test_cached_scores_equal_those_of_the_whole(name: str, request: pytest.Fixtu
     """Every token of several answers, to a hundred thousandth."""
     loaded = request.getfixturevalue(name)
     for prompt in mixed_prompts(loaded)[:6]:
-        steps = Steps(loaded.model)
-        scores, tokens = steps.start([prompt]), []
+        incremental = IncrementalModel(loaded.model)
+        scores, tokens = incremental.prefill([prompt]), []
         for _ in range(12):
             wanted = whole_scores(loaded, prompt, tokens)
             np.testing.assert_allclose(scores[0], wanted, atol=1e-5, rtol=0)
             tokens.append(int(scores.argmax()))
-            scores = steps.feed(np.array(tokens[-1:]))
+            scores = incremental.step(np.array(tokens[-1:]))
 
 
 def test_rows_that_are_complete_leave(loaded: Pretrained, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = mixed_prompts(loaded)
-    whole, widths, feed = generate(loaded.model, prompts, GREEDY, set()), [], Steps.feed
+    whole, widths, feed = generate(loaded.model, prompts, GREEDY, set()), [], IncrementalModel.step
 
-    def counted(self: Steps, tokens: np.ndarray) -> np.ndarray:
+    def counted(self: IncrementalModel, tokens: np.ndarray) -> np.ndarray:
         widths.append(len(tokens))
         return feed(self, tokens)
 
-    monkeypatch.setattr(Steps, "feed", counted)
+    monkeypatch.setattr(IncrementalModel, "step", counted)
     ends = {answer[2] for answer in whole[:6]}
     expected = [list(itertools.takewhile(lambda token: token not in ends, answer)) for answer in whole]
     assert generate(loaded.model, prompts, GREEDY, ends) == expected

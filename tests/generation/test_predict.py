@@ -17,7 +17,7 @@ from paddlemix.errors import MissingFileError, UserError
 from paddlemix.generation.chat import ChatSession
 from paddlemix.generation.predict import batches_by_length, predict
 from paddlemix.generation.sampling import GenerationSettings
-from paddlemix.processors.templates import get_template
+from paddlemix.processors.text.known_templates import get_template
 from tests.conftest import ROOT
 from tests.tiny_world import World
 

@@ -14,7 +14,7 @@ from paddlemix.datasets.forms.parse import parse_question
 from paddlemix.datasets.records.record_file import open_records
 from paddlemix.errors import UserError
 from paddlemix.generation.questions import QuestionList, QuestionSettings, QuestionShare
-from paddlemix.processors.tokenizer import Tokenizer
+from paddlemix.processors.text.tokenizer import Tokenizer
 from paddlemix.sample import Sample
 from tests.tiny import draw_picture, make_processor
 

@@ -15,7 +15,8 @@ from paddlemix.datasets.collate import collate
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.models.kv_cache import KVCache
 from paddlemix.models.llava import LlavaModel
-from paddlemix.processors.image import ImageSpec, visual_token_index
+from paddlemix.processors.images.image_spec import ImageSpec
+from paddlemix.processors.images.visual_tokens import visual_token_index
 from paddlemix.sample import IGNORE_INDEX, IMAGE_TOKEN_INDEX, Batch, Example
 from tests.tiny_models import GOLDEN, GOLDEN_MODELS, draw, tiny_llava, tiny_model, tiny_text
 

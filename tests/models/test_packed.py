@@ -13,7 +13,8 @@ from paddle.nn import functional
 from paddlemix.datasets.collate import collate
 from paddlemix.models.attention import SegmentLengths, attention_bias, packed_segments
 from paddlemix.models.llava import LlavaModel
-from paddlemix.processors.image import ImageSpec, visual_token_index
+from paddlemix.processors.images.image_spec import ImageSpec
+from paddlemix.processors.images.visual_tokens import visual_token_index
 from paddlemix.sample import IGNORE_INDEX, IMAGE_TOKEN_INDEX, NEWLINE_INDEX, Batch, Example, Row
 from paddlemix.trainer.dataloader import batch_inputs
 from paddlemix.trainer.loss import LossModel

@@ -18,11 +18,13 @@ from hypothesis import strategies as st
 from paddlemix.datasets.forms.parse import parse_record
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.processors import llava
-from paddlemix.processors.conversation import prompt_text, render
-from paddlemix.processors.image import count_visual_tokens, preprocess_image, visual_token_index
-from paddlemix.processors.llava import LlavaProcessor, TooLongError, image_spec_from_dict, processor_from_dict
-from paddlemix.processors.templates import TEMPLATES, get_template, template_names
-from paddlemix.processors.tokenizer import Tokenizer
+from paddlemix.processors.images.image_config import image_spec_from_dict
+from paddlemix.processors.images.tiles import preprocess_image
+from paddlemix.processors.images.visual_tokens import count_visual_tokens, visual_token_index
+from paddlemix.processors.llava import LlavaProcessor, TooLongError, processor_from_dict
+from paddlemix.processors.text.conversation import prompt_text, render
+from paddlemix.processors.text.known_templates import TEMPLATES, get_template, template_names
+from paddlemix.processors.text.tokenizer import Tokenizer
 from paddlemix.sample import IGNORE_INDEX, IMAGE_TOKEN_INDEX, NEWLINE_INDEX, Example, Message
 from tests.golden_conversations import VOCABULARIES, case_name, golden_cases, golden_tokenizer
 from tests.tiny import ANYRES_SPEC, PAD_SPEC, make_processor, make_sample, noise_picture

@@ -17,7 +17,7 @@ from paddlemix.checkpoints.pretrained import load_model
 from paddlemix.generation.generate import generate
 from paddlemix.generation.sampling import GenerationSettings
 from paddlemix.models.llava import LlavaModel
-from paddlemix.processors.image import visual_token_index
+from paddlemix.processors.images.visual_tokens import visual_token_index
 from paddlemix.sample import IMAGE_TOKEN_INDEX, Example
 from tests.reference.test_models_reference import draw_case, draw_rows, reference_model
 

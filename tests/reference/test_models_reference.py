@@ -28,7 +28,8 @@ from paddlemix.checkpoints.pretrained import load_model
 from paddlemix.datasets.collate import collate
 from paddlemix.models.llava import LlavaModel
 from paddlemix.peft.lora import LoRAConfig, add_lora
-from paddlemix.processors.image import ImageSpec, best_resolution, count_tiles, visual_token_index
+from paddlemix.processors.images.image_spec import ImageSpec
+from paddlemix.processors.images.visual_tokens import best_resolution, count_tiles, visual_token_index
 from paddlemix.sample import IGNORE_INDEX, IMAGE_TOKEN_INDEX, Example
 from tests.reference.exact import assert_as_exact, assert_largest_as_exact, in_float64
 from tests.tiny_models import GOLDEN

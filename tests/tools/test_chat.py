@@ -18,8 +18,8 @@ import pytest
 
 from paddlemix.datasets.forms.parse import parse_record
 from paddlemix.examples.llava import run_predict_multiround
+from paddlemix.generation.incremental import IncrementalModel
 from paddlemix.generation.sampling import GenerationSettings
-from paddlemix.generation.steps import Steps
 from paddlemix.tools import merge_lora_params
 from paddlemix.tools.common.command import run_command
 from paddlemix.tools.common.terminal import Terminal
@@ -287,14 +287,14 @@ def test_ctrl_c_stops_an_answer_and_not_the_chat(
     world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A real signal, in the middle of the first answer's fourth token."""
-    feed, calls = Steps.feed, itertools.count()
+    feed, calls = IncrementalModel.step, itertools.count()
 
-    def interrupted(self: Steps, tokens: np.ndarray) -> np.ndarray:
+    def interrupted(self: IncrementalModel, tokens: np.ndarray) -> np.ndarray:
         if next(calls) == 3:
             os.kill(os.getpid(), signal.SIGINT)
         return feed(self, tokens)
 
-    monkeypatch.setattr(Steps, "feed", interrupted)
+    monkeypatch.setattr(IncrementalModel, "step", interrupted)
     assert chat(monkeypatch, QUESTIONS, world.model, world.picture, "--temperature", "0", "--debug") == 0
     shown = capsys.readouterr().out
     records = [json.loads(line) for line in shown.splitlines() if line.startswith("{")]
@@ -306,14 +306,14 @@ def test_ctrl_c_stops_an_answer_and_not_the_chat(
 def test_ctrl_c_before_an_answer_begins_keeps_the_image_for_the_next_question(
     world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    read, calls = Steps.read, itertools.count()
+    read, calls = IncrementalModel.extend, itertools.count()
 
-    def interrupted(self: Steps, *given: Any) -> np.ndarray:
+    def interrupted(self: IncrementalModel, *given: Any) -> np.ndarray:
         if next(calls) == 0:
             raise KeyboardInterrupt
         return read(self, *given)
 
-    monkeypatch.setattr(Steps, "read", interrupted)
+    monkeypatch.setattr(IncrementalModel, "extend", interrupted)
     assert chat(monkeypatch, QUESTIONS, world.model, world.picture, "--debug") == 0
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     assert len(records) == 1 and "USER: <image>\n这是什么颜色? ASSISTANT:" in records[0]["prompt"]

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from paddlemix.processors.tokenizer import Tokenizer
+from paddlemix.processors.text.tokenizer import Tokenizer
 from paddlemix.tools import check_data
 from paddlemix.tools.common.command import run_command
 from tests.conftest import HANG, ROOT

@@ -14,7 +14,7 @@ from PIL import Image
 
 from paddlemix.errors import UserError
 from paddlemix.processors.run_processor import Sight
-from paddlemix.processors.tokenizer import Tokenizer
+from paddlemix.processors.text.tokenizer import Tokenizer
 from paddlemix.tools import show_data
 from paddlemix.tools.common.command import run_command
 from paddlemix.tools.common.processor import _sight

@@ -16,7 +16,7 @@ from paddlemix.datasets.order import EpochBatchSampler
 from paddlemix.datasets.packing import PackedDataset, pack_rows
 from paddlemix.errors import UserError
 from paddlemix.models.attention import SegmentLengths
-from paddlemix.processors.tokenizer import Tokenizer
+from paddlemix.processors.text.tokenizer import Tokenizer
 from paddlemix.sample import Row
 from paddlemix.trainer.dataloader import BatchLoader, Inputs, PositionCounts
 from tests.rows import NumberedRows, build_example

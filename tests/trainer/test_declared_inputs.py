@@ -15,7 +15,7 @@ from paddlemix.checkpoints.files.weight_files import read_json, read_weights, wr
 from paddlemix.checkpoints.identity import declared_identity
 from paddlemix.checkpoints.layouts.recognise import CONFIG_FILE
 from paddlemix.errors import UserError
-from paddlemix.processors.tokenizer import load_tokenizer
+from paddlemix.processors.text.tokenizer import load_tokenizer
 from paddlemix.trainer.recipe import run_recipe
 from tests.tiny_world import CLIP_TOWER, LORA, World
 

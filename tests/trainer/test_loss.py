@@ -12,7 +12,7 @@ from paddle.nn import functional
 from paddlemix.datasets.collate import collate
 from paddlemix.models.llava import LlavaModel
 from paddlemix.peft.lora import LoRAConfig, add_lora, lora_parameters
-from paddlemix.processors.tokenizer import Tokenizer
+from paddlemix.processors.text.tokenizer import Tokenizer
 from paddlemix.sample import IGNORE_INDEX, Example
 from paddlemix.trainer import loss as loss_module
 from paddlemix.trainer.dataloader import batch_inputs

@@ -13,7 +13,7 @@ from paddlemix.datasets.images.decode import ImageSettings
 from paddlemix.datasets.images.tower_features import FeatureStore
 from paddlemix.errors import UserError
 from paddlemix.models.vision import VisionTower
-from paddlemix.processors.image import ImageSpec
+from paddlemix.processors.images.image_spec import ImageSpec
 from paddlemix.trainer.recipe import run_recipe
 from tests.tiny import PINPOINTS
 from tests.tiny_world import LORA, World, changed, reports, weights

@@ -9,11 +9,12 @@ from paddlemix.checkpoints.adapters.adapter import AdapterFiles
 from paddlemix.checkpoints.adapters.image_padding import with_adapter
 from paddlemix.checkpoints.layouts.added_rows import IMAGE_TOKEN, PAD_TOKEN, read_added_tokens
 from paddlemix.log import logger
-from paddlemix.processors.chat_template import read_template
-from paddlemix.processors.declared_template import find_chat_template, template_by_markers
-from paddlemix.processors.llava import LlavaProcessor, image_spec_from_dict, processor_from_dict
-from paddlemix.processors.templates import TEMPLATES
-from paddlemix.processors.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
+from paddlemix.processors.images.image_config import image_spec_from_dict
+from paddlemix.processors.llava import LlavaProcessor, processor_from_dict
+from paddlemix.processors.text.chat_template import read_template
+from paddlemix.processors.text.declared_template import find_chat_template, template_by_markers
+from paddlemix.processors.text.known_templates import TEMPLATES
+from paddlemix.processors.text.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 
 
 def adapter_processor(base: LlavaProcessor | None, adapter: AdapterFiles) -> LlavaProcessor | None:

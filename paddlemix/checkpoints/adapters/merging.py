@@ -28,7 +28,7 @@ from paddlemix.errors import UserError
 from paddlemix.peft.linear import LoRALinear
 from paddlemix.peft.quantized_linear import QuantizedLinear
 from paddlemix.processors.llava import PROCESSOR_FILE
-from paddlemix.processors.tokenizer import TOKENIZER_FILES
+from paddlemix.processors.text.tokenizer import TOKENIZER_FILES
 
 KEPT_ADAPTER = "adapter"  # folder inside an adapter's own, where a merged model has taken its place
 

@@ -19,8 +19,8 @@ from paddlemix.checkpoints.layouts.towers import CLIP_FORM, tower_form
 from paddlemix.checkpoints.layouts.xtuner_layout import MODEL_TYPE, SELECT_LAYER
 from paddlemix.errors import UserError
 from paddlemix.models.configuration import LlavaConfig, VisionConfig, projector_depth
-from paddlemix.processors.chat_template import read_template
-from paddlemix.processors.llava import image_spec_from_dict
+from paddlemix.processors.images.image_config import image_spec_from_dict
+from paddlemix.processors.text.chat_template import read_template
 
 TOWER_DIRECTORY = "vision_tower"
 _OUTER_KEYS = ("architectures", "torch_dtype")  # not said again inside another config.json

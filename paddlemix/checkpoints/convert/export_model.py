@@ -54,7 +54,7 @@ from paddlemix.log import logger
 from paddlemix.models.configuration import DecoderConfig
 from paddlemix.outputs import Output, check_output
 from paddlemix.processors.llava import PROCESSOR_FILE
-from paddlemix.processors.tokenizer import has_tokenizer, load_tokenizer
+from paddlemix.processors.text.tokenizer import has_tokenizer, load_tokenizer
 
 TARGETS = ("paddlemix", "llava", "hf", "xtuner")
 _TOWER, _PROJECTOR = "vision_tower.", "projector."

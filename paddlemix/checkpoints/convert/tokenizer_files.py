@@ -10,7 +10,7 @@ from typing import Any
 
 from paddlemix.checkpoints.files.weight_files import read_json, write_json
 from paddlemix.checkpoints.layouts.added_rows import IMAGE_TOKEN, PAD_TOKEN
-from paddlemix.processors.tokenizer import TOKENIZER_FILES
+from paddlemix.processors.text.tokenizer import TOKENIZER_FILES
 
 _FLAGS = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
 _CONFIG, _SPECIAL, _ADDED, _FAST = (

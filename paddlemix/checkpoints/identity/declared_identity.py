@@ -22,11 +22,12 @@ from paddlemix.declared import take
 from paddlemix.errors import UserError
 from paddlemix.identity import file_digest, listed, text_digest
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig, projector_depth
-from paddlemix.processors.chat_template import read_template
-from paddlemix.processors.llava import PROCESSOR_FILE, LlavaProcessor, image_spec_from_dict
-from paddlemix.processors.tokenizer import TOKENIZER_FILES, Tokenizer, load_tokenizer
-from paddlemix.processors.tokenizer_keys import CONFIG_FILE as TOKENIZER_CONFIG
-from paddlemix.processors.tokenizer_keys import KEYS as TOKENIZER_KEYS
+from paddlemix.processors.images.image_config import image_spec_from_dict
+from paddlemix.processors.llava import PROCESSOR_FILE, LlavaProcessor
+from paddlemix.processors.text.chat_template import read_template
+from paddlemix.processors.text.tokenizer import TOKENIZER_FILES, Tokenizer, load_tokenizer
+from paddlemix.processors.text.tokenizer_keys import CONFIG_FILE as TOKENIZER_CONFIG
+from paddlemix.processors.text.tokenizer_keys import KEYS as TOKENIZER_KEYS
 
 VISION = "vision_config."
 # of the vision tower; its image size is a run's to choose, and the shapes of its weights say the rest

@@ -14,7 +14,7 @@ from paddlemix.checkpoints.files.weight_files import read_json
 from paddlemix.checkpoints.layouts.config_keys import PINPOINTS
 from paddlemix.declared import Keys, choice, either, flag, integer, items, key_names, mapping, number, take
 from paddlemix.errors import UserError
-from paddlemix.processors.image import parse_pinpoints
+from paddlemix.processors.images.image_spec import parse_pinpoints
 from paddlemix.processors.llava import PROCESSOR_FILE
 
 PREPROCESSOR_FILE = "preprocessor_config.json"

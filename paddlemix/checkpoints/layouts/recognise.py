@@ -45,8 +45,8 @@ from paddlemix.declared import Keys, items, take, without_null
 from paddlemix.declared import text as text_rule
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionConfig, pick_fields
-from paddlemix.processors.declared_template import template_by_markers
 from paddlemix.processors.llava import PROCESSOR_FILE
+from paddlemix.processors.text.declared_template import template_by_markers
 
 CONFIG_FILE, ADAPTER_FILE, PEFT_ADAPTER_FILE = "config.json", "lora_config.json", "adapter_config.json"
 ADAPTER_PROCESSOR_FILE = "paddlemix_processor.json"  # ours beside another program's adapter: template and pixels

@@ -29,7 +29,7 @@ from paddlemix.declared import take
 from paddlemix.errors import UserError
 from paddlemix.models.configuration import VisionConfig, pick_fields
 from paddlemix.models.presets import TOWERS
-from paddlemix.processors.image import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
+from paddlemix.processors.images.image_spec import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 
 POSITIONS = "vision_tower.position_embedding"
 _CLASS, _TOWER, _LAYERS = "vision_tower.class_embedding", "vision_tower.", "vision_tower.layers."

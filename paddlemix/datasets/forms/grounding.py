@@ -2,7 +2,7 @@
 
     {"objects": {"ref": ["a dog"], "bbox": [[331, 76, 853, 159]]}, ...  "<ref-object><bbox> plays."
 
-Boxes stay numbers here; `processors/boxes.py` writes them once the image's size is known.
+Boxes stay numbers here; `processors/images/boxes.py` writes them once the image's size is known.
 
 Source: ms-swift docs, Custom-dataset, Grounding.
 """

@@ -20,7 +20,8 @@ from paddlemix.datasets.images.sizes import ImageSizes
 from paddlemix.datasets.images.sources import open_content
 from paddlemix.errors import UserError
 from paddlemix.log import logger
-from paddlemix.processors.image import ImageSpec, count_tiles
+from paddlemix.processors.images.image_spec import ImageSpec
+from paddlemix.processors.images.visual_tokens import count_tiles
 from paddlemix.processors.llava import LlavaProcessor
 from paddlemix.sample import Example, Sample
 

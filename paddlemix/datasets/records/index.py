@@ -38,7 +38,7 @@ class Index:
     """What is known of each record.
 
     Args:
-        rows: int64 [n, 3]: first byte, byte behind the last one, words (see `grouping.count_words`; 0: cannot be used).
+        rows: int64 [n, 3]: first byte, byte behind the last one, words (see `order.count_words`; 0: cannot be used).
         lines: one JSON array [kind, number, message] per record that cannot be used ("problem") or may not mean what it
             is taken for ("doubt"), and one ["folder", 0, name] per folder that images are in, each on a line; UTF-8.
     """

@@ -78,7 +78,7 @@ class RecordFile:
         index: used instead of the cache's.
 
     Attributes:
-        words: int32 [n], see `grouping.count_words`: words of each record, negative where it has no image, 0 where it
+        words: int32 [n], see `order.count_words`: words of each record, negative where it has no image, 0 where it
             cannot be used.
         fingerprint: differs where the file, the form or this package's reading of it differs.
     """

@@ -19,7 +19,7 @@ import numpy as np
 from paddlemix.datasets.forms.image_keys import folders_of
 from paddlemix.datasets.forms.image_markers import unread_picture
 from paddlemix.datasets.forms.parse import parse_record
-from paddlemix.datasets.grouping import count_words
+from paddlemix.datasets.order import count_words
 from paddlemix.datasets.records.scan import WHITE, Spans
 from paddlemix.datasets.records.syntax_errors import DECODER, not_an_object, undecodable
 from paddlemix.errors import UserError
@@ -35,7 +35,7 @@ class Checked:
     """What became of the records of one `Spans`.
 
     Args:
-        words: int32 [k], see `grouping.count_words`; 0 where the record cannot be used.
+        words: int32 [k], see `order.count_words`; 0 where the record cannot be used.
         problems: number in the file and what is wrong, beginning with "record N"; of each that cannot be used.
         doubts: the same of each that can be used and may not mean what it is taken for, see `unread_picture`.
         folders: that local images of the records are in, see `folders_of`.

@@ -16,10 +16,10 @@ from paddlemix.config.load import load_config
 from paddlemix.config.schema import RunConfig
 from paddlemix.datasets.checking.record_checker import DataFile
 from paddlemix.datasets.images.decode import ImageSettings
-from paddlemix.datasets.selection import split_count
+from paddlemix.datasets.record_selection import split_count
 from paddlemix.errors import UserError
-from paddlemix.processors.chat_template import resolve_template
 from paddlemix.processors.llava import LlavaProcessor
+from paddlemix.processors.text.chat_template import resolve_template
 from paddlemix.tools.common.processor import open_processor, processor_of_run
 
 _RUN_KEYS = {"dataset", "model_name_or_path"}

@@ -14,7 +14,7 @@ from typing import Any
 from paddlemix.cache import replacing
 from paddlemix.datasets.checking.check import CheckReport
 from paddlemix.datasets.checking.problem_kinds import Problem
-from paddlemix.datasets.statistics import DataStatistics, describe_lengths, padding_share
+from paddlemix.datasets.length_statistics import DataStatistics, describe_lengths, padding_share
 from paddlemix.errors import UserError
 from paddlemix.tools.common.check_plan import CheckPlan
 

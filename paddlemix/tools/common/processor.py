@@ -15,10 +15,11 @@ from paddlemix.config.foreign.templates import XTUNER_TEMPLATES
 from paddlemix.config.schema import RunConfig
 from paddlemix.declared import Keys, flag, integer, mapping, read_object, take, without_null
 from paddlemix.errors import UserError
-from paddlemix.processors.chat_template import resolve_template
 from paddlemix.processors.llava import PROCESSOR_FILE, LlavaProcessor, processor_from_dict
 from paddlemix.processors.run_processor import Sight, run_processor
-from paddlemix.processors.templates import Template, choose_template
+from paddlemix.processors.text.chat_template import resolve_template
+from paddlemix.processors.text.known_templates import choose_template
+from paddlemix.processors.text.template import Template
 
 if TYPE_CHECKING:
     from paddlemix.checkpoints.load import BaseSpec

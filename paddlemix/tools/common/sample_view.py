@@ -22,13 +22,14 @@ from paddlemix.datasets.records.record_file import RecordFile
 from paddlemix.errors import UserError
 from paddlemix.outputs import Needed, Output, check_not_in_model, check_output
 from paddlemix.paths import is_address
-from paddlemix.processors.boxes import write_boxes
-from paddlemix.processors.conversation import prompt_text, render
-from paddlemix.processors.drawing import draw_tiles
-from paddlemix.processors.image import count_tiles, count_visual_tokens, grid_shape, preprocess_image
+from paddlemix.processors.images.boxes import write_boxes
+from paddlemix.processors.images.drawing import draw_tiles
+from paddlemix.processors.images.tiles import preprocess_image
+from paddlemix.processors.images.visual_tokens import count_tiles, count_visual_tokens, grid_shape
 from paddlemix.processors.llava import LlavaProcessor
-from paddlemix.processors.marking import Style, harmless, marked_text, one_token_an_image
-from paddlemix.processors.templates import with_image_markers
+from paddlemix.processors.text.conversation import prompt_text, render
+from paddlemix.processors.text.example_text import Style, harmless, marked_text, one_token_an_image
+from paddlemix.processors.text.template import with_image_markers
 from paddlemix.sample import Example, Message, Sample
 
 

@@ -16,7 +16,7 @@ from paddlemix.config.schema import RunConfig
 from paddlemix.datasets.mixture import SampleDataset
 from paddlemix.log import MetricsWriter, logger, process_rank
 from paddlemix.processors.llava import LlavaProcessor
-from paddlemix.processors.marking import harmless
+from paddlemix.processors.text.example_text import harmless
 from paddlemix.trainer.answers.answering import Answerer
 from paddlemix.trainer.answers.questions import Question, first_questions, own_questions
 from paddlemix.trainer.callbacks.meters import StepReport

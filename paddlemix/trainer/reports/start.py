@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from paddlemix.datasets.mixture import SampleDataset
 from paddlemix.log import logger, process_rank
 from paddlemix.models.llava import LlavaModel
-from paddlemix.processors.marking import Style, image_runs, marked_text
+from paddlemix.processors.text.example_text import Style, image_runs, marked_text
 from paddlemix.trainer.trainable import count_parameters
 
 _TRIED, _SHOWN_LINES, _SHOWN_CHARACTERS = 20, 40, 2000

@@ -33,7 +33,7 @@ from paddlemix.checkpoints.source import Source
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.generation.ending import ending_of
 from paddlemix.models.configuration import LlavaConfig
-from paddlemix.processors.llava import PIXEL_OPTIONS
+from paddlemix.processors.images.image_config import PIXEL_OPTIONS
 from paddlemix.tools.convert_checkpoint import main, parse_size
 from tests.tiny_models import GOLDEN, GOLDEN_MODELS, tiny_text
 
@@ -112,7 +112,7 @@ def test_weights_are_rounded_on_the_way(tmp_path: Path, dtype: str, to: str) -> 
 @pytest.fixture
 def with_tokenizer(tmp_path: Path, tokenizer_directory: Path) -> Path:
     """An original LLaVA-1.5 with the vocabulary of the small tokenizer and a template that is not the default."""
-    from paddlemix.processors.tokenizer import load_tokenizer
+    from paddlemix.processors.text.tokenizer import load_tokenizer
 
     directory = Path(shutil.copytree(V15 / "original", tmp_path / "start"))
     for path in tokenizer_directory.iterdir():

@@ -21,7 +21,7 @@ from paddlemix.checkpoints.pretrained import config_values, load_model, paramete
 from paddlemix.checkpoints.source import Source
 from paddlemix.errors import UserError
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig
-from paddlemix.processors.chat_template import read_template
+from paddlemix.processors.text.chat_template import read_template
 from tests.tiny_models import tiny_llava, tiny_model, tiny_text
 
 DYNAMIC = {"rope_type": "dynamic", "factor": 2.0}

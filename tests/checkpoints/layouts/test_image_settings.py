@@ -16,8 +16,9 @@ from transformers.models.llava_next.image_processing_llava_next import LlavaNext
 from paddlemix.checkpoints.convert.declared_files import tower_preprocessor
 from paddlemix.checkpoints.layouts.image_settings import read_pixels
 from paddlemix.errors import UserError
-from paddlemix.processors.image import ImageSpec, parse_pinpoints, preprocess_image
-from paddlemix.processors.llava import image_spec_from_dict, pixel_options
+from paddlemix.processors.images.image_config import image_spec_from_dict, pixel_options
+from paddlemix.processors.images.image_spec import ImageSpec, parse_pinpoints
+from paddlemix.processors.images.tiles import preprocess_image
 from tests.tiny import draw_picture
 
 SIZES = [

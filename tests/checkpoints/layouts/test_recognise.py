@@ -18,7 +18,7 @@ from paddlemix.checkpoints.layouts.weight_names import PADDLEMIX
 from paddlemix.checkpoints.pretrained import config_values, load_model
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.models.configuration import LlavaConfig
-from paddlemix.processors.image import CLIP_MEAN
+from paddlemix.processors.images.image_spec import CLIP_MEAN
 from tests.tiny_models import GOLDEN, tiny_llava, tiny_model, tiny_text
 
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "num_attention_heads": 4}

@@ -21,7 +21,8 @@ from paddlemix.checkpoints.sizes import read_sizes
 from paddlemix.checkpoints.source import Source
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.models.configuration import LlavaConfig
-from paddlemix.processors.image import CLIP_MEAN, IMAGENET_MEAN, IMAGENET_STD, ImageSpec, normalise_tiles
+from paddlemix.processors.images.image_spec import CLIP_MEAN, IMAGENET_MEAN, IMAGENET_STD, ImageSpec
+from paddlemix.processors.images.tiles import normalise_tiles
 from tests.tiny_models import tiny_intern_vit, tiny_llava, tiny_model, tiny_vision, weights_of
 
 # what the files of InternViT-6B-224px leave out or say, at a tiny size; a tower that reads 224 pixels as 2 x 2 patches

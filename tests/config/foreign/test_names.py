@@ -28,7 +28,7 @@ from paddlemix.config.load import ConfigError, Fault, load_config, parse_command
 from paddlemix.config.schema import SPECS
 from paddlemix.config.values import check_value
 from paddlemix.errors import MissingFileError, UserError
-from paddlemix.processors.templates import TEMPLATES
+from paddlemix.processors.text.known_templates import TEMPLATES
 from paddlemix.tools import supervised_finetune
 from tests.config.foreign_tables import PAGE, fill, tables_of
 from tests.conftest import ROOT

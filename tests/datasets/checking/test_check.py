@@ -14,7 +14,7 @@ from paddlemix.datasets.checking.good_records import check_fix_target, write_goo
 from paddlemix.datasets.checking.problem_kinds import group_problems, kind_of
 from paddlemix.datasets.checking.record_checker import CheckSettings, DataFile, form_of
 from paddlemix.errors import MissingFileError, UserError
-from paddlemix.processors.tokenizer import Tokenizer
+from paddlemix.processors.text.tokenizer import Tokenizer
 from tests.tiny import ANYRES_SPEC, make_processor, noise_picture
 
 SHORT, LONG = [["<image>\nWhat?", "A cat."]], [["<image>\nWhat?", "A cat."], ["And?", "A dog. " * 30]]

@@ -16,7 +16,7 @@ import pytest
 from paddle import nn
 
 from paddlemix.errors import UserError
-from paddlemix.processors.marking import Style
+from paddlemix.processors.text.example_text import Style
 from paddlemix.trainer.callbacks.meters import Meters, StepReport
 from paddlemix.trainer.callbacks.progress import describe_report, shows_bar
 from paddlemix.trainer.dataloader import PositionCounts

@@ -14,7 +14,7 @@ import pytest
 
 from paddlemix.checkpoints.files.weight_files import read_safetensors
 from paddlemix.checkpoints.load import load_pretrained
-from paddlemix.datasets.mixture import EpochBatchSampler
+from paddlemix.datasets.order import EpochBatchSampler
 from paddlemix.errors import UserError
 from paddlemix.trainer import optim
 from paddlemix.trainer import trainer as trainer_module

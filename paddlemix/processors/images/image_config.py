@@ -1,0 +1,73 @@
+"""An `ImageSpec` as keys of `processor_config.json`, and back; the names are those of LLaVA and of transformers.
+
+Knows no file: `llava.py` makes the whole content of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from paddlemix.errors import UserError
+from paddlemix.processors.images.image_spec import ImageSpec, parse_pinpoints
+
+# keys of it that only a model has whose pictures are not prepared as CLIP's are
+PIXEL_OPTIONS = ("size", "resample", "rescale_factor", "do_normalize")
+
+
+def image_spec_to_dict(spec: ImageSpec) -> dict[str, Any]:
+    """The image part of a `processor_config.json`, the reverse of `image_spec_from_dict`."""
+    return {
+        "image_aspect_ratio": spec.aspect_mode,
+        "image_grid_pinpoints": [list(pinpoint) for pinpoint in spec.grid_pinpoints] or None,
+        "mm_patch_merge_type": spec.merge_type,
+        "mm_vision_select_feature": "cls_patch" if spec.cls_token else "patch",
+        "image_size": spec.tile_size,
+        "patch_size": spec.patch_size,
+        "image_mean": list(spec.mean),
+        "image_std": list(spec.std),
+        **pixel_options(spec),
+    }
+
+
+def pixel_options(spec: ImageSpec) -> dict[str, Any]:
+    """The keys of a `processor_config.json` that only a spec unlike CLIP's has; named as transformers names them."""
+    side, values = spec.resized_side, dict[str, Any]()
+    if spec.squash or side != spec.tile_size:
+        values["size"] = {"height": side, "width": side} if spec.squash else {"shortest_edge": side}
+    options = {
+        "resample": (spec.resample, 3),
+        "rescale_factor": (spec.rescale_factor, 1 / 255),
+        "do_normalize": (spec.normalise, True),
+    }
+    return {**values, **{key: value for key, (value, usual) in options.items() if value != usual}}
+
+
+def image_spec_from_dict(values: dict[str, Any]) -> ImageSpec:
+    """The image part of a `processor_config.json`; keys as `image_spec_to_dict` writes them.
+
+    Raises:
+        KeyError: a key is missing.
+        UserError: a value is not allowed.
+    """
+    values = {key: value for key, value in values.items() if value is not None}
+    size = values.get("size", {})
+    try:
+        return ImageSpec(
+            tile_size=int(values["image_size"]),
+            patch_size=int(values["patch_size"]),
+            aspect_mode=values["image_aspect_ratio"],
+            grid_pinpoints=parse_pinpoints(values.get("image_grid_pinpoints"), int(values["image_size"])),
+            merge_type=values.get("mm_patch_merge_type") or "flat",
+            mean=tuple(values["image_mean"]),
+            std=tuple(values["image_std"]),
+            resize_to=size.get("shortest_edge") or size.get("height"),
+            squash="height" in size,
+            resample=int(values.get("resample", 3)),
+            rescale_factor=float(values.get("rescale_factor", 1 / 255)),
+            normalise=values.get("do_normalize") is not False,
+            cls_token=values.get("mm_vision_select_feature") == "cls_patch",
+        )
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the image settings {values} cannot be read: {error}") from error
