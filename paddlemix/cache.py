@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from paddlemix.errors import UserError
-from paddlemix.locks import temporary_file
 from paddlemix.paths import user_path
+from paddlemix.temporary import temporary_file
 
 
 def cache_directory(kind: str) -> Path:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from tests.forked import child as child  # a fixture
 from tests.kernels_built import need_kernels
 from tests.moments import signals_of_a_terminal
 

@@ -32,7 +32,8 @@ LEVELS = (
     ("config", "sample", "device", "log", "cache", "cached_table", "identity", "memory", "progress"),
     ("outputs",),
     ("declared", "locks", "paths"),
-    ("lfs",),
+    ("json_files", "temporary"),
+    ("lfs", "file_locks"),
     ("errors",),
     ("__init__",),
 )
@@ -53,6 +54,7 @@ ONLY_IN = {
 WITHOUT_PADDLE = (
     *("processors", "network", "datasets", "config", "sample", "log", "cache", "memory", "paths", "errors"),
     *("cached_table", "declared", "identity", "lfs", "locks", "outputs", "progress"),
+    *("file_locks", "json_files", "temporary"),
     *("demo.scenes", "demo.digits", "demo.vocabulary", "demo.report", "evaluation.metrics"),
 )
 

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from paddlemix import declared
-from paddlemix.declared import Keys, choice, either, flag, integer, items, number, read_object, take, text
-from paddlemix.errors import MissingFileError, UserError
+from paddlemix.declared import Keys, choice, either, flag, integer, items, number, take, text
+from paddlemix.errors import UserError
 
 KEYS = Keys(
     read={
@@ -80,60 +75,3 @@ def test_unknown_keys_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
         'unknown/config.json: unknown keys are not used: "qk_norm"; if they change what the model computes, its '
         "numbers will differ"
     ]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"{", r"is not JSON \(line 1, column 2"),
-        (b"", r"is not JSON \(line 1, column 1"),
-        (b"[1]", r"holds no JSON object but \[1\] \(a list\)"),
-        (b'{"a": "\xff"}', r"is not UTF-8 text \(byte 7\)"),
-        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested deeper than 64"),
-        (b'{"a":' * 70 + b"1" + b"}" * 70, "nested deeper than 64"),
-        (b'{"a": {"b": 1, "b": 2}}', "the key 'b' is there twice with different values"),
-        (b'{"a": 1' + b"0" * 10_000 + b"}", "not JSON: Exceeds the limit"),
-    ],
-)
-def test_what_is_no_declared_file(tmp_path: Path, content: bytes, message: str) -> None:
-    (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(UserError, match=message) as error:
-        read_object(tmp_path / "config.json")
-    assert "config.json" in str(error.value) and "\n" not in str(error.value)
-
-
-def test_what_is_read_as_it_is(tmp_path: Path) -> None:
-    path = tmp_path / "config.json"
-    path.write_bytes(b'\xef\xbb\xbf{"a": null, "b": 1, "b": 1, "c": ' + b"[" * 60 + b"]" * 60 + b"}")
-    assert read_object(path).keys() == {"a", "b", "c"}
-    with pytest.raises(MissingFileError, match="'.*none.json' does not exist"):
-        read_object(tmp_path / "none.json")
-    with pytest.raises(UserError, match="is a folder"):
-        read_object(tmp_path)
-
-
-def test_a_file_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "long.json").write_text(json.dumps({"a": "b" * 5000}))
-    with pytest.raises(UserError, match="is longer than 4,096 bytes"):
-        read_object(tmp_path / "long.json", limit=4096)
-    with pytest.raises(UserError, match="'/dev/zero' is longer than 4,096 bytes"):
-        read_object(Path("/dev/zero"), limit=4096)
-    os.mkfifo(tmp_path / "silent.json")
-    monkeypatch.setattr(declared, "_PIPE_SECONDS", 0.01)
-    keeper = os.open(tmp_path / "silent.json", os.O_RDWR)  # a writer that never writes
-    try:
-        with pytest.raises(UserError, match="is a pipe into which nothing was written"):
-            read_object(tmp_path / "silent.json")
-    finally:
-        os.close(keeper)
-
-
-def test_a_pipe_is_read(tmp_path: Path) -> None:
-    reader, writer = os.pipe()
-    thread = threading.Thread(target=lambda: (os.write(writer, b'{"a": 1}'), os.close(writer)))
-    thread.start()
-    try:
-        assert read_object(Path(f"/dev/fd/{reader}")) == {"a": 1}
-    finally:
-        thread.join()
-        os.close(reader)

@@ -11,8 +11,8 @@ import pytest
 from paddlemix.datasets.forms.vqa_table import Columns, read_table
 from paddlemix.datasets.images.decode import load_image
 from paddlemix.datasets.records.record_file import open_records
-from paddlemix.declared import read_object
 from paddlemix.errors import UserError
+from paddlemix.json_files import read_object
 from paddlemix.lfs import refuse_pointer
 from paddlemix.processors.text.tokenizer import load_tokenizer
 from tests.tiny_models import GOLDEN

@@ -5,51 +5,17 @@ from __future__ import annotations
 import errno
 import json
 import os
-import signal
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from paddlemix import locks
 from paddlemix.errors import UserError
-from paddlemix.locks import LOCK_FILE, Locked, locked_output, remove_leftovers, temporary_directory, temporary_file
-
-
-@pytest.fixture
-def child() -> Iterator[Callable[[Callable[[], None]], int]]:
-    """Runs a function in a forked process up to where it says so; that then waits until it is killed."""
-    started: list[int] = []
-
-    def start(body: Callable[[], None]) -> int:
-        read, write = os.pipe()
-        pid = os.fork()
-        if not pid:
-            try:
-                os.close(read)
-                ready = lambda: (os.write(write, b"."), os.close(write), signal.pause())  # noqa: E731
-                body(ready)  # type: ignore[call-arg]
-            finally:
-                os._exit(1)
-        os.close(write)
-        started.append(pid)
-        assert os.read(read, 1) == b"."
-        os.close(read)
-        return pid
-
-    yield start
-    for pid in started:
-        kill(pid)
-
-
-def kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-    except (ProcessLookupError, ChildProcessError):
-        pass
+from paddlemix.file_locks import LockingUnavailableError
+from paddlemix.locks import Locked, locked_output
+from paddlemix.temporary import LOCK_FILE, remove_leftovers, temporary_directory
+from tests.forked import kill
 
 
 def test_a_second_writer_is_told_who_has_the_folder(tmp_path: Path, child: Callable[..., int]) -> None:
@@ -93,31 +59,15 @@ def test_what_appears_in_one_step_is_locked_beside(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_taken_for_a_leftover_before_it_is_held_is_made_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make = tempfile.mkdtemp
-
-    def make_and_lose(**options: Any) -> str:
-        monkeypatch.setattr(tempfile, "mkdtemp", make)
-        path = make(**options)
-        assert remove_leftovers(tmp_path) == [Path(path)]
-        return path
-
-    monkeypatch.setattr(tempfile, "mkdtemp", make_and_lose)
-    with temporary_directory(tmp_path, "model") as folder:
-        assert folder.is_dir() and not remove_leftovers(tmp_path)
-
-
 def test_a_lock_that_was_removed_meanwhile_is_taken_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, hold = tmp_path / "lock", locks._hold
+    path, hold = tmp_path / "lock", locks.lock_file
 
     def remove_then_hold(descriptor: int, place: Path, wait: bool) -> bool:
-        monkeypatch.setattr(locks, "_hold", hold)
+        monkeypatch.setattr(locks, "lock_file", hold)
         path.unlink()
         return hold(descriptor, place, wait)
 
-    monkeypatch.setattr(locks, "_hold", remove_then_hold)
+    monkeypatch.setattr(locks, "lock_file", remove_then_hold)
     lock = Locked(path, "it", lambda _: "busy")
     with pytest.raises(UserError, match="busy"):
         Locked(path, "it", lambda _: "busy")
@@ -131,57 +81,6 @@ def test_forked_processes_do_not_keep_a_lock(tmp_path: Path, child: Callable[...
     child(lambda ready: ready())
     lock.close()
     Locked(tmp_path / "lock", "it", lambda _: "busy").close()
-
-
-def test_leftovers_of_killed_processes_go_and_what_is_written_stays(tmp_path: Path, child: Callable[..., int]) -> None:
-    def write(ready: Callable[[], None]) -> None:
-        with (
-            locked_output(tmp_path / "model", "--output", inside=False),
-            temporary_directory(tmp_path, "model") as directory,
-            temporary_file(tmp_path / "data.json") as file,
-        ):
-            (directory / "weights").write_text("half")
-            file.write_text("half")
-            ready()
-
-    pid = child(write)
-    mine = [tmp_path / name for name in (".model.abcdefgh", ".cache", "model")]
-    for path in mine:
-        path.mkdir()
-    assert remove_leftovers(tmp_path) == []
-    assert len(list(tmp_path.iterdir())) == len(mine) + 3
-    kill(pid)
-    assert len(remove_leftovers(tmp_path)) == 3
-    assert sorted(tmp_path.iterdir()) == sorted(mine)
-    assert remove_leftovers(tmp_path / "missing") == []
-
-
-def test_what_was_being_replaced_comes_back(tmp_path: Path, child: Callable[..., int]) -> None:
-    """Between its two renames a replacement has the old folder under a hidden name alone."""
-
-    def replace(ready: Callable[[], None]) -> None:
-        with temporary_directory(tmp_path, "model", replaced=True) as old:
-            os.rename(tmp_path / "model", old / "model")
-            ready()
-
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "weights").write_text("old")
-    kill(child(replace))
-    assert not (tmp_path / "model").exists()
-    assert len(remove_leftovers(tmp_path)) == 1
-    assert (tmp_path / "model" / "weights").read_text() == "old"
-    kill(child(replace))
-    (tmp_path / "model").mkdir()  # the new one has come
-    remove_leftovers(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["model"] and not list((tmp_path / "model").iterdir())
-
-
-def test_a_failed_step_back_keeps_the_only_copy(tmp_path: Path) -> None:
-    with pytest.raises(OSError), temporary_directory(tmp_path, "model", replaced=True) as old:
-        (old / "model").mkdir()
-        raise OSError
-    remove_leftovers(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
@@ -250,6 +149,6 @@ def test_without_locks_nothing_is_removed(
         assert remove_leftovers(tmp_path) == [] and directory.exists()
     with locked_output(tmp_path, "output_dir"):
         assert f"has no locks (Bad file descriptor): start nothing else that writes {tmp_path}" in caplog.text
-    with pytest.raises(locks.LockingUnavailableError):
+    with pytest.raises(LockingUnavailableError):
         Locked(tmp_path / "lock", "it", lambda _: "busy")
     assert not (tmp_path / LOCK_FILE).exists()

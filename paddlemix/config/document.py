@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.config.foreign.names import foreign_file
-from paddlemix.declared import parse_json, read_text
 from paddlemix.errors import MissingFileError, UserError, cut, did_you_mean
+from paddlemix.json_files import parse_json, read_text
 
 _SHOWN = 300  # characters of a line in an error
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],]')

@@ -20,7 +20,7 @@ from paddlemix.config.schema import SPECS, RunConfig
 from paddlemix.config.structures import InnerFault, check_dataset, check_pairs, check_prompts
 from paddlemix.config.values import check_value, describe, parse_any, parse_text
 from paddlemix.errors import UserError, did_you_mean, fit_to_show
-from paddlemix.locks import temporary_file
+from paddlemix.temporary import temporary_file
 
 __all__ = ["ConfigError", "Fault", "format_help", "load_config", "parse_command_line", "save_config", "split_dry_run"]
 

@@ -23,8 +23,8 @@ from paddlemix.demo.report import accuracy, format_table, write_picture, write_r
 from paddlemix.demo.scenes import SceneFiles, write_scenes
 from paddlemix.demo.vocabulary import corpus, train_tokenizer
 from paddlemix.errors import UserError
-from paddlemix.locks import is_temporary
 from paddlemix.outputs import Output, check_output
+from paddlemix.temporary import is_temporary
 
 PACKAGE = Path(paddlemix.__file__).parent
 RECIPES = PACKAGE / "config" / "llava" / "tiny"

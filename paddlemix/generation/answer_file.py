@@ -24,8 +24,9 @@ from paddlemix.cache import replacing
 from paddlemix.errors import UserError
 from paddlemix.generation.answer_header import IMAGES, Asked, check_images, compare_headers, known_images
 from paddlemix.generation.answer_line import ANY_QUESTION, read_line
-from paddlemix.locks import Locked, made_folder, remove_leftovers, write_errors
+from paddlemix.locks import Locked, made_folder, write_errors
 from paddlemix.log import logger
+from paddlemix.temporary import remove_leftovers
 
 _MISSING, _FAILED, _ANSWERED = 0, 1, 2
 

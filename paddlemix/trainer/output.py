@@ -8,18 +8,19 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from paddlemix import locks
+from paddlemix import temporary
 from paddlemix.checkpoints.adapters.adapter import ADAPTER_WEIGHTS
 from paddlemix.checkpoints.files.directories import remove_directory, writing
 from paddlemix.checkpoints.files.weight_files import INDEX_FILE, SINGLE_FILE, read_json
 from paddlemix.checkpoints.layouts.recognise import ADAPTER_FILE, CONFIG_FILE
 from paddlemix.config.schema import RunConfig
 from paddlemix.errors import MissingFileError, UserError
-from paddlemix.locks import is_temporary
+from paddlemix.locks import locked_output
 from paddlemix.log import logger, process_rank
 from paddlemix.outputs import Output, check_output
 from paddlemix.processors.llava import PROCESSOR_FILE
 from paddlemix.processors.text.tokenizer import TOKENIZER_FILES
+from paddlemix.temporary import is_temporary
 from paddlemix.trainer.callbacks.progress import CURVE_FILE, METRICS_FILE
 from paddlemix.trainer.callbacks.samples import SAMPLES_FILE
 from paddlemix.trainer.inputs import check_outputs
@@ -106,7 +107,7 @@ def sole_writer(config: RunConfig) -> Iterator[Callable[[Path | None], None]]:
         def take(resume: Path | None) -> None:
             if held_from_start or not writes:
                 return
-            stack.enter_context(locks.locked_output(output_dir, "output_dir"))
+            stack.enter_context(locked_output(output_dir, "output_dir"))
             if find_resume_point(config) != resume:
                 raise UserError(f"output_dir '{output_dir}' was written by another run meanwhile; start this one again")
 
@@ -114,7 +115,7 @@ def sole_writer(config: RunConfig) -> Iterator[Callable[[Path | None], None]]:
             check_output(Output("output_dir", output_dir), ())
             check_outputs(config, None, own_folder=True)
             if held_from_start:
-                stack.enter_context(locks.locked_output(output_dir, "output_dir"))
+                stack.enter_context(locked_output(output_dir, "output_dir"))
         yield take
 
 
@@ -193,7 +194,7 @@ def _found(output_dir: Path, patterns: Iterable[str]) -> list[Path]:
 def remove_leftovers(output_dir: Path) -> None:
     """Removes what a killed run left under temporary names."""
     with writing(output_dir):
-        locks.remove_leftovers(output_dir)
+        temporary.remove_leftovers(output_dir)
         for path in _found(output_dir, _LEFTOVERS):
             if not is_temporary(path):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -227,12 +228,12 @@ def publish(output_dir: Path, write: Callable[[Path], None]) -> None:
     output_dir = Path(os.path.abspath(output_dir))
     with writing(output_dir):
         output_dir.mkdir(parents=True, exist_ok=True)
-        locks.remove_leftovers(output_dir)
-        with locks.temporary_directory(output_dir, "result") as temporary:  # never on another disk
-            write(temporary)
+        temporary.remove_leftovers(output_dir)
+        with temporary.temporary_directory(output_dir, "result") as directory:  # never on another disk
+            write(directory)
             for name in _LAST:
                 (output_dir / name).unlink(missing_ok=True)
             for path in [path for pattern in _WEIGHTS for path in output_dir.glob(pattern)]:
                 path.unlink()  # an index that stays behind would win over the new file
-            for path in sorted(temporary.iterdir(), key=lambda path: path.name in _LAST):
+            for path in sorted(directory.iterdir(), key=lambda path: path.name in _LAST):
                 os.replace(path, output_dir / path.name)

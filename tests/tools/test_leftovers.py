@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from paddlemix.checkpoints.files import directories
-from paddlemix.locks import locked_output, remove_leftovers, temporary_directory
+from paddlemix.locks import locked_output
+from paddlemix.temporary import remove_leftovers, temporary_directory
 from paddlemix.tools import convert_checkpoint, merge_lora_params, quantize
 from paddlemix.tools.common.command import run_command
 from tests.tiny_world import World

@@ -15,6 +15,7 @@ from paddlemix import declared
 from paddlemix.checkpoints.files.tensors import TensorEntry
 from paddlemix.checkpoints.layouts.weight_names import KeyMap
 from paddlemix.errors import UserError
+from paddlemix.json_files import describe
 from paddlemix.peft.settings import LoRAConfig
 
 _MERGE_THERE = "merge it into its base there (PEFT: merge_and_unload) and use the merged model"
@@ -101,7 +102,7 @@ def read_settings(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if kind != "LORA":
         raise UserError(f"{path}: an adapter of kind '{kind}' (peft_type) is not supported, only LORA; {_MERGE_THERE}")
     known = {*_KEYS.read, *_KEYS.refused, *_KEYS.harmless}
-    odd = [f"{key} is {declared.describe(value)}" for key, value in values.items() if value and key not in known]
+    odd = [f"{key} is {describe(value)}" for key, value in values.items() if value and key not in known]
     if odd:
         raise UserError(
             f"{path}: {'; '.join(odd)}: unknown here; remove it if it does not change the outputs, else {_MERGE_THERE}"

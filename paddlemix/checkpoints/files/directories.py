@@ -8,7 +8,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from paddlemix.locks import remove_leftovers, temporary_directory, write_errors
+from paddlemix.locks import write_errors
+from paddlemix.temporary import remove_leftovers, temporary_directory
 
 
 def writing(path: Path) -> contextlib.AbstractContextManager[None]:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.checkpoints.files.tensors import NUMPY_TYPES, count_bytes, is_shape
-from paddlemix.declared import parse_json
 from paddlemix.errors import MissingFileError, UserError
+from paddlemix.json_files import parse_json
 from paddlemix.lfs import refuse_pointer
 
 _MAX_BYTES = 100 * 1024 * 1024  # Source: MAX_HEADER_SIZE of the safetensors library

@@ -25,8 +25,8 @@ from paddlemix.checkpoints.files.header import TensorRange, read_header
 from paddlemix.checkpoints.files.pickles import read_paddle, read_torch
 from paddlemix.checkpoints.files.tensors import NUMPY_TYPES, TensorEntry, Tensors
 from paddlemix.checkpoints.files.tensors import array_entry as array_entry
-from paddlemix.declared import describe, read_object
 from paddlemix.errors import MissingFileError, UserError
+from paddlemix.json_files import describe, read_object
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 _LONGEST_NAME = 80  # characters of a shard's name: in bytes less than any file system allows

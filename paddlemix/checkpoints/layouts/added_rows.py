@@ -18,8 +18,9 @@ import numpy as np
 from paddlemix.checkpoints.files.tensors import TensorEntry, array_entry, convert, converted, joined, selected
 from paddlemix.checkpoints.files.weight_files import read_metadata, read_safetensors
 from paddlemix.checkpoints.layouts.config_keys import BASE_KEY
-from paddlemix.declared import read_object, without_null
+from paddlemix.declared import without_null
 from paddlemix.errors import UserError, cut
+from paddlemix.json_files import read_object
 
 HF_VOCABULARY_FILE = "hf_vocabulary.safetensors"
 IMAGE_TOKEN, PAD_TOKEN = "<image>", "<pad>"

@@ -17,8 +17,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from paddlemix.declared import parse_json, read_text
 from paddlemix.errors import MissingFileError, UserError, did_you_mean
+from paddlemix.json_files import parse_json, read_text
 from paddlemix.processors.text.known_templates import TEMPLATES, choose_template, get_template
 from paddlemix.processors.text.template import CONTENT, IMAGE, SPECIAL_TOKENS, SYSTEM, Template
 

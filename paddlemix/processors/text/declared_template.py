@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from paddlemix.declared import read_object, read_text, without_null
+from paddlemix.declared import without_null
 from paddlemix.errors import UserError
+from paddlemix.json_files import read_object, read_text
 from paddlemix.log import logger
 from paddlemix.processors.text.known_templates import TEMPLATES
 

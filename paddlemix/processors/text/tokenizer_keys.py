@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from paddlemix.declared import Keys, Rule, choice, either, flag, integer, items, key_names, mapping, read_object, take
+from paddlemix.declared import Keys, Rule, choice, either, flag, integer, items, key_names, mapping, take
 from paddlemix.declared import text as text_rule
 from paddlemix.errors import UserError
+from paddlemix.json_files import read_object
 from paddlemix.log import logger
 
 CONFIG_FILE, SPECIAL_FILE, ADDED_FILE = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"

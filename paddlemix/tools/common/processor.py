@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from paddlemix.config.foreign.templates import XTUNER_TEMPLATES
 from paddlemix.config.schema import RunConfig
-from paddlemix.declared import Keys, flag, integer, mapping, read_object, take, without_null
+from paddlemix.declared import Keys, flag, integer, mapping, take, without_null
 from paddlemix.errors import UserError
+from paddlemix.json_files import read_object
 from paddlemix.processors.llava import PROCESSOR_FILE, LlavaProcessor, processor_from_dict
 from paddlemix.processors.run_processor import Sight, run_processor
 from paddlemix.processors.text.chat_template import resolve_template

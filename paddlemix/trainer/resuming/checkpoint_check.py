@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.checkpoints.files.weight_files import write_json
-from paddlemix.declared import describe, read_object
 from paddlemix.errors import UserError
 from paddlemix.identity import fresh_digest
+from paddlemix.json_files import describe, read_object
 from paddlemix.log import logger, process_rank
 
 STATE_FILE, PROGRESS_FILE, CHECKSUMS_FILE = "training_state.json", "trainer_state.json", "checksums.json"

@@ -1,0 +1,66 @@
+"""The system's locks on open files (`flock`), which end with the process that holds them, whatever ends it.
+
+Knows no name and no output: what is locked and why is said in `locks.py` and `temporary.py`.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+
+from paddlemix.errors import UserError
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL, errno.EPERM)
+_open: set[int] = set()  # descriptors of this process that may hold a lock
+
+
+class LockingUnavailableError(UserError):
+    """The file system has no locks."""
+
+
+def remember(descriptor: int) -> None:
+    """Notes an open file that may be locked, so that a forked process closes its copy."""
+    _open.add(descriptor)
+
+
+def lock_file(descriptor: int, path: Path, wait: bool) -> bool:
+    """Locks an open file; False where another process has it.
+
+    Raises:
+        LockingUnavailableError: there are no locks there (NFS has none for directories).
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise LockingUnavailableError(f"the file system of {path} has no locks ({error.strerror})") from error
+    return True
+
+
+def is_at(descriptor: int, path: Path) -> bool:
+    """Whether a path still means the open file."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except OSError:
+        return False
+
+
+def close_file(descriptor: int, owner: int) -> None:
+    if os.getpid() == owner:
+        _open.discard(descriptor)
+        os.close(descriptor)
+
+
+def _close_in_child() -> None:
+    """A forked process shares its parent's locks, and would keep them where that is killed."""
+    for descriptor in _open:
+        os.close(descriptor)
+    _open.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
