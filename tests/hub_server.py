@@ -163,6 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
         facts = self._facts(content)
         content = b"x" * len(content) if fault == "damage" else content
         start = int(self.headers["Range"][6:-1]) if self.headers["Range"] and fault != "whole" else 0
+        start = int(fault.removeprefix("range ")) if fault.startswith("range ") else start
         facts |= {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start else {}
         self.start(206 if start else 200, facts, len(content) - start)
         if body:

@@ -32,7 +32,7 @@ from paddlemix.checkpoints.layouts.xtuner_layout import XTunerParts, is_xtuner, 
 from paddlemix.errors import UserError
 from paddlemix.models.configuration import LlavaConfig, VisionConfig
 from paddlemix.models.presets import PUBLISHED_NAMES, TOWERS
-from paddlemix.processors.images.image_config import PIXEL_OPTIONS
+from paddlemix.processors.images.image_config import PIXEL_OPTIONS, with_tile_size
 
 _TOWER = "vision_tower."
 
@@ -167,15 +167,15 @@ def with_image_size(source: Source, image_size: int | None) -> Source:
     Position embeddings that are of another grid are interpolated when weights are read.
 
     Raises:
-        UserError: the model has no tower, or a patch is larger than such an image.
+        UserError: the model has no tower, a patch is larger than such an image, or `with_tile_size` does not know what
+            pictures are resized to.
     """
     if image_size is None:
         return source
     if source.config.vision is None:
         raise UserError(f"vision_image_size {image_size} needs a vision tower, but {source.directory} has none")
     vision = replace(source.config.vision, image_size=image_size)
-    processor = {**source.processor, "image_size": image_size}
-    processor.pop("size", None)  # of another tile
+    processor = with_tile_size(source.processor, image_size)
     return replace(source, config=replace(source.config, vision=vision), processor=processor, resized=True)
 
 

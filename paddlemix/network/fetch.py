@@ -6,7 +6,9 @@ under the address's own name.  Knows nothing of what the files hold.
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urldefrag
 
@@ -77,12 +79,8 @@ def fetch(url: str, settings: RemoteSettings | None = None) -> Path:
     path = _place(url)
     try:
         path.parent.mkdir(exist_ok=True)
-        lock = path.with_suffix(".lock")
-        try:
-            with FileLock(lock, timeout=settings.seconds):
-                return cached(url) or _download(url, path, settings)
-        finally:
-            lock.unlink(missing_ok=True)
+        with _one_at_a_time(path.with_suffix(".lock"), settings.seconds):
+            return cached(url) or _download(url, path, settings)
     except TooLargeError as error:
         raise UserError(f"'{shown}' {error}") from error
     except UnreachableError as error:
@@ -93,6 +91,22 @@ def fetch(url: str, settings: RemoteSettings | None = None) -> Path:
         ) from error
     except OSError as error:
         raise UserError(f"'{shown}' cannot be kept in {path.parent}: {error}; set PADDLEMIX_CACHE") from error
+
+
+@contextlib.contextmanager
+def _one_at_a_time(lock: Path, seconds: float) -> Iterator[None]:
+    """Lets one process at a time fetch an address.
+
+    Raises:
+        Timeout: another one has not finished in this time.
+    """
+    with FileLock(lock, timeout=seconds):
+        try:
+            yield
+        finally:
+            # While it is held, and by its holder alone: whoever gave up waiting would take it from under a download
+            # that is still going on, and the next process would start a second one.
+            lock.unlink(missing_ok=True)
 
 
 def _download(url: str, path: Path, settings: RemoteSettings) -> Path:

@@ -94,7 +94,7 @@ def _receive_all(file: RemoteFile, part: Path, secret: Secret | None) -> None:
 
 
 def _receive(client: Client, file: RemoteFile, part: Path) -> None:
-    """One attempt: appends to `part` if the server can go on from there, else begins again."""
+    """One attempt: appends to `part` if the server can resume there, else begins again."""
     offset = _size(part)
     headers = {"Range": f"bytes={offset}-"} if offset else {}
     with closing(client.request(file.url, headers=headers)) as response:
@@ -102,8 +102,24 @@ def _receive(client: Client, file: RemoteFile, part: Path) -> None:
             part.unlink()
             raise PassingError(status_of(response))
         expect_found(response)
-        goes_on = response.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
-        _write(client, response, file, part, offset if response.status_code == 206 and goes_on else 0)
+        _write(client, response, file, part, _first_byte(response, offset))
+
+
+def _first_byte(response: requests.Response, offset: int) -> int:
+    """Place in the file of the first byte of an answer to a request for what follows `offset`.
+
+    Raises:
+        UnreachableError: the answer is a part of the file that nobody asked for.
+    """
+    # status 200  -> the whole file: the server knows no ranges, and the part is written anew
+    # status 206  -> the range that was asked for, or a fault of the server or of a cache on the way
+    if response.status_code != 206:
+        return 0
+    sent = response.headers.get("Content-Range", "")
+    if not offset or not sent.startswith(f"bytes {offset}-"):
+        asked = f"bytes from {offset} on" if offset else "the whole file"
+        raise UnreachableError(f"the server was asked for {asked} and sent {sent or 'a part that it does not name'}")
+    return offset
 
 
 def _write(client: Client, response: requests.Response, file: RemoteFile, part: Path, offset: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from paddlemix.config.schema import RunConfig
 from paddlemix.errors import UserError
-from paddlemix.processors.images.image_config import image_spec_from_dict
+from paddlemix.processors.images.image_config import image_spec_from_dict, with_tile_size
 from paddlemix.processors.llava import LlavaProcessor
 from paddlemix.processors.text.chat_template import resolve_template
 
@@ -44,9 +44,10 @@ def run_processor(processor: LlavaProcessor, config: RunConfig, sight: Sight | N
             does not fit another's.
     """
     changes: dict[str, Any] = {key: getattr(config, key) for key in _IMAGE_KEYS if getattr(config, key) is not None}
+    values = processor.to_dict()
     if config.vision_image_size is not None:
-        changes["image_size"] = config.vision_image_size
-    spec = image_spec_from_dict({**processor.to_dict(), **changes})
+        values = with_tile_size(values, config.vision_image_size)
+    spec = image_spec_from_dict({**values, **changes})
     template = (
         resolve_template(config.chat_template, processor.template) if config.chat_template else processor.template
     )

@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
     sys.path[:] = [str(_here.parents[2]), *(p for p in sys.path if Path(p).resolve() != _here.parent)]
 
 from paddlemix.errors import UserError
+from paddlemix.locks import write_errors
 from paddlemix.outputs import Needed, Output, check_output, check_replaceable
 from paddlemix.paths import is_address
 from paddlemix.tools.common.arguments import CommandParser
@@ -184,15 +186,24 @@ class _Output:
 
     def add(self, record: dict[str, Any]) -> None:
         lines = self.path.suffix == ".jsonl"
-        self.file.write("" if lines else ",\n" if self.count else "[\n")
-        self.file.write(json.dumps(record, ensure_ascii=False) + "\n" * lines)
+        with write_errors(f"'{self.path}'"):
+            self.file.write("" if lines else ",\n" if self.count else "[\n")
+            self.file.write(json.dumps(record, ensure_ascii=False) + "\n" * lines)
         self.count += 1
         self.images.update(_images_of(record))
 
     def finish(self) -> None:
+        """Brings the whole file to the disk.
+
+        Raises:
+            UserError: it has no record, or the disk is full.
+        """
         if not self.count:
             raise UserError(f"no record is left for {self.path}, nothing was written; see --split and --skip-bad")
-        self.file.write("" if self.path.suffix == ".jsonl" else "\n]\n")
+        with write_errors(f"'{self.path}'"):
+            self.file.write("" if self.path.suffix == ".jsonl" else "\n]\n")
+            self.file.flush()
+            os.fsync(self.file.fileno())
 
 
 def _images_of(record: dict[str, Any]) -> list[str]:
@@ -218,6 +229,7 @@ def _write(converted: Converted, paths: list[Path], arguments: argparse.Namespac
             else:
                 outputs[choose(record, where)].add(record)
         _tell_bad(bad, arguments.skip_bad)
+        # each takes its place when the block ends: by then all of them are on the disk, so that a full disk leaves none
         for output in outputs:
             output.finish()
     return [f"wrote {output.count} records of {len(output.images)} images in {output.path}" for output in outputs] + (

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import requests
+from filelock import FileLock
 
 from paddlemix.errors import UserError
 from paddlemix.network import addresses, client, connections
@@ -432,6 +433,21 @@ def test_several_at_once_fetch_it_once(server: FaultyServer) -> None:
     with ThreadPoolExecutor(8) as pool:
         paths = list(pool.map(lambda _: fetch(f"{server.address}/picture.png", PATIENT), range(8)))
     assert len(set(paths)) == 1 and server.asked == ["picture.png"]
+
+
+def test_who_gives_up_waiting_leaves_the_lock_to_its_holder(server: FaultyServer) -> None:
+    """Else the next process would start a second download beside the first."""
+    url = f"{server.address}/picture.png"
+    lock = downloads._place(url).with_suffix(".lock")
+    lock.parent.mkdir(parents=True)
+    with FileLock(lock):
+        held = lock.stat().st_ino
+        for _ in range(2):
+            with pytest.raises(UserError, match=r"another process has not finished with it in 0\.05 s"):
+                fetch(url, replace(PATIENT, deadline=0.05))
+        assert lock.stat().st_ino == held and server.asked == []
+    fetch(url, PATIENT)
+    assert server.asked == ["picture.png"] and not lock.exists()
 
 
 def test_threads_end(server: FaultyServer) -> None:

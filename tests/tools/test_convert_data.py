@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import re
 from pathlib import Path
@@ -268,3 +270,34 @@ def test_the_settings_of_a_model_are_not_replaced(tmp_path: Path, capsys: pytest
     assert run_command(main, arguments) == 2
     assert "config.json' exists in the folder of a model or adapter" in capsys.readouterr().err
     assert (tmp_path / "config.json").read_text() == "{}"
+
+
+def test_a_disk_that_fills_up_leaves_neither_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The larger file, that for training, does not fit: what fits must not be in place either."""
+    content = "image,question,answer\n" + "".join(f"{number}.jpg,Q,A\n" for number in range(40))
+    assert convert(tmp_path, content, "--split", "0.2")[0] == 0
+    places = [tmp_path / name for name in ("out.json", "out_eval.json")]
+    before, opened = [place.read_bytes() for place in places], Path.open
+    assert len(before[0]) > len(before[1])
+
+    class Full(io.FileIO):
+        def write(self, data: Any) -> int:
+            if self.tell() + len(data) > sum(map(len, before)) // 2:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data) or 0
+
+    def on_a_full_disk(path: Path, mode: str = "r", *more: Any, **named: Any) -> Any:
+        if mode != "w":
+            return opened(path, mode, *more, **named)
+        return io.TextIOWrapper(io.BufferedWriter(Full(path, "w")), encoding="utf-8")
+
+    monkeypatch.setattr(Path, "open", on_a_full_disk)
+    for kept in (before, [None, None]):
+        assert convert(tmp_path, content, "--split", "0.2", "--seed", "1", "--overwrite")[0] != 0
+        assert "out.json cannot be written: No space left on device" in capsys.readouterr().err
+        assert [place.read_bytes() if place.exists() else None for place in places] == kept
+        for place in places:
+            place.unlink(missing_ok=True)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

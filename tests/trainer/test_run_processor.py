@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -15,7 +17,7 @@ from paddlemix.checkpoints.pretrained import parameter_entries
 from paddlemix.config.schema import RunConfig
 from paddlemix.dry_run import plan
 from paddlemix.errors import UserError
-from paddlemix.processors.llava import LlavaProcessor
+from paddlemix.processors.llava import PROCESSOR_FILE, LlavaProcessor
 from paddlemix.tools.common.check_plan import CheckOptions, make_plan
 from paddlemix.trainer import recipe
 from tests.tiny import TILE
@@ -96,6 +98,18 @@ def test_a_text_model_with_a_tower(world: World, tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_whole_model(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     compare(world, tmp_path, WHOLE[name], monkeypatch)
+
+
+def test_squeezed_pictures_stay_squeezed(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that resizes both sides does so for tiles of another size, too, instead of cutting the centre out."""
+    model = tmp_path / "model"
+    shutil.copytree(world.model, model)
+    path = model / PROCESSOR_FILE
+    size = {"height": TILE, "width": TILE}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "image_aspect_ratio": "square", "size": size}))
+    changes = {"model_name_or_path": str(model), "vision_image_size": 2 * TILE}
+    spec = compare(world, tmp_path, changes, monkeypatch).image_spec
+    assert spec.squash and spec.resized_side == spec.tile_size == 2 * TILE
 
 
 def test_an_adapter_brings_its_own(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

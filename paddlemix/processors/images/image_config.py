@@ -5,6 +5,7 @@ Knows no file: `llava.py` makes the whole content of it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from paddlemix.errors import UserError
@@ -40,6 +41,36 @@ def pixel_options(spec: ImageSpec) -> dict[str, Any]:
         "do_normalize": (spec.normalise, True),
     }
     return {**values, **{key: value for key, (value, usual) in options.items() if value != usual}}
+
+
+def with_tile_size(values: Mapping[str, Any], tile_size: int) -> dict[str, Any]:
+    """The image part of a `processor_config.json` for tiles of another size.
+
+    Args:
+        values: of the present tiles.
+        tile_size: pixels.
+
+    Returns:
+        The values; what pictures are resized to follows the tile.
+
+    Raises:
+        UserError: pictures are resized to another size than the tile's, so nothing says what becomes of it.
+    """
+    old, size = values.get("image_size"), values.get("size")
+    if size is None or old == tile_size:
+        return {**values, "image_size": tile_size}
+    # size                           -> for the new tile
+    # absent: the tile's short side  -> absent
+    # both sides, equal to the tile  -> both sides of the new tile: pictures are squeezed into it as before
+    # larger than the tile           -> unknown, refused
+    side = size.get("height") or size.get("shortest_edge")
+    if "height" not in size or side != (old or side):
+        raise UserError(
+            f"pictures are resized to {side} pixels before a tile of {old} is cut out, so nothing says what they are "
+            f"resized to for tiles of {tile_size} (vision_image_size); write equal size and crop_size into "
+            "preprocessor_config.json, or leave vision_image_size out"
+        )
+    return {**values, "image_size": tile_size, "size": {"height": tile_size, "width": tile_size}}
 
 
 def image_spec_from_dict(values: dict[str, Any]) -> ImageSpec:
