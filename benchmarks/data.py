@@ -32,8 +32,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from paddlemix.datasets.batches import LoadingSettings, iterate_batches  # noqa: E402
+from paddlemix.datasets.data_settings import DataSettings  # noqa: E402
 from paddlemix.datasets.length_statistics import batch_rows, count_positions  # noqa: E402
-from paddlemix.datasets.mixture import DataSettings, SampleDataset  # noqa: E402
+from paddlemix.datasets.mixture import SampleDataset  # noqa: E402
 from paddlemix.demo.vocabulary import train_tokenizer  # noqa: E402
 from paddlemix.processors.images.image_spec import ImageSpec  # noqa: E402
 from paddlemix.processors.llava import LlavaProcessor  # noqa: E402

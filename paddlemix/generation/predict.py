@@ -63,7 +63,7 @@ def predict(
     Args:
         model: what `load_pretrained` gives, or what it takes.
         questions: records such as `{"image": "a.png", "text": "What is this?"}` or of a training form, of which the
-            last question is asked, see `formats.parse_question`; or Samples.
+            last question is asked, see `parse.parse_question`; or Samples.
         settings: length and sampling of answers.
         batch_size: questions that are answered together, >= 1.
         template: instead of the one stored with the checkpoint.

@@ -12,8 +12,9 @@ from typing import Any, Protocol
 from paddlemix.cache import cache_key
 from paddlemix.datasets.forms.dialects import is_alone
 from paddlemix.datasets.forms.parse import parse_question
-from paddlemix.datasets.images.decode import ImageSettings, files_of, is_url, load_image
+from paddlemix.datasets.images.decode import load_image
 from paddlemix.datasets.images.sizes import ImageSizes
+from paddlemix.datasets.images.sources import ImageSettings, files_of, is_url
 from paddlemix.errors import UserError
 from paddlemix.network.fetch import cached
 from paddlemix.processors.images.boxes import write_boxes
@@ -28,7 +29,7 @@ class QuestionSettings:
     Args:
         name: of the data file, begins every error.
         image_root: folder that relative image paths start from; None for the working directory.
-        form: `name` of the data set, see `formats.parse_record`.
+        form: `name` of the data set, see `parse.parse_record`.
         images: limits.
         suffix: a line that is added to every question, e.g. what form its answer shall have.
     """
@@ -68,7 +69,7 @@ class QuestionList:
     """The questions of some records; may be pickled, and threads may share it.
 
     Args:
-        records: objects of a form that `formats.parse_question` knows, or Samples.
+        records: objects of a form that `parse.parse_question` knows, or Samples.
         processor: of the model that is asked.
         settings: see `QuestionSettings`.
     """

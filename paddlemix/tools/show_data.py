@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
     """
     arguments = build_parser().parse_args(argv)
     _check_numbers(arguments)
-    from paddlemix.datasets.images.decode import ImageSettings
+    from paddlemix.datasets.images.sources import ImageSettings
     from paddlemix.datasets.records.record_file import open_records
     from paddlemix.processors.text.example_text import Style
     from paddlemix.tools.common.processor import open_processor

@@ -9,9 +9,10 @@ import numpy as np
 
 from paddlemix.config.schema import RunConfig
 from paddlemix.datasets.batches import RowDataset
-from paddlemix.datasets.images.decode import ImageSettings
+from paddlemix.datasets.data_settings import DataSettings
+from paddlemix.datasets.images.sources import ImageSettings
 from paddlemix.datasets.length_statistics import describe_lengths
-from paddlemix.datasets.mixture import DataSettings, SampleDataset
+from paddlemix.datasets.mixture import SampleDataset
 from paddlemix.datasets.order import Grouping
 from paddlemix.datasets.packing import PackedDataset, pack_rows
 from paddlemix.datasets.record_selection import split_count

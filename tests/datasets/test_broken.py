@@ -24,8 +24,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paddlemix.datasets.images.decode import ImageSettings
-from paddlemix.datasets.mixture import DataSettings, SampleDataset
+from paddlemix.datasets.data_settings import DataSettings
+from paddlemix.datasets.images.sources import ImageSettings
+from paddlemix.datasets.mixture import SampleDataset
 from paddlemix.datasets.records.record_file import open_records
 from paddlemix.errors import UserError
 from paddlemix.network.client import RemoteSettings
@@ -83,7 +84,7 @@ RECORDS: dict[str, tuple[Any, str]] = {
     "image with zero": (shown(image="a\0b.png"), "has no NUL character"),
     "content of parts": ({"messages": [{"role": "user", "content": [{"type": "sound"}]}]}, 'a part of type "sound"'),
     "messages of text": ({"messages": ["Q", "A"]}, "'messages' is not a list of"),
-    "two conversations": ({**GOOD, "query": "Q", "response": "A"}, "are each a conversation of its own"),
+    "two conversations": ({**GOOD, "query": "Q", "response": "A"}, "are each a conversation"),
     "query without response": ({"query": "Q"}, "response is a JSON null, expected text"),
     "box of three": (shown(objects={"bbox": [[1, 2, 3]]}), "expected four numbers"),
     "box of no image": (talk(["<bbox>", "A"], objects={"bbox": [[1, 2, 3, 4]]}), "none of the record's 0 images"),

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paddlemix.datasets.mixture import DataSettings, SampleDataset
+from paddlemix.datasets.data_settings import DataSettings
+from paddlemix.datasets.mixture import SampleDataset
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.processors.llava import LlavaProcessor
 from paddlemix.processors.text.tokenizer import Tokenizer

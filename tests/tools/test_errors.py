@@ -139,7 +139,7 @@ def test_a_picture_that_breaks_off_ends_the_run_when_its_turn_comes(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     """Its header is whole, and the data set is too large to decode every picture beforehand."""
-    monkeypatch.setattr("paddlemix.datasets.mixture._DECODED_BYTES", 0)
+    monkeypatch.setattr("paddlemix.datasets.image_check._DECODED_BYTES", 0)
     (tmp_path / "cut.png").write_bytes(world.picture.read_bytes()[:300])
     data = write_records(tmp_path, world, (0, {"image": str(tmp_path / "cut.png")}))
     recipe = world.recipe(tmp_path, **data, max_steps=6, dataloader_num_workers=workers)

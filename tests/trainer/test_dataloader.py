@@ -11,7 +11,8 @@ import paddle
 import pytest
 
 from paddlemix.datasets.batches import LoadingSettings, RowDataset
-from paddlemix.datasets.mixture import DataSettings, SampleDataset
+from paddlemix.datasets.data_settings import DataSettings
+from paddlemix.datasets.mixture import SampleDataset
 from paddlemix.datasets.order import EpochBatchSampler
 from paddlemix.datasets.packing import PackedDataset, pack_rows
 from paddlemix.errors import UserError

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from paddlemix.config.schema import SPECS
-from paddlemix.datasets.mixture import DataSettings
+from paddlemix.datasets.data_settings import DataSettings
 from paddlemix.errors import UserError
 from paddlemix.sample import Skip
 from paddlemix.trainer.reports.skipped import SKIPPED_FILE, SkipLog

@@ -18,7 +18,8 @@ from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.checkpoints.pretrained import Pretrained
 from paddlemix.config.load import load_config
 from paddlemix.datasets.collate import collate
-from paddlemix.datasets.mixture import DataSettings, SampleDataset
+from paddlemix.datasets.data_settings import DataSettings
+from paddlemix.datasets.mixture import SampleDataset
 from paddlemix.datasets.order import EpochBatchSampler
 from paddlemix.errors import UserError
 from paddlemix.examples.llava.pretrain import DEFAULTS

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from paddlemix.checkpoints.load import load_pretrained
-from paddlemix.datasets.images.decode import ImageSettings
+from paddlemix.datasets.images.sources import ImageSettings
 from paddlemix.datasets.images.tower_features import FeatureStore
 from paddlemix.errors import UserError
 from paddlemix.models.vision import VisionTower

@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from paddlemix.datasets.forms.dialects import DIALECTS, FORM_READERS
+from paddlemix.datasets.forms.annotations import FORM_READERS
+from paddlemix.datasets.forms.dialects import DIALECTS
 from paddlemix.datasets.forms.image_markers import unread_picture
 from paddlemix.datasets.forms.parse import parse_record
-from paddlemix.datasets.images.decode import ImageSettings, load_image
+from paddlemix.datasets.images.decode import load_image
 from paddlemix.datasets.images.sizes import ImageSizes
+from paddlemix.datasets.images.sources import ImageSettings
 from paddlemix.datasets.records.record_file import RecordFile
 from paddlemix.errors import UserError, without_secrets
 from paddlemix.processors.llava import LlavaProcessor, TooLongError
@@ -33,7 +35,7 @@ class DataFile:
 
     Args:
         path: of the file, or its address.
-        form: name of its entry, see `formats.parse_record`; None to recognise each record.
+        form: name of its entry, see `parse.parse_record`; None to recognise each record.
         image_root: folder that relative image paths start from.
         processor: writes and measures the samples; None to check records and images alone.
     """
@@ -78,7 +80,7 @@ class Findings:
         lengths: int32 [measured, 2], tokens and visual tokens of the good records, after the policy.
         faults: (row, message without its source) of the bad ones.
         doubts: the same of good ones that may not mean what they are taken for, see `unread_picture`.
-        forms, too_long, skipped: see `checking.CheckReport`.
+        forms, too_long, skipped: see `check.CheckReport`.
     """
 
     hashes: np.ndarray
@@ -176,7 +178,7 @@ def form_of(record: dict[str, Any], form: str | None = None) -> str:
     """How reports call the form of a record that can be read: "pairs", "from/value", "messages", "query"...
 
     Args:
-        form: name of its data set, see `formats.parse_record`.
+        form: name of its data set, see `parse.parse_record`.
     """
     if form in FORM_READERS:
         return str(form)

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from paddlemix.datasets.forms.dialects import FORM_READERS, Turn, read_open_turns, read_turns
+from paddlemix.datasets.forms.annotations import FORM_READERS
+from paddlemix.datasets.forms.dialects import read_open_turns, read_turns
 from paddlemix.datasets.forms.grounding import place_objects, read_objects
 from paddlemix.datasets.forms.image_keys import Shown, image_addresses, locate
+from paddlemix.datasets.forms.turns import Turn
 from paddlemix.errors import UserError
 from paddlemix.sample import IMAGE_TOKEN, Message, Sample
 

@@ -17,11 +17,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from paddlemix.datasets.images.limits import FORMATS, check_beginning, check_cost, timed
-from paddlemix.datasets.images.sources import MAX_PIXELS, check_bytes, open_content, shown
-from paddlemix.datasets.images.sources import ImageSettings as ImageSettings
-from paddlemix.datasets.images.sources import files_of as files_of
-from paddlemix.datasets.images.sources import is_data_uri as is_data_uri
-from paddlemix.datasets.images.sources import is_url as is_url
+from paddlemix.datasets.images.sources import MAX_PIXELS, ImageSettings, check_bytes, is_url, open_content, shown
 from paddlemix.errors import UserError
 from paddlemix.network.fetch import content_type, discard
 from paddlemix.network.switches import offline_switch

@@ -10,14 +10,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from paddlemix.cache import cache_key, replacing
-from paddlemix.datasets.images.decode import ImageSettings, load_image
+from paddlemix.datasets.data_settings import DataSettings
+from paddlemix.datasets.images.decode import load_image
 from paddlemix.datasets.images.sizes import ImageSizes
-from paddlemix.datasets.images.sources import open_content
+from paddlemix.datasets.images.sources import ImageSettings, open_content
 from paddlemix.errors import UserError
 from paddlemix.log import logger
 from paddlemix.processors.images.image_spec import ImageSpec
@@ -94,13 +94,12 @@ def _files(folder: os.DirEntry[str]) -> Sequence[os.DirEntry[str]]:
 
 
 def encode_with_features(
-    sample: Sample, processor: LlavaProcessor, store: FeatureStore, sizes: ImageSizes, settings: Any
+    sample: Sample, processor: LlavaProcessor, store: FeatureStore, sizes: ImageSizes, settings: DataSettings
 ) -> Example:
     """Encodes a sample with the stored features of its images, or with pixels and the keys to store features under.
 
     Args:
         sizes: of the images, without decoding them.
-        settings: a `mixture.DataSettings`.
 
     Raises:
         MissingFileError, UserError: as `LlavaProcessor.encode`.

@@ -6,8 +6,8 @@ import json
 import os
 from dataclasses import dataclass
 
+from paddlemix.datasets.records.json_values import DECODER, json_kind
 from paddlemix.datasets.records.scan import Spans, first_solid
-from paddlemix.datasets.records.syntax_errors import DECODER, kind_of
 from paddlemix.errors import UserError
 
 _MARK = b"\xef\xbb\xbf"  # UTF-8's byte order mark, as Windows editors write it
@@ -79,7 +79,7 @@ def _neither(descriptor: int, first: int) -> str:
     expected = "expected an array of records or JSON Lines"
     text = os.pread(descriptor, _LOOKED_AT, first).decode("utf-8", "replace")
     try:
-        return f"holds a JSON {kind_of(DECODER.raw_decode(text)[0])}, {expected}"
+        return f"holds a JSON {json_kind(DECODER.raw_decode(text)[0])}, {expected}"
     except ValueError:
         return f"is not JSON: it begins with {text[:20]!r}, {expected}; for a table there is `paddlemix convert-data`"
 

@@ -70,7 +70,7 @@ def build_index(path: str, name: str, form: str | None) -> Index:
     Args:
         path: the file.
         name: of the file in messages.
-        form: see `formats.parse_record`.
+        form: see `parse.parse_record`.
 
     Raises:
         UserError: it is neither a JSON array of objects nor JSON Lines, or holds no record.

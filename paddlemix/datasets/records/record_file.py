@@ -24,7 +24,7 @@ from paddlemix.cache import cache_directory, cache_key
 from paddlemix.datasets.forms.image_keys import locate
 from paddlemix.datasets.forms.parse import parse_record
 from paddlemix.datasets.records.index import INDEX_VERSION, Index, build_index, read_index, write_index
-from paddlemix.datasets.records.syntax_errors import DECODER
+from paddlemix.datasets.records.json_values import DECODER
 from paddlemix.errors import MissingFileError, UserError, without_secrets
 from paddlemix.identity import file_digest
 from paddlemix.lfs import refuse_pointer
@@ -42,7 +42,7 @@ def open_records(path: str | Path, form: str | None = None, remote: RemoteSettin
 
     Args:
         path: a JSON array of objects or JSON Lines, UTF-8; or its http(s) URL.
-        form: what the records are, see `formats.parse_record`; None recognises it.
+        form: what the records are, see `parse.parse_record`; None recognises it.
         remote: how a URL is fetched; None allows 64 GiB.
 
     Raises:

@@ -7,41 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any, NoReturn
+from typing import Any
 
+from paddlemix.datasets.records.json_values import DECODER, not_an_object, undecodable
 from paddlemix.datasets.records.scan import first_solid, line_and_column
 from paddlemix.errors import UserError
 
 _WINDOW_BYTES = 64 * 1024  # of a record, at first
 _UNDECIDED = 16  # characters: an error this near to the window's end may be the end's own
-
-
-def refuse_constant(name: str) -> NoReturn:
-    """For `json.JSONDecoder(parse_constant=...)`: NaN and the infinities, which JSON does not have.
-
-    Raises:
-        UserError: always.
-    """
-    raise UserError(f"{name} is no JSON; write a number or null")
-
-
-DECODER = json.JSONDecoder(parse_constant=refuse_constant)
-
-
-def undecodable(error: Exception) -> str:
-    """Why `DECODER` gave no value, in words: NaN, a number of thousands of digits, or lists in lists without end."""
-    return "lists or objects are nested too deeply" if isinstance(error, RecursionError) else str(error)
-
-
-def kind_of(value: Any) -> str:
-    """JSON's word for a decoded value."""
-    names = {dict: "object", list: "array", str: "text", bool: "boolean", type(None): "null"}
-    return names.get(type(value), "number")
-
-
-def not_an_object(value: Any) -> str:
-    """The error about a record that is something else."""
-    return f"a JSON {kind_of(value)}, expected an object with 'conversations'"
 
 
 class ArrayReader:

@@ -20,8 +20,8 @@ from paddlemix.datasets.forms.image_keys import folders_of
 from paddlemix.datasets.forms.image_markers import unread_picture
 from paddlemix.datasets.forms.parse import parse_record
 from paddlemix.datasets.order import count_words
+from paddlemix.datasets.records.json_values import DECODER, not_an_object, undecodable
 from paddlemix.datasets.records.scan import WHITE, Spans
-from paddlemix.datasets.records.syntax_errors import DECODER, not_an_object, undecodable
 from paddlemix.errors import UserError
 from paddlemix.log import logger
 from paddlemix.sample import Sample
@@ -58,7 +58,7 @@ class Task:
         path: the file.
         spans: where they are.
         first: number of the first one.
-        form: see `formats.parse_record`.
+        form: see `parse.parse_record`.
     """
 
     path: str

@@ -90,7 +90,7 @@ def _check_content(message: Message) -> None:
         if isinstance(piece, Box):
             raise UserError(f"the box {list(piece.corners)} is no text yet; processors.boxes.write_boxes makes it one")
         if isinstance(piece, int) and message.role != "user":
-            raise UserError(f"an image stands in a turn of the {message.role}; only a user's turn can show one")
+            raise UserError(f"a turn of the {message.role} has an image; only a user's turn can show one")
 
 
 def _check_order(turns: Sequence[Message], add_generation_prompt: bool) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from paddlemix.config.load import load_config
 from paddlemix.config.schema import RunConfig
 from paddlemix.datasets.checking.record_checker import DataFile
-from paddlemix.datasets.images.decode import ImageSettings
+from paddlemix.datasets.images.sources import ImageSettings
 from paddlemix.datasets.record_selection import split_count
 from paddlemix.errors import UserError
 from paddlemix.processors.llava import LlavaProcessor

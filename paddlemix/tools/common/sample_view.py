@@ -17,7 +17,8 @@ from PIL import Image
 
 from paddlemix.cache import replacing
 from paddlemix.datasets.forms.parse import parse_record
-from paddlemix.datasets.images.decode import ImageSettings, image_size, load_image
+from paddlemix.datasets.images.decode import image_size, load_image
+from paddlemix.datasets.images.sources import ImageSettings
 from paddlemix.datasets.records.record_file import RecordFile
 from paddlemix.errors import UserError
 from paddlemix.outputs import Needed, Output, check_not_in_model, check_output

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paddlemix.datasets.images.decode import ImageSettings, is_data_uri, is_url, load_image
+from paddlemix.datasets.images.decode import load_image
+from paddlemix.datasets.images.sources import ImageSettings, is_data_uri, is_url
 from paddlemix.datasets.mixture import SampleDataset
 from paddlemix.errors import UserError
 from paddlemix.generation.ending import Ending, ending_of

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from paddlemix.datasets.mixture import check_bad_share
+from paddlemix.datasets.data_parts import check_bad_share
 from paddlemix.errors import UserError
 from paddlemix.log import logger, process_rank, read_metrics
 from paddlemix.sample import Skip

@@ -94,11 +94,14 @@ def test_image_root(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"conversation": [["Q", "A"]]}, "of no known form (keys: conversation); a record has one of 'conversations'"),
+        (
+            {"conversation": [["Q", "A"]]},
+            "its form is not known (keys: conversation); a record has one of 'conversations'",
+        ),
         ({"mesages": []}, "; did you mean 'messages'?"),
-        ({"id": 3, "text": "x"}, "of no known form (keys: id, text)"),
-        ({}, "of no known form (keys: none)"),
-        (pairs(["Q", "A"], messages=[]), "'conversations' and 'messages' are each a conversation of its own"),
+        ({"id": 3, "text": "x"}, "its form is not known (keys: id, text)"),
+        ({}, "its form is not known (keys: none)"),
+        (pairs(["Q", "A"], messages=[]), "'conversations' and 'messages' are each a conversation"),
         (messages(("user", "Q"), query="Q", response="A"), "'messages' and 'query' are each a conversation"),
         ({"conversations": []}, "'conversations' is not a list of turns or is empty"),
         ({"conversations": "Q"}, "'conversations' is not a list of turns or is empty"),
@@ -135,7 +138,7 @@ def test_image_root(tmp_path: Path) -> None:
         (pairs(["Q", "A"], videos=["a.mp4"]), "'videos' is not supported: only images are"),
         (pairs(["Q", "A"], tools="[{}]"), "'tools' is not supported: tool calls"),
         (pairs(["Q", "A"], system=3), "system is a JSON number, expected text"),
-        (turns(("system", "S"), ("human", "Q"), ("gpt", "A"), system="T"), "both give a system text; keep one"),
+        (turns(("system", "S"), ("human", "Q"), ("gpt", "A"), system="T"), "both contain a system text; keep one"),
         (turns(("human", "Q"), ("observation", "A")), "turn 2: from='observation' is not supported: tool calls"),
         ({"messages": "Q"}, "'messages' is not a list of {'role', 'content'} turns or is empty"),
         ({"messages": []}, "'messages' is not a list"),
@@ -151,7 +154,7 @@ def test_image_root(tmp_path: Path) -> None:
         (messages(("user", [{"type": "image_url", "image_url": {}}])), "turn 1: image_url is {}, expected"),
         (
             messages(("user", "Q"), ("assistant", [{"type": "image", "image": "a.png"}])),
-            "turn 2: an image stands in a turn of the assistant",
+            "turn 2: a turn of the assistant has an image",
         ),
         (messages(("user", [{"type": "image"}]), ("assistant", "A")), "1 <image> in the questions but 0 in 'image'"),
         (messages(("user", "<image>"), ("assistant", "A"), images=["a", "b"]), "1 <image> in the questions but 2"),

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paddlemix.datasets.images.decode import ImageSettings, image_size, is_data_uri, is_url, load_image
+from paddlemix.datasets.images.decode import image_size, load_image
+from paddlemix.datasets.images.sources import ImageSettings, is_data_uri, is_url
 from paddlemix.errors import MissingFileError, UserError
 from tests.faulty_server import PICTURE, FaultyServer, serving
 from tests.tiny import noise_picture

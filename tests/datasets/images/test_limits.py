@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from paddlemix.datasets.images import limits
-from paddlemix.datasets.images.decode import ImageSettings, image_size, load_image
+from paddlemix.datasets.images.decode import image_size, load_image
+from paddlemix.datasets.images.sources import ImageSettings
 from paddlemix.errors import UserError
 from tests.tiny import noise_picture
 

@@ -15,8 +15,8 @@ import pytest
 
 from paddlemix import cached_table
 from paddlemix.datasets.images import sizes
-from paddlemix.datasets.images.decode import ImageSettings
 from paddlemix.datasets.images.sizes import ImageSizes
+from paddlemix.datasets.images.sources import ImageSettings
 from paddlemix.errors import MissingFileError, UserError
 from tests.faulty_server import PICTURE, serving
 from tests.tiny import noise_picture

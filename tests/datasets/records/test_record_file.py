@@ -153,13 +153,13 @@ def arrays(draw: Any) -> tuple[list[dict[str, Any]], str]:
     return items, draw(BLANK) + json.dumps(items, ensure_ascii=draw(st.booleans()), **style) + draw(BLANK)
 
 
-def same_spans(tmp_path: Path, text: str, block: int, items: list[Any], scan: Any, start: int) -> None:
+def same_spans(tmp_path: Path, text: str, block: int, items: list[Any], scan_file: Any, start: int) -> None:
     path = tmp_path / "any.json"
     path.write_text(text, encoding="utf-8", newline="")
     data, found = path.read_bytes(), []
     with pytest.MonkeyPatch.context() as patch, open(path, "rb") as file:
         patch.setattr(scan, "BLOCK_BYTES", block)
-        for spans in scan(file.fileno(), start):
+        for spans in scan_file(file.fileno(), start):
             found += [data[first:last] for first, last in zip(spans.starts, spans.ends, strict=True)]
     assert [json.loads(piece) for piece in found] == items
 
@@ -566,8 +566,8 @@ def test_a_script_without_main_guard_does_not_hang(write: Callable[..., Path], t
     path = write([record(f"Q{number}") for number in range(5000)])
     script = tmp_path / "script.py"
     script.write_text(
-        "from paddlemix.datasets import record_index, records\nrecord_index._PARALLEL_BYTES = 0\n"
-        f"print(len(records.open_records({str(path)!r})))\n"
+        "from paddlemix.datasets.records import index, record_file\nindex._PARALLEL_BYTES = 0\n"
+        f"print(len(record_file.open_records({str(path)!r})))\n"
     )
     (result,) = run_scripts([str(script)])
     assert (result.returncode, result.stdout) == (0, "5000\n"), result.stderr

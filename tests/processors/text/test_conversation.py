@@ -173,7 +173,7 @@ def assistant(*content: str | int) -> Message:
         ([user("Q"), assistant("A")], True, "ends with a turn of the assistant; its last turn must be by the user"),
         ([assistant("A")], False, "turn 1 is by the assistant, expected the user"),
         ([user("Q"), user("Q")], False, "turn 2 is by the user, expected the assistant"),
-        ([user("Q"), assistant("A", 0)], False, "an image stands in a turn of the assistant"),
+        ([user("Q"), assistant("A", 0)], False, "a turn of the assistant has an image"),
         (
             [Message(role="system", content=(0,)), user("Q"), assistant("A")],
             False,
