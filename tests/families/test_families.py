@@ -98,5 +98,5 @@ def test_the_guide_names_what_there_is() -> None:
     for name, place in re.findall(r"(?:entry|row) of `(\w+)` \| `([\w/]+\.py)`", page):
         assert re.search(rf"^{name}\b", (ROOT / place).read_text(encoding="utf-8"), re.MULTILINE), (name, place)
     written = page.split("```python\n")[1].split("```")[0].replace("   ", "").replace("\n", "")
-    source = (ROOT / "paddlemix" / "checkpoints" / "families.py").read_text(encoding="utf-8")
+    source = (ROOT / "paddlemix" / "checkpoints" / "layouts" / "families.py").read_text(encoding="utf-8")
     assert re.sub(r"\s", "", written) in re.sub(r"\s", "", source)
