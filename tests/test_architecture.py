@@ -55,7 +55,15 @@ WITHOUT_PADDLE = (
     *("processors", "network", "datasets", "config", "sample", "log", "cache", "memory", "paths", "errors"),
     *("cached_table", "declared", "identity", "lfs", "locks", "outputs", "progress"),
     *("file_locks", "json_files", "temporary"),
-    *("demo.scenes", "demo.digits", "demo.vocabulary", "demo.report", "evaluation.metrics"),
+    *(
+        "demo.pictures",
+        "demo.scene_data",
+        "demo.scenes",
+        "demo.digits",
+        "demo.vocabulary",
+        "demo.results",
+        "evaluation.metrics",
+    ),
 )
 
 

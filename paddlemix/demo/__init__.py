@@ -1,5 +1,5 @@
-"""The data and the report of `paddlemix demo`: drawn scenes, scikit-learn's digits, a tokenizer, a picture.
+"""`paddlemix demo`: its data (drawn scenes, scikit-learn's digits), tokenizer, tiny model, and what it shows.
 
-Everything is made on the spot and written in the user's own JSON-list format, so the demo takes the same path as real
-data; nothing is downloaded.  No file here knows the model, the trainer or paddle.
+Everything is made on the spot and written as JSON lists like a user's own, so the demo exercises the same code as real
+data; nothing is downloaded.  Only `model.py` and `questioning.py` load paddle.
 """

@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from paddlemix.demo.report import write_result
-from paddlemix.demo.scenes import CHINESE_SHARE, IMAGE_SIZE, check_disjoint, clear_previous, save_picture
+from paddlemix.demo.pictures import check_disjoint, clear_previous, save_picture
+from paddlemix.demo.results import write_result
+from paddlemix.demo.scene_data import CHINESE_SHARE
+from paddlemix.demo.scenes import IMAGE_SIZE
 from paddlemix.errors import UserError
 
 DIGIT_COUNT = 1797
@@ -26,7 +28,7 @@ MAX_SHIFT = 2  # pixels of the enlarged picture
 MAX_TURN = 10.0  # degrees
 
 DIGIT_QUESTION = "What digit is this?"
-# (English, Chinese): the index is the language; the first phrase of each is used half of the time
+# (English, Chinese): the index is the language; the first phrase of each is used half the time
 DIGIT_PHRASES = (
     (DIGIT_QUESTION, "Which digit do you see?", "Name the digit.", "What number is in the picture?"),
     ("这是什么数字?", "图中是什么数字？"),
@@ -40,7 +42,7 @@ YES_NO = (("yes", "no"), ("是", "不是"))
 
 @dataclass(frozen=True)
 class DigitFiles:
-    """Where the digits are.
+    """Where the digits are written.
 
     Args:
         directory: holds the lists and `images/`; image paths in the lists are relative to it.
@@ -61,7 +63,7 @@ class DigitFiles:
 
 
 def digit_files(directory: Path) -> DigitFiles:
-    """The names that `write_digits` gives to its files in `directory`; nothing is read or written."""
+    """The names of the files that `write_digits` writes to `directory`; nothing is read or written."""
     train, evaluation, held_out = (directory / f"digits_{part}.json" for part in ("train", "eval", "heldout"))
     return DigitFiles(directory, train, evaluation, held_out)
 
@@ -96,7 +98,7 @@ def write_digits(directory: Path, held_out_count: int = 360, seed: int = 0) -> D
         name = _save(directory, index, enlarge(scans[index]))
         held_out_records.append({"image": name, "conversations": [_pair(DIGIT_QUESTION, digits[index])]})
     eval_records = [_record(_save(directory, index, enlarge(scans[index])), digits[index], rng) for index in evaluation]
-    # A copy that happens to equal a picture kept apart is left out.
+    # A copy that happens to equal a held-out picture is left out.
     apart = {enlarge(scans[index]).tobytes() for index in held_out + evaluation}
     train_records = []
     for index in train:
@@ -132,7 +134,7 @@ def load_scans() -> tuple[np.ndarray, list[int]]:
 
 
 def split_scans(scans: np.ndarray, held_out_count: int, rng: random.Random) -> tuple[list[int], list[int], list[int]]:
-    """Split by picture, so that no scan stands on two sides.
+    """Split by picture, so that no scan is in two parts.
 
     Args:
         scans: uint8 [N, 8, 8].
@@ -178,7 +180,7 @@ def _pair(question: str, answer: object) -> list[str]:
 
 
 def _phrase(phrases: tuple[str, ...], rng: random.Random) -> str:
-    """The first phrase half of the time, else one of the others."""
+    """The first phrase half the time, otherwise one of the others."""
     return phrases[0] if rng.random() < 0.5 else rng.choice(phrases[1:])
 
 

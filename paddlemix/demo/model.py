@@ -13,8 +13,10 @@ from paddlemix.processors.text.known_templates import get_template
 from paddlemix.processors.text.tokenizer import load_tokenizer
 
 IMAGE_SIZE, PATCH_SIZE, WIDTH = 32, 8, 128
-TEMPLATE = "mistral_instruct"  # without a system text, which would be half of every row
-_INITIALIZER_RANGE = WIDTH**-0.5  # the usual 0.02 suits widths of thousands; here images would be learned much later
+TEMPLATE = "mistral_instruct"  # has no system text, which would be half of every row
+_INITIALIZER_RANGE = (
+    WIDTH**-0.5
+)  # the usual 0.02 is meant for widths of thousands; with it images are learned much later here
 
 
 def tiny_config(vocab_size: int) -> LlavaConfig:

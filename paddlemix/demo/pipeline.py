@@ -1,4 +1,4 @@
-"""The demo from beginning to end, through the commands a user types.
+"""The demo from beginning to end, through the commands that a user types.
 
 data and untrained model -> pretraining on captions -> full fine-tuning on questions about the same scenes
 -> LoRA on digits -> table, pictures, result.json -> a chat
@@ -19,8 +19,8 @@ import paddlemix
 from paddlemix.demo.digits import DigitFiles, write_digits
 from paddlemix.demo.model import write_start_model
 from paddlemix.demo.questioning import answer_questions
-from paddlemix.demo.report import accuracy, format_table, write_picture, write_result
-from paddlemix.demo.scenes import SceneFiles, write_scenes
+from paddlemix.demo.results import accuracy, format_table, write_picture, write_result
+from paddlemix.demo.scene_data import SceneFiles, write_scenes
 from paddlemix.demo.vocabulary import corpus, train_tokenizer
 from paddlemix.errors import UserError
 from paddlemix.outputs import Output, check_output
@@ -36,7 +36,7 @@ CHAT_QUESTIONS = ("What digit is this?", "Is it even?")
 
 @dataclass(frozen=True)
 class DemoFolder:
-    """Where everything of one demo is.
+    """The folders of one demo.
 
     Args:
         root: "runs/demo" unless the user says otherwise.
@@ -80,7 +80,7 @@ def check_folder(folder: DemoFolder, overwrite: bool = False) -> None:
     content = [path for path in folder.root.iterdir() if not is_temporary(path)] if folder.root.is_dir() else []
     if content and not (overwrite or (folder.root / _MARK).is_file()):
         raise UserError(
-            f"--output '{folder.root}' has content that is not the demo's, which would be mixed with it; choose "
+            f"--output '{folder.root}' has other content, which the demo's would be mixed with; choose "
             "another folder, or give --overwrite"
         )
 
@@ -103,7 +103,7 @@ def run_demo(folder: DemoFolder) -> dict[str, object]:
         The content of `result.json`.
 
     Raises:
-        UserError: a command of the demo failed; its own message stands above.
+        UserError: a command of the demo failed; its own message is above.
     """
     started = time.time()
     scenes, digits = prepare(folder)
@@ -154,28 +154,28 @@ def _moved(recipe: str, folder: DemoFolder) -> dict[str, object]:
 
 
 def chat(folder: DemoFolder, image: Path) -> None:
-    """Holds a chat of two rounds about an image, as a user would with piped questions."""
+    """Chats for two rounds about an image, as a user would with piped questions."""
     arguments = ["--model-path", str(folder.digits), "--image-file", str(image), "--temperature", "0"]
     run_command_line(["examples/llava/run_predict_multiround.py", *arguments], "\n".join(CHAT_QUESTIONS) + "\n")
     print()
 
 
 def run_command_line(arguments: Sequence[str], typed: str | None = None) -> None:
-    """Shows a command and runs it in a process of its own.
+    """Prints a command and runs it in its own process.
 
     Args:
         arguments: the command's file inside the package, then its arguments.
-        typed: its standard input.
+        typed: its standard input; None to inherit ours.
 
     Raises:
-        UserError: it ended with another status than 0.
+        UserError: its exit status was not 0.
     """
     shown = shlex.join(["python", f"paddlemix/{arguments[0]}", *map(_short, arguments[1:])])
     say(shown if typed is None else f"printf {shlex.quote(typed)} | {shown}")
     command = [sys.executable, str(PACKAGE / arguments[0]), *arguments[1:]]
     status = subprocess.run(command, input=typed, text=True, check=False).returncode
     if status:
-        raise UserError(f"this step of the demo ended with status {status}; its message stands above")
+        raise UserError(f"this step of the demo ended with status {status}; see its message above")
 
 
 def _short(argument: str) -> str:
@@ -184,5 +184,5 @@ def _short(argument: str) -> str:
 
 
 def say(text: str) -> None:
-    """Prints what comes next."""
+    """Prints a heading for the next step."""
     print(f"\n== {text}", flush=True)

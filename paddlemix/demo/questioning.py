@@ -1,4 +1,4 @@
-"""Asks a model the questions of a held-out list and compares the answers word for word."""
+"""Asks a model the questions of a held-out list and compares the answers exactly."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.datasets.forms.parse import parse_record
 from paddlemix.datasets.images.decode import load_image
 from paddlemix.datasets.records.record_file import read_records
-from paddlemix.demo.report import Verdict
+from paddlemix.demo.results import Verdict
 from paddlemix.errors import UserError
 from paddlemix.generation.ending import ending_of
 from paddlemix.generation.generate import generate
@@ -23,8 +23,8 @@ def answer_questions(model_directory: Path, questions: Path, image_root: Path) -
 
     Args:
         model_directory: a model or an adapter directory.
-        questions: JSON list of records; the answer of a record's first pair is what is expected.
-        image_root: folder that the records' image paths start from.
+        questions: JSON list of records; the answer of a record's first pair is the expected one.
+        image_root: folder of the records' image paths.
     """
     loaded = load_pretrained(model_directory)
     processor = loaded.processor

@@ -2,7 +2,7 @@
 
 Writes the files that a Llama checkpoint has, so that the demo's model loads through the same code as a real one.  Knows
 texts only: no model, no image.  Source of the settings: the trainer and normaliser records inside Llama's
-tokenizer.model; only the size, and every character being kept, are our own.
+tokenizer.model; only the size, and keeping every character, are our own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from paddlemix.demo.report import write_result
+from paddlemix.demo.results import write_result
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.sample import IMAGE_TOKEN
 
@@ -29,21 +29,21 @@ def corpus(files: Iterable[Path]) -> Iterator[str]:
 
     Yields:
         "[INST] question [/INST] answer" for each turn, as the template `mistral_instruct` writes it; without `<image>`
-        and line ends, which are no words.
+        and line ends, which are not words.
 
     Raises:
         MissingFileError: a list does not exist.
     """
     for path in files:
         if not path.is_file():
-            raise MissingFileError(f"there is no list {path} to take texts from; make the demo data first")
+            raise MissingFileError(f"there is no list {path} to read texts from; make the demo data first")
         for record in json.loads(path.read_text(encoding="utf-8")):
             for question, answer in record["conversations"]:
                 yield f"[INST] {question.replace(IMAGE_TOKEN, '').strip()} [/INST] {answer}"
 
 
 def train_tokenizer(texts: Iterable[str], directory: Path, vocab_size: int = VOCAB_SIZE) -> int:
-    """Train a SentencePiece BPE model and write it as a Llama checkpoint has it.
+    """Train a SentencePiece BPE model and write it in the form of a Llama checkpoint.
 
     Ids 0 to 2 are `<unk>`, `<s>`, `</s>`, 3 to 258 the bytes; a character that no text has is written in bytes, and so
     is the line end.

@@ -14,8 +14,8 @@ from paddlemix.device.choice import (
     supported_dtypes,
 )
 from paddlemix.device.environment import prepare_environment, return_freed_memory
-from paddlemix.device.report import report_settings
 from paddlemix.device.settings import DEVICE_KINDS
+from paddlemix.device.settings_text import report_settings
 from paddlemix.device.state import RandomState, peak_memory_bytes, random_state, restore_random_state, set_seed
 
 __all__ = [

@@ -1,6 +1,6 @@
-"""Mistakes in the environment: values that are read otherwise than they look, and settings that came too late.
+"""Mistakes in the environment: values that are not read as they look, and settings that came too late.
 
-Pure functions over given variables; each mistake says what to do.  Knows no device but the numbers it is given.
+Pure functions over given variables; each mistake says what to do.  Knows no device, only the numbers passed in.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _OLD_NAMES = {
 }
 _PREFIXES = ("FLAGS_", "ASCEND_", "CUDA_", "CUSTOM_DEVICE_", "PADDLEMIX_")
 _LAUNCHED = "FLAGS_selected_"  # which the launcher sets, for kinds that have no row too
-_NEARLY = 0.93  # of 1: one or two letters of a name; the plugin's flags among themselves are under 0.9
+_NEARLY = 0.93  # similarity, 0..1: one or two letters differ; the plugin's own flags are below 0.9 to each other
 _VISIBLE = {"gpu": "CUDA_VISIBLE_DEVICES", "npu": "ASCEND_RT_VISIBLE_DEVICES"}
 _LISTS = {"gpu": "nvidia-smi", "npu": "npu-smi info"}  # what lists a machine's cards
 
@@ -41,7 +41,7 @@ class Problem:
     Args:
         what: the fault, with its value.
         fix: what to do.
-        serious: False where everything works all the same, though not as well.
+        serious: False where everything still works, though not as well.
     """
 
     what: str
@@ -53,7 +53,7 @@ class Problem:
 
 
 def check_values(kind: str, environment: Mapping[str, str]) -> list[Problem]:
-    """The settings of a device kind whose value is no value, or is read otherwise than it looks.
+    """The settings of a device kind whose value is invalid, or is not read as it looks.
 
     Args:
         environment: variables by name.
@@ -67,13 +67,13 @@ def check_values(kind: str, environment: Mapping[str, str]) -> list[Problem]:
 
 
 def check_names(environment: Mapping[str, str]) -> list[Problem]:
-    """Variables that are nearly named like a setting, and so read by nobody."""
+    """Variables whose name is nearly that of a setting, and which nobody reads."""
     known = sorted({setting.name for setting in SETTINGS if setting.form != "call"})
     found: list[Problem] = []
     for name in sorted(environment.keys() - set(known)):
         near = difflib.get_close_matches(name, known, n=1, cutoff=_NEARLY)
         if near and name.startswith(_PREFIXES) and not name.startswith(_LAUNCHED):
-            what = f"{name} is no setting that is known here, and {near[0]} is not set by it"
+            what = f"{name} is not a known setting, and {near[0]} is not set by it"
             found.append(Problem(what, f"export {near[0]} if that was meant", serious=False))
     return found
 
@@ -85,7 +85,12 @@ def _first_letter(setting: Setting, value: str) -> list[Problem]:
     if value.lower() in (*_PLAIN_FALSE, *_PLAIN_TRUE):
         return []
     read = "true" if value[0] in _TRUE_LETTERS else "false"
-    return [Problem(f"{setting.name}={value}: the plugin looks at '{value[0]}' alone and reads {read}", unset)]
+    return [
+        Problem(
+            f"{setting.name}={value}: the plugin reads only the first character, '{value[0]}', and takes it as {read}",
+            unset,
+        )
+    ]
 
 
 def _flag(setting: Setting, value: str) -> list[Problem]:
@@ -108,7 +113,7 @@ def _count(setting: Setting, value: str) -> list[Problem]:
     parts = value.split(",")
     if all(part.strip().isdigit() and int(part) > 0 for part in parts):
         return []
-    return [Problem(f"{setting.name}={value} is no number of at least 1", f"export {setting.name}=4, or unset it")]
+    return [Problem(f"{setting.name}={value} is not a number of at least 1", f"export {setting.name}=4, or unset it")]
 
 
 def _strategy(setting: Setting, value: str) -> list[Problem]:
@@ -133,7 +138,7 @@ def _folder(setting: Setting, value: str) -> list[Problem]:
     folder = Path(value)
     if not value or (folder.is_dir() and any(folder.glob("*.so"))):  # paddle itself writes an empty one
         return []
-    state = "holds no .so file" if folder.is_dir() else "is no folder"
+    state = "holds no .so file" if folder.is_dir() else "is not a folder"
     what = f"{setting.name}={value} {state}, so paddle finds no NPU"
     return [Problem(what, f"name the folder of the plugin's .so file, or unset {setting.name}")]
 
@@ -150,7 +155,7 @@ _CHECKS: dict[str, Callable[[Setting, str], list[Problem]]] = {
 
 
 def check_plugin_root(environment: Mapping[str, str]) -> list[Problem]:
-    """A `CUSTOM_DEVICE_ROOT` without a plugin, which nothing else would notice: paddle then has a CPU alone."""
+    """A `CUSTOM_DEVICE_ROOT` without a plugin, which nothing else would notice: paddle then has only the CPU."""
     root = next(setting for setting in settings_of("npu") if setting.form == "folder")
     return _folder(root, environment[root.name]) if root.name in environment else []
 
@@ -170,24 +175,24 @@ def check_cards(kind: str, count: int, environment: Mapping[str, str]) -> list[P
 
 
 def no_card_left(kind: str, plugin: str, environment: Mapping[str, str]) -> Problem:
-    """What is to be said where paddle is made for cards of a kind and sees none.
+    """The problem that paddle was built for cards of a kind and sees none.
 
     Args:
         kind: the kind that was expected.
         plugin: name of the library that paddle loaded for it; "" for a kind that is built into paddle.
     """
     name, tool = _VISIBLE.get(kind, ""), _LISTS.get(kind, "the vendor's tool")
-    loaded = f"paddle loaded {plugin}" if plugin else f"paddle is made for {kind}"
+    loaded = f"paddle loaded {plugin}" if plugin else f"paddle was built for {kind}"
     if name in environment:
         what = f"{loaded}, but no card: {name}={environment[name]} leaves none of this machine's visible"
         fix = f"unset {name}, or export numbers of cards that {tool} lists (they count from 0: 0 to 7 on a host of 8)"
         return Problem(what, fix)
-    looks = "".join(f"at {item}, " for item in (tool, name) if item)
-    return Problem(f"{loaded}, but no card", f"look {looks}and at the driver that the container can see")
+    looks = "".join(f"{item}, " for item in (tool, name) if item)
+    return Problem(f"{loaded}, but no card", f"check {looks}and check that the container can see the driver")
 
 
 def card_advice(kind: str, count: int) -> str:
-    """Which cards there are, for an error about one that is not there."""
+    """Which cards there are, for an error about one that does not exist."""
     visible = _VISIBLE.get(kind)
     seen = f"this process sees {count} ({kind}:0{f' to {kind}:{count - 1}' if count > 1 else ''})" if count else ""
     counted = f"numbers count the cards that {visible} leaves visible" if visible else ""
@@ -197,12 +202,12 @@ def card_advice(kind: str, count: int) -> str:
 def check_late(
     kind: str, state: Prepared, environment: Mapping[str, str], flags: Mapping[str, object] | None = None
 ) -> list[Problem]:
-    """Settings that were made when paddle was loaded already.
+    """Settings that were changed after paddle had been loaded.
 
     Args:
         state: what the environment was then.
         environment: as it is now.
-        flags: paddle's own flags as they are in force, by name; those say for sure.
+        flags: paddle's own flags by name; they are what is really in force.
     """
     found: list[Problem] = []
     for setting in settings_of(kind):
@@ -214,7 +219,7 @@ def check_late(
         else:
             late = now is not None and now != before
         if late:
-            what = f"{setting.name}={now} was set when paddle was loaded already, so it has no effect"
+            what = f"{setting.name}={now} was set after paddle had been loaded, so it has no effect"
             fix = f"export {setting.name}={now} before python starts, or set it above the first import of paddle"
             found.append(Problem(what, fix))
     if not state.in_time:
@@ -224,7 +229,7 @@ def check_late(
 
 
 def _differs(text: str, flag: object) -> bool:
-    """Whether a variable says something else than paddle's flag of that name has."""
+    """Whether a variable differs from the value of paddle's flag of that name."""
     if isinstance(flag, bool):
         return text.lower() in _FLAG_VALUES and (text.lower() in ("1", "true")) != flag
     return text != str(flag)

@@ -17,10 +17,10 @@ def select_device(name: str | None = None) -> str:
     """Makes a device current.
 
     Args:
-        name: "gpu", "npu", "xpu" or "cpu", with or without ":N"; None takes an accelerator where there is one.
+        name: "gpu", "npu", "xpu" or "cpu", with or without ":N"; None for an available accelerator, otherwise the CPU.
 
     Returns:
-        The name paddle gives it, e.g. "gpu:0" or "cpu".
+        The name that paddle uses for it, e.g. "gpu:0" or "cpu".
 
     Raises:
         UserError: the name is not a device kind, this machine or this paddle has none of the kind, or no card of that
@@ -37,20 +37,25 @@ def select_device(name: str | None = None) -> str:
     if kind not in DEVICE_KINDS:
         raise UserError(f"device='{name}' is not one of {', '.join(DEVICE_KINDS)}{did_you_mean(kind, DEVICE_KINDS)}")
     _check_card(name)
+    if not device_count(kind):  # paddle's own error would quote a regular expression's match
+        raise _unusable(name, f"paddle finds no {kind}")
     try:
         paddle.set_device(name)
     except (ValueError, RuntimeError, OSError) as error:
-        reason = str(error).strip().rpartition("\n")[2]  # paddle puts a stack above it
-        raise UserError(
-            f"device='{name}' cannot be used here ({reason}); available: "
-            f'{", ".join(available_kinds())}. Set "device" to one of these or install the paddle build for it '
-            "(`paddlemix doctor` says how)."
-        ) from error
+        # paddle puts a stack trace above the reason
+        raise _unusable(name, str(error).strip().rpartition("\n")[2]) from error
     return paddle.get_device()
 
 
+def _unusable(name: str, reason: str) -> UserError:
+    return UserError(
+        f"device='{name}' cannot be used here ({reason}); available: {', '.join(available_kinds())}. Set \"device\" to "
+        "one of these or install the paddle build for it (`paddlemix doctor` says how)."
+    )
+
+
 def missing_card() -> Problem | None:
-    """Why paddle sees no card although it is made for some; None where it sees one, or is made for the CPU alone."""
+    """Why paddle sees no card although it was built for one; None if it sees one, or was built for the CPU only."""
     kind = expected_kind()
     if kind == "cpu" or device_count(kind):
         return None
@@ -73,13 +78,13 @@ def _check_card(name: str) -> None:
         return
     if number.isdigit() and int(number) >= count:
         raise UserError(f"device='{name}' is not there: {card_advice(kind, count)}")
-    if not number:  # paddle then takes the first that the launcher names
+    if not number:  # paddle then uses the first card that the launcher names
         for problem in check_cards(kind, count, os.environ):
             raise UserError(f"device='{name}': {problem}")
 
 
 def device_count(kind: str) -> int:
-    """Devices of a kind that this process sees; 1 for "cpu"."""
+    """Number of devices of a kind that this process sees; 1 for "cpu"."""
     import paddle
 
     if kind == "cpu":

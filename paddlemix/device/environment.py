@@ -1,7 +1,7 @@
-"""Sets what paddle reads while it loads, and remembers what was set, by whom and when.
+"""Sets the variables that paddle reads while it loads, and remembers what was set, by whom and when.
 
 `prepare_environment` must run before `import paddle`; the packages that need paddle call it when they are imported.
-Knows the table of settings, and paddle only as the library that it loads.
+Knows the table of settings; of paddle only that it is the library to load.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Prepared:
     Args:
         kind: device that was expected.
         ours: settings that we made, by name.
-        environment: every variable as paddle found it; where it was loaded before us, as the process began.
-        in_time: paddle was not loaded before us.
+        environment: every variable as paddle found it; if paddle was loaded before us, as the process started.
+        in_time: whether we ran before paddle was loaded.
     """
 
     kind: str
@@ -65,7 +65,7 @@ def prepare_environment() -> None:
     """Sets what paddle reads while it loads.  Values that the user exported win; a second call changes nothing.
 
     Raises:
-        UserError: a switch of our own has no value that it knows, or a variable names a card that is not there.
+        UserError: a switch of our own is neither 0 nor 1, or a variable names a card that does not exist.
     """
     global _prepared
     for setting in SETTINGS:
@@ -91,7 +91,7 @@ def prepare_environment() -> None:
 
 
 def is_on(switch: str, environment: Mapping[str, str]) -> bool:
-    """Whether a switch of our own is on, as it is where nobody set it.
+    """Whether a switch of our own is on, which it is by default.
 
     Args:
         switch: name of a setting of form "switch".
@@ -107,7 +107,7 @@ def is_on(switch: str, environment: Mapping[str, str]) -> bool:
 
 
 def prepared() -> Prepared:
-    """What the last `prepare_environment` did, which is called where nobody has."""
+    """What the last `prepare_environment` did; calls it if nobody has."""
     if _prepared is None:
         prepare_environment()
     assert _prepared is not None
@@ -141,8 +141,8 @@ def current_environment() -> dict[str, str]:
 
 
 def expected_kind() -> str:
-    """Device kind that paddle will find here, told without loading it: "npu" or "xpu" where a plugin is, "gpu" where
-    paddle's GPU build meets a card, else "cpu"."""
+    """Device kind that paddle will find here, determined without loading it: "npu" or "xpu" if a plugin is installed,
+    "gpu" if paddle's GPU build finds a card, else "cpu"."""
     libraries = plugin_libraries()
     if libraries:
         return "npu" if any("npu" in library.name.lower() for library in libraries) else "xpu"
@@ -177,7 +177,7 @@ def _is_installed(package: str) -> bool:
 
 
 def _environment_at_start() -> dict[str, str]:
-    """The variables that this process was started with; {} where the system does not tell."""
+    """The variables that this process was started with; {} where the system does not say."""
     try:
         entries = Path("/proc/self/environ").read_bytes().split(b"\0")
     except OSError:
@@ -187,11 +187,11 @@ def _environment_at_start() -> dict[str, str]:
 
 
 def _import_quietly() -> None:
-    """Loads paddle without its notices on a compiler cache and on threads: nothing that a user could act on.
+    """Loads paddle without its notices about a compiler cache and threads, which a user cannot act on.
 
     Raises:
-        UserError: a variable names a card that is not there, over which paddle stumbles while it loads, or the folder
-            that it keeps at home cannot be made.
+        UserError: a variable names a card that does not exist, which makes paddle fail while it loads, or its folder in
+            the home directory cannot be made.
     """
     warnings.filterwarnings("ignore", message="No ccache found")
     notices = io.StringIO()
@@ -203,7 +203,7 @@ def _import_quietly() -> None:
         if not chosen or not any(words in str(error) for words in ("wrong place", "invalid literal for int")):
             raise
         raise UserError(
-            f"paddle finds no card of the number in {', '.join(chosen)}; unset it, or name a card that is there (the "
+            f"paddle finds no card of the number in {', '.join(chosen)}; unset it, or name an existing card (the "
             "launcher sets it for each process, npu-smi and nvidia-smi list the cards)"
         ) from error
     except OSError as error:
@@ -211,8 +211,8 @@ def _import_quietly() -> None:
         if error.filename is None or not str(error.filename).startswith(home):
             raise
         raise UserError(
-            f"paddle cannot make {error.filename} ({error.strerror}), a folder that it wants while it loads; export "
-            f"HOME as a folder that can be written (it is {home})"
+            f"paddle cannot make {error.filename} ({error.strerror}), a folder that it needs while it loads; export "
+            f"HOME as a writable folder (it is {home})"
         ) from error
     rest = [line for line in notices.getvalue().splitlines() if "OMP_NUM_THREADS" not in line]
     if rest:
@@ -227,22 +227,22 @@ def _is_amd() -> bool:
 
 
 def _keep_freed_memory() -> bool:
-    """Lets glibc keep freed blocks; False where the C library is another."""
+    """Lets glibc keep freed blocks; False if the C library is not glibc."""
     return _set_malloc({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1, _M_TOP_PAD: 64 * _MIB})
 
 
 def return_freed_memory() -> None:
     """From now on blocks of 1 MiB or more go back to the system when they are freed.
 
-    For where the host's memory counts more than its time: the opposite of what `prepare_environment` asks for, and
-    slower by what mapping new pages takes.
+    For when the host's memory matters more than time: the opposite of what `prepare_environment` asks for, and slower
+    by the cost of mapping new pages.
     """
     if _prepared is not None and "mallopt" in _prepared.ours:
         _set_malloc({_M_MMAP_MAX: 1 << 20, _M_MMAP_THRESHOLD: _MIB, _M_TRIM_THRESHOLD: 128 * _MIB})
 
 
 def _set_malloc(values: Mapping[int, int]) -> bool:
-    """Sets parameters of glibc's malloc; False where the C library is another."""
+    """Sets parameters of glibc's malloc; False if the C library is not glibc."""
     if not sys.platform.startswith("linux"):
         return False
     try:

@@ -27,8 +27,8 @@ class Setting:
     Args:
         name: of the environment variable; of a call for `form` "call".
         kinds: devices that it concerns, of `DEVICE_KINDS`.
-        value: what is set where the user exported nothing; None leaves it alone.  "{cores}" stands for this machine's.
-        default: what holds where nobody sets it.
+        value: what is set if the user exported nothing; None leaves it alone.  "{cores}" is replaced by their number.
+        default: what holds if nobody sets it.
         when: until when it can be set.
         reason: why it has our value, or what it is for.
         form: how its reader takes it: a number of at least 1; a "flag" of paddle's own (0, 1, true, false); a "switch"
@@ -282,21 +282,7 @@ def settings_of(kind: str) -> list[Setting]:
 
 
 def value_of(setting: Setting, is_amd: bool) -> str | None:
-    """What is set on this machine where the user exported nothing; None leaves the setting alone."""
+    """What is set on this machine if the user exported nothing; None leaves the setting alone."""
     if setting.value is None or (setting.only == "AMD" and not is_amd):
         return None
     return setting.value.format(cores=os.cpu_count() or 1)
-
-
-def settings_table(kinds: tuple[str, ...]) -> str:
-    """Rows of some device kinds as a Markdown table, as `docs/devices.md` shows them."""
-    lines = ["| setting | value | otherwise | to be set | why |", "|---|---|---|---|---|"]
-    for setting in SETTINGS:
-        if setting.kinds != kinds:
-            continue
-        value = "not set" if setting.value is None else f"`{setting.value.format(cores='number of cores')}`"
-        value += f", on {setting.only}" if setting.only else ""
-        if setting.upstream is not None:
-            value += "; PaddleMIX too" if setting.upstream == setting.value else f"; PaddleMIX: `{setting.upstream}`"
-        lines.append(f"| `{setting.name}` | {value} | {setting.default} | {setting.when} | {setting.reason} |")
-    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What a device and the host hold beside tensors: random generators and the memory in use."""
+"""State of a device and the host besides tensors: random generators and the memory in use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class RandomState:
     """Generators of this process.
 
     Args:
-        python, numpy: as their libraries give them.
+        python, numpy: as their libraries return them.
         host: of paddle's CPU generator.
         devices: of every card of the current device's kind; empty on CPU.
     """
@@ -36,7 +36,7 @@ def set_seed(seed: int) -> None:
 
 
 def random_state() -> RandomState:
-    """The state of all generators.  Paddle's own function leaves the host's out where a device computes."""
+    """The state of all generators.  Paddle's own function omits the host's while a device computes."""
     import numpy as np
     import paddle
 
@@ -46,7 +46,7 @@ def random_state() -> RandomState:
 
 
 def restore_random_state(state: RandomState) -> None:
-    """Puts all generators back.
+    """Restores all generators.
 
     Args:
         state: of `random_state`, taken while a device of the same kind was current.
@@ -62,7 +62,7 @@ def restore_random_state(state: RandomState) -> None:
 
 
 def peak_memory_bytes(device: str) -> int:
-    """Largest memory use so far: of the device where paddle counts it, else of this process. 0 when unknown."""
+    """Largest memory use so far in bytes: of the device if paddle counts it, else of this process; 0 when unknown."""
     import paddle
 
     if not device.startswith("cpu"):

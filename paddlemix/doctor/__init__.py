@@ -1,1 +1,1 @@
-"""`paddlemix doctor`: what is installed, which devices there are, what is wrong with either, a small test of each."""
+"""`paddlemix doctor`: what is installed, which devices there are, what is wrong, and a small test of each device."""

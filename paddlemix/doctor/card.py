@@ -18,8 +18,8 @@ from paddlemix.doctor.card_checks import MARK
 
 _LIMIT = 300  # seconds
 _MISSING = re.compile(r"missing \w+ kernel: (\w+), expected_kernel_key:\(\w+, \S+, (\w+)\), fallbacking")
-# Paddle says at this level which kernels it takes from the CPU.
-_TOLD = {"GLOG_vmodule": "kernel_factory=3", "GLOG_minloglevel": "0", "GLOG_logtostderr": "1"}
+# At this level paddle logs the kernels for which it falls back to the CPU.
+_VERBOSE = {"GLOG_vmodule": "kernel_factory=3", "GLOG_minloglevel": "0", "GLOG_logtostderr": "1"}
 
 
 @dataclass
@@ -28,9 +28,9 @@ class CardReport:
 
     Args:
         rows: name of a check and its result, in order.
-        wrong: what is not as it has to be.
+        wrong: results that are not as they should be.
         on_host: check -> operators with their types that the card lacks.
-        complete: whether the checks ran to their end.
+        complete: whether all checks finished.
     """
 
     rows: list[tuple[str, str]] = field(default_factory=list)
@@ -45,12 +45,12 @@ class CardReport:
         for check, operators in self.on_host.items():
             lines.append(f"on the host in {check}: {', '.join(operators)}")
         if not self.complete:
-            return [*lines, "on the host: not known of the checks that did not run to their end"]
+            return [*lines, "on the host: unknown for the checks that did not finish"]
         return lines if self.on_host else [*lines, "on the host: no operator"]
 
 
 def check_card(device: str, limit: float = _LIMIT) -> CardReport:
-    """Runs the checks of `card_checks` in a process of their own.
+    """Runs the checks of `card_checks` in their own process.
 
     Args:
         device: of the card, as `select_device` takes it.
@@ -59,20 +59,20 @@ def check_card(device: str, limit: float = _LIMIT) -> CardReport:
     root = str(Path(__file__).parents[2])
     paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-m", "paddlemix.doctor.card_checks", device]
-    environment = {**os.environ, **_TOLD, "PYTHONPATH": paths}
+    environment = {**os.environ, **_VERBOSE, "PYTHONPATH": paths}
     ended = ""
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", timeout=limit)
-        out, told = done.stdout, done.stderr
+        out, log = done.stdout, done.stderr
         if done.returncode:
-            ended = f"the checks end with status {done.returncode}: {_last_line(told)}"
+            ended = f"the checks ended with status {done.returncode}: {_last_line(log)}"
     except subprocess.TimeoutExpired as stopped:
-        out, told = (_text(part) for part in (stopped.stdout, stopped.stderr))
-        ended = f"the checks take longer than {limit:.0f} s"
-    return _report(out, told, ended)
+        out, log = (_text(part) for part in (stopped.stdout, stopped.stderr))
+        ended = f"the checks took longer than {limit:.0f} s"
+    return _report(out, log, ended)
 
 
-def _report(out: str, told: str, ended: str) -> CardReport:
+def _report(out: str, log: str, ended: str) -> CardReport:
     report = CardReport()
     for line in out.splitlines():
         if not line.startswith('{"check"'):
@@ -82,7 +82,7 @@ def _report(out: str, told: str, ended: str) -> CardReport:
         if row["wrong"]:
             report.wrong.append(f"{row['check']}: {row['wrong']}")
     check, found = "start", dict[str, set[str]]()
-    for line in told.splitlines():
+    for line in log.splitlines():
         if line.startswith(MARK):
             check = line.removeprefix(MARK)
         elif missing := _MISSING.search(line):

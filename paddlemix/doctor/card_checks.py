@@ -1,7 +1,7 @@
-"""What a card does with the pieces of a run: numbers, speeds and operators that it lacks, measured in minutes.
+"""What a card makes of the pieces of a run: numbers, speeds, and operators that it lacks; takes minutes.
 
-Runs as a process of its own, `python -m paddlemix.doctor.card_checks DEVICE`, because paddle says on its standard error
-alone which operators go to the host, and only if it is told so before it loads.  Prints one JSON object per check on
+Runs as its own process, `python -m paddlemix.doctor.card_checks DEVICE`, because paddle reports operators that fall
+back to the host only on standard error, and only if that is requested before it loads.  Prints one JSON object per check on
 standard output and its name on standard error before it begins; `card.py` is the other end.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 MARK = "paddlemix check: "
 _PRODUCT, _ROWS, _TOKENS = 1024, 64, 16
 _SLOW = 0.02  # seconds of a call that is timed alone
-_TF32 = 1e-5  # relative error of a product of this size above which operands were rounded; float32 stays under 1e-6
+_TF32 = 1e-5  # relative error of such a product above which operands were rounded; float32 stays under 1e-6
 _LOSS = {
     "float32": 1e-3,
     "bfloat16": 1e-2,
@@ -78,7 +78,7 @@ def losses(device: str) -> Iterator[Row]:
 
 
 def repeated_rows(device: str) -> Iterator[Row]:
-    """The gradient of a row that is taken several times, as `image_newline` is."""
+    """The gradient of a row that is gathered several times, as `image_newline` is."""
     import paddle
 
     from paddlemix.models.kernels.operators import take_rows
@@ -92,7 +92,7 @@ def repeated_rows(device: str) -> Iterator[Row]:
 
 
 def quantized(device: str) -> Iterator[Row]:
-    """Layers of each kind: outputs beside the same weights held wide, and time."""
+    """Layers of each kind: outputs compared with the same weights held wide, and time."""
     import numpy as np
     import paddle
 
@@ -127,7 +127,7 @@ def training(device: str) -> Iterator[Row]:
     kernels = _as_users_run(select_device(device))
     for kind in (None, "nf4", "int8"):
         seconds, loss = adapter_step(weights, kind)
-        wrong = None if loss == loss else "the loss is no number"
+        wrong = None if loss == loss else "the loss is not a number"
         yield {"check": f"LoRA step, {kind or 'plain'}", "result": f"{seconds * 1e3:.0f} ms, {kernels}", "wrong": wrong}
 
 
@@ -144,7 +144,7 @@ def decoding(device: str) -> Iterator[Row]:
 
 
 def _as_users_run(device: str) -> str:
-    """Takes the fused kernels that fit the tiny model, as loading a model does; says which."""
+    """Chooses the fused kernels that fit the tiny model, as loading a model does; returns which, in words."""
     from paddlemix.doctor.self_test import CONFIG
     from paddlemix.models.kernels.fused import KernelSizes, choose_kernels
 
@@ -154,7 +154,7 @@ def _as_users_run(device: str) -> str:
 
 
 def memory(device: str) -> Iterator[Row]:
-    """The most that these checks took."""
+    """The peak memory of these checks."""
     from paddlemix.device import peak_memory_bytes
 
     yield {"check": "memory", "result": f"at most {peak_memory_bytes(device) / 2**20:.0f} MiB", "wrong": None}
@@ -165,13 +165,13 @@ CHECKS: tuple[Callable[[str], Iterator[Row]], ...] = (
 )
 
 
-def _tell(row: Row) -> None:
+def _print_row(row: Row) -> None:
     sys.stdout.write(json.dumps(row) + "\n")
     sys.stdout.flush()
 
 
 def _seconds(call: Callable[[], Any]) -> float:
-    """Of one call, with the device's work."""
+    """Duration of one call, including the device's work."""
     import paddle
 
     def several(times: int) -> float:
@@ -188,7 +188,7 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 
 def main(device: str) -> None:
-    """Runs every check; what one raises is its result."""
+    """Runs every check; an exception that one raises becomes its result."""
     from paddlemix.device import prepare_environment
 
     prepare_environment()
@@ -201,13 +201,13 @@ def main(device: str) -> None:
         try:
             select_device(name)  # the check before may have stopped while the CPU was current
             for row in check(name):
-                _tell(row)
+                _print_row(row)
         except Exception as error:  # a device's own errors are of any kind
             reason = f"{type(error).__name__}: {str(error).strip().rpartition(chr(10))[2]}"
-            _tell({"check": check.__name__, "result": "stops", "wrong": reason})
+            _print_row({"check": check.__name__, "result": "stops", "wrong": reason})
 
 
 if __name__ == "__main__":
     main(sys.argv[1])
     sys.stderr.flush()
-    os._exit(0)  # everything is told: a plugin that hangs or aborts while it is unloaded changes nothing
+    os._exit(0)  # everything is reported: a plugin that hangs or aborts while it is unloaded changes nothing

@@ -1,6 +1,6 @@
 """The whole examination: machine, packages, devices, settings and a test of each device, as sections of lines.
 
-Paddle is loaded only here, and late, so that an installation without it, or with a broken plugin, still gets an answer.
+Paddle is loaded only here, and late, so that an installation without it, or with a broken plugin, still gets a report.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from paddlemix.device.environment import (
     prepare_environment,
     prepared,
 )
-from paddlemix.device.report import environment_problems
 from paddlemix.device.settings import DEVICE_KINDS
+from paddlemix.device.settings_text import environment_problems
 from paddlemix.doctor.packages import INSTALL, PADDLE_BUILDS, PLUGIN, check_packages, installed_packages, requirements
 from paddlemix.errors import UserError
 
@@ -65,7 +65,7 @@ def examine(device: str | None = None, self_test: bool = True, packages: dict[st
     """Examines this installation.
 
     Args:
-        device: to look at; None for all that are there.
+        device: to examine; None for all that are available.
         self_test: also train and ask a tiny model on each, and check the card that `device` names.
         packages: name -> version instead of what is installed.
     """
@@ -88,7 +88,9 @@ def examine(device: str | None = None, self_test: bool = True, packages: dict[st
             if device is not None and kind_of(names[0]) != "cpu":
                 _check_card(found, names[0])
     if _NVIDIA.exists() and "paddlepaddle-gpu" not in packages:
-        found.add([Problem("an NVIDIA card is there, but not paddle's GPU build", INSTALL["gpu"], False)])
+        found.add(
+            [Problem("this machine has an NVIDIA card, but paddle's GPU build is not installed", INSTALL["gpu"], False)]
+        )
     found.sections["to install for"] = [f"{kind}: {command}" for kind, command in INSTALL.items()]
     found.sections["to install for"].append("PADDLE_INDEX: the address of Paddle's package index, on its install page")
     return found
@@ -126,7 +128,7 @@ def _loads_paddle(found: Examination) -> bool:
 
 
 def _devices(found: Examination, device: str | None) -> list[str]:
-    """Fills the section on devices; the names of those to look at, the CPU first."""
+    """Fills the section on devices; returns the names of those to examine, the CPU first."""
     kinds, libraries = available_kinds(), plugin_libraries()
     lines = [f"{kind}: {device_count(kind)}" for kind in kinds if kind != "cpu"] + ["cpu"]
     lines.append(f"plugin: {', '.join(map(str, libraries)) or f'none in {plugin_folder()}'}")
@@ -156,10 +158,10 @@ def _settings(found: Examination, kind: str) -> None:
 
 
 def _cpu_kernels(found: Examination, noted: bool) -> None:
-    """Says what the CPU computes with.
+    """Reports what the CPU computes with.
 
     Args:
-        noted: that compiled kernels are missing is a problem, because nothing else is there to compute.
+        noted: missing compiled kernels are a problem, because the CPU is the only device.
     """
     from paddlemix.models.kernels import cpu_library
     from paddlemix.models.kernels.fused import cpu_kernels
@@ -168,7 +170,7 @@ def _cpu_kernels(found: Examination, noted: bool) -> None:
     reason = cpu_library.missing()
     if reason is not None and noted:
         why, _, fix = reason.partition("; ")
-        what = f"no compiled kernels, so that a training step takes about 1.25 times as long: {why}"
+        what = f"no compiled kernels, so a training step takes about 1.25 times as long: {why}"
         found.add([Problem(what, fix, serious=False)])
 
 

@@ -1,4 +1,4 @@
-"""The installed packages: what is missing, what does not fit, and the command that puts it right.
+"""The installed packages: what is missing, what does not fit, and the command that fixes it.
 
 Pure functions over names and versions; knows no device and loads nothing.
 """
@@ -41,7 +41,7 @@ def normalise(name: str) -> str:
 
 
 def requirements() -> list[str]:
-    """What setup.py asks for in every case; [] in a checkout that was never installed."""
+    """What setup.py requires on every device; [] in a checkout that was never installed."""
     try:
         return [text for text in requires("paddlemix") or [] if "extra ==" not in text]
     except PackageNotFoundError:
@@ -54,7 +54,7 @@ def check_packages(packages: Mapping[str, str], required: Sequence[str], npu: bo
     Args:
         packages: see `installed_packages`.
         required: see `requirements`.
-        npu: whether an Ascend card is there.
+        npu: whether the machine has an Ascend card.
     """
     return [*_check_paddle(packages), *_check_plugin(packages, npu), *_check_required(packages, required)]
 
@@ -73,7 +73,7 @@ def _check_paddle(packages: Mapping[str, str]) -> list[Problem]:
         return [Problem(what, f"install {PADDLE}: {INSTALL['gpu' if 'gpu' in builds[0] else 'cpu']}")]
     if series(version) != series(PADDLE):
         what = f"{builds[0]} {version}: this was tested with {PADDLE}"
-        return [Problem(what, "install that if numbers differ", False)]
+        return [Problem(what, "install that version if numbers differ", False)]
     return []
 
 
@@ -82,7 +82,7 @@ def _check_plugin(packages: Mapping[str, str], npu: bool) -> list[Problem]:
     if plugin is None:
         if not npu:
             return []
-        return [Problem("an Ascend card is there, but paddle's plugin for it is not installed", INSTALL["npu"])]
+        return [Problem("this machine has an Ascend card, but paddle's plugin for it is not installed", INSTALL["npu"])]
     host = packages.get("paddlepaddle")
     if host is None:
         what = f"{PLUGIN} {plugin} needs paddle's CPU build, which is not installed"
@@ -90,9 +90,9 @@ def _check_plugin(packages: Mapping[str, str], npu: bool) -> list[Problem]:
         remove = f"pip uninstall -y {others}, then " if others else ""
         return [Problem(what, f"{remove}pip install paddlepaddle=={'.'.join(map(str, series(plugin)))}.*")]
     if series(host) != series(plugin) or ("dev" in host) != ("dev" in plugin):
-        what = f"{PLUGIN} {plugin} was built for another paddle than {host}, which loads it all the same"
+        what = f"{PLUGIN} {plugin} was not built for paddle {host}, which loads it nevertheless"
         fix = f'take both from one place: pip install {PLUGIN}=={host} -i "$PADDLE_INDEX/stable/npu/"'
-        return [Problem(what, f"{fix}, or paddlepaddle=={plugin} where that is not to be had")]
+        return [Problem(what, f"{fix}, or paddlepaddle=={plugin} if that is not available")]
     return []
 
 

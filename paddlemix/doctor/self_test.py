@@ -1,6 +1,6 @@
 """A tiny model trained and asked on a device, in seconds: whether it computes, and whether it computes right.
 
-The numbers to compare with are the CPU's, computed in the same process from the same weights.  To be imported when the
+The reference numbers are the CPU's, computed in the same process from the same weights.  Import it only after the
 environment is prepared, since it loads paddle.
 """
 
@@ -23,7 +23,7 @@ from paddlemix.trainer.dataloader import batch_inputs
 from paddlemix.trainer.loss import LossModel
 
 STEPS = 40
-MAX_GAP = 1e-2  # relative, of the first losses: devices add up in other orders, and training spreads that
+MAX_GAP = 1e-2  # relative, of the first losses: devices sum in different orders, and training amplifies that
 _COMPARED, _LEARNED = 5, 0.2  # steps whose losses are compared; the last loss as a share of the first
 _ROWS, _ANSWER = 4, 5
 CONFIG = LlavaConfig(
@@ -49,7 +49,7 @@ class SelfTest:
 
     Args:
         losses: mean loss of each step.
-        answers: token ids that the trained model gives, [rows, tokens].
+        answers: token ids that the trained model answers with, [rows, tokens].
         seconds: building, training and answering.
         peak_bytes: see `peak_memory_bytes`.
     """
@@ -64,7 +64,7 @@ def run_self_test(device: str) -> SelfTest:
     """Trains a two-layer LLaVA on four questions about pictures of noise, and asks these.
 
     Args:
-        device: any name that `select_device` takes; the device that was current and all random states are put back.
+        device: any name that `select_device` accepts; the current device and all random states are restored afterwards.
 
     Raises:
         Exception: whatever the device raises.
@@ -83,25 +83,25 @@ def run_self_test(device: str) -> SelfTest:
 
 
 def compare(found: SelfTest, reference: SelfTest) -> str | None:
-    """What is wrong with a test, None where nothing is.
+    """What is wrong with a test; None if nothing is.
 
     Args:
         reference: the CPU's.
     """
     if not np.isfinite(found.losses).all():
-        return f"the loss is no number from step {int(np.argmin(np.isfinite(found.losses)))} on"
+        return f"the loss is not a number from step {int(np.argmin(np.isfinite(found.losses)))} on"
     gaps = [abs(a - b) / b for a, b in zip(found.losses[:_COMPARED], reference.losses, strict=False)]
     if max(gaps) > MAX_GAP:
         return f"losses differ from the CPU's by up to {max(gaps):.1%} in the first {_COMPARED} steps"
     if found.losses[-1] > _LEARNED * found.losses[0]:
         return f"the loss fell from {found.losses[0]:.2f} to {found.losses[-1]:.2f} only"
     if not np.array_equal(found.answers, _targets()):
-        return "the trained model does not give the answers that it was trained on"
+        return "the trained model does not answer as it was trained to"
     return None
 
 
 def computes_in(device: str, dtype: str) -> str | None:
-    """Why products, softmax and their gradients do not work in a precision; None where they do.
+    """Why products, softmax and their gradients do not work in a precision; None if they do.
 
     Args:
         device: becomes the current one.
@@ -119,7 +119,7 @@ def computes_in(device: str, dtype: str) -> str | None:
 
 
 def start_weights() -> dict[str, np.ndarray]:
-    """Name -> weight that the tiny model begins with; the CPU is then the current device."""
+    """Name -> initial weight of the tiny model; makes the CPU the current device."""
     select_device("cpu")
     set_seed(0)
     return {name: weight.numpy() for name, weight in LlavaModel(CONFIG).named_parameters()}
@@ -182,7 +182,7 @@ def examples() -> list[Example]:
 
 
 def prompts() -> list[Example]:
-    """The same without their answers."""
+    """The same examples without their answers."""
     return [_cut(example, _ANSWER) for example in examples()]
 
 

@@ -1,6 +1,6 @@
 """Single steps of the self-test's tiny model, as the checks of a card need them.
 
-To be imported when the environment is prepared, since it loads paddle.
+Import it only after the environment is prepared, since it loads paddle.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _SHARPER, _OUTLIER = 5.0, 1500.0
 
 
 def sharpened(weights: Weights) -> Weights:
-    """Weights whose model tells precisions apart: scores far from even, and an activation as large at the first token
-    as every Llama has there, whose square float16 cannot hold."""
+    """Weights with which precisions can be told apart: scores far from even, and at the first token an activation as
+    large as every Llama's, whose square float16 cannot hold."""
     wider = {name: value * _SHARPER if value.ndim > 1 else value for name, value in weights.items()}
     embedding = wider["language_model.embed_tokens.weight"].copy()
     embedding[1, 0] = _OUTLIER
@@ -49,7 +49,7 @@ def adapter_step(weights: Weights, kind: str | None) -> tuple[float, float]:
     """(seconds, last loss) of a step in bfloat16 with LoRA, dropout and recomputation.
 
     Args:
-        kind: how the language model is held; None for as it is.
+        kind: of quantisation of the language model; None for none.
     """
     model = build(weights)
     if kind is not None:
@@ -94,7 +94,7 @@ def decoding_seconds(weights: Weights, tokens: int) -> float:
 
 
 def _tokens(scores: np.ndarray) -> np.ndarray:
-    """The likeliest token of each row; a card has chosen it already."""
+    """The most likely token of each row; on a card it is already chosen."""
     return scores if scores.ndim == 1 else scores.argmax(axis=-1)
 
 

@@ -1,9 +1,9 @@
-"""Says what is installed, which devices there are, which settings are in force and why, and what is wrong.
+"""Reports what is installed, which devices are available, which settings are in force and why, and what is wrong.
 
     python paddlemix/tools/doctor.py [--device NAME] [--no-self-test]
 
-A tiny model is trained and asked on every device.  A card that --device names is also checked: precision, speed, fused
-kernels, operators that it lacks.  The status is 1 where something is wrong that a run would meet.
+A tiny model is trained and queried on every device.  A card named by --device is also checked: precision, speed, fused
+kernels, missing operators.  The exit status is 1 if something is wrong that would affect a run.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ STATUS_UNHEALTHY = 1
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = CommandParser("doctor", __doc__)
-    parser.add_argument("--device", help="look at this one alone: gpu, npu, xpu or cpu, or one card (npu:1)")
-    parser.add_argument("--no-self-test", action="store_true", help="do not train and ask the tiny model")
+    parser.add_argument("--device", help="examine only this device: gpu, npu, xpu or cpu, or one card (npu:1)")
+    parser.add_argument("--no-self-test", action="store_true", help="skip training and querying the tiny model")
     return parser
 
 
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
     """Prints the examination.
 
     Returns:
-        0, or 1 where something is wrong.
+        0, or 1 if something is wrong.
     """
     arguments = build_parser().parse_args(argv)
     found = examine(arguments.device, not arguments.no_self_test)
@@ -52,7 +52,7 @@ def format_examination(found: Examination) -> str:
         return "\n".join([*lines, "nothing is wrong"])
     lines.append("what is wrong" if not found.healthy else "nothing is wrong that stops a run, but")
     for number, problem in enumerate(found.problems, start=1):
-        mark = "" if problem.serious else " (works all the same)"
+        mark = "" if problem.serious else " (still works)"
         lines += [f"  {number}. {problem.what}{mark}", f"     to do: {problem.fix}"]
     return "\n".join(lines)
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paddlemix.demo import digits, report, scenes, vocabulary
+from paddlemix.demo import digits, pictures, results, scene_data, scenes, vocabulary
 from paddlemix.errors import MissingFileError, UserError
 
 # Written down again on purpose: the test reads pictures without the tables that drew them.
@@ -39,8 +39,8 @@ CORNERS = ("top left", "top right", "bottom left", "bottom right")
 
 
 @pytest.fixture(scope="module")
-def scene_lists(tmp_path_factory: pytest.TempPathFactory) -> scenes.SceneFiles:
-    return scenes.write_scenes(tmp_path_factory.mktemp("scenes"), train_count=300, held_out_count=60, seed=3)
+def scene_lists(tmp_path_factory: pytest.TempPathFactory) -> scene_data.SceneFiles:
+    return scene_data.write_scenes(tmp_path_factory.mktemp("scenes"), train_count=300, held_out_count=60, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def to_english(text: str) -> str:
     return text
 
 
-def test_every_scene_answer_is_what_the_pixels_show(scene_lists: scenes.SceneFiles) -> None:
+def test_every_scene_answer_is_what_the_pixels_show(scene_lists: scene_data.SceneFiles) -> None:
     kinds = set()
     for path in (scene_lists.train, scene_lists.evaluation, scene_lists.held_out):
         for record in read(path):
@@ -115,7 +115,7 @@ def test_every_scene_answer_is_what_the_pixels_show(scene_lists: scenes.SceneFil
     assert {"none", "1", "4", "purple", "top left", "0.06, 0.06, 0.44, 0.44"} <= kinds
 
 
-def test_captions_name_every_shape(scene_lists: scenes.SceneFiles) -> None:
+def test_captions_name_every_shape(scene_lists: scene_data.SceneFiles) -> None:
     train_pictures = {record["image"] for record in read(scene_lists.train)}
     for record in read(scene_lists.captions):
         ((question, caption),) = record["conversations"]
@@ -125,7 +125,7 @@ def test_captions_name_every_shape(scene_lists: scenes.SceneFiles) -> None:
         assert question == "<image>\n" and record["image"] in train_pictures
 
 
-def test_scene_records_have_the_pair_form(scene_lists: scenes.SceneFiles) -> None:
+def test_scene_records_have_the_pair_form(scene_lists: scene_data.SceneFiles) -> None:
     sizes = {scene_lists.train: 300, scene_lists.evaluation: 100, scene_lists.held_out: 60, scene_lists.captions: 300}
     chinese = 0
     for path, size in sizes.items():
@@ -143,7 +143,7 @@ def test_scene_records_have_the_pair_form(scene_lists: scenes.SceneFiles) -> Non
     assert 0.15 < chinese / 460 < 0.35
 
 
-def test_no_split_shares_a_picture(scene_lists: scenes.SceneFiles, digit_lists: digits.DigitFiles) -> None:
+def test_no_split_shares_a_picture(scene_lists: scene_data.SceneFiles, digit_lists: digits.DigitFiles) -> None:
     for files in (scene_lists, digit_lists):
         parts = []
         for path in (files.train, files.evaluation, files.held_out):
@@ -159,9 +159,9 @@ def test_check_disjoint_names_both_pictures_even_when_compressed_otherwise(tmp_p
         (tmp_path / f"{name}.json").write_text(json.dumps([{"image": f"{name}.png", "conversations": []}]))
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
     with pytest.raises(UserError, match=r"a\.png .* b\.png|a\.png of .*b\.png"):
-        scenes.check_disjoint(tmp_path / "a.json", tmp_path / "b.json")
+        pictures.check_disjoint(tmp_path / "a.json", tmp_path / "b.json")
     with pytest.raises(MissingFileError, match="none.json"):
-        scenes.check_disjoint(tmp_path / "none.json", tmp_path / "b.json")
+        pictures.check_disjoint(tmp_path / "none.json", tmp_path / "b.json")
 
 
 def test_a_held_out_scene_is_never_drawn_for_training() -> None:
@@ -170,21 +170,23 @@ def test_a_held_out_scene_is_never_drawn_for_training() -> None:
     assert len(one_shape) > 300 and not one_shape & set(again)
 
 
-def test_same_seed_same_bytes_after_an_interrupted_run(scene_lists: scenes.SceneFiles, tmp_path: Path) -> None:
+def test_same_seed_same_bytes_after_an_interrupted_run(scene_lists: scene_data.SceneFiles, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images/scene_99999.png").write_bytes(b"half a pict")
     (tmp_path / "images/mine.png").write_bytes(b"not ours")
     (tmp_path / "scenes_train.json").write_text("[")
-    scenes.write_scenes(tmp_path, train_count=300, held_out_count=60, seed=3)
+    scene_data.write_scenes(tmp_path, train_count=300, held_out_count=60, seed=3)
     written = tree(tmp_path)
     assert written.pop("images/mine.png")
     assert written == tree(scene_lists.directory)
-    other = scenes.write_scenes(tmp_path, train_count=20, held_out_count=60, seed=4)
+    other = scene_data.write_scenes(tmp_path, train_count=20, held_out_count=60, seed=4)
     assert read(other.held_out) != read(scene_lists.held_out)
 
 
-def test_held_out_scenes_do_not_depend_on_the_training_count(scene_lists: scenes.SceneFiles, tmp_path: Path) -> None:
-    fewer = scenes.write_scenes(tmp_path, train_count=1, held_out_count=60, seed=3)
+def test_held_out_scenes_do_not_depend_on_the_training_count(
+    scene_lists: scene_data.SceneFiles, tmp_path: Path
+) -> None:
+    fewer = scene_data.write_scenes(tmp_path, train_count=1, held_out_count=60, seed=3)
     assert fewer.held_out.read_bytes() == scene_lists.held_out.read_bytes()
     first = "images/scene_00000.png"
     assert (tmp_path / first).read_bytes() == (scene_lists.directory / first).read_bytes()
@@ -245,7 +247,7 @@ def test_varied_digit_moves_by_at_most_two_pixels() -> None:
 @pytest.mark.parametrize("counts", [(0, 10), (10, 0), (99_900, 1)])
 def test_scene_counts_out_of_range(tmp_path: Path, counts: tuple[int, int]) -> None:
     with pytest.raises(UserError, match=f"train_count={counts[0]}, held_out_count={counts[1]}.*99900"):
-        scenes.write_scenes(tmp_path, *counts)
+        scene_data.write_scenes(tmp_path, *counts)
 
 
 @pytest.mark.parametrize("count", [0, 1501])
@@ -257,12 +259,12 @@ def test_digit_count_out_of_range(tmp_path: Path, count: int) -> None:
 def test_directory_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     with pytest.raises(UserError, match="cannot write in .*taken"):
-        scenes.write_scenes(tmp_path / "taken", 1, 1)
+        scene_data.write_scenes(tmp_path / "taken", 1, 1)
 
 
 @pytest.fixture(scope="module")
 def tokenizer_directory(
-    scene_lists: scenes.SceneFiles, digit_lists: digits.DigitFiles, tmp_path_factory: pytest.TempPathFactory
+    scene_lists: scene_data.SceneFiles, digit_lists: digits.DigitFiles, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     directory = tmp_path_factory.mktemp("tokenizer")
     texts = vocabulary.corpus([*scene_lists.lists, *digit_lists.lists])
@@ -271,7 +273,7 @@ def tokenizer_directory(
 
 
 def test_tokenizer_round_trip(
-    scene_lists: scenes.SceneFiles, digit_lists: digits.DigitFiles, tokenizer_directory: Path
+    scene_lists: scene_data.SceneFiles, digit_lists: digits.DigitFiles, tokenizer_directory: Path
 ) -> None:
     from transformers import LlamaTokenizer
 
@@ -316,31 +318,31 @@ def test_tokenizer_errors(tmp_path: Path) -> None:
         list(vocabulary.corpus([tmp_path / "nowhere.json"]))
 
 
-def verdicts(directory: Path) -> list[report.Verdict]:
+def verdicts(directory: Path) -> list[results.Verdict]:
     Image.new("RGB", (32, 32), "red").save(directory / "red.png")
     answers = [("7", " 7\n"), ("$x$ 红\n", "7"), ("", "7"), ("Red", "red")]
-    found = [report.Verdict(directory / "red.png", "<image>\nWhat is it?", *answer) for answer in answers]
-    return [*found, report.Verdict(directory / "red.png", "这是什么?", "7", "7")]
+    found = [results.Verdict(directory / "red.png", "<image>\nWhat is it?", *answer) for answer in answers]
+    return [*found, results.Verdict(directory / "red.png", "这是什么?", "7", "7")]
 
 
 def test_verdict_and_accuracy(tmp_path: Path) -> None:
     items = verdicts(tmp_path)
     assert [item.correct for item in items] == [True, False, False, False, True]
-    assert report.accuracy(items) == 0.4
+    assert results.accuracy(items) == 0.4
     with pytest.raises(UserError, match="at least one"):
-        report.accuracy([])
+        results.accuracy([])
 
 
 def test_picture_shows_english_questions(tmp_path: Path) -> None:
     target = tmp_path / "deep/er/answers.png"
-    assert report.write_picture(target, verdicts(tmp_path), "40 % of $5") == 4
+    assert results.write_picture(target, verdicts(tmp_path), "40 % of $5") == 4
     picture = np.asarray(Image.open(target).convert("RGB")).astype(int)
     assert ((picture[:, :, 1] > 100) & (picture[:, :, 0] < 30)).any(), "no green verdict"
     assert not target.with_name("answers.png.partial").exists()
     with pytest.raises(UserError, match="none of 1 questions"):
-        report.write_picture(target, verdicts(tmp_path)[-1:], "")
+        results.write_picture(target, verdicts(tmp_path)[-1:], "")
     with pytest.raises(MissingFileError, match="gone.png"):
-        report.write_picture(target, [report.Verdict(tmp_path / "gone.png", "q", "a", "a")], "")
+        results.write_picture(target, [results.Verdict(tmp_path / "gone.png", "q", "a", "a")], "")
 
 
 def test_no_text_of_a_picture_touches_that_of_another(tmp_path: Path) -> None:
@@ -349,10 +351,10 @@ def test_no_text_of_a_picture_touches_that_of_another(tmp_path: Path) -> None:
         Image.new("RGB", size, "red").save(tmp_path / f"{number}.png")
     texts = ("7", "a large red circle to the left of " * 3, "7")
     items = [
-        report.Verdict(tmp_path / f"{n % 3}.png", f"Q {texts[n % 2]}", texts[(n // 2) % 3], texts[n % 3])
+        results.Verdict(tmp_path / f"{n % 3}.png", f"Q {texts[n % 2]}", texts[(n // 2) % 3], texts[n % 3])
         for n in range(20)
     ]
-    figure = report.draw_verdicts(items, "title")
+    figure = results.draw_verdicts(items, "title")
     figure.draw_without_rendering()
     drawn = [axes for axes in figure.axes if axes.get_title()]
     assert len(drawn) == 20
@@ -362,18 +364,18 @@ def test_no_text_of_a_picture_touches_that_of_another(tmp_path: Path) -> None:
 
 
 def test_table_aligns_chinese() -> None:
-    lines = report.format_table([("红色", "ok"), ("a", "")], ("answer", "is")).split("\n")
+    lines = results.format_table([("红色", "ok"), ("a", "")], ("answer", "is")).split("\n")
     assert lines == ["answer  is", "------  --", "红色    ok", "a"]
     with pytest.raises(ValueError, match="row 0 has 1 cells, the header 2"):
-        report.format_table([("a",)], ("b", "c"))
+        results.format_table([("a",)], ("b", "c"))
 
 
 def test_result_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "new/result.json"
-    report.write_result(path, {"accuracy": 0.5, "answer": "红色"})
+    results.write_result(path, {"accuracy": 0.5, "answer": "红色"})
     assert json.loads(path.read_text(encoding="utf-8")) == {"accuracy": 0.5, "answer": "红色"}
     with pytest.raises(ValueError):
-        report.write_result(path, {"loss": float("nan")})
+        results.write_result(path, {"loss": float("nan")})
     assert json.loads(path.read_text(encoding="utf-8"))["accuracy"] == 0.5
-    report.write_result(path, [])
+    results.write_result(path, [])
     assert json.loads(path.read_text()) == [] and [item.name for item in path.parent.iterdir()] == ["result.json"]

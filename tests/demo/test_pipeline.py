@@ -17,7 +17,7 @@ from paddlemix.demo.digits import write_digits
 from paddlemix.demo.model import write_start_model
 from paddlemix.demo.pipeline import DemoFolder, run_demo
 from paddlemix.demo.questioning import answer_questions
-from paddlemix.demo.scenes import write_scenes
+from paddlemix.demo.scene_data import write_scenes
 from paddlemix.errors import UserError
 from paddlemix.examples.llava import pretrain, run_predict_multiround
 from paddlemix.tools import demo, supervised_finetune
@@ -95,7 +95,7 @@ def test_the_start_model_depends_on_the_seed_alone(tokenizer_directory: Path, tm
 
 
 def test_a_step_that_fails_ends_the_demo(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UserError, match="this step of the demo ended with status 2; its message stands above"):
+    with pytest.raises(UserError, match="this step of the demo ended with status 2; see its message above"):
         pipeline.run_command_line(["tools/supervised_finetune.py", str(tmp_path / "none.json")])
     captured = capfd.readouterr()
     assert "== python paddlemix/tools/supervised_finetune.py" in captured.out

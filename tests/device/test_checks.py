@@ -25,17 +25,21 @@ def prepared(in_time: bool = True, **environment: str) -> Prepared:
     ("name", "value", "message"),
     [
         ("FLAGS_npu_scale_aclnn", "", "FLAGS_npu_scale_aclnn is empty, .* reads an empty text as true; export .*=0 or"),
-        ("FLAGS_npu_jit_compile", "on", "=on: the plugin looks at 'o' alone and reads false; export"),
-        ("FLAGS_npu_jit_compile", "enable", "looks at 'e' alone and reads false"),
-        ("FLAGS_npu_jit_compile", "tomorrow", "looks at 't' alone and reads true"),
-        ("FLAGS_npu_split_aclnn", " true", "looks at ' ' alone and reads false"),
+        (
+            "FLAGS_npu_jit_compile",
+            "on",
+            "=on: the plugin reads only the first character, 'o', and takes it as false; export",
+        ),
+        ("FLAGS_npu_jit_compile", "enable", "first character, 'e', and takes it as false"),
+        ("FLAGS_npu_jit_compile", "tomorrow", "first character, 't', and takes it as true"),
+        ("FLAGS_npu_split_aclnn", " true", "first character, ' ', and takes it as false"),
         ("FLAGS_use_stride_kernel", "off", "paddle understands 0, 1, true and false, and keeps its default 1"),
         ("FLAGS_allocator_strategy", "best", "best is not one of auto_growth, naive_best_fit, thread_local"),
         ("FLAGS_allocator_strategy", "naive_best_fit", "92 % of a card's memory at once"),
         ("PADDLEMIX_CPU_KERNELS", "off", "=off is neither 0 nor 1; export PADDLEMIX_CPU_KERNELS=0 or =1, or unset it"),
         ("PADDLEMIX_CPU_KERNELS", "", "= is neither 0 nor 1; export"),
-        ("OMP_NUM_THREADS", "all", "OMP_NUM_THREADS=all is no number of at least 1"),
-        ("OMP_NUM_THREADS", "0", "is no number of at least 1"),
+        ("OMP_NUM_THREADS", "all", "OMP_NUM_THREADS=all is not a number of at least 1"),
+        ("OMP_NUM_THREADS", "0", "is not a number of at least 1"),
         ("CUSTOM_DEVICE_BLACK_LIST", "matmul,set_value,mean", "names matmul, mean, .*; write matmul_v2, reduce_mean"),
     ],
 )
@@ -70,7 +74,7 @@ def test_the_settings_of_another_kind_are_not_looked_at() -> None:
 
 def test_a_plugin_folder_without_a_plugin(tmp_path: Path) -> None:
     assert check_plugin_root({}) == []
-    for value, state in ((str(tmp_path), "holds no .so file"), (str(tmp_path / "no"), "is no folder")):
+    for value, state in ((str(tmp_path), "holds no .so file"), (str(tmp_path / "no"), "is not a folder")):
         (problem,) = check_plugin_root({"CUSTOM_DEVICE_ROOT": value})
         assert f"{state}, so paddle finds no NPU" in problem.what and "unset CUSTOM_DEVICE_ROOT" in problem.fix
     (tmp_path / "libx.so").touch()
@@ -94,7 +98,7 @@ def test_no_card_is_left() -> None:
         "visible"
     )
     assert "unset ASCEND_RT_VISIBLE_DEVICES, or export numbers of cards that npu-smi info lists" in problem.fix
-    assert no_card_left("npu", "libx.so", {}).fix.startswith("look at npu-smi info, at ASCEND_RT_VISIBLE_DEVICES, and")
+    assert no_card_left("npu", "libx.so", {}).fix.startswith("check npu-smi info, ASCEND_RT_VISIBLE_DEVICES, and")
     assert "CUDA_VISIBLE_DEVICES=-1 leaves none" in no_card_left("gpu", "", {"CUDA_VISIBLE_DEVICES": "-1"}).what
 
 
@@ -102,7 +106,7 @@ def test_a_flag_that_came_when_paddle_was_loaded() -> None:
     before = {"FLAGS_npu_jit_compile": "0", "FLAGS_npu_scale_aclnn": "True"}
     now = {**before, "FLAGS_npu_jit_compile": "1"}
     (problem,) = check_late("npu", prepared(**before), now)
-    assert "FLAGS_npu_jit_compile=1 was set when paddle was loaded already" in problem.what
+    assert "FLAGS_npu_jit_compile=1 was set after paddle had been loaded" in problem.what
     assert "before python starts" in problem.fix
     assert check_late("npu", prepared(**before), before) == []
 
@@ -127,7 +131,7 @@ def test_paddle_before_us_is_a_problem_but_no_serious_one() -> None:
 def test_a_name_that_is_nearly_a_settings_is_told() -> None:
     (problem,) = check_names({"FLAGS_npu_jit_compil": "0", "PATH": "/bin", "OMP_NUM_THREAD": "1"})
     assert str(problem) == (
-        "FLAGS_npu_jit_compil is no setting that is known here, and FLAGS_npu_jit_compile is not set by it; "
+        "FLAGS_npu_jit_compil is not a known setting, and FLAGS_npu_jit_compile is not set by it; "
         "export FLAGS_npu_jit_compile if that was meant"
     )
     assert not problem.serious

@@ -58,6 +58,14 @@ def test_a_device_that_is_not_here_names_those_that_are(kind: str) -> None:
         select_device(f"{kind}:0")
 
 
+def test_paddle_without_a_kind_is_said_in_our_words() -> None:
+    """Paddle's own error shows a `re.Match` object there."""
+    if "gpu" in available_kinds():
+        pytest.skip("this machine has a gpu")
+    with pytest.raises(UserError, match=r"^device='gpu:0' cannot be used here \(paddle finds no gpu\); available: "):
+        select_device("gpu:0")
+
+
 def test_an_error_without_words_is_no_second_error(monkeypatch: pytest.MonkeyPatch) -> None:
     import paddle
 
@@ -147,4 +155,4 @@ def test_a_run_says_what_is_set_and_warns(monkeypatch: pytest.MonkeyPatch, caplo
         report_settings("cpu")
     texts = [record.getMessage() for record in caplog.records]
     assert any("environment for cpu: " in text and "OMP_NUM_THREADS=many (yours)" in text for text in texts)
-    assert any("OMP_NUM_THREADS=many is no number" in text for text in texts)
+    assert any("OMP_NUM_THREADS=many is not a number" in text for text in texts)

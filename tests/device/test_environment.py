@@ -14,7 +14,8 @@ import pytest
 
 from paddlemix.device import environment as module
 from paddlemix.device.environment import Prepared, expected_kind, in_force, is_on, plugin_folder, prepare_environment
-from paddlemix.device.settings import DEVICE_KINDS, SETTINGS, settings_of, settings_table, value_of
+from paddlemix.device.settings import DEVICE_KINDS, SETTINGS, settings_of, value_of
+from paddlemix.device.settings_text import settings_table
 from paddlemix.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -191,7 +192,7 @@ def test_why_paddle_stumbles_while_it_loads(
 
     os.environ.update([exported.split("=")])
     with monkeypatch.context() as changed:
-        changed.delitem(sys.modules, "paddle")
+        changed.delitem(sys.modules, "paddle", raising=False)
         changed.setattr(sys, "meta_path", [type("Stumbling", (), {"find_spec": staticmethod(stumble)})])
         with pytest.raises(UserError, match=message):
             module._import_quietly()

@@ -76,6 +76,6 @@ def test_what_is_printed_becomes_a_table() -> None:
 
 def test_checks_that_stop_or_take_too_long_are_a_problem() -> None:
     (wrong,) = check_card("npu:0", limit=0.01).wrong
-    assert wrong == "the checks take longer than 0 s"
-    stopped = card._report("", "", "the checks end with status 1: no card")
-    assert stopped.wrong and stopped.lines() == ["on the host: not known of the checks that did not run to their end"]
+    assert wrong == "the checks took longer than 0 s"
+    stopped = card._report("", "", "the checks ended with status 1: no card")
+    assert stopped.wrong and stopped.lines() == ["on the host: unknown for the checks that did not finish"]

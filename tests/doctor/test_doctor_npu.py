@@ -56,7 +56,7 @@ def test_without_exports_the_settings_are_ours(folder: Path) -> None:
             (),
             "import os, paddlemix.models; os.environ['FLAGS_npu_jit_compile'] = '1'",
             {},
-            "FLAGS_npu_jit_compile=1 was set when paddle was loaded already",
+            "FLAGS_npu_jit_compile=1 was set after paddle had been loaded",
             "export FLAGS_npu_jit_compile=1 before python starts",
         ),
     ],

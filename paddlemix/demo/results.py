@@ -1,6 +1,6 @@
-"""What the demo shows at its end: verdicts, their share, a table for the terminal, a picture, and JSON files.
+"""What the demo shows at its end: verdicts, the share of right ones, a table, a picture, and JSON files.
 
-Knows answers as text only: not how they were generated, and no model.  JSON is written here for the whole room, always
+Knows answers as text only, no model and not how they were generated.  JSON of the whole room is written here, always
 through a second file, so that a reader finds the old file or the new one and never half of one.
 """
 
@@ -53,7 +53,7 @@ def accuracy(verdicts: Sequence[Verdict]) -> float:
         UserError: there is no verdict.
     """
     if not verdicts:
-        raise UserError("there is no answer to count; ask at least one held-out question")
+        raise UserError("there are no answers to count; ask at least one held-out question")
     return sum(verdict.correct for verdict in verdicts) / len(verdicts)
 
 
@@ -65,7 +65,7 @@ def format_table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> st
         header: names of the columns.
 
     Returns:
-        Lines without a last line end: header, rule, rows; columns two spaces apart and left-aligned, a Chinese
+        Lines without a final line end: header, rule, rows; columns two spaces apart and left-aligned, a Chinese
         character counting as two columns of the terminal.
 
     Raises:
@@ -90,7 +90,7 @@ def _columns(text: str) -> int:
 def write_picture(path: Path, items: Sequence[Verdict], title: str) -> int:
     """Draw the first 24 verdicts with an English question, each with its picture, as one PNG.
 
-    A question outside ASCII is passed over: the font that comes with matplotlib has no Chinese.
+    A question outside ASCII is skipped: the font that comes with matplotlib has no Chinese characters.
 
     Args:
         path: of the PNG; its directory is made if missing.
@@ -167,7 +167,7 @@ def _shown(text: str) -> str:
 
 
 def write_result(path: Path, result: dict[str, Any] | list[Any]) -> None:
-    """Write JSON at once: whoever reads `path` finds the old file or the whole new one.
+    """Write JSON in one step: whoever reads `path` finds the old file or the whole new one.
 
     Args:
         path: of the file; its directory is made if missing.

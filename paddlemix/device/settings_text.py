@@ -1,4 +1,7 @@
-"""What a run says about its device before it starts: settings in force, and what is wrong with them."""
+"""The settings of a device as text: those in force, before a run starts, and the table of `docs/devices.md`.
+
+Reports only; mistakes are found in `checks.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,14 @@ from collections.abc import Mapping
 from paddlemix.device.checks import Problem, check_cards, check_late, check_names, check_plugin_root, check_values
 from paddlemix.device.choice import device_count, kind_of
 from paddlemix.device.environment import InForce, Prepared, current_environment, in_force, prepared
-from paddlemix.device.settings import settings_of
+from paddlemix.device.settings import SETTINGS, settings_of
 from paddlemix.log import logger
 
 _SOURCES = {"user": "yours", "ours": "set here", "default": "default"}
 
 
 def report_settings(device: str) -> None:
-    """Logs what paddle reads from the environment for a device, and warns of what is wrong there.
+    """Logs what paddle reads from the environment for a device, and warns of mistakes in it.
 
     Args:
         device: as paddle names it.
@@ -26,7 +29,7 @@ def report_settings(device: str) -> None:
 
 
 def describe(settings: list[InForce]) -> str:
-    """The settings that somebody made: "OMP_NUM_THREADS=4 (yours), KMP_BLOCKTIME=1 (set here)"."""
+    """The settings that are not defaults: "OMP_NUM_THREADS=4 (yours), KMP_BLOCKTIME=1 (set here)"."""
     return ", ".join(
         f"{found.setting.name}={found.value} ({_SOURCES[found.source]})"
         for found in settings
@@ -52,7 +55,7 @@ def environment_problems(kind: str, state: Prepared, environment: Mapping[str, s
 
 
 def _own_flags(kind: str) -> dict[str, object]:
-    """Paddle's flags among a kind's settings as they are in force; a plugin's cannot be asked for."""
+    """Paddle's flags among a kind's settings, as they are in force; a plugin's flags cannot be queried."""
     import paddle
 
     flags: dict[str, object] = {}
@@ -60,3 +63,17 @@ def _own_flags(kind: str) -> dict[str, object]:
         if setting.name.startswith("FLAGS_") and setting.form in ("flag", "strategy"):
             flags |= paddle.get_flags(setting.name)
     return flags
+
+
+def settings_table(kinds: tuple[str, ...]) -> str:
+    """Rows of some device kinds as a Markdown table, as `docs/devices.md` shows them."""
+    lines = ["| setting | value | otherwise | to be set | why |", "|---|---|---|---|---|"]
+    for setting in SETTINGS:
+        if setting.kinds != kinds:
+            continue
+        value = "not set" if setting.value is None else f"`{setting.value.format(cores='number of cores')}`"
+        value += f", on {setting.only}" if setting.only else ""
+        if setting.upstream is not None:
+            value += "; PaddleMIX too" if setting.upstream == setting.value else f"; PaddleMIX: `{setting.upstream}`"
+        lines.append(f"| `{setting.name}` | {value} | {setting.default} | {setting.when} | {setting.reason} |")
+    return "\n".join(lines)
