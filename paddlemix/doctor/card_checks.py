@@ -1,8 +1,8 @@
 """What a card makes of the pieces of a run: numbers, speeds, and operators that it lacks; takes minutes.
 
 Runs as its own process, `python -m paddlemix.doctor.card_checks DEVICE`, because paddle reports operators that fall
-back to the host only on standard error, and only if that is requested before it loads.  Prints one JSON object per check on
-standard output and its name on standard error before it begins; `card.py` is the other end.
+back to the host only on standard error, and only if that is requested before it loads.  Prints one JSON object per
+check on standard output, and the check's name on standard error before it begins; `card.py` reads both.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def _check_plugin(packages: Mapping[str, str], npu: bool) -> list[Problem]:
         remove = f"pip uninstall -y {others}, then " if others else ""
         return [Problem(what, f"{remove}pip install paddlepaddle=={'.'.join(map(str, series(plugin)))}.*")]
     if series(host) != series(plugin) or ("dev" in host) != ("dev" in plugin):
-        what = f"{PLUGIN} {plugin} was not built for paddle {host}, which loads it nevertheless"
+        what = f"{PLUGIN} {plugin} was built for another paddle than {host}, which loads it nevertheless"
         fix = f'take both from one place: pip install {PLUGIN}=={host} -i "$PADDLE_INDEX/stable/npu/"'
         return [Problem(what, f"{fix}, or paddlepaddle=={plugin} if that is not available")]
     return []
