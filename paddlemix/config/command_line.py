@@ -1,4 +1,4 @@
-"""What a training command takes on its command line, and the text of its `--help`.
+"""The command line of a training command, and the text of its `--help`.
 
 Knows the keys, not their meaning: values stay text, `load_config` reads and checks them.
 """
@@ -38,10 +38,10 @@ _MOST_DIGITS = 6  # of a number of devices
 
 
 def split_dry_run(argv: list[str]) -> tuple[list[str], bool, int | None]:
-    """Takes `--dry-run` and the `--devices N` that may stand beside it out of a command line.
+    """Takes `--dry-run`, and a `--devices N` with it, out of a command line.
 
     Returns:
-        The other arguments; whether the run is a dry one; N, None where it is not given.
+        The other arguments; whether the run is a dry one; N, None if it is not given.
 
     Raises:
         UserError: N is missing or is not a number of devices.
@@ -66,7 +66,7 @@ class Fault:
 
     Args:
         message: what, and what to do.
-        keys: of ours that are not missing for it, since it would have set them.
+        keys: of ours that are not reported as missing, since this would have set them.
     """
 
     message: str
@@ -83,14 +83,14 @@ def parse_command_line(
             `--key` alone for true, `--key a b c` for a list of texts; a dash in a key counts as an underscore.
         prog: the command as the user types it.
         description: what it does, one sentence.
-        faults: gets a second file, unknown flags and flags without their value, for `load_config` to show together with
-            all other faults; None raises them.
+        faults: receives a second file, unknown flags and flags without a value, for `load_config` to report together
+            with all other faults; None raises them.
 
     Returns:
-        The file (None when flags give everything) and "key=value" texts in the order given.
+        The file (None if flags set everything) and "key=value" texts in the order given.
 
     Raises:
-        UserError: nothing given; without `faults` all that it would get.
+        UserError: nothing given; without `faults`, everything it would receive.
         SystemExit: with status 0, after printing the help that `-h` or `--help` asked for.
     """
     if "-h" in argv or "--help" in argv:
@@ -124,7 +124,7 @@ def parse_command_line(
 
 
 def format_help() -> str:
-    """Every key by group: type, default, unit, range or choices, and what it is for."""
+    """Every key by group: type, default, unit, range or choices, and its purpose."""
     blocks = []
     for group, specs in groupby(SPECS.values(), key=lambda spec: spec.group):
         title = f"{group} (accepted, without effect)" if group == "compatibility" else group
@@ -135,9 +135,9 @@ def format_help() -> str:
 def _format_usage(prog: str, description: str) -> str:
     return (
         f"usage: {prog} CONFIG.json [key=value ...]\n\n{description}\n\n"
-        "CONFIG.json holds one object with the keys below; key=value and --key value come after it and win.\n"
-        "--dry-run trains nothing: it prints parameters, steps, token statistics and the memory of each device;\n"
-        "--devices N beside it: as if N shared the data."
+        "CONFIG.json holds one object with the keys below; key=value and --key value after it override the file.\n"
+        "--dry-run does not train: it prints parameters, steps, token statistics and the memory of each device;\n"
+        "with --devices N: as if N devices shared the data."
     )
 
 
@@ -182,8 +182,8 @@ def _take_flag(flag: str, rest: list[str], may_be_file: bool) -> str | Fault:
 def _values_of_unknown(name: str, rest: list[str], may_be_file: bool) -> list[str]:
     """The words that a flag which is not ours takes off `rest`: all but the configuration file, where that is next.
 
-    A `.json` after a name that nobody has is the configuration file, there or not; after another program's switch,
-    or after such a flag's first word, only where it is there: `--fsdp_config fsdp.json` has a file of its own.
+    A `.json` after a name that nobody has is the configuration file, whether it exists or not; after another program's
+    switch, or after such a flag's first word, only if it exists: `--fsdp_config fsdp.json` has a file of its own.
     """
     meant = keys_meant(name)
     first = rest[0] if rest and may_be_file and not meant else ""

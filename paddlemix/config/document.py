@@ -21,12 +21,12 @@ _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],]')
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """One JSON object and where its keys stand.
+    """One JSON object and the lines of its keys.
 
     Args:
         values: the object.
         lines: path of a key -> its line, from 1; "dataset.train[0].name" for inner keys.
-        repeated: (path, its line, the line of the first) of keys that are given again.
+        repeated: (path, its line, the line of the first) of keys that are repeated.
     """
 
     values: dict[str, Any]
@@ -42,8 +42,8 @@ def read_document(path: Path) -> Document:
 
     Raises:
         MissingFileError: there is no such file, or it cannot be read.
-        UserError: it is not UTF-8, not JSON (names line, column and the line itself), no object, or longer or deeper
-            than a declared file may be.
+        UserError: it is not UTF-8, not JSON (names line, column and the line itself), not an object, too long or
+            nested too deep.
     """
     text = _read_text(path)
     try:

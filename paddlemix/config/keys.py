@@ -1,7 +1,7 @@
 """How one configuration key is declared, and the table that is read back from the declarations.
 
 A key is a dataclass field whose default comes from `key(...)`: name, type and default are the field's own, everything
-else stands in its metadata.  Knows nothing of any particular key, of files or of errors.
+else is in its metadata.  Knows nothing of any particular key, of files or of errors.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class KeySpec:
     Args:
         name: as written in the file.
         kinds: accepted types, of "bool", "int", "float", "str", "list", "list[str]", "dict", "None".
-        default: value when nobody sets the key; a list or dict is shared, do not change it.
+        default: value if nobody sets the key; a list or dict is shared, do not change it.
         group: heading under which the help shows it.
         help: one sentence; for an ignored key why it has no effect and what to set instead.
         unit: of a number, e.g. "tokens"; None for a plain number.
@@ -43,8 +43,8 @@ class KeySpec:
         status: "used", or "ignored": accepted because PaddleMIX or PaddleNLP accept it, without any effect.
         target: "trainer" when PaddleNLP's TrainingArguments gets it under the same name.
         secret: never written to a file.
-        path: of a text that names something on the disk: "local", or "place" where an address or a model's name may
-            stand for it too.
+        path: of a text that names something on the disk: "local", or "place" if an address or a model's name is
+            allowed too.
     """
 
     name: str
@@ -112,7 +112,7 @@ def read_specs(config_class: type) -> dict[str, KeySpec]:
         config_class: a dataclass whose annotations are text (`from __future__ import annotations`).
 
     Returns:
-        Name -> spec, by group in the order of `GROUPS`, inside a group as declared.  Fields without `key` are left out.
+        Name -> spec, by group in the order of `GROUPS`, inside a group as declared.  Fields without `key` are skipped.
     """
     specs = [_read_spec(field) for field in dataclasses.fields(config_class) if "group" in field.metadata]
     specs.sort(key=lambda spec: GROUPS.index(spec.group))

@@ -1,4 +1,4 @@
-"""What takes less memory, the cheapest first: the one place that knows, for runs and for commands that answer.
+"""What takes less memory, the cheapest first: the one place for runs and for commands that answer questions.
 
 A run's error, its dry run and the commands that answer questions all show these texts.  Knows keys and flags, and no
 device.
@@ -13,7 +13,7 @@ from paddlemix.config.schema import RunConfig
 
 
 def less_memory_in_run(config: RunConfig, is_quantized: bool = False, devices: int = 1) -> list[str]:
-    """The keys of a run with the values they have, and the values that would take less.
+    """The keys of a run with their values, and the values that would take less memory.
 
     Args:
         config: the run.

@@ -26,7 +26,7 @@ __all__ = ["ConfigError", "Fault", "format_help", "load_config", "parse_command_
 
 COMMAND_LINE = "command line"
 _WHOLE = 10**9  # line of what concerns a whole file
-_FREE_TEXTS = ("lora_target_modules",)  # any text is allowed there, but not the words of other programs
+_FREE_TEXTS = ("lora_target_modules", "resume_from_checkpoint")  # any text, but not the words of other programs
 
 _STRUCTURES: dict[str, Callable[[Any], tuple[Any, list[InnerFault]]]] = {
     "dataset": check_dataset,
@@ -125,17 +125,17 @@ def load_config(
     Args:
         path: JSON file with one flat object; None when `overrides` give everything.
         overrides: "key=value" texts from the command line; they win over the file.
-        defaults: values that the calling command wants where neither file nor command line sets the key.
+        defaults: values that the calling command uses if neither file nor command line sets the key.
         faults: of the command line, see `parse_command_line`; raised with all others.
 
     Returns:
-        A value for every key; `given` names the keys that file or command line set, `warnings` says which of them
+        A value for every key; `given` names the keys that file or command line set, `warnings` those that
         have no effect.
 
     Raises:
         ConfigError: unknown or repeated keys, wrong types, values out of range, rules between keys; all of them.
         MissingFileError: there is no such file.
-        UserError: the file is no JSON object.
+        UserError: the file is not a JSON object.
     """
     document = Document(values={}, lines={})
     draft = _Draft(whole=_Place(1, _WHOLE, COMMAND_LINE))
@@ -186,7 +186,7 @@ def save_config(config: RunConfig, path: str | os.PathLike[str]) -> None:
 
 
 def _read(path: Path, faults: list[Fault]) -> Document:
-    """The file; where it cannot be read, what is wrong with the command line is said with it."""
+    """The file; if it cannot be read, the faults of the command line are reported with it."""
     try:
         return read_document(path)
     except UserError as error:
@@ -224,16 +224,16 @@ def _finish(draft: _Draft) -> RunConfig:
         for name, place in sorted(given.items(), key=lambda item: item[1])
         if SPECS[name].status == "ignored" and getattr(config, name) != SPECS[name].default
     ]
-    config.warnings += notes
+    config.warnings += [*notes, *_without_feature_cache(config, given)]
     return _normalised(config)
 
 
 def _without_evaluation(config: RunConfig, given: Mapping[str, _Place]) -> list[str]:
-    """Switches evaluation off where the command line replaces `dataset` by one without eval and the file alone asks for
+    """Switches evaluation off if the command line replaces `dataset` by one without eval and only the file asks for
     evaluation: the data that the file meant are gone.
 
     Returns:
-        What to say of it; elsewhere missing evaluation data are a fault, see `rules.py`.
+        A note about it; in every other case missing evaluation data are a fault, see `rules.py`.
     """
     asking = [key for key in ("evaluation_strategy", "do_eval") if key in given]
     replaced = "dataset" in given and given["dataset"].rank == 1 and not (config.dataset or {}).get("eval")
@@ -244,13 +244,24 @@ def _without_evaluation(config: RunConfig, given: Mapping[str, _Place]) -> list[
     return [f"{given['dataset']}: dataset has no eval, so nothing is evaluated, though the file says {json.dumps(was)}"]
 
 
+def _without_feature_cache(config: RunConfig, given: Mapping[str, _Place]) -> list[str]:
+    """Warnings about keys of the feature cache while there is none."""
+    if config.cache_vision_features:
+        return []
+    return [
+        f"{given[name]}: {name} has no effect without cache_vision_features true; set that, or remove {name}"
+        for name in ("vision_cache_dir", "vision_cache_gb")
+        if name in given and getattr(config, name) != SPECS[name].default
+    ]
+
+
 def _instead(name: str, value: object) -> str:
     foreign = foreign_value(name, value)
     return f" This is {foreign}." if foreign else ""
 
 
 def _normalised(config: RunConfig) -> RunConfig:
-    """The configuration with the several spellings of `report_to` made one: a list of trackers, [] for none."""
+    """The configuration with the spellings of `report_to` unified: a list of trackers, [] for none."""
     trackers = [config.report_to] if isinstance(config.report_to, str) else config.report_to
     config.report_to = [tracker for tracker in trackers if tracker != "none"]
     return config

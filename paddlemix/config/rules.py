@@ -1,6 +1,6 @@
 """What must hold between keys of one run.  Each rule is a function; `RULES` lists them.
 
-Values arrive checked one by one.  Where PaddleNLP 3.0.0b4 has the same rule, it would raise it later and alone.
+Single values are already checked.  Where PaddleNLP 3.0.0b4 has the same rule, it would report it later, and alone.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from paddlemix.config.schema import SPECS, RunConfig
 
 @dataclass(frozen=True)
 class Conflict:
-    """A rule that does not hold.
+    """A broken rule.
 
     Args:
-        keys: the keys it is about, the one to change first.
+        keys: the keys it is about; the first is the one to change.
         message: what is wrong and what to do.
     """
 
@@ -46,7 +46,7 @@ def _precision(config: RunConfig) -> list[Conflict]:
         message = "bf16_full_eval and fp16_full_eval are both true; choose one"
         found.append(Conflict(("fp16_full_eval", "bf16_full_eval"), message))
     if config.fp16_opt_level == "O2" and not (config.bf16 or config.fp16):
-        message = 'fp16_opt_level "O2" needs bf16 or fp16 true; else say "O1"'
+        message = 'fp16_opt_level "O2" needs bf16 or fp16 true; otherwise set "O1"'
         found.append(Conflict(("fp16_opt_level", "bf16", "fp16"), message))
     if config.fp16 and config.scale_loss == 0:
         message = "scale_loss 0 makes every gradient of fp16 0 / 0; leave it out, or set a number above 0"
@@ -81,7 +81,7 @@ def _early_stopping(config: RunConfig) -> list[Conflict]:
 
 
 def _answers(config: RunConfig) -> list[Conflict]:
-    """The keys of answers in training need the occasions at which they are made."""
+    """The keys of answers in training need evaluations or steps at which answers are made."""
     found: list[Conflict] = []
     if config.eval_with_do_generation and config.resolved_evaluation_strategy == "no":
         message = "eval_with_do_generation needs evaluations; set evaluation_strategy to steps or epoch"
@@ -112,7 +112,7 @@ def _data_is_there(config: RunConfig) -> list[Conflict]:
 def _something_to_train(config: RunConfig) -> list[Conflict]:
     if config.max_steps > 0 or config.num_train_epochs > 0:
         return []
-    message = f"max_steps {config.max_steps} and num_train_epochs {config.num_train_epochs:g}: no step would be made"
+    message = f"max_steps {config.max_steps} and num_train_epochs {config.num_train_epochs:g}: there would be no step"
     return [Conflict(("num_train_epochs", "max_steps"), f"{message}; set one of them above 0")]
 
 
@@ -151,7 +151,7 @@ def _one_order(config: RunConfig) -> list[Conflict]:
 
 
 def _adapters(config: RunConfig) -> list[Conflict]:
-    """The keys of adapter kinds: not two kinds at once, and none where no adapter trains."""
+    """The keys of adapter kinds: not two kinds at once, and none if no adapter trains."""
     found: list[Conflict] = []
     if config.use_dora and config.pissa:
         found.append(Conflict(("pissa", "use_dora"), "use_dora and pissa are both true; choose one"))
@@ -168,7 +168,7 @@ def _adapters(config: RunConfig) -> list[Conflict]:
 
 
 def _quantized_base(config: RunConfig) -> list[Conflict]:
-    """Codes do not train, and PiSSA has to change the weights it begins from."""
+    """Codes do not train, and PiSSA has to change the weights that it starts from."""
     if config.quantize_base is None:
         return []
     said, found = f'quantize_base "{config.quantize_base}"', []

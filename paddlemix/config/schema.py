@@ -1,7 +1,7 @@
 """Every key of a run: the model, what of it trains, LoRA, data and generation; `RunConfig` adds the training keys.
 
-One flat object holds a run.  Names and defaults are PaddleMIX's and PaddleNLP 3.0.0b4's wherever those have the key, so
-that their files load unchanged; the keys they lack are ours and default to "as the checkpoint says".
+One flat object holds a run.  Names and defaults are those of PaddleMIX and PaddleNLP 3.0.0b4 where they have the key,
+so that their files load unchanged; keys that they lack are ours and default to "as the checkpoint says".
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class ModelKeys:
     )
     use_flash_attention: bool | None = _model(
         None,
-        help="Fused kernels for attention, RMS norm, rotary positions and gates: null takes those of the device that "
-        "compute what the plain forms do for this model, false none.",
+        help="Fused kernels for attention, RMS norm, rotary positions and gates: null uses those of the device that "
+        "compute the same as the plain forms for this model, false uses none.",
     )
     image_aspect_ratio: str | None = _model(
         None,
@@ -61,7 +61,7 @@ class ModelKeys:
     )
     vision_image_size: int | None = _model(
         None,
-        help="Side of the tiles that the tower reads; its position embeddings are interpolated from those that it has. "
+        help="Side of the tiles that the tower reads; its position embeddings are interpolated. "
         "null: what the checkpoint or the tower says.",
         unit="pixels",
         min=1,
@@ -73,11 +73,12 @@ class ModelKeys:
         pattern=r"linear|mlp[1-9]\d*x_gelu|identity",
     )
     mm_vision_select_layer: int | None = _model(
-        None, help="Tower layer that is read, negative from the end (LLaVA: -2); null: what the checkpoint says."
+        None,
+        help="Tower layer whose output is used, negative from the end (LLaVA: -2); null: what the checkpoint says.",
     )
     mm_vision_select_feature: str | None = _model(
         None,
-        help="Tower outputs that are read: patch without, cls_patch with the class token; null: the checkpoint's.",
+        help="Tower outputs to use: patch without the class token, cls_patch with it; null: the checkpoint's.",
         choices=("patch", "cls_patch"),
     )
     pretrain_mm_mlp_adapter: str | None = _model(
@@ -106,14 +107,14 @@ class LoraKeys:
 
     lora: bool = _lora(False, help="Train low-rank adapters instead of the language model's own weights.")
     lora_path: str | None = _lora(
-        None, help="Adapter directory to go on from; its own settings then hold.", path="local"
+        None, help="Adapter directory to continue training; its own settings then apply.", path="local"
     )
     lora_rank: int = _lora(8, help="Rank of each adapter.", min=1)
     lora_alpha: int = _lora(16, help="Scale: an adapter's output is multiplied by lora_alpha / lora_rank.", min=1)
     lora_dropout: float = _lora(0.05, help="Share of an adapter's inputs dropped in training.", min=0, max=1)
     lora_target_modules: str | list[str] | None = _lora(
         None,
-        help="Regular expressions of the layers that get an adapter; all-linear or null: the linear layers of every "
+        help="Regular expressions for the layers that get an adapter; all-linear or null: the linear layers of every "
         "part with policy lora, without the output layer.",
     )
     lora_bias: str = _lora(
@@ -121,16 +122,18 @@ class LoraKeys:
         help="Biases that train too: lora_only of the adapted layers, all of the parts that have adapters.",
         choices=("none", "lora_only", "all"),
     )
-    rslora: bool = _lora(False, help="Scale by lora_alpha / sqrt(lora_rank), which suits high ranks.")
-    use_dora: bool = _lora(False, help="DoRA: learn the length of each output's weights apart from their direction.")
-    pissa: bool = _lora(False, help="PiSSA: begin with the principal components of the weights.")
-    lora_plus_scale: float = _lora(1.0, help="LoRA+: the rate of lora_B as a multiple of that of lora_A.", min=0)
+    rslora: bool = _lora(False, help="Scale by lora_alpha / sqrt(lora_rank); recommended for high ranks.")
+    use_dora: bool = _lora(
+        False, help="DoRA: learn the magnitude of each output's weights separately from their direction."
+    )
+    pissa: bool = _lora(False, help="PiSSA: initialise adapters with the principal components of the weights.")
+    lora_plus_scale: float = _lora(1.0, help="LoRA+: learning rate of lora_B as a multiple of lora_A's.", min=0)
     vision_lora_rank: int | None = _lora(None, help="Rank of the vision tower's adapters; null: lora_rank.", min=1)
-    vision_lora_alpha: int | None = _lora(None, help="Scale of the vision tower's; null: lora_alpha.", min=1)
+    vision_lora_alpha: int | None = _lora(None, help="Scale of the vision tower's adapters; null: lora_alpha.", min=1)
     quantize_base: str | None = _lora(
         None,
-        help="QLoRA: hold the language model's linear layers in few bits while adapters train; null: as the checkpoint "
-        "has them.",
+        help="QLoRA: hold the language model's linear layers in 8 or 4 bits while adapters train; null: as in the "
+        "checkpoint.",
         choices=("int8", "nf4"),
     )
     use_quick_lora: bool = _lora(
@@ -140,7 +143,7 @@ class LoraKeys:
 
 @dataclass(kw_only=True)
 class DataKeys:
-    """Which samples, and how they are put together."""
+    """Which samples, and how they are combined into batches."""
 
     dataset: dict | None = _data(
         None,
@@ -150,60 +153,67 @@ class DataKeys:
     chat_template: str | None = _data(
         None,
         help="Template of the conversations (vicuna_v1, plain, ...) or path of a chat_template.json; an entry's own "
-        "comes first; null: what the checkpoint says.",
+        "takes precedence; null: what the checkpoint says.",
         path="place",
     )
     image_root: str | None = _data(
-        None, help="Folder that relative image paths start from; an entry's own comes first.", path="place"
+        None, help="Folder of relative image paths; an entry's own takes precedence.", path="place"
     )
     max_length: int = _data(
-        2048, help="Longest sample, visual tokens included; with mixtoken also of a row.", unit="tokens", min=1
+        2048,
+        help="Maximum length of a sample, visual tokens included; with mixtoken also of a row.",
+        unit="tokens",
+        min=1,
     )
-    mixtoken: bool = _data(False, help="Pack several samples into each row of max_length; none of them sees another.")
+    mixtoken: bool = _data(
+        False, help="Pack several samples into each row of max_length; they do not attend to each other."
+    )
     group_by_modality_length: bool = _data(
-        False, help="Fill steps with samples of like length, all with or all without images (LLaVA's sampler)."
+        False, help="Form steps of samples of similar length, all with or all without images (LLaVA's sampler)."
     )
-    group_by_length: bool = _data(False, help="Fill batches with samples of like length in tokens.")
+    group_by_length: bool = _data(False, help="Form batches of samples of similar length in tokens.")
     pad_to_multiple_of: int = _data(
-        1, help="Fill a batch's rows up to a multiple, for fewer lengths; 1: to its longest.", unit="tokens", min=1
+        1, help="Pad a batch's rows to a multiple, for fewer distinct lengths; 1: to its longest.", unit="tokens", min=1
     )
     pad_tiles_to_multiple_of: int = _data(
-        1, help="Fill a batch's tiles up to a multiple with empty ones; 1: none.", unit="tiles", min=1
+        1, help="Pad a batch's tiles to a multiple with empty ones; 1: no padding.", unit="tiles", min=1
     )
     on_too_long: str = _data(
         "truncate_turns",
-        help="A sample above max_length: leave out its last question-answer pairs, skip it, or stop. No image is cut.",
+        help="A sample longer than max_length: drop its last question-answer pairs, skip it, or stop. No image is cut.",
         choices=("truncate_turns", "skip", "error"),
     )
     on_bad_sample: str = _data(
         "error",
-        help="A record or image that cannot be used: stop, or skip it, count it and name it in skipped.jsonl.",
+        help="An unusable record or image: stop, or skip it, count it and list it in skipped.jsonl.",
         choices=("error", "skip"),
     )
     max_bad_fraction: float = _data(
-        0.01, help="Most bad samples, as a share of all, that on_bad_sample skip accepts.", min=0, max=1
+        0.01, help="Largest share of bad samples that on_bad_sample skip tolerates.", min=0, max=1
     )
     max_image_bytes: int = _data(64 * 1024**2, help="Largest image file or download.", unit="bytes", min=1)
     max_image_pixels: int = _data(178_956_970, help="Largest image, width times height.", unit="pixels", min=1)
     image_timeout: float = _data(30.0, help="Longest wait for a server's next bytes.", unit="seconds", min=0.1)
     image_retries: int = _data(3, help="Further attempts after a failed download.", min=0)
     cache_vision_features: bool = _data(
-        False, help="Keep the frozen tower's features of every image on disk, so that it runs in one epoch only."
+        False, help="Keep the frozen tower's features of every image on disk, so that it runs in the first epoch only."
     )
     vision_cache_dir: str | None = _data(
         None,
-        help="Folder of those features; null: below the cache folder ($PADDLEMIX_CACHE or ~/.cache/paddlemix).",
+        help="Folder of those features; null: inside the cache folder ($PADDLEMIX_CACHE or ~/.cache/paddlemix).",
         path="local",
     )
-    vision_cache_gb: float = _data(50.0, help="Most features kept, all runs in the folder together.", unit="GB", min=0)
+    vision_cache_gb: float = _data(
+        50.0, help="Limit of the features kept, for all runs that share the folder.", unit="GB", min=0
+    )
     allow_local_network: bool = _data(
-        False, help="Let data name http(s) addresses of this machine and of the local network."
+        False, help="Allow data to name http(s) addresses of this machine and of the local network."
     )
 
 
 @dataclass(kw_only=True)
 class GenerationKeys:
-    """PaddleMIX parses these with every run, but answers in training are greedy."""
+    """PaddleMIX accepts these in every run, but answers in training are greedy."""
 
     top_k: int = _generation(1, help="Answers in training are greedy; the chat command has its own flag.")
     top_p: float = _generation(1.0, help="Answers in training are greedy; the chat command has its own flag.")
@@ -216,8 +226,8 @@ class RunConfig(
     """One checked run: a value for every key.  `load_config` makes it; the parent classes declare the keys.
 
     Args:
-        warnings: texts about keys that were set although they have no effect; not a key.
-        given: names of the keys that the file or the command line set; not a key.
+        warnings: texts about keys that were set but have no effect; not a key.
+        given: names of the keys that the file or the command line sets; not a key.
     """
 
     warnings: list[str] = field(default_factory=list)
@@ -239,5 +249,5 @@ SPECS: dict[str, KeySpec] = read_specs(RunConfig)
 
 
 def trainer_keys() -> Collection[str]:
-    """Names of the keys that PaddleNLP's TrainingArguments gets."""
+    """Names of the keys that are passed to PaddleNLP's TrainingArguments."""
     return [name for name, spec in SPECS.items() if spec.target == "trainer"]

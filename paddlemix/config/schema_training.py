@@ -1,7 +1,7 @@
 """The keys of the training loop, of logging and of distributed runs, and those that are accepted without effect.
 
 Names, types and defaults are those of PaddleNLP 3.0.0b4's TrainingArguments and of PaddleMIX's argument groups, except:
-`logging_steps` 10 (theirs 500), `report_to` nothing, `device` whatever the machine has.  Keys of our own say so.
+`logging_steps` 10 (theirs 500), `report_to` nothing, `device` whatever the machine has.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ class TrainingKeys:
     output_dir: str | None = _training(
         None, help="Folder for checkpoints and the trained model; required.", path="local"
     )
-    overwrite_output_dir: bool = _training(False, help="Start anew although output_dir holds a checkpoint.")
-    resume_from_checkpoint: str | None = _training(None, help="Checkpoint folder to go on from.", path="local")
+    overwrite_output_dir: bool = _training(False, help="Start from scratch although output_dir holds a checkpoint.")
+    resume_from_checkpoint: str | None = _training(
+        None, help="Checkpoint folder to resume from; null: the newest in output_dir.", path="local"
+    )
     do_train: bool = _training(False, help="Train.")
     do_eval: bool = _training(False, help="Evaluate; an evaluation_strategy other than no does the same.")
     num_train_epochs: float = _training(1.0, help="Passes over the training data.", unit="epochs", min=0)
@@ -49,35 +51,39 @@ class TrainingKeys:
     )
     neftune: bool = _training_own(False, help="NEFTune: uniform noise on the embeddings in training.")
     neftune_noise_alpha: float = _training_own(5.0, help="NEFTune's strength; needs neftune true.", min=0)
-    recompute: bool = _training(False, help="Compute activations again in the backward pass, to save memory.")
-    seed: int = _training(42, help="Of weights, shuffling and dropout.", min=0, max=2**32 - 1)
+    recompute: bool = _training(False, help="Recompute activations in the backward pass, to save memory.")
+    seed: int = _training(42, help="Random seed of weights, shuffling and dropout.", min=0, max=2**32 - 1)
     device: str | None = _training(
         None,
-        help="Device, or one card of it; null: the accelerator that is there, else cpu.",
+        help="Device, or one card of it; null: an available accelerator, otherwise the CPU.",
         choices=("gpu", "npu", "cpu", "xpu", "gpu:0"),
         pattern=r"(gpu|npu|cpu|xpu)(:\d+)?",
     )
 
-    learning_rate: float = _training(5e-5, help="Highest rate of the schedule.", min=0)
-    mm_projector_lr: float | None = _training_own(None, help="The projector's rate; null: learning_rate.", min=0)
-    mm_vision_tower_lr: float | None = _training_own(None, help="The vision tower's rate; null: learning_rate.", min=0)
-    min_learning_rate: float = _training_own(0.0, help="Rate that the schedule never goes below.", min=0)
+    learning_rate: float = _training(5e-5, help="Peak learning rate.", min=0)
+    mm_projector_lr: float | None = _training_own(
+        None, help="The projector's learning rate; null: learning_rate.", min=0
+    )
+    mm_vision_tower_lr: float | None = _training_own(
+        None, help="The vision tower's learning rate; null: learning_rate.", min=0
+    )
+    min_learning_rate: float = _training_own(0.0, help="Lower bound of the schedule.", min=0)
     lr_scheduler_type: str = _training("linear", help="Shape of the schedule after warm-up.", choices=SCHEDULES)
-    warmup_ratio: float = _training(0.0, help="Share of all steps in which the rate rises.", min=0, max=1)
-    warmup_steps: int = _training(0, help="Steps in which the rate rises; above 0 it wins.", unit="steps", min=0)
-    num_cycles: float = _training(0.5, help="Waves of the cosine schedule.", min=0)
-    lr_end: float = _training(1e-7, help="Last rate of the polynomial schedule.", min=0)
+    warmup_ratio: float = _training(0.0, help="Warm-up as a share of all steps.", min=0, max=1)
+    warmup_steps: int = _training(0, help="Warm-up steps; above 0 they override warmup_ratio.", unit="steps", min=0)
+    num_cycles: float = _training(0.5, help="Number of cosine waves in the schedule.", min=0)
+    lr_end: float = _training(1e-7, help="Final learning rate of the polynomial schedule.", min=0)
     power: float = _training(1.0, help="Power of the polynomial schedule.", min=0)
 
     optim: str = _training("adamw", help="Optimiser.", choices=OPTIMIZERS)
-    weight_decay: float = _training(0.0, help="Decay of weights; biases and norms have none.", min=0)
-    adam_beta1: float = _training(0.9, help="Decay of the gradient's mean.", min=0, max=1)
-    adam_beta2: float = _training(0.999, help="Decay of the squared gradient's mean.", min=0, max=1)
+    weight_decay: float = _training(0.0, help="Weight decay; biases and norms have none.", min=0)
+    adam_beta1: float = _training(0.9, help="Decay rate of the gradient's running mean.", min=0, max=1)
+    adam_beta2: float = _training(0.999, help="Decay rate of the squared gradient's running mean.", min=0, max=1)
     adam_epsilon: float = _training(1e-8, help="Added to the denominator.", min=0)
-    max_grad_norm: float = _training(1.0, help="Longest gradient; 0 clips nothing.", min=0)
+    max_grad_norm: float = _training(1.0, help="Norm to which gradients are clipped; 0: no clipping.", min=0)
     flatten_param_grads: bool | None = _training(False, help="Flat parameter and gradient buffers, npu only.")
     offload_optim: bool | None = _training(False, help="Keep optimiser states in host memory between steps.")
-    release_grads: bool | None = _ignored(False, help="Gradients are freed after every step in any case.")
+    release_grads: bool | None = _ignored(False, help="Gradients are freed after every step anyway.")
 
     bf16: bool = _training(False, help="Compute in bfloat16.")
     fp16: bool = _training(False, help="Compute in float16 with loss scaling.")
@@ -85,38 +91,48 @@ class TrainingKeys:
         "O1", help="O1: float32 weights, O2: weights in bf16 or fp16 too, O0: off.", choices=("O0", "O1", "O2")
     )
     amp_master_grad: bool = _training(False, help="With O2: float32 gradients for clipping and the update.")
-    scale_loss: float = _training(32768.0, help="First loss scale of fp16.", min=0)
+    scale_loss: float = _training(32768.0, help="Initial loss scale of fp16.", min=0)
     bf16_full_eval: bool = _ignored(False, help="Evaluation computes as training does; set bf16.")
     fp16_full_eval: bool = _ignored(False, help="Evaluation computes as training does; set fp16.")
-    amp_custom_black_list: list[str] | None = _training(None, help="Operators kept in float32.")
-    amp_custom_white_list: list[str] | None = _training(None, help="Operators always computed in low precision.")
+    amp_custom_black_list: list[str] | None = _training(
+        None,
+        help="Operators that autocast computes in float32, by paddle's old names (matmul_v2, not matmul). Not reached: "
+        "fused kernels and the backward pass of hand-written layers.",
+    )
+    amp_custom_white_list: list[str] | None = _training(
+        None, help="Operators that autocast always computes in low precision, by paddle's old names."
+    )
 
     evaluation_strategy: str = _training("no", help="When to evaluate.", choices=STRATEGIES)
     eval_steps: int | None = _training(None, help="Interval for steps; null: logging_steps.", unit="steps", min=1)
     eval_accumulation_steps: int | None = _training(
         None, help="Evaluation passes after which results move to host memory.", unit="passes", min=1
     )
-    max_evaluate_steps: int = _training(-1, help="Most passes of one evaluation; -1: all.", unit="passes", min=-1)
+    max_evaluate_steps: int = _training(-1, help="Limit of passes in one evaluation; -1: none.", unit="passes", min=-1)
     eval_with_do_generation: bool = _training_own(
         False, help="Evaluations also let the model answer, greedily, and report exact match and ROUGE-L."
     )
-    max_new_tokens: int = _training_own(128, help="Longest answer in evaluations and samples.", unit="tokens", min=1)
-    minimum_eval_times: int | None = _training(None, help="Shorten eval_steps to get at least so many.", min=1)
-    load_best_model_at_end: bool | None = _training(False, help="End with the checkpoint that evaluated best.")
-    metric_for_best_model: str | None = _training(None, help="What best means; null: the loss.")
-    greater_is_better: bool | None = _training(None, help="Whether more of that metric is better.")
-    early_stopping_patience: int | None = _training_own(
-        None, help="End the run after so many evaluations that are no better; null: never.", min=1
+    max_new_tokens: int = _training_own(
+        128, help="Maximum length of an answer in evaluations and samples.", unit="tokens", min=1
     )
-    early_stopping_threshold: float = _training_own(0.0, help="Least gain that counts as better.", min=0)
+    minimum_eval_times: int | None = _training(
+        None, help="Shorten eval_steps to evaluate at least this many times.", min=1
+    )
+    load_best_model_at_end: bool | None = _training(False, help="Finish with the checkpoint that evaluated best.")
+    metric_for_best_model: str | None = _training(None, help="Metric that defines the best; null: the loss.")
+    greater_is_better: bool | None = _training(None, help="Whether a larger value of that metric is better.")
+    early_stopping_patience: int | None = _training_own(
+        None, help="Stop after this many evaluations without improvement; null: never.", min=1
+    )
+    early_stopping_threshold: float = _training_own(0.0, help="Smallest improvement that counts.", min=0)
 
     save_strategy: str = _training("steps", help="When to save a checkpoint.", choices=STRATEGIES)
     save_steps: int = _training(500, help="Interval for steps.", unit="steps", min=1)
-    save_total_limit: int | None = _training(None, help="Checkpoints kept; null or 0: all.", min=0)
-    ignore_save_lr_and_optim: bool | None = _training(False, help="Save no optimiser state.")
+    save_total_limit: int | None = _training(None, help="Number of checkpoints to keep; null or 0: all.", min=0)
+    ignore_save_lr_and_optim: bool | None = _training(False, help="Do not save the optimiser state.")
     ignore_load_lr_and_optim: bool | None = _training(False, help="Resume without the optimiser state.")
     allow_changed_recipe: bool = _training_own(
-        False, help="Resume although what changes the result differs from the checkpoint's: keys, data, pictures, base."
+        False, help="Resume although keys, data, pictures or base that change the result differ from the checkpoint's."
     )
     ignore_data_skip: bool = _training(False, help="Resume at the first sample instead of the next one.")
     skip_data_intervals: list | None = _training(
@@ -133,14 +149,16 @@ class LoggingKeys:
     logging_steps: int = _logging(10, help="Interval for steps.", unit="steps", min=1)
     logging_first_step: bool = _logging(False, help="Log the first step too.")
     logging_dir: str | None = _logging(None, help="Folder for logs; null: inside output_dir.", path="local")
-    log_on_each_node: bool = _logging(True, help="Every machine logs, not the first alone.")
-    disable_tqdm: bool | None = _logging(None, help="A line per report and no bar; null: where there is no terminal.")
+    log_on_each_node: bool = _logging(True, help="Every machine logs, not only the first.")
+    disable_tqdm: bool | None = _logging(
+        None, help="One line per report in place of a bar; null: if there is no terminal."
+    )
     report_to: str | list[str] = _logging([], help="Trackers that also get the numbers.", choices=REPORTERS)
     sample_steps: int | None = _logging_own(
-        None, help="Interval at which sample_prompts are answered, into log and samples.jsonl.", unit="steps", min=1
+        None, help="Interval at which sample_prompts are answered, in the log and samples.jsonl.", unit="steps", min=1
     )
     sample_prompts: list | None = _logging_own(
-        None, help='[{"image": path, "question": text}, ...]; null: the first two records of eval, else of train.'
+        None, help='[{"image": path, "question": text}, ...]; null: the first two records of eval, otherwise of train.'
     )
     run_name: str | None = _logging(None, help="Name of the run for trackers; null: output_dir.")
     wandb_api_key: str | None = _logging(None, help="Key of the wandb tracker; never written to a file.", secret=True)
@@ -156,34 +174,38 @@ class LoggingKeys:
 
 @dataclass(kw_only=True)
 class DistributedKeys:
-    """How a run is spread over devices; without a launcher these have no effect."""
+    """How a run is distributed over devices; without a launcher these have no effect."""
 
-    local_rank: int = _distributed(-1, help="Set by the launcher; leave it.", min=-1)
-    sharding: str = _distributed("", help="What is split: states, + gradients, + weights.", choices=SHARDING)
+    local_rank: int = _distributed(-1, help="Set by the launcher; do not set it.", min=-1)
+    sharding: str = _distributed(
+        "",
+        help="What is sharded: stage1 optimiser states, stage2 also gradients, stage3 also weights.",
+        choices=SHARDING,
+    )
     sharding_parallel_degree: int = _distributed(-1, help="Devices that share one copy; -1: all.", min=-1)
     sharding_degree: int = _distributed(-1, help="Old name of sharding_parallel_degree.", min=-1)
     sharding_comm_buffer_size_MB: int = _distributed(-1, help="Fused gradient buffer; -1: all.", unit="MB", min=-1)
-    sharding_parallel_config: str = _distributed("", help="PaddleNLP's options of sharding.")
+    sharding_parallel_config: str = _distributed("", help="PaddleNLP's sharding options.")
     save_sharded_model: bool = _ignored(False, help="The first process saves the whole model.")
     load_sharded_model: bool = _ignored(False, help="Checkpoints hold the whole model.")
     save_sharding_stage1_model_include_freeze_params: bool | None = _ignored(
         False, help="Checkpoints hold the whole model."
     )
-    data_parallel_config: str = _distributed("", help="PaddleNLP's options of data parallelism.")
+    data_parallel_config: str = _distributed("", help="PaddleNLP's data parallelism options.")
     ddp_find_unused_parameters: bool | None = _distributed(None, help="Look for weights without a gradient.")
-    tensor_parallel_config: str = _distributed("", help="PaddleNLP's options of tensor parallelism.")
-    pipeline_parallel_config: str = _distributed("", help="PaddleNLP's options of the pipeline.")
+    tensor_parallel_config: str = _distributed("", help="PaddleNLP's tensor parallelism options.")
+    pipeline_parallel_config: str = _distributed("", help="PaddleNLP's pipeline options.")
     force_reshard_pp: bool | None = _ignored(False, help="No LLaVA decoder here is split into a pipeline.")
     hybrid_parallel_topo_order: str | None = _distributed(
         None, help="Order of the process groups.", choices=("pp_first", "sharding_first")
     )
     # The decoder here does not split its layers, its stack or a sequence, and has no experts: more than 1 is an error.
-    tensor_parallel_degree: int = _distributed(-1, help="Not available; leave it.", min=-1, max=1)
-    pipeline_parallel_degree: int = _distributed(-1, help="Not available; leave it.", min=-1, max=1)
-    sep_parallel_degree: int = _distributed(-1, help="Not available; leave it.", min=-1, max=1)
-    context_parallel_degree: int = _distributed(-1, help="Not available; leave it.", min=-1, max=1)
-    expert_parallel_degree: int = _distributed(-1, help="No experts here; leave it.", min=-1, max=1)
-    expert_tensor_parallel_degree: int = _distributed(-1, help="No experts here; leave it.", min=-1, max=1)
+    tensor_parallel_degree: int = _distributed(-1, help="Not available; do not set it.", min=-1, max=1)
+    pipeline_parallel_degree: int = _distributed(-1, help="Not available; do not set it.", min=-1, max=1)
+    sep_parallel_degree: int = _distributed(-1, help="Not available; do not set it.", min=-1, max=1)
+    context_parallel_degree: int = _distributed(-1, help="Not available; do not set it.", min=-1, max=1)
+    expert_parallel_degree: int = _distributed(-1, help="No experts here; do not set it.", min=-1, max=1)
+    expert_tensor_parallel_degree: int = _distributed(-1, help="No experts here; do not set it.", min=-1, max=1)
 
 
 @dataclass(kw_only=True)
@@ -206,8 +228,8 @@ class CompatibilityKeys:
     task_name: str | None = _ignored(None, help="Name the files in dataset.")
     splits: str | list[str] | None = _ignored(None, help="Give splits inside an entry of dataset.")
     src_length: int = _ignored(1024, help="One limit holds for a whole sample: max_length.")
-    lazy: bool = _ignored(False, help="Samples are always read as they are needed.")
-    lazy_data_processing: bool | None = _ignored(True, help="Samples are always read as they are needed.")
+    lazy: bool = _ignored(False, help="Samples are always read on demand.")
+    lazy_data_processing: bool | None = _ignored(True, help="Samples are always read on demand.")
     save_generation_output: bool = _ignored(False, help="samples.jsonl keeps the answers to sample_prompts.")
     version: str | None = _ignored(None, help="The template is chat_template; pretraining uses plain.")
 
@@ -231,7 +253,7 @@ class CompatibilityKeys:
     do_predict: bool = _ignored(False, help="Run the predict command on the trained model.")
     do_export: bool = _ignored(False, help="Run the convert command on the trained model.")
     past_index: int = _ignored(-1, help="No LLaVA model carries a state between batches.")
-    remove_unused_columns: bool | None = _ignored(True, help="A batch holds only what the model takes.")
+    remove_unused_columns: bool | None = _ignored(True, help="A batch holds only the model's inputs.")
     label_names: list[str] | None = _ignored(None, help="A batch's labels are known.")
     distributed_dataloader: bool | None = _ignored(False, help="Every process reads its own share of the data.")
     refined_recompute: str = _ignored("", help="Set recompute.")

@@ -31,7 +31,7 @@ _ENTRY_KINDS: dict[str, tuple[type, ...]] = {
     "weight": (int, float, type(None)),
     _REMARK: (str, type(None)),
 }
-_PLACES = ("data_files", "chat_template", "image_root")  # of those, what names a file, a folder or an address
+_PLACES = ("data_files", "chat_template", "image_root")  # the ones that name a file, a folder or an address
 
 
 def check_dataset(value: dict[str, Any]) -> tuple[dict[str, Any], list[InnerFault]]:
@@ -90,7 +90,7 @@ def check_pairs(name: str, value: list[Any], least: int) -> list[InnerFault]:
         least: smallest number allowed.
 
     Returns:
-        One fault per item that is no such pair.
+        One fault per item that is not such a pair.
     """
     return [
         (name, f"{name}: item {index} is {item!r}; expected two whole numbers of at least {least}, e.g. [336, 672]")
@@ -107,8 +107,8 @@ def check_prompts(name: str, value: list[Any]) -> tuple[list[Any], list[InnerFau
         value: e.g. [{"image": "bus.jpg", "question": "What is this?"}]; `image` may be missing or null.
 
     Returns:
-        The same with the images' paths as the rule for paths reads them; one fault per item that is no such object, one
-        for an empty list.
+        The same with the images' paths as the rule for paths reads them; one fault per item that is not such an object,
+        one for an empty list.
     """
     if not value:
         return value, [(name, f"{name} is an empty list; remove it, or add an object with question and image")]

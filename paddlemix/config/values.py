@@ -33,11 +33,13 @@ def check_value(spec: KeySpec, value: object) -> tuple[Any, list[str]]:
 
     Args:
         spec: the key.
-        value: as JSON gave it.  A whole number stands for a number too, and 0 and 1 for false and true.
+        value: as read from JSON.  A whole number is accepted for a number too, and 0 and 1 for false and true.
 
     Returns:
         The converted value and []; or the key's default and one text per fault.
     """
+    if isinstance(value, float) and not math.isfinite(value) and {"int", "float"} & set(spec.kinds):
+        return spec.default, [f"{spec.name}: {_not_finite(value)}"]  # JSON has no infinity: 1e999 becomes one
     if not _fits(spec.kinds, value):
         return spec.default, [f"{spec.name}: expected {_wanted(spec)}, got {describe(value)}{_hint(spec, value)}"]
     converted = _convert(spec, value)
@@ -47,17 +49,23 @@ def check_value(spec: KeySpec, value: object) -> tuple[Any, list[str]]:
     return (spec.default, faults) if faults else (converted, [])
 
 
+def _not_finite(value: float) -> str:
+    if math.isnan(value):
+        return "NaN is not a number; remove the key or give a number"
+    return f"the number is beyond {LARGEST_NUMBER:g}, the largest that float32 has"
+
+
 def _read_path(spec: KeySpec, text: str) -> tuple[Any, list[str]]:
     try:
         if spec.path == "local":
             user_path(text, spec.name)
-        return user_place(text, spec.name), []  # as text: "./name" is no model's name
+        return user_place(text, spec.name), []  # as text: "./name" is not a model's name
     except UserError as error:
         return spec.default, [str(error)]
 
 
 def parse_text(spec: KeySpec, text: str) -> object:
-    """The value that a text on the command line stands for.
+    """The value that a text on the command line means.
 
     Args:
         spec: the key; a key for text takes `2024` or `true` as text.
@@ -74,7 +82,7 @@ def parse_text(spec: KeySpec, text: str) -> object:
 
 
 def parse_any(text: str) -> object:
-    """What a text on the command line stands for where no key says what is wanted: JSON, True, False, else the text."""
+    """What a text on the command line means if no key says what is wanted: JSON, True, False, else the text."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -103,7 +111,7 @@ def _parse_plain(spec: KeySpec, text: str) -> object:
 
 
 def _fits(kinds: tuple[str, ...], value: object) -> bool:
-    """Whether a value is of one of the kinds, or stands for one."""
+    """Whether a value is of one of the kinds, or is accepted for one."""
     if value is None:
         return "None" in kinds
     if isinstance(value, bool):
@@ -154,14 +162,14 @@ def _range_faults(spec: KeySpec, value: object) -> list[str]:
         return [f"{spec.name}: {value:g} is beyond {LARGEST_NUMBER:g}, the largest number that float32 has"]
     unit = f" {spec.unit}" if spec.unit else ""
     if spec.min is not None and value < spec.min:
-        return [f"{spec.name}: {value}{unit} is below {spec.min}, the least allowed"]
+        return [f"{spec.name}: {value}{unit} is below {spec.min}, the minimum"]
     if spec.max is not None and value > spec.max:
-        return [f"{spec.name}: {value}{unit} is above {spec.max}, the most allowed"]
+        return [f"{spec.name}: {value}{unit} is above {spec.max}, the maximum"]
     return []
 
 
 def _choice_faults(spec: KeySpec, value: object) -> list[str]:
-    """Texts that are none of the choices, each with the nearest one."""
+    """Faults of texts that are not among the choices, each with the nearest choice."""
     if not spec.choices:
         return []
     texts = value if isinstance(value, list) else [value]

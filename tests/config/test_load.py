@@ -178,7 +178,7 @@ def test_all_faults_come_together_in_the_order_of_the_file(tmp_path: Path) -> No
     found = [fault.removeprefix(f"{path}") for fault in caught.value.faults]
     assert found == [
         ", line 3: learning_rat is not a known key; did you mean 'learning_rate'?",
-        ", line 4: warmup_ratio: 2.0 is above 1, the most allowed",
+        ", line 4: warmup_ratio: 2.0 is above 1, the maximum",
         ", line 5: bf16 and fp16 are both true; choose one",
         ", line 7: weight_decay: expected a number, got text '0.1'; remove the quotes",
         ", line 8: seed is given again, first in line 6; remove one of them",
@@ -197,10 +197,16 @@ def test_all_faults_come_together_in_the_order_of_the_file(tmp_path: Path) -> No
     [
         ("learning_rate", "2e-4", "expected a number, got text '2e-4'; remove the quotes"),
         ("learning_rate", True, "expected a number, got true"),
-        ("learning_rate", float("nan"), "expected a number, got the number nan"),
-        ("learning_rate", -1, "-1.0 is below 0, the least allowed"),
+        ("learning_rate", float("nan"), "NaN is not a number; remove the key or give a number"),
+        ("learning_rate", float("inf"), "the number is beyond 3.40282e+38, the largest that float32 has"),
+        (
+            "resume_from_checkpoint",
+            True,
+            "this is transformers': leave it out (a run resumes from the newest checkpoint",
+        ),
+        ("learning_rate", -1, "-1.0 is below 0, the minimum"),
         ("max_steps", 10.0, "expected a whole number, got the number 10.0; write 10"),
-        ("max_length", 0, "0 tokens is below 1, the least allowed"),
+        ("max_length", 0, "0 tokens is below 1, the minimum"),
         ("bf16", "true", "expected true or false, got text 'true'; remove the quotes"),
         ("bf16", 2, "expected true or false, got the number 2"),
         ("lora_rank", 0, "0 is below 1"),
@@ -215,7 +221,7 @@ def test_all_faults_come_together_in_the_order_of_the_file(tmp_path: Path) -> No
         ("fp16_opt_level", "O3", "is not one of O0, O1, O2"),
         ("report_to", ["wandbb"], "did you mean 'wandb'?"),
         ("image_grid_pinpoints", [[336, 672], [336]], "item 1 is [336]; expected two whole numbers"),
-        ("sep_parallel_degree", 2, "2 is above 1, the most allowed"),
+        ("sep_parallel_degree", 2, "2 is above 1, the maximum"),
     ],
 )
 def test_wrong_values(tmp_path: Path, name: str, value: object, message: str) -> None:
@@ -265,7 +271,7 @@ def test_wrong_datasets(tmp_path: Path, dataset: dict, message: str) -> None:
         ({"do_train": True, "dataset": {"train": []}}, "dataset.train is missing"),
         ({"do_eval": True}, "dataset.eval is missing; do_eval true"),
         ({"evaluation_strategy": "epoch"}, 'dataset.eval is missing; evaluation_strategy "epoch"'),
-        ({"num_train_epochs": 0}, "no step would be made"),
+        ({"num_train_epochs": 0}, "there would be no step"),
         ({"min_learning_rate": 1.0}, "min_learning_rate 1 is above learning_rate 5e-05"),
         ({"lora": False, "language_model": "lora"}, 'language_model "lora" contradicts lora false'),
         ({"output_dir": None}, "output_dir is missing"),
@@ -410,3 +416,21 @@ def test_each_fault_is_told_once_and_fifty_at_most(tmp_path: Path) -> None:
     lines = str(caught.value).splitlines()
     assert sum("seed is given again" in fault for fault in caught.value.faults) == 1
     assert len(lines) == 51 and lines[-1] == f"... and {len(caught.value.faults) - 50} more"
+
+
+def test_a_resumed_run_needs_no_word() -> None:
+    for text in ("true", "True"):
+        with pytest.raises(ConfigError, match=r"this is transformers': leave it out \(a run resumes from the newest"):
+            load_config(None, ["model_name_or_path=m", "output_dir=o", f"resume_from_checkpoint={text}"])
+    with pytest.raises(ConfigError, match='write (--)?"?overwrite_output_dir'):
+        load_config(None, ["model_name_or_path=m", "output_dir=o", "resume_from_checkpoint=false"])
+
+
+def test_keys_of_the_feature_cache_without_it_give_a_warning() -> None:
+    given = ["model_name_or_path=m", "output_dir=o", "vision_cache_dir=c", "vision_cache_gb=2"]
+    notes = load_config(None, given).warnings
+    assert [note.partition(" has no effect without cache_vision_features true")[0] for note in notes] == [
+        "command line: vision_cache_dir",
+        "command line: vision_cache_gb",
+    ]
+    assert load_config(None, [*given, "cache_vision_features=true"]).warnings == []

@@ -166,7 +166,7 @@ def test_a_device_that_computes_wrongly_is_a_problem(monkeypatch: pytest.MonkeyP
     wrong = replace(reference, answers=reference.answers + 1)
     monkeypatch.setattr("paddlemix.doctor.self_test.run_self_test", lambda name: wrong)
     found = examine("cpu")
-    assert not found.healthy and "the self-test on cpu fails: the trained model does not give" in str(found.problems)
+    assert not found.healthy and "the self-test on cpu fails: the trained model does not answer" in str(found.problems)
 
 
 def test_a_device_that_stops_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:

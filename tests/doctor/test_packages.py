@@ -51,7 +51,7 @@ def test_what_does_not_fit(packages: dict[str, str], what: str, fix: str) -> Non
 
 def test_a_card_without_its_plugin() -> None:
     (problem,) = check_packages(GOOD, [], npu=True)
-    assert "Ascend card is there" in problem.what and problem.fix == INSTALL["npu"]
+    assert "has an Ascend card" in problem.what and problem.fix == INSTALL["npu"]
     assert check_packages({**GOOD, "paddle-custom-npu": PADDLE}, [], npu=True) == []
 
 

@@ -21,7 +21,7 @@ VALUE = "$"  # in a `write`: the value that was given, as JSON
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What stands here for a key of another program.
+    """What is written here in place of another program's key.
 
     Args:
         write: our keys as JSON without braces, `$` for the value given: '"lora_rank": $'.
@@ -38,7 +38,7 @@ class Answer:
 
 
 def same(key: str, says: str = "") -> Answer:
-    """Our key of another name, which takes the same values."""
+    """Our key of another name that accepts the same values."""
     return Answer(write=f'"{key}": {VALUE}', says=says)
 
 

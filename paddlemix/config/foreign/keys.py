@@ -163,6 +163,13 @@ INTERNVL = {
 
 # Values of our own keys that are another program's.
 VALUES = {
+    "resume_from_checkpoint": (
+        "transformers",
+        Answer(
+            values={"[Tt]rue": "", "[Ff]alse": '"overwrite_output_dir": true'},
+            says="a run resumes from the newest checkpoint in output_dir without being asked",
+        ),
+    ),
     "vision_tower": ("LLaVA", same("mm_vision_tower")),
     "optim": ("transformers", Answer(values={"adamw_*": '"optim": "adamw"', "paged_adamw*": '"optim": "adamw"'})),
     "dataset": ("ms-swift and LLaMA-Factory", Answer(write=TRAIN_FILES)),

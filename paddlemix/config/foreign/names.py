@@ -1,6 +1,6 @@
 """Other programs' names, and what to write here instead: keys, values of our keys, templates, recipes.
 
-A name that no table has gets no answer; nothing is guessed from its spelling.
+A name that is in no table gets no answer; nothing is guessed from its spelling.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from paddlemix.config.foreign import toolchain_keys as toolchains
 from paddlemix.config.foreign.answers import Answer, choose, explain, keys_written, knows_value, of_programs
 from paddlemix.config.foreign.templates import FOREIGN_RECIPES, FOREIGN_TEMPLATES, Named
 
-# Program -> name -> answer; where several programs have a name, the order here is that in which they are named.
+# Program -> name -> answer; if several programs have a name, they are listed in this order.
 FOREIGN_KEYS: Mapping[str, Mapping[str, Answer]] = {
     "LLaVA": keys.LLAVA,
     "LLaVA-NeXT": keys.LLAVA_NEXT,
@@ -26,7 +26,7 @@ FOREIGN_KEYS: Mapping[str, Mapping[str, Answer]] = {
     "PEFT": toolchains.PEFT,
 }
 _SCRIPTS = {".py": "XTuner's configurations are Python", ".sh": "LLaVA's and InternVL's recipes are shell scripts"}
-_YAML = "YAML, as LLaMA-Factory and ms-swift have it, is not read"
+_YAML = "YAML, which LLaMA-Factory and ms-swift use, is not read"
 
 
 def foreign_key(name: str, value: object, on_command_line: bool = False) -> str:
@@ -81,7 +81,7 @@ def foreign_entry_key(name: str, value: object) -> str:
 
 
 def foreign_template(name: str) -> str:
-    """Which template of ours a name of other programs stands for.
+    """Which template of ours corresponds to a name of other programs.
 
     Returns:
         "XTuner's is xtuner_vicuna; LLaMA-Factory's is vicuna_v1"; "" for a name that no program of the tables has.
@@ -99,14 +99,14 @@ def foreign_template(name: str) -> str:
 
 
 def other_templates(name: str, ours: str) -> str:
-    """The other programs' templates of a name that is one of ours too, where their text is another.
+    """The other programs' templates of a name that is one of ours too, where their text differs.
 
     Args:
         name: as given.
-        ours: the canonical name of the template that it is here.
+        ours: the canonical name of our template.
 
     Returns:
-        "InternVL's here; XTuner's is xtuner_internlm2_chat"; "" where no other program has another one of this name.
+        "InternVL's here; XTuner's is xtuner_internlm2_chat"; "" if no other program has a different one of this name.
     """
     others = [
         f"{of_programs([program])} is {named.ours or 'not known here'}"
@@ -118,7 +118,7 @@ def other_templates(name: str, ours: str) -> str:
 
 
 def foreign_file(path: str | os.PathLike[str], before: str = "") -> str:
-    """What to take instead of another program's recipe or configuration file, with `before`; "" where it is none."""
+    """What to use instead of another program's recipe or configuration file, after `before`; "" if it is none."""
     file = PurePath(path)
     for program, recipes in FOREIGN_RECIPES.items():
         if file.stem in recipes or file.name in recipes:

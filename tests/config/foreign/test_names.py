@@ -351,7 +351,7 @@ def test_the_file_after_an_unknown_flag_is_the_file() -> None:
     [
         ("llava_v15_7b_finetune_lora", "XTuner's llava_v15_7b_finetune_lora is paddlemix/config/llava/v1_5/lora_sft"),
         ("pretrain_internvit6b_448_vicuna7b.sh", "internvl/pretrain_448.json model_name_or_path=lmsys/vicuna-7b-v1.5"),
-        ("mine.yaml", "YAML, as LLaMA-Factory and ms-swift have it, is not read; write a JSON file"),
+        ("mine.yaml", "YAML, which LLaMA-Factory and ms-swift use, is not read; write a JSON file"),
         ("mine.jsn", ""),
     ],
 )
