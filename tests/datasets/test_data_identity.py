@@ -5,12 +5,22 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from paddlemix.datasets import data_identity
-from paddlemix.datasets.data_identity import UNKNOWN, Pictures, describe_records, hashed, record_digests, states_of
+from paddlemix.datasets.data_identity import (
+    UNKNOWN,
+    Pictures,
+    describe_records,
+    hashed,
+    picture_blocks,
+    record_digests,
+    states_of,
+)
 from paddlemix.datasets.records.record_file import open_records
 
 RECORDS = [{"conversations": [{"from": "human", "value": f"q{n}"}, {"from": "gpt", "value": "a"}]} for n in range(5)]
@@ -71,6 +81,17 @@ def test_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.utime(paths[1], ns=(1, 1))
     again = hashed(paths, states_of(paths, first))
     assert again.digests[1] == 2**64 - 1 and again.digests[0] == first.digests[0]
+
+
+def test_pictures_come_in_blocks() -> None:
+    class ThreeEach(SimpleNamespace):
+        def __len__(self) -> int:
+            return 400
+
+    data: Any = ThreeEach(image_files=lambda index: [f"{index}.{number}" for number in range(3)])
+    blocks = list(picture_blocks(data))
+    assert [len(block) for block in blocks] == [513, 513, 174]  # a stop is looked for between them
+    assert sum(blocks, []) == [f"{index}.{number}" for index in range(400) for number in range(3)]
 
 
 def test_parts() -> None:

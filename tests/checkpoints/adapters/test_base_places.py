@@ -125,6 +125,14 @@ def test_of_two_models_the_one_with_the_bases_weights_is_taken(made: Path, root:
         load_pretrained(root / "runs" / "ad")
 
 
+def test_of_two_models_with_the_same_weights_the_one_that_computes_alike_is_taken(made: Path, root: Path) -> None:
+    config = root / "models" / "base" / "config.json"
+    values = read_json(config)
+    values["text_config"]["rope_theta"] = 50000.0
+    write_json(config, values)
+    assert place(root / "runs" / "ad") == made / "models" / "base"
+
+
 def test_a_link_to_the_folder_of_a_run_does_not_shift_the_place(world: World, tmp_path: Path) -> None:
     from paddlemix.checkpoints.load import BaseSpec, base_reference
 

@@ -172,6 +172,13 @@ def test_a_file_that_is_no_data_does_not_hide_the_others(folder: Path) -> None:
     assert not (folder / "fixed.json").exists()
 
 
+def test_no_file_can_be_read(folder: Path) -> None:
+    (folder / "broken.json").write_text("[{]")
+    report = check(folder, "broken.json")
+    assert (report.records, report.unreadable, report.duplicates) == (0, 1, [])
+    assert report.problems[0].records[0][0] == str(folder / "broken.json")
+
+
 def test_a_file_that_is_missing(folder: Path) -> None:
     with pytest.raises(MissingFileError, match="none.json"):
         check(folder, "none.json")

@@ -166,6 +166,10 @@ def test_image_root(tmp_path: Path) -> None:
             {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A", "loss": False}]},
             "turn 2: 'loss' false is not supported: every answer is trained",
         ),
+        (
+            {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A", "weight": 0}]},
+            "turn 2: 'weight' 0 is not supported: every answer is trained",
+        ),
         ({"query": "Q"}, "response is a JSON null, expected text"),
         ({"query": ["Q"], "response": "A"}, "query is a JSON array, expected text"),
         ({"query": "Q", "response": "A", "history": "H"}, "history is a JSON text, expected a list of"),

@@ -204,6 +204,14 @@ def test_size_from_the_header_is_that_of_the_image(
     assert image_size(tmp_path / name) == load_image(tmp_path / name).size
 
 
+def test_an_icon_of_another_size_than_its_directory_names(tmp_path: Path) -> None:
+    noise_picture(64, 64).save(tmp_path / "a.png")
+    picture = (tmp_path / "a.png").read_bytes()
+    entry = b"ic07" + struct.pack(">I", len(picture) + 8) + picture  # ic07 holds 128 x 128
+    (tmp_path / "a.icns").write_bytes(b"icns" + struct.pack(">I", len(entry) + 8) + entry)
+    assert image_size(tmp_path / "a.icns") == load_image(tmp_path / "a.icns").size == (64, 64)
+
+
 def chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
