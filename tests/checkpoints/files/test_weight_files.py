@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from paddlemix.checkpoints.files import directories, pickles, weight_files
 from paddlemix.checkpoints.files import header as headers
-from paddlemix.checkpoints.files import pickles, weight_files
 from paddlemix.checkpoints.files.directories import remove_directory
 from paddlemix.checkpoints.files.weight_files import (
     INDEX_FILE,
@@ -322,6 +322,14 @@ def test_a_directory_appears_whole(tmp_path: Path) -> None:
     mask = os.umask(0)
     os.umask(mask)
     assert (tmp_path / "deep" / "out").stat().st_mode & 0o777 == 0o777 & ~mask
+
+
+def test_a_directory_and_its_name_reach_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[tuple[str, bool]] = []
+    monkeypatch.setattr(directories, "_sync", lambda path: flushed.append((path.name, (tmp_path / "out").exists())))
+    replace(tmp_path / "out")
+    assert flushed[0] == ("new.txt", False) and flushed[-1] == (tmp_path.name, True)
+    assert len(flushed) == 3 and not flushed[1][1]  # the file, the directory, then where it was renamed
 
 
 def test_an_existing_directory_is_replaced_whole(tmp_path: Path, target: Path) -> None:
