@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 from pathlib import Path
@@ -12,13 +13,14 @@ import paddle
 import pytest
 
 from paddlemix.checkpoints.load import load_pretrained
+from paddlemix.datasets.images.decode import ImageSettings
 from paddlemix.datasets.mixture import SampleDataset
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.evaluation.metrics import exact_match, rouge_l
 from paddlemix.generation.chat import ChatSession
 from paddlemix.generation.sampling import GenerationSettings
 from paddlemix.trainer.answers.answering import Answerer, AnswerScores
-from paddlemix.trainer.answers.questions import Question, first_questions, question_of_record
+from paddlemix.trainer.answers.questions import Question, first_questions, own_questions, question_of_record
 from paddlemix.trainer.recipe import run_recipe
 from paddlemix.trainer.resuming.saving import list_checkpoints
 from paddlemix.trainer.run_data import read_samples
@@ -79,6 +81,15 @@ def test_own_questions_are_asked_and_the_last_step_too(world: World, tmp_path: P
     after = load_pretrained(tmp_path)
     session = ChatSession(after, settings=GenerationSettings(max_new_tokens=4))
     assert found[-1]["answer"] == "".join(session.ask("Hello?")).strip()
+
+
+def test_only_a_path_is_looked_for_below_the_image_root(world: World, loaded: Any) -> None:
+    picture = base64.b64encode((world.data / "images" / "1.png").read_bytes()).decode()
+    prompts = [{"image": image, "question": "What?"} for image in ("1.png", f"data:image/png;base64,{picture}")]
+    below, inside = own_questions(prompts, loaded.processor, str(world.data / "images"), ImageSettings())
+    assert below.image == str(world.data / "images" / "1.png")
+    assert inside.image is not None and inside.image.startswith("data:image/png;base64,")
+    np.testing.assert_array_equal(below.prompt.pixel_values, inside.prompt.pixel_values)
 
 
 def test_without_an_evaluation_set_the_training_set_is_asked(world: World, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from paddlemix.checkpoints.layouts.added_rows import (
     choose_vocabulary,
     read_added_tokens,
     read_carried_vocabulary,
+    take_off,
 )
 from paddlemix.errors import UserError
 
@@ -51,6 +52,26 @@ def test_a_damaged_file_of_added_rows_is_told(tmp_path: Path, metadata: dict[str
     write_safetensors(tmp_path / HF_VOCABULARY_FILE, rows, metadata)
     with pytest.raises(UserError, match=r"hf_vocabulary.safetensors' cannot be understood .*; copy it again"):
         read_carried_vocabulary(tmp_path, 5)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "image", "vocab_size", "base"),
+    [
+        (40, 40, 64, 40),  # as llava-1.5-7b-hf: 32000 pieces, `<image>`, `<pad>`, and padding to 32064
+        (62, 62, 64, 62),
+        (39, 40, 64, 40),
+        (40, 40, 41, 40),
+        (40, 40, 65, 65),  # more than padding
+        (41, 40, 64, 64),  # `<image>` is a piece of the tokenizer
+    ],
+)
+def test_the_tokenizer_tells_what_was_added(
+    tmp_path: Path, pieces: int, image: int, vocab_size: int, base: int
+) -> None:
+    write_json(tmp_path / "vocab.json", {str(number): number for number in range(pieces)})
+    write_json(tmp_path / "added_tokens.json", {"<image>": image, "<pad>": image + 1})
+    _, found = take_off({"image_token_index": image}, tmp_path, {}, vocab_size)
+    assert (found.base, found.image_token) == (base, image)
 
 
 def test_added_rows_come_back(tmp_path: Path) -> None:

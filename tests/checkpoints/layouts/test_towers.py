@@ -240,3 +240,10 @@ def test_a_runs_file_says_what_size_is_read() -> None:
     assert base_spec(load_config(None, given[:2])).vision_image_size is None
     with pytest.raises(UserError, match="vision_image_size"):
         load_config(None, [*given[:2], "vision_image_size=0"])
+
+
+def test_only_a_table_of_positions_is_fitted() -> None:
+    """A LLaVA checkpoint without its tower has none; InternViT's file has an axis before the others."""
+    assert towers.fit_positions({}, VISION) == {}
+    table = array_entry(np.zeros((1, 10, 4), np.float32))
+    assert towers.fit_positions({towers.POSITIONS: table}, VISION) == {towers.POSITIONS: table}

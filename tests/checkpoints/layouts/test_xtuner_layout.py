@@ -195,6 +195,8 @@ def test_an_adapter_is_written_as_xtuner_does_and_read_back(adapted: Path) -> No
     for name, entry in before.tensors().items():
         np.testing.assert_array_equal(again.tensors()[name].read(), entry.read())
     check_template(adapted.parent / "again", "llava_v1")
+    export_xtuner_adapter(ours, adapted.parent / "short", "float16")
+    assert {entry.dtype for entry in read_adapter(adapted.parent / "short").tensors().values()} == {"F16"}
     write_json(ours / "lora_config.json", {**values, "base": {**base, "model": str(ORIGINAL), "tower": None}})
     with pytest.raises(UserError, match="is a whole model, XTuner's adapters stand on a language model"):
         export_xtuner_adapter(ours, adapted.parent / "other")
