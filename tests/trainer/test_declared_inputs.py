@@ -147,6 +147,7 @@ def test_a_tokenizer_that_was_saved_again_gives_the_same_ids(place: Path) -> Non
     LlamaTokenizer.from_pretrained(str(old), local_files_only=True).save_pretrained(str(new))
     assert (old / "tokenizer_config.json").read_bytes() != (new / "tokenizer_config.json").read_bytes()
     assert declared_identity._changed_tokenizer(old, load_tokenizer(new)) == []
+    assert declared_identity._changed_tokenizer(place / "removed", load_tokenizer(new)) == []
     (new / "special_tokens_map.json").unlink()
     assert declared_identity._changed_tokenizer(old, load_tokenizer(new)) == []
     decoder = read_json(new / "tokenizer_config.json")["added_tokens_decoder"]

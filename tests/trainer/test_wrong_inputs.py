@@ -58,7 +58,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "early_stopping_patience needs evaluations; set evaluation_strategy",
     ),
     "warm-up as long as the run": (
-        {**EPOCHS, "warmup_steps": 12},
+        {**EPOCHS, "max_steps": 0, "warmup_steps": 12},
         "warmup_steps 12: the run's steps are 12 (12 rows / 2 per step = 6 per epoch, x 2 epochs), so the rate would "
         "never reach learning_rate; lower warmup_steps, say warmup_ratio",
     ),

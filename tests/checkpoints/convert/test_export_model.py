@@ -82,6 +82,7 @@ def test_every_layout_is_the_same_model(tmp_path: Path, model: Path) -> None:
         for key in ("image_aspect_ratio", "mm_patch_merge_type", "chat_template", "image_size", "image_mean"):
             assert found.processor[key] == wanted.processor[key], (to, key)
         assert found.processor.get("image_grid_pinpoints") == wanted.processor.get("image_grid_pinpoints")
+    assert read_json(tmp_path / "llava" / "config.json")["architectures"] == ["LlavaLlamaForCausalLM"]
     assert bits(tmp_path / "llava").keys() >= bits(model / "original").keys()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import types
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from paddlemix.trainer.callbacks.progress import Progress
 from paddlemix.trainer.callbacks.stopping import StepLosses, StopOnSignal
 from paddlemix.trainer.loss import LossModel
 from paddlemix.trainer.recipe import run_recipe
+from paddlemix.trainer.step_losses import StepScaler
 from paddlemix.trainer.trainer import LlavaTrainer
 from tests.tiny_world import LORA, World, changed, reports, weights
 
@@ -129,6 +131,26 @@ def test_losses_and_norm_come_together() -> None:
     losses.check(1)
     assert losses.overflows(paddle.to_tensor([True]), paddle.full([], float("inf"))) == (True, float("inf"))
     assert losses.take_total() == 2.0  # the loss of a step that is left out is told
+    assert losses.overflows(paddle.to_tensor([False]), paddle.full([], 2.5)) == (False, 2.5)
+    assert losses.overflows(paddle.to_tensor([True]), None) == (True, None)
+
+
+def test_a_gradient_that_overflows_costs_its_step_until_no_smaller_scale_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps: list[int] = []
+    optimizer: Any = types.SimpleNamespace(_grad_clip=None, _parameter_list=[], step=lambda: steps.append(1))
+    scaler = StepScaler(2.0, StepLosses())
+    scaler._enable, scaler._optimizer_states = True, {id(optimizer): {}}  # Paddle does both where there is a card
+    monkeypatch.setattr(scaler, "_unscale", lambda optimizer: None)
+    for scale, overflows in ((2.0, True), (1.0, False)):
+        scaler._scale, scaler._found_inf = paddle.full([1], scale), paddle.to_tensor([overflows])
+        scaler.step(optimizer)
+        assert len(steps) == (not overflows)
+    scaler._found_inf = paddle.to_tensor([True])
+    with pytest.raises(UserError, match="gradient of step 0 is NaN or infinite at a loss scale of 1"):
+        scaler.step(optimizer)
+    assert len(steps) == 1
 
 
 def test_a_bad_loss_is_found_where_no_norm_follows() -> None:
