@@ -11,6 +11,7 @@ from paddlemix.checkpoints.layouts.weight_names import (
     CLIP,
     HF_NEW,
     HF_OLD,
+    INTERNLM2,
     LLAMA,
     ORIGINAL,
     OURS,
@@ -33,11 +34,14 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 def names_for(keymap: KeyMap, shapes: dict[str, tuple[int, ...]]) -> list[str]:
     """The weights that a layout has a place for: a tower file holds only a tower, a Llama file none."""
-    parts = {CLIP.name: ("vision_tower.",), LLAMA.name: ("language_model.", "lm_head.")}.get(keymap.name, ("",))
+    text = ("language_model.", "lm_head.")
+    parts = {CLIP.name: ("vision_tower.",), LLAMA.name: text, INTERNLM2.name: text}.get(keymap.name, ("",))
     return [name for name in shapes if name.startswith(parts)]
 
 
-@pytest.mark.parametrize("keymap", [OURS, ORIGINAL, HF_OLD, HF_NEW, PADDLEMIX, LLAMA, CLIP], ids=lambda map: map.name)
+@pytest.mark.parametrize(
+    "keymap", [OURS, ORIGINAL, HF_OLD, HF_NEW, PADDLEMIX, LLAMA, CLIP, INTERNLM2], ids=lambda map: map.name
+)
 def test_names_go_there_and_back(keymap: KeyMap, shapes: dict[str, tuple[int, ...]]) -> None:
     names = names_for(keymap, shapes)
     theirs = [keymap.to_theirs(name) for name in names]

@@ -278,6 +278,16 @@ def test_tensorboard_gets_the_numbers(world: World, tmp_path: Path, monkeypatch:
     assert {name for name, _, _ in written} >= {f"train/{key}" for key in KEYS}
 
 
+def test_wandb_can_be_switched_off_alone(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.delenv("WANDB_DISABLED", raising=False)
+    config = world.config(tmp_path, report_to="all")
+    every = resolve_trackers(config)
+    assert "wandb" in every and len(every) > 1
+    monkeypatch.setenv("WANDB_DISABLED", "true")
+    assert resolve_trackers(config) == [name for name in every if name != "wandb"]
+
+
 def test_a_tracker_that_is_not_installed_is_refused_at_once(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

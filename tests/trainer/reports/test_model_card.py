@@ -87,12 +87,14 @@ def test_a_text_only_model_cannot_be_shown_images(world: World, tmp_path: Path) 
 
 
 def test_cells_and_counts(world: World, tmp_path: Path) -> None:
-    samples = [{"step": 4, "image": None, "question": "<b>|\nx", "answer": "a\n\nb", "expected": None}]
+    sample = {"step": 4, "image": None, "question": "<b>|\nx", "answer": "a\n\nb", "expected": None}
+    samples = [{**sample, "step": 2, "question": "earlier"}, sample]
     card = render_card(facts(world, tmp_path, skipped=3), [], samples, False)
     assert "| language_model | 1,234,567 | 5 |" in card and "vision_tower |" not in card
     assert "`a\\|b.json` | 1,234 |" in card
     assert "3 training samples were left out; `skipped.jsonl` names them." in card
     assert "|  | &lt;b>\\| x | a b |  |" in card
+    assert "Greedy, at step 4;" in card and "earlier |" not in card
 
 
 def test_the_best_evaluation_is_told_beside_the_last(world: World, tmp_path: Path) -> None:
@@ -123,6 +125,11 @@ def test_a_runs_own_card_is_replaced_and_an_edited_one_without_the_mark_is_not(w
     (tmp_path / "README.md").write_text(kept, encoding="utf-8")
     run_recipe(world.config(tmp_path, max_steps=1, overwrite_output_dir=True, **LORA))
     assert card_of(tmp_path) == kept
+
+
+def test_what_is_not_a_text_is_not_a_card_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_bytes(b"\xff" + MARKER.encode())
+    assert not is_own_card(tmp_path / "README.md") and not is_own_card(tmp_path)
 
 
 def test_a_resumed_run_tells_of_all_its_steps(world: World, tmp_path: Path) -> None:
