@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from paddlemix.errors import UserError
 from paddlemix.trainer.recipe import run_recipe
 from paddlemix.trainer.resuming import input_identity
 from paddlemix.trainer.resuming.checkpoint_check import CHECKSUMS_FILE
-from paddlemix.trainer.resuming.input_identity import INPUTS_FILE
+from paddlemix.trainer.resuming.input_identity import INPUTS_FILE, InputIdentity
 from tests.tiny_models import flip_bit
 from tests.tiny_world import CLIP_TOWER, LORA, World
 
@@ -177,6 +178,18 @@ def test_pictures_that_were_not_hashed_in_time(place: World, tmp_path: Path, mon
     os.utime(place.data / "images" / "3.png", ns=(1, 1))
     with pytest.raises(UserError, match=r"changed since: picture .*images/3\.png"):
         go_on(place, tmp_path / "again", resume_from_checkpoint=str(checkpoint))
+
+
+def test_saves_wait_for_pictures_only_while_they_are_hashed(tmp_path: Path) -> None:
+    identity, waits = InputIdentity({}, None, {}), list[float]()  # type: ignore[arg-type]
+    hashing = True
+    identity._thread = SimpleNamespace(is_alive=lambda: hashing, join=waits.append)  # type: ignore[assignment]
+    identity.write(tmp_path)
+    identity.write(tmp_path)
+    assert waits[0] == input_identity._WAIT and waits[0] > waits[1] >= 0.0
+    hashing = False
+    identity.write(tmp_path)
+    assert len(waits) == 2
 
 
 def test_a_tower_beside_the_base(world: World, tmp_path: Path) -> None:
