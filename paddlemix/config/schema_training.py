@@ -81,7 +81,7 @@ class TrainingKeys:
     adam_beta2: float = _training(0.999, help="Decay rate of the squared gradient's running mean.", min=0, max=1)
     adam_epsilon: float = _training(1e-8, help="Added to the denominator.", min=0)
     max_grad_norm: float = _training(1.0, help="Norm to which gradients are clipped; 0: no clipping.", min=0)
-    flatten_param_grads: bool | None = _training(False, help="Flat parameter and gradient buffers, npu only.")
+    flatten_param_grads: bool | None = _training(False, help="Flat parameter and gradient buffers: refused where true.")
     offload_optim: bool | None = _training(False, help="Keep optimiser states in host memory between steps.")
     release_grads: bool | None = _ignored(False, help="Gradients are freed after every step anyway.")
 

@@ -1,7 +1,7 @@
 """The checks of one card, as a table: `paddlemix doctor --device gpu` or `npu`.
 
 Nobody of this project has every card, so the table is made to be sent: what was computed, how far it is from the CPU,
-how fast it was, and which operators went to the host, where the card has none in their type.
+how fast it was, what of that is slow, and which operators went to the host, where the card has none in their type.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from paddlemix.doctor.card_checks import MARK
+from paddlemix.doctor.slow import slow_parts
 
 _LIMIT = 300  # seconds
 _MISSING = re.compile(r"missing \w+ kernel: (\w+), expected_kernel_key:\(\w+, \S+, (\w+)\), fallbacking")
-# At this level paddle logs the kernels for which it falls back to the CPU.
-_VERBOSE = {"GLOG_vmodule": "kernel_factory=3", "GLOG_minloglevel": "0", "GLOG_logtostderr": "1"}
+# At this level paddle logs the kernels for which it falls back to the CPU.  The pattern is short on purpose: paddle
+# 3.3.1 frees a setting of 16 characters or more twice when a process ends, which then aborts or hangs.
+_VERBOSE = {"GLOG_vmodule": "kernel_fact*=3", "GLOG_minloglevel": "0", "GLOG_logtostderr": "1"}
 
 
 @dataclass
@@ -30,18 +32,25 @@ class CardReport:
         rows: name of a check and its result, in order.
         wrong: results that are not as they should be.
         on_host: check -> operators with their types that the card lacks.
+        numbers: check -> TFLOP/s or seconds, of those that take time.
+        slow: what is slower than it has to be, see `slow_parts`.
         complete: whether all checks finished.
     """
 
     rows: list[tuple[str, str]] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     on_host: dict[str, list[str]] = field(default_factory=dict)
+    numbers: dict[str, float] = field(default_factory=dict)
+    slow: list[str] = field(default_factory=list)
     complete: bool = True
 
     def lines(self) -> list[str]:
         """The table."""
         width = max((len(name) for name, _ in self.rows), default=0)
         lines = [f"{name:{width}}  {result}" for name, result in self.rows]
+        lines += [f"slow: {what}" for what in self.slow]
+        if self.rows and self.complete and not self.slow:
+            lines.append("slow: nothing that these checks see")
         for check, operators in self.on_host.items():
             lines.append(f"on the host in {check}: {', '.join(operators)}")
         if not self.complete:
@@ -79,6 +88,8 @@ def _report(out: str, log: str, ended: str) -> CardReport:
             continue
         row = json.loads(line)
         report.rows.append((row["check"], row["result"]))
+        if row.get("number") is not None:
+            report.numbers[row["check"]] = row["number"]
         if row["wrong"]:
             report.wrong.append(f"{row['check']}: {row['wrong']}")
     check, found = "start", dict[str, set[str]]()
@@ -88,6 +99,8 @@ def _report(out: str, log: str, ended: str) -> CardReport:
         elif missing := _MISSING.search(line):
             found.setdefault(check, set()).add(" ".join(missing.groups()))
     report.on_host = {name: sorted(operators) for name, operators in found.items()}
+    fused = [row for row in report.rows if row[0].startswith("fused, ")]
+    report.slow = slow_parts(report.numbers, fused, report.on_host)
     report.complete = not ended
     if ended:
         report.wrong.append(ended)

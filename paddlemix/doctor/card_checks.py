@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from paddlemix.doctor.slow import OPERATOR
+
 MARK = "paddlemix check: "
 _PRODUCT, _ROWS, _TOKENS = 1024, 64, 16
 _SLOW = 0.02  # seconds of a call that is timed alone
@@ -26,7 +28,7 @@ _LOSS = {
 }  # relative, of a tiny model; ten times that of its gradient
 _QUANTIZED = 2e-2
 
-Row = dict[str, Any]  # check, result, wrong (what is, or None)
+Row = dict[str, Any]  # check, result, wrong (what is, or None); number: TFLOP/s or seconds, where a time was taken
 
 
 def fused(device: str) -> Iterator[Row]:
@@ -55,9 +57,11 @@ def products(device: str) -> Iterator[Row]:
         a, b = (paddle.to_tensor(values).astype(dtype) for values in (left, right))
         seconds = _seconds(functools.partial(paddle.matmul, a, b))
         rate = 2 * _PRODUCT**3 / seconds / 1e12
-        yield {"check": f"products, {dtype}", "result": f"{rate:.2f} TFLOP/s at {_PRODUCT}", "wrong": None}
+        result = f"{rate:.2f} TFLOP/s at {_PRODUCT}"
+        yield {"check": f"products, {dtype}", "result": result, "wrong": None, "number": rate}
     small = paddle.ones([8])
-    yield {"check": "a small operator", "result": f"{_seconds(lambda: small + small) * 1e6:.1f} us", "wrong": None}
+    seconds = _seconds(lambda: small + small)
+    yield {"check": OPERATOR, "result": f"{seconds * 1e6:.1f} us", "wrong": None, "number": seconds}
 
 
 def losses(device: str) -> Iterator[Row]:
@@ -112,9 +116,10 @@ def quantized(device: str) -> Iterator[Row]:
         def widen(layer: QuantizedLinear = layer) -> Any:
             return layer.group.made(paddle.bfloat16)[0]
 
-        result = f"relative error {error:.1e}, {_seconds(widen) * 1e3:.2f} ms to make {_PRODUCT}x{_PRODUCT} wide"
+        seconds = _seconds(widen)
+        result = f"relative error {error:.1e}, {seconds * 1e3:.2f} ms to make {_PRODUCT}x{_PRODUCT} wide"
         wrong = None if error < _QUANTIZED else f"{kind} layers compute something else"
-        yield {"check": f"quantised, {kind}", "result": result, "wrong": wrong}
+        yield {"check": f"quantised, {kind}", "result": result, "wrong": wrong, "number": seconds}
 
 
 def training(device: str) -> Iterator[Row]:
@@ -128,7 +133,8 @@ def training(device: str) -> Iterator[Row]:
     for kind in (None, "nf4", "int8"):
         seconds, loss = adapter_step(weights, kind)
         wrong = None if loss == loss else "the loss is not a number"
-        yield {"check": f"LoRA step, {kind or 'plain'}", "result": f"{seconds * 1e3:.0f} ms, {kernels}", "wrong": wrong}
+        result = f"{seconds * 1e3:.0f} ms, {kernels}"
+        yield {"check": f"LoRA step, {kind or 'plain'}", "result": result, "wrong": wrong, "number": seconds}
 
 
 def decoding(device: str) -> Iterator[Row]:
@@ -140,7 +146,8 @@ def decoding(device: str) -> Iterator[Row]:
     weights = start_weights()
     kernels = _as_users_run(select_device(device))
     seconds = decoding_seconds(weights, _TOKENS)
-    yield {"check": "a decoded token", "result": f"{seconds * 1e3:.2f} ms for 2 layers, {kernels}", "wrong": None}
+    result = f"{seconds * 1e3:.2f} ms for 2 layers, {kernels}"
+    yield {"check": "a decoded token", "result": result, "wrong": None, "number": seconds}
 
 
 def _as_users_run(device: str) -> str:

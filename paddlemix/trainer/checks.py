@@ -42,16 +42,25 @@ def check_devices(config: RunConfig, processes: int) -> None:
 
 
 def check_flat_buffers(config: RunConfig, device: str) -> None:
-    """Whether parameters and gradients can be held in flat buffers as the run asks.
+    """Refuses the flat buffers for parameters and gradients that a file of PaddleMIX may ask for.
+
+    PaddleNLP makes them by `coalesce_tensor`, which the Ascend plugin has in float16, float32, float64 and int32 alone,
+    and updates them as one weight, which has one rate and one decay.
 
     Args:
         device: as paddle names it.
 
     Raises:
-        UserError: only an NPU has the operator for it.
+        UserError: the run asks for them.
     """
-    if config.flatten_param_grads and not device.startswith("npu"):
+    if not config.flatten_param_grads:
+        return
+    if not device.startswith("npu"):
         raise UserError(f"flatten_param_grads true is for npu alone, this run computes on {device}; leave it out")
+    raise UserError(
+        "flatten_param_grads true is not supported: the NPU plugin has no coalesce_tensor in bfloat16, and a flat "
+        "buffer has one decay and one rate for all weights, biases and norms among them; leave it out"
+    )
 
 
 def check_steps(config: RunConfig, rows: int, processes: int) -> None:

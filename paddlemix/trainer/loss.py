@@ -121,6 +121,8 @@ class _SummedCrossEntropy(PyLayer):
             loss, right, grads = score(head, rows, targets[part], weights)
             if ctx.hidden_trains:
                 hidden_grads.append(grads.pop(0))
+            # in the weights' type: in bfloat16 two parts' sum is off by 2.4e-3, as a float32 sum's; four parts' by
+            # 3.1e-3 (2.3e-3), eight by 3.9e-3 (2.2e-3).  The float32 sum takes a 7B another 0.8 to 3.7 GB.
             weight_grads = grads if not losses else [a.add_(b) for a, b in zip(weight_grads, grads, strict=True)]
             losses.append(loss)
             rights.append(right)

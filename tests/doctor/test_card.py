@@ -28,6 +28,10 @@ def test_the_strict_stand_in_passes_every_check(monkeypatch: pytest.MonkeyPatch)
     assert all(found[name].endswith(fused) for name in ("LoRA step, plain", "LoRA step, nf4", "a decoded token"))
     assert found["float32 products"].startswith("float32, ")
     assert report.lines()[-1] == "on the host: no operator"
+    assert not [what for what in report.slow if "plain form" in what or "to the host" in what]
+    measured = [f"products, {dtype}" for dtype in ("float32", "bfloat16", "float16")]
+    measured += ["a small operator", "quantised, nf4", "LoRA step, int8", "a decoded token"]
+    assert report.numbers.keys() >= set(measured)
 
 
 _WRONG_NORM = """
@@ -69,9 +73,49 @@ def test_what_is_printed_becomes_a_table() -> None:
     assert report.lines() == [
         "a         1 ms",
         "long one  2",
+        "slow: start: 1 operator goes to the host, and each waits for the card twice",
+        "slow: training: 1 operator goes to the host, and each waits for the card twice",
         "on the host in start: log float32",
         "on the host in training: dropout bfloat16",
     ]
+
+
+_QUICK = {
+    "products, float32": 100.0,
+    "products, bfloat16": 200.0,
+    "a small operator": 1e-5,
+    "quantised, nf4": 5e-4,
+    "LoRA step, plain": 0.01,
+    "LoRA step, nf4": 0.015,
+    "a decoded token": 2e-3,
+}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "fused", "verdict"),
+    [
+        ({}, "attention: fused", "nothing that these checks see"),
+        (
+            {},
+            "attention: plain, it differs",
+            "fused, bfloat16: attention is computed in its plain form, though a fused kernel exists for this card",
+        ),
+        (
+            {"products, bfloat16": 50.0},
+            "",
+            "products, bfloat16: 0.50 of float32's rate, at least 1 is expected; no matrix units compute bfloat16",
+        ),
+        ({"quantised, nf4": 2e-3}, "", "quantised, nf4: 200.0 times a small operator, at most 100 is expected"),
+        ({"LoRA step, nf4": 0.03}, "", "LoRA step, nf4: 3.0 times the step on plain weights, at most 2 is expected"),
+        ({"a decoded token": 1e-2}, "", "a decoded token: 1000.0 times a small operator, at most 500 is expected"),
+    ],
+    ids=["nothing", "plain form", "products", "wide weights", "quantised step", "token"],
+)
+def test_what_is_slow_is_named_with_its_measure(numbers: dict[str, float], fused: str, verdict: str) -> None:
+    rows = [{"check": "fused, bfloat16", "result": fused, "wrong": None}]
+    rows += [{"check": name, "result": "", "wrong": None, "number": n} for name, n in {**_QUICK, **numbers}.items()]
+    report = card._report("\n".join(map(json.dumps, rows)), "", "")
+    assert [line for line in report.lines() if line.startswith("slow: ")] == [f"slow: {verdict}"]
 
 
 def test_checks_that_stop_or_take_too_long_are_a_problem() -> None:

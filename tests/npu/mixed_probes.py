@@ -50,6 +50,31 @@ def _attended(states: list[np.ndarray], types: tuple[str, ...]) -> list[np.ndarr
     return [part.astype("float32").numpy() for part in (output, *grads)]
 
 
+def attention_slopes() -> dict[str, Any]:
+    """Relative error of attention's gradients of queries, keys and values in half precision, beside those in float32 of
+    the same rounded states, where rows have much in common: values around 20, and an outlier of 2,000 at one token."""
+    random = np.random.default_rng(0)
+    normal = [random.standard_normal([1, 48, 4, 64]).astype(np.float32) for _ in range(4)]
+    around, outlier = normal[2] + 20, normal[2].copy()
+    outlier[:, 0, :, 7] = 2000
+    found: dict[str, Any] = {}
+    for dtype in ("bfloat16", "float16"):
+        for name, values in (("around 20", around), ("outlier", outlier)):
+            inputs = [paddle.to_tensor(part).astype(dtype) for part in (*normal[:2], values, normal[3])]
+            grads, wanted = (_slopes([part.astype(kind) for part in inputs]) for kind in (dtype, "float32"))
+            errors = [float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in zip(grads, wanted, strict=True)]
+            found[f"{dtype}, {name}"] = errors
+    return found
+
+
+def _slopes(states: list[paddle.Tensor]) -> list[np.ndarray]:
+    *inputs, slope = states
+    for tensor in inputs:
+        tensor.stop_gradient = False
+    output = attend(*inputs, attention_bias(48, 48, None, None))
+    return [part.astype("float32").numpy() for part in paddle.grad([output], inputs, grad_outputs=[slope])]
+
+
 def unfit_steps() -> dict[str, Any]:
     """Loss scales of steps whose gradient is NaN at each, and what ends them."""
     layer, scales = nn.Linear(2, 2), list[float]()

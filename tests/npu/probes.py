@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from paddlemix.peft.lora import LoRAConfig, add_lora, linear_names
 from paddlemix.trainer.loss import LossModel, _cross_entropy
 from tests.npu.answer_probes import answers
 from tests.npu.copying_probes import copied_batches, made_ahead, turned_weights
-from tests.npu.mixed_probes import attended, unfit_steps
+from tests.npu.mixed_probes import attended, attention_slopes, unfit_steps
 from tests.npu.precision_probes import LEVELS, token_losses
 from tests.npu.quantized_probes import quantized_operators, quantized_steps, wide_weights
 
@@ -57,22 +58,28 @@ def _length_of_the_rest(rows: np.ndarray) -> np.ndarray:
 
 
 def scales() -> dict[str, Any]:
-    """Largest relative error of the scale of a row, read off numbers that half precision holds exactly."""
+    """Largest relative error of the scale of a row, in training and in decoding, read off numbers that half precision
+    holds exactly."""
     random = np.random.default_rng(1)
     rows = random.integers(-8, 9, [64, 512]).astype(np.float32)
     wanted = 1 / np.sqrt((rows.astype(np.float64) ** 2).mean(-1) + EPSILON)
     found: dict[str, Any] = {}
     for dtype, level in LEVELS:
-        states = paddle.to_tensor(rows).astype(dtype)
-        with (
-            paddle.amp.auto_cast(True, level=level, dtype=dtype),
-            mock.patch.object(paddle, "rsqrt", wraps=paddle.rsqrt),
-        ):
-            made = paddle.rsqrt
-            RMSNormFunction.apply(states, paddle.ones([512], dtype=dtype), EPSILON)
+        states, weight = paddle.to_tensor(rows).astype(dtype), paddle.ones([512], dtype=dtype)
+        forms = (
+            functools.partial(RMSNormFunction.apply, states, weight, EPSILON),
+            functools.partial(_normalise, weight, EPSILON, {}, states),
+        )
+        worst = []
+        for form in forms:
+            with (
+                paddle.amp.auto_cast(True, level=level, dtype=dtype),
+                mock.patch.object(paddle, "rsqrt", side_effect=paddle.rsqrt) as made,
+            ):
+                form()
             means = made.call_args.args[0].astype("float32").numpy()[:, 0]
-        difference = np.abs(1 / np.sqrt(means.astype(np.float64)) - wanted) / wanted
-        found[f"{dtype} {level}"] = float(difference.max())
+            worst.append(float((np.abs(1 / np.sqrt(means.astype(np.float64)) - wanted) / wanted).max()))
+        found[f"{dtype} {level}"] = worst
     return found
 
 
@@ -182,6 +189,7 @@ PROBES: dict[str, Callable[[], dict[str, Any]]] = {
     "newline": newline,
     "answers": answers,
     "attended": attended,
+    "attention_slopes": attention_slopes,
     "unfit_steps": unfit_steps,
     "copied_batches": copied_batches,
     "made_ahead": made_ahead,

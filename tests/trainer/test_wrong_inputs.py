@@ -21,7 +21,7 @@ from paddlemix.dry_run.plan import plan_run
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.tools import supervised_finetune
 from paddlemix.tools.common.command import run_command
-from paddlemix.trainer.checks import check_devices, check_steps
+from paddlemix.trainer.checks import check_devices, check_flat_buffers, check_steps
 from paddlemix.trainer.recipe import run_recipe
 from paddlemix.trainer.resuming.same_recipe import check_same_recipe, recipe_values
 from tests.tiny_world import LORA, World
@@ -160,6 +160,16 @@ def test_processes_that_cannot_be_split(world: World, tmp_path: Path) -> None:
     check_devices(config, 6)
     check_devices(config, 1)  # a recipe for eight cards is tried on one: only a warning
     check_devices(world.config(tmp_path, sharding="stage2"), 8)
+
+
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [("gpu:0", "is for npu alone, this run computes on gpu:0"), ("npu:0", "no coalesce_tensor in bfloat16")],
+)
+def test_flat_buffers_are_refused_on_every_device(world: World, tmp_path: Path, device: str, said: str) -> None:
+    check_flat_buffers(world.config(tmp_path), device)
+    with pytest.raises(UserError, match=f"flatten_param_grads true .*{said}.*; leave it out"):
+        check_flat_buffers(world.config(tmp_path, flatten_param_grads=True), device)
 
 
 def test_a_step_of_all_processes(world: World, tmp_path: Path) -> None:
