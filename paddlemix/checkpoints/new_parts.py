@@ -15,8 +15,7 @@ from paddlemix.checkpoints.projector_file import NEW_PARTS, read_projector_file
 from paddlemix.checkpoints.source import Source
 from paddlemix.errors import UserError
 from paddlemix.models.layers import normal
-from paddlemix.models.llava import LlavaModel
-from paddlemix.models.projector import build_projector
+from paddlemix.models.llava import LlavaModel, build_projector
 
 
 def lacks_projector(source: Source, tensors: Mapping[str, TensorEntry]) -> bool:

@@ -13,7 +13,7 @@ import paddle
 
 from paddlemix.datasets.collate import collate
 from paddlemix.errors import UserError
-from paddlemix.models.decoding import CachedDecoder
+from paddlemix.models.cached_decoder import CachedDecoder
 from paddlemix.models.kernels.operators import on_cpu
 from paddlemix.models.kv_cache import KVCache
 from paddlemix.models.llava import LlavaModel

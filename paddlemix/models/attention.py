@@ -15,15 +15,13 @@ from typing import TypeAlias
 import numpy as np
 import paddle
 
-from paddlemix.models.kernels import cpu, cpu_library
+from paddlemix.models.kernels import cpu
 from paddlemix.models.kernels.attention_functions import AttentionFunction
-from paddlemix.models.kernels.cached_constants import counted, kept
-from paddlemix.models.kernels.functions import RotaryFunction, as_type, autocasts, product_type
-from paddlemix.models.kernels.fused import chosen, suits
+from paddlemix.models.kernels.cached_constants import cached_range
+from paddlemix.models.kernels.functions import as_type, autocasts, product_type
+from paddlemix.models.kernels.fused import is_supported, selected_kernels
 from paddlemix.models.kernels.operators import repeat_heads
-from paddlemix.models.rotary import Rope
 
-RotaryTables = tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]
 MASKED = -1e9  # added to a score that must not count; finite, so that a fully masked row stays finite
 _CAUSAL_BLOCK = 128  # queries computed at a time on CPU, where what causality hides is then left out
 
@@ -76,63 +74,6 @@ Segments: TypeAlias = "paddle.Tensor | SegmentLengths"  # what a model takes as 
 Bias: TypeAlias = "paddle.Tensor | SegmentBiases | CausalRuns | None"
 
 
-def rotary_tables(position_ids: paddle.Tensor, heads: int, rope: Rope, dtype: paddle.dtype) -> RotaryTables:
-    """What `rotate` needs: cosines, sines and the half turn.
-
-    Cosines and sines are repeated for every head, because a product of equal shapes is many times faster on CPU; a
-    fused kernel takes them once.
-
-    Args:
-        position_ids: int64 [B, L].
-
-    Returns:
-        [B, L, heads or 1, E] twice and [E, E], of `dtype`; angles are computed in float32.
-    """
-    angles = position_ids.astype("float32").unsqueeze(-1) * _frequencies(position_ids, rope)  # [B, L, E/2]
-    angles = paddle.concat([angles, angles], axis=-1).unsqueeze(2)
-    if chosen().rotary is not None or cpu_library.takes(angles):
-        heads = 1
-    cosines, sines = (part.astype(dtype).tile([1, 1, heads, 1]) for part in (paddle.cos(angles), paddle.sin(angles)))
-    return cosines, sines, kept(_half_turn, rope.head_size).astype(dtype)
-
-
-def _frequencies(position_ids: paddle.Tensor, rope: Rope) -> paddle.Tensor:
-    """Radians per position, float32 [E/2], or [B, 1, E/2] where they depend on the highest position of each row."""
-    exponents = kept(_exponents, rope.head_size)
-    if rope.scaling is not None and rope.dynamic:
-        length = (position_ids.max(axis=-1) + 1).astype("float32").reshape([-1, 1, 1])
-        beyond = paddle.clip(length / rope.context - 1.0, min=0.0)
-        grown = (1.0 + rope.scaling["factor"] * beyond) ** (rope.head_size / (rope.head_size - 2))
-        return 1.0 / (rope.theta * grown) ** exponents
-    frequencies, slowdown = 1.0 / rope.theta**exponents, rope.slowdown()
-    return frequencies if slowdown is None else frequencies * kept(_row, *slowdown.tolist())
-
-
-def _exponents(size: int) -> np.ndarray:
-    """float32 [size / 2]: 0, 2 / size, 4 / size ... below 1."""
-    return np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
-
-
-def _row(*values: float) -> np.ndarray:
-    return np.array(values, dtype=np.float32)
-
-
-def _half_turn(size: int) -> np.ndarray:
-    """float32 [size, size]: x @ it = concat(-second half of x, first half of x)."""
-    identity = np.eye(size // 2, dtype=np.float32)
-    zero = np.zeros_like(identity)
-    return np.block([[zero, identity], [-identity, zero]])
-
-
-def rotate(states: paddle.Tensor, tables: RotaryTables) -> paddle.Tensor:
-    """Applies rotary positions to [B, L, heads, E].  The half turn is a product, whose gradient is one too: slicing and
-    concatenating takes four times as long on CPU."""
-    kernel = chosen().rotary
-    if kernel is not None and suits(states):
-        return kernel(states, *(part.astype(states.dtype) for part in tables[:2]))
-    return RotaryFunction.apply(states, *tables)
-
-
 def packed_segments(segment_ids: np.ndarray) -> SegmentLengths | np.ndarray | None:
     """What the decoder takes as `segment_ids` for the rows of a training batch, in the form that is fast here.
 
@@ -146,7 +87,7 @@ def packed_segments(segment_ids: np.ndarray) -> SegmentLengths | np.ndarray | No
     """
     if segment_ids.max(initial=0) <= 1:
         return None
-    if paddle.get_device() != "cpu" and chosen().packed_attention is None:
+    if paddle.get_device() != "cpu" and selected_kernels().packed_attention is None:
         return segment_ids
     first = np.ones(segment_ids.shape, dtype=bool)
     first[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
@@ -195,8 +136,8 @@ def attention_bias(
     allowed = None
     behind = window is not None and window < key_length
     if query_length > 1 or behind:
-        queries = counted(key_length - query_length, key_length).unsqueeze(-1)
-        keys = counted(key_length).unsqueeze(0)
+        queries = cached_range(key_length - query_length, key_length).unsqueeze(-1)
+        keys = cached_range(key_length).unsqueeze(0)
         allowed = keys <= queries  # [L, S]
         if behind:
             allowed = paddle.logical_and(allowed, keys > queries - window)
@@ -210,7 +151,7 @@ def attention_bias(
 
 def _causal_runs(length: int, segments: SegmentLengths | None, window: int | None) -> CausalRuns | None:
     """Rows for a fused kernel; None where this run has none for them, or a window hides more than causality does."""
-    kernel = chosen().attention if segments is None else chosen().packed_attention
+    kernel = selected_kernels().attention if segments is None else selected_kernels().packed_attention
     longest = length if segments is None else max(segments.lengths)
     if kernel is None or (window is not None and window < longest) or (segments is None and length == 1):
         return None
@@ -239,7 +180,7 @@ def attend(queries: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, b
 
 def _merge(queries: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, bias: Bias) -> paddle.Tensor:
     """As `attend`, of tensors of one type; [B, L, H, E] or [B * L, H, E]."""
-    if isinstance(bias, CausalRuns) or (bias is None and chosen().attention is not None):
+    if isinstance(bias, CausalRuns) or (bias is None and selected_kernels().attention is not None):
         merged = _attend_fused(queries, keys, values, bias)
         if merged is not None:
             return merged
@@ -253,9 +194,9 @@ def _attend_fused(
     queries: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, bias: CausalRuns | None
 ) -> paddle.Tensor | None:
     """As `attend`, [B, L, H, E] or [B * L, H, E]; None where the precision is none that a fused kernel takes."""
-    if not suits(queries, keys, values):
+    if not is_supported(queries, keys, values):
         return None
-    kernels = chosen()
+    kernels = selected_kernels()
     if bias is not None and bias.segments is not None:
         assert kernels.packed_attention is not None
         flat = (part.reshape([-1, *part.shape[2:]]) for part in (queries, keys, values))
@@ -285,7 +226,7 @@ def _attend_all(
 ) -> paddle.Tensor:
     """Every query with every key that the bias may show it; [B, L, H, E] and twice [B, S, K, E] -> [B, L, H, E]."""
     groups = queries.shape[2] // keys.shape[2]
-    if groups > 1 and not cpu.takes_attention(queries, keys, values, bias):
+    if groups > 1 and not cpu.supports_attention(queries, keys, values, bias):
         keys, values = (repeat_heads(states, groups) for states in (keys, values))
     causal = bias is not None and bias.ndim == 2
     block = _CAUSAL_BLOCK if causal and paddle.get_device() == "cpu" else None

@@ -11,12 +11,13 @@ import paddle
 from paddle import nn
 from paddle.distributed.fleet.utils import recompute
 
-from paddlemix.models.attention import Bias, RotaryTables, attend, attention_bias, rotary_tables, rotate
+from paddlemix.models.attention import Bias, attend, attention_bias
 from paddlemix.models.configuration import DecoderConfig
 from paddlemix.models.kernels.operators import take_rows
 from paddlemix.models.kv_cache import KVCache
 from paddlemix.models.layers import RMSNorm, apply_linear, linear, normal
 from paddlemix.models.linear_groups import gated_linear, normed_linears
+from paddlemix.models.rotary import RotaryTables, rotary_tables, rotate
 
 
 class DecoderAttention(nn.Layer):

@@ -15,7 +15,7 @@ from paddle.nn import functional
 
 from paddlemix.models.kernels import cpu, cpu_library
 from paddlemix.models.kernels.functions import RMSNormFunction
-from paddlemix.models.kernels.fused import chosen, suits
+from paddlemix.models.kernels.fused import is_supported, selected_kernels
 
 _initialise = True
 
@@ -58,17 +58,17 @@ def apply_linear(layer: nn.Layer, inputs: paddle.Tensor) -> paddle.Tensor:
 
 def affine(inputs: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | None) -> paddle.Tensor:
     """[..., in] times [in, out] plus [out]; where no gradient is wanted on CPU, in fewer passes."""
-    if paddle.is_grad_enabled() or not cpu_library.takes(inputs, weight):
+    if paddle.is_grad_enabled() or not cpu_library.is_supported(inputs, weight):
         return functional.linear(inputs, weight, bias)
     outputs = product(inputs, weight)
     if bias is None:
         return outputs
-    return cpu.add_bias_(outputs, bias) if cpu_library.takes(bias) else outputs + bias
+    return cpu.add_bias_(outputs, bias) if cpu_library.is_supported(bias) else outputs + bias
 
 
 def product(inputs: paddle.Tensor, weight: paddle.Tensor) -> paddle.Tensor:
     """[..., in] times [in, out], without a gradient."""
-    if cpu.suits_few(math.prod(inputs.shape[:-1])) and cpu_library.takes(inputs, weight):
+    if cpu.supports_few_rows(math.prod(inputs.shape[:-1])) and cpu_library.is_supported(inputs, weight):
         return cpu.matmul_few(inputs, weight)
     return paddle.matmul(inputs, weight)
 
@@ -83,7 +83,7 @@ class RMSNorm(nn.Layer):
 
     def forward(self, hidden_states: paddle.Tensor) -> paddle.Tensor:
         """[..., size] -> [..., size], same dtype."""
-        kernel = chosen().rms_norm
-        if kernel is not None and suits(hidden_states, self.weight):
+        kernel = selected_kernels().rms_norm
+        if kernel is not None and is_supported(hidden_states, self.weight):
             return kernel(hidden_states, self.weight, self.epsilon)
         return RMSNormFunction.apply(hidden_states, self.weight, self.epsilon)

@@ -15,14 +15,14 @@ from paddle.autograd import PyLayer
 
 from paddlemix.models.kernels import cpu, cpu_library
 from paddlemix.models.kernels.functions import GatedFunction, only, trains
-from paddlemix.models.kernels.fused import chosen, suits
+from paddlemix.models.kernels.fused import is_supported, selected_kernels
 from paddlemix.models.layers import RMSNorm, apply_linear
 
 
 def normed_linears(norm: RMSNorm, layers: Sequence[nn.Layer], inputs: paddle.Tensor) -> list[paddle.Tensor]:
     """Several linear layers of norm(inputs), [..., in] -> [..., out] each."""
     weights = [layer.weight for layer in layers if _is_plain(layer)]
-    fused = chosen().rms_norm is not None
+    fused = selected_kernels().rms_norm is not None
     if not fused and len(weights) == len(layers) and _trains_compiled(inputs, norm.weight, *weights):
         return list(_NormedLinearsFunction.apply(inputs, norm.weight, norm.epsilon, *weights))
     normed = norm(inputs)
@@ -31,15 +31,15 @@ def normed_linears(norm: RMSNorm, layers: Sequence[nn.Layer], inputs: paddle.Ten
 
 def gated_linear(layer: nn.Layer, gate: paddle.Tensor, up: paddle.Tensor) -> paddle.Tensor:
     """A linear layer of silu(gate) * up, [..., in] -> [..., out]."""
-    if chosen().swiglu is None and _is_plain(layer) and _trains_compiled(gate, up, layer.weight):
+    if selected_kernels().swiglu is None and _is_plain(layer) and _trains_compiled(gate, up, layer.weight):
         return _GatedLinearFunction.apply(gate, up, layer.weight)
     return apply_linear(layer, gated(gate, up))
 
 
 def gated(gate: paddle.Tensor, up: paddle.Tensor) -> paddle.Tensor:
     """silu(gate) * up, twice [..., D] -> [..., D]."""
-    kernel = chosen().swiglu
-    return kernel(gate, up) if kernel is not None and suits(gate, up) else GatedFunction.apply(gate, up)
+    kernel = selected_kernels().swiglu
+    return kernel(gate, up) if kernel is not None and is_supported(gate, up) else GatedFunction.apply(gate, up)
 
 
 def _is_plain(layer: nn.Layer) -> bool:
@@ -47,7 +47,7 @@ def _is_plain(layer: nn.Layer) -> bool:
 
 
 def _trains_compiled(*tensors: paddle.Tensor) -> bool:
-    return paddle.is_grad_enabled() and not paddle.amp.is_autocast_enabled() and cpu_library.takes(*tensors)
+    return paddle.is_grad_enabled() and not paddle.amp.is_autocast_enabled() and cpu_library.is_supported(*tensors)
 
 
 class _NormedLinearsFunction(PyLayer):

@@ -1,8 +1,10 @@
-"""How fast rotary positions turn: plain, or slowed down for contexts longer than the one that was trained on.
+"""Rotary positions: how fast they turn, and the turning of queries and keys.
 
-Numbers alone; `attention.py` makes cosines and sines of them.  The three ways to scale are those of Llama's successors;
-every other is an error, because a model that is computed without its scaling gives plausible nonsense.
-Source: transformers' modeling_rope_utils; Llama 3.1's own code for "llama3"; bloc97 and emozilla for "dynamic".
+Plain, or slowed down for contexts longer than the one that was trained on.  The three ways to scale are those of
+Llama's successors; any other is an error, because a model computed without its scaling answers with plausible nonsense.
+Shapes: B batch, L positions, E head width.
+Source: transformers' modeling_rope_utils and its Llama (halves, not pairs); Llama 3.1's own code for "llama3"; bloc97
+and emozilla for "dynamic".
 """
 
 from __future__ import annotations
@@ -13,9 +15,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import paddle
 
 from paddlemix.errors import UserError
+from paddlemix.models.kernels import cpu_library
+from paddlemix.models.kernels.cached_constants import cached_constant
+from paddlemix.models.kernels.functions import RotaryFunction
+from paddlemix.models.kernels.fused import is_supported, selected_kernels
 
+RotaryTables = tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]
 # type -> keys that it needs besides its type
 SCALING_KEYS: dict[str, tuple[str, ...]] = {
     "linear": ("factor",),
@@ -94,3 +102,60 @@ def check_rope_scaling(scaling: Mapping[str, Any], head_size: int) -> None:
         )
     if kind == "dynamic" and head_size <= 2:
         raise UserError(f"rope_scaling of type 'dynamic' needs heads wider than 2, these have {head_size}")
+
+
+def rotary_tables(position_ids: paddle.Tensor, heads: int, rope: Rope, dtype: paddle.dtype) -> RotaryTables:
+    """What `rotate` needs: cosines, sines and the half turn.
+
+    Cosines and sines are repeated for every head, because a product of equal shapes is many times faster on CPU; a
+    fused kernel takes them once.
+
+    Args:
+        position_ids: int64 [B, L].
+
+    Returns:
+        [B, L, heads or 1, E] twice and [E, E], of `dtype`; angles are computed in float32.
+    """
+    angles = position_ids.astype("float32").unsqueeze(-1) * _frequencies(position_ids, rope)  # [B, L, E/2]
+    angles = paddle.concat([angles, angles], axis=-1).unsqueeze(2)
+    if selected_kernels().rotary is not None or cpu_library.is_supported(angles):
+        heads = 1
+    cosines, sines = (part.astype(dtype).tile([1, 1, heads, 1]) for part in (paddle.cos(angles), paddle.sin(angles)))
+    return cosines, sines, cached_constant(_half_turn, rope.head_size).astype(dtype)
+
+
+def _frequencies(position_ids: paddle.Tensor, rope: Rope) -> paddle.Tensor:
+    """Radians per position, float32 [E/2], or [B, 1, E/2] where they depend on the highest position of each row."""
+    exponents = cached_constant(_exponents, rope.head_size)
+    if rope.scaling is not None and rope.dynamic:
+        length = (position_ids.max(axis=-1) + 1).astype("float32").reshape([-1, 1, 1])
+        beyond = paddle.clip(length / rope.context - 1.0, min=0.0)
+        grown = (1.0 + rope.scaling["factor"] * beyond) ** (rope.head_size / (rope.head_size - 2))
+        return 1.0 / (rope.theta * grown) ** exponents
+    frequencies, slowdown = 1.0 / rope.theta**exponents, rope.slowdown()
+    return frequencies if slowdown is None else frequencies * cached_constant(_row, *slowdown.tolist())
+
+
+def _exponents(size: int) -> np.ndarray:
+    """float32 [size / 2]: 0, 2 / size, 4 / size ... below 1."""
+    return np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
+
+
+def _row(*values: float) -> np.ndarray:
+    return np.array(values, dtype=np.float32)
+
+
+def _half_turn(size: int) -> np.ndarray:
+    """float32 [size, size]: x @ it = concat(-second half of x, first half of x)."""
+    identity = np.eye(size // 2, dtype=np.float32)
+    zero = np.zeros_like(identity)
+    return np.block([[zero, identity], [-identity, zero]])
+
+
+def rotate(states: paddle.Tensor, tables: RotaryTables) -> paddle.Tensor:
+    """Applies rotary positions to [B, L, heads, E].  The half turn is a product, whose gradient is one too: slicing and
+    concatenating takes four times as long on CPU."""
+    kernel = selected_kernels().rotary
+    if kernel is not None and is_supported(states):
+        return kernel(states, *(part.astype(states.dtype) for part in tables[:2]))
+    return RotaryFunction.apply(states, *tables)

@@ -21,7 +21,7 @@ from paddlemix.models.layers import RMSNorm, apply_linear, linear, normal
 
 def quick_gelu(states: paddle.Tensor) -> paddle.Tensor:
     """The sigmoid approximation of GELU that CLIP was trained with."""
-    if not paddle.is_grad_enabled() and cpu_library.takes(states):
+    if not paddle.is_grad_enabled() and cpu_library.is_supported(states):
         return cpu.quick_gelu(states)
     return states * functional.sigmoid(states * 1.702)
 

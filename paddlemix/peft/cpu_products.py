@@ -22,14 +22,14 @@ Arrays = Mapping[str, paddle.Tensor]  # of `codes.stored_arrays`, by name
 
 def holds(kind: str, arrays: Arrays) -> bool:
     """Whether `widen_` takes a weight."""
-    if kind not in _KINDS or not cpu_library.takes(*_scales(kind, arrays)):
+    if kind not in _KINDS or not cpu_library.is_supported(*_scales(kind, arrays)):
         return False
     return all(array.place.is_cpu_place() and array.is_contiguous() for array in arrays.values())
 
 
 def suits(kind: str, arrays: Arrays, inputs: paddle.Tensor) -> bool:
     """Whether `product` takes inputs [n, in] and is the fast way for them."""
-    return 1 <= inputs.shape[0] <= MOST_ROWS and holds(kind, arrays) and cpu_library.takes(inputs)
+    return 1 <= inputs.shape[0] <= MOST_ROWS and holds(kind, arrays) and cpu_library.is_supported(inputs)
 
 
 def product(kind: str, arrays: Arrays, inputs: paddle.Tensor) -> paddle.Tensor:

@@ -17,7 +17,7 @@ from paddle import nn
 from paddle.autograd import PyLayer
 
 from paddlemix.models.kernels import cpu, cpu_library
-from paddlemix.models.kernels.cached_constants import counted
+from paddlemix.models.kernels.cached_constants import cached_range
 from paddlemix.models.kernels.operators import on_cpu, row_sums
 from paddlemix.models.llava import LlavaModel
 
@@ -65,7 +65,7 @@ class LossModel(nn.Layer):
         weights = [weight for weight in self.model.output_weights() if not weight.stop_gradient]
         plain, with_gradient = self._plain_head(), paddle.is_grad_enabled()
         total = None
-        if plain is not None and weights and with_gradient and cpu_library.takes_products(plain, chosen):
+        if plain is not None and weights and with_gradient and cpu_library.supports_products(plain, chosen):
             total = paddle.zeros(plain.shape, dtype="float32")
         numbers = _LOGITS_AT_ONCE if weights and total is None else _LOGITS_WITHOUT_GRADIENT
         numbers = numbers if on_cpu(chosen) else _LOGITS_OFF_CPU
@@ -172,13 +172,13 @@ def _cross_entropy(logits: paddle.Tensor, targets: paddle.Tensor) -> tuple[paddl
         targets: int64 [rows].
     """
     rows, size = logits.shape
-    if cpu_library.takes(logits):
+    if cpu_library.is_supported(logits):
         losses, rights = cpu.cross_entropy_(logits, targets)
         return losses.sum(), rights.sum(), logits
     scores = logits.astype("float32")
     right = (scores.argmax(axis=-1) == targets).astype("int64").sum()  # of equal ones the first, as in greedy answers
     scores.subtract_(scores.max(axis=-1, keepdim=True))
-    places = counted(rows) * size + targets
+    places = cached_range(rows) * size + targets
     found = paddle.gather(scores.reshape([-1]), places)  # [rows]
     scores.exp_()
     sums = row_sums(scores)

@@ -6,8 +6,8 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix.models.attention import attend, attention_bias, rotary_tables, rotate
-from paddlemix.models.rotary import Rope
+from paddlemix.models.attention import attend, attention_bias
+from paddlemix.models.rotary import Rope, rotary_tables, rotate
 from tests.tiny_models import draw
 
 pytestmark = pytest.mark.usefixtures("form")  # in C and in paddle's operators

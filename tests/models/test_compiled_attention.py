@@ -52,7 +52,7 @@ def check(case: Case, bias: paddle.Tensor | None, causal: bool) -> None:
     outputs = plain(*wide, None if bias is None else bias.astype("float64"))
     grads = paddle.grad([outputs], wide, [paddle.to_tensor(weights.astype(np.float64))])
     states = [paddle.to_tensor(array) for array in arrays]
-    assert cpu.takes_attention(*states, bias)
+    assert cpu.supports_attention(*states, bias)
     found = [cpu.attention(*states, bias, causal)]
     found += cpu.attention_backward(paddle.to_tensor(weights), *states, bias, causal)
     largest = max(part.abs().max().item() for part in grads)  # one key alone leaves the scores no gradient but rounding
@@ -116,9 +116,9 @@ def test_a_bias_for_each_row_or_for_all(case: Case, rows: int) -> None:
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 3, 4, 5), (4, 1), (1, 5), (5,), (2, 4, 5), (1, 1, 1, 5)], ids=str)
 def test_a_bias_of_another_shape_is_not_taken(shape: tuple[int, ...]) -> None:
     queries, keys = paddle.zeros([2, 4, 3, 8]), paddle.zeros([2, 5, 3, 8])
-    assert cpu.takes_attention(queries, keys, keys, paddle.zeros([4, 5]))
-    assert not cpu.takes_attention(queries, keys, keys, paddle.zeros(shape))
-    assert not cpu.takes_attention(queries, keys, keys, paddle.zeros([4, 5], dtype="float64"))
+    assert cpu.supports_attention(queries, keys, keys, paddle.zeros([4, 5]))
+    assert not cpu.supports_attention(queries, keys, keys, paddle.zeros(shape))
+    assert not cpu.supports_attention(queries, keys, keys, paddle.zeros([4, 5], dtype="float64"))
 
 
 def test_a_row_whose_every_key_is_masked_stays_finite() -> None:

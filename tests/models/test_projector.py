@@ -9,7 +9,7 @@ import paddle
 import pytest
 
 from paddlemix.errors import UserError
-from paddlemix.models.projector import build_projector
+from paddlemix.models.llava import build_projector
 from tests.tiny_models import draw, randomise, weights_of
 
 

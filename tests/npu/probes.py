@@ -15,8 +15,8 @@ from unittest import mock
 import numpy as np
 import paddle
 
+from paddlemix.models.cached_decoder import _normalise
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig
-from paddlemix.models.decoding import _normalise
 from paddlemix.models.kernels.functions import RMSNormFunction
 from paddlemix.models.kernels.operators import take_rows
 from paddlemix.models.llava import LlavaModel

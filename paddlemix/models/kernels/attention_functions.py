@@ -43,7 +43,7 @@ class AttentionFunction(PyLayer):
                 once.
         """
         ctx.trains, ctx.num_biases = trains(queries, keys, values), int(bias is not None)
-        ctx.compiled, ctx.causal = cpu.takes_attention(queries, keys, values, bias), block is not None
+        ctx.compiled, ctx.causal = cpu.supports_attention(queries, keys, values, bias), block is not None
         if ctx.compiled:
             ctx.save_for_backward(queries, keys, values, *([] if bias is None else [bias]))
             return cpu.attention(queries, keys, values, bias, ctx.causal)

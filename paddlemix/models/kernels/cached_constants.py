@@ -15,7 +15,7 @@ import paddle
 _COUNTED = 4096  # numbers that are kept first; later twice as many
 
 
-def kept(make: Callable[..., np.ndarray], *arguments: Hashable) -> paddle.Tensor:
+def cached_constant(make: Callable[..., np.ndarray], *arguments: Hashable) -> paddle.Tensor:
     """`make(*arguments)` as a tensor on the current device; only to be read."""
     return _kept(paddle.get_device(), make, arguments)
 
@@ -25,7 +25,7 @@ def _kept(device: str, make: Callable[..., np.ndarray], arguments: tuple[Hashabl
     return paddle.to_tensor(make(*arguments))
 
 
-def counted(start: int, stop: int | None = None) -> paddle.Tensor:
+def cached_range(start: int, stop: int | None = None) -> paddle.Tensor:
     """int64: the numbers below `start`, or from `start` up to `stop`, as `paddle.arange` gives them; that takes its
     bounds to the device in copies."""
     start, stop = (0, start) if stop is None else (start, stop)
@@ -34,4 +34,4 @@ def counted(start: int, stop: int | None = None) -> paddle.Tensor:
     size = _COUNTED
     while size < stop:
         size *= 2
-    return kept(np.arange, size)[start:stop]
+    return cached_constant(np.arange, size)[start:stop]

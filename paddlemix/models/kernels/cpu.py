@@ -125,10 +125,10 @@ def gated_backward(grads: paddle.Tensor, gate: paddle.Tensor, up: paddle.Tensor)
     return outputs
 
 
-def takes_rotation(states: paddle.Tensor, cosines: paddle.Tensor, sines: paddle.Tensor) -> bool:
+def supports_rotation(states: paddle.Tensor, cosines: paddle.Tensor, sines: paddle.Tensor) -> bool:
     """`takes` for a rotation, whose angles must be there for every row and once for all heads."""
     batch, length, _, width = states.shape
-    return cosines.shape == [batch, length, 1, width] and cpu_library.takes(states, cosines, sines)
+    return cosines.shape == [batch, length, 1, width] and cpu_library.is_supported(states, cosines, sines)
 
 
 def rotate(states: paddle.Tensor, cosines: paddle.Tensor, sines: paddle.Tensor, back: bool = False) -> paddle.Tensor:
@@ -139,17 +139,17 @@ def rotate(states: paddle.Tensor, cosines: paddle.Tensor, sines: paddle.Tensor, 
     return outputs
 
 
-def takes_attention(
+def supports_attention(
     queries: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, bias: paddle.Tensor | None
 ) -> bool:
     """`takes` for an attention, whose bias must be the same for every head: [L, S], [1 or B, 1, L, S] or None."""
-    if not cpu_library.takes_products(queries, keys, values):
+    if not cpu_library.supports_products(queries, keys, values):
         return False
     if bias is None:
         return True
     shape = bias.shape
     whole = shape[-2:] == [queries.shape[1], keys.shape[1]]
-    return cpu_library.takes(bias) and whole and (len(shape) == 2 or (len(shape) == 4 and shape[1] == 1))
+    return cpu_library.is_supported(bias) and whole and (len(shape) == 2 or (len(shape) == 4 and shape[1] == 1))
 
 
 def attention(
@@ -159,7 +159,7 @@ def attention(
 
     Args:
         queries: [B, L, H, E]; keys, values: [B, S, K, E] with H a multiple of K.
-        bias: see `takes_attention`.
+        bias: see `supports_attention`.
         causal: the bias hides every key behind its query, so that these need not be computed.
 
     Returns:
@@ -213,7 +213,7 @@ def attend_cached_(
     return queries
 
 
-def suits_few(rows: int) -> bool:
+def supports_few_rows(rows: int) -> bool:
     """Whether `matmul_few` is the fast way for so many rows: a library's product is for one, and for many."""
     return 2 <= rows <= _MOST_FEW_ROWS
 

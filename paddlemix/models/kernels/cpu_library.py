@@ -1,8 +1,8 @@
-"""The library of the kernels in C (*_kernels.c): which one this processor gets, what it takes, and calls of it.
+"""The library of the kernels in C (*_kernels.c): which build fits this processor, what it supports, and calls to it.
 
-Built when the package is installed, if there is a C compiler.  `takes` is false where it is missing or switched off
-(PADDLEMIX_CPU_KERNELS=0), or a tensor is of another kind; callers then compute the plain form in paddle operators.
-The kernels' shapes stand in cpu.py and peft/cpu_products.py.
+It is built when the package is installed, if there is a C compiler.  `is_supported` is false if the library is missing
+or switched off (PADDLEMIX_CPU_KERNELS=0), or if a tensor is of another kind; callers then compute the plain form in
+paddle operators.  The shapes that each kernel expects are in cpu.py and peft/cpu_products.py.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def kind() -> str | None:
     return None if best is None or missing() is not None else best[0]
 
 
-def takes(*tensors: paddle.Tensor) -> bool:
+def is_supported(*tensors: paddle.Tensor) -> bool:
     """Whether the kernels can compute with tensors: all float32, contiguous and on the CPU."""
     if _switched_off or _load()[0] is None:
         return False
@@ -91,13 +91,13 @@ def takes(*tensors: paddle.Tensor) -> bool:
     return all(tensor.dtype == float32 and tensor.place.is_cpu_place() and tensor.is_contiguous() for tensor in tensors)
 
 
-def takes_products(*tensors: paddle.Tensor) -> bool:
-    """`takes`, for kernels that call the library of paddle's own products."""
-    return takes(*tensors) and gemm() is not None
+def supports_products(*tensors: paddle.Tensor) -> bool:
+    """`is_supported`, for kernels that call the library of paddle's own products."""
+    return is_supported(*tensors) and gemm() is not None
 
 
 def run(name: str, numbers: int, *arguments: Any) -> None:
-    """Calls a kernel, for a wrapper that asked `takes` before.
+    """Calls a kernel, for a wrapper that asked `is_supported` before.
 
     Args:
         name: of the function in C.
@@ -115,7 +115,7 @@ def threads(numbers: int) -> int:
 def call(name: str, count: int, *arguments: Any) -> None:
     """As `run`, on `count` threads: for a kernel that was given memory for each of them."""
     functions = _load()[0]
-    assert functions is not None, "ask takes() first"
+    assert functions is not None, "ask is_supported() first"
     functions[name](count, *(part.data_ptr() if isinstance(part, paddle.Tensor) else part for part in arguments))
 
 

@@ -72,7 +72,7 @@ class RMSNormFunction(PyLayer):
     def forward(ctx: Any, inputs: paddle.Tensor, weight: paddle.Tensor, epsilon: float) -> paddle.Tensor:
         """[..., D], [D] -> [..., D] of the inputs' dtype."""
         width = inputs.shape[-1]
-        ctx.trains, ctx.compiled = trains(inputs, weight), cpu_library.takes(inputs, weight)
+        ctx.trains, ctx.compiled = trains(inputs, weight), cpu_library.is_supported(inputs, weight)
         if ctx.compiled:
             outputs, scales = cpu.rms_norm(inputs, weight, epsilon)
             ctx.save_for_backward(inputs, scales, weight)
@@ -111,7 +111,7 @@ class GatedFunction(PyLayer):
         """Twice [..., D] -> [..., D]."""
         ctx.trains = trains(gate, up)
         ctx.save_for_backward(gate, up)
-        if cpu_library.takes(gate, up):
+        if cpu_library.is_supported(gate, up):
             return cpu.gated(gate, up)
         return functional.silu(gate).multiply_(up)
 
@@ -119,7 +119,7 @@ class GatedFunction(PyLayer):
     def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
         """Gradients of gate and up."""
         gate, up = ctx.saved_tensor()
-        if cpu_library.takes(grad, gate, up):
+        if cpu_library.is_supported(grad, gate, up):
             return only(ctx.trains, *cpu.gated_backward(grad, gate, up))
         sigmoid = functional.sigmoid(gate)
         active = gate * sigmoid
@@ -139,7 +139,7 @@ class RotaryFunction(PyLayer):
     ) -> paddle.Tensor:
         """[B, L, H, E] three times and [E, E] -> [B, L, H, E]."""
         ctx.save_for_backward(cosines, sines, half_turn)
-        if cpu.takes_rotation(states, cosines, sines):
+        if cpu.supports_rotation(states, cosines, sines):
             return cpu.rotate(states, cosines, sines)
         return (states * cosines).add_(paddle.matmul(states, half_turn).multiply_(sines))
 
@@ -147,7 +147,7 @@ class RotaryFunction(PyLayer):
     def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
         """Gradient of the states."""
         cosines, sines, half_turn = ctx.saved_tensor()
-        if cpu.takes_rotation(grad, cosines, sines):
+        if cpu.supports_rotation(grad, cosines, sines):
             return cpu.rotate(grad, cosines, sines, back=True), None, None, None
         turned = paddle.matmul(grad * sines, half_turn, transpose_y=True)
         return (grad * cosines).add_(turned), None, None, None

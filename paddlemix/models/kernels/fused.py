@@ -1,4 +1,4 @@
-"""Fused kernels of the device: which of them a model computes with.  Everything else asks `chosen()`.
+"""Fused kernels of the device: which of them a model computes with.  Everything else asks `selected_kernels()`.
 
 A kernel is used only if the device has it and it computes what the plain form does: values and gradients of a small
 case of this model's head size and widths are compared when a model is loaded or a run begins.  Candidates are paddle's
@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import paddle
 from paddle.nn import functional
 
-from paddlemix.models.configuration import DecoderConfig
 from paddlemix.models.kernels import cpu_library, npu_operators
 from paddlemix.models.kernels.operators import repeat_heads
 
@@ -26,6 +25,21 @@ _EPSILON = 1e-5
 _LENGTHS = (37, 20, 7)
 
 Kernel = Callable[..., paddle.Tensor]
+
+
+class DecoderSizes(Protocol):
+    """The sizes of a decoder that its kernels depend on; `configuration.DecoderConfig` has them."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @property
+    def head_size(self) -> int: ...
+    @property
+    def num_attention_heads(self) -> int: ...
+    @property
+    def key_value_heads(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -45,7 +59,7 @@ class KernelSizes:
     groups: int = 1
 
     @classmethod
-    def of(cls, text: DecoderConfig) -> KernelSizes:
+    def of(cls, text: DecoderSizes) -> KernelSizes:
         """Those of a decoder."""
         groups = text.num_attention_heads // text.key_value_heads
         return cls(text.hidden_size, text.intermediate_size, text.head_size, groups)
@@ -75,18 +89,18 @@ _NONE = FusedKernels()
 _chosen = _NONE
 
 
-def chosen() -> FusedKernels:
+def selected_kernels() -> FusedKernels:
     """The kernels of this run; none before `choose_kernels`."""
     return _chosen
 
 
-def suits(*tensors: paddle.Tensor) -> bool:
+def is_supported(*tensors: paddle.Tensor) -> bool:
     """Whether tensors are all of one precision that fused kernels take."""
     dtype = tensors[0].dtype
-    return all(tensor.dtype == dtype for tensor in tensors) and suits_type(dtype)
+    return all(tensor.dtype == dtype for tensor in tensors) and is_supported_type(dtype)
 
 
-def suits_type(dtype: paddle.dtype) -> bool:
+def is_supported_type(dtype: paddle.dtype) -> bool:
     """Whether fused kernels compute in a precision."""
     return str(dtype).rpartition(".")[2] in PRECISIONS
 

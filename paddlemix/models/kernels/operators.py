@@ -15,7 +15,7 @@ import numpy as np
 import paddle
 from paddle.nn import functional
 
-from paddlemix.models.kernels.cached_constants import kept
+from paddlemix.models.kernels.cached_constants import cached_constant
 
 
 def on_cpu(tensor: paddle.Tensor) -> bool:
@@ -67,7 +67,7 @@ def dropout_mask(inputs: paddle.Tensor, rate: float) -> paddle.Tensor:
     """bool, of the inputs' shape: what is left, drawn from the generator of the inputs' device."""
     if on_cpu(inputs):
         return functional.dropout(paddle.ones_like(inputs), rate, training=True) > 0
-    return paddle.uniform(inputs.shape, dtype="float32", min=0.0, max=1.0) >= kept(_number, rate)
+    return paddle.uniform(inputs.shape, dtype="float32", min=0.0, max=1.0) >= cached_constant(_number, rate)
 
 
 def widened_mask(mask: paddle.Tensor, rate: float, dtype: paddle.dtype) -> tuple[paddle.Tensor, float]:

@@ -172,7 +172,7 @@ def test_a_turn_and_back(shape: tuple[int, int, int, int]) -> None:
     first, second = np.split(x.astype(np.float64), 2, axis=-1)
     wanted = x * cosines + np.concatenate([-second, first], axis=-1) * sines
     states, *tables = tensors(x, cosines, sines)
-    assert cpu.takes_rotation(states, *tables)
+    assert cpu.supports_rotation(states, *tables)
     turned = cpu.rotate(states, *tables)
     assert_close(turned, wanted)
     np.testing.assert_allclose(cpu.rotate(turned, *tables, back=True).numpy(), x, atol=2e-6)
@@ -184,7 +184,7 @@ def test_a_turn_and_back(shape: tuple[int, int, int, int]) -> None:
 def test_angles_that_rows_or_heads_share_are_not_taken() -> None:
     for shape in ((1, 5, 1, 6), (2, 5, 3, 6), (2, 1, 1, 6)):
         states, table = paddle.zeros([2, 5, 3, 6]), paddle.zeros(shape)
-        assert not cpu.takes_rotation(states, table, table)
+        assert not cpu.supports_rotation(states, table, table)
 
 
 # ---- products ----
@@ -216,7 +216,7 @@ def test_a_product_spreads_what_is_no_number_along_its_row_and_its_column() -> N
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 16, 17])
 def test_the_number_of_rows_that_suits(rows: int) -> None:
-    assert cpu.suits_few(rows) is (rows in (2, 16))
+    assert cpu.supports_few_rows(rows) is (rows in (2, 16))
 
 
 # ---- the loss ----

@@ -16,13 +16,13 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix.models.attention import _half_turn
-from paddlemix.models.decoding import CachedDecoder
+from paddlemix.models.cached_decoder import CachedDecoder
 from paddlemix.models.kernels import cpu, cpu_library
 from paddlemix.models.kernels.attention_functions import AttentionFunction
-from paddlemix.models.kernels.cached_constants import kept
+from paddlemix.models.kernels.cached_constants import cached_constant
 from paddlemix.models.kernels.functions import GatedFunction, RMSNormFunction, RotaryFunction
 from paddlemix.models.kv_cache import KVCache
+from paddlemix.models.rotary import _half_turn
 from paddlemix.trainer.loss import LossModel
 from tests.kernels_built import REQUIRED, need_kernels
 from tests.tiny_models import draw, tiny_model
@@ -97,10 +97,10 @@ def test_without_kernels_all_is_computed_and_it_is_said_why(
     breaks(monkeypatch, tmp_path)
     fresh_library()
     assert re.search(reason, cpu_library.missing() or ""), cpu_library.missing()
-    assert cpu_library.kind() is None and not cpu_library.takes(paddle.ones([2]))
+    assert cpu_library.kind() is None and not cpu_library.is_supported(paddle.ones([2]))
     states = paddle.ones([1, 2, 1, 2])
-    assert not cpu.takes_attention(states, states, states, None)
-    assert not cpu.takes_rotation(states, states, states)
+    assert not cpu.supports_attention(states, states, states, None)
+    assert not cpu.supports_rotation(states, states, states)
     for found, expected in zip(everything(), before, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
@@ -178,18 +178,18 @@ def test_processors_of_another_make_get_the_plain_kind(opened: list[str], monkey
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64", "int64"])
 def test_float32_alone_is_taken(dtype: str) -> None:
     other, states = paddle.ones([2, 3]).astype(dtype), paddle.ones([2, 3])
-    assert cpu_library.takes(states) and cpu_library.takes(states, states) and cpu_library.takes()
-    assert cpu_library.takes(states, other) is cpu_library.takes(other, states) is (dtype == "float32")
+    assert cpu_library.is_supported(states) and cpu_library.is_supported(states, states) and cpu_library.is_supported()
+    assert cpu_library.is_supported(states, other) is cpu_library.is_supported(other, states) is (dtype == "float32")
 
 
 @BUILT
 def test_nothing_is_taken_where_they_are_switched_off() -> None:
     states = paddle.ones([1, 2, 1, 2])
     for _ in range(2):
-        assert cpu.takes_attention(states, states, states, None) and cpu.takes_rotation(*[states] * 3)
+        assert cpu.supports_attention(states, states, states, None) and cpu.supports_rotation(*[states] * 3)
         with pytest.raises(KeyError), cpu_library.switched_off(), cpu_library.switched_off():
-            assert not cpu_library.takes(states) and not cpu.takes_rotation(*[states] * 3)
-            assert not cpu.takes_attention(states, states, states, None) and cpu_library.missing() is None
+            assert not cpu_library.is_supported(states) and not cpu.supports_rotation(*[states] * 3)
+            assert not cpu.supports_attention(states, states, states, None) and cpu_library.missing() is None
             raise KeyError
 
 
@@ -200,10 +200,10 @@ def test_a_view_is_not_taken() -> None:
     paddle.set_flags({"FLAGS_use_stride_kernel": True})
     try:
         whole = paddle.to_tensor(draw(4, 6))
-        assert cpu_library.takes(whole) and not cpu_library.takes(whole.transpose([1, 0]))
-        assert not cpu_library.takes(whole[:, 2:4]) and not cpu_library.takes(whole, whole[:, ::2])
+        assert cpu_library.is_supported(whole) and not cpu_library.is_supported(whole.transpose([1, 0]))
+        assert not cpu_library.is_supported(whole[:, 2:4]) and not cpu_library.is_supported(whole, whole[:, ::2])
         part = whole[2:]  # contiguous, but it begins in the middle
-        assert cpu_library.takes(part)
+        assert cpu_library.is_supported(part)
         wanted = draw(4, 6)[2:] + draw(6, seed=2)
         np.testing.assert_array_equal(cpu.add_bias_(part, paddle.to_tensor(draw(6, seed=2))).numpy(), wanted)
     finally:
@@ -230,7 +230,7 @@ def gradients_of_a_transposed_sum() -> list[np.ndarray]:
     functions: list[tuple[Callable[..., paddle.Tensor], int]] = [
         (lambda a, b: RMSNormFunction.apply(a, b[0, 0, 0], 1e-5), 2),
         (GatedFunction.apply, 2),
-        (lambda a: RotaryFunction.apply(a, paddle.cos(angles), paddle.sin(angles), kept(_half_turn, 4)), 1),
+        (lambda a: RotaryFunction.apply(a, paddle.cos(angles), paddle.sin(angles), cached_constant(_half_turn, 4)), 1),
         (lambda a, b, c: AttentionFunction.apply(a, b, c, None, None), 3),
     ]
     found = []

@@ -12,7 +12,7 @@ import pytest
 from paddle.distributed.fleet.utils import recompute
 from paddle.nn import functional
 
-from paddlemix.models.attention import attention_bias, rotary_tables
+from paddlemix.models.attention import attention_bias
 from paddlemix.models.kernels.attention_functions import AttentionFunction
 from paddlemix.models.kernels.functions import (
     DroppedLowRankFunction,
@@ -21,7 +21,7 @@ from paddlemix.models.kernels.functions import (
     RMSNormFunction,
     RotaryFunction,
 )
-from paddlemix.models.rotary import Rope
+from paddlemix.models.rotary import Rope, rotary_tables
 from tests.tiny_models import draw
 
 pytestmark = pytest.mark.usefixtures("form")  # in C and in paddle's operators

@@ -17,14 +17,14 @@ from paddle.nn import functional
 from paddlemix.checkpoints import load
 from paddlemix.errors import UserError
 from paddlemix.models.attention import CausalRuns, SegmentBiases, SegmentLengths, attention_bias, packed_segments
-from paddlemix.models.decoding import CachedDecoder
+from paddlemix.models.cached_decoder import CachedDecoder
 from paddlemix.models.kernels import cpu_library, fused, npu_operators
 from paddlemix.models.kernels.fused import (
     FusedKernels,
     KernelSizes,
     choose_kernels,
-    chosen,
     cpu_kernels,
+    selected_kernels,
     use_plain_kernels,
 )
 from paddlemix.models.kv_cache import KVCache
@@ -144,7 +144,7 @@ def test_each_kernel_that_gives_the_same_is_taken(stand_ins: StandIns, device: s
     """Asked for or not; the NPU's plugin has none for packed rows."""
     names = [name for name in NAMES if device != "npu:0" or name != "packed_attention"]
     assert choose_kernels(wanted, device, "float32", SMALL) == [f"{name}: fused" for name in names]
-    assert [name for name in NAMES if getattr(chosen(), name) is not None] == names
+    assert [name for name in NAMES if getattr(selected_kernels(), name) is not None] == names
     assert [name for name in NAMES if stand_ins.calls[name]] == names
 
 
@@ -161,7 +161,7 @@ def test_kernels_are_tried_with_the_sizes_of_the_model(stand_ins: StandIns, monk
     assert choose_kernels(None, "gpu:0", "float32", KernelSizes(48, 40, 64, 2))[0] == "attention: fused"
     lines = choose_kernels(None, "gpu:0", "float32", SMALL)
     assert lines[0] == "attention: plain, ValueError: head_dim 16 is not supported"
-    assert chosen().attention is None and chosen().rms_norm is not None
+    assert selected_kernels().attention is None and selected_kernels().rms_norm is not None
 
 
 def test_what_a_model_is_tried_with() -> None:
@@ -203,7 +203,7 @@ def test_decoded_tokens_are_those_of_the_plain_form(stand_ins: StandIns, length:
 def test_without_the_key_none_is_taken(stand_ins: StandIns) -> None:
     choose_kernels(True, "gpu:0", "float32", SMALL)
     assert choose_kernels(False, "gpu:0", "float32") == ["plain kernels (use_flash_attention false)"]
-    assert chosen() == FusedKernels()
+    assert selected_kernels() == FusedKernels()
 
 
 @pytest.mark.parametrize("device", ["cpu", "xpu:0"])
@@ -214,7 +214,7 @@ def test_other_devices_do_not_even_try(stand_ins: StandIns, device: str) -> None
         "use_flash_attention: paddle has fused kernels" if device == "cpu" else "plain kernels: there are fused ones"
     )
     assert line == f"{kernels} for gpu, npu, not for {device}"
-    assert chosen() == FusedKernels() and not any(stand_ins.calls.values())
+    assert selected_kernels() == FusedKernels() and not any(stand_ins.calls.values())
 
 
 def test_a_plugin_without_operators_of_its_own_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_a_wrong_value_of_the_switch_is_named(
     fresh_library: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PADDLEMIX_CPU_KERNELS", "off")
-    for ask in (cpu_library.missing, cpu_kernels, lambda: cpu_library.takes(paddle.ones([2]))):
+    for ask in (cpu_library.missing, cpu_kernels, lambda: cpu_library.is_supported(paddle.ones([2]))):
         with pytest.raises(UserError, match="PADDLEMIX_CPU_KERNELS=off is neither 0 nor 1; export .*=0 or =1"):
             ask()
 
@@ -290,7 +290,7 @@ def test_a_kernel_that_fails_or_differs_is_left_out(stand_ins: StandIns, monkeyp
     assert lines[2].startswith("rms_norm: plain, RuntimeError: (NotFound) The kernel `fused_rms_norm_ext`")
     assert lines[3].startswith("rotary: plain, it differs from the plain form by ")
     assert lines[4] == "swiglu: fused"
-    assert chosen().rms_norm is None and chosen().rotary is None
+    assert selected_kernels().rms_norm is None and selected_kernels().rotary is None
 
 
 @pytest.mark.parametrize("name", SPECS)

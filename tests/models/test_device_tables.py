@@ -6,10 +6,10 @@ import numpy as np
 import paddle
 import pytest
 
+from paddlemix.models.cached_decoder import CachedDecoder, _hidden, _spread
 from paddlemix.models.configuration import DecoderConfig
 from paddlemix.models.decoder import Decoder
-from paddlemix.models.decoding import CachedDecoder, _hidden, _spread
-from paddlemix.models.decoding_tables import DeviceTables
+from paddlemix.models.device_tables import DeviceTables
 
 GROUPS, HEAD = 2, 8
 ROPES = {"plain": None, "dynamic": {"rope_type": "dynamic", "factor": 2.0}}

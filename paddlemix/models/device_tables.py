@@ -1,7 +1,7 @@
 """What the tokens behind a cache need beside their embeddings on a card: angles and mask, made there.
 
 Nothing is copied from the host for a token: tables of angles are kept on the device and looked up by slices, masks come
-from comparisons.  The CPU's own are in decoding.py.
+from comparisons.  The CPU's own are in cached_decoder.py.
 Shapes: B rows, L new tokens, R room of the cache, E head width.
 """
 
@@ -11,9 +11,9 @@ import numpy as np
 import paddle
 from paddle.nn import functional
 
-from paddlemix.models.attention import MASKED, rotary_tables
-from paddlemix.models.kernels.cached_constants import counted
-from paddlemix.models.rotary import Rope
+from paddlemix.models.attention import MASKED
+from paddlemix.models.kernels.cached_constants import cached_range
+from paddlemix.models.rotary import Rope, rotary_tables
 
 Table = tuple[paddle.Tensor, paddle.Tensor]  # cosines and sines, [B, L, 1, E]
 FIRST_POSITIONS = 512  # whose angles are made at once; later twice as many
@@ -63,11 +63,11 @@ class DeviceTables:
             held: positions of the cache before these tokens.
             groups: query heads of a key head; their tokens are the rows of one matrix.
         """
-        places = counted(room).unsqueeze(0)
-        last = counted(held, held + length).unsqueeze(1)
+        places = cached_range(room).unsqueeze(0)
+        last = cached_range(held, held + length).unsqueeze(1)
         hidden = places > last
         if self._window is not None and self._window < held + length:
-            behind = counted(self._window, self._window + room).unsqueeze(0) <= last
+            behind = cached_range(self._window, self._window + room).unsqueeze(0) <= last
             hidden = paddle.logical_or(hidden, behind)
         if padding.any():
             outside = places.unsqueeze(0) < self._send("padding", padding).reshape([-1, 1, 1])
@@ -78,7 +78,7 @@ class DeviceTables:
     def _positions(self, first: np.ndarray, length: int) -> paddle.Tensor:
         """int64 [B, L]."""
         start = int(first.min())
-        return self._send("first", first - start).unsqueeze(1) + counted(start, start + length).unsqueeze(0)
+        return self._send("first", first - start).unsqueeze(1) + cached_range(start, start + length).unsqueeze(0)
 
     def _send(self, name: str, numbers: np.ndarray) -> paddle.Tensor:
         """int64 [B] on the device: a number of each row that stays the same from token to token."""
@@ -94,7 +94,7 @@ class DeviceTables:
             while size < count:
                 size *= 2
             size = min(size, self._rope.context) if self._rope.dynamic else size
-            *parts, half_turn = rotary_tables(counted(size).unsqueeze(0), 1, self._rope, paddle.float32)
+            *parts, half_turn = rotary_tables(cached_range(size).unsqueeze(0), 1, self._rope, paddle.float32)
             flat = [part.reshape([size, -1]) for part in parts]
             self._made = dtype, size, self._scaled(flat, dtype), half_turn.astype(dtype)
         return self._made[2], self._made[3]

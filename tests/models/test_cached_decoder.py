@@ -8,8 +8,8 @@ import numpy as np
 import paddle
 import pytest
 
+from paddlemix.models.cached_decoder import CachedDecoder
 from paddlemix.models.decoder import Decoder
-from paddlemix.models.decoding import CachedDecoder
 from paddlemix.models.kv_cache import KVCache
 from paddlemix.peft.lora import LoRAConfig, add_lora, lora_parameters
 from paddlemix.peft.quantize import QuantizationConfig, quantize_model

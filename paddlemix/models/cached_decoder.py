@@ -18,15 +18,15 @@ import paddle
 from paddle import nn
 from paddle.nn import functional
 
-from paddlemix.models.attention import MASKED, rotary_tables
+from paddlemix.models.attention import MASKED
 from paddlemix.models.decoder import Decoder, DecoderLayer
-from paddlemix.models.decoding_tables import FIRST_POSITIONS, DeviceTables
+from paddlemix.models.device_tables import FIRST_POSITIONS, DeviceTables
 from paddlemix.models.kernels import cpu, cpu_library
-from paddlemix.models.kernels.fused import chosen, suits, suits_type
+from paddlemix.models.kernels.fused import is_supported, is_supported_type, selected_kernels
 from paddlemix.models.kernels.operators import on_cpu
 from paddlemix.models.kv_cache import KVCache
 from paddlemix.models.layers import RMSNorm, product
-from paddlemix.models.rotary import Rope
+from paddlemix.models.rotary import Rope, rotary_tables
 
 _Table = tuple[paddle.Tensor, paddle.Tensor]
 _Angles = tuple[np.ndarray, np.ndarray]
@@ -99,7 +99,7 @@ class CachedDecoder:
         batch, length, width = embeds.shape
         cache.reserve(cache.length + length)
         hidden = embeds.reshape([batch * length, width])
-        if cpu_library.takes(hidden, *self._norm_weights) and cache.dtype == paddle.float32:
+        if cpu_library.is_supported(hidden, *self._norm_weights) and cache.dtype == paddle.float32:
             fast = self._compiled_step(hidden, position_ids, cache)
             for layer in self._layers:
                 hidden = layer.run_compiled(hidden, fast)
@@ -124,7 +124,7 @@ class CachedDecoder:
         groups, dtype = self._heads // self._key_value_heads, embeds.dtype
         if on_cpu(embeds):
             angles, half_turn = self._tables(position_ids, dtype)
-            fused = chosen().rotary is not None and suits_type(dtype)
+            fused = selected_kernels().rotary is not None and is_supported_type(dtype)
             queries = _spread(angles, 1 if fused else self._heads, 1.0 / math.sqrt(self._head_size), dtype)
             keys = _spread(angles, 1 if fused else self._key_value_heads, 1.0, dtype)
             bias = paddle.to_tensor(_hidden(position_ids, cache.length, cache.room, groups, self._window))
@@ -216,8 +216,8 @@ def _norm(norm: RMSNorm) -> Callable[[paddle.Tensor], paddle.Tensor]:
 
 def _normalise(weight: paddle.Tensor, epsilon: float, kept: dict[str, Any], hidden: paddle.Tensor) -> paddle.Tensor:
     """RMS norm of [n, D], in float32; on CPU means are products with ones that are made once."""
-    kernel = chosen().rms_norm
-    if kernel is not None and suits(hidden, weight):
+    kernel = selected_kernels().rms_norm
+    if kernel is not None and is_supported(hidden, weight):
         return kernel(hidden, weight, epsilon)
     wide = hidden if hidden.dtype == paddle.float32 else hidden.astype("float32")
     if on_cpu(hidden):
@@ -231,13 +231,13 @@ def _normalise(weight: paddle.Tensor, epsilon: float, kept: dict[str, Any], hidd
 
 
 def _gated(gate: paddle.Tensor, up: paddle.Tensor) -> paddle.Tensor:
-    kernel = chosen().swiglu
-    return kernel(gate, up) if kernel is not None and suits(gate, up) else functional.silu(gate) * up
+    kernel = selected_kernels().swiglu
+    return kernel(gate, up) if kernel is not None and is_supported(gate, up) else functional.silu(gate) * up
 
 
 def _rotate(states: paddle.Tensor, table: _Table, half_turn: paddle.Tensor) -> paddle.Tensor:
-    kernel = chosen().rotary
-    if kernel is not None and suits(states, table[0]):
+    kernel = selected_kernels().rotary
+    if kernel is not None and is_supported(states, table[0]):
         return kernel(states, *table)
     return states * table[0] + paddle.matmul(states, half_turn) * table[1]
 
