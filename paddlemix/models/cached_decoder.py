@@ -22,10 +22,11 @@ from paddlemix.models.attention import MASKED
 from paddlemix.models.decoder import Decoder, DecoderLayer
 from paddlemix.models.device_tables import FIRST_POSITIONS, DeviceTables
 from paddlemix.models.kernels import cpu, cpu_library
+from paddlemix.models.kernels.formulas import product
 from paddlemix.models.kernels.fused import is_supported, is_supported_type, selected_kernels
 from paddlemix.models.kernels.operators import on_cpu
 from paddlemix.models.kv_cache import KVCache
-from paddlemix.models.layers import RMSNorm, product
+from paddlemix.models.layers import RMSNorm
 from paddlemix.models.rotary import Rope, rotary_tables
 
 _Table = tuple[paddle.Tensor, paddle.Tensor]

@@ -1,23 +1,25 @@
 """The language model: a Llama-style decoder from embeddings to hidden states.
 
-Knows no image, no token but its own and no family: these differ in what `DecoderConfig` says.  Logits are taken from
-the hidden states by the caller.
+Attention, feed-forward part, layer, model, in this order; sizes are in `DecoderConfig`, and model families differ in
+these alone.  It knows no image and no token but its own.  Logits are taken from the hidden states by the caller.
+Shapes: B batch, L positions, D width, H query heads, K key/value heads, E head width.
 Source: Touvron et al. 2023, "LLaMA"; numbers checked against transformers' LlamaModel, MistralModel and Qwen2Model.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import paddle
 from paddle import nn
 from paddle.distributed.fleet.utils import recompute
 
-from paddlemix.models.attention import Bias, attend, attention_bias
+from paddlemix.models.attention import AttentionMask, attend, attention_mask
 from paddlemix.models.configuration import DecoderConfig
-from paddlemix.models.kernels.operators import take_rows
+from paddlemix.models.kernels.operators import on_cpu, take_rows
 from paddlemix.models.kv_cache import KVCache
-from paddlemix.models.layers import RMSNorm, apply_linear, linear, normal
-from paddlemix.models.linear_groups import gated_linear, normed_linears
-from paddlemix.models.rotary import RotaryTables, rotary_tables, rotate
+from paddlemix.models.layers import DeferredNorm, RMSNorm, apply_linear, linear, normal, swiglu_linear
+from paddlemix.models.rotary import RotaryPositions
 
 
 class DecoderAttention(nn.Layer):
@@ -35,30 +37,32 @@ class DecoderAttention(nn.Layer):
 
     def forward(
         self,
-        norm: RMSNorm,
-        hidden: paddle.Tensor,
-        tables: tuple[RotaryTables, RotaryTables],
-        bias: Bias,
+        normed: DeferredNorm,
+        rotary: RotaryPositions,
+        mask: AttentionMask,
         cache: KVCache | None,
-        chosen: paddle.Tensor | None = None,
+        outputs: OutputPositions | None = None,
     ) -> paddle.Tensor:
-        """[B, L, D], which the norm is applied to -> [B, L, D], or [S, D] of the S chosen flat positions."""
-        batch, length, _ = hidden.shape
-        first, chosen = _first_chosen(chosen, length, bias, cache)
+        """[B, L, D] -> [B, L, D], or [S, D] of the output positions."""
+        batch, length, _ = normed.hidden.shape
+        first = outputs.first if outputs is not None else 0  # of every row, the queries before it are not needed
         if first:
-            asked = hidden[:, first:].contiguous()  # recomputation loses a view's strides
-            queries = self.q_proj(norm(asked))
-            keys, values = normed_linears(norm, [self.k_proj, self.v_proj], hidden)
+            queries = self.q_proj(normed.computed(first))
+            keys, values = normed.linears(self.k_proj, self.v_proj)
+            mask, rotary = mask.after(first), rotary.after(first)
         else:
-            queries, keys, values = normed_linears(norm, [self.q_proj, self.k_proj, self.v_proj], hidden)
+            queries, keys, values = normed.linears(self.q_proj, self.k_proj, self.v_proj)
+
         queries = queries.reshape([batch, length - first, self.heads, self.head_size])
-        keys, values = (part.reshape([batch, length, self.key_value_heads, self.head_size]) for part in (keys, values))
-        if first and isinstance(bias, paddle.Tensor):
-            bias, tables = bias[first:], (_behind(tables[0], first), tables[1])
-        queries, keys = rotate(queries, tables[0]), rotate(keys, tables[1])
+        keys = keys.reshape([batch, length, self.key_value_heads, self.head_size])
+        values = values.reshape([batch, length, self.key_value_heads, self.head_size])
+
+        queries, keys = rotary.turn(queries, keys)
         if cache is not None:
             keys, values = cache.append(self.layer, keys, values)
-        return apply_linear(self.o_proj, _choose(attend(queries, keys, values, bias), chosen))
+
+        attended = attend(queries, keys, values, mask)  # [B, L - first, H * E]
+        return apply_linear(self.o_proj, attended if outputs is None else outputs.of_attended(attended))
 
 
 class DecoderMLP(nn.Layer):
@@ -71,14 +75,14 @@ class DecoderMLP(nn.Layer):
         self.up_proj = linear(width, inner, std)
         self.down_proj = linear(inner, width, std)
 
-    def forward(self, norm: RMSNorm, hidden: paddle.Tensor) -> paddle.Tensor:
-        """[..., D], which the norm is applied to -> [..., D]."""
-        gate, up = normed_linears(norm, [self.gate_proj, self.up_proj], hidden)
-        return gated_linear(self.down_proj, gate, up)
+    def forward(self, normed: DeferredNorm) -> paddle.Tensor:
+        """[..., D] -> [..., D]."""
+        gate, up = normed.linears(self.gate_proj, self.up_proj)
+        return swiglu_linear(self.down_proj, gate, up)
 
 
 class DecoderLayer(nn.Layer):
-    """Attention and feed-forward part, each behind a norm and added to its input."""
+    """Attention and feed-forward part, each after a norm and added to its input."""
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
@@ -90,14 +94,15 @@ class DecoderLayer(nn.Layer):
     def forward(
         self,
         hidden: paddle.Tensor,
-        tables: tuple[RotaryTables, RotaryTables],
-        bias: Bias,
+        rotary: RotaryPositions,
+        mask: AttentionMask,
         cache: KVCache | None,
-        chosen: paddle.Tensor | None = None,
+        outputs: OutputPositions | None = None,
     ) -> paddle.Tensor:
-        """[B, L, D] -> [B, L, D], or [S, D] of the S chosen flat positions."""
-        hidden = _choose(hidden, chosen) + self.self_attn(self.input_layernorm, hidden, tables, bias, cache, chosen)
-        return hidden + self.mlp(self.post_attention_layernorm, hidden)
+        """[B, L, D] -> [B, L, D], or [S, D] of the output positions."""
+        residual = hidden if outputs is None else outputs.of_all(hidden)
+        hidden = residual + self.self_attn(self.input_layernorm.deferred(hidden), rotary, mask, cache, outputs)
+        return hidden + self.mlp(self.post_attention_layernorm.deferred(hidden))
 
 
 class Decoder(nn.Layer):
@@ -125,7 +130,7 @@ class Decoder(nn.Layer):
         position_ids: paddle.Tensor,
         segment_ids: paddle.Tensor | None = None,
         cache: KVCache | None = None,
-        chosen: paddle.Tensor | None = None,
+        output_index: paddle.Tensor | None = None,
     ) -> paddle.Tensor:
         """Runs all layers.
 
@@ -135,79 +140,66 @@ class Decoder(nn.Layer):
             segment_ids: int64 [B, L] where rows are packed or padded on the left; None for rows of one sample each that
                 begin at position 0.
             cache: positions seen before; these tokens are added to it.
-            chosen: int64 [S], the flat positions that are asked for; None for all.  The others leave the last layer
-                once their keys and values are computed.
+            output_index: int64 [S], the flat positions whose hidden states are wanted; None for all.  The last layer
+                computes only keys and values of the others.
 
         Returns:
-            Hidden states after the final norm, [B, L, D], or [S, D] where positions are chosen.
+            Hidden states after the final norm, [B, L, D], or [S, D] of the output positions.
         """
-        length, seen = embeds.shape[1], cache.length if cache is not None else 0
-        segments = _segments(segment_ids, embeds.shape[:2], cache)
-        bias = attention_bias(length, seen + length, *segments, self.config.sliding_window)
-        tables = self._tables(position_ids, embeds.dtype)
+        config, length, seen = self.config, embeds.shape[1], cache.length if cache is not None else 0
+        segments = segment_ids, segment_ids
+        if cache is not None:
+            segments = cache.extend_segments(segment_ids, embeds.shape[:2])
+        mask = attention_mask(length, seen + length, *segments, config.sliding_window)
+        heads = config.num_attention_heads, config.key_value_heads
+        rotary = RotaryPositions.of(position_ids, *heads, config.rope, embeds.dtype)
+        outputs = None
+        if output_index is not None:
+            outputs = output_positions(output_index, length, skips=mask.is_causal_matrix and cache is None)
+
         hidden = embeds
         for number, layer in enumerate(self.layers, start=1):
-            wanted = chosen if number == len(self.layers) else None
+            wanted = outputs if number == len(self.layers) else None
             if self.enable_recompute and self.training and cache is None:
-                # the reentrant form gives no gradient at all where the embeddings are frozen, as with LoRA
-                hidden = recompute(layer, hidden, tables, bias, None, wanted, use_reentrant=False)
+                # the reentrant form returns no gradient at all where the embeddings are frozen, as with LoRA
+                hidden = recompute(layer, hidden, rotary, mask, None, wanted, use_reentrant=False)
             else:
-                hidden = layer(hidden, tables, bias, cache, wanted)
+                hidden = layer(hidden, rotary, mask, cache, wanted)
         return self.norm(hidden)
 
-    def _tables(self, position_ids: paddle.Tensor, dtype: paddle.dtype) -> tuple[RotaryTables, RotaryTables]:
-        config = self.config
-        queries = rotary_tables(position_ids, config.num_attention_heads, config.rope, dtype)
-        if config.key_value_heads == config.num_attention_heads:
-            return queries, queries
-        return queries, rotary_tables(position_ids, config.key_value_heads, config.rope, dtype)
 
-
-def _choose(states: paddle.Tensor, chosen: paddle.Tensor | None) -> paddle.Tensor:
-    """Rows of [B, L, D] at flat positions [S] -> [S, D]; all of them, unchanged, where none are chosen."""
-    return states if chosen is None else take_rows(states.reshape([-1, states.shape[-1]]), chosen)
-
-
-def _first_chosen(
-    chosen: paddle.Tensor | None, length: int, bias: Bias, cache: KVCache | None
-) -> tuple[int, paddle.Tensor | None]:
-    """How many queries at the beginning of every row nobody asks for, and the chosen flat positions among the rest.
-
-    On CPU alone, where it costs nothing to look, and for rows of one sample each: an answer stands behind its image.
-    """
-    plain = isinstance(bias, paddle.Tensor) and bias.ndim == 2 and cache is None
-    if chosen is None or not plain or not chosen.place.is_cpu_place():
-        return 0, chosen
-    columns = chosen % length
-    first = int(columns.min())
-    return first, (chosen // length) * (length - first) + columns - first
-
-
-def _behind(tables: RotaryTables, first: int) -> RotaryTables:
-    """The tables of the positions from `first` on."""
-    cosines, sines, half_turn = tables
-    return cosines[:, first:].contiguous(), sines[:, first:].contiguous(), half_turn
-
-
-def _segments(
-    segment_ids: paddle.Tensor | None, shape: list[int], cache: KVCache | None
-) -> tuple[paddle.Tensor | None, paddle.Tensor | None]:
-    """Segments of these positions and of all, cached ones included; remembered in the cache.
+@dataclass(frozen=True)
+class OutputPositions:
+    """The positions that leave the last layer.
 
     Args:
-        shape: [B, L] of these positions.
-
-    Returns:
-        int64 [B, L] and [B, S]; None twice where neither these nor the cached positions have segments.
+        index: int64 [S], among all flat positions [B * L].
+        first: of every row, the first position that is one of them or comes after one.
+        attended_index: int64 [S], among the flat positions from `first` on, [B * (L - first)].
     """
-    before = cache.segment_ids if cache is not None else None
-    if segment_ids is None and before is None:
-        return None, None
-    if segment_ids is None:
-        segment_ids = paddle.ones(shape, dtype="int64")  # the number that a row's only sample has in a batch
-    if cache is None:
-        return segment_ids, segment_ids
-    if before is None and cache.length:
-        before = paddle.ones([shape[0], cache.length], dtype="int64")
-    cache.segment_ids = segment_ids if before is None else paddle.concat([before, segment_ids], axis=1)
-    return segment_ids, cache.segment_ids
+
+    index: paddle.Tensor
+    first: int
+    attended_index: paddle.Tensor
+
+    def of_all(self, states: paddle.Tensor) -> paddle.Tensor:
+        """[B, L, D] -> [S, D]."""
+        return take_rows(states.reshape([-1, states.shape[-1]]), self.index)
+
+    def of_attended(self, states: paddle.Tensor) -> paddle.Tensor:
+        """[B, L - first, D] -> [S, D]."""
+        return take_rows(states.reshape([-1, states.shape[-1]]), self.attended_index)
+
+
+def output_positions(index: paddle.Tensor, length: int, skips: bool) -> OutputPositions:
+    """The output positions of rows of L tokens.
+
+    Args:
+        skips: leave out the queries before the first output position of any row, e.g. an image before its answer.
+    """
+    # Only on CPU, where looking at an index costs nothing; a card would have to wait for the host.
+    if not skips or not on_cpu(index):
+        return OutputPositions(index, 0, index)
+    columns = index % length
+    first = int(columns.min())
+    return OutputPositions(index, first, (index // length) * (length - first) + columns - first)

@@ -119,6 +119,28 @@ class KVCache:
             self.truncate(0)
             raise
 
+    def extend_segments(
+        self, segment_ids: paddle.Tensor | None, shape: list[int]
+    ) -> tuple[paddle.Tensor | None, paddle.Tensor | None]:
+        """Remembers the segments of new positions.
+
+        Args:
+            segment_ids: int64 [B, L]; None where each row is one sample.
+            shape: [B, L].
+
+        Returns:
+            Those of the new positions, int64 [B, L], and of all, [B, S]; None twice where neither have segments.
+        """
+        before = self.segment_ids
+        if segment_ids is None and before is None:
+            return None, None
+        if segment_ids is None:
+            segment_ids = paddle.ones(shape, dtype="int64")  # the number that a row's only sample has in a batch
+        if before is None and self.length:
+            before = paddle.ones([shape[0], self.length], dtype="int64")
+        self.segment_ids = segment_ids if before is None else paddle.concat([before, segment_ids], axis=1)
+        return segment_ids, self.segment_ids
+
     def truncate(self, length: int) -> None:
         """Forgets the positions from `length` on; nothing is moved."""
         if length == 0:

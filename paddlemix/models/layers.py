@@ -6,16 +6,13 @@ Source of the normalisation: Zhang and Sennrich 2019, "Root Mean Square Layer No
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import paddle
 from paddle import nn
-from paddle.nn import functional
 
-from paddlemix.models.kernels import cpu, cpu_library
-from paddlemix.models.kernels.functions import RMSNormFunction
-from paddlemix.models.kernels.fused import is_supported, selected_kernels
+from paddlemix.models.kernels import formulas
 
 _initialise = True
 
@@ -52,25 +49,9 @@ def linear(in_features: int, out_features: int, std: float, bias: bool = False) 
 
 
 def apply_linear(layer: nn.Layer, inputs: paddle.Tensor) -> paddle.Tensor:
-    """layer(inputs), a plain linear layer by `affine`."""
-    return affine(inputs, layer.weight, layer.bias) if type(layer) is nn.Linear else layer(inputs)
-
-
-def affine(inputs: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | None) -> paddle.Tensor:
-    """[..., in] times [in, out] plus [out]; where no gradient is wanted on CPU, in fewer passes."""
-    if paddle.is_grad_enabled() or not cpu_library.is_supported(inputs, weight):
-        return functional.linear(inputs, weight, bias)
-    outputs = product(inputs, weight)
-    if bias is None:
-        return outputs
-    return cpu.add_bias_(outputs, bias) if cpu_library.is_supported(bias) else outputs + bias
-
-
-def product(inputs: paddle.Tensor, weight: paddle.Tensor) -> paddle.Tensor:
-    """[..., in] times [in, out], without a gradient."""
-    if cpu.supports_few_rows(math.prod(inputs.shape[:-1])) and cpu_library.is_supported(inputs, weight):
-        return cpu.matmul_few(inputs, weight)
-    return paddle.matmul(inputs, weight)
+    """layer(inputs), [..., in] -> [..., out]."""
+    # A call of a layer costs as much as a small product; one with an adapter or quantised weights is called.
+    return formulas.linear(inputs, layer.weight, layer.bias) if type(layer) is nn.Linear else layer(inputs)
 
 
 class RMSNorm(nn.Layer):
@@ -81,9 +62,49 @@ class RMSNorm(nn.Layer):
         self.weight = self.create_parameter([size], default_initializer=nn.initializer.Constant(1.0))
         self.epsilon = epsilon
 
-    def forward(self, hidden_states: paddle.Tensor) -> paddle.Tensor:
+    def forward(self, hidden: paddle.Tensor) -> paddle.Tensor:
         """[..., size] -> [..., size], same dtype."""
-        kernel = selected_kernels().rms_norm
-        if kernel is not None and is_supported(hidden_states, self.weight):
-            return kernel(hidden_states, self.weight, self.epsilon)
-        return RMSNormFunction.apply(hidden_states, self.weight, self.epsilon)
+        return formulas.rms_norm(hidden, self.weight, self.epsilon)
+
+    def deferred(self, hidden: paddle.Tensor) -> DeferredNorm:
+        """norm(hidden), left to the linear layers that read it."""
+        return DeferredNorm(self, hidden)
+
+
+@dataclass(frozen=True)
+class DeferredNorm:
+    """norm(hidden), not computed yet: together with the linear layers that read it, training keeps one tensor less.
+
+    Args:
+        norm: the layer.
+        hidden: [..., size].
+    """
+
+    norm: RMSNorm
+    hidden: paddle.Tensor
+
+    def linears(self, *layers: nn.Layer) -> list[paddle.Tensor]:
+        """Linear layers of norm(hidden), [..., out] each."""
+        matrices = [layer.weight for layer in layers if _is_product(layer)]
+        norm, hidden = self.norm, self.hidden
+        if len(matrices) == len(layers) and formulas.supports_rms_norm_linears(hidden, norm.weight, matrices):
+            return formulas.rms_norm_linears(hidden, norm.weight, norm.epsilon, matrices)
+        normed = norm(hidden)
+        return [apply_linear(layer, normed) for layer in layers]
+
+    def computed(self, first: int = 0) -> paddle.Tensor:
+        """norm(hidden) of the positions from `first` on, of hidden [B, L, size]."""
+        part = self.hidden[:, first:].contiguous() if first else self.hidden  # recomputation loses a view's strides
+        return self.norm(part)
+
+
+def swiglu_linear(layer: nn.Layer, gate: paddle.Tensor, up: paddle.Tensor) -> paddle.Tensor:
+    """A linear layer of silu(gate) * up, [..., in] -> [..., out]."""
+    if _is_product(layer) and formulas.supports_swiglu_linear(gate, up, layer.weight):
+        return formulas.swiglu_linear(gate, up, layer.weight)
+    return apply_linear(layer, formulas.swiglu(gate, up))
+
+
+def _is_product(layer: nn.Layer) -> bool:
+    """Whether a layer is the product with its weight and nothing else."""
+    return type(layer) is nn.Linear and layer.bias is None

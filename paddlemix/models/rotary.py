@@ -18,10 +18,8 @@ import numpy as np
 import paddle
 
 from paddlemix.errors import UserError
-from paddlemix.models.kernels import cpu_library
+from paddlemix.models.kernels import formulas
 from paddlemix.models.kernels.cached_constants import cached_constant
-from paddlemix.models.kernels.functions import RotaryFunction
-from paddlemix.models.kernels.fused import is_supported, selected_kernels
 
 RotaryTables = tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]
 # type -> keys that it needs besides its type
@@ -104,11 +102,39 @@ def check_rope_scaling(scaling: Mapping[str, Any], head_size: int) -> None:
         raise UserError(f"rope_scaling of type 'dynamic' needs heads wider than 2, these have {head_size}")
 
 
+@dataclass(frozen=True)
+class RotaryPositions:
+    """What turns the queries and keys of a batch's positions; all layers share it.
+
+    Args:
+        queries, keys: tables of `rotate`; the same where both have as many heads.
+    """
+
+    queries: RotaryTables
+    keys: RotaryTables
+
+    @classmethod
+    def of(
+        cls, position_ids: paddle.Tensor, heads: int, key_value_heads: int, rope: Rope, dtype: paddle.dtype
+    ) -> RotaryPositions:
+        """Those of `position_ids`, int64 [B, L]."""
+        queries = rotary_tables(position_ids, heads, rope, dtype)
+        same = key_value_heads == heads
+        return cls(queries, queries if same else rotary_tables(position_ids, key_value_heads, rope, dtype))
+
+    def turn(self, queries: paddle.Tensor, keys: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """[B, L, H, E] and [B, L, K, E], turned."""
+        return rotate(queries, self.queries), rotate(keys, self.keys)
+
+    def after(self, position: int) -> RotaryPositions:
+        """For queries from a position of every row on, with all keys."""
+        cosines, sines, half_turn = self.queries
+        queries = cosines[:, position:].contiguous(), sines[:, position:].contiguous(), half_turn
+        return RotaryPositions(queries, self.keys)
+
+
 def rotary_tables(position_ids: paddle.Tensor, heads: int, rope: Rope, dtype: paddle.dtype) -> RotaryTables:
     """What `rotate` needs: cosines, sines and the half turn.
-
-    Cosines and sines are repeated for every head, because a product of equal shapes is many times faster on CPU; a
-    fused kernel takes them once.
 
     Args:
         position_ids: int64 [B, L].
@@ -117,10 +143,9 @@ def rotary_tables(position_ids: paddle.Tensor, heads: int, rope: Rope, dtype: pa
         [B, L, heads or 1, E] twice and [E, E], of `dtype`; angles are computed in float32.
     """
     angles = position_ids.astype("float32").unsqueeze(-1) * _frequencies(position_ids, rope)  # [B, L, E/2]
-    angles = paddle.concat([angles, angles], axis=-1).unsqueeze(2)
-    if selected_kernels().rotary is not None or cpu_library.is_supported(angles):
-        heads = 1
-    cosines, sines = (part.astype(dtype).tile([1, 1, heads, 1]) for part in (paddle.cos(angles), paddle.sin(angles)))
+    angles = paddle.concat([angles, angles], axis=-1).unsqueeze(2)  # [B, L, 1, E]
+    repeats = 1 if formulas.angles_serve_all_heads(angles) else heads
+    cosines, sines = (part.astype(dtype).tile([1, 1, repeats, 1]) for part in (paddle.cos(angles), paddle.sin(angles)))
     return cosines, sines, cached_constant(_half_turn, rope.head_size).astype(dtype)
 
 
@@ -153,9 +178,5 @@ def _half_turn(size: int) -> np.ndarray:
 
 
 def rotate(states: paddle.Tensor, tables: RotaryTables) -> paddle.Tensor:
-    """Applies rotary positions to [B, L, heads, E].  The half turn is a product, whose gradient is one too: slicing and
-    concatenating takes four times as long on CPU."""
-    kernel = selected_kernels().rotary
-    if kernel is not None and is_supported(states):
-        return kernel(states, *(part.astype(states.dtype) for part in tables[:2]))
-    return RotaryFunction.apply(states, *tables)
+    """[B, L, heads, E] turned by their positions: x * cosines + half_turn(x) * sines, as [B, L, heads, E]."""
+    return formulas.rotate(states, *tables)

@@ -14,19 +14,12 @@ from paddle.nn import functional
 
 from paddlemix.models.attention import attend
 from paddlemix.models.configuration import VisionConfig
-from paddlemix.models.kernels import cpu, cpu_library
-from paddlemix.models.kernels.threads import map_on_cores
+from paddlemix.models.kernels import formulas
+from paddlemix.models.kernels.threads import map_rows
 from paddlemix.models.layers import RMSNorm, apply_linear, linear, normal
 
-
-def quick_gelu(states: paddle.Tensor) -> paddle.Tensor:
-    """The sigmoid approximation of GELU that CLIP was trained with."""
-    if not paddle.is_grad_enabled() and cpu_library.is_supported(states):
-        return cpu.quick_gelu(states)
-    return states * functional.sigmoid(states * 1.702)
-
-
-_ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": functional.gelu}
+# "quick_gelu" is the sigmoid approximation that CLIP was trained with
+_ACTIVATIONS = {"quick_gelu": formulas.quick_gelu, "gelu": functional.gelu}
 _NORMS = {"layer_norm": nn.LayerNorm, "rms_norm": RMSNorm}
 
 
@@ -64,7 +57,7 @@ class VisionAttention(nn.Layer):
         queries, keys, values = (apply_linear(layer, hidden) for layer in (self.q_proj, self.k_proj, self.v_proj))
         states = (self.q_norm(queries), self.k_norm(keys), values)
         queries, keys, values = (part.reshape(shape) for part in states)
-        return apply_linear(self.out_proj, attend(queries, keys, values, None))
+        return apply_linear(self.out_proj, attend(queries, keys, values))
 
 
 class VisionMLP(nn.Layer):
@@ -131,12 +124,11 @@ class VisionTower(nn.Layer):
         Returns:
             [N, P, C], or [N, P+1, C] with the class token first.
         """
-        if pixel_values.place.is_cpu_place() and not self._trains():
-            # One tile's activations stay in a core's cache.  In training a tile's features do not depend on its
-            # neighbours, not even in the last bit: those that were kept on disk equal those that are computed.
-            tiles, threads = pixel_values.split(len(pixel_values)), 1 if self.training else None
-            return paddle.concat(map_on_cores(self._encode, tiles, threads=threads))
-        return self._encode(pixel_values)
+        if self._trains():
+            return self._encode(pixel_values)
+        # In training a tile's features do not depend on its neighbours, not even in the last bit: those that were kept
+        # on disk equal those that are computed.
+        return map_rows(self._encode, pixel_values, reproducible=self.training)
 
     def _trains(self) -> bool:
         return paddle.is_grad_enabled() and any(not weight.stop_gradient for weight in self.parameters())

@@ -12,9 +12,10 @@ from typing import Any
 
 import paddle
 
-from paddlemix.models.kernels.functions import NARROW_COST
+from paddlemix.models.kernels.formulas import linear
+from paddlemix.models.kernels.linear_functions import NARROW_COST
 from paddlemix.models.kernels.operators import dropout
-from paddlemix.models.layers import affine, initialising
+from paddlemix.models.layers import initialising
 from paddlemix.peft.linear import LoRALinear
 from paddlemix.peft.settings import LoRAConfig
 
@@ -42,7 +43,7 @@ class DoRALinear(LoRALinear):
             return self._dropped(inputs)
         if self._is_added_first(inputs) and self._is_small():
             total = self._sum(self.weight)
-            return affine(inputs, total * self._gain(total), self.bias)
+            return linear(inputs, total * self._gain(total), self.bias)
         outputs = (self._plain(inputs, with_bias=False) + self._update(inputs)) * self._cast_gain(inputs)
         return outputs if self.bias is None else outputs + self.bias.astype(outputs.dtype)
 

@@ -14,9 +14,11 @@ from typing import Any, Protocol, runtime_checkable
 import paddle
 from paddle import nn
 
-from paddlemix.models.kernels.functions import NARROW_COST, DroppedLowRankFunction, LowRankLinearFunction, as_type
+from paddlemix.models.kernels.formulas import linear
+from paddlemix.models.kernels.functions import as_type
+from paddlemix.models.kernels.linear_functions import NARROW_COST, DroppedLowRankFunction, LowRankLinearFunction
 from paddlemix.models.kernels.operators import difference, on_cpu
-from paddlemix.models.layers import affine, initialising
+from paddlemix.models.layers import initialising
 from paddlemix.peft.settings import LoRAConfig
 
 
@@ -86,7 +88,7 @@ class LoRALinear(nn.Layer):
         dropping = self.dropout > 0 and self.training
         if self._is_added_first(inputs) and not dropping:
             if not paddle.is_grad_enabled():  # the same product as of the layer without an adapter
-                return affine(inputs, self._sum(self.weight), self.bias)
+                return linear(inputs, self._sum(self.weight), self.bias)
             outputs = LowRankLinearFunction.apply(inputs, self.weight, *self.factors(), self.scaling)
             return outputs if self.bias is None else outputs + self.bias
         outputs = self._plain(inputs, with_bias=True)
@@ -113,7 +115,7 @@ class LoRALinear(nn.Layer):
     def _plain(self, inputs: paddle.Tensor, with_bias: bool) -> paddle.Tensor:
         """The base layer's outputs."""
         if not self.is_quantized:
-            return affine(inputs, self.weight, self.bias if with_bias else None)
+            return linear(inputs, self.weight, self.bias if with_bias else None)
         outputs = self.base(inputs)
         return outputs if with_bias or self.bias is None else difference(outputs, self.bias.astype(outputs.dtype))
 

@@ -61,7 +61,7 @@ class LossModel(nn.Layer):
         if not len(loss_index):  # nothing to learn, but every weight gets its gradient of zeros
             rows = decoder(embeds, position_ids, segment_ids)[:, 0]
             return self.model.logits(rows).astype("float32").sum() * 0.0, paddle.zeros([], dtype="int64")
-        chosen = decoder(embeds, position_ids, segment_ids, chosen=loss_index)
+        chosen = decoder(embeds, position_ids, segment_ids, output_index=loss_index)
         weights = [weight for weight in self.model.output_weights() if not weight.stop_gradient]
         plain, with_gradient = self._plain_head(), paddle.is_grad_enabled()
         total = None

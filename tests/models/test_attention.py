@@ -6,7 +6,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix.models.attention import attend, attention_bias
+from paddlemix.models.attention import DenseMask, attend, attention_bias
 from paddlemix.models.rotary import Rope, rotary_tables, rotate
 from tests.tiny_models import draw
 
@@ -71,7 +71,7 @@ def test_the_mask_is_float32_and_finite() -> None:
 
 def test_attention_is_the_softmax_of_scaled_products() -> None:
     queries, keys, values = (draw(1, 3, 2, 4, seed=seed) for seed in (1, 2, 3))
-    found = attend(*(paddle.to_tensor(part) for part in (queries, keys, values)), None).numpy()
+    found = attend(*(paddle.to_tensor(part) for part in (queries, keys, values))).numpy()
     for head in range(2):
         scores = np.exp(queries[0, :, head] @ keys[0, :, head].T / 2)
         wanted = scores / scores.sum(-1, keepdims=True) @ values[0, :, head]
@@ -81,14 +81,14 @@ def test_attention_is_the_softmax_of_scaled_products() -> None:
 def test_grouped_heads_share_keys_in_order() -> None:
     queries = paddle.to_tensor(draw(2, 3, 6, 4))
     keys, values = draw(2, 5, 2, 4, seed=2), draw(2, 5, 2, 4, seed=3)
-    grouped = attend(queries, paddle.to_tensor(keys), paddle.to_tensor(values), None)
+    grouped = attend(queries, paddle.to_tensor(keys), paddle.to_tensor(values))
     repeated = (paddle.to_tensor(np.repeat(part, 3, axis=2)) for part in (keys, values))  # heads 0 0 0 1 1 1
-    np.testing.assert_array_equal(grouped.numpy(), attend(queries, *repeated, None).numpy())
+    np.testing.assert_array_equal(grouped.numpy(), attend(queries, *repeated).numpy())
 
 
 def test_a_fully_masked_row_stays_finite() -> None:
     states = paddle.to_tensor(draw(1, 2, 1, 4))
-    assert np.isfinite(attend(states, states, states, paddle.full([1, 1, 2, 2], -1e9)).numpy()).all()
+    assert np.isfinite(attend(states, states, states, DenseMask(paddle.full([1, 1, 2, 2], -1e9))).numpy()).all()
 
 
 def test_position_0_turns_nothing() -> None:

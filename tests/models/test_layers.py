@@ -6,7 +6,8 @@ import paddle
 import pytest
 
 from paddlemix.models.kernels import cpu
-from paddlemix.models.layers import apply_linear, product, skip_initialisation
+from paddlemix.models.kernels.formulas import product
+from paddlemix.models.layers import apply_linear, skip_initialisation
 from paddlemix.models.layers import linear as build_linear
 from tests.kernels_built import need_kernels
 from tests.tiny_models import draw, randomise

@@ -11,7 +11,7 @@ import pytest
 from paddle.nn import functional
 
 from paddlemix.datasets.collate import collate
-from paddlemix.models.attention import SegmentLengths, attention_bias, packed_segments
+from paddlemix.models.attention import SegmentLengths, attention_mask, packed_segments
 from paddlemix.models.llava import LlavaModel
 from paddlemix.processors.images.image_spec import ImageSpec
 from paddlemix.processors.images.visual_tokens import visual_token_index
@@ -193,4 +193,4 @@ def test_other_devices_get_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_lengths_and_a_cache_do_not_go_together() -> None:
     with pytest.raises(ValueError, match="whole rows without a cache"):
-        attention_bias(2, 4, SegmentLengths((1, 1)), paddle.to_tensor([[1, 1, 1, 1]]))
+        attention_mask(2, 4, SegmentLengths((1, 1)), paddle.to_tensor([[1, 1, 1, 1]]))

@@ -10,7 +10,7 @@ import paddle
 from paddle import nn
 
 from paddlemix.errors import UserError
-from paddlemix.models.attention import attend, attention_bias
+from paddlemix.models.attention import attend, attention_mask
 from paddlemix.trainer.callbacks.stopping import StepLosses
 from paddlemix.trainer.step_losses import StepScaler
 
@@ -43,7 +43,7 @@ def _attended(states: list[np.ndarray], types: tuple[str, ...]) -> list[np.ndarr
     inputs = [paddle.to_tensor(part).astype(kind) for part, kind in zip(states, types, strict=True)]
     for tensor in inputs:
         tensor.stop_gradient = False
-    output = attend(*inputs, attention_bias(6, 6, None, None))
+    output = attend(*inputs, attention_mask(6, 6, None, None))
     with paddle.amp.auto_cast(enable=False):  # as a training step's backward pass
         grads = paddle.grad([output], inputs, grad_outputs=[paddle.ones_like(output)])
     assert [grad.dtype for grad in grads] == [tensor.dtype for tensor in inputs]

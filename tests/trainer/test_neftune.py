@@ -40,7 +40,7 @@ def noise(positions: np.ndarray, *segments: Any, train: bool = True, alpha: floa
     add_neftune(layer, alpha)
     layer.train() if train else layer.eval()
     paddle.seed(1)
-    return layer(paddle.zeros([2, 6, WIDTH]), paddle.to_tensor(positions), *segments, chosen=None).numpy()
+    return layer(paddle.zeros([2, 6, WIDTH]), paddle.to_tensor(positions), *segments, output_index=None).numpy()
 
 
 def assert_uniform(values: np.ndarray, length: int) -> None:

@@ -14,9 +14,7 @@ from paddle.autograd import PyLayer
 from paddle.nn import functional
 
 from paddlemix.models.kernels import cpu, cpu_library
-from paddlemix.models.kernels.operators import column_sums, dropout_mask, on_cpu, row_sums, widened_mask
-
-NARROW_COST = 3  # a product with a factor of few columns runs at about a third of the rate
+from paddlemix.models.kernels.operators import column_sums, on_cpu, row_sums
 
 
 def trains(*tensors: paddle.Tensor) -> tuple[bool, ...]:
@@ -151,82 +149,3 @@ class RotaryFunction(PyLayer):
             return cpu.rotate(grad, cosines, sines, back=True), None, None, None
         turned = paddle.matmul(grad * sines, half_turn, transpose_y=True)
         return (grad * cosines).add_(turned), None, None, None
-
-
-class LowRankLinearFunction(PyLayer):
-    """x (W + scaling A B), as one product forward and one back to x.
-
-    For float32 alone: in other types the sum would lose the last bits of the update.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        inputs: paddle.Tensor,
-        weight: paddle.Tensor,
-        first: paddle.Tensor,
-        second: paddle.Tensor,
-        scaling: float,
-    ) -> paddle.Tensor:
-        """[..., in], [in, out], [in, r], [r, out] -> [..., out]."""
-        ctx.save_for_backward(inputs, weight, first, second)
-        ctx.scaling, ctx.trains = scaling, trains(inputs, weight, first, second)
-        return paddle.matmul(inputs, paddle.matmul(first * scaling, second).add_(weight))
-
-    @staticmethod
-    def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
-        """Gradients of inputs, weight and the update's two factors."""
-        inputs, weight, first, second = ctx.saved_tensor()
-        inputs_grad = weight_grad = None
-        if ctx.trains[0]:
-            total = paddle.matmul(first * ctx.scaling, second).add_(weight)
-            inputs_grad = paddle.matmul(grad, total, transpose_y=True)
-        (rank, out_size), in_size = second.shape, first.shape[0]
-        flat, grad = inputs.reshape([-1, in_size]), grad.reshape([-1, out_size])
-        if ctx.trains[1] or in_size * out_size <= 2 * NARROW_COST * rank * (in_size + out_size):
-            weight_grad = paddle.matmul(flat, grad, transpose_x=True)
-            first_grad = paddle.matmul(weight_grad, second * ctx.scaling, transpose_y=True)
-            second_grad = paddle.matmul(first * ctx.scaling, weight_grad, transpose_x=True)
-        else:
-            narrow = paddle.matmul(grad, second * ctx.scaling, transpose_y=True)  # [rows, r]
-            first_grad = paddle.matmul(narrow, flat, transpose_x=True).transpose([1, 0])  # wide rows are the fast side
-            second_grad = paddle.matmul(paddle.matmul(flat, first * ctx.scaling), grad, transpose_x=True)
-        return only(ctx.trains, inputs_grad, weight_grad, first_grad, second_grad)
-
-
-class DroppedLowRankFunction(PyLayer):
-    """scaling * dropout(x) A B.  Keeps one byte for each number of x, where automatic gradients keep dropout(x) too."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, inputs: paddle.Tensor, first: paddle.Tensor, second: paddle.Tensor, scaling: float, rate: float
-    ) -> paddle.Tensor:
-        """[..., in], [in, r], [r, out] -> [..., out]; `rate` is the share that is dropped.
-
-        Products run in the type that autocast gives them, else in that of the inputs, and so does the backward pass.
-        """
-        mask = dropout_mask(inputs, rate)
-        factors, gain = widened_mask(mask, rate, inputs.dtype)
-        dropped = inputs * factors
-        narrow = paddle.matmul(dropped, first if autocasts() else as_type(first, inputs.dtype))
-        ctx.save_for_backward(inputs, mask, narrow, first, second)
-        ctx.scaling, ctx.rate, ctx.trains = scaling * gain, rate, trains(inputs, first, second)
-        return paddle.matmul(narrow * ctx.scaling, second if autocasts() else as_type(second, narrow.dtype))
-
-    @staticmethod
-    def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
-        """Gradients of inputs, A and B."""
-        inputs, mask, narrow, first, second = ctx.saved_tensor()
-        (rank, out_size), width, dtype = second.shape, first.shape[0], narrow.dtype
-        grad = as_type(grad, dtype)
-        factors, _ = widened_mask(mask, ctx.rate, inputs.dtype)
-        narrow_grad = paddle.matmul(grad, as_type(second, dtype), transpose_y=True).scale_(ctx.scaling)
-        flat = grad.reshape([-1, out_size])
-        second_grad = paddle.matmul(narrow.reshape([-1, rank]), flat, transpose_x=True).scale_(ctx.scaling)
-        dropped = as_type((inputs * factors).reshape([-1, width]), dtype)
-        first_grad = paddle.matmul(narrow_grad.reshape([-1, rank]), dropped, transpose_x=True).transpose([1, 0])
-        inputs_grad = None
-        if ctx.trains[0]:
-            inputs_grad = paddle.matmul(narrow_grad, as_type(first, dtype), transpose_y=True)
-            inputs_grad = as_type(inputs_grad, inputs.dtype).multiply_(factors)
-        return only(ctx.trains, inputs_grad, as_type(first_grad, first.dtype), as_type(second_grad, second.dtype))

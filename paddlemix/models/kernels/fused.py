@@ -16,7 +16,7 @@ import numpy as np
 import paddle
 from paddle.nn import functional
 
-from paddlemix.models.kernels import cpu_library, npu_operators
+from paddlemix.models.kernels import cpu_library, gpu_operators, npu_operators
 from paddlemix.models.kernels.operators import repeat_heads
 
 PRECISIONS = ("bfloat16", "float16")  # what paddle's flash attention takes
@@ -153,48 +153,19 @@ def use_plain_kernels() -> None:
     _chosen = _NONE
 
 
-def _flash_attention(queries: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, causal: bool) -> paddle.Tensor:
-    return functional.flash_attention.flash_attention(queries, keys, values, causal=causal)[0]
-
-
-def _flash_packed(
-    queries: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, starts: paddle.Tensor, longest: int
-) -> paddle.Tensor:
-    scale, flash = queries.shape[-1] ** -0.5, functional.flash_attention.flash_attn_unpadded
-    return flash(queries, keys, values, starts, starts, longest, longest, scale, causal=True)[0]
-
-
-def _fused_rms_norm(states: paddle.Tensor, weight: paddle.Tensor, epsilon: float) -> paddle.Tensor:
-    return paddle.incubate.nn.functional.fused_rms_norm_ext(states, weight, epsilon)[0]
-
-
-def _fused_rotary(states: paddle.Tensor, cosines: paddle.Tensor, sines: paddle.Tensor) -> paddle.Tensor:
-    """Every position of the batch as one long row, because the kernel's angles are those of a row."""
-    rotate, width = paddle.incubate.nn.functional.fused_rotary_position_embedding, states.shape[-1]
-    row = states.reshape([1, -1, states.shape[2], width])
-    angles = {"sin": sines.reshape([1, -1, 1, width]), "cos": cosines.reshape([1, -1, 1, width])}
-    # its "neox style" turns neighbours; Llama's turn is of the two halves
-    return rotate(row, **angles, use_neox_rotary_style=False)[0].reshape(states.shape)
-
-
-def _swiglu(gate: paddle.Tensor, up: paddle.Tensor) -> paddle.Tensor:
-    newer = getattr(functional, "swiglu", None)  # since paddle 3.3, which warns of the other
-    return (newer or paddle.incubate.nn.functional.swiglu)(gate, up)
-
-
 _KERNELS: dict[str, dict[str, Kernel]] = {
     "gpu": {
-        "attention": _flash_attention,
-        "packed_attention": _flash_packed,
-        "rms_norm": _fused_rms_norm,
-        "rotary": _fused_rotary,
-        "swiglu": _swiglu,
+        "attention": gpu_operators.attention,
+        "packed_attention": gpu_operators.packed_attention,
+        "rms_norm": gpu_operators.rms_norm,
+        "rotary": gpu_operators.rotary,
+        "swiglu": gpu_operators.swiglu,
     },
     "npu": {
         "attention": npu_operators.attention,
         "rms_norm": npu_operators.rms_norm,
         "rotary": npu_operators.rotary,
-        "swiglu": _swiglu,
+        "swiglu": gpu_operators.swiglu,
     },
 }
 

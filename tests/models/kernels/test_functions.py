@@ -14,13 +14,8 @@ from paddle.nn import functional
 
 from paddlemix.models.attention import attention_bias
 from paddlemix.models.kernels.attention_functions import AttentionFunction
-from paddlemix.models.kernels.functions import (
-    DroppedLowRankFunction,
-    GatedFunction,
-    LowRankLinearFunction,
-    RMSNormFunction,
-    RotaryFunction,
-)
+from paddlemix.models.kernels.functions import GatedFunction, RMSNormFunction, RotaryFunction
+from paddlemix.models.kernels.linear_functions import DroppedLowRankFunction, LowRankLinearFunction
 from paddlemix.models.rotary import Rope, rotary_tables
 from tests.tiny_models import draw
 

@@ -16,9 +16,16 @@ from paddle.nn import functional
 
 from paddlemix.checkpoints import load
 from paddlemix.errors import UserError
-from paddlemix.models.attention import CausalRuns, SegmentBiases, SegmentLengths, attention_bias, packed_segments
+from paddlemix.models.attention import (
+    CausalMask,
+    DenseMask,
+    SegmentedMask,
+    SegmentLengths,
+    attention_mask,
+    packed_segments,
+)
 from paddlemix.models.cached_decoder import CachedDecoder
-from paddlemix.models.kernels import cpu_library, fused, npu_operators
+from paddlemix.models.kernels import cpu_library, fused, gpu_operators, npu_operators
 from paddlemix.models.kernels.fused import (
     FusedKernels,
     KernelSizes,
@@ -327,18 +334,18 @@ def test_tensors_of_another_precision_are_computed_plainly(
 def test_masks_are_left_to_the_kernel_only_where_it_knows_them(stand_ins: StandIns) -> None:
     choose_kernels(True, "gpu:0", "float32", SMALL)
     runs = SegmentLengths((2, 3))
-    found = attention_bias(5, 5, runs, runs)
-    assert isinstance(found, CausalRuns) and found.starts is not None and found.starts.tolist() == [0, 2, 5]
-    assert isinstance(found.plain(), SegmentBiases)
-    assert isinstance(attention_bias(5, 5, None, None), CausalRuns)
-    assert isinstance(attention_bias(5, 5, None, None, 5), CausalRuns)
+    found = attention_mask(5, 5, runs, runs)
+    assert isinstance(found, CausalMask) and found.starts is not None and found.starts.tolist() == [0, 2, 5]
+    assert isinstance(found.as_matrices(), SegmentedMask)
+    assert isinstance(attention_mask(5, 5, None, None), CausalMask)
+    assert isinstance(attention_mask(5, 5, None, None, 5), CausalMask)
     # a window, tokens behind a cache, padding on the left
-    assert isinstance(attention_bias(5, 5, None, None, 4), paddle.Tensor)
-    assert isinstance(attention_bias(5, 5, runs, runs, 2), SegmentBiases)
-    assert isinstance(attention_bias(2, 5, None, None), paddle.Tensor)
+    assert isinstance(attention_mask(5, 5, None, None, 4), DenseMask)
+    assert isinstance(attention_mask(5, 5, runs, runs, 2), SegmentedMask)
+    assert isinstance(attention_mask(2, 5, None, None), DenseMask)
     segments = paddle.to_tensor([[0, 1, 1, 1, 1]])
-    assert isinstance(attention_bias(5, 5, segments, segments), paddle.Tensor)
-    assert attention_bias(1, 1, None, None) is None
+    assert isinstance(attention_mask(5, 5, segments, segments), DenseMask)
+    assert attention_mask(1, 1, None, None) == DenseMask(None)
 
 
 def test_packed_rows_come_as_lengths_where_a_kernel_takes_these(
@@ -347,7 +354,7 @@ def test_packed_rows_come_as_lengths_where_a_kernel_takes_these(
     monkeypatch.setattr(paddle, "get_device", lambda: "gpu:0")
     assert isinstance(packed_segments(np.array([[1, 2]])), np.ndarray)
     monkeypatch.undo()
-    monkeypatch.setattr(fused, "_chosen", FusedKernels(packed_attention=fused._flash_packed))
+    monkeypatch.setattr(fused, "_chosen", FusedKernels(packed_attention=gpu_operators.packed_attention))
     monkeypatch.setattr(paddle, "get_device", lambda: "gpu:0")
     assert packed_segments(np.array([[1, 2]])) == SegmentLengths((1, 1))
 

@@ -11,9 +11,8 @@ import pytest
 from paddle.distributed.fleet.utils import recompute
 
 from paddlemix.models.kernels import cpu_library
-from paddlemix.models.layers import RMSNorm
+from paddlemix.models.layers import RMSNorm, swiglu_linear
 from paddlemix.models.layers import linear as build_linear
-from paddlemix.models.linear_groups import gated_linear, normed_linears
 from tests.tiny_models import draw, randomise
 
 Group = Callable[[list[paddle.nn.Layer], list[paddle.Tensor]], list[paddle.Tensor]]
@@ -22,11 +21,11 @@ Group = Callable[[list[paddle.nn.Layer], list[paddle.Tensor]], list[paddle.Tenso
 def normed(layers: list[paddle.nn.Layer], inputs: list[paddle.Tensor]) -> list[paddle.Tensor]:
     norm, *linears = layers
     assert isinstance(norm, RMSNorm)
-    return normed_linears(norm, linears, inputs[0])
+    return norm.deferred(inputs[0]).linears(*linears)
 
 
 def gated(layers: list[paddle.nn.Layer], inputs: list[paddle.Tensor]) -> list[paddle.Tensor]:
-    return [gated_linear(layers[1], *inputs)]
+    return [swiglu_linear(layers[1], *inputs)]
 
 
 def parts(bias: bool = False) -> list[paddle.nn.Layer]:
