@@ -1,7 +1,13 @@
-"""Some tokens further: a decoder over the few tokens behind a cache, in as few operators as possible.
+"""The decoder over the few tokens after a cache, in as few operators as possible.
 
-For one token a CPU's time goes into calls, not into products.  So this file computes what `decoder.py` does without
-gradients, without its reshapes and with what all layers share made once; tests hold the two equal.
+For one token a CPU spends its time in calls, not in products.  So this file computes what `decoder.py` does without
+gradients and reshapes, with whatever all layers share made once; tests hold the two equal.
+
+    when                                                which
+    weights, cache and tokens are float32 on the CPU,   `_CompiledStep`: attention over the cache, each norm and each
+    and the kernels in C are built                      gate is one call of C
+    otherwise                                           `_Step`: paddle's operators, or fused ones where a run has them
+
 Shapes: B rows, L new tokens, H query heads, K key/value heads, E head width, R room of the cache, D width.
 """
 
@@ -35,10 +41,10 @@ _Angles = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class _CompiledStep:
-    """What all layers need for these tokens where compiled kernels take them.
+    """What all layers need for these tokens where the kernels in C compute.
 
     Args:
-        normed: [B * L, D], for each normalised state in its turn.
+        normed: [B * L, D], reused for the output of every norm.
     """
 
     cache: KVCache
@@ -67,7 +73,7 @@ class _Step:
 
 
 class CachedDecoder:
-    """A decoder over tokens behind a cache, without gradients.
+    """A decoder over the tokens after a cache, without gradients.
 
     Args:
         decoder: its weights are used as they are at each call; its layers may be adapted or quantised.
@@ -109,8 +115,10 @@ class CachedDecoder:
             for layer in self._layers:
                 hidden = layer(hidden, step)
         if length > 1:
-            hidden = hidden.reshape([batch, length, width])[:, -1]
+            hidden = hidden.reshape([batch, length, width])[:, -1]  # only the last token's scores are asked for
         return self._norm(hidden)
+
+    # Angles and masks depend on positions alone, so they are made once per token and shared by all layers.
 
     def _compiled_step(self, states: paddle.Tensor, position_ids: np.ndarray, cache: KVCache) -> _CompiledStep:
         angles, _ = self._tables(position_ids, paddle.float32)
@@ -138,9 +146,11 @@ class CachedDecoder:
     def _tables(self, position_ids: np.ndarray, dtype: paddle.dtype) -> tuple[_Angles, paddle.Tensor]:
         """Cosines and sines, float32 [B, L, 1, E], and the half turn.  Those of the first positions are made once."""
         count = int(position_ids.max()) + 1
-        if self._rope.dynamic and count > self._rope.context:  # every length has its own
+        if self._rope.dynamic and count > self._rope.context:
+            # Frequencies depend on the length here, so that no table can be kept.
             return _angles(paddle.to_tensor(position_ids), self._rope, dtype)
         if self._kept is None or len(self._kept[0][0]) < count:
+            # Doubled each time, so that an answer of n tokens makes log(n) tables.
             size = max(count, FIRST_POSITIONS if self._kept is None else 2 * len(self._kept[0][0]))
             size = min(size, self._rope.context) if self._rope.dynamic else size
             (cosines, sines), half_turn = _angles(paddle.arange(size).unsqueeze(0), self._rope, dtype)
@@ -190,7 +200,8 @@ class _CachedLayer:
             queries, keys, values = (part.transpose([0, 2, 1, 3]) for part in (queries, keys, values))
         held = step.cache.write(self._number, *(part.reshape([batch, heads, length, width]) for part in (keys, values)))
         queries = queries.reshape([batch, heads, groups * length, width])
-        scores = paddle.matmul(queries, held[0], transpose_y=True)
+        # Queries already hold 1 / sqrt(E); the query heads of a key head are rows of one matrix.
+        scores = paddle.matmul(queries, held[0], transpose_y=True)  # [B, K, H / K * L, R]
         if scores.dtype != paddle.float32:
             scores = scores.astype("float32")
         weights = functional.softmax(scores + step.bias, axis=-1)
@@ -256,7 +267,7 @@ def _spread(angles: _Angles, heads: int, scale: float, dtype: paddle.dtype) -> _
 
 
 def _hidden(position_ids: np.ndarray, held: int, room: int, groups: int, window: int | None) -> np.ndarray:
-    """`MASKED` where a token may not look: float32 [R], [groups * L, R] for a single row, or [B, 1, groups * L, R].  On
+    """`MASKED` at what a token does not see: float32 [R], [groups * L, R] for one row, or [B, 1, groups * L, R].  On
     CPU a matrix is added several times faster than the same with leading axes of 1."""
     places = np.arange(room)
     length = position_ids.shape[1]

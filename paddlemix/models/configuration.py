@@ -24,7 +24,7 @@ class DecoderConfig:
     How the families spell and default these values is in `paddlemix.checkpoints.layouts.families`.
 
     Args:
-        model_type: the family whose files it came from; says how it is written again, nothing about what is computed.
+        model_type: the family whose files it came from; decides how it is written again and nothing that is computed.
         vocab_size: rows of the embedding.
         hidden_size: width D.
         intermediate_size: width of the gated feed-forward part.
@@ -34,7 +34,7 @@ class DecoderConfig:
         rms_norm_eps, rope_theta: as in the paper; `max_position_embeddings` is the longest sequence trained on.
         rope_scaling: None, or what `check_rope_scaling` allows.
         attention_bias: query, key, value and output projection have a bias; `attention_output_bias` is for the last of
-            these, where it differs.
+            these, if it differs.
         sliding_window: positions that a token sees, its own included; None for all before it.
         tie_word_embeddings: the output layer is the embedding.
         initializer_range: standard deviation of new weights.
@@ -60,6 +60,7 @@ class DecoderConfig:
     initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
+        # What cannot be computed is refused here, where the names are those of the file that the user wrote.
         if self.num_attention_heads % self.key_value_heads:
             raise UserError(
                 f"num_attention_heads {self.num_attention_heads} is not a multiple of "
@@ -77,11 +78,11 @@ class DecoderConfig:
         if self.rope_scaling is not None:
             check_rope_scaling(self.rope_scaling, self.head_size)
         if self.sliding_window is not None and self.sliding_window < 1:
-            raise UserError(f"sliding_window {self.sliding_window} is not 1 or more, or null")
+            raise UserError(f"sliding_window {self.sliding_window} is neither null nor at least 1")
 
     @property
     def key_value_heads(self) -> int:
-        """K, the query heads where the checkpoint says nothing."""
+        """K; as many as query heads if the checkpoint does not say."""
         return self.num_key_value_heads or self.num_attention_heads
 
     @property
@@ -115,8 +116,8 @@ class VisionConfig:
         norm_type: "layer_norm" or "rms_norm", of the two norms in a layer.
         qkv_bias: whether query, key and value have a bias; other linear layers have one.
         qk_normalization: RMS norms of queries and keys over all heads together, before they are split.
-        layer_scale: start value of the learned scale behind attention and feed-forward part; None: there is none.
-        outer_norms: CLIP's norms before the first layer and behind the last; the latter is never built.
+        layer_scale: start value of the learned scale after attention and feed-forward part; None for no scale.
+        outer_norms: CLIP's norms before the first layer and after the last; the latter is never built.
         patch_bias: whether the patch embedding has a bias.
     """
 
@@ -186,6 +187,7 @@ class LlavaConfig:
             self._check_tower(self.vision)
 
     def _check_tower(self, vision: VisionConfig) -> None:
+        # Hidden state 0 is the embedding, so that a tower of n layers has n + 1 of them, counted from either end.
         total = vision.num_hidden_layers
         if not 0 <= self.num_tower_layers <= total:
             raise UserError(
@@ -207,7 +209,7 @@ class LlavaConfig:
 
     @property
     def tokens_per_tile(self) -> int:
-        """Feature rows that the tower gives for one tile."""
+        """Feature rows that the tower returns for one tile."""
         assert self.vision is not None
         return self.vision.num_patches + int(self.mm_vision_select_feature == "cls_patch")
 
@@ -220,8 +222,9 @@ class LlavaConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LlavaConfig:
-        """Reads what `to_dict` wrote; keys that are no field are left alone."""
+        """Reads what `to_dict` wrote; keys that are not fields are ignored."""
         vision = values.get("vision_config")
+        # `text` and `vision` are stored under the names of transformers' configurations.
         own = {item.name for item in fields(cls)} - {"text", "vision"}
         return cls(
             text=pick_fields(DecoderConfig, values["text_config"]),

@@ -1,6 +1,6 @@
-"""What the tokens behind a cache need beside their embeddings on a card: angles and mask, made there.
+"""Angles and masks of the tokens after a cache, made on the card that computes them.
 
-Nothing is copied from the host for a token: tables of angles are kept on the device and looked up by slices, masks come
+Nothing is copied from the host for a token: tables of angles are kept on the device and read by slices, masks come
 from comparisons.  The CPU's own are in cached_decoder.py.
 Shapes: B rows, L new tokens, R room of the cache, E head width.
 """
@@ -16,7 +16,7 @@ from paddlemix.models.kernels.cached_constants import cached_range
 from paddlemix.models.rotary import Rope, rotary_tables
 
 Table = tuple[paddle.Tensor, paddle.Tensor]  # cosines and sines, [B, L, 1, E]
-FIRST_POSITIONS = 512  # whose angles are made at once; later twice as many
+FIRST_POSITIONS = 512  # angles made at first; each further table has twice as many
 
 
 class DeviceTables:
@@ -41,12 +41,12 @@ class DeviceTables:
             length: L.
         """
         batch, count = len(first), int(first.max()) + length
-        if self._rope.dynamic and count > self._rope.context:  # every length has its own
+        if self._rope.dynamic and count > self._rope.context:  # frequencies depend on the length here
             *parts, half_turn = rotary_tables(self._positions(first, length), 1, self._rope, paddle.float32)
             parts, half_turn = self._scaled(parts, dtype), half_turn.astype(dtype)
         else:
             tables, half_turn = self._tables(count, dtype)
-            if (first == first[0]).all():
+            if (first == first[0]).all():  # a slice, which copies nothing; rows padded differently need a look-up
                 start = int(first[0])
                 rows = [table[start : start + length].unsqueeze(1).unsqueeze(0) for table in tables]
                 parts = rows if batch == 1 else [part.expand([batch, *part.shape[1:]]) for part in rows]
@@ -56,10 +56,10 @@ class DeviceTables:
         return (parts[0], parts[1]), (parts[2], parts[3]), half_turn
 
     def bias(self, padding: np.ndarray, held: int, length: int, room: int, groups: int) -> paddle.Tensor:
-        """`MASKED` where a token may not look: float32 [1 or groups * L, R], or [B, 1, 1 or groups * L, R].
+        """`MASKED` at what a token does not see: float32 [1 or groups * L, R], or [B, 1, 1 or groups * L, R].
 
         Args:
-            padding: int64 [B], positions at the beginning of the cache that are none of the row.
+            padding: int64 [B], positions at the beginning of the cache that do not belong to the row.
             held: positions of the cache before these tokens.
             groups: query heads of a key head; their tokens are the rows of one matrix.
         """
@@ -67,8 +67,8 @@ class DeviceTables:
         last = cached_range(held, held + length).unsqueeze(1)
         hidden = places > last
         if self._window is not None and self._window < held + length:
-            behind = cached_range(self._window, self._window + room).unsqueeze(0) <= last
-            hidden = paddle.logical_or(hidden, behind)
+            passed = cached_range(self._window, self._window + room).unsqueeze(0) <= last
+            hidden = paddle.logical_or(hidden, passed)
         if padding.any():
             outside = places.unsqueeze(0) < self._send("padding", padding).reshape([-1, 1, 1])
             hidden = paddle.logical_or(hidden.unsqueeze(0), outside).unsqueeze(1)

@@ -1,7 +1,7 @@
 """Keys and values of the positions that a model has seen, in buffers that new ones are written into.
 
-Knows no model.  Written with `index_put_`, which every device has for every type in place; assigning to a slice runs on
-the host where Ascend's `set_value` is switched off.
+It knows no model.  Buffers are written with `index_put_`, which every device has for every type in place; assigning to
+a slice runs on the host where Ascend's `set_value` is switched off.
 Shapes: B rows, L new positions, S positions held, K key/value heads, E head width, R positions that there is room for.
 """
 
@@ -64,7 +64,7 @@ class KVCache:
         return sum(part.size * part.element_size() for layer in self._layers for part in (layer.keys, layer.values))
 
     def append(self, layer: int, keys: paddle.Tensor, values: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
-        """Adds [B, L, K, E] keys and values to a layer and gives all of them, [B, S, K, E]."""
+        """Adds [B, L, K, E] keys and values to a layer and returns all of them, [B, S, K, E]."""
         added = keys.shape[1]
         if layer == len(self._layers):
             self._begin(keys, values)
@@ -79,9 +79,10 @@ class KVCache:
         """Adds [B, K, L, E] keys and values to a layer that holds some, where `reserve` made room.
 
         Returns:
-            The buffers, twice [B, K, R, E]; what stands behind the positions held is to be masked.
+            The buffers, twice [B, K, R, E]; what is after the positions held must be masked.
         """
         found, (batch, heads, width) = self._layers[layer], self._shape
+        # Row r of a buffer is position r % R of head r // R: one scatter of whole rows writes every head.
         rows = self._row_numbers(found.length, keys.shape[2])
         whole = []
         for name, part in (("keys", keys), ("values", values)):
@@ -98,13 +99,13 @@ class KVCache:
         return found.keys, found.values
 
     def advance(self, layer: int, count: int) -> None:
-        """Counts positions that were written into a layer's buffers behind those it held."""
+        """Counts positions that were written into a layer's buffers after those it held."""
         self._layers[layer].length += count
 
     def reserve(self, length: int) -> None:
-        """Makes room for so many positions in every layer: half as many again as there were, up to the limit.
+        """Makes room for `length` positions in every layer; the buffers grow by half or more, up to the limit.
 
-        Whoever interrupts it finds an empty cache.
+        If it is interrupted, the cache is empty afterwards.
         """
         if length <= self.room:
             return
@@ -115,7 +116,7 @@ class KVCache:
                 for name in ("keys", "values"):
                     part = getattr(layer, name).reshape([batch, heads, before, width])
                     setattr(layer, name, _lengthened(part, self.room))
-        except BaseException:
+        except BaseException:  # an interrupt between two layers would leave buffers of two sizes
             self.truncate(0)
             raise
 
@@ -153,6 +154,7 @@ class KVCache:
     def select(self, rows: np.ndarray) -> None:
         """Keeps these rows, int64 [B'], in this order; a row may be taken several times."""
         _, heads, width = self._shape
+        # A row of the batch is `heads * room` neighbouring rows of a buffer.
         index = paddle.to_tensor(rows)
         for layer in self._layers:
             for name in ("keys", "values"):
@@ -167,7 +169,7 @@ class KVCache:
         batch, length, heads, width = keys.shape
         if not self._layers:
             self._shape, self._rows, self._first_rows = (batch, heads, width), None, None
-            self.room = self._room_for(length, length + 1)
+            self.room = self._room_for(length, length + 1)  # at least one more token will follow
         first, second = (_lengthened(part.detach().transpose([0, 2, 1, 3]), self.room) for part in (keys, values))
         self._layers.append(_Layer(first, second, length))
 
@@ -176,7 +178,7 @@ class KVCache:
         return room if self.limit is None else max(min(room, self.limit), length)
 
     def _row_numbers(self, start: int, count: int) -> paddle.Tensor:
-        """int64 [B * K * count]: the rows of the buffers that these positions stand in; equal for all layers."""
+        """int64 [B * K * count]: the rows of the buffers that these positions have; equal for all layers."""
         key = (start, count, self.room)
         if self._rows is None or self._rows[0] != key:
             if paddle.get_device() == "cpu":
@@ -199,7 +201,7 @@ class KVCache:
 
 
 def _lengthened(part: paddle.Tensor, room: int) -> paddle.Tensor:
-    """[B, K, S, E] -> [B * K * room, E], zeros behind."""
+    """[B, K, S, E] -> [B * K * room, E], zeros at the end."""
     missing = room - part.shape[2]
     padded = functional.pad(part, [0, 0, 0, 0, 0, missing, 0, 0], pad_from_left_axis=True) if missing else part
     return padded.reshape([-1, part.shape[3]])

@@ -21,6 +21,7 @@ _initialise = True
 def skip_initialisation() -> Iterator[None]:
     """Within this block new weights are zeros: for models whose weights are read from a checkpoint next."""
     global _initialise
+    # Random numbers take long to draw, and a checkpoint would overwrite them.
     before, _initialise = _initialise, False
     try:
         yield
@@ -66,6 +67,8 @@ class RMSNorm(nn.Layer):
         """[..., size] -> [..., size], same dtype."""
         return formulas.rms_norm(hidden, self.weight, self.epsilon)
 
+    # The formula of a block is attn(norm(x)).  If norm(x) were computed at once, training on CPU would keep it next to
+    # x for the gradients of the linear layers; a `DeferredNorm` lets them compute it again.
     def deferred(self, hidden: paddle.Tensor) -> DeferredNorm:
         """norm(hidden), left to the linear layers that read it."""
         return DeferredNorm(self, hidden)

@@ -1,6 +1,6 @@
 """LLaVA: tower, projector and decoder, joined by one gather.
 
-Where each visual feature stands was decided in numpy (`datasets/collate.py`); this file has no grid logic, no loop over
+The place of each visual feature was decided in numpy (`datasets/collate.py`); this file has no grid logic, no loop over
 samples and no host synchronisation.  Source: Liu et al. 2023, "Visual Instruction Tuning" and LLaVA-1.5.
 """
 
@@ -39,7 +39,7 @@ class LlavaModel(nn.Layer):
             start = normal(text.hidden_size**-0.5)  # Source: LLaVA llava_arch.py, randn / sqrt(width)
             self.image_newline = self.create_parameter([text.hidden_size], default_initializer=start)
         self.language_model = Decoder(text)
-        if not text.tie_word_embeddings:
+        if not text.tie_word_embeddings:  # else the embedding is the output layer, and there is no second weight
             self.lm_head = linear(text.hidden_size, text.vocab_size, text.initializer_range)
 
     def forward(
@@ -107,6 +107,7 @@ class LlavaModel(nn.Layer):
         if features is None or merge_index is None:
             raise ValueError("visual features and merge_index go together: give both or neither")
         batch, length, width = embeds.shape
+        # One gather from [tokens | features | newline] and no scatter, whose in-place writes differ between devices.
         rows = [embeds.reshape([-1, width]), features.astype(embeds.dtype)]
         if self.config.image_newline:
             rows.append(self.image_newline.astype(embeds.dtype).unsqueeze(0))
@@ -150,6 +151,7 @@ def build_projector(mm_projector_type: str, in_size: int, out_size: int, std: fl
 
 def run_projector(projector: nn.Layer, features: paddle.Tensor) -> paddle.Tensor:
     """[..., in_size] -> [..., out_size]."""
+    # layer by layer, so that plain linear layers take the fast way of `apply_linear`
     for layer in projector if isinstance(projector, nn.Sequential) else [projector]:
         features = apply_linear(layer, features)
     return features

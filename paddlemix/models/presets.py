@@ -57,7 +57,7 @@ _INTERN_VIT_6B_224 = VisionConfig(
     patch_bias=True,
 )
 # Source: OpenGVLab/InternViT-6B-448px-V1-{0,2,5} config.json: the positions of 448 pixels; V1-2 and V1-5 leave out the
-# three layers behind the fourth from the end, whose features are read
+# three layers after the fourth from the end, whose features are read
 _INTERN_VIT_6B_448 = replace(_INTERN_VIT_6B_224, image_size=448)
 _INTERN_VIT_6B_448_V1_2 = replace(_INTERN_VIT_6B_448, num_hidden_layers=45)
 

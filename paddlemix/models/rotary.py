@@ -38,7 +38,7 @@ class Rope:
         head_size: width E of a head, even.
         theta: base of the frequencies.
         scaling: checked by `check_rope_scaling`; None for none.
-        context: positions trained on; "dynamic" begins behind them.
+        context: positions trained on; "dynamic" scaling begins after them.
     """
 
     head_size: int
@@ -52,9 +52,10 @@ class Rope:
         return self.scaling is not None and self.scaling["rope_type"] == "dynamic"
 
     def slowdown(self) -> np.ndarray | None:
-        """What each frequency is multiplied by whatever the length, float32 [E / 2]; None for 1."""
+        """Factor of each frequency, if it does not depend on the length, float32 [E / 2]; None for 1."""
         if self.scaling is None or self.dynamic:
             return None
+        # "linear" divides every frequency; "llama3" only the slow ones.
         slowed = np.full(self.head_size // 2, 1.0 / self.scaling["factor"])
         if self.scaling["rope_type"] == "llama3":
             slowed = self._between(slowed)
@@ -142,6 +143,7 @@ def rotary_tables(position_ids: paddle.Tensor, heads: int, rope: Rope, dtype: pa
     Returns:
         [B, L, heads or 1, E] twice and [E, E], of `dtype`; angles are computed in float32.
     """
+    # In bfloat16 positions above 256 would be rounded, and their angles be wrong by whole turns.
     angles = position_ids.astype("float32").unsqueeze(-1) * _frequencies(position_ids, rope)  # [B, L, E/2]
     angles = paddle.concat([angles, angles], axis=-1).unsqueeze(2)  # [B, L, 1, E]
     repeats = 1 if formulas.angles_serve_all_heads(angles) else heads
@@ -154,6 +156,7 @@ def _frequencies(position_ids: paddle.Tensor, rope: Rope) -> paddle.Tensor:
     exponents = cached_constant(_exponents, rope.head_size)
     if rope.scaling is not None and rope.dynamic:
         length = (position_ids.max(axis=-1) + 1).astype("float32").reshape([-1, 1, 1])
+        # The base grows with the length, so that the slowest frequency still fits: "NTK-aware" scaling.
         beyond = paddle.clip(length / rope.context - 1.0, min=0.0)
         grown = (1.0 + rope.scaling["factor"] * beyond) ** (rope.head_size / (rope.head_size - 2))
         return 1.0 / (rope.theta * grown) ** exponents

@@ -1,7 +1,7 @@
 """The vision tower: a CLIP or InternViT vision transformer up to the selected hidden state.
 
-Layers behind the selected one and the final norm take no part in LLaVA; they are neither built nor run.  What a family
-does not have is an identity, so that `forward` has no branch for it.
+Layers after the selected one and the final norm have no part in LLaVA; they are neither built nor run.  Whatever a
+family lacks is an identity, so that `forward` has no branch for it.
 Sources: Radford et al. 2021, "CLIP", numbers checked against transformers' CLIPVisionModel; Chen et al. 2023,
 "InternVL", section 3.2, and InternVisionModel of OpenGVLab/InternVL.
 """
@@ -56,6 +56,7 @@ class VisionAttention(nn.Layer):
         shape = [tiles, length, self.heads, width // self.heads]
         queries, keys, values = (apply_linear(layer, hidden) for layer in (self.q_proj, self.k_proj, self.v_proj))
         states = (self.q_norm(queries), self.k_norm(keys), values)
+        # InternViT normalises over all heads together, before they are split.
         queries, keys, values = (part.reshape(shape) for part in states)
         return apply_linear(self.out_proj, attend(queries, keys, values))
 
@@ -75,7 +76,7 @@ class VisionMLP(nn.Layer):
 
 
 class VisionLayer(nn.Layer):
-    """Attention and feed-forward part, each behind a norm and added to its input."""
+    """Attention and feed-forward part, each after a norm and added to its input."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -99,7 +100,7 @@ class VisionTower(nn.Layer):
     Args:
         config: sizes of the whole tower.
         num_layers: layers to build and run, see `LlavaConfig.num_tower_layers`.
-        keep_class_token: give the class token's features before the patches'.
+        keep_class_token: return the class token's features before the patches'.
     """
 
     def __init__(self, config: VisionConfig, num_layers: int, keep_class_token: bool) -> None:
@@ -147,7 +148,7 @@ class VisionTower(nn.Layer):
         # [N, 3, side, p, side, p] -> [N, P, 3 * p * p]
         cells = cells.transpose([0, 2, 4, 1, 3, 5]).reshape([tiles, side * side, channels * patch * patch])
         kernel = self.patch_embedding.reshape([self.config.hidden_size, -1])
-        # a convolution whose stride is its kernel
+        # A convolution whose stride is its kernel is one product of the cut patches.
         patches = paddle.matmul(cells.astype(kernel.dtype), kernel, transpose_y=True)
         if self.patch_bias is not None:
             patches = patches + self.patch_bias

@@ -79,7 +79,7 @@ def test_projector_depth(kind: str, depth: int) -> None:
         (tiny_text, {"hidden_size": 13}, "hidden_size 13 is not a multiple of num_attention_heads 2; give head_dim"),
         (tiny_text, {"head_dim": 5}, "head width 5 is odd"),
         (tiny_text, {"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported in the language model; allowed: silu"),
-        (tiny_text, {"sliding_window": 0}, "sliding_window 0 is not 1 or more, or null"),
+        (tiny_text, {"sliding_window": 0}, "sliding_window 0 is neither null nor at least 1"),
         (tiny_text, {"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "rope_scaling .* is not supported"),
         (tiny_text, {"rope_scaling": {}}, "rope_scaling {} is not supported; allowed: null, or one of type linear"),
         (tiny_vision, {"hidden_act": "relu"}, "'relu' is not one of quick_gelu, gelu"),

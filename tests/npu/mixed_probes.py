@@ -71,7 +71,7 @@ def _slopes(states: list[paddle.Tensor]) -> list[np.ndarray]:
     *inputs, slope = states
     for tensor in inputs:
         tensor.stop_gradient = False
-    output = attend(*inputs, attention_bias(48, 48, None, None))
+    output = attend(*inputs, attention_mask(48, 48, None, None))
     return [part.astype("float32").numpy() for part in paddle.grad([output], inputs, grad_outputs=[slope])]
 
 

@@ -16,7 +16,7 @@ from paddlemix.models.kernels.functions import only, trains
 from paddlemix.models.kernels.operators import row_sums
 from paddlemix.models.kernels.threads import cores, map_on_cores
 
-_LEAST_SCORES = 1 << 18  # below so many, handing a share over to another thread takes longer than computing it
+_LEAST_SCORES = 1 << 18  # below this many, handing a share to another thread takes longer than computing it
 
 
 class AttentionFunction(PyLayer):
@@ -35,15 +35,16 @@ class AttentionFunction(PyLayer):
         bias: paddle.Tensor | None,
         block: int | None,
     ) -> paddle.Tensor:
-        """[B, L, H, E], twice [B, S, H, E] -> [B, L, H, E].  Compiled kernels take fewer heads of keys and values.
+        """[B, L, H, E], twice [B, S, H, E] -> [B, L, H, E].  The kernels in C accept fewer heads of keys and values.
 
         Args:
             bias: float32, broadcast to [B, H, L, S]; None adds nothing.
-            block: queries of a block, where the bias is [L, S] and hides every key behind its query; None for all at
+            block: queries of a block, where the bias is [L, S] and hides every key after its query; None for all at
                 once.
         """
         ctx.trains, ctx.num_biases = trains(queries, keys, values), int(bias is not None)
         ctx.compiled, ctx.causal = cpu.supports_attention(queries, keys, values, bias), block is not None
+        # C keeps the inputs alone and computes the weights again; paddle's operators are slow at that and keep them.
         if ctx.compiled:
             ctx.save_for_backward(queries, keys, values, *([] if bias is None else [bias]))
             return cpu.attention(queries, keys, values, bias, ctx.causal)
@@ -102,10 +103,10 @@ def _attend(
 
     Args:
         queries, keys, values: as of `AttentionFunction`, some of its heads.
-        zero_hidden: give hidden keys the weight 0.  Paddle's softmax on CPU gives exp(-64), whose products in the
-            backward pass are subnormal numbers, and a product of matrices that meets these takes twenty times as long.
+        zero_hidden: set the weights of hidden keys to 0.  Paddle's softmax on CPU returns exp(-64), whose products
+            in the backward pass are subnormal numbers, and a matrix product over these takes twenty times as long.
     """
-    # [B, H, L or S, E]; copies, because recomputation gives saved views back without their strides
+    # [B, H, L or S, E]; copies, because recomputation returns saved views without their strides
     scaled = queries.transpose([0, 2, 1, 3]).contiguous() * (1.0 / math.sqrt(queries.shape[-1]))
     keys, values = (part.transpose([0, 2, 1, 3]).contiguous() for part in (keys, values))
     weights, merged = [], []
@@ -128,7 +129,9 @@ def _attend_backward(
     """Gradients of queries, keys and values of some heads, from `_attend`'s output, its gradient and what it kept."""
     queries, keys, values, *weights = kept
     size, means = grad.shape[-1], None
-    if values.dtype == paddle.float32:  # [B, H, L, 1]: the weights' gradients, averaged by the weights
+    if values.dtype == paddle.float32:
+        # [B, H, L, 1]: the weights' gradients, averaged by the weights, which equals the row sums of gradient * output;
+        # these are E wide and not S.
         means = row_sums((grad * output).astype("float32")).transpose([0, 2, 1, 3])
     grad = grad.transpose([0, 2, 1, 3])  # [B, H, L, E]
     parts: list[list[paddle.Tensor]] = [[], [], []]
@@ -159,7 +162,7 @@ def _center_(grads: paddle.Tensor, weights: paddle.Tensor) -> None:
 
 
 def _causal_blocks(length: int, key_length: int, block: int | None) -> list[tuple[int, int, int]]:
-    """(first query, query behind the last, keys that the last sees) of each block; all blocks of nearly one size."""
+    """(first query, query after the last, keys that the last sees) of each block; all blocks of nearly one size."""
     count = 1 if block is None else max(1, round(length / block))
     stops = [length * number // count for number in range(count + 1)]
     seen = key_length - length
@@ -169,7 +172,7 @@ def _causal_blocks(length: int, key_length: int, block: int | None) -> list[tupl
 
 
 def _sum_prefixes(parts: list[paddle.Tensor]) -> paddle.Tensor:
-    """Sum of [B, H, s, E] of growing s, each standing at the beginning of the last."""
+    """Sum of [B, H, s, E] of growing s, each aligned with the beginning of the last."""
     total = parts[-1]
     for part in parts[:-1]:
         missing = total.shape[2] - part.shape[2]

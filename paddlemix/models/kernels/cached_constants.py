@@ -1,7 +1,7 @@
 """Tensors that depend on nothing but their size, made once and kept on the device.
 
-A copy from the host in every forward pass costs little by itself, but it stands in the way of a device that is fed
-ahead: `tests/npu` counts that a training step makes none.
+A copy from the host in every forward pass costs little by itself, but it makes a device wait that is fed ahead:
+`tests/npu` counts that a training step makes none.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable
 import numpy as np
 import paddle
 
-_COUNTED = 4096  # numbers that are kept first; later twice as many
+_COUNTED = 4096  # numbers kept at first; then twice as many
 
 
 def cached_constant(make: Callable[..., np.ndarray], *arguments: Hashable) -> paddle.Tensor:
@@ -26,8 +26,8 @@ def _kept(device: str, make: Callable[..., np.ndarray], arguments: tuple[Hashabl
 
 
 def cached_range(start: int, stop: int | None = None) -> paddle.Tensor:
-    """int64: the numbers below `start`, or from `start` up to `stop`, as `paddle.arange` gives them; that takes its
-    bounds to the device in copies."""
+    """int64: the numbers below `start`, or from `start` up to `stop`, as `paddle.arange` returns them, which copies
+    its bounds to the device."""
     start, stop = (0, start) if stop is None else (start, stop)
     if paddle.get_device() == "cpu":
         return paddle.arange(start, stop)

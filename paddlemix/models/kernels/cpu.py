@@ -1,6 +1,6 @@
 """The kernels in C for float32 on CPU (cpu_kernels.c), where paddle's own are many passes, mostly on one thread.
 
-For tensors that `compiled_library.takes`; callers compute the plain form in paddle operators of others.
+For tensors that `cpu_library.is_supported`; callers compute the plain form in paddle operators for others.
 Nothing here is recorded for a gradient: callers are backward passes of their own, or run without one.
 """
 
@@ -31,7 +31,7 @@ class _CachedSizes(ctypes.Structure):
 
 
 class CachedTokens:
-    """What `attend_cached_` needs to know of new tokens behind a cache, for all layers.
+    """What `attend_cached_` needs to know of new tokens after a cache, for all layers.
 
     Args:
         heads: (H, K), of queries and of keys.
@@ -70,7 +70,7 @@ def rms_norm_into(
     epsilon: float,
     scales: paddle.Tensor | None = None,
 ) -> paddle.Tensor:
-    """As `rms_norm`, into tensors that are there."""
+    """As `rms_norm`, into existing tensors."""
     *_, width = shape = inputs.shape
     rows = math.prod(shape[:-1])
     cpu_library.run("rms_norm", rows * width, rows, width, inputs, weight, epsilon, outputs, scales)
@@ -80,10 +80,11 @@ def rms_norm_into(
 def rms_norm_backward(
     grads: paddle.Tensor, inputs: paddle.Tensor, weight: paddle.Tensor, scales: paddle.Tensor, weight_trains: bool
 ) -> tuple[paddle.Tensor, paddle.Tensor | None]:
-    """Gradients of inputs [..., D] and, where it trains, of the weight [D]; `scales` as `rms_norm` gave them."""
+    """Gradients of inputs [..., D] and, where it trains, of the weight [D]; `scales` as `rms_norm` returned them."""
     *_, width = shape = inputs.shape
     rows, outputs = math.prod(shape[:-1]), _empty(shape)
     threads = cpu_library.threads(rows * width)
+    # a row of sums per thread: adding to one from all threads would need locks, and its last bit depend on their order
     sums = paddle.zeros([threads, width], dtype="float32") if weight_trains else None
     cpu_library.call("rms_norm_backward", threads, rows, width, grads, inputs, weight, scales, outputs, sums)
     return outputs, None if sums is None else sums.sum(axis=0)
@@ -126,7 +127,7 @@ def gated_backward(grads: paddle.Tensor, gate: paddle.Tensor, up: paddle.Tensor)
 
 
 def supports_rotation(states: paddle.Tensor, cosines: paddle.Tensor, sines: paddle.Tensor) -> bool:
-    """`takes` for a rotation, whose angles must be there for every row and once for all heads."""
+    """`is_supported` for a rotation, whose angles must be given for every row and once for all heads."""
     batch, length, _, width = states.shape
     return cosines.shape == [batch, length, 1, width] and cpu_library.is_supported(states, cosines, sines)
 
@@ -142,7 +143,7 @@ def rotate(states: paddle.Tensor, cosines: paddle.Tensor, sines: paddle.Tensor, 
 def supports_attention(
     queries: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, bias: paddle.Tensor | None
 ) -> bool:
-    """`takes` for an attention, whose bias must be the same for every head: [L, S], [1 or B, 1, L, S] or None."""
+    """`is_supported` for an attention, whose bias must serve every head: [L, S], [1 or B, 1, L, S] or None."""
     if not cpu_library.supports_products(queries, keys, values):
         return False
     if bias is None:
@@ -160,7 +161,7 @@ def attention(
     Args:
         queries: [B, L, H, E]; keys, values: [B, S, K, E] with H a multiple of K.
         bias: see `supports_attention`.
-        causal: the bias hides every key behind its query, so that these need not be computed.
+        causal: the bias hides every key after its query, so that these need not be computed.
 
     Returns:
         [B, L, H, E].
@@ -214,7 +215,7 @@ def attend_cached_(
 
 
 def supports_few_rows(rows: int) -> bool:
-    """Whether `matmul_few` is the fast way for so many rows: a library's product is for one, and for many."""
+    """Whether `matmul_few` is the fast way for this many rows: a library's product is for one, and for many."""
     return 2 <= rows <= _MOST_FEW_ROWS
 
 
@@ -239,7 +240,7 @@ def cross_entropy_(logits: paddle.Tensor, targets: paddle.Tensor) -> tuple[paddl
     gradients.
 
     Raises:
-        ValueError: a target is none of the V classes.
+        ValueError: a target is not one of the V classes.
     """
     rows, size = logits.shape
     if int(targets.min()) < 0 or int(targets.max()) >= size:
@@ -255,6 +256,7 @@ def _attention_sizes(
     queries: paddle.Tensor, keys: paddle.Tensor, bias: paddle.Tensor | None, causal: bool
 ) -> _AttentionSizes:
     (batch, length, heads, width), (_, key_length, key_heads, _) = queries.shape, keys.shape
+    # scores of a block stay in the cache: fewer queries at a time, the more keys there are
     block = max(_LEAST_BLOCK, min(_BLOCK, _SCORES // key_length))
     step = 0 if bias is None or len(bias.shape) == 2 or bias.shape[0] == 1 else length * key_length
     return _AttentionSizes(batch, length, key_length, heads, key_heads, width, block, int(causal), step)

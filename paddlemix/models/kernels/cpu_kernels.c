@@ -5,8 +5,8 @@
  * Every function has its plain form in paddle operators, which tests hold it against.  All arrays are contiguous.
  * Threads are those of the OpenMP runtime that paddle itself uses: the library is linked with none of its own.
  *
- * Numbers: infinities and NaN come out where the plain forms give them, so no -ffast-math; sums are reassociated where
- * a pragma says so.  Every row is computed by one thread, so that its last bit does not depend on how many there are.
+ * Numbers: infinities and NaN come out where the plain forms have them, so no -ffast-math; sums are reassociated where
+ * a pragma allows it.  Every row is computed by one thread, so that its last bit does not depend on how many there are.
  */
 #include <stdint.h>
 
@@ -71,7 +71,7 @@ INLINE float largest(const float *values, long size)
     return most;
 }
 
-/* values -> e^(values - shift); gives their sum, part by part: in one, a vocabulary's small terms would be lost */
+/* values -> e^(values - shift); returns their sum, part by part: in one, a vocabulary's small terms would be lost */
 INLINE float exponentials(float *values, long size, float shift)
 {
     float total = 0.0f;
@@ -189,7 +189,7 @@ void rotate(long threads, long rows, long heads, long width, const float *states
                  outputs + head * width);
 }
 
-/* Sizes of an attention.  block: queries computed at a time; causal: 1 where every key behind its query is hidden;
+/* Sizes of an attention.  block: queries computed at a time; causal: 1 where every key after its query is hidden;
  * bias_step: floats from a batch row's bias to the next, 0 where there is one for all. */
 struct attention_sizes {
     long batch, queries, keys, heads, key_heads, width, block, causal, bias_step;
@@ -311,13 +311,13 @@ INLINE void add_rows(const float *restrict factors, const float *restrict rows, 
         for (long i = 0; i < width; i++) sum[i] += factors[j] * rows[i];
 }
 
-/* Sizes of tokens behind a cache.  room: positions of the buffers; held: written before; window: positions that a
+/* Sizes of tokens after a cache.  room: positions of the buffers; held: written before; window: positions that a
  * token sees, its own included. */
 struct cached_sizes {
     long batch, tokens, heads, key_heads, width, room, held, window;
 };
 
-/* New tokens' keys are turned and, with their values, written behind the `held` positions of the buffers [B, K, R, E];
+/* New tokens' keys are turned and, with their values, written after the `held` positions of the buffers [B, K, R, E];
  * each query is turned and replaced by what it attends to.  hidden: leading positions that a row does not see.
  * scratch: [threads, R + E]. */
 void attend_cached(long threads, const struct cached_sizes *n, float *queries, const float *keys, const float *values,

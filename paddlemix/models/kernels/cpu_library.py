@@ -24,7 +24,7 @@ from paddlemix.models.kernels.threads import openmp, threads_here
 _AGAIN = "install paddlemix once more (pip install -e .)"
 _SWITCH = "PADDLEMIX_CPU_KERNELS"  # see the table in paddlemix/device/settings.py
 _VERSION = 1  # KERNELS_VERSION in cpu_kernels.c
-_LEAST_NUMBERS = 1 << 15  # below so many, waking another thread takes longer than computing them
+_LEAST_NUMBERS = 1 << 15  # below this many, waking another thread takes longer than computing them
 # What processors must have for a kind, best first; setup.py builds the same
 _KINDS = {
     "avx512": {"avx512f", "avx512vl", "avx512dq", "avx512bw", "avx512cd"},
@@ -33,7 +33,7 @@ _KINDS = {
 }
 
 _LONG, _POINTER, _FLOAT = ctypes.c_long, ctypes.c_void_p, ctypes.c_float
-_ARGUMENTS: dict[str, tuple[Any, ...]] = {  # behind the number of threads
+_ARGUMENTS: dict[str, tuple[Any, ...]] = {  # after the number of threads
     "rms_norm": (_LONG, _LONG, _POINTER, _POINTER, _FLOAT, _POINTER, _POINTER),
     "rms_norm_backward": (_LONG, _LONG) + (_POINTER,) * 6,
     "add_bias": (_LONG, _LONG, _POINTER, _POINTER),
@@ -78,7 +78,7 @@ def missing() -> str | None:
 
 
 def kind() -> str | None:
-    """The kind that is computed with, a key of `_KINDS`: "avx512", "avx2" or "plain"; None where `missing` says why."""
+    """The kind in use, a key of `_KINDS`: "avx512", "avx2" or "plain"; None where `missing` says why."""
     best = _best_file()
     return None if best is None or missing() is not None else best[0]
 
@@ -102,13 +102,13 @@ def run(name: str, numbers: int, *arguments: Any) -> None:
     Args:
         name: of the function in C.
         numbers: that are computed with, for which threads are chosen.
-        arguments: the function's, behind the number of threads; a tensor stands for its address.
+        arguments: the function's, after the number of threads; of a tensor, its address is passed.
     """
     call(name, threads(numbers), *arguments)
 
 
 def threads(numbers: int) -> int:
-    """Threads that a kernel computes so many numbers with."""
+    """Threads that a kernel computes this many numbers with."""
     return threads_here() if numbers >= _LEAST_NUMBERS else 1
 
 
@@ -122,6 +122,7 @@ def call(name: str, count: int, *arguments: Any) -> None:
 @functools.cache
 def gemm() -> int | None:
     """Address of cblas_sgemm in the library that paddle's own products use; None where it has another."""
+    # the copy that paddle itself has loaded, so that the process has one library of products
     for path in sorted((Path(paddle.__file__).parent / "libs").glob("lib*.so*")):
         if path.name.startswith(("libmklml", "libopenblas")):
             try:
@@ -140,12 +141,14 @@ def _load() -> tuple[dict[str, Callable[..., None]] | None, str | None]:
     if best is None:
         return None, f"they were not built; install a C compiler (gcc), then {_AGAIN}"
     path = best[1]
+    # The library is linked without an OpenMP runtime: loading paddle's first makes its names known to the loader.
     if openmp() is None:
         return None, "paddle's OpenMP runtime cannot be loaded; a build of paddle for x86 brings it (libs/libiomp5.so)"
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         return None, f"{path.name} cannot be loaded ({error}); {_AGAIN}"
+    # a build of another version would be called with wrong arguments
     has_all = all(hasattr(library, name) for name in ("kernels_version", *_ARGUMENTS))
     if not has_all or library.kernels_version() != _VERSION:
         return None, f"{path.name} is of another version of paddlemix; {_AGAIN}"
@@ -158,7 +161,7 @@ def _load() -> tuple[dict[str, Callable[..., None]] | None, str | None]:
 
 @functools.cache
 def _best_file() -> tuple[str, Path] | None:
-    """The best kind that was built and that this processor can run, and its library."""
+    """The best kind that was built and runs on this processor, and its library."""
     found = {path.name.partition(".")[0]: path for path in Path(__file__).parent.glob("_cpu_kernels_*.so")}
     has = _processor_features()
     for name, needs in _KINDS.items():

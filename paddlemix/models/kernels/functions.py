@@ -1,7 +1,7 @@
 """Forward and backward passes written out where paddle's automatic ones are slow or keep too much.
 
-Each equals the plain formula in its docstring; tests compare values and gradients.  What is gained, mostly on CPU:
-results are written in place, and less is kept for the backward pass.
+Each equals the plain formula in its docstring; tests compare values and gradients.  The gain, mostly on CPU: results
+are written in place, and less is kept for the backward pass.
 None of them has a second derivative.
 """
 
@@ -19,12 +19,12 @@ from paddlemix.models.kernels.operators import column_sums, on_cpu, row_sums
 
 def trains(*tensors: paddle.Tensor) -> tuple[bool, ...]:
     """Which of a function's inputs need a gradient: paddle takes none for the others.  To be asked in the forward pass,
-    because recomputation gives back other tensors than were saved."""
+    because recomputation returns other tensors than were saved."""
     return tuple(not tensor.stop_gradient for tensor in tensors)
 
 
 def only(wanted: tuple[bool, ...], *grads: paddle.Tensor | None) -> tuple[paddle.Tensor | None, ...]:
-    """What a backward pass returns: None where no gradient is wanted, as `trains` told."""
+    """What a backward pass returns: None where no gradient is wanted, as `trains` returned."""
     return tuple(grad if want else None for want, grad in zip(wanted, grads, strict=True))
 
 
@@ -34,7 +34,7 @@ def autocasts() -> bool:
 
 
 def product_type(tensor: paddle.Tensor) -> paddle.dtype:
-    """What a product with a tensor is computed in: its own type, or the one that autocast gives to a float32.
+    """What a product with a tensor is computed in: its own type, or the one that autocast chooses for float32.
 
     A function whose forward pass autocast may change keeps its inputs in this type, because its backward pass runs
     outside autocast and gets gradients of it.
@@ -75,6 +75,7 @@ class RMSNormFunction(PyLayer):
             outputs, scales = cpu.rms_norm(inputs, weight, epsilon)
             ctx.save_for_backward(inputs, scales, weight)
             return outputs
+        # in float32 whatever the inputs are: a sum of squares overflows in float16 and loses digits in bfloat16
         flat = inputs.reshape([-1, width]).astype("float32")
         scale = paddle.rsqrt(row_sums(flat * flat) * (1.0 / width) + epsilon)  # [rows, 1]
         normalised = flat * _spread(scale, width)
@@ -91,6 +92,7 @@ class RMSNormFunction(PyLayer):
             return only(ctx.trains, *grads)
         rows, width = normalised.shape
         flat = grad.reshape([rows, width]).astype("float32")
+        # d x = (g w - n mean(g w n)) * scale, where n is the normalised input
         through = flat * _repeat(weight.astype("float32"), rows)
         mean = row_sums(through * normalised) * (1.0 / width)
         inputs_grad = through.subtract_(normalised * _spread(mean, width)).multiply_(_spread(scale, width))
@@ -147,5 +149,6 @@ class RotaryFunction(PyLayer):
         cosines, sines, half_turn = ctx.saved_tensor()
         if cpu.supports_rotation(grad, cosines, sines):
             return cpu.rotate(grad, cosines, sines, back=True), None, None, None
+        # the transposed half turn turns back
         turned = paddle.matmul(grad * sines, half_turn, transpose_y=True)
         return (grad * cosines).add_(turned), None, None, None

@@ -1,4 +1,4 @@
-"""Fused kernels of the device: which of them a model computes with.  Everything else asks `selected_kernels()`.
+"""Fused kernels of the device: which of them a model computes with.  The formulas ask `selected_kernels()`.
 
 A kernel is used only if the device has it and it computes what the plain form does: values and gradients of a small
 case of this model's head size and widths are compared when a model is loaded or a run begins.  Candidates are paddle's
@@ -90,12 +90,12 @@ _chosen = _NONE
 
 
 def selected_kernels() -> FusedKernels:
-    """The kernels of this run; none before `choose_kernels`."""
+    """The kernels of this run; none of them before `choose_kernels`."""
     return _chosen
 
 
 def is_supported(*tensors: paddle.Tensor) -> bool:
-    """Whether tensors are all of one precision that fused kernels take."""
+    """Whether tensors are all of one precision that fused kernels support."""
     dtype = tensors[0].dtype
     return all(tensor.dtype == dtype for tensor in tensors) and is_supported_type(dtype)
 
@@ -106,10 +106,10 @@ def is_supported_type(dtype: paddle.dtype) -> bool:
 
 
 def choose_kernels(wanted: bool | None, device: str, dtype: str, sizes: KernelSizes | None = None) -> list[str]:
-    """Decides what `chosen` gives from now on.
+    """Decides what `selected_kernels` returns from now on.
 
     Args:
-        wanted: the run's `use_flash_attention`; None takes what the device has, False nothing.
+        wanted: the run's `use_flash_attention`; None selects what the device has, False nothing.
         device: as paddle names it, current.
         dtype: what is computed in.
         sizes: of the model; None for those of a 7B.

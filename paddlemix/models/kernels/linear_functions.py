@@ -38,6 +38,7 @@ class NormedLinearsFunction(PyLayer):
         matrix_grads = _weight_grads(lambda: cpu.rms_norm(inputs, weight, ctx.epsilon)[0], grads, wanted=ctx.trains[2:])
         if not any(ctx.trains[:2]):
             return None, None, *matrix_grads
+        # all linear layers read the same norm, so their gradients add up before it is passed once
         normed_grad = paddle.matmul(grads[0], matrices[0], transpose_y=True)
         for grad, matrix in zip(grads[1:], matrices[1:], strict=True):
             normed_grad.add_(paddle.matmul(grad, matrix, transpose_y=True))
@@ -110,6 +111,8 @@ class LowRankLinearFunction(PyLayer):
             inputs_grad = paddle.matmul(grad, total, transpose_y=True)
         (rank, out_size), in_size = second.shape, first.shape[0]
         flat, grad = inputs.reshape([-1, in_size]), grad.reshape([-1, out_size])
+        # Either the gradient of the whole update [in, out] once, or two products through the narrow middle [rows, r]:
+        # the first if the weight trains anyway, or the rank is so large that narrow products cost more.
         if ctx.trains[1] or in_size * out_size <= 2 * NARROW_COST * rank * (in_size + out_size):
             weight_grad = paddle.matmul(flat, grad, transpose_x=True)
             first_grad = paddle.matmul(weight_grad, second * ctx.scaling, transpose_y=True)
@@ -130,8 +133,9 @@ class DroppedLowRankFunction(PyLayer):
     ) -> paddle.Tensor:
         """[..., in], [in, r], [r, out] -> [..., out]; `rate` is the share that is dropped.
 
-        Products run in the type that autocast gives them, else in that of the inputs, and so does the backward pass.
+        Products run in the type that autocast chooses, else in that of the inputs, and so does the backward pass.
         """
+        # one byte per number; the factors are made of it again in the backward pass
         mask = dropout_mask(inputs, rate)
         factors, gain = widened_mask(mask, rate, inputs.dtype)
         dropped = inputs * factors

@@ -1,6 +1,6 @@
 """Operators of the NPU plugin's own, which paddle does not know before they are registered.
 
-What they compute was never seen here, so fused.py compares each with the plain form before it is used.
+None of them could be run where this was written, so fused.py compares each with the plain form before it is used.
 
 Source: PaddleNLP 3.0.0b4, transformers/llama/fusion_ops.py, for names, arguments and the registration.
 """
@@ -20,7 +20,7 @@ def register() -> tuple[str, ...]:
     """Makes the operators of the plugin's libraries known to paddle, where there are any.
 
     Returns:
-        A line for each library that has none, with what paddle says.
+        A line for each library that has none, with paddle's message.
     """
     lines = []
     for library in plugin_libraries():

@@ -52,6 +52,7 @@ def repeat_heads(states: paddle.Tensor, groups: int) -> paddle.Tensor:
     if on_cpu(states):
         return states.repeat_interleave(groups, axis=2)
     batch, length, heads, width = states.shape
+    # [B, S, K, E] -> [B, S, K, groups, E] -> [B, S, K * groups, E]
     return states.unsqueeze(3).expand([batch, length, heads, groups, width]).reshape([batch, length, -1, width])
 
 
@@ -59,6 +60,7 @@ def dropout(inputs: paddle.Tensor, rate: float) -> paddle.Tensor:
     """Zero with probability `rate`, else multiplied by 1 / (1 - rate)."""
     if on_cpu(inputs):
         return functional.dropout(inputs, rate, training=True)
+    # drawn on the device itself, see above
     factors, gain = widened_mask(dropout_mask(inputs, rate), rate, inputs.dtype)
     return inputs * factors.scale_(gain)
 

@@ -110,7 +110,7 @@ INLINE float block_scale(const struct weight *w, long block)
     return product + w->offset;
 }
 
-/* Inputs start .. start + count of an output; start is a multiple of BLOCK.  What lies behind, up to a whole block, is
+/* Inputs start .. start + count of an output; start is a multiple of BLOCK.  What follows, up to a whole block, is
  * written too. */
 INLINE void widen_nf4(const struct weight *w, const struct table *table, long output, long start, long count,
                       float *wides)
@@ -161,7 +161,7 @@ INLINE float total(wide parts)
     return lanes[0];
 }
 
-/* The weights of an output's inputs [start, start + count), zeros behind them; those of int8 without their scale */
+/* The weights of an output's inputs [start, start + count), zeros after them; those of int8 without their scale */
 INLINE void widen_piece(const struct weight *w, const struct table *table, long output, long start, long count,
                         float *wides)
 {

@@ -25,7 +25,7 @@ _this_thread = threading.local()
 
 def cores() -> int:
     """Pieces that can be worked on at a time; 1 on other devices than CPU, inside a piece, and where paddle's OpenMP
-    runtime cannot be told to use one thread."""
+    runtime cannot be set to one thread."""
     return threads_here() if paddle.get_device() == "cpu" and openmp() is not None else 1
 
 
@@ -45,6 +45,7 @@ def map_on_cores(function: Callable[..., T], *columns: Iterable[Any], threads: i
     Raises:
         Exception: the first that a piece raised.
     """
+    # Below: all in this thread where there is one core or one piece, whose operators then have all threads themselves.
     rows, count = list(zip(*columns, strict=True)), cores()
     if count == 1 or (len(rows) == 1 and threads is None):
         with paddle.no_grad():
