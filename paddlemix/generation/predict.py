@@ -22,7 +22,7 @@ from paddlemix.checkpoints.pretrained import Pretrained
 from paddlemix.errors import UserError
 from paddlemix.generation.ending import ending_of
 from paddlemix.generation.generate import answer_budget, generate
-from paddlemix.generation.questions import Question, QuestionList, QuestionSettings
+from paddlemix.generation.questions import EncodedQuestion, QuestionList, QuestionSettings
 from paddlemix.generation.sampling import GenerationSettings
 from paddlemix.models.llava import LlavaModel
 from paddlemix.processors.llava import LlavaProcessor
@@ -37,7 +37,7 @@ class Answer:
     """What a model said.
 
     Args:
-        prompt: the question's words, see `Question.text`; "" where the question could not be read.
+        prompt: the question's words, see `EncodedQuestion.text`; "" where the question could not be read.
         text: the answer; "" where there is none.
         reference: the right answer, where the question's record has one.
         error: why the question could not be asked.
@@ -137,7 +137,7 @@ def answer_batches(
     is_ended = ending.reached(processor.tokenizer)
     for batch, encoded in _encoded_ahead(questions, batches, workers):
         encoded = [_checked(model, item) for item in encoded]
-        asked = [item for item in encoded if isinstance(item, Question)]
+        asked = [item for item in encoded if isinstance(item, EncodedQuestion)]
         seeded = replace(settings, seed=settings.seed + batch[0])
         tokens = iter(generate(model, [item.prompt for item in asked], seeded, ending.ids, is_ended))
         answers = {}
@@ -150,7 +150,7 @@ def answer_batches(
         yield answers
 
 
-def _checked(model: LlavaModel, item: Question | UserError) -> Question | UserError:
+def _checked(model: LlavaModel, item: EncodedQuestion | UserError) -> EncodedQuestion | UserError:
     """The question, or why this model cannot be asked it."""
     if isinstance(item, UserError):
         return item
@@ -165,16 +165,16 @@ def _checked(model: LlavaModel, item: Question | UserError) -> Question | UserEr
 
 def _encoded_ahead(
     questions: QuestionList, batches: Iterable[Sequence[int]], workers: int
-) -> Iterator[tuple[Sequence[int], list[Question | UserError]]]:
+) -> Iterator[tuple[Sequence[int], list[EncodedQuestion | UserError]]]:
     """Batches in order with their questions encoded by threads, or the errors in their place."""
 
-    def encode(index: int) -> Question | UserError:
+    def encode(index: int) -> EncodedQuestion | UserError:
         try:
             return questions.encode(index)
         except UserError as error:
             return error
 
-    ready: deque[tuple[Sequence[int], list[Future[Question | UserError]]]] = deque()
+    ready: deque[tuple[Sequence[int], list[Future[EncodedQuestion | UserError]]]] = deque()
     pool = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="decode")
     try:
         for batch in batches:

@@ -42,7 +42,7 @@ class QuestionSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class EncodedQuestion:
     """One question, ready for its answer.
 
     Args:
@@ -113,7 +113,7 @@ class QuestionList:
         return _with_line(sample, self._settings.suffix)
 
     def words(self, index: int) -> str:
-        """A question's words, see `Question`; those of `names` where it cannot be read."""
+        """A question's words, see `EncodedQuestion`; those of `names` where it cannot be read."""
         try:
             sample = self.sample(index)
         except UserError:
@@ -147,7 +147,7 @@ class QuestionList:
             return self._processor.image_spec.tile_size, self._processor.image_spec.tile_size
         return self._sizes.get(path)
 
-    def encode(self, index: int) -> Question:
+    def encode(self, index: int) -> EncodedQuestion:
         """Opens the images of a question and encodes it.
 
         Raises:
@@ -162,7 +162,7 @@ class QuestionList:
         except UserError as error:
             raise type(error)(f"{sample.source}: {error}") from error
         answered = messages[-1].role == "assistant"
-        return Question(
+        return EncodedQuestion(
             prompt=prompt,
             text=self._words(index, messages[-2 if answered else -1]),
             reference=messages[-1].text.strip() if answered else None,

@@ -34,7 +34,8 @@ from paddlemix.tools.common.generation import (
 )
 
 if TYPE_CHECKING:
-    from paddlemix.generation.predict_file import Chunk, Outcome, PredictJob
+    from paddlemix.generation.predict_file import Outcome
+    from paddlemix.generation.predict_job import Chunk, PredictJob
 
 STATUS_FAILED_QUESTIONS = 1
 # Source: haotian-liu/LLaVA llava/eval/model_vqa_science.py (commit c121f04)
@@ -81,7 +82,8 @@ def main(argv: list[str]) -> int:
     arguments = build_parser().parse_args(argv)
     chunk, settings = _chunk(arguments), generation_settings(arguments)
     from paddlemix.checkpoints.load import load_pretrained
-    from paddlemix.generation.predict_file import PredictJob, predict_file
+    from paddlemix.generation.predict_file import predict_file
+    from paddlemix.generation.predict_job import PredictJob
     from paddlemix.tools.common.processor import named_template
 
     template = named_template(arguments.conv_mode, arguments.model_path) if arguments.conv_mode else None
@@ -112,7 +114,7 @@ def main(argv: list[str]) -> int:
 
 def _chunk(arguments: argparse.Namespace) -> Chunk:
     """The share of this process: from the two flags, or its rank under `paddle.distributed.launch`."""
-    from paddlemix.generation.predict_file import Chunk
+    from paddlemix.generation.predict_job import Chunk
 
     if (arguments.num_chunks is None) != (arguments.chunk_idx is None):
         raise UserError("--num-chunks and --chunk-idx must be given together")
