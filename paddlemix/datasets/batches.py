@@ -21,7 +21,7 @@ _AHEAD = 2  # batches that the thread makes before they are asked for
 
 
 class RowDataset(Protocol):
-    """Anything that gives rows by index: of one example, of several that were packed, or of none."""
+    """Anything that returns rows by index: of one example, of several that were packed, or of none."""
 
     def __len__(self) -> int: ...
 
@@ -33,7 +33,7 @@ class LoadingSettings:
     """How batches are made.
 
     Args:
-        tokens_per_tile: feature rows that the tower gives for a tile.
+        tokens_per_tile: feature rows that the tower computes for a tile.
         dummy_tile: shape [1, 3, H, W] of an unused tile for a batch without image, so that every process of a
             distributed run computes the same layers; None to leave such batches alone.
         num_workers: processes that make batches; 0 uses a thread of this process.

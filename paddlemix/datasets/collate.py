@@ -25,11 +25,11 @@ def collate(
     Args:
         rows: at least one; an example is a row of its own; text-only and image examples may be mixed.  A row whose
             samples were all skipped becomes one position that nothing is learned from.
-        tokens_per_tile: feature rows the tower gives for one tile (P).
+        tokens_per_tile: feature rows that the tower computes for one tile (P).
         padding: "right" for training, "left" for generating in a batch.
         pad_to_multiple_of: positions of a row are padded up to a multiple of it, >= 1.
         pad_tiles_to_multiple_of: the batch's tiles, where it has any, are padded up to a multiple of it with empty ones
-            that stand at no position, >= 1.
+            at no position, >= 1.
 
     Returns:
         One row per row.
@@ -90,7 +90,7 @@ def _with_empty(tiles: np.ndarray | None, padding: int) -> np.ndarray | None:
 
 def _tile_order(examples: Sequence[Example], padding: int) -> np.ndarray | None:
     """Puts tiles that came as pixels and tiles that came as features, in this order, into that of the samples; the
-    `padding` tiles, which stand behind those that came as pixels, come last.
+    `padding` tiles, which follow those that came as pixels, come last.
 
     A sum over all tiles, as in the projector's gradient, would else depend on which of them were found on the disk.
     """

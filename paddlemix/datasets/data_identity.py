@@ -22,7 +22,7 @@ from paddlemix.errors import UserError
 from paddlemix.identity import FileState, file_digests, file_states, listed
 
 _DIGEST = 8  # bytes of one record's or picture's digest
-_BLOCK = 512  # pictures between two looks at whether to stop
+_BLOCK = 512  # pictures between two checks whether to stop
 UNKNOWN = np.uint64(0)
 
 
@@ -31,7 +31,7 @@ class Pictures:
     """The pictures of some samples in their order, each as often as it is used.
 
     Args:
-        digests, states: uint64 [n]; UNKNOWN where a file is missing, was not hashed yet, or the picture is no file.
+        digests, states: uint64 [n]; UNKNOWN where a file is missing, was not hashed yet, or the picture is not a file.
     """
 
     digests: np.ndarray
@@ -49,7 +49,7 @@ class Pictures:
         return cls(np.concatenate([b.digests for b in blocks]), np.concatenate([b.states for b in blocks]))
 
     def part(self, start: int, count: int) -> Pictures:
-        """Some entries; unknown ones behind the last."""
+        """Some entries; unknown ones after the last."""
         more = self.unknown(max(start + count - len(self.digests), 0))
         found = Pictures(self.digests[start : start + count], self.states[start : start + count])
         return (
@@ -58,7 +58,7 @@ class Pictures:
 
 
 def picture_blocks(data: SampleDataset) -> Iterator[list[str]]:
-    """The files of a data set's pictures, some at a time; "" for one that is no file (yet)."""
+    """The files of a data set's pictures, some at a time; "" for one that is not a file (yet)."""
     block: list[str] = []
     for index in range(len(data)):
         block += data.image_files(index)
@@ -74,7 +74,7 @@ def states_of(paths: Sequence[str], known: Pictures) -> Pictures:
 
     Args:
         paths: their files.
-        known: entries of the same pictures from before: where a file's state is as it was its digest is taken over.
+        known: entries of the same pictures from before: where a file's state is unchanged, its digest is kept.
     """
     states = np.array([_state_entry(state) for state in file_states(paths)], np.uint64)
     return Pictures(np.where(known.states == states, known.digests, UNKNOWN), states)

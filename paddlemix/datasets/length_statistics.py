@@ -68,7 +68,7 @@ def describe_lengths(
         lengths: int [n, 2], tokens and how many of them are visual; 0 tokens for a sample that is left out.
         batch_size: rows of a batch, >= 1.
         capacity: tokens of a packed row; None where a row holds one sample.
-        grouping: which samples stand together in a batch; packed rows are mixed freely, whatever it says.
+        grouping: which samples meet in a batch; packed rows are mixed freely in any case.
         total: samples of the whole data set where `lengths` is of a part drawn from it.
 
     Raises:

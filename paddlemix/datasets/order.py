@@ -36,9 +36,9 @@ class EpochBatchSampler:
         lengths: int [size], what is grouped by: signed words (`count_words`) or tokens.
 
     Attributes:
-        epoch: which pass over the data `__iter__` and `order` give; the caller sets it.
+        epoch: which pass over the data `__iter__` and `order` return; the caller sets it.
 
-    The last step of an epoch takes samples from the epoch's beginning until it is full.
+    The last step of an epoch is filled with samples from the epoch's beginning.
 
     Raises:
         UserError: `size` is 0.
@@ -61,7 +61,7 @@ class EpochBatchSampler:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps that one pass over the data takes."""
+        """Optimiser steps of one pass over the data."""
         return -(-self.size // (self.batch_size * self.accumulation * self.world_size))
 
     def __len__(self) -> int:

@@ -27,7 +27,7 @@ def pack_rows(lengths: np.ndarray, capacity: int, seed: int) -> list[np.ndarray]
         seed: of the shuffle.
 
     Returns:
-        int64 indices of each row, ascending; every sample of 1 token or more stands in exactly one row.
+        int64 indices of each row, ascending; every sample of 1 token or more is in exactly one row.
 
     Raises:
         UserError: `capacity` is below 1, or a sample alone is longer than it.
@@ -71,7 +71,7 @@ class PackedDataset:
     """A data set whose rows hold several samples of another.
 
     Args:
-        dataset: gives each sample as a row of its own.
+        dataset: returns each sample as a row of its own.
         packs: indices of the samples of each row, see `pack_rows`.
     """
 
@@ -86,7 +86,7 @@ class PackedDataset:
         return len(self._ends)
 
     def members(self, row: int) -> list[int]:
-        """Indices of the samples of a row, in the order in which they stand there."""
+        """Indices of the samples of a row, in their order there."""
         start = self._ends[row - 1] if row else 0
         return [int(index) for index in self._members[start : self._ends[row]]]
 

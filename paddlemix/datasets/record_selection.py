@@ -1,6 +1,6 @@
 """Which records of a data file an entry uses: `path#N`, `split` and `weight`.
 
-All of it is a function of the file and the seed, never of the epoch, so that a run can be taken up again.
+All of it is a function of the file and the seed, never of the epoch, so that a run can be resumed.
 Source: the `#N` suffix as in ms-swift; slices as in Hugging Face datasets' split strings.
 """
 
@@ -36,7 +36,7 @@ def split_count(path: str) -> tuple[str, int | None]:
         return path, None
     count = int(found["count"])
     if count < 1:
-        raise UserError(f"data_files '{path}': the number behind # must be at least 1")
+        raise UserError(f"data_files '{path}': the number after # must be at least 1")
     return found["path"], count
 
 
@@ -46,12 +46,12 @@ def select_rows(size: int, entry: Mapping[str, Any], count: int | None, seed: in
     Args:
         size: records of the file.
         entry: item of `dataset["train"]`; its `split` ("[:90%]", "[90%:]", "[100:200]") cuts the file first, then
-            `weight` (above 0: 0.5 takes half of the records, 2.5 takes each twice and half of them once more).
-        count: N of `path#N`: so many records, each once before any is taken twice.
+            `weight` (above 0: 0.5 chooses half of the records, 2.5 each twice and half of them once more).
+        count: N of `path#N`: how many records, each once before any is repeated.
         seed: of the draw.
 
     Returns:
-        int64 [n], ascending; a record that is taken several times stands several times.
+        int64 [n], ascending; a record that is chosen several times is listed several times.
 
     Raises:
         UserError: the split leaves nothing, or the entry has a weight although its file says `#N`.

@@ -1,4 +1,4 @@
-"""How many tokens every sample of a data set takes, and how many of them are visual: counted once, then kept.
+"""How many tokens every sample of a data set has, and how many of them are visual: counted once, then cached.
 
 Knows no text and no image; the data set measures, from image headers alone.
 """

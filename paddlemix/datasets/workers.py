@@ -110,7 +110,7 @@ def _end(pool: ProcessPoolExecutor, folder: str | None) -> None:
 
 @dataclass(frozen=True)
 class _Parcel:
-    """A result on its way: pickled, its large arrays in a file of shared memory, one behind the other.
+    """A result on its way: pickled, its large arrays in a file of shared memory, one after the other.
 
     Args:
         pickled: the rest.
@@ -171,7 +171,7 @@ def _unpack(parcel: _Parcel) -> Any:
 
 
 def _discard(future: Future[_Parcel]) -> None:
-    """Frees the memory of a result that nobody takes."""
+    """Frees the memory of a result that nobody wants."""
     if not future.cancelled() and future.exception() is None:
         path = future.result().path
         if path is not None:
@@ -191,7 +191,7 @@ def _start(function: Callable[[Any, Any], Any], context: Any, folder: str | None
 
 
 def _keep_freed_memory() -> None:
-    """Freed arrays of images stay with the process for the next ones; to ask the system for each anew takes a tenth of
+    """Freed arrays of images stay with the process for the next ones; asking the system for each costs a tenth of
     a worker's time.  Where the C library is not glibc nothing changes."""
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
@@ -200,7 +200,7 @@ def _keep_freed_memory() -> None:
 
 
 def _end_with_parent(folder: str | None) -> None:
-    """A killed parent would leave this process waiting for ever, and its shared memory taken."""
+    """A killed parent would leave this process waiting for ever, and its shared memory occupied."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -38,7 +38,7 @@ class AnswerFile:
         path: where the answers go; its folder is made.
         header: what they depend on: JSON values by name.
         numbers: of the questions whose answers it holds, ascending.
-        earlier: lines of all these questions from a run before, the failed ones of which are asked again; None takes
+        earlier: lines of all these questions from a run before, the failed ones of which are asked again; None reads
             them from `path`, where it is.  From the first on that is cut short or damaged they are asked again, too.
         overwrite: forget what is there.
         asked: what is known of each of these questions; None checks neither pictures nor whose line a line is.
@@ -91,7 +91,7 @@ class AnswerFile:
             self._lock.write({**header, IMAGES: known_images(before.get(IMAGES), asked)})
 
     def abandon(self) -> None:
-        """Ends without a finished file; lets others have it.  Where there is no answer, nothing stays."""
+        """Ends without a finished file and releases the lock.  Where there is no answer, nothing stays."""
         try:
             empty = not self._partial.stat().st_size
         except FileNotFoundError:
@@ -194,7 +194,7 @@ def lock_of(path: Path, wait: bool = False) -> Locked:
 def _claim(
     lock: Locked, path: Path, header: Mapping[str, Any], asked: Asked | None, fresh: bool
 ) -> dict[str, Any] | None:
-    """Writes the header of a new file, or compares it with that of the one that is there, which is returned."""
+    """Writes the header of a new file, or compares it with that of an existing file, which is returned."""
     if fresh:
         lock.write(dict(header) | ({} if asked is None else {IMAGES: asked.digests}))
         return None
@@ -204,7 +204,7 @@ def _claim(
     changed = compare_headers(found, header)
     if changed:
         raise UserError(
-            f"{path} was begun with other arguments: {'; '.join(changed)}. Run with those to go on, choose another "
+            f"{path} was begun with other arguments: {'; '.join(changed)}. Run with those to resume, choose another "
             "--output, or begin again with --overwrite"
         )
     return found

@@ -29,7 +29,7 @@ class Asked:
     Args:
         ids: the `question_id` of each.
         digests: one text for each question; "" where there is no picture or none that can be read.
-        names: gives the names of the pictures of some questions, by their places.
+        names: returns the names of the pictures of some questions, by their places.
     """
 
     ids: list[Any]
@@ -75,7 +75,7 @@ def check_images(path: Path, before: Any, asked: Asked, answered: np.ndarray) ->
     if wrong:
         raise UserError(
             f"{path} has answers about pictures that were replaced since: {listed(asked.names(wrong))}. Put them back "
-            "to go on, choose another --output, or begin again with --overwrite"
+            "to resume, choose another --output, or begin again with --overwrite"
         )
 
 

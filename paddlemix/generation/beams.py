@@ -13,7 +13,7 @@ import numpy as np
 from paddlemix.generation.incremental import IncrementalModel
 from paddlemix.generation.sampling import GenerationSettings, penalised
 
-_NEVER = np.float32(-1e9)  # added to the score of what must not be taken
+_NEVER = np.float32(-1e9)  # added to the score of what must not be chosen
 
 
 @dataclass
@@ -22,7 +22,7 @@ class _Beams:
 
     Args:
         width: beams.
-        running, scores: sequences that go on, the best first, and their summed log probabilities [width].
+        running, scores: sequences that continue, the best first, and their summed log probabilities [width].
         finished, final: sequences that ended, the best first, and their scores by length [width].
         filled: which of `finished` are really sequences, bool [width].
         open: whether a better end may still be found.
@@ -36,7 +36,9 @@ class _Beams:
     def __post_init__(self) -> None:
         self.running = [[] for _ in range(self.width)]
         self.finished = [[] for _ in range(self.width)]
-        self.scores = np.where(np.arange(self.width) > 0, _NEVER, np.float32(0))  # all begin alike: only one may go on
+        self.scores = np.where(
+            np.arange(self.width) > 0, _NEVER, np.float32(0)
+        )  # all begin alike: only one may continue
         self.final = np.full(self.width, _NEVER)
         self.filled = np.zeros(self.width, dtype=bool)
 
@@ -57,7 +59,7 @@ def search_beams(
         prompt_ids: int64 [L], for the penalty; negative ones count for nothing.
         settings: `num_beams` and what belongs to it; temperature 0.
         ends: tokens that end an answer.
-        is_last: whether an answer may not go on behind these tokens.
+        is_last: whether an answer must end with these tokens.
 
     Returns:
         Token ids without the token that ended it.
@@ -104,7 +106,7 @@ def _best(totals: np.ndarray, count: int) -> np.ndarray:
 
 
 def _go_on(beams: _Beams, sequences: list[list[int]], scores: np.ndarray, hits: np.ndarray) -> np.ndarray:
-    """Keeps the best that have not ended; gives their numbers among the candidates."""
+    """Keeps the best that have not ended; returns their numbers among the candidates."""
     running = scores + hits * _NEVER
     kept = np.argsort(-running, kind="stable")[: beams.width]
     beams.running, beams.scores = [sequences[number] for number in kept], running[kept]

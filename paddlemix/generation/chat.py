@@ -33,7 +33,7 @@ from paddlemix.processors.text.template import Template
 from paddlemix.sample import IMAGE_TOKEN_INDEX, NEWLINE_INDEX, Example, Message
 
 ON_OVERFLOW = ("stop", "drop_oldest")
-_FIRST_PICTURE = -1000  # below it, ids of the cache stand for pictures
+_FIRST_PICTURE = -1000  # ids of the cache below it mean pictures
 
 
 class ChatSession:
@@ -92,21 +92,21 @@ class ChatSession:
         return prompt_text(pieces)
 
     def ask(self, question: str, images: Sequence[Image.Image | Picture] = ()) -> Iterator[str]:
-        """Asks a question and gives the answer piece by piece, as it is made; it then belongs to the history.
+        """Asks a question and yields the answer piece by piece, as it is made; it then belongs to the history.
 
         Args:
-            question: the user's words; `<image>` marks where an image stands, and nothing else in them is parsed.
-            images: RGB, new in this round, or pictures of an earlier one; they stand before the words unless these say
+            question: the user's words; `<image>` marks the place of an image, and nothing else in them is parsed.
+            images: RGB, new in this round, or pictures of an earlier one; they precede the words unless these say
                 otherwise.
 
         Raises:
-            UserError: the model has no tower for an image, `<image>` stands there more or less often than there are
+            UserError: the model has no tower for an image, `<image>` occurs more or less often than there are
                 images, beams are asked for, or the conversation has become too long.  The history is then as before.
         """
         yield from self._stream(self.rounds, self._pictures(images), question)
 
     def answer(self, question: str, images: Sequence[Image.Image | Picture] = ()) -> str:
-        """Asks a question and gives the whole answer; arguments and errors as `ask`, but beams are allowed."""
+        """Asks a question and returns the whole answer; arguments and errors as `ask`, but beams are allowed."""
         if self.settings.num_beams == 1:
             list(self.ask(question, images))
             return self.rounds[-1].answer or ""
@@ -157,17 +157,17 @@ class ChatSession:
         return [image if isinstance(image, Picture) else Picture(image, image.size) for image in images]
 
     def _stream(self, rounds: list[Round], pictures: list[Picture], question: str) -> Iterator[str]:
-        """The answer to a question behind some rounds, which take the place of the conversation's."""
+        """The answer to a question after some rounds, which replace the conversation's."""
         if self.settings.num_beams > 1:
             raise UserError(
-                f"num_beams {self.settings.num_beams}: beam search cannot give an answer piece by piece, the best beam "
-                "is known at the end alone; ask without streaming (ChatSession.answer, --no-stream)"
+                f"num_beams {self.settings.num_beams}: beam search cannot stream an answer, the best beam is known "
+                "at the end alone; ask without streaming (ChatSession.answer, --no-stream)"
             )
         example, scores = self._open(rounds, pictures, question)
         yield from self._answer(scores, example.input_ids)
 
     def _open(self, rounds: list[Round], pictures: list[Picture], question: str) -> tuple[Example, np.ndarray]:
-        """Reads an open question; gives it encoded, and the scores [1, V] of the answer's first token."""
+        """Reads an open question; returns it encoded, and the scores [1, V] of the answer's first token."""
         before, self.dropped = self.rounds, None
         try:
             self.rounds = [*rounds, Round(question_of(question, pictures))]
@@ -207,7 +207,7 @@ class ChatSession:
         return pictures
 
     def _prefill(self, example: Example) -> np.ndarray:
-        """Brings the cache up to the open question; gives the scores [1, V] of the answer's first token."""
+        """Brings the cache up to the open question; returns the scores [1, V] of the answer's first token."""
         pictures, ids = self._encode_pictures(), example.input_ids
         spec, is_image, marks = self.processor.image_spec, ids == IMAGE_TOKEN_INDEX, ids.copy()
         counts = [count_visual_tokens(picture.size[0], picture.size[1], spec) for picture in pictures]

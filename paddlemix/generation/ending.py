@@ -24,7 +24,7 @@ class Ending:
 
     Args:
         ids: tokens.
-        texts: none of them belongs to the answer, nor does anything behind them.
+        texts: none of them belongs to the answer, nor does anything after them.
     """
 
     ids: frozenset[int]
@@ -36,7 +36,7 @@ class Ending:
         return (text[: min(places)], True) if places else (text, False)
 
     def certain_length(self, text: str) -> int:
-        """Characters that later tokens cannot change: no half character and no beginning of an end behind them."""
+        """Characters that later tokens cannot change: no half character and no beginning of an end follows them."""
         length = len(text.rstrip(_REPLACEMENT))
         for end in self.texts:
             for size in range(len(end) - 1, 0, -1):
@@ -46,7 +46,7 @@ class Ending:
         return length
 
     def reached(self, tokenizer: Tokenizer) -> Callable[[Sequence[int]], bool] | None:
-        """Whether one of the texts stands at the end of an answer's tokens; None where tokens alone end it."""
+        """Whether an answer's tokens end with one of the texts; None where tokens alone end it."""
         if not self.texts:
             return None
         count = _CONTEXT + _TOKENS_OF_CHARACTER * max(map(len, self.texts))
@@ -78,21 +78,24 @@ class GrowingText:
     def __init__(self, tokenizer: Tokenizer, ending: Ending) -> None:
         self._tokenizer, self._ending = tokenizer, ending
         self._tokens: list[int] = []
-        self._settled, self._behind = "", 0  # the text of the tokens before `_behind`, which later ones cannot change
-        self._places = deque([0], maxlen=_CONTEXT + 1)  # earlier values of `_behind`: no character is cut there
+        self._settled, self._settled_count = (
+            "",
+            0,
+        )  # the text of the first `_settled_count` tokens, which later ones cannot change
+        self._places = deque([0], maxlen=_CONTEXT + 1)  # earlier values of `_settled_count`: no character is cut there
         self._shown = 0
         self.text, self.ended = "", False
 
     def add(self, token: int) -> str:
         """What of the text has become certain with this token; `ended` and `text` are then up to date."""
         self._tokens.append(token)
-        start = next((place for place in reversed(self._places) if place <= self._behind - _CONTEXT), 0)
-        before = self._tokenizer.decode(self._tokens[start : self._behind])
+        start = next((place for place in reversed(self._places) if place <= self._settled_count - _CONTEXT), 0)
+        before = self._tokenizer.decode(self._tokens[start : self._settled_count])
         new = self._tokenizer.decode(self._tokens[start:])[len(before) :]
         whole = self._settled + new
         if not new.endswith(_REPLACEMENT):
-            self._settled, self._behind = whole, len(self._tokens)
-            self._places.append(self._behind)
+            self._settled, self._settled_count = whole, len(self._tokens)
+            self._places.append(self._settled_count)
         self.text, self.ended = self._ending.cut(whole.lstrip())
         certain = len(self.text) if self.ended else self._ending.certain_length(self.text)
         return self._show(certain)

@@ -1,6 +1,7 @@
 """Answers to a batch of encoded prompts, token by token over a key/value cache.
 
-Prompts of different lengths are padded on the left and masked, so a row gives what it gives alone.  Knows no template.
+Prompts of different lengths are padded on the left and masked, so a row's answer is the one it has alone.  Knows no
+template.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def answer_budget(model: LlavaModel, prompt_length: int, max_new_tokens: int) ->
     limit = model.config.text.max_position_embeddings
     if prompt_length >= limit:
         raise UserError(
-            f"the conversation takes {prompt_length} tokens, {prompt_length - limit + 1} more than the model's context "
+            f"the conversation has {prompt_length} tokens, {prompt_length - limit + 1} more than the model's context "
             f"of {limit} leaves room for; shorten it"
         )
     return min(max_new_tokens, limit - prompt_length)

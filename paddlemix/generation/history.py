@@ -62,7 +62,7 @@ class Dropped:
     """What was left out of a conversation that outgrew the model's context.
 
     Args:
-        rounds: the oldest ones, so many.
+        rounds: how many of the oldest ones.
         images: pictures that these showed.
     """
 
@@ -80,22 +80,22 @@ def question_of(text: str, pictures: Sequence[Picture]) -> tuple[Part, ...]:
     """A question's words and pictures.
 
     Args:
-        text: `<image>` in it marks where a picture stands; without it all stand before the words.
+        text: `<image>` in it marks the place of a picture; without it all precede the words.
         pictures: those of this question.
 
     Raises:
-        UserError: `<image>` stands there more or less often than there are pictures.
+        UserError: `<image>` occurs more or less often than there are pictures.
     """
     places = text.count(IMAGE_TOKEN)
     if places and places != len(pictures):
         given = "no image was given" if not pictures else f"{len(pictures)} images were given"
         given = "1 image was given" if len(pictures) == 1 else given
         raise UserError(
-            f"the question has {IMAGE_TOKEN} {places} times, but {given}; give as many, or leave {IMAGE_TOKEN} out"
+            f"the question has {IMAGE_TOKEN} {places} times, but {given}; give one for each, or leave {IMAGE_TOKEN} out"
         )
     if not places:
         if len(pictures) == 1:
-            return (*pictures, text)  # the template puts a line break behind a single image
+            return (*pictures, text)  # the template puts a line break after a single image
         return (*(part for picture in pictures for part in (picture, "\n")), text)
     words = text.split(IMAGE_TOKEN)
     pairs = itertools.zip_longest(words, pictures)

@@ -1,4 +1,4 @@
-"""A model that reads prompts once and then goes on token by token, from ids to scores.
+"""A model that reads prompts once and then continues token by token, from ids to scores.
 
 Knows no sampling and no text.  Where only the likeliest token is asked for, a card chooses it: the ids come to the host
 instead of all scores, and those that are fed next are on the device already.
@@ -19,11 +19,11 @@ from paddlemix.models.kv_cache import KVCache
 from paddlemix.models.llava import LlavaModel
 from paddlemix.sample import Example
 
-_FEW = 64  # tokens that are read in few operators; of more, the products take the time and causal blocks save some
+_FEW = 64  # tokens that are read in few operators; with more, products dominate and causal blocks save some
 
 
 class IncrementalModel:
-    """Rows of tokens behind one cache.
+    """Rows of tokens over one cache.
 
     Where `greedy` was asked of `prefill` or `extend` and the model is not on CPU, each "scores" here and there is the
     likeliest token instead, int64 [B].
@@ -66,7 +66,7 @@ class IncrementalModel:
 
     @paddle.no_grad()
     def extend(self, embeds: paddle.Tensor, greedy: bool = False) -> np.ndarray:
-        """Reads what stands behind the cache in its only row.
+        """Reads what follows the cache in its only row.
 
         Args:
             embeds: [1, L, D].
@@ -88,10 +88,10 @@ class IncrementalModel:
         """One token further in every row.
 
         Args:
-            tokens: int64 [B]; where the device has chosen, its choice is taken instead.
+            tokens: int64 [B]; where the device has chosen, its choice is used instead.
 
         Returns:
-            Scores of the tokens behind them, float32 [B, V].
+            Scores of the next tokens, float32 [B, V].
         """
         ids = paddle.to_tensor(tokens[:, None]) if self._chosen is None else self._chosen.unsqueeze(1)
         embeds = self._model.language_model.embed_tokens(ids)
@@ -101,7 +101,7 @@ class IncrementalModel:
 
     @paddle.no_grad()
     def select(self, rows: np.ndarray) -> None:
-        """Goes on with these rows, int64 [B'], in this order; a row may be taken several times."""
+        """Continues with these rows, int64 [B'], in this order; a row may be repeated."""
         self.cache.select(rows)
         self._next = self._next[rows]
         self._chosen = None  # of the rows as they were; `step` is given the tokens

@@ -3,7 +3,7 @@
     answers = predict("llava-v1.5-7b", [{"image": "a.png", "text": "What is this?"}])
     print(answers[0].text)
 
-A question that cannot be asked gives an answer with an error and stops nothing.  Knows no answer file.
+A question that cannot be asked becomes an answer with an error and stops nothing.  Knows no answer file.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def predict(
     """Answers questions.
 
     Args:
-        model: what `load_pretrained` gives, or what it takes.
+        model: what `load_pretrained` returns, or its argument.
         questions: records such as `{"image": "a.png", "text": "What is this?"}` or of a training form, of which the
             last question is asked, see `parse.parse_question`; or Samples.
         settings: length and sampling of answers.

@@ -58,7 +58,7 @@ def predict_file(job: PredictJob, load: Callable[[], Pretrained]) -> Outcome:
 
     Args:
         job: see `PredictJob`.
-        load: gives the model; called only where there is something to ask, and before earlier answers are forgotten.
+        load: returns the model; called only where there is something to ask, and before earlier answers are forgotten.
 
     Returns:
         What was done.  A question that cannot be asked is a line with an `error`; the next run asks it again.
@@ -113,8 +113,8 @@ def _renew_header(path: Path, job: PredictJob, header: dict[str, Any]) -> None:
         what = "; ".join(differences(then, now)) if isinstance(then, dict) else "its header is damaged"
         raise UserError(
             f"{path} was begun by an earlier version of this package, which compared a model's files byte by byte, and "
-            f"they are not the same now ({what}). Put them back to go on, choose another --output, or begin again with "
-            "--overwrite"
+            f"they are not the same now ({what}). Put them back to resume, choose another --output, or begin again "
+            "with --overwrite"
         )
     lock = lock_of(path)
     try:
@@ -124,7 +124,7 @@ def _renew_header(path: Path, job: PredictJob, header: dict[str, Any]) -> None:
 
 
 def _ask(job: PredictJob, loaded: Pretrained, records: RecordFile, answers: AnswerFile, missing: list[int]) -> int:
-    """Asks the missing questions; gives how many have an answer now."""
+    """Asks the missing questions; returns how many have an answer now."""
     processor = processor_for(loaded, job.template)
     questions = QuestionList(records, processor, job.question_settings())
     numbers, wanted = job.chunk.numbers(len(records)), set(missing)

@@ -86,7 +86,7 @@ class PredictJob:
     overwrite: bool = False
 
     def header(self, records: RecordFile) -> dict[str, Any]:
-        """All that the answers depend on but pictures.  Places do not count: what was moved or copied may go on."""
+        """All that the answers depend on but pictures.  Places do not count: after a move or a copy a run resumes."""
         return {
             VERSION: 3,
             "model": model_id(self.model),

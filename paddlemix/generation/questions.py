@@ -1,6 +1,6 @@
 """Questions for a finished model: records of a data file or of a list -> prompts, with their reference answers.
 
-Of a record the last question is asked; what stands before it is its history.  Knows no model and no answer file.
+Of a record the last question is asked; what precedes it is its history.  Knows no model and no answer file.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class QuestionList:
         """A question as a Sample that ends with it or with its reference answer.
 
         Raises:
-            UserError: the record is no question; names it.
+            UserError: the record is not a question; names it.
         """
         record = self._records[index]
         if isinstance(record, Sample):
@@ -212,7 +212,7 @@ def question_names(records: Records, index: int) -> tuple[Any, str]:
 
 def image_files(records: Records, index: int, settings: QuestionSettings) -> list[str]:
     """The files of a question's pictures: of an address that of the cache, where it is there; none for `data:` URIs and
-    for a record that is no question."""
+    for a record that is not a question."""
     try:
         source = f"{settings.name} record {index}"
         sample = parse_question(records[index], source, settings.image_root, settings.form)

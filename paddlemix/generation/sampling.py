@@ -1,6 +1,6 @@
 """From scores to the next token: repetition penalty, greedy, temperature, top-k, top-p.
 
-numpy only, so that a seed gives the same on any device.  Order as in transformers: penalty, temperature, k, p.
+numpy only, so that a seed leads to the same on any device.  Order as in transformers: penalty, temperature, k, p.
 Sources: Keskar et al. 2019, "CTRL" (penalty); Fan et al. 2018 (top-k); Holtzman et al. 2020 (top-p).
 """
 
@@ -22,17 +22,17 @@ class GenerationSettings:
 
     Args:
         max_new_tokens: most tokens of an answer, >= 1.
-        temperature: 0 takes the likeliest token; larger values flatten the distribution.
+        temperature: 0 chooses the likeliest token; larger values flatten the distribution.
         top_k: only the k likeliest tokens; 0 for all.
         top_p: only the likeliest tokens that together reach this probability, in (0, 1].
         seed: of the draws, >= 0.
         repetition_penalty: > 0; scores of tokens that were there, the question's included, are divided by it where they
             are positive and multiplied where negative; 1 changes nothing.
-        num_beams: sequences that are followed at once; 1 is no beam search, more need temperature 0.
+        num_beams: sequences that are followed at once; 1 turns beam search off, more need temperature 0.
         length_penalty: power of the length that a beam's score is divided by; above 0 favours long answers.
         early_stopping: True ends a beam search with `num_beams` finished answers, False also asks whether another could
-            be better, "never" lets it go on until none can.
-        stop: texts that end an answer, beside the template's own; they do not belong to it.
+            be better, "never" continues until none can.
+        stop: texts that end an answer, in addition to the template's own; they are not part of it.
     """
 
     max_new_tokens: int = 512
@@ -76,7 +76,7 @@ class Sampler:
 
     Args:
         settings: how.
-        prompt_ids: tokens that stand before the answer, for the penalty; negative ones count for nothing.
+        prompt_ids: tokens before the answer, for the penalty; negative ones are ignored.
         number: which of several answers with one seed: each has draws of its own.
     """
 

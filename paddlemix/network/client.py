@@ -230,7 +230,7 @@ class TooLargeError(UserError):
 
 
 def backoff(failures: int) -> float:
-    """Seconds to wait after so many failures before, longer each time and never the same for two programs."""
+    """Seconds to wait after this number of failures, longer each time and never the same for two programs."""
     return min(_FIRST_WAIT * 2**failures * _random.uniform(0.5, 1.5), _LONGEST_WAIT)
 
 

@@ -52,11 +52,11 @@ class Deadline:
         return 0.0 if self.stalled else max(self._end - time.monotonic(), 0.0)
 
     def step(self, pause: float = 0.0) -> None:
-        """Notes progress; a pause of so many seconds may follow."""
+        """Notes progress; a pause of `pause` seconds may follow."""
         self._next = time.monotonic() + pause + self._pace
 
     def renew(self) -> bool:
-        """Begins again after a stall, where no end is set; gives whether it did."""
+        """Begins again after a stall, where no end is set; returns whether it did."""
         if self._end != math.inf:
             return False
         self._thread.join()  # it has ended, or is about to
@@ -67,7 +67,7 @@ class Deadline:
         return True
 
     def watch(self, connection: socket.socket) -> socket.socket:
-        """Adds a connection, which comes back.  Its copy is kept: TLS takes the original's place over."""
+        """Adds a connection and returns it.  A copy is kept, because TLS replaces the original."""
         with self._lock:
             self._sockets.append(connection.dup())
         if not self.remaining:

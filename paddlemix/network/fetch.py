@@ -48,7 +48,7 @@ def _place(url: str) -> Path:
 
 
 def fetch(url: str, settings: RemoteSettings | None = None) -> Path:
-    """The file behind an address, from the cache or from its server.
+    """The file of an address, from the cache or from its server.
 
     Several processes that want the same address wait for the first of them; each hop of a redirect is checked like the
     first address.  With a proxy (`HTTPS_PROXY`) only addresses written as numbers can be refused as local: names are

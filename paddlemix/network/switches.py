@@ -41,7 +41,7 @@ def offline_switch(setting: bool | None = None) -> str | None:
 def chosen_hub() -> tuple[Hub, str | None]:
     """The hub that a plain `owner/name` is of, and the variable that says so (None: nothing does).
 
-    PADDLEMIX_HUB decides; without it, other programs' variables are taken at their word, the first of the table.
+    PADDLEMIX_HUB decides; without it, other programs' variables decide, the first of the table that is set.
 
     Raises:
         UserError: PADDLEMIX_HUB is neither hub.

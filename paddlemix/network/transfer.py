@@ -20,7 +20,7 @@ from paddlemix.network.failures import PassingError, UnreachableError
 from paddlemix.progress import ProgressBar
 
 PART_SUFFIX = ".part"
-# Retries are counted anew with every byte that comes: a large file takes as long as it takes.
+# Retries are counted anew with every byte that comes: a large file may take any time.
 MODEL_DOWNLOADS = RemoteSettings(
     timeout=60.0, retries=2, max_bytes=1 << 50, deadline=math.inf, allow_local_network=True
 )
@@ -34,7 +34,7 @@ class RemoteFile:
         path: below the model's directory.
         url: its address.
         size: bytes, None where the server does not say.
-        checksum: hex: SHA-256 (64 digits), git's blob SHA-1 (40) or MD5 (32); None where the server gives none.
+        checksum: hex: SHA-256 (64 digits), git's blob SHA-1 (40) or MD5 (32); None where the server names none.
         version: whatever the server calls this state of the file, e.g. its ETag; None where it says nothing.
 
     Raises:
@@ -63,7 +63,7 @@ def receive_file(file: RemoteFile, path: Path, secret: Secret | None = None) -> 
 
     Args:
         file: what is wanted.
-        path: its folder exists; what has come grows beside it, see `RemoteFile.part_of`.
+        path: its folder exists; what has arrived is beside it, see `RemoteFile.part_of`.
         secret: proves who asks.
 
     Raises:

@@ -48,7 +48,7 @@ class LlavaProcessor:
         template: how conversations are written; stored with the checkpoint.
         image_spec: how images become tiles and tokens.
         end_ids: tokens that end an answer, besides what the tokenizer and the template say.
-        image_markers: the model's `mm_use_im_start_end`: `<im_start>` and `<im_end>` stand around every image, whatever
+        image_markers: the model's `mm_use_im_start_end`: `<im_start>` and `<im_end>` surround every image, whatever
             the template.
     """
 
@@ -86,7 +86,7 @@ class LlavaProcessor:
             sample: its messages end with an answer.
             images: RGB, one for each of `sample.images`.
             max_length: most tokens, visual ones included; None for no limit.
-            on_too_long: "truncate_turns" leaves out the last question-answer pairs, as many as needed, and says so for
+            on_too_long: "truncate_turns" leaves out the last question-answer pairs, as many as needed, and warns for
                 the first few samples; "skip" and "error" raise.
 
         Returns:
@@ -251,7 +251,7 @@ def _too_long(pairs: Sequence[EncodedPair], max_length: int, on_too_long: str) -
     first = on_too_long == "truncate_turns" or len(pairs) == 1 or pairs[0].length > max_length
     counted = pairs[:1] if first else pairs
     length, visual = sum(pair.length for pair in counted), sum(pair.num_visual for pair in counted)
-    what = "the first question and answer take" if first else "the conversation takes"
+    what = "the first question and answer have" if first else "the conversation has"
     remedy = "remove the record" if first else "set on_too_long to truncate_turns"
     return TooLongError(
         f"{what} {length} tokens ({visual} of them visual), max_length is {max_length}; raise max_length or {remedy}"

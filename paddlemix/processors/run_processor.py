@@ -20,7 +20,7 @@ _IMAGE_KEYS = ("image_aspect_ratio", "image_grid_pinpoints", "mm_patch_merge_typ
 
 @dataclass(frozen=True, kw_only=True)
 class Sight:
-    """What a model's own sizes say about the images that it takes.
+    """What a model's own sizes say about the images that it reads.
 
     Args:
         image_size: side of a tile that the tower reads, pixels; None for a model without a tower.
@@ -35,7 +35,7 @@ def run_processor(processor: LlavaProcessor, config: RunConfig, sight: Sight | N
     """The processor that a run uses.
 
     Args:
-        processor: of the base model, or of the adapter that the run goes on from.
+        processor: of the base model, or of the adapter that the run continues.
         config: the run.
         sight: of the model; None where it is not known, nothing is then held against it.
 

@@ -32,7 +32,7 @@ from paddlemix.tools.common.command import path_argument, place_argument, run_co
 
 _TABLES = (".csv", ".tsv")
 _SHOWN = 20  # bad rows that are listed
-Converted = Iterator[tuple[str, dict[str, Any] | UserError]]  # where it stood, and the record or what is wrong
+Converted = Iterator[tuple[str, dict[str, Any] | UserError]]  # source, and the record or what is wrong with it
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--image-root", type=path_argument, help="folder of the images; every image must then be in it")
     parser.add_argument("--split", type=float, metavar="FRACTION", help="write about this share to OUTPUT_eval.json")
     parser.add_argument("--seed", type=seed_argument, default=0, help="of the split (0)")
-    parser.add_argument("--overwrite", action="store_true", help="replace the files that are there")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     parser.add_argument("--skip-bad", action="store_true", help="leave out what cannot be converted, and count it")
     parser.add_argument(
         "--form", help="what the records are: coco_caption, coco_vqa, vg_caption; default: as they look"
@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     table.add_argument("--image-column", metavar="NAME", help="default: image, image_id, image_path or image_file")
     table.add_argument("--question-column", metavar="NAME", help="default: question")
     table.add_argument("--answer-column", metavar="NAME", help="default: answer")
-    table.add_argument("--suffix", metavar="TEXT", help="put behind every question; \\n is a line break")
+    table.add_argument("--suffix", metavar="TEXT", help="added after every question; \\n is a line break")
     table.add_argument("--group-by-image", action="store_true", help="one conversation for each image, not each row")
     return parser
 
@@ -83,7 +83,7 @@ def main(argv: list[str]) -> int:
 def _check(arguments: argparse.Namespace) -> None:
     name = arguments.input.lower()
     if not name.endswith((*_TABLES, ".json", ".jsonl")):
-        raise UserError(f"'{arguments.input}' is of no known kind; give a .csv, .tsv, .json or .jsonl file")
+        raise UserError(f"'{arguments.input}' is not of a known kind; give a .csv, .tsv, .json or .jsonl file")
     if arguments.output.suffix not in (".json", ".jsonl"):
         raise UserError(f"--output '{arguments.output}' must end in .json or .jsonl")
     if arguments.split is not None and not 0 < arguments.split < 1:
@@ -212,7 +212,7 @@ def _images_of(record: dict[str, Any]) -> list[str]:
 
 
 def _write(converted: Converted, paths: list[Path], arguments: argparse.Namespace) -> list[str]:
-    """Writes the files, all of them or none, and gives a line of report for each."""
+    """Writes the files, all of them or none, and returns a line of report for each."""
     from paddlemix.cache import replacing
     from paddlemix.progress import ProgressBar
 

@@ -154,7 +154,7 @@ BAD_IMAGES: dict[str, tuple[Callable[[Path], str], str]] = {
     "below a file": (lambda _: "good.png/a.png", "does not exist"),
     "dead link": (dead_link, "does not exist"),
     "circle of links": (circle_of_links, "cannot be read: Too many levels of symbolic links"),
-    "pipe": (pipe, "is no file but a device or a pipe"),
+    "pipe": (pipe, "is not a file but a device or a pipe"),
     "path too long": (lambda _: "a" * 5000, "is too long for a path"),
     "empty file": (content("bad.png", lambda: b""), "is not an image file that can be read"),
     "text file": (content("bad.png", lambda: b"hello"), "is not an image file that can be read"),
@@ -180,7 +180,7 @@ BAD_IMAGES: dict[str, tuple[Callable[[Path], str], str]] = {
     "32 bits": (content("bad.tiff", lambda: encoded("TIFF", deep_grey())), "32-bit pixels of unknown range"),
     "PostScript": (content("bad.eps", lambda: encoded("EPS")), "is PostScript, which is a program"),
     "too many bytes": (content("bad.bmp", lambda: encoded("BMP", noise_picture(300, 60))), "larger than 40000 bytes"),
-    "data URI without comma": (lambda _: "data:image/png;base64", "is no data URI"),
+    "data URI without comma": (lambda _: "data:image/png;base64", "is not a data URI"),
     "data URI of no base64": (lambda _: "data:image/png;base64,****", "is not base64 throughout"),
     "data URI of text": (lambda _: data_uri(b"hello", "text/plain"), "holds 'text/plain', expected image/png"),
     "data URI of no image": (lambda _: data_uri(b"hello"), "is not an image file that can be read"),
@@ -240,7 +240,7 @@ FILES: dict[str, tuple[bytes | str, str]] = {
     "comma missing": (lines("[", GOOD, GOOD, "]"), "is not JSON: line 3, column 1: Expecting ',' delimiter"),
     "text behind the array": (json.dumps([GOOD]) + "x", "is not JSON: line 1, column"),
     "single quotes": ("[{'conversations': []}]", "is not JSON: line 1, column"),
-    "infinity": ('[{"conversations": [["Q", "A"]], "score": Infinity}]', "Infinity is no JSON"),
+    "infinity": ('[{"conversations": [["Q", "A"]], "score": Infinity}]', "Infinity is not JSON"),
     "object over lines": (json.dumps(GOOD, indent=1), "an object that is spread over lines"),
     "nested without end": ("[" * 100_000, "is not JSON|expected an object"),
 }
@@ -249,7 +249,7 @@ BROKEN_LINES = {
     "broken line": (json.dumps(GOOD)[:-9], "not JSON"),
     "line that is no object": ("[1, 2]", "a JSON array, expected an object"),
     "line of two records": (json.dumps(GOOD) * 2, "not JSON"),
-    "NaN in a line": ('{"conversations": [["Q", "A"]], "score": NaN}', "NaN is no JSON"),
+    "NaN in a line": ('{"conversations": [["Q", "A"]], "score": NaN}', "NaN is not JSON"),
 }
 
 

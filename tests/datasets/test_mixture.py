@@ -96,7 +96,7 @@ def test_conversation_the_template_cannot_write_is_named(
     tmp_path: Path, processor_for: Any, look: Callable[[SampleDataset], None]
 ) -> None:
     entry = {"data_files": write(tmp_path / "1.json", ["Q", "A"]), "chat_template": "plain"}
-    with pytest.raises(UserError, match="1.json record 0: template 'plain' takes one image"):
+    with pytest.raises(UserError, match="1.json record 0: template 'plain' needs one image"):
         look(SampleDataset([entry], processor_for))
 
 

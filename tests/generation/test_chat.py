@@ -217,7 +217,11 @@ def test_a_question_may_say_where_its_images_stand(loaded: Pretrained, images: l
     [
         ("What is <image>?", 0, "the question has <image> 1 times, but no image was given"),
         ("<image> or <image>?", 1, "the question has <image> 2 times, but 1 image was given"),
-        ("What is <image>?", 2, "the question has <image> 1 times, but 2 images were given; give as many, or leave"),
+        (
+            "What is <image>?",
+            2,
+            "the question has <image> 1 times, but 2 images were given; give one for each, or leave",
+        ),
     ],
 )
 def test_images_and_their_places_must_agree(
@@ -353,7 +357,7 @@ def test_the_best_beam_is_that_of_the_whole_history(loaded: Pretrained, images: 
 
 def test_beams_and_streaming_exclude_each_other(loaded: Pretrained) -> None:
     session = ChatSession(loaded, settings=replace(SETTINGS, num_beams=3))
-    with pytest.raises(UserError, match="num_beams 3: beam search cannot give an answer piece by piece"):
+    with pytest.raises(UserError, match="num_beams 3: beam search cannot stream an answer"):
         ask(session, QUESTIONS[0])
     assert session.rounds == []
 

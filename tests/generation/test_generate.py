@@ -238,7 +238,7 @@ def test_an_answer_ends_with_the_models_context(tokenizer: Tokenizer) -> None:
     answers = generate(loaded.model, prompts, GenerationSettings(max_new_tokens=100), set())
     assert [len(answer) for answer in answers] == [min(100, limit - length) for length in lengths]
     assert len(answers[1]) < 100
-    with pytest.raises(UserError, match=r"takes \d+ tokens, \d+ more than the model's context of 160 leaves room for"):
+    with pytest.raises(UserError, match=r"has \d+ tokens, \d+ more than the model's context of 160 leaves room for"):
         generate(loaded.model, [encode(loaded, "How many?" * 80)], GREEDY, set())
 
 
@@ -248,7 +248,7 @@ def test_the_budget_of_an_answer(loaded: Pretrained, length: int, budget: int) -
 
 
 def test_a_full_context_is_refused(loaded: Pretrained) -> None:
-    with pytest.raises(UserError, match="takes 512 tokens, 1 more than the model's context of 512"):
+    with pytest.raises(UserError, match="has 512 tokens, 1 more than the model's context of 512"):
         answer_budget(loaded.model, 512, 20)
 
 

@@ -80,7 +80,7 @@ def test_a_bad_question_is_an_answer(world: World, loaded: Pretrained) -> None:
     assert answers[0] == answers[6] and answers[0].error is None and answers[0].text
     expected = (
         (1, "questions record 1: image '.*none.png' does not exist"),
-        (2, "the conversation takes .* tokens, .* more than the model's context of 512"),
+        (2, "the conversation has .* tokens, .* more than the model's context of 512"),
         (3, "is not an image file"),
         (4, "neither a question"),
         (5, "1 <image> in the questions but 0 in 'image'"),

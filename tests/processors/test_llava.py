@@ -254,7 +254,7 @@ def test_sample_that_is_not_to_be_truncated(processor: LlavaProcessor, policy: s
     length = len(processor.encode(sample, images).input_ids)
     assert processor.measure(sample, [(30, 40)], length, policy) == (length, 4)
     expected = (
-        rf"the conversation takes {length} tokens \(4 of them visual\), max_length is {length - 1}; .*truncate_turns"
+        rf"the conversation has {length} tokens \(4 of them visual\), max_length is {length - 1}; .*truncate_turns"
     )
     with pytest.raises(TooLongError, match=expected):
         processor.encode(sample, images, length - 1, policy)
@@ -266,7 +266,7 @@ def test_unknown_policy(processor: LlavaProcessor) -> None:
 
 
 def test_conversation_that_the_template_cannot_write_is_named(tokenizer: Tokenizer) -> None:
-    with pytest.raises(UserError, match="^test.json record 0: template 'plain' takes one image"):
+    with pytest.raises(UserError, match="^test.json record 0: template 'plain' needs one image"):
         make_processor(tokenizer, template="plain").encode(make_sample("Q", "A"), [])
 
 

@@ -65,7 +65,7 @@ def test_what_looks_like_a_picture_and_is_none_is_told(folder: Path, capsys: pyt
     text = capsys.readouterr().out
     assert "no problem found" not in text
     assert (
-        "doubt about records that are used" in text and f"{path} record 2: '![](0.png)' in a question is taken" in text
+        "doubt about records that are used" in text and f"{path} record 2: '![](0.png)' in a question is read" in text
     )
     values = json.loads(report.read_text())
     assert (values["good"], values["problems"]) == (3, [])

@@ -156,7 +156,7 @@ def test_table_that_cannot_be_used(
     [
         (["no.csv", "--output", "o.json"], "table 'no.csv' does not exist (looked in"),
         (["no.jsonl", "--output", "o.json"], "no.jsonl' does not exist"),
-        (["t.xlsx", "--output", "o.json"], "'t.xlsx' is of no known kind; give a .csv, .tsv, .json or .jsonl file"),
+        (["t.xlsx", "--output", "o.json"], "'t.xlsx' is not of a known kind; give a .csv, .tsv, .json or .jsonl file"),
         (["t.csv", "--output", "o"], "--output 'o' must end in .json or .jsonl"),
         (["o.json", "--output", "o.json"], "--output 'o.json' is the input"),
         (["t.csv", "--output", "o.json", "--split", "1"], "--split 1.0 is not between 0 and 1"),

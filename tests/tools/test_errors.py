@@ -167,7 +167,7 @@ def test_the_plain_template_takes_captions_only(
 ) -> None:
     status = run_command(pretrain.main, [str(world.recipe(tmp_path))])
     found = error_of(capsys, status)
-    assert "train.json record 0: template 'plain' takes one image and one caption" in found
+    assert "train.json record 0: template 'plain' needs one image and one caption" in found
     assert not (tmp_path / "out").exists()
 
 

@@ -189,7 +189,7 @@ def test_a_failure_leaves_training_mode(loaded: Any, evaluation: SampleDataset) 
     from dataclasses import replace
 
     broken: Question = replace(question, prompt=replace(question.prompt, input_ids=long, labels=long))
-    with pytest.raises(UserError, match="the conversation takes 600 tokens"):
+    with pytest.raises(UserError, match="the conversation has 600 tokens"):
         answerer(loaded).answer([broken])
     assert loaded.model.training
     loaded.model.eval()

@@ -1,4 +1,4 @@
-"""Every record of data files looked at: parsed, rendered, measured, its images decoded; in parallel processes.
+"""Every record of data files checked: parsed, rendered, measured, its images decoded; in parallel processes.
 
 Returns a `CheckReport` and changes nothing; `problem_kinds.py` groups like messages.  The processes never load paddle.
 """
@@ -21,7 +21,7 @@ from paddlemix.errors import MissingFileError, UserError
 
 _CHUNK = 64  # records of one task: about a second of decoding
 OnProgress = Callable[[int, int], None]
-Task = tuple[int, int, int]  # file, first row, row behind the last
+Task = tuple[int, int, int]  # file, first row, row after the last
 
 
 @dataclass
@@ -30,13 +30,13 @@ class CheckReport:
 
     Args:
         files: the data files, in order.
-        records: looked at.
+        records: how many were checked.
         bad: rows of each file, by its place in `files`, that cannot be used.
         problems: like messages together, the most frequent first; each names its source.
         doubts: the same of good records that may not mean what they are taken for.
         unreadable: how many files could not be read at all; they are among the problems.
         forms: records of each recognised form.
-        duplicates: (source, source of the first) of records that stood before, word for word.
+        duplicates: (source, source of the first) of records that repeat an earlier one word for word.
         too_long: good records longer than `max_length`, before the policy.
         skipped: of those, the ones that `on_too_long` "skip" leaves out.
         lengths: int32 [n, 2], tokens and visual tokens of the good records that were measured, after the policy.
@@ -68,12 +68,12 @@ class CheckReport:
 def check_files(
     files: Sequence[DataFile], settings: CheckSettings, on_progress: OnProgress | None = None
 ) -> CheckReport:
-    """Looks at every record of data files.
+    """Checks every record of data files.
 
     Args:
         files: at least one.
-        settings: what is looked at, and by how many processes.
-        on_progress: gets the records done and their number, after every few of them.
+        settings: what is checked, and by how many processes.
+        on_progress: is called with the records done and their total, after every few of them.
 
     Raises:
         MissingFileError: a data file does not exist.
@@ -110,7 +110,7 @@ def check_files(
 
 
 def _add(report: CheckReport, task: Task, found: Findings) -> list[tuple[str, str]]:
-    """Counts the findings of a task; gives source and message of what is wrong."""
+    """Counts the findings of a task; returns source and message of what is wrong."""
     number, start, stop = task
     report.records += stop - start
     report.bad.setdefault(number, set()).update(row for row, _ in found.faults)
@@ -130,7 +130,7 @@ def _tasks(opened: Sequence[RecordFile | None], limit: int | None) -> Iterator[T
 def _duplicates(
     tasks: Sequence[Task], hashes: Sequence[np.ndarray], files: Sequence[DataFile]
 ) -> list[tuple[str, str]]:
-    """(source, source of the first) of every row whose hash stood before; 0 marks a row that could not be read."""
+    """(source, source of the first) of every row whose hash occurred before; 0 marks a row that could not be read."""
     if not tasks:
         return []
     values = np.concatenate(hashes)
@@ -162,7 +162,7 @@ def _run(tasks: Sequence[Task], checker: RecordChecker, workers: int) -> Generat
             done += 1
             yield found
     finally:
-        if done < len(tasks):  # Ctrl-C or an error: a download may take minutes more, and nobody wants its result
+        if done < len(tasks):  # Ctrl-C or an error: a download may need minutes more, and nobody wants its result
             for process in set(multiprocessing.active_children()) - before:
                 process.terminate()
         pool.close()

@@ -1,4 +1,4 @@
-"""Error messages of many records put together by kind: what is particular to one record is taken out of its message.
+"""Error messages of many records grouped by kind: what is particular to one record is removed from its message.
 
 Knows no data; a kind is a text such as "image '...' does not exist".
 """
@@ -38,7 +38,7 @@ class Problem:
 
 
 def kind_of(message: str) -> str:
-    """The kind of a message: quoted values, lists and numbers stand as '...', [...] and N, remarks in brackets go."""
+    """The kind of a message: quoted values, lists and numbers become '...', [...] and N, remarks in brackets go."""
     for pattern, placeholder in _PARTICULAR:
         message = pattern.sub(placeholder, message)
     return " ".join(message.split())

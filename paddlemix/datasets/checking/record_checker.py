@@ -26,7 +26,7 @@ from paddlemix.errors import UserError, without_secrets
 from paddlemix.processors.llava import LlavaProcessor, TooLongError
 from paddlemix.sample import Box, Sample
 
-_ANY_SIZE = (336, 336)  # stands in where the size decides nothing
+_ANY_SIZE = (336, 336)  # where the size decides nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +52,14 @@ class DataFile:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckSettings:
-    """What is looked at.
+    """What is checked.
 
     Args:
         images: limits on files and downloads.
         open_images: False to leave images alone; lengths are then known where they do not depend on an image's size.
         max_length: most tokens of a sample; None for no limit.
         on_too_long: the run's policy, "truncate_turns", "skip" or "error".
-        limit: first records of each file to look at; None for all.
+        limit: first records of each file to check; None for all.
         workers: processes; below 2 all is done in this one.
     """
 
@@ -104,7 +104,7 @@ class RecordChecker:
         self._opened, self._files, self._settings = opened, files, settings
         self._sizes = ImageSizes(settings.images)
         self._broken: dict[str, str] = {}  # image -> its fault: it is not opened again
-        self._decoded: set[str] = set()  # since the index was told last
+        self._decoded: set[str] = set()  # and not yet written to the index
 
     def check(self, number: int, start: int, stop: int) -> Findings:
         """Checks the records `start` to `stop` of the file `number`."""
@@ -135,7 +135,7 @@ class RecordChecker:
     def _check_sample(
         self, sample: Sample, processor: LlavaProcessor | None, found: Findings
     ) -> tuple[int, int] | None:
-        """Opens the images; gives tokens and visual tokens where they can be known and the sample is not skipped."""
+        """Opens the images; returns tokens and visual tokens where they can be known and the sample is not skipped."""
         sizes = [self._size(path) for path in sample.images] if self._settings.open_images else None
         if processor is None:
             return None
@@ -200,7 +200,7 @@ def _hash(record: dict[str, Any], image_root: str | None) -> int:
 
 
 def _without_source(message: str, source: str) -> str:
-    """A message without the record's name, which the report says once; of a line that is no JSON the number stays."""
+    """A message without the record's name, which the report has anyway; of a line that is not JSON the number stays."""
     if message.startswith(f"{source} (line "):
         return message.removeprefix(f"{source} (").replace("): ", ": ", 1)
     return message.removeprefix(f"{source}: ")

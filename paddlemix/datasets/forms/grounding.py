@@ -27,7 +27,7 @@ _TYPES = {"real": False, "norm1": True}
 
 @dataclass(frozen=True)
 class Objects:
-    """What stands at the places, each in reading order.
+    """What fills the places, each in reading order.
 
     Args:
         refs: texts for `<ref-object>`.
@@ -45,7 +45,7 @@ def read_objects(record: Mapping[str, Any], image_count: int) -> Objects | None:
         image_count: images of the record; `image_id` counts them in reading order, from 0.
 
     Raises:
-        UserError: a key or value is not as the form demands; a box of corners that are no numbers or in wrong order.
+        UserError: a key or value breaks the form's rules; a box's corners are not numbers or are in wrong order.
     """
     value = record.get("objects")
     if not value:

@@ -21,7 +21,7 @@ _KEYS = ("image", "images")
 
 @dataclass(frozen=True)
 class Shown:
-    """An image that stands in a turn.
+    """An image in a turn.
 
     Args:
         address: its path, URL or `data:` URI; None for the next one of the record's own list.
@@ -37,7 +37,7 @@ def image_addresses(record: Mapping[str, Any]) -> list[str]:
     """The images of a record's `image` or `images`, in order; none where both are absent or null.
 
     Raises:
-        UserError: a value is neither an address nor a list of them, or both keys give images and differ.
+        UserError: a value is neither an address nor a list of them, or both keys name images and differ.
     """
     found = [(key, _list_of(record[key], key)) for key in _KEYS if record.get(key) is not None]
     if len(found) == 2 and found[0][1] != found[1][1]:
@@ -57,11 +57,11 @@ def image_address(value: Any, where: str) -> str:
         where: what holds it, for messages.
 
     Raises:
-        UserError: it is no such value.
+        UserError: it is neither.
     """
     if isinstance(value, dict):
         if value.get("bytes") is not None:
-            raise UserError(f"{where} has its image as 'bytes', which JSON cannot hold; give a path or a data: URI")
+            raise UserError(f"{where} has its image as 'bytes', which JSON cannot hold; use a path or a data: URI")
         value = next((value[key] for key in _ADDRESS_KEYS if value.get(key) is not None), value)
     if not isinstance(value, str) or not value:
         raise UserError(f"{where} is {json.dumps(value)[:80]}, expected a path or URL, or a list of them")

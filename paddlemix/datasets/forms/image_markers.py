@@ -1,8 +1,8 @@
-"""Where a text says that a picture stands: our `<image>`, and what other programs write for it.
+"""The places of pictures in a text: our `<image>`, and what other programs write for it.
 
     split_text("What is <img>a.png</img> doing?")  # ("What is ", Shown("a.png"), " doing?")
 
-What is read is a place; what looks like a picture and is not read is told by `unread_picture`, because it would be
+What is read is a place; what looks like a picture and is not read is reported by `unread_picture`, because it would be
 trained as words.  Knows no record and opens no picture.
 
 Sources: Qwen-VL's and ms-swift's `<img>PATH</img>` (QwenLM/Qwen-VL README, "Finetuning"; ms-swift docs,
@@ -19,7 +19,7 @@ from paddlemix.datasets.forms.image_keys import PLACE, Shown, image_address
 from paddlemix.errors import cut
 from paddlemix.sample import IMAGE_TOKEN, Message
 
-# Whatever a text holds, each of these patterns looks at a character a few times at most.
+# Whatever a text holds, each of these patterns reads a character a few times at most.
 # `<image>`, or the tag of Qwen-VL; what is in it may be no address, see `_address`.
 _READ = re.compile(r"<image>|<img>([^<>]*)</img>")
 _LONGEST_ADDRESS = 4096  # characters
@@ -50,7 +50,7 @@ def split_text(text: str) -> tuple[str | Shown, ...]:
 
 
 def _address(text: str) -> Shown | None:
-    """The picture that a tag names; None for words that are no address."""
+    """The picture that a tag names; None for words that are not an address."""
     if not text or "\n" in text or len(text) > _LONGEST_ADDRESS:
         return None
     return Shown(image_address(text, "<img>"))
@@ -85,7 +85,7 @@ def _split_at_tokens(piece: str | Shown) -> list[str | Shown]:
 
 
 def unread_picture(messages: Sequence[Message]) -> str | None:
-    """What in a user's words looks like a picture and is none to us, as a message; None where nothing does.
+    """What in a user's words looks like a picture and is not read as one, as a message; None where nothing does.
 
     Args:
         messages: of a sample, with its pictures in their places.
@@ -96,7 +96,7 @@ def unread_picture(messages: Sequence[Message]) -> str | None:
                 found = _TOKENS.search(piece) or _MARKUP.search(piece) or _READ.search(piece)
                 if found is not None:
                     return (
-                        f"'{cut(found[0], _SHOWN)}' in a question is taken for words, no picture is shown there; where "
+                        f"'{cut(found[0], _SHOWN)}' in a question is read as words, no picture is shown there; where "
                         f"one is meant, write {IMAGE_TOKEN} and name the picture in 'image' or 'images'"
                     )
     return None

@@ -22,7 +22,7 @@ def llava_record(sample: Sample, identity: str) -> dict[str, Any]:
         identity: the record's `id`.
 
     Raises:
-        UserError: a text holds `<image>`, or beside boxes `<bbox>`, as words; the form cannot tell them from places.
+        UserError: a text holds `<image>`, or beside boxes `<bbox>`, as words, which the form cannot tell from places.
     """
     boxes = [piece for message in sample.messages for piece in message.content if isinstance(piece, Box)]
     record: dict[str, Any] = {"id": identity}
@@ -45,7 +45,7 @@ def _text(message: Message, with_boxes: bool) -> str:
     refused = [IMAGE_TOKEN] * (message.role == "user") + [BOX_TOKEN, REF_TOKEN] * with_boxes
     words = next((token for token in refused if token in message.text), None)
     if words is not None:
-        raise UserError(f"a text of the {message.role} holds {words} as words, which LLaVA's form takes for a place")
+        raise UserError(f"a text of the {message.role} holds {words} as words, which LLaVA's form reads as a place")
     return "".join(
         piece if isinstance(piece, str) else IMAGE_TOKEN if isinstance(piece, int) else BOX_TOKEN
         for piece in message.content

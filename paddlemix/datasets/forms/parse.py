@@ -58,7 +58,7 @@ def parse_question(
 
     Args:
         record: as for `parse_record`, its last answer may be missing or empty; or `text`, the question, with the images
-            of `image` before it unless `<image>` in the text says where they stand.
+            of `image` before it unless `<image>` in the text marks their places.
         source, image_root, form: see `parse_record`.
 
     Returns:

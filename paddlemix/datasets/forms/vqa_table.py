@@ -24,12 +24,12 @@ _EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"
 _LONGEST_PATH = 4096  # characters
 _SHOWN = 80  # characters of a name that an error repeats
 _LAST_NUMBER = re.compile(r"(\d+)$")
-_WHOLE_FLOAT = re.compile(r"(\d+)\.0")  # how programs write an id that stood beside an empty cell
+_WHOLE_FLOAT = re.compile(r"(\d+)\.0")  # how programs write an id in a column with an empty cell
 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Names of the columns that count; each a choice of which the first that the table has is taken."""
+    """Names of the columns that count; of each, the first that the table has is used."""
 
     image: Sequence[str] = ("image", "image_id", "image_path", "image_file")
     question: Sequence[str] = ("question",)
@@ -52,7 +52,7 @@ class TableRow:
 
 
 def read_table(path: Path, columns: Columns) -> Iterator[tuple[int, TableRow | UserError]]:
-    """Rows of a CSV file, its delimiter (comma, semicolon, tab or bar) found in the header; blank lines are no rows.
+    """Rows of a CSV file, its delimiter (comma, semicolon, tab or bar) found in the header; blank lines are skipped.
 
     Args:
         path: UTF-8, with or without a byte order mark, its first line the names of the columns.
@@ -135,7 +135,7 @@ class ImageFinder:
     """Finds the images that tables name by path, file name or number.
 
     Args:
-        root: folder that they are in, its subfolders too; None where names are to be taken as they are.
+        root: folder that they are in, its subfolders too; None where names are used as they are.
 
     Raises:
         MissingFileError: there is no such folder.

@@ -39,7 +39,7 @@ _TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
 _TEXT_WITH_ORIENTATION = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 _DEFAULTS = ImageSettings()
 
-# `max_pixels` stands in the place of Pillow's warning, which comes at half of Pillow's limit.
+# `max_pixels` replaces Pillow's warning, which comes at half of Pillow's limit.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
@@ -56,7 +56,7 @@ def load_image(path: str | Path, settings: ImageSettings = _DEFAULTS) -> Image.I
 
     Raises:
         MissingFileError: no such file, or it cannot be read.
-        UserError: not an image, damaged, of 32-bit pixels, too large, or the address gives none.
+        UserError: not an image, damaged, of 32-bit pixels, too large, or the address has none.
     """
     name = str(path)
     with _open(name, settings) as image:
@@ -65,18 +65,18 @@ def load_image(path: str | Path, settings: ImageSettings = _DEFAULTS) -> Image.I
 
 
 def image_size(path: str | Path, settings: ImageSettings = _DEFAULTS) -> tuple[int, int]:
-    """Width and height, in pixels, of what `load_image` gives, from the header alone.
+    """Width and height, in pixels, of what `load_image` returns, from the header alone.
 
     The file of an address is fetched where it is not in the cache.
 
     Raises:
-        MissingFileError, UserError: as `load_image`; damage behind the header is not seen.
+        MissingFileError, UserError: as `load_image`; damage after the header is not seen.
     """
     with _open(str(path), settings) as image:
         if image.format not in _SIZE_IN_HEADER:
             image.load()
         width, height = image.size
-        # Pillow turns TIFF by itself, and says so in its size beforehand.
+        # Pillow turns TIFF by itself: its size is already that of the turned picture.
         sideways = image.format != "TIFF" and _header_orientation(image) in _SIDEWAYS
         return (height, width) if sideways else (width, height)
 
@@ -172,14 +172,14 @@ def _header_orientation(image: Image.Image) -> object:
 
 
 def _has_late_orientation(file: IO[bytes]) -> bool:
-    """Whether a PNG may have its orientation behind its pixels.  Source: PNG 1.2, sections 3.2 and 4.2.3."""
-    position, place, behind = file.tell(), 8, False
+    """Whether a PNG may have its orientation after its pixels.  Source: PNG 1.2, sections 3.2 and 4.2.3."""
+    position, place, after_pixels = file.tell(), 8, False
     try:
         while len(start := _read_at(file, place, 40)) >= 8:
             length, kind = int.from_bytes(start[:4], "big"), start[4:8]
-            behind = behind or kind == b"IDAT"
+            after_pixels = after_pixels or kind == b"IDAT"
             named = kind in _TEXT_CHUNKS and start[8:].startswith(_TEXT_WITH_ORIENTATION)
-            if behind and (kind == b"eXIf" or named):
+            if after_pixels and (kind == b"eXIf" or named):
                 return True
             place += length + 12
         return False

@@ -1,7 +1,7 @@
 """What decoding a picture may cost: formats, seconds, memory; known before a decoder begins, or stopped as it reads.
 
-A few kilobytes can name a picture that takes a decoder minutes or gigabytes.  Pixels are limited by `max_pixels`; here
-is what pixels do not tell.  Times were measured with Pillow 13 on one core.
+A few kilobytes can describe a picture that costs a decoder minutes or gigabytes.  Pixels are limited by `max_pixels`;
+here is what pixels do not tell.  Times were measured with Pillow 13 on one core.
 
 Sources: ITU-T T.81 (JPEG: scans), the Netpbm documentation (PNM headers and comments), Pillow's decoders.
 """
@@ -23,17 +23,17 @@ _ALLOWED = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "
 Image.init()  # Pillow knows no format by name before
 FORMATS = tuple(name for name in _ALLOWED if name in Image.OPEN)
 _SHORT = 1024**2  # bytes; no decoder reads a shorter file for long, and most pictures are shorter
-_SECONDS = 20.0  # of the processor, that decoding may take while it still reads
-# Of JPEG 2000: a decoder needs about 28 bytes a pixel, 11 million pixels and 2.6 MB of file take a second.
-_JPEG2000_SHARE = 8  # of `max_pixels` one in so many
+_SECONDS = 20.0  # of processor time, while the decoder still reads
+# Of JPEG 2000: a decoder needs about 28 bytes a pixel, 11 million pixels and 2.6 MB of file cost a second.
+_JPEG2000_SHARE = 8  # times fewer pixels than `max_pixels`
 _JPEG2000_BYTES = 32 * 1024**2
 _SCANS = 100  # of a progressive JPEG; encoders write about ten, and each costs a pass over all pixels
 _CHEAP_PIXELS = 1_000_000  # below, scans do not count
 _PNM_HEADER = 4096  # bytes
-_PLAIN_PNM = 256 * 1024  # bytes of one with its numbers as text; comments in it take a second for 80 KB
+_PLAIN_PNM = 256 * 1024  # bytes of one with its numbers as text; 80 KB of comments in it cost a second
 _PNM = re.compile(rb"P[1-7][\s#]")
 _PNM_NUMBERS = re.compile(rb"P\d(?:\s|#[^\r\n]*[\r\n])+(?:\d+(?:\s|#[^\r\n]*[\r\n])+){2}")
-# A comment can be read in one way only: otherwise a few dozen of them would take the search for ever.
+# A comment can be read in one way only: otherwise a few dozen of them would keep the search busy for ever.
 _SVG = re.compile(rb"(?:\xef\xbb\xbf)?(?:\s|<\?xml[^>]*>|<!--(?:(?!-->).)*-->|<!DOCTYPE[^>]*>)*<svg[\s>]", re.DOTALL)
 _now = time.thread_time
 

@@ -61,7 +61,7 @@ class ImageSizes:
         self._index = CachedTable(_LAYOUT)
 
     def get(self, path: str) -> tuple[int, int]:
-        """Width and height in pixels of what `load_image` gives.
+        """Width and height in pixels of what `load_image` returns.
 
         Raises:
             MissingFileError, UserError: as `image_size`.
@@ -72,7 +72,7 @@ class ImageSizes:
         return size
 
     def get_many(self, paths: Sequence[str]) -> list[tuple[int, int] | UserError]:
-        """The same for many, in their order; an image that cannot be used gives its error instead."""
+        """The same for many, in their order; for an image that cannot be used, its error."""
         found: dict[str, tuple[int, int] | UserError] = {}
         for block in _blocks(list(dict.fromkeys(paths)), _BLOCK):
             found.update(zip(block, self._look_up(block), strict=True))

@@ -26,7 +26,7 @@ from paddlemix.network.fetch import cached, fetch
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit, above which it refuses
 _DATA_URI = re.compile(r"data:(?P<type>[^;,]*)(?P<options>(?:;[^;,]*)*),", re.IGNORECASE)
-_SCHEME = re.compile(r"(?:^|/)([A-Za-z][A-Za-z0-9+.\-]+)://")  # image_root may stand before it
+_SCHEME = re.compile(r"(?:^|/)([A-Za-z][A-Za-z0-9+.\-]+)://")  # image_root may precede it
 _BEGINNING = 64  # bytes that tell a pointer of git-lfs
 _SHOWN = 200  # characters of a path that an error repeats
 _SHOWN_DATA = 40  # of a data URI
@@ -68,7 +68,7 @@ def is_url(path: str) -> bool:
 
 
 def is_data_uri(path: str) -> bool:
-    """Whether an image stands in its own name, `data:image/png;base64,...`."""
+    """Whether an image is spelled out in its own name, `data:image/png;base64,...`."""
     return path[:5].lower() == "data:"
 
 
@@ -100,7 +100,7 @@ def local_path(name: str, settings: ImageSettings) -> str:
     """The file that holds an image: a path itself, the cached file of an address, which is fetched where needed.
 
     Raises:
-        UserError: the address gives none.
+        UserError: the address has none.
     """
     if not is_url(name):
         return name
@@ -116,7 +116,7 @@ def open_content(name: str, settings: ImageSettings) -> Iterator[BinaryIO]:
 
     Raises:
         MissingFileError: no such file, or it cannot be read.
-        UserError: more bytes than allowed, a broken `data:` URI, or the address gives nothing.
+        UserError: more bytes than allowed, a broken `data:` URI, or the address has nothing.
     """
     if is_data_uri(name):
         yield io.BytesIO(_decode_uri(name, settings))
@@ -136,7 +136,7 @@ def _open_file(path: str, name: str) -> BinaryIO:
     except (OSError, ValueError) as error:  # ValueError: a zero character in the path
         raise _missing_file(name, error) from error
     # A pipe would wait for ever.
-    kind = "is a folder" if stat.S_ISDIR(status.st_mode) else "is no file but a device or a pipe"
+    kind = "is a folder" if stat.S_ISDIR(status.st_mode) else "is not a file but a device or a pipe"
     raise MissingFileError(f"image '{shown(name)}' {kind} {_start()}")
 
 
@@ -163,7 +163,7 @@ def _decode_uri(uri: str, settings: ImageSettings) -> bytes:
     """The bytes that a `data:` URI holds.  Source: RFC 2397."""
     found = _DATA_URI.match(uri)
     if found is None:
-        raise UserError(f"image '{shown(uri)}' is no data URI; one begins with data:image/png;base64,")
+        raise UserError(f"image '{shown(uri)}' is not a data URI; one begins with data:image/png;base64,")
     kind = found["type"].strip().lower()
     if not kind.startswith("image/") and kind != "application/octet-stream":
         raise UserError(f"image '{shown(uri)}' holds '{kind or 'text/plain'}', expected image/png or the like")

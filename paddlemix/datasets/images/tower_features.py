@@ -31,7 +31,7 @@ class FeatureStore:
 
     Args:
         directory: made where it is missing; may be shared by runs and processes, and deleted at any time.
-        mark: differs between towers that give different features.
+        mark: differs between towers with different features.
         limit: bytes of files; when they are reached nothing is added any more.
         shape: (P, C) of a tile's features.
     """

@@ -11,7 +11,7 @@ from paddlemix.datasets.records.scan import Spans, first_solid
 from paddlemix.errors import UserError
 
 _MARK = b"\xef\xbb\xbf"  # UTF-8's byte order mark, as Windows editors write it
-_LOOKED_AT = 4096  # bytes, to name what stands there instead of records
+_LOOKED_AT = 4096  # bytes, to name what the file holds instead of records
 
 # First bytes -> what the file is and what to do.
 _FOREIGN = (
@@ -40,7 +40,7 @@ class Layout:
 
     Args:
         is_array: a JSON array, else JSON Lines.
-        begin: the first byte of the text, behind a byte order mark.
+        begin: the first byte of the text, after a byte order mark.
         inside: the first byte that may belong to a record.
     """
 
@@ -50,7 +50,7 @@ class Layout:
 
 
 def recognise(descriptor: int, name: str) -> Layout:
-    """Tells a JSON array from JSON Lines by the first byte that is no white space.
+    """Tells a JSON array from JSON Lines by the first byte that is not white space.
 
     Args:
         descriptor: of the open file.
@@ -85,7 +85,7 @@ def _neither(descriptor: int, first: int) -> str:
 
 
 def check_lines(descriptor: int, name: str, spans: Spans) -> None:
-    """Looks whether a file that begins with an object goes on as JSON Lines, by its first line.
+    """Checks by its first line that a file which begins with an object continues as JSON Lines.
 
     Args:
         descriptor: of the open file.
@@ -108,5 +108,5 @@ def check_lines(descriptor: int, name: str, spans: Spans) -> None:
                 f"data file '{name}' holds an object that is spread over lines; put the records into an array, "
                 "[{...}, {...}], or each on a line of its own"
             ) from error
-    except (ValueError, RecursionError):  # a record that cannot be used; the check of all of them says so
+    except (ValueError, RecursionError):  # a record that cannot be used: the check of all records reports it
         return

@@ -29,7 +29,7 @@ from paddlemix.progress import ProgressBar
 INDEX_VERSION = f"4 {__version__}"  # what a record may be changes with the package
 
 _HEADER_BYTES = 256
-_PARALLEL_BYTES = 20 * 1024**2  # below, starting processes takes longer than the work
+_PARALLEL_BYTES = 20 * 1024**2  # below, starting processes costs more than the work
 _SHOWN_BYTES = 100 * 1024**2  # from here on there is a progress bar
 
 
@@ -38,7 +38,7 @@ class Index:
     """What is known of each record.
 
     Args:
-        rows: int64 [n, 3]: first byte, byte behind the last one, words (see `order.count_words`; 0: cannot be used).
+        rows: int64 [n, 3]: first byte, byte after the last one, words (see `order.count_words`; 0: cannot be used).
         lines: one JSON array [kind, number, message] per record that cannot be used ("problem") or may not mean what it
             is taken for ("doubt"), and one ["folder", 0, name] per folder that images are in, each on a line; UTF-8.
     """
@@ -93,7 +93,7 @@ class _Builder:
         self._name = name
         self._layout = layout
         self._size = os.fstat(descriptor).st_size
-        self._closed: int | None = None  # the byte behind the array
+        self._closed: int | None = None  # the byte after the array
 
     def build(self, form: str | None) -> Index:
         rows: list[np.ndarray] = []
@@ -129,7 +129,7 @@ class _Builder:
                     count += len(spans.starts)
 
     def _check_end(self, end: int, count: int) -> None:
-        """Raises an error about what stands behind the last record, if anything is wrong there."""
+        """Raises an error about what follows the last record, if it is wrong."""
         if self._layout.is_array:
             if self._closed is None or os.pread(self._descriptor, 1, self._closed - 1) != b"]":
                 raise self._explain(end, count)

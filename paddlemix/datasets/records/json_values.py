@@ -14,7 +14,7 @@ def refuse_constant(name: str) -> NoReturn:
     Raises:
         UserError: always.
     """
-    raise UserError(f"{name} is no JSON; write a number or null")
+    raise UserError(f"{name} is not JSON; write a number or null")
 
 
 DECODER = json.JSONDecoder(parse_constant=refuse_constant)

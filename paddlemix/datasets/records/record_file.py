@@ -33,7 +33,7 @@ from paddlemix.network.client import RemoteSettings
 from paddlemix.network.fetch import fetch
 from paddlemix.outputs import Pictures
 
-# Files of millions of records; a slow line may take hours.
+# Files of millions of records; a slow connection may need hours.
 DOWNLOADS = RemoteSettings(max_bytes=64 * 1024**3, timeout=60.0, deadline=24 * 3600.0)
 
 
@@ -48,7 +48,7 @@ def open_records(path: str | Path, form: str | None = None, remote: RemoteSettin
     Raises:
         MissingFileError: there is no such file, or it cannot be read.
         UserError: it is neither kind of file, is broken or holds no record; or a URL cannot be fetched.  A record that
-            cannot be used is no error here: see `RecordFile.problems`.
+            cannot be used raises nothing here: see `RecordFile.problems`.
     """
     name = str(path)
     local = str(fetch(name, remote or DOWNLOADS)) if name.startswith(("http://", "https://")) else os.path.abspath(name)
@@ -59,7 +59,7 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
     """All records of a data file, in memory; whether they are conversations is not asked.
 
     Raises:
-        MissingFileError, UserError: as `open_records`, and where a line is no record.
+        MissingFileError, UserError: as `open_records`, and where a line is not a record.
     """
     records = open_records(path)
     return [records[number] for number in range(len(records))]
@@ -112,7 +112,7 @@ class RecordFile:
 
         Raises:
             IndexError: `number` is not in 0 .. len - 1.
-            UserError: it is no JSON object, or the file has changed since it was opened.
+            UserError: it is not a JSON object, or the file has changed since it was opened.
         """
         if not 0 <= number < len(self):
             raise IndexError(f"record {number} of {len(self)}")

@@ -29,7 +29,7 @@ class Spans:
         starts, ends: int64 [k], bytes of the file.
         lines: int64 [k], 1-based line of each record of JSON Lines; None for an array.
         scanned: bytes of the file that are done.
-        closed: the byte behind the bracket that closes the array, in its last spans.
+        closed: the byte after the bracket that closes the array, in its last spans.
     """
 
     previous: int
@@ -45,10 +45,10 @@ def scan_array(descriptor: int, start: int) -> Iterator[Spans]:
 
     Args:
         descriptor: of the open file.
-        start: the byte behind the array's first bracket.
+        start: the byte after the array's first bracket.
 
     Returns:
-        The items in order; spans may be empty.  What stands between items is not looked at.  Without `closed` in the
+        The items in order; spans may be empty.  What is between items is not checked.  Without `closed` in the
         last spans the file ends within the array.
     """
     scanner = _ArrayScanner()
@@ -71,7 +71,7 @@ class _ArrayScanner:
         self._in_text = 0  # 1 inside quotes
 
     def feed(self, block: bytes, offset: int) -> tuple[np.ndarray, np.ndarray, int | None]:
-        """Starts and ends of items in a block that does not end in a backslash, and the byte behind the array."""
+        """Starts and ends of items in a block that does not end in a backslash, and the byte after the array."""
         places = np.flatnonzero(np.frombuffer(block.translate(_STRUCTURE), bool))
         codes = np.frombuffer(block, np.uint8)
         places = _without_escaped(codes, places)
@@ -137,7 +137,7 @@ def _solid_lines(block: bytes, offset: int, starts: np.ndarray, stops: np.ndarra
 
 
 def first_solid(descriptor: int, start: int, end: int | None = None) -> int | None:
-    """Place of the first byte from `start`, and before `end`, that is no white space; None without one."""
+    """Place of the first byte from `start`, and before `end`, that is not white space; None without one."""
     for block, offset in _blocks(descriptor, start, end):
         rest = block.lstrip(WHITE)
         if rest:

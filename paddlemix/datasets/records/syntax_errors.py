@@ -1,6 +1,6 @@
-"""Why a data file is no array of records: found by reading it again, slowly, from the first doubtful byte on.
+"""Why a data file is not an array of records: found by reading it again, slowly, from the first doubtful byte.
 
-Only for files that are wrong; gives line and column as `json` does.  Knows no conversations.
+Only for files that are wrong; names line and column as `json` does.  Knows no conversations.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class ArrayReader:
     Args:
         descriptor: of the open file.
         path: its name for messages.
-        begin: the first byte of its text (behind a byte order mark).
+        begin: the first byte of its text, after a byte order mark.
     """
 
     def __init__(self, descriptor: int, path: str, begin: int) -> None:
@@ -35,11 +35,11 @@ class ArrayReader:
         """The first error from a place on.
 
         Args:
-            place: the byte behind record `number` - 1, or behind the array's bracket.
+            place: the byte after record `number` - 1, or after the array's bracket.
             number: of the record that comes next.
 
         Returns:
-            An error that names line and column, or the record that is no object.
+            An error that names line and column, or the record that is not an object.
         """
         try:
             while True:
@@ -67,12 +67,12 @@ class ArrayReader:
         return found
 
     def _next(self, place: int) -> tuple[int, bytes]:
-        """The next byte that is no white space and its place; b"" and the file's size at its end."""
+        """The next byte that is not white space and its place; b"" and the file's size at its end."""
         found = first_solid(self._descriptor, place)
         return (self._size(), b"") if found is None else (found, os.pread(self._descriptor, 1, found))
 
     def _decode(self, start: int) -> tuple[Any, int]:
-        """The value that begins at a byte, and the byte behind it."""
+        """The value that begins at a byte, and the byte after it."""
         size = _WINDOW_BYTES
         while True:
             window = os.pread(self._descriptor, size, start)

@@ -1,6 +1,6 @@
 """Whether records can be used, and how many words each has: by this process or by several, none of which loads paddle.
 
-Takes the places of records and gives numbers and messages; the records themselves are dropped again.
+Turns places of records into numbers and messages; the records themselves are dropped again.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Checked:
         problems: number in the file and what is wrong, beginning with "record N"; of each that cannot be used.
         doubts: the same of each that can be used and may not mean what it is taken for, see `unread_picture`.
         folders: that local images of the records are in, see `folders_of`.
-        broken: the first record at which the array itself is no JSON or holds something else; the ones behind it are
-            not looked at.
+        broken: the first record at which the array itself is not JSON or holds something else; later ones are
+            not checked.
     """
 
     words: np.ndarray
@@ -111,8 +111,8 @@ def _sample_of(data: bytes, source: str, form: str | None) -> Sample:
     """A record that can be used.
 
     Raises:
-        JSONDecodeError, UnicodeDecodeError: it is no JSON.
-        TypeError: it is no object.
+        JSONDecodeError, UnicodeDecodeError: it is not JSON.
+        TypeError: it is not an object.
         UserError: it cannot be used otherwise.
     """
     try:
@@ -139,7 +139,7 @@ def check_all(tasks: Iterable[Task], parallel: bool) -> Iterator[tuple[Spans, Ch
 
     Args:
         tasks: none without records.
-        parallel: several processes, which takes a second to begin with.
+        parallel: several processes, which need a second to start.
 
     Raises:
         OSError: the file cannot be read.
@@ -165,7 +165,7 @@ def _by_processes(tasks: Iterable[Task]) -> Iterator[tuple[Spans, Checked]]:
         while waiting:
             yield _finished(waiting)
     except BrokenProcessPool:
-        logger.warning("a process that checks records ended unexpectedly; this one goes on alone, more slowly")
+        logger.warning("a process that checks records ended unexpectedly; this one continues alone, more slowly")
         for rest in [*(first for first, _ in waiting), *([task] if task else [])]:
             yield rest.spans, check_records(rest)
         for rest in left:

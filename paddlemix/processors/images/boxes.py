@@ -17,7 +17,7 @@ from paddlemix.processors.images.image_spec import ImageSpec
 from paddlemix.sample import Box, Message
 
 _DECIMALS = 2
-_TOLERANCE = 1.0  # pixels that a box may stand out of its image, as rounded annotations do
+_TOLERANCE = 1.0  # pixels that a box may exceed its image by, as rounded annotations do
 
 
 def write_boxes(messages: Sequence[Message], sizes: Sequence[tuple[int, int]], spec: ImageSpec) -> Sequence[Message]:

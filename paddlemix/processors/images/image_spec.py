@@ -44,14 +44,14 @@ class ImageSpec:
             (the whole image plus a grid of tiles).
         grid_pinpoints: allowed grids for "anyres" as (width, height), pixels.
         merge_type: order of an "anyres" image's tokens: "flat" tile after tile, "spatial" row by row over the grid,
-            "spatial_unpad" the same without padding and with a newline vector behind each row.
+            "spatial_unpad" the same without padding and with a newline vector after each row.
         mean, std: per channel, of values in 0..1.
         resize_to: side that pictures have before the centre of a tile's size is cut out, pixels; None: `tile_size`.
         squash: in the mode "square", resize both sides, not the short one.
         resample: Pillow's number of the filter, 1 (Lanczos), 2 (bilinear) or 3 (bicubic).
         rescale_factor: what bytes are multiplied by before mean and deviation.
         normalise: whether mean and deviation are applied; the mean is also the colour of padding.
-        cls_token: each tile gives its class token before its patches ("cls_patch").
+        cls_token: each tile has its class token before its patches ("cls_patch").
     """
 
     tile_size: int = 336
@@ -121,7 +121,7 @@ class ImageSpec:
 
     @property
     def tokens_per_tile(self) -> int:
-        """Feature rows that the tower gives for one tile."""
+        """Feature rows that the tower computes for one tile."""
         return self.patches_per_side**2 + int(self.cls_token)
 
     @cached_property

@@ -79,7 +79,7 @@ def _fit_into(image: Image.Image, size: tuple[int, int], resample: Image.Resampl
 
 
 def normalise_tiles(tiles: list[Image.Image], spec: ImageSpec) -> np.ndarray:
-    """Pixels of tiles as the tower takes them.
+    """Pixels of tiles as the tower reads them.
 
     Returns:
         float32 [N, 3, tile_size, tile_size], channels first, (value / 255 - mean) / std as CLIP has it.

@@ -1,4 +1,4 @@
-"""How many visual tokens an image takes, and in which order: from its width and height alone, in numpy.
+"""How many visual tokens an image has, and in which order: from its width and height alone, in numpy.
 
 One layout function serves the count, the gathered rows and the tiles that `tiles.py` cuts, so they cannot disagree.
 Knows no pixel, no file, no model and no tokenizer.
@@ -84,7 +84,7 @@ def count_visual_tokens(width: int, height: int, spec: ImageSpec) -> int:
 
 
 def visual_token_index(width: int, height: int, spec: ImageSpec) -> np.ndarray:
-    """The feature row that stands at each visual token of one image.
+    """The feature row at each visual token of one image.
 
     Args:
         width, height: original image size, pixels, >= 1.

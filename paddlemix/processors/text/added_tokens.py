@@ -25,7 +25,7 @@ class AddedToken:
     Args:
         id: its row in the token embeddings.
         content: how it is written.
-        lstrip, rstrip: whether it takes the white space before or after it along.
+        lstrip, rstrip: whether it includes the white space before or after it.
         single_word: whether it is only found where white space or an end of the text surrounds it.
         drops_prefix: whether the space that opens a text is left out before it.
     """

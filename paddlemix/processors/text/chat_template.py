@@ -43,7 +43,7 @@ def resolve_template(value: str, own: Template | None = None) -> Template:
 
     Raises:
         MissingFileError: the file does not exist or cannot be read.
-        UserError: no template has this name, or the file is no chat template: a key or a placeholder is unknown, an
+        UserError: no template has this name, or the file is not a chat template: a key or a placeholder is unknown, an
             answer has no end, or its `query` opens an answer otherwise than its `conversation`.
     """
     if not value.endswith(".json"):
@@ -101,7 +101,7 @@ def _file_template(content: Any, name: str) -> Template:
 
 
 def _split(text: str, name: str, where: str) -> tuple[str, str]:
-    """What stands before and behind the one placeholder of a text."""
+    """What precedes and what follows the one placeholder of a text."""
     found = _JINJA.findall(text)
     for placeholder in found:
         match = _PLACEHOLDER.fullmatch(placeholder)

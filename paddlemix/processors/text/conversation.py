@@ -1,6 +1,6 @@
 """Messages -> pieces: the rendering of a conversation by its template.
 
-`render` gives text pieces, special tokens and images, each marked as trained or not; it never tokenises, and nothing
+`render` returns text pieces, special tokens and images, each marked as trained or not; it never tokenises, and nothing
 parses what it made.  What is trained is by construction every answer and what ends it.
 
 Source of the rules on images: haotian-liu/LLaVA llava/train/train.py, preprocess_multimodal (commit c121f04).
@@ -51,7 +51,7 @@ def render(template: Template, messages: Sequence[Message], add_generation_promp
         Pieces in order, neighbouring texts of equal kind joined within a pair.  BOS is not among them.
 
     Raises:
-        UserError: the roles do not alternate, an image stands outside a user's turn, a box is not written yet, or the
+        UserError: the roles do not alternate, an image is outside a user's turn, a box is not written yet, or the
             template cannot write such a conversation.
     """
     return [piece for pieces in render_rounds(template, messages, add_generation_prompt) for piece in pieces]
@@ -81,14 +81,16 @@ def render_rounds(
 
 
 def prompt_text(pieces: Sequence[Piece]) -> str:
-    """The rendered text for people to read, `<image>` where an image stands."""
+    """The rendered text for people to read, `<image>` for an image."""
     return "".join(piece.text for piece in pieces)
 
 
 def _check_content(message: Message) -> None:
     for piece in message.content:
         if isinstance(piece, Box):
-            raise UserError(f"the box {list(piece.corners)} is no text yet; processors.boxes.write_boxes makes it one")
+            raise UserError(
+                f"the box {list(piece.corners)} is not text yet; processors.images.boxes.write_boxes makes it text"
+            )
         if isinstance(piece, int) and message.role != "user":
             raise UserError(f"a turn of the {message.role} has an image; only a user's turn can show one")
 
@@ -110,7 +112,7 @@ def _check_caption(template: Template, turns: Sequence[Message]) -> None:
     images = turns[0].image_indices
     if len(turns) > 2 or len(images) != 1:
         raise UserError(
-            f"template '{template.name}' takes one image and one caption, got {len(images)} images and "
+            f"template '{template.name}' needs one image and one caption, got {len(images)} images and "
             f"{(len(turns) + 1) // 2} question-answer pairs; use vicuna_v1 for conversations"
         )
 

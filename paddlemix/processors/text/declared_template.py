@@ -51,11 +51,11 @@ def template_by_markers(directory: Path, usual: str, variants: Mapping[str, str]
 
     Args:
         usual: that of the language model's family.
-        variants: name -> what is taken for it.
+        variants: name -> what is used instead.
 
     Returns:
         `usual` where the files have no template, one with the same markers, or one that none of ours resembles; else
-        the one that its markers name.  A warning says what was taken and why, once for each directory.
+        the one that its markers name.  A warning names the choice and its reason, once for each directory.
     """
     found = find_chat_template(directory)
     if found is None:
@@ -64,13 +64,13 @@ def template_by_markers(directory: Path, usual: str, variants: Mapping[str, str]
     name = next((name for marker, name in _MARKERS if marker.search(text)), None)
     name = (variants or {}).get(name or "", name)
     if name is None:
-        _tell(path, f"its turns are marked as in none of our templates, so '{usual}' of the model's family is taken")
+        _tell(path, f"no template here marks turns as it does, so '{usual}' of the model's family is used")
         return usual
     if _speaker(name) == _speaker(usual):
         return usual
     system = TEMPLATES[name].system
     said = f"with the system text {json.dumps(system[:60])}" if system else "without a system text"
-    _tell(path, f"by its markers '{name}' is taken ({said}), not '{usual}' of the model's family")
+    _tell(path, f"by its markers '{name}' is used ({said}), not '{usual}' of the model's family")
     return name
 
 

@@ -58,7 +58,7 @@ def encode_pairs(
     """Tokenises the pieces of each question-answer pair, when it is asked for.
 
     Args:
-        rounds: as `conversation.render_rounds` gives them.
+        rounds: as `conversation.render_rounds` returns them.
         count_visual: visual tokens of the image with this index into `Sample.images`.
     """
     after: Neighbour = "start"
@@ -71,7 +71,7 @@ def encode_pairs(
             if piece.image is not None:
                 pair.images.append(piece.image)
                 pair.visual.append(count_visual(piece.image))
-                encoded: tuple[_Ids, Neighbour] = _IMAGE  # the text behind an image is tokenised on its own
+                encoded: tuple[_Ids, Neighbour] = _IMAGE  # the text after an image is tokenised on its own
             else:
                 encoded = _encode_piece(tokenizer, piece.kind == "special", piece.text, after)
             ids, after = encoded
@@ -104,7 +104,7 @@ def _known(pieces: Sequence[Piece], tokenizer: Tokenizer) -> Iterator[Piece]:
 def _encode_piece(tokenizer: Tokenizer, special: bool, text: str, after: Neighbour) -> tuple[_Ids, Neighbour]:
     index = tokenizer.special_id(text) if special else None
     if index is not None:
-        return (index,), tokenizer.behind(text)
+        return (index,), tokenizer.after_special(text)
     ids = tuple(tokenizer.encode(text, after))
     return ids, tokenizer.neighbour(ids)
 

@@ -25,7 +25,7 @@ class Style:
     """How stretches of text are marked.
 
     Args:
-        trained, image: what stands before and behind such a stretch.
+        trained, image: what is put before and after such a stretch.
     """
 
     trained: tuple[str, str]
@@ -104,7 +104,7 @@ def _marked(example: Example, image_tokens: Sequence[int], tokenizer: Tokenizer,
 
 
 def _decode(ids: list[int], before: int | None, tokenizer: Tokenizer) -> str:
-    """Text of ids behind another: SentencePiece drops the space before the first of all."""
+    """Text of ids after another id: SentencePiece drops the space before the first of all."""
     if before is None:
         return tokenizer.decode(ids, skip_special_tokens=False)
     own, both = (tokenizer.decode(part, skip_special_tokens=False) for part in ([before], [before, *ids]))

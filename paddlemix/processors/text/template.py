@@ -20,11 +20,11 @@ class Template:
         system: the text for `{system}`; "" for none.
         first_user: the first question, with `{system}` and `{content}`; used where there is a system text.
         user: every other question, with `{content}`.
-        assistant: what opens an answer; generation starts behind it.
+        assistant: what opens an answer; generation starts after it.
         answer: the answer, with `{content}`; trained.
         end: what ends an answer; trained, and ends generation.
         after_answer: what follows every end, not trained.
-        between: what stands before every question but the first.
+        between: what precedes every question but the first.
         image: how an image is written, with `{image}`.
         stop: further texts that end generation.
         captions: the question is replaced by its image (projector pretraining).

@@ -1,4 +1,4 @@
-"""A piece of text to ids as it stands in its place, over a SentencePiece model or a `tokenizer.json`.
+"""A piece of text to ids as its place demands, over a SentencePiece model or a `tokenizer.json`.
 
 Both kinds of vocabulary write a word with the space before it, and both add that space where a text begins.  A piece
 that continues another must be encoded without it.  Neither finds a special token in a text.
@@ -27,7 +27,7 @@ class SentencePieceRules:
     """How the reference's class reads a SentencePiece model.
 
     Args:
-        legacy: the older rule: SentencePiece itself puts the first space, also behind a special token.  Llama of 2023,
+        legacy: the older rule: SentencePiece itself puts the first space, also after a special token.  Llama of 2023,
             Yi, InternLM and InternLM2 have it.
         prefixes: without `legacy`, whether a text that begins gets a space before it.
         unknown: the unknown token.
@@ -68,7 +68,7 @@ class SentencePieceEncoder:
                 after = "text"
             else:
                 if after == "start" and self._prefixes and not (self._legacy or part.drops_prefix):
-                    ids += self._unprefixed(" ")  # the space that opens a text stands alone before the token
+                    ids += self._unprefixed(" ")  # the space that opens a text is a piece of its own before the token
                 ids.append(part.id)
                 after = "special"
         return ids
@@ -83,18 +83,18 @@ class SentencePieceEncoder:
 
     def _unprefixed(self, text: str) -> list[int]:
         """Ids of `text` exactly as written: SentencePiece adds or drops a space only at its very beginning, so a guard
-        is put in front and its pieces are taken away again.  Where the guard's end grows into the text (`>` and `=`),
-        another one is taken."""
+        is put in front and its pieces are removed again.  Where the guard's end grows into the text (`>` and `=`),
+        another one is tried."""
         for guard in self._guards:
             own = self._model.encode(guard)
             ids = self._model.encode(guard + text)
             if ids[: len(own)] == own:
                 return ids[len(own) :]
-        raise UserError(f"the tokenizer joins line breaks with the text {text[:20]!r} behind them")
+        raise UserError(f"the tokenizer joins line breaks with the text {text[:20]!r} after them")
 
 
 def _without_named(model: Any, named: frozenset[str]) -> tuple[Any, frozenset[str]]:
-    """A model that never takes special tokens out of a text, the model itself where it has none that it would take; and
+    """A model that never takes special tokens out of a text, the model itself where it would extract none; and
     those that it had.
 
     Yi and InternLM have theirs inside the model, as user-defined pieces, which it finds in any text.
@@ -141,7 +141,7 @@ class FastEncoder:
         if not self._added.found_in(text):
             return self._ids(self._continuing, text)
         # After an added token the file's own rule for a space holds again, and an added token may have taken the space
-        # before it along: only the whole description knows, so a guard opens the text and its ids are taken away.
+        # before it along: only the whole description knows, so a guard opens the text and its ids are removed.
         for guard in _GUARDS:
             own, ids = self._ids(self._opening, guard), self._ids(self._opening, guard + text)
             if ids[: len(own)] == own:

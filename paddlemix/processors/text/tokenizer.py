@@ -92,7 +92,7 @@ class Tokenizer:
 
     @property
     def num_rows(self) -> int:
-        """Rows that an embedding needs for these ids.  Padding that was added behind all others needs none: no text has
+        """Rows that an embedding needs for these ids.  Padding that was added after all others needs none: no text has
         it, and what pads a batch is never looked up."""
         last, others = len(self) - 1, (self._hf.bos_token_id, self._hf.eos_token_id, self._hf.unk_token_id)
         padding = self._hf.pad_token_id == last and last not in others and last in self._hf.added_tokens_decoder
@@ -100,7 +100,7 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Differs between tokenizers that give different ids."""
+        """Differs between tokenizers that return different ids."""
         if self.directory is None:
             return cache_key(sorted(self._hf.get_vocab().items()), self._legacy)
         files = [self.directory / name for name in TOKENIZER_FILES]
@@ -127,11 +127,11 @@ class Tokenizer:
 
         Args:
             text: any text; nothing in it is a special token, but added tokens are found.
-            after: what stands before it: "start" of a sequence or of the text behind an image (a word there gets the
+            after: what precedes it: "start" of a sequence or of the text after an image (a word there gets the
                 leading space of a word), a "special" token, or "text" that this piece continues.
 
         Returns:
-            The ids that the reference's tokenizer gives this piece in that place.
+            The ids that the reference's tokenizer returns for this piece in that place.
         """
         return self._encoder.encode(text, after) if text else []
 
@@ -145,8 +145,8 @@ class Tokenizer:
             return None
         return int(index)
 
-    def behind(self, token: str) -> Neighbour:
-        """What a text behind this special token is encoded after: "text" where the token is a piece like any other to
+    def after_special(self, token: str) -> Neighbour:
+        """What a text after this special token is encoded after: "text" where the token is a piece like any other to
         the reference (InternLM's `<eoh>` and `<eoa>`)."""
         return "text" if token in self._encoder.inside else "special"
 
@@ -160,7 +160,9 @@ class Tokenizer:
         left_out = self._special_ids if skip_special_tokens else frozenset()
         ids = [index for index in ids if index < len(self) and index not in left_out]
         text = self._hf.decode(ids, clean_up_tokenization_spaces=False) if ids else ""
-        return text.replace(SPACE, " ") if self._named is None else text  # a run of spaces that is no piece stays as is
+        return (
+            text.replace(SPACE, " ") if self._named is None else text
+        )  # a run of spaces without a piece stays as it is
 
     def save(self, directory: Path) -> None:
         """Writes the tokenizer's files: copies of the originals, so that nothing is re-encoded on the way."""
@@ -219,7 +221,7 @@ def _load(directory: Path) -> Any:
 
 
 def _is_sentencepiece(path: Path) -> bool:
-    """Whether a `tokenizer.model` holds pieces; Meta's own Llama 3 has a file of that name which is no such model."""
+    """Whether a `tokenizer.model` holds pieces; Meta's own Llama 3 has a file of that name that is none."""
     with path.open("rb") as file:
         return file.read(1) == b"\n"  # the tag of a message's first field
 
@@ -239,7 +241,7 @@ def _load_sentencepiece(directory: Path) -> Any:
 def _tell_legacy(directory: Path) -> None:
     logger.warning(
         "%s has no tokenizer_config.json: text is encoded by the newer rule of Llama's vocabularies (legacy false), as "
-        "Vicuna's files declare it, where transformers would take the older one; copy the file from the base model",
+        "Vicuna's files declare it, where transformers would use the older one; copy the file from the base model",
         directory,
     )
 

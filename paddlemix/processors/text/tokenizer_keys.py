@@ -50,7 +50,7 @@ KEYS = Keys(
         "remove_space": choice(False),
         "split_special_tokens": choice(False),
     },
-    # of these, templates are looked at elsewhere; the rest is about batches, about names, and about spaces in answers,
+    # of these, templates are checked elsewhere; the rest is about batches, about names, and about spaces in answers,
     # which are written as the tokens spell them
     key_names(
         """

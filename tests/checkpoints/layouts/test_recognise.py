@@ -383,7 +383,7 @@ def test_a_llama_with_its_own_chatml_is_no_vicuna(
     jinja = "{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}"
     layout = recognise(place(_HF_15, **{place_of: {"chat_template": jinja}}))
     assert layout.processor["chat_template"] == "qwen_1_5"
-    assert "'qwen_1_5' is taken (with the system text \"You are a helpful assistant.\")" in caplog.text
+    assert "'qwen_1_5' is used (with the system text \"You are a helpful assistant.\")" in caplog.text
     named = recognise(place({**_HF_15, "chat_template_name": "mpt"}, "named", **{place_of: {"chat_template": jinja}}))
     assert named.processor["chat_template"] == "mpt"
     original = recognise(place({**_LLAVA_16}, "original", **{place_of: {"chat_template": jinja}}))

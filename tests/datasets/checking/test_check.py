@@ -159,7 +159,7 @@ def test_a_template_that_cannot_write_a_record(folder: Path, tokenizer: Tokenize
     (folder / "two.json").write_text(json.dumps([picture_record(0, conversations=LONG)]))
     files = [DataFile(path=str(folder / "two.json"), image_root=str(folder), processor=processor)]
     report = check_files(files, CheckSettings())
-    assert report.problems[0].records[0][1].startswith("template 'plain' takes one image")
+    assert report.problems[0].records[0][1].startswith("template 'plain' needs one image")
 
 
 def test_a_file_that_is_no_data_does_not_hide_the_others(folder: Path) -> None:

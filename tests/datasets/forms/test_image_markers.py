@@ -18,7 +18,7 @@ from paddlemix.errors import UserError
 from paddlemix.sample import Sample
 from tests.conftest import HANG, ROOT
 
-TAKEN = "in a question is taken for words, no picture is shown there; where one is meant, write <image> and name"
+TAKEN = "in a question is read as words, no picture is shown there; where one is meant, write <image> and name"
 TOKENS = ["<|image|>", "<|vision_start|><|image_pad|><|vision_end|>", "<|image_1|>", "<image_1>", "<ImageHere>"]
 TOKENS += ["<image_placeholder>", "<img><IMG_CONTEXT><IMG_CONTEXT></img>", "<Image>"]
 

@@ -306,7 +306,7 @@ def test_postscript_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_pipe_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.png")
-    with pytest.raises(MissingFileError, match="is no file but a device or a pipe"):
+    with pytest.raises(MissingFileError, match="is not a file but a device or a pipe"):
         load_image(tmp_path / "a.png")
 
 
@@ -353,7 +353,7 @@ def test_data_uri(uri: str) -> None:
 @pytest.mark.parametrize(
     ("uri", "expected"),
     [
-        ("data:image/png;base64", "is no data URI; one begins with data:image/png;base64,"),
+        ("data:image/png;base64", "is not a data URI; one begins with data:image/png;base64,"),
         ("data:image/png;base64,", "is not an image file that can be read"),
         ("data:image/png;base64,iVBOR!", "is not base64 throughout"),
         ("data:image/png;base64,iVBOR", "is not base64 throughout"),

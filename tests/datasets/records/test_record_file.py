@@ -283,7 +283,7 @@ def test_file_that_cannot_be_used(write: Callable[..., Path], content: bytes | s
         (GOOD + GOOD, f"not JSON: column {len(GOOD) + 1}: Extra data"),
         ("[1]", "a JSON array, expected an object with 'conversations'"),
         ('{"a": "é"}'.encode("latin-1"), "not UTF-8 (byte 7 of the line); save the file as UTF-8"),
-        ('{"a": NaN}', "NaN is no JSON; write a number or null"),
+        ('{"a": NaN}', "NaN is not JSON; write a number or null"),
     ],
 )
 def test_a_bad_line_leaves_the_others(write: Callable[..., Path], bad: bytes | str, message: str) -> None:
@@ -300,7 +300,7 @@ def test_a_bad_line_leaves_the_others(write: Callable[..., Path], bad: bytes | s
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ('{"a": -Infinity}', "-Infinity is no JSON; write a number or null"),
+        ('{"a": -Infinity}', "-Infinity is not JSON; write a number or null"),
         ('{"a": %s}' % ("9" * 5000), "Exceeds the limit (4300 digits)"),
         ('{"a": %s}' % ("[" * 100_000 + "]" * 100_000), "lists or objects are nested too deeply"),
         ('{"a": "\\ud83d"}', "record 1: "),
@@ -535,7 +535,7 @@ def test_a_lost_process_loses_nothing(
     monkeypatch.setattr(scan, "BLOCK_BYTES", 500)
     items = [record(f"Q{number}") for number in range(100)]
     assert read_records(write(items)) == items
-    assert len(warnings) == 1 and "goes on alone" in warnings[0]
+    assert len(warnings) == 1 and "continues alone" in warnings[0]
 
 
 def run_scripts(*arguments: list[str]) -> list[subprocess.CompletedProcess[str]]:
@@ -571,7 +571,7 @@ def test_a_script_without_main_guard_does_not_hang(write: Callable[..., Path], t
     )
     (result,) = run_scripts([str(script)])
     assert (result.returncode, result.stdout) == (0, "5000\n"), result.stderr
-    assert "goes on alone" in result.stderr
+    assert "continues alone" in result.stderr
 
 
 # --- addresses --------------------------------------------------------------------------------------------------------

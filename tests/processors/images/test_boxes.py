@@ -131,5 +131,5 @@ def test_box_error_names_the_sample(tokenizer: Tokenizer) -> None:
 
 
 def test_a_box_is_never_left_out_silently() -> None:
-    with pytest.raises(UserError, match="is no text yet"):
+    with pytest.raises(UserError, match="is not text yet"):
         render(get_template("vicuna_v1"), SAMPLE.messages)

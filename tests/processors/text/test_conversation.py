@@ -177,7 +177,7 @@ def assistant(*content: str | int) -> Message:
         (
             [Message(role="system", content=(0,)), user("Q"), assistant("A")],
             False,
-            "image stands in a turn of the system",
+            "a turn of the system has an image",
         ),
     ],
 )

@@ -151,8 +151,8 @@ def test_pieces_around_a_special_token(
     token = SPECIAL[kind]
     index = ours.special_id(token)
     assert index is not None
-    assert ours.behind(token) == ("text" if kind == "internlm" else "special")  # there it is a piece of the model
-    pieces = [*ours.encode(before), index, *ours.encode(behind, ours.behind(token))]
+    assert ours.after_special(token) == ("text" if kind == "internlm" else "special")  # a piece of the model
+    pieces = [*ours.encode(before), index, *ours.encode(behind, ours.after_special(token))]
     assert pieces == reference(before + token + behind)
 
 
