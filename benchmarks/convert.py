@@ -29,8 +29,8 @@ from paddlemix.checkpoints.convert.export_model import to_layout  # noqa: E402
 from paddlemix.checkpoints.files.tensors import TensorEntry  # noqa: E402
 from paddlemix.checkpoints.files.weight_files import write_json, write_weights  # noqa: E402
 from paddlemix.checkpoints.layouts.weight_names import CLIP, ORIGINAL  # noqa: E402
-from paddlemix.checkpoints.strict import expected_shapes  # noqa: E402
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionConfig  # noqa: E402
+from paddlemix.models.presets import parameter_shapes  # noqa: E402
 
 FULL_LAYERS, SMALL_LAYERS = 32, 1
 SHARD_BYTES = 5 * 10**9
@@ -62,7 +62,7 @@ def make_checkpoint(directory: Path, layers: int) -> int:
         },
     )
     facts = declared_files.Facts(config=config, processor=processor, special_ids={}, dtype="float16")
-    tensors = {name: _random_entry(shape) for name, shape in expected_shapes(config).items()}
+    tensors = {name: _random_entry(shape) for name, shape in parameter_shapes(config).items()}
     tower = {name: entry for name, entry in tensors.items() if name.startswith("vision_tower.")}
     rest = {name: entry for name, entry in tensors.items() if name not in tower}
     place = directory / declared_files.TOWER_DIRECTORY

@@ -20,8 +20,6 @@ NAME_LENGTH = 40  # characters of a file's name that its temporary name repeats
 _MARK = ".paddlemix-tmp"
 _TEMPORARY = re.compile(rf"\..*{re.escape(_MARK)}(\.\w+)?", re.DOTALL)
 _REPLACED = ".replaced."  # in the name of a folder that holds what is just being replaced
-_UMASK = os.umask(0o022)
-os.umask(_UMASK)
 
 
 @contextlib.contextmanager
@@ -64,12 +62,27 @@ def temporary_file(path: Path) -> Iterator[Path]:
         close_file(descriptor, owner)
 
 
+def umask() -> int:
+    """The permission bits that this process withholds from new files and folders, 0 to 0o777.
+
+    Linux lists it.  Elsewhere it can only be read by setting it, which every thread sees: to the strictest value, so
+    that what they create meanwhile is too private rather than too open.
+    """
+    with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        for line in status:
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
 def new_temporary_file(path: Path) -> tuple[int, Path]:
     """A new hidden file beside a path, of the same suffix: open, and held."""
     while True:
         prefix, suffix = f".{path.name[:NAME_LENGTH]}.", _MARK + path.suffix
         descriptor, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=path.parent)
-        os.fchmod(descriptor, 0o666 & ~_UMASK)  # temporary files are private, what is kept need not be
+        os.fchmod(descriptor, 0o666 & ~umask())  # temporary files are private, what is kept need not be
         if _hold_temporary(descriptor, Path(name)):
             return descriptor, Path(name)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from paddlemix import temporary
 from paddlemix.locks import locked_output
 from paddlemix.temporary import remove_leftovers, temporary_directory, temporary_file
 from tests.forked import kill
@@ -80,3 +81,20 @@ def test_a_failed_step_back_keeps_the_only_copy(tmp_path: Path) -> None:
         raise OSError
     remove_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_umask_is_read_without_being_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system lists it, no other thread can see another value; elsewhere it is set and put back."""
+    before = os.umask(0o027)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "umask", lambda mask: pytest.fail("the umask was set"))
+            assert temporary.umask() == 0o027
+        monkeypatch.setattr("builtins.open", unreadable)
+        assert temporary.umask() == 0o027
+    finally:
+        assert os.umask(before) == 0o027
+
+
+def unreadable(*_: object, **__: object) -> None:
+    raise FileNotFoundError

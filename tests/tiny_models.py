@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 
 import paddlemix.models  # noqa: F401  sets the environment before paddle is imported
+from paddlemix.checkpoints.adapters.adapter import AdapterSettings, write_adapter
 from paddlemix.checkpoints.files.weight_files import read_safetensors
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionConfig
 from paddlemix.models.llava import LlavaModel
+from paddlemix.peft.quantize import quantized_linears
+from paddlemix.processors.llava import LlavaProcessor
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "models"
 GOLDEN_MODELS = ("llava_v15_llama", "llava_v16_llama")
@@ -90,6 +93,28 @@ def weights_of(layer: Any) -> dict[str, np.ndarray]:
 def draw(*shape: int, seed: int = 1) -> np.ndarray:
     """Normal float32 numbers."""
     return np.random.RandomState(seed).randn(*shape).astype("float32")
+
+
+def save_adapter(model: Any, processor: LlavaProcessor | None, settings: AdapterSettings, directory: Path) -> None:
+    """Writes an adapter into a new directory."""
+    directory.mkdir()
+    write_adapter(model, processor, settings, directory)
+
+
+def dequantize_model(model: Any, dtype: str = "float32") -> int:
+    """Replaces quantised layers by plain ones with the weights that the codes mean; returns how many."""
+    import paddle
+
+    found = quantized_linears(model)
+    for name, layer in found.items():
+        plain = paddle.nn.Linear(1, 1, bias_attr=False)
+        plain.weight = plain.create_parameter(layer.weight_shape, dtype=dtype)
+        with paddle.no_grad():
+            plain.weight.set_value(layer.dequantized().astype(dtype))
+        plain.bias, plain.training = layer.bias, layer.training
+        parent, _, child = name.rpartition(".")
+        setattr(dict(model.named_sublayers(include_self=True))[parent], child, plain)
+    return len(found)
 
 
 def flip_bit(directory: Path, name: str, place: int = -1) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from paddlemix.checkpoints.adapters.adapter import AdapterSettings, fingerprint, save_adapter
+from paddlemix.checkpoints.adapters.adapter import AdapterSettings, fingerprint
 from paddlemix.checkpoints.convert.export_model import convert_checkpoint
 from paddlemix.checkpoints.convert.verify import Conversion
 from paddlemix.checkpoints.files.weight_files import write_json
@@ -33,6 +33,7 @@ from paddlemix.sample import Example
 from paddlemix.trainer.recipe import run_recipe
 from paddlemix.trainer.run_data import read_samples
 from tests.tiny import ANYRES_SPEC, PAD_SPEC, PATCH, PINPOINTS, TILE, draw_picture, make_processor
+from tests.tiny_models import save_adapter
 from tests.tiny_world import reports, weights
 
 GOLDEN_TRAINING = Path(__file__).resolve().parent / "golden" / "training"

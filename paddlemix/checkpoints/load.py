@@ -37,12 +37,13 @@ from paddlemix.checkpoints.pretrained import (
 from paddlemix.checkpoints.projector_file import NEW_PARTS as NEW_PARTS
 from paddlemix.checkpoints.quantized import choose_quantization, read_quantization
 from paddlemix.checkpoints.source import Source, open_source, with_image_size
-from paddlemix.checkpoints.strict import check_vocabulary, check_weights, expected_shapes
+from paddlemix.checkpoints.strict import check_vocabulary, check_weights
 from paddlemix.device import return_freed_memory
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.log import logger
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.models.kernels.fused import KernelSizes, choose_kernels
+from paddlemix.models.presets import parameter_shapes
 from paddlemix.peft.lora import add_lora, linear_names
 
 _FLAGS = "give its folder with --model-base (chat, predict) or --model_name_or_path (merge-lora), "
@@ -241,7 +242,7 @@ def load_base(spec: BaseSpec, dtype: str = "float32") -> Pretrained:
         return begins and name.startswith(NEW_PARTS)
 
     if read_quantization(source.directory) is None:  # sizes that are not the weights' cost no memory
-        check_weights(expected_shapes(source.config), tensors, spec.model, may_miss)
+        check_weights(parameter_shapes(source.config), tensors, spec.model, may_miss)
     model = build_model(source.config, dtype, quantization=quantization)
     unused = fill_model(model, tensors, spec.model, may_miss)
     if begins:

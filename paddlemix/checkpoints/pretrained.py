@@ -1,7 +1,8 @@
 """Directory <-> model and processor, whatever the layout; every weight accounted for.
 
-    loaded = load_model("llava-v1.5-7b")
-    save_model(loaded, "out")
+    model = build_model(config)
+    fill_model(model, source.tensors(), "llava-v1.5-7b")
+    save_model(Pretrained(model, load_processor(source), source.directory), "out")
 
 Loading is strict (a missing, an extra and a misshapen weight are errors, listed together) and goes tensor by tensor.
 """
@@ -25,13 +26,12 @@ from paddlemix.checkpoints.identity.weight_identity import WeightFiles
 from paddlemix.checkpoints.layouts.added_rows import HF_VOCABULARY_FILE
 from paddlemix.checkpoints.layouts.recognise import CONFIG_FILE, NO_TOWER, config_values
 from paddlemix.checkpoints.quantized import (
-    choose_quantization,
     coded,
     quantization_values,
     stored_entries,
     unfilled_arrays,
 )
-from paddlemix.checkpoints.source import Source, open_source
+from paddlemix.checkpoints.source import Source
 from paddlemix.checkpoints.strict import check_vocabulary, check_weights
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.models.layers import skip_initialisation
@@ -67,24 +67,6 @@ class Pretrained:
     carried: dict[str, bytes] = field(default_factory=dict)
     files: WeightFiles | None = None
     begun: bool = False
-
-
-def load_model(path: str | Path, dtype: str = "float32") -> Pretrained:
-    """Loads a model directory of any layout.
-
-    Args:
-        path: the directory.
-        dtype: "float32", "float16" or "bfloat16", of the weights in memory.
-
-    Raises:
-        MissingFileError: a directory or file is missing.
-        UserError: the layout is unknown, or weights are missing, extra or of the wrong shape.
-    """
-    source = open_source(path)
-    model = build_model(source.config, dtype, quantization=choose_quantization(source.directory, None))
-    unused = fill_model(model, source.tensors(), str(path))
-    model.eval()
-    return Pretrained(model, load_processor(source), source.directory, unused, carried=read_carried(source.directory))
 
 
 def read_carried(directory: Path) -> dict[str, bytes]:

@@ -14,7 +14,6 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import paddle
 from paddle import nn
 
 from paddlemix.errors import UserError
@@ -117,24 +116,6 @@ def _join_groups(model: nn.Layer) -> None:
         group = WideGroup(layers)
         for layer in layers:
             layer.group = group
-
-
-def dequantize_model(model: nn.Layer, dtype: str = "float32") -> int:
-    """Puts plain linear layers with the weights that the codes stand for in place of quantised ones.
-
-    Returns:
-        Number of layers replaced.
-    """
-    found = quantized_linears(model)
-    for name, layer in found.items():
-        parent, child, _ = _find(model, name)
-        plain = nn.Linear(1, 1, bias_attr=False)
-        with paddle.no_grad():
-            plain.weight = plain.create_parameter(layer.weight_shape, dtype=dtype)
-            plain.weight.set_value(layer.dequantized().astype(dtype))
-        plain.bias = layer.bias
-        _replace(parent, child, plain)
-    return len(found)
 
 
 def quantization_of(model: nn.Layer) -> QuantizationConfig | None:

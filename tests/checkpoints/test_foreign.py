@@ -11,7 +11,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix.checkpoints.adapters.adapter import AdapterSettings, fingerprint, read_adapter, save_adapter
+from paddlemix.checkpoints.adapters.adapter import AdapterSettings, fingerprint, read_adapter
 from paddlemix.checkpoints.convert.export_adapter import export_adapter, write_torch
 from paddlemix.checkpoints.convert.export_model import to_layout
 from paddlemix.checkpoints.files.pickles import read_torch
@@ -29,7 +29,7 @@ from paddlemix.checkpoints.load import BaseSpec, load_base, load_pretrained
 from paddlemix.checkpoints.source import Source
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.peft.lora import LoRAConfig, add_lora
-from tests.tiny_models import GOLDEN
+from tests.tiny_models import GOLDEN, save_adapter
 
 BASE = GOLDEN / "llava_v15_llama" / "original"
 V16 = GOLDEN / "llava_v16_llama" / "original"

@@ -20,13 +20,12 @@ from paddlemix.checkpoints.files.weight_files import (
     write_weights,
 )
 from paddlemix.checkpoints.layouts.recognise import ADAPTER_FILE
-from paddlemix.checkpoints.load import BaseSpec, load_base
+from paddlemix.checkpoints.load import BaseSpec, load_base, load_pretrained
 from paddlemix.checkpoints.pretrained import (
     Pretrained,
     build_model,
     config_values,
     fill_model,
-    load_model,
     parameter_entries,
     save_model,
 )
@@ -60,11 +59,11 @@ def saved(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("path", LAYOUTS)
 def test_every_weight_survives_load_and_save_bit_for_bit(tmp_path: Path, path: str) -> None:
     """Tower layers behind the selected one too, though the model does not build them."""
-    loaded = load_model(GOLDEN / path)
+    loaded = load_pretrained(GOLDEN / path)
     assert len(loaded.unused) == 16 + 2  # one tower layer and the last norm
     save_model(loaded, tmp_path / "first")
     first = bits(tmp_path / "first")
-    again = load_model(tmp_path / "first")
+    again = load_pretrained(tmp_path / "first")
     assert again.model.config == loaded.model.config
     save_model(again, tmp_path / "second", max_shard_bytes=100_000)
     assert (tmp_path / "second" / INDEX_FILE).is_file()
@@ -74,13 +73,13 @@ def test_every_weight_survives_load_and_save_bit_for_bit(tmp_path: Path, path: s
 
 def test_both_layouts_are_saved_alike(tmp_path: Path) -> None:
     for layout in ("hf", "original"):
-        save_model(load_model(GOLDEN / "llava_v16_llama" / layout), tmp_path / layout)
+        save_model(load_pretrained(GOLDEN / "llava_v16_llama" / layout), tmp_path / layout)
     assert bits(tmp_path / "hf") == bits(tmp_path / "original")
 
 
 def test_saving_in_place_again_and_again_loses_nothing(saved: Path) -> None:
     """The unused weights do not hang on the file that the first save replaces."""
-    before, loaded = bits(saved), load_model(saved)
+    before, loaded = bits(saved), load_pretrained(saved)
     for limit in (10**9, 2000, 10**9):
         save_model(loaded, saved, limit)
         assert bits(saved) == before
@@ -90,7 +89,7 @@ def test_saving_in_place_again_and_again_loses_nothing(saved: Path) -> None:
 
 
 def test_a_save_that_fails_leaves_the_old_model(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, loaded = bits(saved), load_model(saved)
+    before, loaded = bits(saved), load_pretrained(saved)
 
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -104,7 +103,7 @@ def test_a_save_that_fails_leaves_the_old_model(saved: Path, monkeypatch: pytest
 
 
 def test_loaded_weights_are_those_of_the_file(saved: Path) -> None:
-    loaded = load_model(saved)
+    loaded = load_pretrained(saved)
     assert not loaded.model.training
     assert loaded.processor is None
     entries = read_weights(saved)
@@ -119,7 +118,7 @@ def test_missing_extra_and_misshapen_weights_are_listed_together(saved: Path) ->
     tensors["lm_head.weight"] = array_entry(draw(37, 12))
     write_weights(saved, tensors, 10**9)
     with pytest.raises(UserError) as caught:
-        load_model(saved)
+        load_pretrained(saved)
     assert str(caught.value) == (
         f"the weights of {saved} do not fit its config.json: "
         "2 missing: language_model.norm.weight, projector.2.bias; "
@@ -132,7 +131,7 @@ def test_a_long_list_is_shortened(saved: Path) -> None:
     write_weights(saved, {}, 10**9)
     count = len(list(LlavaModel(tiny_llava()).named_parameters()))
     with pytest.raises(UserError, match=f"{count} missing: image_newline, .* and {count - 8} more"):
-        load_model(saved)
+        load_pretrained(saved)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +142,7 @@ def test_an_unknown_weight_of_the_tower_is_extra_and_not_unused(saved: Path, nam
     tensors = own(read_weights(saved))
     write_weights(saved, {**tensors, name: array_entry(draw(2))}, 10**9)
     with pytest.raises(UserError, match=f"1 extra: {name}"):
-        load_model(saved)
+        load_pretrained(saved)
 
 
 def test_a_tied_model_ignores_the_copy_of_its_embedding() -> None:
@@ -177,7 +176,7 @@ def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_low_precision_weights_are_the_rounded_ones(saved: Path, tmp_path: Path, dtype: str) -> None:
     """Loaded, saved and loaded again; nothing is computed, CPU has no kernels for these types."""
-    entries, loaded = read_weights(saved), load_model(saved, dtype)
+    entries, loaded = read_weights(saved), load_pretrained(saved, dtype)
     assert paddle.get_default_dtype() == "float32"
     for name, parameter in loaded.model.named_parameters():
         assert str(parameter.dtype) == f"paddle.{dtype}"
@@ -186,7 +185,7 @@ def test_low_precision_weights_are_the_rounded_ones(saved: Path, tmp_path: Path,
     low = read_weights(tmp_path / "low")
     assert {low[name].dtype for name, _ in loaded.model.named_parameters()} == {"F16" if dtype == "float16" else "BF16"}
     assert {low[name].dtype for name in loaded.unused} == {"F32"}
-    wide = load_model(tmp_path / "low")
+    wide = load_pretrained(tmp_path / "low")
     for name, parameter in wide.model.named_parameters():
         np.testing.assert_array_equal(parameter.numpy(), rounded(entries[name].read(), dtype))
 
@@ -206,15 +205,15 @@ def test_a_missing_tower_says_where_it_looked(tmp_path: Path) -> None:
     with pytest.raises(
         MissingFileError, match=f"looked at {directory}/vision_tower.*place its directory at one of these"
     ):
-        load_model(directory)
+        load_pretrained(directory)
 
 
 def test_an_adapter_and_a_tower_are_no_models(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a vision tower, expected a language model; give it as mm_vision_tower"):
-        load_model(GOLDEN / "llava_v15_llama" / "original" / "vision_tower")
+        load_pretrained(GOLDEN / "llava_v15_llama" / "original" / "vision_tower")
     write_json(tmp_path / ADAPTER_FILE, {})
     with pytest.raises(UserError, match="is an adapter, expected a whole model; merge it first"):
-        load_model(tmp_path)
+        load_base(BaseSpec(model=str(tmp_path)))
 
 
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])

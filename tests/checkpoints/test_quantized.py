@@ -9,7 +9,7 @@ import paddle
 import pytest
 from paddle.base import core
 
-from paddlemix.checkpoints.adapters.adapter import AdapterSettings, save_adapter
+from paddlemix.checkpoints.adapters.adapter import AdapterSettings
 from paddlemix.checkpoints.adapters.base_check import base_mark
 from paddlemix.checkpoints.files.tensors import TensorEntry, array_entry
 from paddlemix.checkpoints.files.weight_files import (
@@ -20,7 +20,7 @@ from paddlemix.checkpoints.files.weight_files import (
     write_weights,
 )
 from paddlemix.checkpoints.load import BaseSpec, base_reference, load_base, load_pretrained
-from paddlemix.checkpoints.pretrained import Pretrained, build_model, load_model, save_model
+from paddlemix.checkpoints.pretrained import Pretrained, build_model, save_model
 from paddlemix.checkpoints.quantized import QUANTIZATION_KEY
 from paddlemix.errors import UserError
 from paddlemix.generation.generate import generate
@@ -28,11 +28,11 @@ from paddlemix.generation.sampling import GenerationSettings
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig
 from paddlemix.peft.codes import KINDS
 from paddlemix.peft.lora import LoRAConfig, add_lora, lora_parameters, merge_lora
-from paddlemix.peft.quantize import QuantizationConfig, dequantize_model, quantize_model, quantized_linears
+from paddlemix.peft.quantize import QuantizationConfig, quantize_model, quantized_linears
 from paddlemix.sample import Message
 from paddlemix.tools import quantize
 from paddlemix.tools.common.command import run_command
-from tests.tiny_models import GOLDEN, GOLDEN_MODELS, draw, randomise
+from tests.tiny_models import GOLDEN, GOLDEN_MODELS, dequantize_model, draw, randomise, save_adapter
 from tests.tiny_world import World
 
 NAME = "language_model.layers.0.self_attn.q_proj"
@@ -87,7 +87,7 @@ def test_saved_and_loaded_by_path_alone(world: World, tmp_path: Path, kind: str)
     declared = read_json(tmp_path / "first" / "config.json")[QUANTIZATION_KEY]
     assert declared == {"quant_method": "paddlemix", "kind": kind, "skip": []}
     assert f"{NAME}.weight" not in read_weights(tmp_path / "first")
-    for again in (load_pretrained(tmp_path / "first"), load_model(tmp_path / "first")):
+    for again in (load_pretrained(tmp_path / "first"), load_base(BaseSpec(model=str(tmp_path / "first")))):
         assert codes(again.model) == codes(loaded.model)
     save_model(again, tmp_path / "second", max_shard_bytes=20_000)
     assert bits(tmp_path / "second") == bits(tmp_path / "first")

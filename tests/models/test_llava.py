@@ -10,7 +10,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix.checkpoints.pretrained import load_model
+from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.datasets.collate import collate
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.models.kv_cache import KVCache
@@ -39,7 +39,7 @@ def golden_cases() -> list[Any]:
 
 @cache
 def golden_model(name: str, layout: str) -> LlavaModel:
-    return load_model(GOLDEN / name / layout).model
+    return load_pretrained(GOLDEN / name / layout).model
 
 
 def golden_batch(name: str, case: dict[str, Any], pixels: np.ndarray) -> Batch:

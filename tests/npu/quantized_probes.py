@@ -13,11 +13,12 @@ from paddlemix.models.llava import LlavaModel
 from paddlemix.peft import wide_weights as module
 from paddlemix.peft.codes import KINDS, QuantizedWeight, quantize_weight
 from paddlemix.peft.lora import LoRAConfig, add_lora, linear_names
-from paddlemix.peft.quantize import QuantizationConfig, dequantize_model, quantize_model
+from paddlemix.peft.quantize import QuantizationConfig, quantize_model
 from paddlemix.peft.quantized_linear import QuantizedLinear
 from paddlemix.peft.wide_weights import WideGroup
 from paddlemix.trainer.loss import LossModel
 from tests.npu.budgets import Device
+from tests.tiny_models import dequantize_model
 
 SHAPES = ((128, 64), (192, 96), (128, 40), (100, 33))  # in, out
 PIECES = {"whole": 2**30, "joined": 4 * 128 * 64 + 4 * 192 * 96, "cut": 4 * 192 * 7}

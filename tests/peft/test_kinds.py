@@ -13,7 +13,7 @@ import pytest
 from paddle import nn
 from paddle.nn import functional
 
-from paddlemix.checkpoints.adapters.adapter import AdapterSettings, fingerprint, read_adapter, save_adapter
+from paddlemix.checkpoints.adapters.adapter import AdapterSettings, fingerprint, read_adapter
 from paddlemix.checkpoints.load import BaseSpec, apply_adapter, base_reference, load_base, load_pretrained
 from paddlemix.checkpoints.pretrained import Pretrained
 from paddlemix.config.load import load_config
@@ -25,7 +25,7 @@ from paddlemix.peft.quantize import QuantizationConfig, quantize_model
 from paddlemix.peft.settings import is_adapter_weight, is_start_value
 from paddlemix.trainer.optim import build_optimizer, build_schedule, set_learning_rates
 from paddlemix.trainer.trainable import adapter_config, plan_training, set_trainable
-from tests.tiny_models import draw, tiny_model
+from tests.tiny_models import draw, save_adapter, tiny_model
 from tests.tiny_world import MAX_GAP, World
 
 

@@ -19,13 +19,12 @@ from paddlemix.peft.codes import KINDS, NF4_LEVELS, QuantizedWeight, quantize_we
 from paddlemix.peft.lora import LoRAConfig, add_lora, lora_parameters
 from paddlemix.peft.quantize import (
     QuantizationConfig,
-    dequantize_model,
     quantization_of,
     quantize_model,
     quantized_linears,
 )
 from paddlemix.peft.quantized_linear import QuantizedLinear
-from tests.tiny_models import draw, tiny_llava, tiny_model, tiny_text
+from tests.tiny_models import dequantize_model, draw, tiny_llava, tiny_model, tiny_text
 
 pytestmark = pytest.mark.usefixtures("form")  # in C and in paddle's operators
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paddlemix.checkpoints.pretrained import load_model
+from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.generation.generate import generate
 from paddlemix.generation.sampling import GenerationSettings
 from paddlemix.models.llava import LlavaModel
@@ -52,7 +52,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
             parameter.copy_(0.35 * torch.randn_like(parameter) + (parameter.ndim == 1))
     directory = tmp_path_factory.mktemp("llama")
     reference.save_pretrained(directory)
-    return Pair(reference, load_model(directory).model)
+    return Pair(reference, load_pretrained(directory).model)
 
 
 def prompt(seed: int) -> np.ndarray:
@@ -130,7 +130,7 @@ def test_answers_about_images_are_equal(tmp_path: Path, seed: int, num_beams: in
     with torch.no_grad():
         reference.lm_head.weight[image] = 0  # an answer that names the image token would ask for another image
     reference.save_pretrained(tmp_path / "hf")
-    ours = load_model(tmp_path / "hf").model
+    ours = load_pretrained(tmp_path / "hf").model
     settings = GenerationSettings(max_new_tokens=10, num_beams=num_beams)
     (before, behind, tiles), (width, height) = draw_rows(case, seed)[0], case.sizes[0]
     index = visual_token_index(width, height, case.spec)

@@ -17,7 +17,7 @@ import pytest
 
 from paddlemix.checkpoints.convert.export_model import convert_checkpoint
 from paddlemix.checkpoints.convert.verify import Conversion
-from paddlemix.checkpoints.pretrained import load_model
+from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.models.llava import LlavaModel
 from tests.reference.exact import assert_as_exact, assert_largest_as_exact, in_float64
 
@@ -199,9 +199,9 @@ def test_logits_agree_both_ways(tmp_path: Path, family: str, seed: int) -> None:
     rows = [random.randint(0, VOCABULARY, length) for length in (23, 4, 11)]
     wanted, exact = reference_logits(reference, rows), exact_logits(reference, rows)
     write_reference(reference, family, tmp_path / "theirs")
-    assert_as_exact(our_logits(load_model(tmp_path / "theirs").model, rows), wanted, exact)
+    assert_as_exact(our_logits(load_pretrained(tmp_path / "theirs").model, rows), wanted, exact)
     convert_checkpoint(tmp_path / "theirs", tmp_path / "ours", Conversion(to="paddlemix"))
-    assert_as_exact(our_logits(load_model(tmp_path / "ours").model, rows), wanted, exact)
+    assert_as_exact(our_logits(load_pretrained(tmp_path / "ours").model, rows), wanted, exact)
     convert_checkpoint(tmp_path / "ours", tmp_path / "again", Conversion(to="hf"))
     assert_same_bits(tmp_path / "theirs", tmp_path / "again")
     if not family.startswith("internlm"):
@@ -211,7 +211,7 @@ def test_logits_agree_both_ways(tmp_path: Path, family: str, seed: int) -> None:
         assert type(again) is type(reference)
         assert_largest_as_exact(reference_logits(again.eval(), rows), wanted, exact)
     else:
-        assert_as_exact(our_logits(load_model(tmp_path / "again").model, rows), wanted, exact)
+        assert_as_exact(our_logits(load_pretrained(tmp_path / "again").model, rows), wanted, exact)
         values = [json.loads((tmp_path / part / "config.json").read_text()) for part in ("theirs", "again")]
         for key in ("model_type", "architectures", "bias", "rotary", "rope_scaling", "intermediate_size"):
             assert values[1].get(key) == values[0].get(key), key
@@ -248,7 +248,7 @@ def test_llava_on_it_goes_through_every_layout(tmp_path: Path, family: str, seed
     for to in ("paddlemix", "llava", "paddlemix", "hf"):
         target = f"{previous}-{to}"
         convert_checkpoint(tmp_path / previous, tmp_path / target, Conversion(to=to))
-        assert_largest_as_exact(our_logits(load_model(tmp_path / target).model, rows), wanted, exact)
+        assert_largest_as_exact(our_logits(load_pretrained(tmp_path / target).model, rows), wanted, exact)
         previous = target
     assert_same_bits(tmp_path / "hf", tmp_path / previous)
     again, report = kind.from_pretrained(tmp_path / previous, output_loading_info=True, attn_implementation="eager")

@@ -16,7 +16,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix.checkpoints.adapters.adapter import AdapterSettings, fingerprint, save_adapter
+from paddlemix.checkpoints.adapters.adapter import AdapterSettings, fingerprint
 from paddlemix.checkpoints.convert.export_adapter import export_adapter, write_torch
 from paddlemix.checkpoints.convert.export_model import convert_checkpoint
 from paddlemix.checkpoints.convert.verify import Conversion
@@ -24,7 +24,6 @@ from paddlemix.checkpoints.files.pickles import read_torch
 from paddlemix.checkpoints.files.tensors import array_entry
 from paddlemix.checkpoints.files.weight_files import read_weights, write_weights
 from paddlemix.checkpoints.load import load_pretrained
-from paddlemix.checkpoints.pretrained import load_model
 from paddlemix.datasets.collate import collate
 from paddlemix.models.llava import LlavaModel
 from paddlemix.peft.lora import LoRAConfig, add_lora
@@ -32,7 +31,7 @@ from paddlemix.processors.images.image_spec import ImageSpec
 from paddlemix.processors.images.visual_tokens import best_resolution, count_tiles, visual_token_index
 from paddlemix.sample import IGNORE_INDEX, IMAGE_TOKEN_INDEX, Example
 from tests.reference.exact import assert_as_exact, assert_largest_as_exact, in_float64
-from tests.tiny_models import GOLDEN
+from tests.tiny_models import GOLDEN, save_adapter
 
 torch = pytest.importorskip("torch", reason="needs the reference environment: make reference")
 transformers = pytest.importorskip("transformers")
@@ -190,7 +189,7 @@ def test_logits_agree_and_the_export_loads_strictly(tmp_path: Path, seed: int) -
     rows = draw_rows(case, seed)
     wanted = reference_logits(reference, case, rows)
     exact = exact_logits(reference, case, rows)
-    assert_as_exact(our_logits(load_model(tmp_path / "hf").model, case, rows), wanted, exact)
+    assert_as_exact(our_logits(load_pretrained(tmp_path / "hf").model, case, rows), wanted, exact)
     previous = "hf"
     for to in ("paddlemix", "llava", "paddlemix", "hf"):
         target = f"{previous}-{to}"

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paddlemix.checkpoints.adapters.adapter import AdapterSettings, fingerprint, save_adapter
+from paddlemix.checkpoints.adapters.adapter import AdapterSettings, fingerprint
 from paddlemix.checkpoints.convert.export_adapter import export_adapter
 from paddlemix.checkpoints.files.weight_files import read_weights
 from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.peft.lora import LoRAConfig, add_lora, lora_parameters
 from paddlemix.peft.settings import is_start_value
-from tests.tiny_models import GOLDEN
+from tests.tiny_models import GOLDEN, save_adapter
 
 torch = pytest.importorskip("torch", reason="needs the reference environment: make reference")
 transformers = pytest.importorskip("transformers")

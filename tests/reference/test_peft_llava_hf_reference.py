@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paddlemix.checkpoints.adapters.adapter import AdapterSettings, fingerprint, save_adapter
+from paddlemix.checkpoints.adapters.adapter import AdapterSettings, fingerprint
 from paddlemix.checkpoints.adapters.merging import write_merged
 from paddlemix.checkpoints.adapters.peft_settings import read_settings
 from paddlemix.checkpoints.convert.declared_files import complete_processor
@@ -27,7 +27,7 @@ from paddlemix.peft.lora import LoRAConfig, add_lora, lora_parameters
 from paddlemix.peft.settings import is_start_value
 from tests.peft_cases import BASE, CASES, GAP, NAMES, our_logits, with_base
 from tests.reference.peft_llava_hf import adapted_model, loaded, merged_directory, peft, plain_model, save, their_logits
-from tests.tiny_models import GOLDEN
+from tests.tiny_models import GOLDEN, save_adapter
 
 pytestmark = pytest.mark.reference
 

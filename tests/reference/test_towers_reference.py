@@ -20,8 +20,8 @@ from paddlemix.checkpoints.convert.export_model import convert_checkpoint
 from paddlemix.checkpoints.convert.verify import Conversion
 from paddlemix.checkpoints.files.weight_files import array_entry, read_json, read_weights, write_json, write_weights
 from paddlemix.checkpoints.layouts.tower_positions import interpolate
-from paddlemix.checkpoints.load import BaseSpec, load_base
-from paddlemix.checkpoints.pretrained import Pretrained, load_model, save_model
+from paddlemix.checkpoints.load import BaseSpec, load_base, load_pretrained
+from paddlemix.checkpoints.pretrained import Pretrained, save_model
 from paddlemix.checkpoints.source import Source
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.models.llava import LlavaModel
@@ -281,7 +281,7 @@ def test_internvl_chat_both_ways(tmp_path: Path, seed: int) -> None:
     write(tmp_path / "intern_vit_tiny", draw_weights(published_shapes(tower), seed + 7), tower.values)
     pixels = torch.randn(1, 3, 336, 336)
     wanted = reference_logits(language, tower, weights, pixels)
-    np.testing.assert_allclose(our_logits(load_model(tmp_path / "chat").model, pixels), wanted, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(our_logits(load_pretrained(tmp_path / "chat").model, pixels), wanted, atol=1e-4, rtol=0)
 
     convert_checkpoint(tmp_path / "chat", tmp_path / "ours", Conversion(to="paddlemix"))
     convert_checkpoint(tmp_path / "ours", tmp_path / "back", Conversion(to="llava"))

@@ -16,7 +16,7 @@ from PIL import Image
 from transformers.trainer_pt_utils import get_parameter_names
 
 from paddlemix.checkpoints.adapters.adapter import read_adapter
-from paddlemix.checkpoints.pretrained import load_model
+from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.config.schema import RunConfig
 from paddlemix.sample import IGNORE_INDEX, IMAGE_TOKEN_INDEX, Example
 from tests.training_cases import ALPHA, IMAGE_TOKEN, RANK, STEPS, Case, case_config, steps_of
@@ -133,5 +133,5 @@ def final_weights(case: Case, model: Any, output_dir: Path) -> dict[str, np.ndar
             adapters[ours] = parameter.detach().numpy().T
     plain = model.unload() if case.lora else model
     plain.save_pretrained(output_dir)
-    found = load_model(output_dir).model
+    found = load_pretrained(output_dir).model
     return {name: parameter.numpy() for name, parameter in found.named_parameters()} | adapters

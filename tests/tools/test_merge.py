@@ -10,11 +10,11 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix.checkpoints.adapters.adapter import AdapterSettings, fingerprint, save_adapter
+from paddlemix.checkpoints.adapters.adapter import AdapterSettings, fingerprint
 from paddlemix.checkpoints.adapters.merging import write_merged
 from paddlemix.checkpoints.files.weight_files import read_json, read_weights
 from paddlemix.checkpoints.load import BaseSpec, base_reference, load_base, load_pretrained
-from paddlemix.checkpoints.pretrained import load_model, save_model
+from paddlemix.checkpoints.pretrained import save_model
 from paddlemix.errors import UserError
 from paddlemix.peft.linear import LoRALinear
 from paddlemix.peft.lora import LoRAConfig, add_lora
@@ -22,6 +22,7 @@ from paddlemix.peft.quantize import quantized_linears
 from paddlemix.tools import merge_lora_params
 from paddlemix.tools.common.command import run_command
 from paddlemix.trainer.recipe import run_recipe
+from tests.tiny_models import save_adapter
 from tests.tiny_world import CLIP_TOWER, LORA, MAX_GAP, World, changed, weights
 
 
@@ -54,7 +55,7 @@ def test_merged_equals_unmerged(
     assert said.count("\n") == 1
     assert np.abs(logits(tmp_path / "merged") - logits(adapter)).max() < MAX_GAP
     assert np.abs(logits(adapter) - logits(world.model)).max() > 100 * MAX_GAP
-    merged = load_model(tmp_path / "merged")
+    merged = load_pretrained(tmp_path / "merged")
     assert merged.adapter is None and merged.processor is not None
     one, other = weights(tmp_path / "merged"), weights(adapter)
     for name in one:  # a projector that was trained whole is taken over bit for bit
@@ -80,7 +81,7 @@ def test_without_a_place_the_adapter_becomes_the_model_and_its_run_stays(
     assert merge("--lora_path", tmp_path / "run" / "checkpoint-4") == 2
     assert "is a checkpoint, which its run could not go on from after a merge in place" in capsys.readouterr().err
     assert merge("--lora_path", tmp_path / "run") == 0
-    assert load_model(tmp_path / "run").adapter is None
+    assert load_pretrained(tmp_path / "run").adapter is None
     assert np.abs(logits(tmp_path / "run") - before).max() < MAX_GAP
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"metrics.jsonl", "loss.png", "run_config.json", "checkpoint-2", "checkpoint-4"} <= names
@@ -129,7 +130,7 @@ def test_an_adapter_on_parts_keeps_its_tower(world: World, tmp_path: Path) -> No
     run_recipe(world.config(tmp_path / "run", **parts, **LORA))
     arguments = ("--lora_path", tmp_path / "run", "--merge_model_path")
     assert merge("--model_name_or_path", world.llama, *arguments, tmp_path / "merged") == 0
-    loaded = load_model(tmp_path / "merged")
+    loaded = load_pretrained(tmp_path / "merged")
     assert loaded.model.config.vision is not None and loaded.unused
     before, after = weights(tmp_path / "run"), weights(tmp_path / "merged")
     plain = {name for name in after if not name.endswith(("lora_A", "lora_B"))}

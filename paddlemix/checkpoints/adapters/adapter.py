@@ -25,7 +25,6 @@ from paddlemix.checkpoints.files.finite import all_finite
 from paddlemix.checkpoints.files.tensors import convert
 from paddlemix.checkpoints.files.weight_files import (
     TensorEntry,
-    atomic_directory,
     read_json,
     read_metadata,
     read_safetensors,
@@ -210,14 +209,6 @@ def write_adapter(
             "base_fingerprint": settings.fingerprint,
         },
     )
-
-
-def save_adapter(
-    model: paddle.nn.Layer, processor: LlavaProcessor | None, settings: AdapterSettings, directory: str | Path
-) -> None:
-    """Writes an adapter directory; it appears whole or not at all."""
-    with atomic_directory(Path(directory)) as temporary:
-        write_adapter(model, processor, settings, temporary)
 
 
 def fingerprint(model: paddle.nn.Layer, stored: Mapping[str, TensorEntry] | None = None) -> str:

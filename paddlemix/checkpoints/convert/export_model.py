@@ -47,11 +47,12 @@ from paddlemix.checkpoints.layouts.weight_names import HF_OLD, OURS, XTUNER_PROJ
 from paddlemix.checkpoints.layouts.xtuner_layout import PROJECTOR, TOWER, say_template
 from paddlemix.checkpoints.quantized import read_quantization
 from paddlemix.checkpoints.source import open_source
-from paddlemix.checkpoints.strict import check_vocabulary, check_weights, expected_shapes
+from paddlemix.checkpoints.strict import check_vocabulary, check_weights
 from paddlemix.declared import without_null
 from paddlemix.errors import UserError
 from paddlemix.log import logger
 from paddlemix.models.configuration import DecoderConfig
+from paddlemix.models.presets import parameter_shapes
 from paddlemix.outputs import Output, check_output
 from paddlemix.processors.llava import PROCESSOR_FILE
 from paddlemix.processors.text.tokenizer import has_tokenizer, load_tokenizer
@@ -135,7 +136,7 @@ def read_checkpoint(directory: Path, dtype: str | None = None) -> Checkpoint:
         raise UserError(f"{directory} is quantised; convert the model it was made of")
     source = open_source(directory)
     tensors, config = source.tensors(), source.config
-    check_weights(expected_shapes(config), tensors, str(directory))
+    check_weights(parameter_shapes(config), tensors, str(directory))
     tokenizer = load_tokenizer(directory) if has_tokenizer(directory) else None
     raw = read_json(directory / CONFIG_FILE)
     if tokenizer is not None:

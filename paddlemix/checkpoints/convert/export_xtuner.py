@@ -42,9 +42,9 @@ from paddlemix.checkpoints.layouts.xtuner_layout import (
 )
 from paddlemix.checkpoints.load import BaseSpec, attach_tower, base_of
 from paddlemix.checkpoints.source import Source, open_source
-from paddlemix.checkpoints.strict import expected_shapes
 from paddlemix.errors import UserError
 from paddlemix.models.configuration import LlavaConfig
+from paddlemix.models.presets import parameter_shapes
 from paddlemix.peft.settings import is_adapter_weight
 
 _WEIGHTS = "model.safetensors"
@@ -123,7 +123,7 @@ def _base_config(spec: BaseSpec, adapter: AdapterFiles) -> LlavaConfig:
 
 def _projector(others: Mapping[str, TensorEntry], config: LlavaConfig, adapter: AdapterFiles) -> dict[str, TensorEntry]:
     """The weights beside LoRA's, which must be the projector and nothing else."""
-    wanted = {name for name in expected_shapes(config) if name.startswith("projector.")}
+    wanted = {name for name in parameter_shapes(config) if name.startswith("projector.")}
     missing, extra = sorted(wanted - others.keys()), sorted(others.keys() - wanted)
     if missing:
         raise UserError(f"{adapter.directory} holds no projector, which XTuner's form needs: {', '.join(missing)}")

@@ -46,7 +46,8 @@ def remove_added_tokens(directory: Path, base: int) -> None:
         values.pop("processor_class", None)
 
     def from_fast(values: dict[str, Any]) -> None:
-        values["added_tokens"] = [token for token in values["added_tokens"] if keep(token["content"], int(token["id"]))]
+        added = values.get("added_tokens") or []
+        values["added_tokens"] = [token for token in added if keep(token["content"], int(token["id"]))]
         if (values.get("padding") or {}).get("pad_token") in removed:
             values["padding"] = None
 
@@ -95,7 +96,7 @@ def declare_added_tokens(directory: Path, image_token: int) -> None:
         }
 
     def in_fast(values: dict[str, Any]) -> None:
-        kept = [token for token in values["added_tokens"] if token["content"] not in tokens]
+        kept = [token for token in values.get("added_tokens") or [] if token["content"] not in tokens]
         values["added_tokens"] = kept + [{"id": index, "content": token, **_FLAGS} for token, index in tokens.items()]
 
     def in_special(values: dict[str, Any]) -> None:

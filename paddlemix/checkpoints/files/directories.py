@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from paddlemix.locks import write_errors
-from paddlemix.temporary import remove_leftovers, temporary_directory
+from paddlemix.temporary import remove_leftovers, temporary_directory, umask
 
 
 def writing(path: Path) -> contextlib.AbstractContextManager[None]:
@@ -33,7 +33,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         remove_leftovers(target.parent)
         with temporary_directory(target.parent, target.name) as temporary:
             yield temporary
-            os.chmod(temporary, 0o777 & ~_umask())
+            os.chmod(temporary, 0o777 & ~umask())
             for path in temporary.rglob("*"):
                 _sync(path)
             _sync(temporary)
@@ -76,9 +76,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

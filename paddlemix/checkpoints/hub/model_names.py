@@ -28,9 +28,9 @@ _PREFIXES: dict[str, Literal["huggingface", "modelscope"]] = {
     "huggingface": "huggingface",
     "hf": "huggingface",
 }
-_PART = r"[A-Za-z0-9_][\w.\-]*"
+NAME_PATTERN = r"[A-Za-z0-9_][\w.\-]*"  # of an owner, a model, a revision and a weight file (ASCII)
 _NAME = re.compile(
-    rf"(?P<paddlemix>paddlemix(/{_PART})+)|((?P<hub>{'|'.join(_PREFIXES)}):)?(?P<name>{_PART}/{_PART})(@(?P<revision>{_PART}))?",
+    rf"(?P<paddlemix>paddlemix(/{NAME_PATTERN})+)|((?P<hub>{'|'.join(_PREFIXES)}):)?(?P<name>{NAME_PATTERN}/{NAME_PATTERN})(@(?P<revision>{NAME_PATTERN}))?",
     re.ASCII,
 )
 # What ModelScope calls models that have another owner there.  Source: ms-swift's model registrations, LLaMA-Factory's.

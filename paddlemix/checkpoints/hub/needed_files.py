@@ -16,7 +16,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from paddlemix.checkpoints.hub.model_names import ModelName
+from paddlemix.checkpoints.hub.model_names import NAME_PATTERN, ModelName
 from paddlemix.errors import UserError
 from paddlemix.network.client import Client, length_of
 from paddlemix.network.failures import UnreachableError
@@ -41,7 +41,7 @@ _PADDLEMIX_SMALL = (
     *("processor/train/preprocessor_config.json", "processor/eval/preprocessor_config.json"),
 )
 
-_FILE_NAME = re.compile(r"[A-Za-z0-9_][\w.\-]*", re.ASCII)
+_FILE_NAME = re.compile(NAME_PATTERN, re.ASCII)
 
 
 class Repository(Protocol):

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paddlemix.checkpoints.adapters.adapter import AdapterSettings, fingerprint, save_adapter
+from paddlemix.checkpoints.adapters.adapter import AdapterSettings, fingerprint
 from paddlemix.checkpoints.convert.export_adapter import export_adapter
 from paddlemix.checkpoints.convert.export_peft import export_peft_adapter
 from paddlemix.checkpoints.files.weight_files import write_json
 from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.errors import UserError
 from paddlemix.peft.lora import LoRAConfig, add_lora
-from tests.tiny_models import GOLDEN
+from tests.tiny_models import GOLDEN, save_adapter
 
 BASE = GOLDEN / "llava_v15_llama" / "original"
 MODULES = ("language_model.layers.0.self_attn.q_proj", "language_model.layers.2.mlp.down_proj")

@@ -28,7 +28,7 @@ from paddlemix.checkpoints.files.weight_files import (
 from paddlemix.checkpoints.layouts.added_rows import HF_VOCABULARY_FILE
 from paddlemix.checkpoints.layouts.config_keys import BASE_KEY
 from paddlemix.checkpoints.load import load_pretrained
-from paddlemix.checkpoints.pretrained import config_values, load_model, save_model
+from paddlemix.checkpoints.pretrained import config_values, save_model
 from paddlemix.checkpoints.source import Source
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.generation.ending import ending_of
@@ -87,7 +87,7 @@ def test_every_layout_is_the_same_model(tmp_path: Path, model: Path) -> None:
 
 
 def test_our_layout_equals_what_loading_and_saving_gives(tmp_path: Path) -> None:
-    save_model(load_model(V16 / "hf"), tmp_path / "saved")
+    save_model(load_pretrained(V16 / "hf"), tmp_path / "saved")
     convert_checkpoint(V16 / "hf", tmp_path / "converted", Conversion(to="paddlemix"))
     assert bits(tmp_path / "converted") == bits(tmp_path / "saved")
 

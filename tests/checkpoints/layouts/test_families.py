@@ -17,7 +17,8 @@ from paddlemix.checkpoints.files.weight_files import read_json, read_weights, wr
 from paddlemix.checkpoints.layouts.added_rows import _declared_base
 from paddlemix.checkpoints.layouts.families import FAMILIES, find_family, inside_llava, read_text, write_text
 from paddlemix.checkpoints.layouts.recognise import recognise
-from paddlemix.checkpoints.pretrained import config_values, load_model, parameter_entries
+from paddlemix.checkpoints.load import load_pretrained
+from paddlemix.checkpoints.pretrained import config_values, parameter_entries
 from paddlemix.checkpoints.source import Source
 from paddlemix.errors import UserError
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig
@@ -213,7 +214,7 @@ def test_a_language_model_goes_to_its_own_form_and_back(tmp_path: Path, model_ty
     assert bits(tmp_path / "again") == bits(ours)
     convert_checkpoint(tmp_path / "again", tmp_path / "third", Conversion(to="hf"))
     assert bits(tmp_path / "third") == bits(tmp_path / "theirs")
-    first, second = (dict(load_model(tmp_path / part).model.named_parameters()) for part in ("ours", "theirs"))
+    first, second = (dict(load_pretrained(tmp_path / part).model.named_parameters()) for part in ("ours", "theirs"))
     for name, parameter in first.items():
         np.testing.assert_array_equal(parameter.numpy(), second[name].numpy())
 

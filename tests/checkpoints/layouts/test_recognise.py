@@ -15,7 +15,8 @@ from paddlemix.checkpoints.layouts.config_keys import FORMAT_KEY
 from paddlemix.checkpoints.layouts.image_settings import PREPROCESSOR_FILE
 from paddlemix.checkpoints.layouts.recognise import FORMAT_VERSION, recognise
 from paddlemix.checkpoints.layouts.weight_names import PADDLEMIX
-from paddlemix.checkpoints.pretrained import config_values, load_model
+from paddlemix.checkpoints.load import load_pretrained
+from paddlemix.checkpoints.pretrained import config_values
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.processors.images.image_spec import CLIP_MEAN
@@ -194,7 +195,7 @@ def test_a_llama_with_the_names_of_paddlenlp(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     theirs = {PADDLEMIX.to_theirs(name): value for name, value in model.state_dict().items()}
     paddle.save(theirs, str(tmp_path / "model_state.pdparams"))
-    loaded = load_model(tmp_path).model
+    loaded = load_pretrained(tmp_path).model
     for name, value in model.state_dict().items():
         assert (loaded.state_dict()[name] == value).all()
 

@@ -15,8 +15,8 @@ from paddlemix.checkpoints.files.weight_files import array_entry, read_json, rea
 from paddlemix.checkpoints.layouts import towers
 from paddlemix.checkpoints.layouts.recognise import recognise
 from paddlemix.checkpoints.layouts.tower_positions import interpolate
-from paddlemix.checkpoints.load import BaseSpec, load_base
-from paddlemix.checkpoints.pretrained import Pretrained, load_model, save_model
+from paddlemix.checkpoints.load import BaseSpec, load_base, load_pretrained
+from paddlemix.checkpoints.pretrained import Pretrained, save_model
 from paddlemix.checkpoints.sizes import read_sizes
 from paddlemix.checkpoints.source import Source
 from paddlemix.errors import MissingFileError, UserError
@@ -129,7 +129,7 @@ def test_internvl_names_and_shapes_are_written_and_read_back_bit_for_bit(ours: P
     linears = {"attn.qkv.weight", "attn.proj.weight", "attn.proj.bias"}
     linears |= {f"mlp.{part}.{kind}" for part in ("fc1", "fc2") for kind in ("weight", "bias")}
     assert per_layer == norms | linears
-    weights = weights_of(load_model(ours).model)
+    weights = weights_of(load_pretrained(ours).model)
     queries, keys, values = (weights[f"vision_tower.layers.1.self_attn.{part}_proj.weight"].T for part in "qkv")
     np.testing.assert_array_equal(
         found["encoder.layers.1.attn.qkv.weight"].read(), np.concatenate([queries, keys, values]).astype("float32")
@@ -172,7 +172,7 @@ def test_positions_of_the_named_tower_are_interpolated_where_none_are_inside(int
     stored = np.random.RandomState(0).randn(1, 5, 10).astype("float32")
     others = {name: array_entry(np.array(entry.read())) for name, entry in read_weights(tower).items()}
     write_weights(tower, {**others, POSITIONS: array_entry(stored)}, 10**9)
-    model = load_model(internvl).model
+    model = load_pretrained(internvl).model
     found = model.vision_tower.position_embedding.numpy()
     np.testing.assert_array_equal(found, interpolate(stored[0], 3))
 

@@ -29,7 +29,6 @@ from paddlemix.checkpoints.files.weight_files import (
 from paddlemix.checkpoints.layouts.recognise import is_adapter
 from paddlemix.checkpoints.layouts.xtuner_layout import is_xtuner, read_xtuner, say_template
 from paddlemix.checkpoints.load import BaseSpec, load_base, load_pretrained
-from paddlemix.checkpoints.pretrained import load_model
 from paddlemix.checkpoints.sizes import read_sizes
 from paddlemix.checkpoints.source import Source
 from paddlemix.config.load import load_config
@@ -156,9 +155,9 @@ def test_what_has_no_adapter_is_named_beside_the_others(
     target = adapted.parent / "merged"
     target.mkdir()
     write_merged(load_pretrained(written), target, "float32")
-    merged = plain_sum(weights_of(load_model(ORIGINAL).model))
+    merged = plain_sum(weights_of(load_pretrained(ORIGINAL).model))
     prefix = {"tower": "vision_tower.", "language": "language_model."}[frozen]
-    plain = weights_of(load_model(ORIGINAL).model)
+    plain = weights_of(load_pretrained(ORIGINAL).model)
     found = read_weights(target)
     for name in plain:
         wanted = plain if name.startswith(prefix) else merged
@@ -225,7 +224,7 @@ def test_a_whole_model_is_written_as_xtuner_does_and_read_back_bit_for_bit(whole
 
 
 def test_a_whole_model_answers_as_before(whole: Path) -> None:
-    found, wanted = weights_of(load_pretrained(whole).model), weights_of(load_model(ORIGINAL).model)
+    found, wanted = weights_of(load_pretrained(whole).model), weights_of(load_pretrained(ORIGINAL).model)
     assert found.keys() == wanted.keys()
     for name, weight in wanted.items():
         np.testing.assert_array_equal(found[name], weight)
@@ -244,7 +243,7 @@ def test_both_adapters_and_the_projector_are_added_to_their_models(adapted: Path
     target.mkdir()
     assert write_merged(loaded, target, "float32") == 3
     found = {name: entry.read() for name, entry in read_weights(target).items()}
-    wanted = plain_sum(weights_of(load_model(ORIGINAL).model))
+    wanted = plain_sum(weights_of(load_pretrained(ORIGINAL).model))
     for name, weight in wanted.items():
         np.testing.assert_allclose(found[name], weight, atol=1e-6, err_msg=name)
 
