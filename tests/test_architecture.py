@@ -44,6 +44,20 @@ SAME_LEVEL = {
     *(("identity", "progress"), ("progress", "log")),
 }
 
+# The rooms inside checkpoints/, folders and files alike, in the same way: each imports the levels below its own.
+CHECKPOINT_LEVELS = (
+    ("convert",),
+    ("load", "model_identity"),
+    ("adapters", "new_projector", "sizes"),
+    ("base_model", "pretrained"),
+    ("identity",),
+    ("projector_file", "quantized"),
+    ("source", "weight_check"),
+    ("hub",),
+    ("layouts",),
+    ("files",),
+)
+
 # Library -> the rooms or files that may name it, even inside a function.
 ONLY_IN = {
     "paddlenlp": ("trainer/compat.py",),
@@ -140,15 +154,32 @@ def room_of(module: str) -> str:
     return parts[1] if len(parts) > 1 else "__init__"
 
 
-def rooms_allowed() -> dict[str, set[str]]:
+def rooms_allowed(levels: tuple[tuple[str, ...], ...] = LEVELS) -> dict[str, set[str]]:
     """Room -> the rooms it may import, itself included."""
     allowed = {}
-    for depth, level in enumerate(LEVELS):
-        lower = {room for below in LEVELS[depth + 1 :] for room in below}
+    for depth, level in enumerate(levels):
+        lower = {room for below in levels[depth + 1 :] for room in below}
         for room in level:
             beside = {imported for importer, imported in SAME_LEVEL if importer == room}
             allowed[room] = {room} | lower | beside
     return allowed
+
+
+def wrong_edges_inside(imports: list[Import], room: str, levels: tuple[tuple[str, ...], ...]) -> list[str]:
+    """The imports between the rooms inside a room that its table does not allow, and rooms that it does not know."""
+    allowed, wrong = rooms_allowed(levels), []
+    inside = f"{PACKAGE}.{room}."
+    for edge in imports:
+        if not edge.importer.startswith(inside):
+            continue
+        importer = edge.importer.removeprefix(inside).split(".")[0]
+        if importer not in allowed:
+            wrong.append(f"{PACKAGE}/{edge.file}: '{importer}' is not in the table of {room}")
+        elif edge.imported.startswith(inside):
+            target = edge.imported.removeprefix(inside).split(".")[0]
+            if target not in allowed[importer]:
+                wrong.append(f"{edge}: {importer} may not import {target}")
+    return wrong
 
 
 def is_ours(module: str) -> bool:
@@ -202,6 +233,10 @@ def test_every_import_is_in_the_table(imports: list[Import]) -> None:
     assert wrong_edges(imports) == []
 
 
+def test_every_import_inside_checkpoints_is_in_its_table(imports: list[Import]) -> None:
+    assert wrong_edges_inside(imports, "checkpoints", CHECKPOINT_LEVELS) == []
+
+
 def test_every_library_stays_in_its_room(imports: list[Import]) -> None:
     assert wrong_libraries(imports) == []
 
@@ -249,6 +284,24 @@ def write_package(tmp_path: Path):
 def test_the_table_tells_right_from_wrong(write_package, file: str, source: str, allowed: bool) -> None:
     neighbours = {"trainer/recipe.py": "", "processors/images/image_spec.py": "", "models/b.py": "", "peft/lora.py": ""}
     assert (wrong_edges(write_package({**neighbours, file: source})) == []) is allowed
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "allowed"),
+    [
+        ("checkpoints/convert/a.py", "from paddlemix.checkpoints.load import load_base", True),
+        ("checkpoints/files/a.py", "from paddlemix.checkpoints.files import b", True),
+        ("checkpoints/files/a.py", "from paddlemix.checkpoints.layouts.b import c", False),
+        ("checkpoints/source.py", "def f():\n    from paddlemix.checkpoints import load", False),
+        ("checkpoints/identity/a.py", "from ..pretrained import b", False),
+        ("checkpoints/new.py", "import os", False),
+        ("models/a.py", "from paddlemix.checkpoints.load import load_base", True),  # the other table's to refuse
+    ],
+)
+def test_the_table_of_checkpoints_tells_right_from_wrong(write_package, file: str, source: str, allowed: bool) -> None:
+    rooms = {"checkpoints/load.py": "", "checkpoints/files/b.py": "", "checkpoints/layouts/b.py": ""}
+    found = wrong_edges_inside(write_package({**rooms, file: source}), "checkpoints", CHECKPOINT_LEVELS)
+    assert (found == []) is allowed
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from paddlemix.config.schema import SPECS
 from paddlemix.datasets.forms.parse import parse_record
 from paddlemix.errors import UserError
 from paddlemix.processors.text.known_templates import template_names
-from tests.test_architecture import LEVELS
+from tests.test_architecture import CHECKPOINT_LEVELS, LEVELS
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = (ROOT / "README.md", ROOT / "README_zh.md")
@@ -169,8 +169,10 @@ def test_every_file_of_a_room_is_on_the_architecture_page() -> None:
 
 
 def test_the_architecture_page_shows_the_table_that_is_tested() -> None:
-    shown = [body.split("\n") for body in blocks(ROOT / "docs" / "architecture.md", "text") if "errors" in body]
-    assert shown == [[", ".join(level) for level in LEVELS] + [""]]
+    tables = {"errors": LEVELS, "weight_check": CHECKPOINT_LEVELS}
+    for name, levels in tables.items():
+        shown = [body.split("\n") for body in blocks(ROOT / "docs" / "architecture.md", "text") if name in body]
+        assert shown == [[", ".join(level) for level in levels] + [""]]
 
 
 FAULTY_RECORDS: list[dict[str, Any]] = [

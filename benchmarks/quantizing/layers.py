@@ -18,8 +18,8 @@ from paddle.nn import functional
 
 from paddlemix.models.kernels import cpu_library
 from paddlemix.peft import cpu_products
-from paddlemix.peft.codes import KINDS, quantize_weight
 from paddlemix.peft.quantized_linear import QuantizedLinear
+from paddlemix.peft.quantized_weight import KINDS, quantize_weight
 
 Product = Callable[[paddle.Tensor], paddle.Tensor]
 

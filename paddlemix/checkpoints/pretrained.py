@@ -19,12 +19,14 @@ from typing import Any
 import numpy as np
 import paddle
 
+from paddlemix.checkpoints.files.directories import atomic_directory
 from paddlemix.checkpoints.files.finite import finite
 from paddlemix.checkpoints.files.tensors import FLOAT_TYPES, NUMPY_TYPES, TensorEntry, array_entry, converted
-from paddlemix.checkpoints.files.weight_files import atomic_directory, write_json, write_weights
+from paddlemix.checkpoints.files.weight_files import write_json, write_weights
 from paddlemix.checkpoints.identity.weight_identity import WeightFiles
 from paddlemix.checkpoints.layouts.added_rows import HF_VOCABULARY_FILE
-from paddlemix.checkpoints.layouts.recognise import CONFIG_FILE, NO_TOWER, config_values
+from paddlemix.checkpoints.layouts.config_readers import NO_TOWER
+from paddlemix.checkpoints.layouts.recognise import CONFIG_FILE, config_values
 from paddlemix.checkpoints.quantized import (
     coded,
     quantization_values,
@@ -32,7 +34,7 @@ from paddlemix.checkpoints.quantized import (
     unfilled_arrays,
 )
 from paddlemix.checkpoints.source import Source
-from paddlemix.checkpoints.strict import check_vocabulary, check_weights
+from paddlemix.checkpoints.weight_check import check_vocabulary, check_weights
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.models.layers import skip_initialisation
 from paddlemix.models.llava import LlavaModel
@@ -67,6 +69,16 @@ class Pretrained:
     carried: dict[str, bytes] = field(default_factory=dict)
     files: WeightFiles | None = None
     begun: bool = False
+
+    @property
+    def declared_directories(self) -> tuple[Path, Path]:
+        """Where the model's own declared files are, and those of its tower: mostly the same."""
+        if self.files is None:
+            return self.directory, self.directory
+        source, tower = self.files.source, self.files.tower
+        if tower is not None:
+            return source.directory, tower.directory
+        return source.directory, source.tower_directory or source.directory
 
 
 def read_carried(directory: Path) -> dict[str, bytes]:

@@ -1,7 +1,7 @@
 """Quantised checkpoints: what config.json declares, and weights that are coded while they are read.
 
-Our own layout with `quantization_config` in config.json; a quantised layer has the arrays of `peft/codes.py` under its
-name where the float one has `weight`.  Formats and layers are in `peft/`.
+Our own layout with `quantization_config` in config.json; a quantised layer has the arrays of
+`peft/quantized_weight.py` under its name where the float one has `weight`.  Formats and layers are in `peft/`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from paddle import nn
 from paddlemix.checkpoints.files.tensors import NUMPY_TYPES, TensorEntry, Tensors
 from paddlemix.checkpoints.files.weight_files import read_json
 from paddlemix.checkpoints.layouts.recognise import CONFIG_FILE
-from paddlemix.checkpoints.strict import check_weights
+from paddlemix.checkpoints.weight_check import check_weights
 from paddlemix.errors import UserError
-from paddlemix.peft.codes import QuantizedWeight, quantize_weight
 from paddlemix.peft.quantize import QUANT_METHOD, QuantizationConfig, quantization_of, quantized_linears
 from paddlemix.peft.quantized_linear import QuantizedLinear
+from paddlemix.peft.quantized_weight import QuantizedWeight, quantize_weight
 
 QUANTIZATION_KEY = "quantization_config"
 _STORED_TYPES = {np.dtype(kind): name for name, kind in NUMPY_TYPES.items()}  # uint16 is bfloat16

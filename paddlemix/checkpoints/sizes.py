@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from paddlemix.checkpoints.base_model import BaseSpec, attach_tower, check_tower
 from paddlemix.checkpoints.hub.model_names import is_model_name
 from paddlemix.checkpoints.hub.part_places import local_part
 from paddlemix.checkpoints.hub.resolve import local_model
-from paddlemix.checkpoints.layouts.recognise import is_adapter, recognise, tower_sizes
+from paddlemix.checkpoints.layouts.config_readers import tower_sizes
+from paddlemix.checkpoints.layouts.recognise import is_adapter, recognise
 from paddlemix.checkpoints.layouts.towers import TOWER_KINDS, input_size, tower_form
 from paddlemix.checkpoints.layouts.xtuner_layout import is_xtuner
-from paddlemix.checkpoints.load import BaseSpec, attach_tower, check_tower
 from paddlemix.checkpoints.pretrained import load_processor
 from paddlemix.checkpoints.quantized import choose_quantization
 from paddlemix.checkpoints.source import Source, pick_sizes, with_image_size

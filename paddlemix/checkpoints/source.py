@@ -15,8 +15,9 @@ from paddlemix.checkpoints.files.tensors import TensorEntry, transposed
 from paddlemix.checkpoints.files.weight_files import read_weights
 from paddlemix.checkpoints.hub.part_places import find_part, local_part
 from paddlemix.checkpoints.hub.resolve import resolve_model
+from paddlemix.checkpoints.layouts.config_readers import Layout, tower_sizes
 from paddlemix.checkpoints.layouts.joined_weights import split_fused
-from paddlemix.checkpoints.layouts.recognise import Layout, is_adapter, recognise, tower_sizes
+from paddlemix.checkpoints.layouts.recognise import is_adapter, recognise
 from paddlemix.checkpoints.layouts.towers import (
     INTERN_VIT_FORM,
     TOWER_KINDS,

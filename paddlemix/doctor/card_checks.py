@@ -100,8 +100,8 @@ def quantized(device: str) -> Iterator[Row]:
     import numpy as np
     import paddle
 
-    from paddlemix.peft.codes import quantize_weight
     from paddlemix.peft.quantized_linear import QuantizedLinear
+    from paddlemix.peft.quantized_weight import quantize_weight
 
     random = np.random.default_rng(0)
     weight = (random.standard_normal([_PRODUCT, _PRODUCT]) * 0.02).astype(np.float32)

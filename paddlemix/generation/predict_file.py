@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from paddlemix.checkpoints.identity.model_identity import file_identity
+from paddlemix.checkpoints.model_identity import file_identity
 from paddlemix.checkpoints.pretrained import Pretrained
 from paddlemix.datasets.records.record_file import RecordFile, open_records
 from paddlemix.datasets.sample_lengths import measure_lengths

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import paddle
 
 from paddlemix.models.kernels import cpu_library
-from paddlemix.peft.codes import NF4_LEVELS
+from paddlemix.peft.quantized_weight import NF4_LEVELS
 
 MOST_ROWS = 48  # for more, wide weights and a library's product are faster
 _KINDS = ("int8", "nf4")

@@ -17,9 +17,9 @@ from typing import Any
 from paddle import nn
 
 from paddlemix.errors import UserError
-from paddlemix.peft.codes import check_kind, quantize_weight
 from paddlemix.peft.linear import LoRALinear
 from paddlemix.peft.quantized_linear import QuantizedLinear
+from paddlemix.peft.quantized_weight import check_kind, quantize_weight
 from paddlemix.peft.wide_weights import WideGroup
 
 QUANT_METHOD = "paddlemix"  # of `quantization_config` in config.json

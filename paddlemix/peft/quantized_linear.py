@@ -24,7 +24,7 @@ from paddle.autograd import PyLayer
 from paddlemix.models.kernels.functions import as_type, product_type
 from paddlemix.models.kernels.operators import on_cpu
 from paddlemix.peft import cpu_products
-from paddlemix.peft.codes import NF4_BLOCK, SCALE_GROUP, QuantizedWeight, padded_size, stored_arrays
+from paddlemix.peft.quantized_weight import NF4_BLOCK, SCALE_GROUP, QuantizedWeight, padded_size, stored_arrays
 from paddlemix.peft.wide_weights import WideGroup, four_levels
 
 # Of the wide weight that exist at once on CPU; smaller pieces cost more calls, larger ones the processor's cache.

@@ -22,7 +22,7 @@ import numpy as np
 import paddle
 
 from paddlemix.models.kernels.functions import as_type
-from paddlemix.peft.codes import NF4_BLOCK, NF4_LEVELS, padded_size
+from paddlemix.peft.quantized_weight import NF4_BLOCK, NF4_LEVELS, padded_size
 
 # Of float32 numbers that exist at once while a group is made wide; a decoder layer of 7B is two such pieces.
 WIDE_BYTES = 512 * 1024**2

@@ -107,8 +107,9 @@ def _check_target(target: Path, arguments: argparse.Namespace) -> None:
 
 def _merge(target: Path, arguments: argparse.Namespace) -> int:
     from paddlemix.checkpoints.adapters.adapter import read_adapter
+    from paddlemix.checkpoints.adapters.base_places import base_of
     from paddlemix.checkpoints.adapters.merging import exact_storage, keeping_adapter
-    from paddlemix.checkpoints.load import apply_adapter, base_of, load_base
+    from paddlemix.checkpoints.load import apply_adapter, load_base
     from paddlemix.device import select_device
     from paddlemix.trainer.output import publish
 

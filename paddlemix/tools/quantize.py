@@ -60,10 +60,11 @@ def main(argv: list[str]) -> int:
 
 
 def _quantize(arguments: argparse.Namespace) -> int:
+    from paddlemix.checkpoints.base_model import BaseSpec
     from paddlemix.checkpoints.files.directories import atomic_directory
     from paddlemix.checkpoints.files.tensors import FLOAT_TYPES
     from paddlemix.checkpoints.identity.weight_identity import WeightFiles, write_origin
-    from paddlemix.checkpoints.load import BaseSpec, load_base
+    from paddlemix.checkpoints.load import load_base
     from paddlemix.checkpoints.pretrained import write_model
     from paddlemix.checkpoints.quantized import read_quantization
     from paddlemix.checkpoints.source import open_source

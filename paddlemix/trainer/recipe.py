@@ -13,9 +13,12 @@ from typing import Any
 
 from paddlemix.checkpoints.adapters.adapter import AdapterSettings, read_adapter, write_adapter
 from paddlemix.checkpoints.adapters.base_check import base_digests, base_mark
+from paddlemix.checkpoints.adapters.base_places import base_reference
+from paddlemix.checkpoints.base_model import BaseSpec
 from paddlemix.checkpoints.identity.declared_identity import computed_values
-from paddlemix.checkpoints.load import NEW_PARTS, BaseSpec, apply_adapter, base_reference, load_base
+from paddlemix.checkpoints.load import apply_adapter, load_base
 from paddlemix.checkpoints.pretrained import Pretrained, write_model
+from paddlemix.checkpoints.projector_file import NEW_PARTS
 from paddlemix.config.load import save_config
 from paddlemix.config.schema import RunConfig, trainer_keys
 from paddlemix.datasets.batches import LoadingSettings

@@ -10,11 +10,11 @@ from pathlib import Path
 from paddlemix.checkpoints.adapters.adapter import read_adapter
 from paddlemix.checkpoints.adapters.adapter_processor import adapter_processor
 from paddlemix.checkpoints.adapters.image_padding import warn_of_padding
+from paddlemix.checkpoints.base_model import BaseSpec
 from paddlemix.checkpoints.convert.declared_files import xtuner_faults
 from paddlemix.checkpoints.hub.model_names import is_model_name
 from paddlemix.checkpoints.hub.resolve import local_model, resolve_model
 from paddlemix.checkpoints.layouts.xtuner_layout import is_xtuner
-from paddlemix.checkpoints.load import BaseSpec
 from paddlemix.checkpoints.quantized import choose_quantization
 from paddlemix.checkpoints.sizes import read_sizes
 from paddlemix.config.less_memory import less_memory_in_run

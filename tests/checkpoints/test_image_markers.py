@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from paddlemix.checkpoints.adapters.foreign_adapter import read_processor_values
 from paddlemix.checkpoints.convert.declared_files import Facts, check_hf, original_config
 from paddlemix.checkpoints.files.weight_files import read_json, write_json
-from paddlemix.checkpoints.layouts.recognise import read_processor_values, recognise
+from paddlemix.checkpoints.layouts.recognise import recognise
 from paddlemix.checkpoints.pretrained import load_processor
 from paddlemix.checkpoints.source import open_source
 from paddlemix.errors import UserError

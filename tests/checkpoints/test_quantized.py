@@ -11,6 +11,8 @@ from paddle.base import core
 
 from paddlemix.checkpoints.adapters.adapter import AdapterSettings
 from paddlemix.checkpoints.adapters.base_check import base_mark
+from paddlemix.checkpoints.adapters.base_places import base_reference
+from paddlemix.checkpoints.base_model import BaseSpec
 from paddlemix.checkpoints.files.tensors import TensorEntry, array_entry
 from paddlemix.checkpoints.files.weight_files import (
     read_json,
@@ -19,16 +21,16 @@ from paddlemix.checkpoints.files.weight_files import (
     write_safetensors,
     write_weights,
 )
-from paddlemix.checkpoints.load import BaseSpec, base_reference, load_base, load_pretrained
+from paddlemix.checkpoints.load import load_base, load_pretrained
 from paddlemix.checkpoints.pretrained import Pretrained, build_model, save_model
 from paddlemix.checkpoints.quantized import QUANTIZATION_KEY
 from paddlemix.errors import UserError
 from paddlemix.generation.generate import generate
 from paddlemix.generation.sampling import GenerationSettings
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig
-from paddlemix.peft.codes import KINDS
 from paddlemix.peft.lora import LoRAConfig, add_lora, lora_parameters, merge_lora
 from paddlemix.peft.quantize import QuantizationConfig, quantize_model, quantized_linears
+from paddlemix.peft.quantized_weight import KINDS
 from paddlemix.sample import Message
 from paddlemix.tools import quantize
 from paddlemix.tools.common.command import run_command

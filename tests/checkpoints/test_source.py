@@ -9,14 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paddlemix.checkpoints.files.weight_files import (
-    SINGLE_FILE,
-    TensorEntry,
-    array_entry,
-    read_weights,
-    write_json,
-    write_weights,
-)
+from paddlemix.checkpoints.files.tensors import TensorEntry, array_entry
+from paddlemix.checkpoints.files.weight_files import SINGLE_FILE, read_weights, write_json, write_weights
 from paddlemix.checkpoints.hub.part_places import find_part
 from paddlemix.checkpoints.layouts.weight_names import CLIP, HF_NEW, HF_OLD, LLAMA
 from paddlemix.checkpoints.source import Source, rename, transposed

@@ -12,8 +12,8 @@ import paddle
 import pytest
 
 from paddlemix.checkpoints.adapters.adapter import ADAPTER_FILE
+from paddlemix.checkpoints.base_model import BaseSpec
 from paddlemix.checkpoints.files.weight_files import write_json
-from paddlemix.checkpoints.load import BaseSpec
 from paddlemix.checkpoints.sizes import read_sizes
 from paddlemix.config.load import load_config
 from paddlemix.config.schema import RunConfig

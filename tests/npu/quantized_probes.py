@@ -11,10 +11,10 @@ import paddle
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig
 from paddlemix.models.llava import LlavaModel
 from paddlemix.peft import wide_weights as module
-from paddlemix.peft.codes import KINDS, QuantizedWeight, quantize_weight
 from paddlemix.peft.lora import LoRAConfig, add_lora, linear_names
 from paddlemix.peft.quantize import QuantizationConfig, quantize_model
 from paddlemix.peft.quantized_linear import QuantizedLinear
+from paddlemix.peft.quantized_weight import KINDS, QuantizedWeight, quantize_weight
 from paddlemix.peft.wide_weights import WideGroup
 from paddlemix.trainer.loss import LossModel
 from tests.npu.budgets import Device

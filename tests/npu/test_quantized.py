@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from paddlemix.peft.codes import KINDS
+from paddlemix.peft.quantized_weight import KINDS
 from tests.npu.test_numbers import probe
 from tests.npu_double.build import STRICT
 

@@ -11,8 +11,8 @@ from paddle.base import core
 
 from paddlemix.models.kernels import cpu_library
 from paddlemix.peft import cpu_products, quantized_linear
-from paddlemix.peft.codes import QuantizedWeight, padded_size, stored_arrays
 from paddlemix.peft.quantized_linear import QuantizedLinear
+from paddlemix.peft.quantized_weight import QuantizedWeight, padded_size, stored_arrays
 from tests.peft.test_quantize import make_layer, plain_dequantized
 from tests.tiny_models import draw
 

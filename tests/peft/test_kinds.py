@@ -14,7 +14,9 @@ from paddle import nn
 from paddle.nn import functional
 
 from paddlemix.checkpoints.adapters.adapter import AdapterSettings, fingerprint, read_adapter
-from paddlemix.checkpoints.load import BaseSpec, apply_adapter, base_reference, load_base, load_pretrained
+from paddlemix.checkpoints.adapters.base_places import base_reference
+from paddlemix.checkpoints.base_model import BaseSpec
+from paddlemix.checkpoints.load import apply_adapter, load_base, load_pretrained
 from paddlemix.checkpoints.pretrained import Pretrained
 from paddlemix.config.load import load_config
 from paddlemix.config.schema import RunConfig

@@ -15,7 +15,6 @@ from paddle.nn import functional
 from paddlemix.errors import UserError
 from paddlemix.models.llava import LlavaModel
 from paddlemix.peft import quantized_linear
-from paddlemix.peft.codes import KINDS, NF4_LEVELS, QuantizedWeight, quantize_weight
 from paddlemix.peft.lora import LoRAConfig, add_lora, lora_parameters
 from paddlemix.peft.quantize import (
     QuantizationConfig,
@@ -24,6 +23,7 @@ from paddlemix.peft.quantize import (
     quantized_linears,
 )
 from paddlemix.peft.quantized_linear import QuantizedLinear
+from paddlemix.peft.quantized_weight import KINDS, NF4_LEVELS, QuantizedWeight, quantize_weight
 from tests.tiny_models import dequantize_model, draw, tiny_llava, tiny_model, tiny_text
 
 pytestmark = pytest.mark.usefixtures("form")  # in C and in paddle's operators

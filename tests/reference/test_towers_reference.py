@@ -16,11 +16,13 @@ import numpy as np
 import paddle
 import pytest
 
+from paddlemix.checkpoints.base_model import BaseSpec
 from paddlemix.checkpoints.convert.export_model import convert_checkpoint
 from paddlemix.checkpoints.convert.verify import Conversion
-from paddlemix.checkpoints.files.weight_files import array_entry, read_json, read_weights, write_json, write_weights
+from paddlemix.checkpoints.files.tensors import array_entry
+from paddlemix.checkpoints.files.weight_files import read_json, read_weights, write_json, write_weights
 from paddlemix.checkpoints.layouts.tower_positions import interpolate
-from paddlemix.checkpoints.load import BaseSpec, load_base, load_pretrained
+from paddlemix.checkpoints.load import load_base, load_pretrained
 from paddlemix.checkpoints.pretrained import Pretrained, save_model
 from paddlemix.checkpoints.source import Source
 from paddlemix.models.configuration import LlavaConfig

@@ -11,9 +11,11 @@ import paddle
 import pytest
 
 from paddlemix.checkpoints.adapters.adapter import AdapterSettings, fingerprint
+from paddlemix.checkpoints.adapters.base_places import base_reference
 from paddlemix.checkpoints.adapters.merging import write_merged
+from paddlemix.checkpoints.base_model import BaseSpec
 from paddlemix.checkpoints.files.weight_files import read_json, read_weights
-from paddlemix.checkpoints.load import BaseSpec, base_reference, load_base, load_pretrained
+from paddlemix.checkpoints.load import load_base, load_pretrained
 from paddlemix.checkpoints.pretrained import save_model
 from paddlemix.errors import UserError
 from paddlemix.peft.linear import LoRALinear

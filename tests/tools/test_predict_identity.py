@@ -15,7 +15,7 @@ import pytest
 from paddlemix.checkpoints.convert.export_model import convert_checkpoint
 from paddlemix.checkpoints.convert.verify import Conversion
 from paddlemix.checkpoints.files.weight_files import read_json, write_json
-from paddlemix.checkpoints.identity.model_identity import file_identity
+from paddlemix.checkpoints.model_identity import file_identity
 from paddlemix.examples.llava import run_predict_multiround
 from paddlemix.generation.answer_file import beside
 from paddlemix.tools import predict

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from paddlemix.checkpoints.base_model import BaseSpec
 from paddlemix.checkpoints.files.weight_files import write_safetensors
-from paddlemix.checkpoints.load import BaseSpec, load_base
+from paddlemix.checkpoints.load import load_base
 from paddlemix.checkpoints.pretrained import parameter_entries
 from paddlemix.config.schema import RunConfig
 from paddlemix.dry_run import plan

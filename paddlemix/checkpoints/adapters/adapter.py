@@ -22,17 +22,16 @@ import paddle
 from paddlemix.checkpoints.adapters.foreign_adapter import read_foreign_adapter
 from paddlemix.checkpoints.adapters.xtuner_adapter import read_xtuner_adapter
 from paddlemix.checkpoints.files.finite import all_finite
-from paddlemix.checkpoints.files.tensors import convert
+from paddlemix.checkpoints.files.tensors import TensorEntry, convert
 from paddlemix.checkpoints.files.weight_files import (
-    TensorEntry,
     read_json,
     read_metadata,
     read_safetensors,
     write_json,
     write_safetensors,
 )
-from paddlemix.checkpoints.layouts.config_keys import FORMAT_KEY, PROCESSOR_KEYS
-from paddlemix.checkpoints.layouts.recognise import ADAPTER_FILE, CONFIG_FILE, FORMAT_VERSION, PEFT_ADAPTER_FILE
+from paddlemix.checkpoints.layouts.config_keys import FORMAT_KEY, FORMAT_VERSION, PROCESSOR_KEYS
+from paddlemix.checkpoints.layouts.recognise import ADAPTER_FILE, CONFIG_FILE, PEFT_ADAPTER_FILE
 from paddlemix.checkpoints.layouts.xtuner_layout import has_adapters
 from paddlemix.checkpoints.pretrained import parameter_entries, write_processor
 from paddlemix.declared import Keys, flag, integer, mapping_of, take, text

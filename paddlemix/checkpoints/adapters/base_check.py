@@ -43,7 +43,7 @@ def check_base(base: Pretrained, adapter: AdapterFiles) -> None:
     """
     if adapter.foreign is not None:
         return
-    changed = changed_config(adapter.base_values(), base)
+    changed = changed_config(adapter.base_values(), base.model.config, base.declared_directories)
     if changed:
         raise UserError(f"{_other_base(base, adapter)}: {'; '.join(changed)}{_USE}")
     then, complete = adapter.base_digests(), False

@@ -7,16 +7,85 @@ moved, so both may exist and be different models: what the files hold then decid
 from __future__ import annotations
 
 import os
+from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
 from paddlemix.checkpoints.adapters.adapter import AdapterFiles
+from paddlemix.checkpoints.base_model import BaseSpec
+from paddlemix.checkpoints.hub.model_names import is_model_name
+from paddlemix.checkpoints.hub.part_places import looked_at
+from paddlemix.checkpoints.hub.resolve import resolve_model
 from paddlemix.checkpoints.identity.declared_identity import text_values
 from paddlemix.checkpoints.identity.weight_identity import differing, source_digests, tensor_digests
-from paddlemix.checkpoints.projector_file import read_projector_file
-from paddlemix.checkpoints.source import Source
-from paddlemix.errors import UserError
+from paddlemix.checkpoints.projector_file import NEW_PARTS, read_projector_file
+from paddlemix.checkpoints.source import Source, open_source
+from paddlemix.errors import MissingFileError, UserError
 
+_FLAGS = "give its folder with --model-base (chat, predict) or --model_name_or_path (merge-lora), "
 _UP = f"..{os.sep}"
+
+
+def base_of(adapter: AdapterFiles, model: str | None = None) -> BaseSpec:
+    """Where an adapter's base is now: beside it as when it was saved, or at the place it had then.
+
+    Args:
+        model: the base model's directory where the user says it; a tower and the rest are still the adapter's.
+
+    Raises:
+        MissingFileError: at neither place.
+    """
+    known = {item.name for item in fields(BaseSpec)}
+    spec = BaseSpec(**{key: value for key, value in adapter.base.items() if key in known})
+    found: dict[str, Any] = {}
+    for key in ("model", "tower", "projector_file"):
+        value = getattr(spec, key)
+        if value is None:
+            continue
+        if key == "model" and model is not None:
+            found |= {"model": model, "inside": False}
+            continue
+        if key == "tower" and adapter.foreign is not None and not _needs_tower(replace(spec, **found), adapter):
+            found[key] = None
+            continue
+        candidates = possible_places(adapter, key, value)
+        there = choose_place(adapter, key, candidates)
+        if there is None and is_model_name(value):
+            continue  # loading finds what it names
+        if there is None:
+            raise MissingFileError(
+                f"the base {key} of the adapter {adapter.directory} was not found ({looked_at(candidates)}); put it "
+                f"back, {_FLAGS if key == 'model' else ''}or set its new place in {adapter.place_of_base(key)}"
+            )
+        found[key] = str(there)
+    return replace(spec, **found)
+
+
+def _needs_tower(spec: BaseSpec, adapter: AdapterFiles) -> bool:
+    """Whether a foreign adapter's base is a language model alone, which then needs the adapter's projector too."""
+    if open_source(resolve_model(spec.model), spec.inside).config.vision is not None:
+        return False
+    if not any(name.startswith(NEW_PARTS) for name in adapter.tensors()):
+        raise MissingFileError(
+            f"the adapter {adapter.directory} has no projector weights and its base {spec.model} neither; LLaVA writes "
+            "them to non_lora_trainables.bin when training ends, copy that file too"
+        )
+    return True
+
+
+def base_reference(spec: BaseSpec, directory: Path) -> dict[str, Any]:
+    """A base as an adapter remembers it: names, and places absolute and relative to the adapter.
+
+    Args:
+        directory: where the adapter will be, which is not where it is while it is written.
+    """
+    values: dict[str, Any] = asdict(spec)
+    relative = {}
+    for key in ("model", "tower", "projector_file"):
+        if values[key] is not None and (os.path.exists(values[key]) or not is_model_name(values[key])):
+            values[key] = os.path.abspath(values[key])
+            relative[key] = os.path.relpath(os.path.realpath(values[key]), os.path.realpath(directory))
+    return {**values, "relative": relative}
 
 
 def possible_places(adapter: AdapterFiles, key: str, value: str) -> list[Path]:

@@ -20,13 +20,12 @@ from typing import Any
 from paddlemix.checkpoints.adapters.peft_settings import adapter_settings, check_saved, read_settings
 from paddlemix.checkpoints.files.tensors import TensorEntry, transposed
 from paddlemix.checkpoints.files.weight_files import read_json, read_weight_file
-from paddlemix.checkpoints.layouts.config_keys import ORIGINAL_KEYS, PROCESSOR_KEYS
+from paddlemix.checkpoints.layouts.config_keys import ORIGINAL_KEYS, PROCESSOR_KEYS, TEMPLATE_KEY
 from paddlemix.checkpoints.layouts.recognise import (
     ADAPTER_FILE,
     ADAPTER_PROCESSOR_FILE,
     CONFIG_FILE,
     PEFT_ADAPTER_FILE,
-    read_processor_values,
 )
 from paddlemix.checkpoints.layouts.weight_names import HF_5, HF_NEW, HF_OLD, ORIGINAL, PADDLEMIX, KeyMap
 from paddlemix.checkpoints.source import rename
@@ -204,6 +203,15 @@ def under_our_names(
         if name is not None:
             names[name] = key
     return {**named, **rename(whole, (keymap,), directory)}, names
+
+
+def read_processor_values(directory: Path) -> dict[str, Any]:
+    """The processor values that an adapter's `config.json` declares, as far as it has one."""
+    path = directory / CONFIG_FILE
+    config = take(read_json(path), ORIGINAL_KEYS, str(path), tell=False) if path.is_file() else {}
+    keys = ("image_aspect_ratio", "image_grid_pinpoints", "mm_patch_merge_type", "mm_vision_select_feature")
+    values = {key: config.get(key) for key in (*keys, "mm_use_im_start_end")}
+    return {key: value for key, value in {**values, "chat_template": config.get(TEMPLATE_KEY)}.items() if value}
 
 
 def _swift_template(directory: Path) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from typing import Any
 
 from paddlemix.checkpoints.layouts.added_rows import IMAGE_TOKEN, HfVocabulary
 from paddlemix.checkpoints.layouts.config_keys import BASE_KEY, TEMPLATE_KEY
+from paddlemix.checkpoints.layouts.config_readers import NO_TOWER
 from paddlemix.checkpoints.layouts.families import FAMILIES, inside_llava, write_text
 from paddlemix.checkpoints.layouts.image_settings import exchange_sides
-from paddlemix.checkpoints.layouts.recognise import NO_TOWER
 from paddlemix.checkpoints.layouts.towers import CLIP_FORM, tower_form
 from paddlemix.checkpoints.layouts.xtuner_layout import MODEL_TYPE, SELECT_LAYER
 from paddlemix.errors import UserError

@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from paddlemix.checkpoints.adapters.adapter import AdapterFiles, read_adapter
+from paddlemix.checkpoints.adapters.base_places import base_of
 from paddlemix.checkpoints.adapters.foreign_adapter import PEFT_WEIGHTS, to_transformers_5
 from paddlemix.checkpoints.adapters.image_padding import with_adapter
+from paddlemix.checkpoints.convert.complete_checkpoint import Checkpoint, read_checkpoint
 from paddlemix.checkpoints.convert.declared_files import check_hf
 from paddlemix.checkpoints.convert.export_adapter import (
     PEFT_WRAPPER,
@@ -28,14 +30,14 @@ from paddlemix.checkpoints.convert.export_adapter import (
     say_base,
     split_adapter,
 )
-from paddlemix.checkpoints.convert.export_model import Checkpoint, check_target, read_checkpoint
+from paddlemix.checkpoints.convert.export_model import check_target
+from paddlemix.checkpoints.files.directories import atomic_directory
 from paddlemix.checkpoints.files.finite import all_finite
 from paddlemix.checkpoints.files.tensors import TensorEntry, converted, transposed
-from paddlemix.checkpoints.files.weight_files import atomic_directory, write_json, write_safetensors
+from paddlemix.checkpoints.files.weight_files import write_json, write_safetensors
 from paddlemix.checkpoints.layouts.added_rows import choose_vocabulary, put_back
 from paddlemix.checkpoints.layouts.recognise import ADAPTER_PROCESSOR_FILE, PEFT_ADAPTER_FILE
 from paddlemix.checkpoints.layouts.weight_names import HF_NEW, is_linear_weight
-from paddlemix.checkpoints.load import base_of
 from paddlemix.errors import UserError
 
 _PROJECTOR, _EMBEDDINGS, _TOWER = "multi_modal_projector", "embeddings", "model.vision_tower.vision_model."

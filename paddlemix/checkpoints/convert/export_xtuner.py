@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from paddlemix.checkpoints.adapters.adapter import AdapterFiles, read_adapter
+from paddlemix.checkpoints.adapters.base_places import base_of
 from paddlemix.checkpoints.adapters.foreign_adapter import PEFT_WEIGHTS
+from paddlemix.checkpoints.base_model import BaseSpec, attach_tower
 from paddlemix.checkpoints.convert.declared_files import Facts, check_xtuner, xtuner_projector_config
 from paddlemix.checkpoints.convert.export_adapter import (
     check_image_size,
@@ -21,9 +23,10 @@ from paddlemix.checkpoints.convert.export_adapter import (
     plain_of_pissa,
 )
 from paddlemix.checkpoints.convert.export_model import check_target, to_layout
+from paddlemix.checkpoints.files.directories import atomic_directory
 from paddlemix.checkpoints.files.finite import all_finite
 from paddlemix.checkpoints.files.tensors import FLOAT_TYPES, TensorEntry, converted
-from paddlemix.checkpoints.files.weight_files import atomic_directory, write_json, write_safetensors
+from paddlemix.checkpoints.files.weight_files import write_json, write_safetensors
 from paddlemix.checkpoints.hub.resolve import resolve_model
 from paddlemix.checkpoints.layouts.families import FAMILIES
 from paddlemix.checkpoints.layouts.towers import CLIP_FORM, tower_form
@@ -40,7 +43,6 @@ from paddlemix.checkpoints.layouts.xtuner_layout import (
     TOWER_KEY,
     say_template,
 )
-from paddlemix.checkpoints.load import BaseSpec, attach_tower, base_of
 from paddlemix.checkpoints.source import Source, open_source
 from paddlemix.errors import UserError
 from paddlemix.models.configuration import LlavaConfig

@@ -10,183 +10,29 @@ Source of the formats: torch/serialization.py, paddle/framework/io.py, numpy's n
 
 from __future__ import annotations
 
-import collections
 import errno
 import io
 import os
-import pickle
 import struct
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import IO, Any
 
 import numpy as np
 
 from paddlemix.checkpoints.files.pickled_tensors import (
-    STORAGES,
     FileRange,
     NumpyArray,
-    NumpyType,
-    Storage,
-    StorageType,
     TorchTensor,
-    array_from_buffer,
-    rebuild_tensor,
 )
 from paddlemix.checkpoints.files.tensors import NUMPY_TYPES, TensorEntry
+from paddlemix.checkpoints.files.unpickler import RestrictedUnpickler
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.lfs import refuse_pointer
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_LARGE = 4096  # bytes; larger contents stay in the file
 _SHOWN = 200  # characters of a name or reason in an error
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    return text.encode("latin1" if encoding == "latin1" else "utf-8")
-
-
-def _fill(target: dict[str, Any], keys: Iterable[Any], values: Iterable[Any]) -> None:
-    """Adds items.  A tuple that holds a tuple twice, and so on sixty times, is quickly made and never hashed."""
-    for key, value in zip(keys, values, strict=True):
-        if type(key) is not str:
-            raise pickle.UnpicklingError(f"a key that is not a text but a {type(key).__name__}")
-        target[key] = value
-
-
-def _ordered_dict(pairs: Iterable[Any] = ()) -> collections.OrderedDict[str, Any]:
-    """Stands for OrderedDict, which Python 2 pickled with its items as pairs."""
-    result: collections.OrderedDict[str, Any] = collections.OrderedDict()
-    for key, value in pairs:
-        _fill(result, (key,), (value,))
-    return result
-
-
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): _ordered_dict,
-    ("builtins", "tuple"): tuple,
-    ("__builtin__", "tuple"): tuple,  # the same in protocol 2
-    ("_codecs", "encode"): _encode,
-    ("torch", "Size"): tuple,
-    ("torch._utils", "_rebuild_tensor"): rebuild_tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
-    ("numpy", "ndarray"): NumpyArray,
-    ("numpy", "dtype"): NumpyType,
-    **{("torch", name): StorageType(dtype) for name, dtype in STORAGES.items()},
-    **{
-        (f"numpy.{core}.{module}", name): stand_in
-        for core in ("core", "_core")
-        for module, name, stand_in in (
-            ("multiarray", "_reconstruct", NumpyArray),
-            ("numeric", "_frombuffer", array_from_buffer),
-        )
-    },
-}
-
-
-_PythonUnpickler: Any = pickle._Unpickler  # its steps can be replaced
-
-
-class _Unpickler(_PythonUnpickler):
-    """Builds nothing but what `_ALLOWED` names, and leaves large contents in the file.
-
-    Args:
-        file: at the pickle's first byte.
-        path: of the file, for messages.
-        ranges: torch storages by key.
-        mapped: whether `file` is `path` itself, so that a position in one is a position in the other.
-    """
-
-    dispatch: ClassVar[dict[int, Any]] = dict(_PythonUnpickler.dispatch)
-
-    def __init__(self, file: IO[bytes], path: Path, ranges: dict[str, FileRange], mapped: bool) -> None:
-        super().__init__(file)
-        size = os.fstat(file.fileno()).st_size if mapped else len(file.getbuffer())  # type: ignore[attr-defined]
-        self._file_read = lambda count: _read(file, count, size)
-        self.file, self.path, self.ranges, self.mapped = file, path, ranges, mapped
-        self.storages: dict[str, tuple[str, int]] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _ALLOWED:
-            return _ALLOWED[module, name]
-        raise UserError(
-            f"'{self.path}' wants to use {module}.{name}, which no weight file needs: it may run code and was not "
-            "read; get the weights as safetensors from a source you trust"
-        )
-
-    def persistent_load(self, saved: Any) -> Storage:
-        kind, storage_type, key, _, count = saved[:5]
-        if kind != "storage" or not isinstance(storage_type, StorageType):
-            raise pickle.UnpicklingError("a storage of unknown kind")
-        if type(key) not in (str, int) or type(count) is not int:
-            raise pickle.UnpicklingError("a storage without key or length")
-        self.storages[str(key)] = (storage_type.dtype, count)
-        return Storage(storage_type.dtype, str(key), self.ranges)
-
-    def load_build(self) -> None:
-        state, built = self.stack.pop(), self.stack[-1]
-        if isinstance(built, (NumpyArray, NumpyType)):
-            built.__setstate__(state)
-        elif not isinstance(built, collections.OrderedDict):  # its attributes are torch's notes on versions
-            raise pickle.UnpicklingError(f"a state for a {type(built).__name__}")
-
-    def load_dict(self) -> None:
-        items = self.pop_mark()
-        self.append({})
-        _fill(self.stack[-1], items[::2], items[1::2])
-
-    def load_setitem(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self._target()
-        _fill(self.stack[-1], (key,), (value,))
-
-    def load_setitems(self) -> None:
-        items = self.pop_mark()
-        self._target()
-        _fill(self.stack[-1], items[::2], items[1::2])
-
-    def _target(self) -> None:
-        if not isinstance(self.stack[-1], dict):
-            raise pickle.UnpicklingError(f"items for a {type(self.stack[-1]).__name__}")
-
-    def load_set(self) -> None:
-        raise pickle.UnpicklingError("a set")
-
-    def _content(self, length: int) -> None:
-        frame = self._unframer.current_frame
-        inside_frame = frame is not None and frame.tell() < len(frame.getbuffer())
-        if length < _LARGE or inside_frame or not self.mapped:
-            self.append(self.read(length))
-            return
-        here = self.file.tell()
-        self.append(FileRange(self.path, here, length))
-        self.file.seek(length, io.SEEK_CUR)
-        if self.file.tell() > os.fstat(self.file.fileno()).st_size:
-            raise EOFError
-
-    def load_binbytes(self) -> None:
-        self._content(struct.unpack("<I", self.read(4))[0])
-
-    def load_binbytes8(self) -> None:
-        self._content(struct.unpack("<Q", self.read(8))[0])
-
-    dispatch[pickle.BUILD[0]] = load_build
-    dispatch[pickle.BINBYTES[0]] = load_binbytes
-    dispatch[pickle.BINBYTES8[0]] = load_binbytes8
-    dispatch[pickle.BYTEARRAY8[0]] = load_binbytes8
-    dispatch[pickle.DICT[0]] = load_dict
-    dispatch[pickle.SETITEM[0]] = load_setitem
-    dispatch[pickle.SETITEMS[0]] = load_setitems
-    dispatch.update(dict.fromkeys((pickle.EMPTY_SET[0], pickle.ADDITEMS[0], pickle.FROZENSET[0]), load_set))
-
-
-def _read(file: IO[bytes], count: int, size: int) -> bytes:
-    """Bytes of a file; asked for more than it has, Python would make room for them first."""
-    if count > size - file.tell():
-        raise EOFError
-    return file.read(count)
 
 
 def read_torch(path: Path) -> dict[str, TensorEntry]:
@@ -204,7 +50,7 @@ def read_paddle(path: Path) -> dict[str, TensorEntry]:
 
     def read() -> Any:
         with open(path, "rb") as file:
-            return _Unpickler(file, path, {}, mapped=True).load()
+            return RestrictedUnpickler(file, path, {}, mapped=True).load()
 
     return _guarded(path, read)
 
@@ -265,7 +111,7 @@ def _read_zip(path: Path) -> Any:
         infos = {info.filename.removeprefix(f"{root}data/"): info for info in archive.infolist()}
         with open(path, "rb") as file:
             ranges = {key: _stored_range(file, path, info) for key, info in infos.items() if not info.is_dir()}
-        return _Unpickler(io.BytesIO(archive.read(pickled[0])), path, ranges, mapped=False).load()
+        return RestrictedUnpickler(io.BytesIO(archive.read(pickled[0])), path, ranges, mapped=False).load()
 
 
 def _stored_range(file: IO[bytes], path: Path, info: zipfile.ZipInfo) -> FileRange:
@@ -287,8 +133,8 @@ def _read_legacy(path: Path) -> Any:
     ranges: dict[str, FileRange] = {}
     with open(path, "rb") as file:
 
-        def load() -> tuple[Any, _Unpickler]:
-            unpickler = _Unpickler(file, path, ranges, mapped=True)
+        def load() -> tuple[Any, RestrictedUnpickler]:
+            unpickler = RestrictedUnpickler(file, path, ranges, mapped=True)
             return unpickler.load(), unpickler
 
         if load()[0] != _LEGACY_MAGIC:

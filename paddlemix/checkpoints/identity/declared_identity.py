@@ -17,7 +17,6 @@ from typing import Any
 from paddlemix.checkpoints.files.weight_files import read_json
 from paddlemix.checkpoints.layouts.config_keys import PROCESSOR_KEYS
 from paddlemix.checkpoints.layouts.recognise import CONFIG_FILE
-from paddlemix.checkpoints.pretrained import Pretrained
 from paddlemix.declared import take
 from paddlemix.errors import UserError
 from paddlemix.identity import file_digest, listed, text_digest
@@ -65,49 +64,42 @@ def text_values(text: DecoderConfig) -> dict[str, Any]:
     return values
 
 
-def changed_config(then: Mapping[str, Any], base: Pretrained) -> list[str]:
-    """What differs between `computed_values` of a model and those of one that was loaded, with the file that says it.
+def changed_config(then: Mapping[str, Any], config: LlavaConfig, directories: tuple[Path, Path]) -> list[str]:
+    """What differs between the `computed_values` of a model and those of another, with the file that says it.
 
     Keys that only one of them has are not compared: an earlier version may not have known them.
+
+    Args:
+        then: values of the first.
+        config: sizes of the second.
+        directories: of the second's own files and of its tower's, see `Pretrained.declared_directories`.
     """
-    now = computed_values(base.model.config)
+    now = computed_values(config)
     changed = {key: (then[key], now[key]) for key in then if key in now and then[key] != now[key]}
-    text, tower = base_directories(base)
+    text, tower = directories
     return [
         *_described({key: pair for key, pair in changed.items() if not key.startswith(VISION)}, text / CONFIG_FILE),
         *_described({key: pair for key, pair in changed.items() if key.startswith(VISION)}, tower / CONFIG_FILE),
     ]
 
 
-def base_directories(base: Pretrained) -> tuple[Path, Path]:
-    """Where a loaded model's own files are, and those of its tower: mostly the same."""
-    if base.files is None:
-        return base.directory, base.directory
-    source, tower = base.files.source, base.files.tower
-    if tower is not None:
-        return source.directory, tower.directory
-    return source.directory, source.tower_directory or source.directory
-
-
-def changed_processor(checkpoint: Path, loaded: Pretrained) -> list[str]:
+def changed_processor(checkpoint: Path, processor: LlavaProcessor, directories: tuple[Path, Path]) -> list[str]:
     """What differs between the tokenizer and processor in a checkpoint and those of a run, in words.
 
     Args:
         checkpoint: a directory of a whole model or an adapter that we wrote.
-        loaded: its processor is the run's.
+        processor: the run's.
+        directories: of the run's model, see `Pretrained.declared_directories`.
 
     Raises:
         MissingFileError, UserError: a file of the checkpoint is missing or cannot be understood.
     """
-    processor = loaded.processor
-    if processor is None:
-        return []
     found = _changed_tokenizer(checkpoint, processor.tokenizer)
     then, now = _saved_values(checkpoint / PROCESSOR_FILE, processor), processor.to_dict()
     files: dict[Path, dict[str, tuple[Any, Any]]] = {}
     for key in then | now:
         if then.get(key) != now.get(key):
-            files.setdefault(_file_with(key, loaded), {})[key] = (then.get(key), now.get(key))
+            files.setdefault(_file_with(key, processor, directories), {})[key] = (then.get(key), now.get(key))
     return found + [text for path, changed in files.items() for text in _described(changed, path)]
 
 
@@ -122,11 +114,10 @@ def _saved_values(path: Path, processor: LlavaProcessor) -> dict[str, Any]:
     return {**then.to_dict(), "mm_use_im_start_end": bool(saved.get("mm_use_im_start_end"))}
 
 
-def _file_with(key: str, loaded: Pretrained) -> Path:
+def _file_with(key: str, processor: LlavaProcessor, directories: tuple[Path, Path]) -> Path:
     """The file that says a key of the processor: the first that has it in the order in which they count."""
-    assert loaded.processor is not None
-    own, tower = base_directories(loaded)
-    own = loaded.processor.tokenizer.directory or own  # of an adapter that a run goes on from
+    own, tower = directories
+    own = processor.tokenizer.directory or own  # of an adapter that a run goes on from
     for directory in dict.fromkeys((own, tower)):
         for path in [directory / PROCESSOR_FILE, *sorted(directory.glob("*_config.json")), directory / CONFIG_FILE]:
             if path.is_file() and f'"{key}"' in path.read_text(encoding="utf-8", errors="replace"):

@@ -254,7 +254,7 @@ def _read_origin(path: Path) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _weights_of(stored: Mapping[str, str]) -> dict[str, list[str]]:
-    """Weight -> the tensors that hold it: itself, or the arrays of `peft/codes.py`."""
+    """Weight -> the tensors that hold it: itself, or the arrays of `peft/quantized_weight.py`."""
     found: dict[str, list[str]] = {}
     for name in stored:
         before, mark, _ = name.partition(".weight_")

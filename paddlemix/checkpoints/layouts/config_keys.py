@@ -11,7 +11,7 @@ from __future__ import annotations
 from paddlemix.declared import Keys, Rule, choice, either, flag, integer, items, key_names, mapping, number, text
 from paddlemix.errors import UserError
 
-FORMAT_KEY = "paddlemix_format"
+FORMAT_KEY, FORMAT_VERSION = "paddlemix_format", 1
 TEMPLATE_KEY = "chat_template_name"  # our own key in config.json of layouts that have none
 BASE_KEY = "paddlemix_vocab_size"  # our own key in llava-hf's config.json: rows before those that were added
 

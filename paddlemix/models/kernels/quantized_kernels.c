@@ -1,4 +1,4 @@
-/* Weights that are held in few bits, made wide again or multiplied as they are; formats are in peft/codes.py.
+/* Weights that are held in few bits, made wide again or multiplied as they are; formats are in peft/quantized_weight.py.
  *
  * Built into the same library as cpu_kernels.c; peft/cpu_products.py documents shapes.  Every function has its
  * plain form in paddle operators, which tests hold it against: wide numbers bit for bit, products to rounding.

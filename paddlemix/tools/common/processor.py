@@ -23,7 +23,7 @@ from paddlemix.processors.text.known_templates import choose_template
 from paddlemix.processors.text.template import Template
 
 if TYPE_CHECKING:
-    from paddlemix.checkpoints.load import BaseSpec
+    from paddlemix.checkpoints.base_model import BaseSpec
 
 _OURS = {"chat_template", "image_aspect_ratio", "image_size", "patch_size"}  # llava-hf's file of this name lacks them
 # of our own config.json, what decides about images
@@ -120,9 +120,10 @@ def _open_ours(directory: Path) -> LlavaProcessor | None:
 def _open_any(path: str) -> LlavaProcessor:
     from paddlemix.checkpoints.adapters.adapter import read_adapter
     from paddlemix.checkpoints.adapters.adapter_processor import adapter_processor
+    from paddlemix.checkpoints.adapters.base_places import base_of
+    from paddlemix.checkpoints.base_model import BaseSpec
     from paddlemix.checkpoints.hub.resolve import resolve_model
     from paddlemix.checkpoints.layouts.recognise import is_adapter
-    from paddlemix.checkpoints.load import BaseSpec, base_of
 
     directory = resolve_model(path)
     if not is_adapter(directory):

@@ -17,7 +17,8 @@ import numpy as np
 
 from paddlemix.checkpoints.adapters.adapter import ADAPTER_WEIGHTS, read_adapter
 from paddlemix.checkpoints.adapters.base_check import changed_weights, describe_weights
-from paddlemix.checkpoints.files.weight_files import array_entry, read_metadata, read_safetensors, write_safetensors
+from paddlemix.checkpoints.files.tensors import array_entry
+from paddlemix.checkpoints.files.weight_files import read_metadata, read_safetensors, write_safetensors
 from paddlemix.checkpoints.identity.declared_identity import changed_config, changed_processor, computed_values
 from paddlemix.checkpoints.pretrained import Pretrained
 from paddlemix.checkpoints.source import open_source
@@ -83,7 +84,9 @@ class InputIdentity:
             then = read_adapter(checkpoint).base_values()
         else:
             then = computed_values(open_source(checkpoint).config)
-        return changed_processor(checkpoint, self._loaded) + changed_config(then, self._loaded)
+        processor, directories = self._loaded.processor, self._loaded.declared_directories
+        found = [] if processor is None else changed_processor(checkpoint, processor, directories)
+        return found + changed_config(then, self._loaded.model.config, directories)
 
     def _changed_base(self, checkpoint: Path) -> list[str]:
         if not self._base or not (checkpoint / ADAPTER_WEIGHTS).is_file():

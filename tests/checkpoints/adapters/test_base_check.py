@@ -12,6 +12,7 @@ import pytest
 
 from paddlemix.checkpoints.adapters.adapter import ADAPTER_WEIGHTS, AdapterFiles, read_adapter
 from paddlemix.checkpoints.adapters.base_check import check_base, describe_weights
+from paddlemix.checkpoints.adapters.base_places import base_of
 from paddlemix.checkpoints.convert.export_model import convert_checkpoint
 from paddlemix.checkpoints.convert.verify import Conversion
 from paddlemix.checkpoints.files.weight_files import (
@@ -21,7 +22,7 @@ from paddlemix.checkpoints.files.weight_files import (
     write_json,
     write_safetensors,
 )
-from paddlemix.checkpoints.load import base_of, load_base
+from paddlemix.checkpoints.load import load_base
 from paddlemix.checkpoints.pretrained import Pretrained
 from paddlemix.errors import UserError
 from paddlemix.examples.llava import run_predict_multiround

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from paddlemix.checkpoints.adapters.adapter import ADAPTER_WEIGHTS, read_adapter
+from paddlemix.checkpoints.adapters.base_places import base_of
 from paddlemix.checkpoints.files.weight_files import (
     read_json,
     read_metadata,
@@ -21,7 +22,7 @@ from paddlemix.checkpoints.files.weight_files import (
 from paddlemix.checkpoints.hub.part_places import looked_at
 from paddlemix.checkpoints.layouts.config_keys import FORMAT_KEY
 from paddlemix.checkpoints.layouts.recognise import ADAPTER_FILE
-from paddlemix.checkpoints.load import base_of, load_pretrained
+from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.processors.llava import PROCESSOR_FILE
 from paddlemix.trainer.recipe import run_recipe
@@ -134,7 +135,8 @@ def test_of_two_models_with_the_same_weights_the_one_that_computes_alike_is_take
 
 
 def test_a_link_to_the_folder_of_a_run_does_not_shift_the_place(world: World, tmp_path: Path) -> None:
-    from paddlemix.checkpoints.load import BaseSpec, base_reference
+    from paddlemix.checkpoints.adapters.base_places import base_reference
+    from paddlemix.checkpoints.base_model import BaseSpec
 
     (tmp_path / "far" / "away" / "runs").mkdir(parents=True)
     (tmp_path / "runs").symlink_to(tmp_path / "far" / "away" / "runs")

@@ -14,7 +14,8 @@ from transformers import CLIPImageProcessor
 from paddlemix.checkpoints.adapters.adapter import read_adapter
 from paddlemix.checkpoints.adapters.adapter_processor import adapter_processor
 from paddlemix.checkpoints.convert.export_peft import export_peft_adapter
-from paddlemix.checkpoints.files.weight_files import array_entry, read_json, write_json, write_safetensors
+from paddlemix.checkpoints.files.tensors import array_entry
+from paddlemix.checkpoints.files.weight_files import read_json, write_json, write_safetensors
 from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.config.load import load_config
 from paddlemix.errors import UserError

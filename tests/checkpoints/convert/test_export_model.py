@@ -16,19 +16,13 @@ from paddlemix.checkpoints.convert import verify
 from paddlemix.checkpoints.convert.export_model import convert_checkpoint
 from paddlemix.checkpoints.convert.verify import Conversion
 from paddlemix.checkpoints.files import weight_files
-from paddlemix.checkpoints.files.tensors import convert
-from paddlemix.checkpoints.files.weight_files import (
-    INDEX_FILE,
-    array_entry,
-    read_json,
-    read_weights,
-    write_json,
-    write_weights,
-)
+from paddlemix.checkpoints.files.tensors import array_entry, convert
+from paddlemix.checkpoints.files.weight_files import INDEX_FILE, read_json, read_weights, write_json, write_weights
 from paddlemix.checkpoints.layouts.added_rows import HF_VOCABULARY_FILE
 from paddlemix.checkpoints.layouts.config_keys import BASE_KEY
+from paddlemix.checkpoints.layouts.recognise import config_values
 from paddlemix.checkpoints.load import load_pretrained
-from paddlemix.checkpoints.pretrained import config_values, save_model
+from paddlemix.checkpoints.pretrained import save_model
 from paddlemix.checkpoints.source import Source
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.generation.ending import ending_of

@@ -15,13 +15,12 @@ import pytest
 
 from paddlemix.checkpoints.files import directories, pickles, weight_files
 from paddlemix.checkpoints.files import header as headers
-from paddlemix.checkpoints.files.directories import remove_directory
+from paddlemix.checkpoints.files.directories import atomic_directory, remove_directory
+from paddlemix.checkpoints.files.tensors import array_entry
 from paddlemix.checkpoints.files.weight_files import (
     INDEX_FILE,
     NUMPY_TYPES,
     SINGLE_FILE,
-    array_entry,
-    atomic_directory,
     read_json,
     read_safetensors,
     read_weight_file,

@@ -276,7 +276,8 @@ def test_a_named_tower_that_is_nowhere_is_one_error(home: Path, monkeypatch: pyt
 
 
 def test_an_adapter_remembers_the_name_of_its_base(home: Path) -> None:
-    from paddlemix.checkpoints.load import BaseSpec, base_reference
+    from paddlemix.checkpoints.adapters.base_places import base_reference
+    from paddlemix.checkpoints.base_model import BaseSpec
 
     reference = base_reference(BaseSpec(model=HF_NAME, tower=TOWER_NAME), home / "adapter")
     assert (reference["model"], reference["tower"], reference["relative"]) == (HF_NAME, TOWER_NAME, {})

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paddlemix.checkpoints.files.weight_files import array_entry, write_json, write_safetensors
+from paddlemix.checkpoints.files.tensors import array_entry
+from paddlemix.checkpoints.files.weight_files import write_json, write_safetensors
 from paddlemix.checkpoints.layouts.added_rows import (
     HF_VOCABULARY_FILE,
     choose_vocabulary,

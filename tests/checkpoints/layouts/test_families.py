@@ -16,9 +16,9 @@ from paddlemix.checkpoints.convert.verify import Conversion
 from paddlemix.checkpoints.files.weight_files import read_json, read_weights, write_json, write_weights
 from paddlemix.checkpoints.layouts.added_rows import _declared_base
 from paddlemix.checkpoints.layouts.families import FAMILIES, find_family, inside_llava, read_text, write_text
-from paddlemix.checkpoints.layouts.recognise import recognise
+from paddlemix.checkpoints.layouts.recognise import config_values, recognise
 from paddlemix.checkpoints.load import load_pretrained
-from paddlemix.checkpoints.pretrained import config_values, parameter_entries
+from paddlemix.checkpoints.pretrained import parameter_entries
 from paddlemix.checkpoints.source import Source
 from paddlemix.errors import UserError
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig

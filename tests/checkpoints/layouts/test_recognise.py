@@ -11,12 +11,11 @@ from typing import Any
 import paddle
 import pytest
 
-from paddlemix.checkpoints.layouts.config_keys import FORMAT_KEY
+from paddlemix.checkpoints.layouts.config_keys import FORMAT_KEY, FORMAT_VERSION
 from paddlemix.checkpoints.layouts.image_settings import PREPROCESSOR_FILE
-from paddlemix.checkpoints.layouts.recognise import FORMAT_VERSION, recognise
+from paddlemix.checkpoints.layouts.recognise import config_values, recognise
 from paddlemix.checkpoints.layouts.weight_names import PADDLEMIX
 from paddlemix.checkpoints.load import load_pretrained
-from paddlemix.checkpoints.pretrained import config_values
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.processors.images.image_spec import CLIP_MEAN

@@ -13,12 +13,13 @@ import pytest
 from paddlemix.checkpoints.adapters.adapter import read_adapter
 from paddlemix.checkpoints.adapters.adapter_processor import adapter_processor
 from paddlemix.checkpoints.adapters.merging import write_merged
+from paddlemix.checkpoints.base_model import BaseSpec
 from paddlemix.checkpoints.convert.declared_files import complete_processor
 from paddlemix.checkpoints.convert.export_model import convert_checkpoint
 from paddlemix.checkpoints.convert.export_xtuner import export_xtuner_adapter
 from paddlemix.checkpoints.convert.verify import Conversion
+from paddlemix.checkpoints.files.tensors import array_entry
 from paddlemix.checkpoints.files.weight_files import (
-    array_entry,
     read_json,
     read_safetensors,
     read_weights,
@@ -28,7 +29,7 @@ from paddlemix.checkpoints.files.weight_files import (
 )
 from paddlemix.checkpoints.layouts.recognise import is_adapter
 from paddlemix.checkpoints.layouts.xtuner_layout import is_xtuner, read_xtuner, say_template
-from paddlemix.checkpoints.load import BaseSpec, load_base, load_pretrained
+from paddlemix.checkpoints.load import load_base, load_pretrained
 from paddlemix.checkpoints.sizes import read_sizes
 from paddlemix.checkpoints.source import Source
 from paddlemix.config.load import load_config

@@ -12,12 +12,12 @@ import paddle
 import pytest
 
 from paddlemix.checkpoints.adapters.adapter import AdapterSettings, fingerprint, read_adapter
+from paddlemix.checkpoints.base_model import BaseSpec
 from paddlemix.checkpoints.convert.export_adapter import export_adapter, write_torch
 from paddlemix.checkpoints.convert.export_model import to_layout
 from paddlemix.checkpoints.files.pickles import read_torch
-from paddlemix.checkpoints.files.tensors import TensorEntry
+from paddlemix.checkpoints.files.tensors import TensorEntry, array_entry
 from paddlemix.checkpoints.files.weight_files import (
-    array_entry,
     read_json,
     read_weights,
     write_json,
@@ -25,7 +25,7 @@ from paddlemix.checkpoints.files.weight_files import (
     write_weights,
 )
 from paddlemix.checkpoints.layouts.weight_names import CLIP, CLIP_PADDLEMIX, LLAMA, ORIGINAL, PADDLEMIX
-from paddlemix.checkpoints.load import BaseSpec, load_base, load_pretrained
+from paddlemix.checkpoints.load import load_base, load_pretrained
 from paddlemix.checkpoints.source import Source
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.peft.lora import LoRAConfig, add_lora

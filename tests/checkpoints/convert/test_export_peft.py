@@ -17,13 +17,8 @@ from paddlemix.checkpoints.convert.export_model import convert_checkpoint
 from paddlemix.checkpoints.convert.export_peft import export_peft_adapter
 from paddlemix.checkpoints.convert.verify import Conversion
 from paddlemix.checkpoints.files.pickles import read_torch
-from paddlemix.checkpoints.files.weight_files import (
-    array_entry,
-    read_json,
-    read_safetensors,
-    write_json,
-    write_safetensors,
-)
+from paddlemix.checkpoints.files.tensors import array_entry
+from paddlemix.checkpoints.files.weight_files import read_json, read_safetensors, write_json, write_safetensors
 from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.checkpoints.source import Source
 from paddlemix.errors import UserError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from paddlemix.checkpoints.strict import check_vocabulary
+from paddlemix.checkpoints.weight_check import check_vocabulary
 from paddlemix.errors import UserError
 
 

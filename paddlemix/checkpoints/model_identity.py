@@ -8,12 +8,13 @@ from pathlib import Path
 
 from paddlemix.checkpoints.adapters.adapter import AdapterFiles, read_adapter
 from paddlemix.checkpoints.adapters.adapter_processor import adapter_processor
+from paddlemix.checkpoints.adapters.base_places import base_of
+from paddlemix.checkpoints.base_model import BaseSpec, attach_tower, open_weights
 from paddlemix.checkpoints.files.weight_files import read_json
 from paddlemix.checkpoints.hub.resolve import resolve_model
 from paddlemix.checkpoints.identity.declared_identity import declared_digests
 from paddlemix.checkpoints.identity.weight_identity import WeightFiles, kept_or_made, weight_files
 from paddlemix.checkpoints.layouts.recognise import CONFIG_FILE, is_adapter
-from paddlemix.checkpoints.load import BaseSpec, attach_tower, base_of, open_weights
 from paddlemix.checkpoints.pretrained import load_processor
 from paddlemix.checkpoints.quantized import QUANTIZATION_KEY
 from paddlemix.checkpoints.source import Source, with_image_size

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paddlemix.errors import UserError
-from paddlemix.peft.codes import KINDS, NF4_LEVELS, nearest_levels, quantize_weight, stored_arrays
+from paddlemix.peft.quantized_weight import KINDS, NF4_LEVELS, nearest_levels, quantize_weight, stored_arrays
 from tests.tiny_models import draw
 
 # bitsandbytes' own numbers, typed here again so that nothing below rests on ours.
