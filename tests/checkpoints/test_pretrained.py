@@ -191,7 +191,7 @@ def test_a_missing_tower_says_where_it_looked(tmp_path: Path) -> None:
     directory = tmp_path / "llava"
     shutil.copytree(GOLDEN / "llava_v15_llama" / "original", directory, ignore=shutil.ignore_patterns("vision_tower"))
     with pytest.raises(
-        MissingFileError, match=f"looked at {directory}/vision_tower.*place its directory at one of these"
+        MissingFileError, match=f"searched {directory}/vision_tower.*place its directory at one of these"
     ):
         load_pretrained(directory)
 

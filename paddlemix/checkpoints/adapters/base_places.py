@@ -14,7 +14,7 @@ from typing import Any
 from paddlemix.checkpoints.adapters.adapter import AdapterFiles
 from paddlemix.checkpoints.base_model import BaseSpec
 from paddlemix.checkpoints.hub.model_names import is_model_name
-from paddlemix.checkpoints.hub.part_places import looked_at
+from paddlemix.checkpoints.hub.part_places import searched
 from paddlemix.checkpoints.hub.resolve import resolve_model
 from paddlemix.checkpoints.identity.declared_identity import text_values
 from paddlemix.checkpoints.identity.weight_identity import differing, source_digests, tensor_digests
@@ -54,7 +54,7 @@ def base_of(adapter: AdapterFiles, model: str | None = None) -> BaseSpec:
             continue  # loading finds what it names
         if there is None:
             raise MissingFileError(
-                f"the base {key} of the adapter {adapter.directory} was not found ({looked_at(candidates)}); put it "
+                f"the base {key} of the adapter {adapter.directory} was not found ({searched(candidates)}); put it "
                 f"back, {_FLAGS if key == 'model' else ''}or set its new place in {adapter.place_of_base(key)}"
             )
         found[key] = str(there)

@@ -1,4 +1,4 @@
-"""Directories that appear whole or not at all, and write errors as a user can act on them.  Knows no file format."""
+"""Directories that appear whole or not at all, and write errors that a user can act on.  Knows no file format."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def writing(path: Path) -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:
-    """Gives a temporary directory that becomes `target` when the block ends well and vanishes when it does not.
+    """Yields a temporary directory that becomes `target` when the block succeeds and is removed when it does not.
 
     Args:
         target: replaced whole if it exists.
@@ -27,25 +27,29 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     Raises:
         UserError: the disk is full or cannot be written; what was there before is untouched.
     """
+    # the block may change the working directory
     target = Path(os.path.abspath(target))
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(target.parent)
         with temporary_directory(target.parent, target.name) as temporary:
             yield temporary
+            # mkdtemp makes private directories; a result gets the permissions that mkdir would give it
             os.chmod(temporary, 0o777 & ~umask())
+            # Everything is on the disk before the name is: after a power cut there is the old directory or the new one,
+            # never a new name over empty files.
             for path in temporary.rglob("*"):
                 _sync(path)
             _sync(temporary)
-            if target.exists():
+            if target.exists():  # rename replaces no directory that has files
                 _exchange(temporary, target)
             else:
                 os.rename(temporary, target)
-            _sync(target.parent)
+            _sync(target.parent)  # the rename itself
 
 
 def remove_directory(path: Path) -> None:
-    """Removes a directory; when that is interrupted, what is left has a hidden name and is taken for nothing.
+    """Removes a directory; if that is interrupted, what is left has a hidden name, which no reader looks for.
 
     Raises:
         UserError: it cannot be removed.
@@ -56,7 +60,7 @@ def remove_directory(path: Path) -> None:
 
 
 def _exchange(temporary: Path, target: Path) -> None:
-    """Puts `temporary` in the place of `target`; a failed step is taken back."""
+    """Moves `temporary` to `target`; a failed step is undone."""
     with temporary_directory(target.parent, target.name, replaced=True) as old:
         moves = [(target, old / target.name), (temporary, target)]
         done: list[tuple[Path, Path]] = []
@@ -64,7 +68,7 @@ def _exchange(temporary: Path, target: Path) -> None:
             for source, place in moves:
                 os.rename(source, place)
                 done.append((source, place))
-        except BaseException:
+        except BaseException:  # a keyboard interrupt too: `target` must not be left missing
             for source, place in reversed(done):
                 os.rename(place, source)
             raise

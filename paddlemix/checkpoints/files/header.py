@@ -1,7 +1,7 @@
 """The header of a safetensors file: which tensors it lists, each checked, and where their bytes are.
 
-Reads no tensor.  What the format demands is demanded here, because a header that breaks it can give a tensor the
-numbers of another: every byte after the header belongs to one tensor, no name is there twice.
+Reads no tensor.  The rules of the format are enforced, because a header that breaks them can assign one tensor's
+numbers to another: every byte after the header belongs to exactly one tensor, and no name occurs twice.
 
 Source: https://huggingface.co/docs/safetensors, and `Metadata::validate` in safetensors/src/tensor.rs.
 """
@@ -43,7 +43,7 @@ class TensorRange:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself.
+    """What a file declares.
 
     Args:
         start: first byte after the header.
@@ -95,9 +95,11 @@ def _read(path: Path) -> tuple[bytes, int]:
         MissingFileError: the file cannot be read.
         UserError: it has no such header.
     """
+    # 8 bytes, little-endian: the length of the header; then the header, JSON in UTF-8
     try:
         with open(path, "rb") as file:
             size, prefix = os.fstat(file.fileno()).st_size, file.read(8)
+            # a file of less than 8 bytes is refused below like one whose length is impossible
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _MAX_BYTES + 1
             if length > min(_MAX_BYTES, size - 8):
                 raise UserError(f"'{path}' is not a safetensors file or is cut short ({size} bytes); copy it again")
@@ -119,7 +121,7 @@ class _CutShort(Exception):
 
 
 def _texts(values: Any) -> dict[str, str]:
-    """Takes the metadata out of a header."""
+    """Removes the metadata from a header and returns it."""
     if not isinstance(values, dict) or len(values) > _MAX_TENSORS:
         raise _Damaged(f"it is not an object of at most {_MAX_TENSORS:,} tensors")
     metadata = values.pop("__metadata__", None)
@@ -135,6 +137,7 @@ def _tensor(name: str, item: Any) -> TensorRange:
     name.encode()  # half a surrogate, which nothing could write again, raises UnicodeEncodeError
     if not isinstance(item, dict) or not isinstance(item.get("dtype"), str) or not is_shape(item.get("shape")):
         raise _Damaged(f"'{shown}' has no dtype or no shape")
+    # `type(...) is int`, not isinstance: true and false are ints too
     offsets = item.get("data_offsets")
     if not isinstance(offsets, list) or [type(offset) for offset in offsets] != [int, int]:
         raise _Damaged(f"the data_offsets of '{shown}' are not two whole numbers")
@@ -146,9 +149,10 @@ def _tensor(name: str, item: Any) -> TensorRange:
 
 def _check_places(tensors: Iterable[tuple[str, TensorRange]], size: int) -> None:
     """Each of `size` bytes belongs to one tensor."""
+    # In the order of their places each must begin where the last one ended; empty tensors share a place.
     ranges = sorted((item.begin, item.end, name) for name, item in tensors)
     end = max((end for _, end, _ in ranges), default=0)
-    if end > size:
+    if end > size:  # checked first: a download that broke off is the likeliest cause
         raise _CutShort(end)
     place = 0
     for begin, end, name in ranges:

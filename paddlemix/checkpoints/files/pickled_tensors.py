@@ -1,4 +1,4 @@
-"""What a pickled tensor is built of, as stand-ins that read nothing until they are asked to.
+"""What a pickled tensor is built from, as stand-ins that read nothing until they must.
 
 Source of the states: numpy's ndarray.__reduce__, torch/_utils.py.
 """
@@ -42,7 +42,7 @@ class FileRange:
     length: int
 
     def check(self, dtype: str, count: int, start: int = 0) -> None:
-        """Whether it has room for numbers.
+        """Checks that the range has room for `count` numbers from number `start` on.
 
         Raises:
             UserError: it has not.
@@ -52,7 +52,7 @@ class FileRange:
             raise UserError(f"it is damaged: a tensor needs {end} bytes of {self.length}; copy it again")
 
     def array(self, dtype: str, count: int, start: int = 0) -> np.ndarray:
-        """Numbers, mapped.
+        """`count` numbers from number `start` on, memory-mapped.
 
         Raises:
             UserError: the file has become shorter.
@@ -61,6 +61,7 @@ class FileRange:
         if not count:
             return np.zeros(0, dtype=kind)
         offset = self.offset + start * kind.itemsize
+        # checked again: a mapping beyond the end of a file kills the process with SIGBUS
         if self.path.stat().st_size < offset + count * kind.itemsize:
             raise UserError(f"'{self.path}' is cut short; copy it again")
         return np.memmap(self.path, dtype=kind, mode="r", offset=offset, shape=(count,))
@@ -68,7 +69,7 @@ class FileRange:
 
 @dataclass(frozen=True)
 class Storage:
-    """Where the numbers of torch tensors are: a range that is known at once, or after the pickle (`ranges`)."""
+    """Where the numbers of torch tensors are, by key of `ranges`, which the legacy format fills after the pickle."""
 
     dtype: str
     key: str
@@ -76,7 +77,7 @@ class Storage:
 
 
 class StorageType:
-    """Stands for `torch.FloatStorage` and its like."""
+    """Stand-in for `torch.FloatStorage` and the like."""
 
     def __init__(self, dtype: str) -> None:
         self.dtype = dtype
@@ -90,7 +91,7 @@ class TorchTensor:
     strides: tuple[int, ...]
 
     def entry(self) -> TensorEntry:
-        """It as a tensor that has not been read.
+        """The tensor, unread.
 
         Raises:
             UserError: shape, strides and storage do not fit together.
@@ -103,16 +104,17 @@ class TorchTensor:
         return TensorEntry(storage.dtype, self.shape, lambda: self._read(used))
 
     def _used(self) -> int:
-        """Numbers of the storage from the first one to the last."""
+        """Numbers of the storage from the first that the tensor uses to the last."""
         if len(self.strides) != len(self.shape) or any(stride < 0 for stride in self.strides) or self.offset < 0:
             raise UserError(f"it is damaged: strides {self.strides}; copy it again")
         if 0 in self.shape:
             return 0
         used = 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
+        # more numbers than places: an expanded tensor, whose shape may ask for any amount of memory
         if math.prod(self.shape) > used:
             raise UserError(
-                f"shape {self.shape} and strides {self.strides} use numbers more than once, as no weight does; save "
-                "its .contiguous()"
+                f"shape {self.shape} and strides {self.strides} use numbers more than once, which no weight does; "
+                "save its .contiguous()"
             )
         return used
 
@@ -126,7 +128,7 @@ class TorchTensor:
 
 
 class NumpyType:
-    """Stands for a numpy dtype; takes its state as one."""
+    """Stand-in for a numpy dtype, which accepts the same pickled state."""
 
     def __init__(self, code: str, *_: Any) -> None:
         if type(code) is not str:
@@ -148,7 +150,7 @@ class NumpyType:
 
 
 class NumpyArray:
-    """Stands for a numpy array; takes its state as one."""
+    """Stand-in for a numpy array, which accepts the same pickled state."""
 
     def __init__(self, *_: Any) -> None:
         self.state: tuple[Any, ...] = ()
@@ -157,11 +159,12 @@ class NumpyArray:
         self.state = state
 
     def entry(self) -> TensorEntry:
-        """It as a tensor that has not been read.
+        """The tensor, unread.
 
         Raises:
-            UserError: it is of a type that no weight has, or it is damaged.
+            UserError: its type is not one of a weight, or it is damaged.
         """
+        # version, shape, dtype, Fortran order, bytes; Source: numpy array_setstate
         _, shape, kind, fortran, content = self.state
         dtype, count = kind.name(), math.prod(_checked(shape))
         if isinstance(content, FileRange):
@@ -174,13 +177,14 @@ class NumpyArray:
                 flat = content.array(dtype, count)
             else:
                 flat = np.frombuffer(content, dtype=NUMPY_TYPES[dtype], count=count)
+            # column by column in the file: the reversed shape, transposed, without a copy
             return flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
 
         return TensorEntry(dtype, shape, read)
 
 
 def _checked(shape: Any) -> tuple[int, ...]:
-    """A shape; also strides, which are of the same kind."""
+    """A shape, or strides, which obey the same rules, as a tuple."""
     if not is_shape(shape):
         raise UserError("it is damaged: its shape is not one; copy it again")
     return tuple(shape)

@@ -1,9 +1,7 @@
 """Weight files that are pickles, read without running anything: torch's .bin and Paddle's .pdparams.
 
-A pickle may call any function by name.  Here a name is looked up in one short table of what tensors are built of, and
-any other is an error that says which.  Keys are texts, because to hash anything else a pickle can make take for ever.
 Tensors are not read but remembered as ranges of their file, so that a file of many gigabytes costs no memory.  Neither
-torch nor paddle is needed.
+torch nor paddle is needed.  What a pickle may name is decided in `unpickler.py`.
 
 Source of the formats: torch/serialization.py, paddle/framework/io.py, numpy's ndarray.__reduce__.
 """
@@ -42,6 +40,7 @@ def read_torch(path: Path) -> dict[str, TensorEntry]:
         MissingFileError: no such file.
         UserError: the file is damaged, holds something else than tensors by name, or wants to run code.
     """
+    # torch >= 1.6 writes a zip archive, earlier versions a series of pickles
     return _guarded(path, lambda: _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path))
 
 
@@ -50,6 +49,7 @@ def read_paddle(path: Path) -> dict[str, TensorEntry]:
 
     def read() -> Any:
         with open(path, "rb") as file:
+            # arrays are inside the pickle itself, so large ones are ranges of this very file
             return RestrictedUnpickler(file, path, {}, mapped=True).load()
 
     return _guarded(path, read)
@@ -64,10 +64,10 @@ def _guarded(path: Path, read: Callable[[], Any]) -> dict[str, TensorEntry]:
     except UserError:
         raise
     except OSError as error:
-        if error.errno == errno.EINVAL:  # a place that no file has, so the pickle lies about its lengths
+        if error.errno == errno.EINVAL:  # a position that no file has: the pickle is wrong about its lengths
             raise _damaged(path, error) from error
         raise MissingFileError(f"weight file '{path}' cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # a damaged pickle fails in any way; none of them is a defect of ours
+    except Exception as error:  # a damaged pickle fails in any way; none is a defect of ours
         raise _damaged(path, error) from error
 
 
@@ -78,17 +78,18 @@ def _damaged(path: Path, error: Exception) -> UserError:
 def _tensors(content: Any, path: Path) -> dict[str, TensorEntry]:
     """The named tensors of an unpickled file."""
     if not isinstance(content, dict):
-        raise UserError(f"'{path}' holds no tensors by name, but a {type(content).__name__}")
+        raise UserError(f"'{path}' does not hold tensors by name but a {type(content).__name__}")
+    # Source: Paddle's _unpack_saved_dict, which slices arrays above 4 GB for protocol 2
     if "UnpackBigParamInfor@@" in content:
         raise UserError(f"'{path}' has its large tensors in slices (pickle protocol 2); save it again with protocol 4")
     tensors = {}
     for name, value in content.items():
-        if name == "StructuredToParameterName@@":
+        if name == "StructuredToParameterName@@":  # Paddle's table of names, not a weight
             continue
         if isinstance(value, tuple) and len(value) == 2:  # how Paddle pickles a tensor: (its own name, array)
             value = value[1]
         if not isinstance(value, (TorchTensor, NumpyArray)):
-            raise UserError(f"'{path}': '{name[:_SHOWN]}' is no tensor, but a {type(value).__name__}")
+            raise UserError(f"'{path}': '{name[:_SHOWN]}' is not a tensor but a {type(value).__name__}")
         try:
             tensors[name] = value.entry()
         except UserError as error:
@@ -103,7 +104,8 @@ def _read_zip(path: Path) -> Any:
         if len(pickled) != 1:
             raise UserError(f"'{path}' is a zip archive, but not one of torch.save")
         root = pickled[0].removesuffix("data.pkl")
-        with open(path, "rb") as file:  # stored, so that none is larger than the file
+        # Stored, not compressed, so that reading one takes no more memory than the file has bytes.
+        with open(path, "rb") as file:
             for name in {pickled[0], f"{root}byteorder"}.intersection(names):
                 _stored_range(file, path, archive.getinfo(name))
         if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
@@ -115,11 +117,12 @@ def _read_zip(path: Path) -> Any:
 
 
 def _stored_range(file: IO[bytes], path: Path, info: zipfile.ZipInfo) -> FileRange:
-    """Where a member's bytes are: behind its local header, whose lengths may differ from the directory's."""
+    """Where a member's bytes are: after its local header, whose lengths may differ from those in the directory."""
     if info.compress_type != zipfile.ZIP_STORED:
         raise UserError(
             f"'{path}' is a compressed archive; torch.save does not compress, unpack and zip it with 'zip -0'"
         )
+    # local header: 26 bytes, two lengths of 2 bytes each, then name and extra field of these lengths
     file.seek(info.header_offset + 26)
     name_length, extra_length = struct.unpack("<HH", file.read(4))
     start = info.header_offset + 30 + name_length + extra_length
@@ -141,6 +144,7 @@ def _read_legacy(path: Path) -> Any:
             raise UserError(f"'{path}' is not a file of torch.save")
         load(), load()  # protocol version; sizes of C types
         content, unpickler = load()
+        # The storages follow the pickles in the order of this list; the tensors above name them by key.
         for key in load()[0]:
             dtype, expected = unpickler.storages[str(key)]
             count = struct.unpack("<q", file.read(8))[0]

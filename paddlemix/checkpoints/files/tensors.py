@@ -1,4 +1,4 @@
-"""Tensors that have not been read yet: type, shape and how to get them, and what can be done to them unread.
+"""Tensors that have not been read yet: type, shape and how to read them, and what can be done with them unread.
 
 A bfloat16 tensor is a numpy uint16 array here, as it is for paddle.  Knows no file and no weight's meaning.
 """
@@ -28,7 +28,7 @@ NUMPY_TYPES: dict[str, Any] = {
 }
 _ITEM_BYTES = {name: np.dtype(kind).itemsize for name, kind in NUMPY_TYPES.items()}
 FLOAT_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-# Rows and columns that are turned, and elements that are converted, at once: they stay in the processor's cache.
+# Rows and columns that are transposed, and elements that are converted, at once: they stay in the processor's cache.
 _ROWS, _COLUMNS = 64, 256
 _CHUNK = 1 << 20
 _MAX_AXES, _MAX_SIZE = 16, 1 << 40  # of a shape; numpy's own limits are not much higher
@@ -43,9 +43,8 @@ class TensorEntry:
         shape: its shape.
         read: reads it into a numpy array of that shape; bfloat16 as uint16.
         turned_from: the matrix that this one is the transpose of, if it was made so.
-        stream: gives the same numbers piece by piece, in order; each piece is valid until the next.
-        origin: its own name and where it is from, for messages, e.g. "'model.norm.weight' of vicuna-7b"; "" where
-            nobody said.
+        stream: yields the same numbers piece by piece, in order; each piece is valid until the next.
+        origin: its own name and file, for messages, e.g. "'model.norm.weight' of vicuna-7b"; "" if unknown.
     """
 
     dtype: str
@@ -63,7 +62,7 @@ class TensorEntry:
     def pieces(self) -> Iterator[np.ndarray]:
         """Its numbers in order, as contiguous arrays; each is valid until the next is asked for.
 
-        New memory costs more than anything else here, so what is turned or converted goes through one small buffer.
+        New memory is the largest cost here, so what is transposed or converted goes through one small buffer.
         """
         if self.stream is None:
             yield np.ascontiguousarray(self.read())
@@ -87,13 +86,14 @@ def is_shape(value: Any) -> bool:
 
 
 def array_entry(array: np.ndarray, dtype: str | None = None) -> TensorEntry:
-    """Wraps an array that is in memory; `dtype` only where numpy's type does not tell, i.e. "BF16" for uint16."""
+    """Wraps an array in memory; `dtype` is needed where numpy's type is ambiguous, i.e. "BF16" for uint16."""
     names = {np.dtype(kind): name for name, kind in NUMPY_TYPES.items()}
     return TensorEntry(dtype or names[array.dtype], tuple(array.shape), lambda: array)
 
 
 def transposed(entry: TensorEntry) -> TensorEntry:
-    """The same matrix with its axes exchanged, read when it is needed; turned twice it is the first one again."""
+    """The transposed matrix, read when it is needed; transposed twice it is the first one again."""
+    # torch -> ours -> torch, as in a conversion, then costs nothing
     if entry.turned_from is not None:
         return entry.turned_from
 
@@ -112,10 +112,12 @@ def transposed(entry: TensorEntry) -> TensorEntry:
 
 
 def _turned_strips(matrix: np.ndarray) -> Iterator[np.ndarray]:
-    """The transpose of a matrix, some rows at a time, put together of square blocks that fit the processor's cache."""
+    """The transpose of a matrix, some rows at a time, assembled from blocks that fit the processor's cache."""
     rows, columns = matrix.shape
     buffer = np.empty((min(_COLUMNS, columns), rows), dtype=matrix.dtype)
-    tile = np.empty((_ROWS, _COLUMNS), dtype=matrix.dtype)  # turned from here, twice as fast as out of the wide matrix
+    tile = np.empty(
+        (_ROWS, _COLUMNS), dtype=matrix.dtype
+    )  # transposing from here is twice as fast as from the wide matrix
     for column in range(0, columns, _COLUMNS):
         strip = buffer[: min(_COLUMNS, columns - column)]
         for row in range(0, rows, _ROWS):
@@ -132,6 +134,7 @@ def selected(entry: TensorEntry, columns: np.ndarray | slice, axis: int) -> Tens
         columns: a slice with non-negative ends, or indices.
     """
     size = entry.shape[axis]
+    # the shape without reading: numpy's own rules for a slice
     count = len(range(*columns.indices(size))) if isinstance(columns, slice) else len(columns)
     where = (slice(None),) * axis + (columns,)
     shape = entry.shape[:axis] + (count,) + entry.shape[axis + 1 :]
@@ -139,7 +142,7 @@ def selected(entry: TensorEntry, columns: np.ndarray | slice, axis: int) -> Tens
 
 
 def joined(first: TensorEntry, second: TensorEntry, axis: int) -> TensorEntry:
-    """Two tensors of one dtype, one behind the other along `axis`."""
+    """Two tensors of one dtype, concatenated along `axis`."""
     shape = list(first.shape)
     shape[axis] += second.shape[axis]
     return TensorEntry(
@@ -183,6 +186,7 @@ def convert(array: np.ndarray, source: str, target: str) -> np.ndarray:
     return result.reshape(array.shape)
 
 
+# bfloat16 is unknown to numpy: it is widened to float32 by a shift, and made from float32 by rounding bits.
 def _convert(part: np.ndarray, source: str, target: str) -> np.ndarray:
     wide = _widened(part) if source == "BF16" else part
     return bfloat16_bits(wide.astype(np.float32)) if target == "BF16" else _cast(wide, target)
@@ -195,6 +199,7 @@ def _widened(bits: np.ndarray) -> np.ndarray:
 def _cast(values: np.ndarray, target: str) -> np.ndarray:
     with np.errstate(over="ignore"):
         result = values.astype(NUMPY_TYPES[target])
+    # an infinity that was one before is `finite`'s to report
     lost = np.isinf(result) & np.isfinite(values)
     if lost.any():
         largest = float(values[lost][0])
@@ -207,6 +212,8 @@ def _cast(values: np.ndarray, target: str) -> np.ndarray:
 def bfloat16_bits(values: np.ndarray) -> np.ndarray:
     """Float32 numbers [n] as bfloat16, uint16 [n]: rounded to nearest, ties to even; a NaN stays one."""
     raw = values.view(np.uint32)
+    # adding 0x7FFF, or 0x8000 where the last kept bit is 1, carries into it exactly when the rest rounds up
     rounded = ((raw + (np.uint32(0x7FFF) + ((raw >> 16) & 1))) >> 16).astype(np.uint16)
+    # a NaN whose upper bits are zero must not become infinity: the quiet bit is set
     quiet = ((raw >> 16) | 0x40).astype(np.uint16)
     return np.where(np.isnan(values), quiet, rounded)

@@ -35,7 +35,7 @@ def _encode(text: str, encoding: str) -> bytes:
 
 
 def _fill(target: dict[str, Any], keys: Iterable[Any], values: Iterable[Any]) -> None:
-    """Adds items.  A tuple that holds a tuple twice, and so on sixty times, is quickly made and never hashed."""
+    """Adds items whose keys are texts: a tuple nested sixty times, each level twice, would never finish hashing."""
     for key, value in zip(keys, values, strict=True):
         if type(key) is not str:
             raise pickle.UnpicklingError(f"a key that is not a text but a {type(key).__name__}")
@@ -43,13 +43,15 @@ def _fill(target: dict[str, Any], keys: Iterable[Any], values: Iterable[Any]) ->
 
 
 def _ordered_dict(pairs: Iterable[Any] = ()) -> collections.OrderedDict[str, Any]:
-    """Stands for OrderedDict, which Python 2 pickled with its items as pairs."""
+    """Stand-in for OrderedDict, which Python 2 pickled with its items as pairs."""
     result: collections.OrderedDict[str, Any] = collections.OrderedDict()
     for key, value in pairs:
         _fill(result, (key,), (value,))
     return result
 
 
+# (module, name) in a pickle -> what is built in its place.  Nothing here reads, writes, imports or calls what a file
+# chooses; whoever adds a line must keep that.
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): _ordered_dict,
     ("builtins", "tuple"): tuple,
@@ -73,7 +75,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 }
 
 
-_PythonUnpickler: Any = pickle._Unpickler  # its steps can be replaced
+_PythonUnpickler: Any = pickle._Unpickler  # unlike the one in C, its steps can be replaced
 
 
 class RestrictedUnpickler(_PythonUnpickler):
@@ -90,6 +92,7 @@ class RestrictedUnpickler(_PythonUnpickler):
 
     def __init__(self, file: IO[bytes], path: Path, ranges: dict[str, FileRange], mapped: bool) -> None:
         super().__init__(file)
+        # `pickle` reads through this function; see `_read` for why the size is needed
         size = os.fstat(file.fileno()).st_size if mapped else len(file.getbuffer())  # type: ignore[attr-defined]
         self._file_read = lambda count: _read(file, count, size)
         self.file, self.path, self.ranges, self.mapped = file, path, ranges, mapped
@@ -104,6 +107,7 @@ class RestrictedUnpickler(_PythonUnpickler):
         )
 
     def persistent_load(self, saved: Any) -> Storage:
+        # ("storage", type, key, device, number of elements); Source: torch/serialization.py, persistent_id
         kind, storage_type, key, _, count = saved[:5]
         if kind != "storage" or not isinstance(storage_type, StorageType):
             raise pickle.UnpicklingError("a storage of unknown kind")
@@ -112,13 +116,15 @@ class RestrictedUnpickler(_PythonUnpickler):
         self.storages[str(key)] = (storage_type.dtype, count)
         return Storage(storage_type.dtype, str(key), self.ranges)
 
+    # BUILD calls __setstate__ or sets attributes: only our two stand-ins get a state.
     def load_build(self) -> None:
         state, built = self.stack.pop(), self.stack[-1]
         if isinstance(built, (NumpyArray, NumpyType)):
             built.__setstate__(state)
-        elif not isinstance(built, collections.OrderedDict):  # its attributes are torch's notes on versions
+        elif not isinstance(built, collections.OrderedDict):  # ignored: torch notes versions as attributes
             raise pickle.UnpicklingError(f"a state for a {type(built).__name__}")
 
+    # The four steps that fill a dict go through `_fill`, which refuses keys that are not texts.
     def load_dict(self) -> None:
         items = self.pop_mark()
         self.append({})
@@ -141,6 +147,8 @@ class RestrictedUnpickler(_PythonUnpickler):
     def load_set(self) -> None:
         raise pickle.UnpicklingError("a set")
 
+    # Large contents are not read but become ranges of the file: possible where the pickle is the file (`mapped`) and
+    # the bytes are not in a frame that was read already.
     def _content(self, length: int) -> None:
         frame = self._unframer.current_frame
         inside_frame = frame is not None and frame.tell() < len(frame.getbuffer())
@@ -159,6 +167,7 @@ class RestrictedUnpickler(_PythonUnpickler):
     def load_binbytes8(self) -> None:
         self._content(struct.unpack("<Q", self.read(8))[0])
 
+    # opcode -> step; the others are Python's own
     dispatch[pickle.BUILD[0]] = load_build
     dispatch[pickle.BINBYTES[0]] = load_binbytes
     dispatch[pickle.BINBYTES8[0]] = load_binbytes8
@@ -170,7 +179,7 @@ class RestrictedUnpickler(_PythonUnpickler):
 
 
 def _read(file: IO[bytes], count: int, size: int) -> bytes:
-    """Bytes of a file; asked for more than it has, Python would make room for them first."""
+    """Bytes of a file.  For more than it has, Python would allocate the memory before it fails."""
     if count > size - file.tell():
         raise EOFError
     return file.read(count)

@@ -31,8 +31,8 @@ from paddlemix.json_files import describe, read_object
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 _LONGEST_NAME = 80  # characters of a shard's name: in bytes less than any file system allows
 _SHOWN = 200  # characters of a name or reason in an error
-_SAMPLED = 512  # elements at either end of a tensor by which two files of the same names are told apart
-# gets a tensor's name and, piece by piece, its bytes as they were written
+_SAMPLED = 512  # elements at either end of a tensor by which two sets of weights are compared
+# called with a tensor's name and, piece by piece, its bytes as they were written
 OnWritten = Callable[[str, memoryview], None]
 read_json = read_object  # what `write_json` wrote, and any other declared file
 
@@ -50,7 +50,7 @@ def read_safetensors(path: Path) -> dict[str, TensorEntry]:
 
 def _mapped_entry(path: Path, start: int, item: TensorRange) -> TensorEntry:
     def read() -> np.ndarray:
-        if 0 in item.shape:
+        if 0 in item.shape:  # mmap refuses an empty range
             return np.zeros(item.shape, dtype=NUMPY_TYPES[item.dtype])
         return np.memmap(path, dtype=NUMPY_TYPES[item.dtype], mode="r", offset=start + item.begin, shape=item.shape)
 
@@ -76,6 +76,8 @@ def read_weights(directory: Path) -> dict[str, TensorEntry]:
         UserError: a file is damaged, a tensor that an index promises is in no shard, or the directory holds two sets of
             weights that differ.
     """
+    # Every set of weights in the directory, the preferred first.  The others must agree with it: a stale file beside a
+    # new one would otherwise decide silently which model is loaded.
     found: list[tuple[str, Callable[[], dict[str, TensorEntry]]]] = []
     for index, single, read in _KINDS:
         if (directory / index).is_file():
@@ -90,7 +92,7 @@ def read_weights(directory: Path) -> dict[str, TensorEntry]:
             ]
             raise MissingFileError(
                 f"{directory} holds {len(shards)} shards of weights, {shards[0]} first, without their index {index}; "
-                "copy it from where they are from"
+                "copy it from the same place"
             )
         expected = ", ".join(f"{single} or {index}" for index, single, _ in _KINDS)
         raise MissingFileError(f"no weights in {directory}: expected {expected}")
@@ -107,16 +109,16 @@ def read_weights(directory: Path) -> dict[str, TensorEntry]:
 
 
 def read_weight_file(path: Path) -> dict[str, TensorEntry]:
-    """Lists the tensors of one file; its ending tells the kind: .safetensors, .bin, .pt, .pth or .pdparams.
+    """Lists the tensors of one file of the kind that its suffix names: .safetensors, .bin, .pt, .pth or .pdparams.
 
     Raises:
         MissingFileError: no such file.
-        UserError: another ending, or the file is damaged.
+        UserError: another suffix, or the file is damaged.
     """
     kinds = {".safetensors": read_safetensors, ".pdparams": read_paddle}
     kinds |= dict.fromkeys((".bin", ".pt", ".pth"), read_torch)
     if path.suffix not in kinds:
-        raise UserError(f"'{path}' is no weight file; allowed endings: {', '.join(kinds)}")
+        raise UserError(f"'{path}' is not a weight file; allowed suffixes: {', '.join(kinds)}")
     return kinds[path.suffix](path)
 
 
@@ -148,6 +150,7 @@ def _read_shards(index_path: Path, read: Callable[[Path], dict[str, TensorEntry]
 
 def _is_file_name(text: str) -> bool:
     """Whether a text names a file of the same folder, and cannot name one elsewhere on any system."""
+    # an index is downloaded: "../" or "C:" in it must not reach other files
     return (
         0 < len(text) <= _LONGEST_NAME
         and text not in (".", "..")
@@ -157,7 +160,7 @@ def _is_file_name(text: str) -> bool:
 
 
 def _difference(first: Tensors, second: Tensors) -> str:
-    """In a few words, how two sets of weights differ; "" where they do not.  Integers are buffers, no weights."""
+    """How two sets of weights differ, in a few words; "" where they do not.  Integers are buffers, not weights."""
     sets = [{name: entry for name, entry in tensors.items() if "I" not in entry.dtype} for tensors in (first, second)]
     alone = sorted(sets[0].keys() ^ sets[1].keys())
     if alone:
@@ -166,6 +169,7 @@ def _difference(first: Tensors, second: Tensors) -> str:
         other = sets[1][name]
         if (entry.dtype, entry.shape) != (other.dtype, other.shape):
             return f"'{name}' is {entry.dtype} {list(entry.shape)} and {other.dtype} {list(other.shape)}"
+        # Samples are enough: the two are the same model or another, and reading all would take minutes.
         ours, theirs = entry.read().reshape(-1), other.read().reshape(-1)
         for end in (slice(_SAMPLED), slice(-_SAMPLED, None)):
             if ours[end].tobytes() != theirs[end].tobytes():
@@ -185,7 +189,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 def write_safetensors(
     path: Path, tensors: Tensors, metadata: Mapping[str, str] | None = None, on_written: OnWritten | None = None
 ) -> None:
-    """Writes a file tensor by tensor; each is read when its turn comes and let go afterwards.
+    """Writes a file tensor by tensor; each is read when its turn comes and released afterwards.
 
     Raises:
         UserError: the disk is full or cannot be written.
@@ -200,6 +204,7 @@ def write_safetensors(
         }
         offset += entry.num_bytes
     encoded = json.dumps(header, separators=(",", ":")).encode()
+    # spaces, so that the numbers begin at a multiple of 8 and can be mapped as any type
     encoded += b" " * (-len(encoded) % 8)
     with writing(path), open(path, "wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
@@ -248,6 +253,7 @@ def write_weights(
 
 def write_json(path: Path, values: Any) -> None:
     """Writes a JSON file, UTF-8, whole or not at all."""
+    # Under another name first: whoever reads meanwhile, and whoever comes after a kill, sees the old file or the new.
     temporary = path.with_name(path.name + ".tmp")
     with writing(path):
         try:

@@ -31,15 +31,16 @@ def download_model(name: ModelName, target: Path, find: Callable[[], Path | None
     Args:
         name: see `ModelName`.
         target: the directory to make, or to complete.
-        find: looks whether another process has fetched the model meanwhile.
+        find: called under the lock; returns the model's directory if another process fetched it meanwhile.
 
     Returns:
-        `target`, or what `find` gave.
+        `target`, or what `find` returned.
 
     Raises:
         UnreachableError: no such model, a token is needed, no network, or what arrived is damaged.
         UserError: `target` cannot be written.
     """
+    # beside the target, so that the last step is a rename within one file system
     partial = target.with_name(f".{target.name}.partial")
     repository = repository_of(name)
     with writing(target):
@@ -54,6 +55,7 @@ def download_model(name: ModelName, target: Path, find: Callable[[], Path | None
             logger.info("downloading %s from %s to %s: %d files", name.name, name.hub, target, len(files))
             for file in files:
                 path = partial / file.path
+                # complete from an earlier attempt? Size and checksum decide, else `receive` resumes or begins again
                 if not path.is_file() or mismatch(path, file) is not None:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     repository.receive(file, partial)
@@ -66,7 +68,7 @@ def download_model(name: ModelName, target: Path, find: Callable[[], Path | None
 
 @contextlib.contextmanager
 def _alone(partial: Path) -> Iterator[None]:
-    """Holds the lock of a download; says so where it must wait for another process."""
+    """Holds the lock of a download; logs that it is waiting if another process has it."""
     lock = FileLock(f"{partial}.lock")
     try:
         lock.acquire(timeout=0)
@@ -80,6 +82,7 @@ def _alone(partial: Path) -> Iterator[None]:
 
 
 def _check_space(files: list[RemoteFile], partial: Path) -> None:
+    # what an earlier attempt left counts as downloaded; files of unknown size as nothing
     there = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
     needed, free = sum(file.size or 0 for file in files) - there, shutil.disk_usage(partial).free
     if needed > free:
@@ -87,10 +90,11 @@ def _check_space(files: list[RemoteFile], partial: Path) -> None:
 
 
 def _put_in_place(partial: Path, target: Path) -> None:
-    """Renames a finished download; where `target` is there already but incomplete, its files move in one by one."""
+    """Renames a finished download; if `target` exists but is incomplete, the files are moved into it one by one."""
     if not target.exists():
         os.rename(partial, target)
         return
+    # DECLARATIONS last: one of them makes the directory a model, see `resolve.local_model`
     names = [path.relative_to(partial) for path in partial.rglob("*") if path.is_file()]
     for name in sorted(names, key=lambda name: str(name) in DECLARATIONS):
         (target / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Names of models: which hub they are of, and where a model of that name may be on this machine.
+"""Names of models: which hub they belong to, and where a model of that name may be on this machine.
 
     ModelName.parse("modelscope:swift/llava-1.5-7b-hf")
     ModelName.parse("llava-hf/llava-1.5-7b-hf@main")  # of Hugging Face, or of the hub that PADDLEMIX_HUB names
@@ -48,11 +48,11 @@ _ON_MODELSCOPE = {
 
 @dataclass(frozen=True)
 class ModelName:
-    """A model's name, taken apart.
+    """A model's name in its parts.
 
     Args:
         hub: whose server has it.
-        name: there: `owner/name`, of PaddleMIX `paddlemix/...`.
+        name: its name there: `owner/name`, or `paddlemix/...` on PaddleMIX's server.
         revision: branch, tag or commit; None for the newest.
     """
 
@@ -62,7 +62,12 @@ class ModelName:
 
     @classmethod
     def parse(cls, text: str) -> ModelName | None:
-        """The parts of `[hub:]owner/name[@revision]` or `paddlemix/...`; None for a text that names no model."""
+        """The parts of `[hub:]owner/name[@revision]` or `paddlemix/...`; None if the text does not name a model."""
+        # | text               | hub                                              |
+        # |--------------------|--------------------------------------------------|
+        # | paddlemix/...      | PaddleMIX                                        |
+        # | hf:..., ms:..., .. | as the prefix says                               |
+        # | owner/name         | PADDLEMIX_HUB, else Hugging Face                 |
         found = _NAME.fullmatch(text)
         if found is None:
             return None
@@ -71,11 +76,12 @@ class ModelName:
         if found["hub"] is not None:
             return cls(_PREFIXES[found["hub"]], found["name"], found["revision"])
         hub, _ = chosen_hub()
+        # only a name without a prefix is translated: with one, the user names ModelScope's own
         name = _ON_MODELSCOPE.get(found["name"], found["name"]) if hub == "modelscope" else found["name"]
         return cls(hub, name, found["revision"])
 
     def places(self) -> list[Path]:
-        """Where it may be on this machine, in the order of preference; a download goes to the first."""
+        """Where it may be on this machine, the preferred place first, where a download goes too."""
         folder = self.name if self.revision is None else f"{self.name}@{self.revision}"
         home = user_path(os.environ.get("PPMIX_HOME") or "~/.paddlemix", "PPMIX_HOME")
         if self.hub == "modelscope":
@@ -85,6 +91,7 @@ class ModelName:
         if self.hub == "huggingface":
             cached = _hugging_face_cache() / f"models--{self.name.replace('/', '--')}"
             wanted = self.revision or "main"
+            # refs/main holds the commit that snapshots/ has a folder for; a commit itself has no entry in refs/
             reference = cached / "refs" / wanted
             places.append(cached / "snapshots" / (reference.read_text().strip() if reference.is_file() else wanted))
         return places
@@ -96,12 +103,13 @@ def is_model_name(text: str) -> bool:
 
 
 def candidates(name: str) -> list[Path]:
-    """`ModelName.places` of a name; [] for a text that names no model."""
+    """`ModelName.places` of a name; [] if the text does not name a model."""
     parsed = ModelName.parse(name)
     return parsed.places() if parsed is not None else []
 
 
 def _hugging_face_cache() -> Path:
+    # in huggingface_hub's own order of precedence
     for variable, below in (("HF_HUB_CACHE", ""), ("HF_HOME", "hub"), ("XDG_CACHE_HOME", "huggingface/hub")):
         if os.environ.get(variable):
             return user_path(os.environ[variable], variable) / below

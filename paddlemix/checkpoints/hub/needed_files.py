@@ -1,7 +1,7 @@
-"""What of a model's files is needed, and the hubs that have them.
+"""Which files of a model are needed, and the hubs that have them.
 
-Hugging Face and ModelScope give a list; on PaddleMIX's server every file is asked for by its name.  Knows nothing of
-where files go.
+Hugging Face and ModelScope list a model's files; on PaddleMIX's server every file is requested by its name.  Does not
+know where files go.
 
 Source: PaddleMIX's address scheme (its documentation).
 """
@@ -28,13 +28,13 @@ Result = TypeVar("Result")
 
 # Single weight files, best first; "x.index.json" beside one names the shards it was split into.
 WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model_state.pdparams")
-# Those of an adapter: one of the first three, and what may stand beside it.
+# Those of an adapter: one of the first three, and what may be beside it.
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "lora_model_state.pdparams")
 _BESIDE_ADAPTER = ("non_lora_trainables.bin", "mm_projector.bin")
-# One of these makes a directory a model or an adapter; it is the last to come to its place.
+# One of these makes a directory a model or an adapter; it is the last to be moved into place.
 DECLARATIONS = ("config.json", "adapter_config.json", "lora_config.json")
 SMALL_FILE = re.compile(r"[^/]+\.(json|model|txt|jinja|tiktoken)|processor/(train|eval)/[^/]+\.json")
-# What a PaddleMIX model may have beside its weights; its server gives no list.
+# What a PaddleMIX model may have beside its weights; its server has no list.
 _PADDLEMIX_SMALL = (
     *("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"),
     *("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -58,7 +58,7 @@ class Repository(Protocol):
         """Downloads a file to its place below a directory, resumed and checked.
 
         Raises:
-            UnreachableError: it cannot be had, or arrived damaged.
+            UnreachableError: it cannot be downloaded, or arrived damaged.
             OSError: it cannot be written.
         """
 
@@ -80,12 +80,12 @@ def needed_files(repository: Repository, name: ModelName) -> list[RemoteFile]:
     """
     files = {file.path: file for file in repository.list_files()}
     if name.hub == "paddlemix":
-        return list(files.values())  # only what is needed was asked for
+        return list(files.values())  # only what is needed was requested
     return [files[path] for path in choose_files(list(files), name.name)]
 
 
 def choose_files(paths: list[str], name: str) -> list[str]:
-    """What to download of a repository: configuration, tokenizer, and the weights in the best one of their formats.
+    """What to download of a repository: configuration, tokenizer, and the weights in the best of their formats.
 
     Args:
         paths: all its files.
@@ -95,9 +95,10 @@ def choose_files(paths: list[str], name: str) -> list[str]:
         UnreachableError: it has no weights that can be read, or no `config.json` (of an adapter: none of
             `DECLARATIONS`).
     """
+    # one format is enough: repositories often hold the same weights as safetensors and as .bin
     chosen = next((found for weights in WEIGHTS if (found := _of_format(paths, weights))), [])
     declared: tuple[str, ...] = DECLARATIONS[:1]
-    if not chosen:
+    if not chosen:  # not a whole model, so an adapter?
         chosen, declared = [path for path in paths if path in (*ADAPTER_WEIGHTS, *_BESIDE_ADAPTER)], DECLARATIONS
     if not chosen or not any(declaration in paths for declaration in declared):
         wanted = f"weights ({', '.join(WEIGHTS)})" if not chosen else " or ".join(declared)
@@ -110,7 +111,7 @@ def shards_of(index: dict[str, Any]) -> list[str]:
     """Names of the files that a weight index lists.
 
     Raises:
-        UserError: it lists none, or a path out of its directory.
+        UserError: it lists none, or a path that leaves its directory.
     """
     weight_map = index.get("weight_map")
     names = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
@@ -127,7 +128,7 @@ def _of_format(paths: list[str], weights: str) -> list[str]:
 
 
 class PaddlemixModel:
-    """A model on PaddleMIX's server, which gives no list: each file is asked for by its name.
+    """A model on PaddleMIX's server, which has no list: each file is requested by its name.
 
     Args:
         name: `paddlemix/...`.  The server is that of COMMUNITY_MODEL_PREFIX.
@@ -141,7 +142,7 @@ class PaddlemixModel:
         """See `Repository`."""
         with Client(MODEL_DOWNLOADS) as client:
             files = [self._find(client, path) for path in _PADDLEMIX_SMALL]
-            if files[0] is None:
+            if files[0] is None:  # config.json, the first of `_PADDLEMIX_SMALL`
                 raise UnreachableError(f"{self._base}/config.json does not exist")
             return [file for file in (*files, *self._weights(client)) if file is not None]
 
@@ -165,7 +166,7 @@ class PaddlemixModel:
 
         def ask() -> RemoteFile | None:
             with closing(client.request(url, "HEAD")) as response:
-                # An object store may answer 403 for what is not there.
+                # An object store may answer 403 for a missing object, so as not to reveal what exists.
                 if response.status_code in (403, 404) and not required:
                     return None
                 etag = expect_found(response).headers.get("ETag", "").strip('"')

@@ -1,7 +1,7 @@
 """What a model or adapter needs on this machine: its own folder, its tower, its base, and what those need in turn.
 
-For the guard of what commands write (`paddlemix/outputs.py`).  A place that may be meant counts, so more may be listed
-than is loaded; what is damaged or missing is left to whoever loads it.
+For the guard of what commands write (`paddlemix/outputs.py`).  Every place that may be meant counts, so more may be
+listed than is loaded; damaged and missing files are left to the loader.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ def needed_by_model(name: str | Path, role: str = "the model") -> Iterator[Neede
     Yields:
         The model itself, then its parts, their parts and so on, each place once.
     """
+    # breadth first; `seen` ends the search where models name each other
     waiting, seen = list(_start(str(name), role)), set[Path]()
     while waiting:
         item = waiting.pop(0)
@@ -59,6 +60,7 @@ def _start(name: str, role: str) -> Iterator[Needed]:
 
 def _named(directory: Path) -> Iterator[tuple[Any, str]]:
     """What the files of a model's or adapter's folder name, and what each is."""
+    # original LLaVA's tower; then our adapter's base, PEFT's, XTuner's; a file that is missing names nothing
     yield _read(directory / CONFIG_FILE).get("mm_vision_tower"), "vision tower"
     settings = _read(directory / ADAPTER_FILE)
     base = _object(settings.get("base"))
@@ -76,12 +78,13 @@ def _named(directory: Path) -> Iterator[tuple[Any, str]]:
 
 def _found(owner: Needed, value: Any, what: str) -> Iterator[Needed]:
     """Every place that a name in the files of `owner` may mean."""
-    if not isinstance(value, str) or not value or "\0" in value:
+    if not isinstance(value, str) or not value or "\0" in value:  # which no file system takes
         return
     directory = owner.path
     sibling = directory.parent / Path(value).name
     places = [path for path in (directory / value, Path(value)) if os.path.exists(path)]
     cached = _without_errors(lambda: local_part(directory, value))
+    # the candidates of `part_places.find_part`, all of them: which one is loaded may change before it is
     for path in (places or [sibling]) + ([] if cached is None else [cached]):
         if os.path.exists(path):
             yield Needed(f"the {what} of {owner.role}", path, "model" if path.is_dir() else "file")
@@ -96,7 +99,7 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def _without_errors(read: Callable[[], _T | None]) -> _T | None:
-    """What is read; None where it cannot be: that is said by whoever loads it."""
+    """What is read; None if it cannot be: the loader will report that."""
     try:
         return read()
     except (UserError, OSError):

@@ -1,6 +1,6 @@
 """Where the parts of a model are that its checkpoint keeps elsewhere: a vision tower, an XTuner model's language model.
 
-Content is not looked at here.
+Does not check what the directories hold.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def find_part(directory: Path, name: str, what: str) -> Path:
 
     Args:
         directory: of the checkpoint that names it; a relative path is first tried from here.
-        name: what the checkpoint says; a name is downloaded where it is nowhere on this machine.
+        name: as the checkpoint has it; a model's name is downloaded if it is nowhere on this machine.
         what: the part, for messages.
 
     Raises:
@@ -29,7 +29,7 @@ def find_part(directory: Path, name: str, what: str) -> Path:
     if found is not None:
         return found
     message = (
-        f"the {what} '{name}' that {directory} names was not found ({looked_at(_near(directory, name))}); "
+        f"the {what} '{name}' that {directory} names was not found ({searched(_near(directory, name))}); "
         "place its directory at one of these"
     )
     if not is_model_name(name):
@@ -40,22 +40,24 @@ def find_part(directory: Path, name: str, what: str) -> Path:
         raise MissingFileError(f"{message}\n{error}") from error
 
 
-def looked_at(places: Iterable[Path]) -> str:
-    """Where something was looked for, for messages: each place once, however it is spelled."""
+def searched(places: Iterable[Path]) -> str:
+    """The places that were searched, for messages: each once, however it is spelled."""
     found: dict[str, str] = {}
     for place in places:
         real, given = os.path.realpath(place), os.path.abspath(place)
         same = os.path.realpath(given) == real  # not where ".." follows a link, which abspath takes for a folder
         found.setdefault(real, given if same else real)
-    return f"looked at {', '.join(found.values())}"
+    return f"searched {', '.join(found.values())}"
 
 
+# Inside the checkpoint, as the path says, by its last part inside, and by its last part beside: checkpoints are moved
+# together with their parts, and then only the last part of an absolute path is still right.
 def _near(directory: Path, name: str) -> list[Path]:
     return [directory / name, Path(name), directory / Path(name).name, directory.parent / Path(name).name]
 
 
 def local_part(directory: Path, name: str) -> Path | None:
-    """The directory of such a part near the checkpoint or in a cache; None where it is at neither place."""
+    """The directory of such a part near the checkpoint or in a cache; None if it is at neither place."""
     candidates = _near(directory, name)
     near = next((candidate for candidate in candidates if candidate.is_dir()), None) or _spelt_otherwise(candidates)
     return local_model(name) if near is None and is_model_name(name) else near

@@ -45,9 +45,15 @@ def resolve_model(name_or_path: str | Path) -> Path:
             PaddleNLP and the hub, then downloaded unless PADDLEMIX_OFFLINE or HF_HUB_OFFLINE is 1.
 
     Raises:
-        MissingFileError: it is nowhere and cannot be downloaded; says every place that was tried.
+        MissingFileError: it is nowhere and cannot be downloaded; lists every place that was tried.
         UserError: a download cannot be written.
     """
+    # | name_or_path                     | what is returned                       |
+    # |----------------------------------|----------------------------------------|
+    # | a directory                      | it                                     |
+    # | a name that a cache has whole    | the cache's directory                  |
+    # | another name                     | a download into the first of its places|
+    # | anything else                    | an error that suggests a name          |
     name = str(name_or_path)
     path = user_path(name, "the model") if name else None
     if path is not None and path.is_dir():
@@ -68,7 +74,7 @@ def resolve_model(name_or_path: str | Path) -> Path:
 
 
 def local_model(name: str) -> Path | None:
-    """The first cache that has a model whole, without any network; None where none has.
+    """The first cache that has the whole model, without any network; None if none has.
 
     Args:
         name: see `is_model_name`.
@@ -81,16 +87,17 @@ def local_model(name: str) -> Path | None:
         return None
     places = parsed.places()
     if parsed.hub != "modelscope":
-        weights, rest = places[:2]
+        weights, rest = places[:2]  # of PaddleMIX, of PaddleNLP
         if _lacks(weights) == "config.json" and (rest / "config.json").is_file():
             _copy_small_files(rest, weights)  # PaddleMIX keeps weights in the first, all else in the second
     return next((path for path in places if _lacks(path) is None), None)
 
 
 def _lacks(directory: Path) -> str | None:
-    """What keeps a directory from being a whole model; None where nothing does."""
+    """What a directory lacks to be a whole model or adapter; None for nothing."""
     if not directory.is_dir():
         return "no such directory"
+    # a model is declared by config.json, an adapter by any of the three
     declared: tuple[str, ...] = DECLARATIONS[:1]
     if not any(_holds(directory, name) for name in WEIGHTS):
         if not any((directory / name).is_file() for name in ADAPTER_WEIGHTS):
@@ -108,25 +115,26 @@ def _holds(directory: Path, weights: str) -> bool:
 
 
 def _copy_small_files(source: Path, target: Path) -> None:
-    """Copies what is no weight and is not there yet, `config.json` last: it makes the directory whole."""
+    """Copies every missing file that is not a weight, `config.json` last: it completes the directory."""
     names = [path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()]
     with writing(target):
         for name in sorted(filter(SMALL_FILE.fullmatch, names), key=lambda name: name == "config.json"):
             if not (target / name).exists() and not name.endswith(".index.json"):
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
+                # under a name of its own: several processes may complete the same directory
                 temporary = target / f"{name}.{os.getpid()}"
                 shutil.copyfile(source / name, temporary)
                 os.replace(temporary, target / name)
 
 
 def _not_found(name: str, reason: str) -> str:
-    lines = [f"model '{name}' is not on this machine and was not downloaded: {reason}", "looked at:"]
+    lines = [f"model '{name}' is not on this machine and was not downloaded: {reason}", "searched:"]
     lines.append(f"  {Path.cwd() / name} (no such directory)")
     for place in candidates(name):
         lacks = _lacks(place)
         lines.append(f"  {place} ({lacks if lacks == 'no such directory' else f'incomplete: no {lacks}'})")
     lines.append(
-        f"to place it by hand, copy its files (config.json, tokenizer, weights) into {candidates(name)[0]}, or give "
+        f"to install it by hand, copy its files (config.json, tokenizer, weights) into {candidates(name)[0]}, or use "
         "the path of a directory that holds them"
     )
     same = [other for other, kind in PUBLISHED_NAMES.items() if kind == PUBLISHED_NAMES.get(name) and other != name]
@@ -145,7 +153,8 @@ def _suggestion(name: str) -> str:
 def _check_download_allowed(name: str) -> None:
     switch = offline_switch()
     if switch is not None:
-        raise UnreachableError(f"{switch} forbids to ask a server")
+        raise UnreachableError(f"{switch} forbids network access")
     owner = name.split("/")[0]
+    # "runs/checkpoint-5" with a typo looks like owner/name; nobody wants to wait for a hub's answer to that
     if name not in KNOWN_NAMES and Path(owner).is_dir():
-        raise UnreachableError(f"the folder '{owner}' is here ({Path.cwd()}), so this is taken for a path in it")
+        raise UnreachableError(f"the folder '{owner}' exists in {Path.cwd()}, so this is taken as a path in it")

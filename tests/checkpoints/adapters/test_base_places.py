@@ -19,7 +19,7 @@ from paddlemix.checkpoints.files.weight_files import (
     write_json,
     write_safetensors,
 )
-from paddlemix.checkpoints.hub.part_places import looked_at
+from paddlemix.checkpoints.hub.part_places import searched
 from paddlemix.checkpoints.layouts.config_keys import FORMAT_KEY
 from paddlemix.checkpoints.layouts.recognise import ADAPTER_FILE
 from paddlemix.checkpoints.load import load_pretrained
@@ -79,7 +79,7 @@ def test_the_place_is_relative_to_where_the_adapter_ends_up(made: Path, adapter:
     assert relative == os.path.relpath(made / "models" / "base", made / adapter)
 
 
-def test_each_place_that_was_looked_at_is_said_once(root: Path) -> None:
+def test_each_searched_place_is_named_once(root: Path) -> None:
     adapter = root / "runs" / "ad"
     values = read_json(adapter / "lora_config.json")
     (root / "link").symlink_to(root / "models")
@@ -89,11 +89,11 @@ def test_each_place_that_was_looked_at_is_said_once(root: Path) -> None:
         write_json(adapter / "lora_config.json", values)
         with pytest.raises(MissingFileError) as caught:
             base_of(read_adapter(adapter))
-        looked = str(caught.value).partition("(looked at ")[2].partition(")")[0].split(", ")
+        looked = str(caught.value).partition("(searched ")[2].partition(")")[0].split(", ")
         assert str(root / "models" / "base") in looked
         assert len({os.path.realpath(path) for path in looked}) == len(looked)
-    assert looked_at([Path("a"), Path("b/../a"), Path.cwd() / "a"]) == f"looked at {Path.cwd() / 'a'}"
-    assert looked_at([root / "link" / ".." / "x"]) == f"looked at {root / 'x'}"
+    assert searched([Path("a"), Path("b/../a"), Path.cwd() / "a"]) == f"searched {Path.cwd() / 'a'}"
+    assert searched([root / "link" / ".." / "x"]) == f"searched {root / 'x'}"
 
 
 @pytest.mark.parametrize("adapter", ["runs/ad", "runs/ad/checkpoint-1"])

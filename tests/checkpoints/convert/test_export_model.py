@@ -338,7 +338,7 @@ def test_damaged_sources_are_told_before_anything_is_written(tmp_path: Path) -> 
         chain(directory, tmp_path, "paddlemix")
     shard.write_bytes(whole)
     shutil.rmtree(directory / "vision_tower")
-    with pytest.raises(MissingFileError, match="vision tower 'vision_tower' .* was not found .looked at"):
+    with pytest.raises(MissingFileError, match="vision tower 'vision_tower' .* was not found .searched"):
         chain(directory, tmp_path, "paddlemix")
     assert [path.name for path in tmp_path.iterdir()] == ["start"]
 

@@ -212,10 +212,10 @@ def test_a_paddle_file_that_is_cut_short_says_so(tmp_path: Path) -> None:
 
 def test_what_is_no_tensor_is_named(tmp_path: Path) -> None:
     (tmp_path / "m.pdparams").write_bytes(pickle.dumps({"step": 3}))
-    with pytest.raises(UserError, match="'step' is no tensor, but a int"):
+    with pytest.raises(UserError, match="'step' is not a tensor but a int"):
         read_paddle(tmp_path / "m.pdparams")
     (tmp_path / "m.pdparams").write_bytes(pickle.dumps([1]))
-    with pytest.raises(UserError, match="holds no tensors by name, but a list"):
+    with pytest.raises(UserError, match="does not hold tensors by name but a list"):
         read_paddle(tmp_path / "m.pdparams")
     (tmp_path / "m.pdparams").write_bytes(pickle.dumps({"w": np.array(["a"])}))
     with pytest.raises(UserError, match="allowed: f8, f4"):
@@ -226,7 +226,7 @@ def test_missing_files_and_other_endings(tmp_path: Path) -> None:
     for read in (read_torch, read_paddle):
         with pytest.raises(MissingFileError, match="does not exist"):
             read(tmp_path / "gone")
-    with pytest.raises(UserError, match="is no weight file; allowed endings: .safetensors"):
+    with pytest.raises(UserError, match="is not a weight file; allowed suffixes: .safetensors"):
         read_weight_file(tmp_path / "w.npz")
 
 

@@ -202,7 +202,7 @@ def test_offline_asks_no_server_and_says_every_place(
     with pytest.raises(MissingFileError) as caught:
         resolve_model(HF_NAME)
     message = str(caught.value)
-    assert f"{variable}=1 forbids to ask a server" in message
+    assert f"{variable}=1 forbids network access" in message
     assert str(home / "working" / HF_NAME) in message
     assert all(str(place) in message for place in candidates(HF_NAME))
     assert "incomplete: no weights" in message
