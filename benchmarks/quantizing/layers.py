@@ -43,7 +43,7 @@ def make_products(in_features: int, out_features: int) -> tuple[dict[str, Produc
         layer.fill(coded)
         error = np.linalg.norm(layer.dequantized().numpy() - weight) / np.linalg.norm(weight)
         products[kind] = layer
-        if cpu_products.holds(kind, layer._buffers):
+        if cpu_products.can_decode(kind, layer._buffers):
             products[f"{kind} plain"], said[f"{kind} plain"] = layer, ""
         said[kind] = f"{coded.num_bytes / weight.size:.3f} bytes, relative error {error:.5f}"
     return products, said

@@ -21,14 +21,14 @@ class BaseSpec:
     Args:
         model: its directory or name.
         tower: directory or name of a vision tower, used where `model` has none.
-        mm_projector_type, mm_vision_select_layer, mm_vision_select_feature: of the projector that is then new.
+        mm_projector_type, mm_vision_select_layer, mm_vision_select_feature: of the new projector in that case.
         image_newline: whether the new parts include the end-of-row vector (LLaVA-1.6).
-        vision_image_size: pixels that the tower reads, whatever it was trained on; None as the directory has it.
+        vision_image_size: pixels that the tower reads, whatever it was trained on; None: as in the directory.
         projector_file: file with projector weights to start from.
-        inside: of an XTuner directory the model without the adapters that stand beside it.
+        inside: of an XTuner directory, the model without the adapters inside it.
         quantize: how the language model's linear layers are stored, one of `quantized_weight.KINDS`; None: as in the
             directory.
-        starts_projector: whether a projector is what is trained: one that is wholly missing is then begun.
+        starts_projector: whether the projector is to be trained: one that is missing altogether is then new.
     """
 
     model: str
@@ -51,6 +51,7 @@ def open_weights(spec: BaseSpec) -> WeightFiles:
         MissingFileError, UserError: see `load_base`.
     """
     source = open_source(spec.model, spec.inside)
+    # a model's own tower wins over the one that is named: its projector was trained for that
     attached = source.config.vision is None and spec.tower is not None
     if not attached and spec.tower is not None:
         logger.warning("%s has its own vision tower; mm_vision_tower '%s' is not used", spec.model, spec.tower)
@@ -59,13 +60,13 @@ def open_weights(spec: BaseSpec) -> WeightFiles:
 
 
 def check_tower(config: LlavaConfig, spec: BaseSpec) -> None:
-    """Whether there is a tower for the projector that is trained.
+    """Checks that there is a tower for the projector that is to be trained.
 
     Args:
-        config: of the model that `spec` leads to.
+        config: of the model that `spec` describes.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no tower.
     """
     if spec.starts_projector and config.vision is None:
         raise UserError(
@@ -77,7 +78,7 @@ def check_tower(config: LlavaConfig, spec: BaseSpec) -> None:
 def _open_tower(tower: str) -> Source:
     source = Source.open(resolve_model(tower))
     if source.kind not in TOWER_KINDS:
-        raise UserError(f"mm_vision_tower '{tower}' is no vision tower (its layout is {source.kind})")
+        raise UserError(f"mm_vision_tower '{tower}' is not a vision tower (its layout is {source.kind})")
     return source
 
 
@@ -91,6 +92,8 @@ def attach_tower(text: Source, tower: Source, spec: BaseSpec) -> Source:
         mm_vision_select_feature=spec.mm_vision_select_feature,
         image_newline=spec.image_newline,
     )
+    # Later wins: the tower knows its pixels, and a new projector has seen no picture yet, so pictures are resized to
+    # squares, as LLaVA pretrains.
     processor = {
         **text.processor,
         **tower.processor,

@@ -50,17 +50,23 @@ def load_pretrained(
         path: the directory, or a name, see `hub.resolve_model`.
         dtype: "float32", "float16" or "bfloat16", of the weights in memory.
         base: an adapter's base model; None for the one that it names.
-        quantize: "int8", "nf4", "bfloat16" or "float16": the language model's linear layers are held so, coded while
-            they are read; None as the directory has them, or as an adapter was trained.
+        quantize: "int8", "nf4", "bfloat16" or "float16": how the language model's linear layers are stored, quantised
+            while they are read; None: as in the directory, or as an adapter was trained.
 
     Returns:
-        The model in evaluation mode, its processor, and the adapter's settings where there is one.
+        The model in evaluation mode, its processor, and the adapter's settings if it has one.
 
     Raises:
         MissingFileError: a directory or file is missing.
         UserError: the layout is unknown, weights are missing, extra or misshapen, the base is not the adapter's, or the
             model is quantised in another way already.
     """
+    # | path is        | base            | what is loaded                                   |
+    # |----------------|-----------------|--------------------------------------------------|
+    # | a whole model  | None            | it                                               |
+    # | a whole model  | given           | an error: only adapters have a base              |
+    # | an adapter     | None            | the base that it names, with it                  |
+    # | an adapter     | given           | that base, checked against the adapter, with it  |
     directory = resolve_model(path)
     if not is_adapter(directory):
         if base is not None:
@@ -75,8 +81,7 @@ def load_pretrained(
 
 
 def _finished(loaded: Pretrained, dtype: str) -> Pretrained:
-    """The model, after the choice of fused kernels for it where the current device has some; a warning where its files
-    and its pictures differ."""
+    """The model, after the choice of fused kernels for the device; warns if its files declare other padding."""
     if loaded.processor is not None and loaded.files is not None:
         warn_of_padding(loaded.files.source.directory, loaded.processor)
     device = paddle.get_device()
@@ -94,14 +99,17 @@ def apply_adapter(base: Pretrained, adapter: AdapterFiles) -> Pretrained:
         UserError: the base is another model, or weights are missing, extra or misshapen.
     """
     check_base(base, adapter)
+    # Tower layers after the selected one are not built.  An adapter of another program may adapt them all the same:
+    # what it says about them is kept for saving (`unbuilt_layers`), the rest is added as usual.
     loaded, names = adapter.tensors(), set(linear_names(base.model))
     unbuilt = {name for name in adapter.config.modules if name.startswith("vision_tower.layers.")} - names
     config = replace(adapter.config, modules=tuple(name for name in adapter.config.modules if name not in unbuilt))
     weights = AdapterWeights(adapter.directory, config, loaded, adapter.names)
+    # before anything changes: the layers and sizes in the adapter's own names
     check_fit(base.model, weights, str(base.directory))
     add_lora(base.model, config, loaded.keys())
     may_miss = adapter.base_names(base.model)
-    behind = fill_model(base.model, loaded, str(adapter.directory), may_miss=lambda name: name in may_miss)
+    unused = fill_model(base.model, loaded, str(adapter.directory), may_miss=lambda name: name in may_miss)
     base.model.eval()
     processor = adapter_processor(base.processor, adapter)
     if processor is not None:
@@ -111,7 +119,7 @@ def apply_adapter(base: Pretrained, adapter: AdapterFiles) -> Pretrained:
         processor=processor,
         adapter=config,
         directory=adapter.directory,
-        unused=unbuilt_with_adapter(base.unused, behind, adapter.config, unbuilt),
+        unused=unbuilt_with_adapter(base.unused, unused, adapter.config, unbuilt),
     )
 
 
@@ -119,7 +127,7 @@ def load_base(spec: BaseSpec, dtype: str = "float32") -> Pretrained:
     """Loads a model directory; a text-only one gets the tower of `spec` and a new projector.
 
     Raises:
-        MissingFileError, UserError: see `load_pretrained`; also where `spec.tower` is no vision tower.
+        MissingFileError, UserError: see `load_pretrained`; also if `spec.tower` is not a vision tower.
     """
     files = open_weights(spec)
     source, tower = files.source, files.tower
@@ -130,19 +138,20 @@ def load_base(spec: BaseSpec, dtype: str = "float32") -> Pretrained:
         source = with_image_size(source, spec.vision_image_size)
     check_tower(source.config, spec)
     quantization = choose_quantization(source.directory, spec.quantize)
-    if quantization is not None and quantization.kind == "nf4":  # who asks for so few bits is short of memory
+    if quantization is not None and quantization.kind == "nf4":  # whoever wants so few bits is short of memory
         return_freed_memory()
     tensors = source.tensors() if tower is None else {**source.tensors(), **tower.tensors()}
     may_begin = spec.starts_projector or spec.projector_file is not None
+    # The projector is new if the tower is, or if it may be and the checkpoint declares one without weights.
     begins = tower is not None or (may_begin and lacks_projector(source, tensors))
     if begins and tower is None and spec.projector_file is None:
         kind = source.config.mm_projector_type
-        logger.warning("%s declares a projector and has no weights of one; a new %s is begun", spec.model, kind)
+        logger.warning("%s declares a projector but has no weights for it; a new %s is initialised", spec.model, kind)
 
     def may_miss(name: str) -> bool:
         return begins and name.startswith(NEW_PARTS)
 
-    if read_quantization(source.directory) is None:  # sizes that are not the weights' cost no memory
+    if read_quantization(source.directory) is None:  # before memory is allocated for wrong sizes
         check_weights(parameter_shapes(source.config), tensors, spec.model, may_miss)
     model = build_model(source.config, dtype, quantization=quantization)
     unused = fill_model(model, tensors, spec.model, may_miss)

@@ -1,5 +1,5 @@
-"""What a model's answers depend on, by name: its weights by part as digests, what its declared files decide, and for an
-adapter all of its base.  Builds no model."""
+"""What a model's answers depend on, by name: digests of its weights by part, what its declared files decide, and for an
+adapter the same of its base.  Builds no model."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from paddlemix.checkpoints.base_model import BaseSpec, attach_tower, open_weight
 from paddlemix.checkpoints.files.weight_files import read_json
 from paddlemix.checkpoints.hub.resolve import resolve_model
 from paddlemix.checkpoints.identity.declared_identity import declared_digests
-from paddlemix.checkpoints.identity.weight_identity import WeightFiles, kept_or_made, weight_files
+from paddlemix.checkpoints.identity.weight_identity import WeightFiles, cached_digests, weight_files
 from paddlemix.checkpoints.layouts.recognise import CONFIG_FILE, is_adapter
 from paddlemix.checkpoints.pretrained import load_processor
 from paddlemix.checkpoints.quantized import QUANTIZATION_KEY
 from paddlemix.checkpoints.source import Source, with_image_size
 from paddlemix.identity import file_digests, text_digest
 
-# Files that say what is computed or how text becomes ids, as `file_identity` compares them; a run's records
-# (run_config.json, trainer_state.json, ...) do not, nor do origin.json and the indices of weight files.
+# Files that decide what is computed or how text becomes ids, as `file_identity` compares them; not a run's records
+# (run_config.json, trainer_state.json, ...), origin.json and the indices of weight files.
 _DECLARED = re.compile(
     r"((lora_|adapter_|generation_|preprocessor_|processor_|tokenizer_|xtuner_)?config\.json|.*token.*\.(json|model|txt)"
     r"|vocab\..*|merges\.txt|chat_template.*|.*\.tiktoken|hf_vocabulary\.safetensors)"
@@ -29,7 +29,7 @@ _DECLARED = re.compile(
 
 
 def model_identity(path: str | Path, base: str | None = None) -> dict[str, str]:
-    """Name -> digest of everything that a model or adapter computes with.
+    """Name -> digest of everything that a model's or adapter's computation uses.
 
     Args:
         path: directory or name of a model of any layout, or of an adapter.
@@ -37,8 +37,8 @@ def model_identity(path: str | Path, base: str | None = None) -> dict[str, str]:
 
     Returns:
         Names as a message shows them: "weights of vision_tower", "tokenizer.model", "base: config.json: rope_theta".
-        An equal model that was copied, touched, moved or whose declared files were only written otherwise has the same;
-        one changed bit of a weight gives another.
+        A model that was copied, touched or moved, or whose declared files were only formatted differently, has the same
+        digests; one changed bit of a weight changes them.
 
     Raises:
         MissingFileError, UserError: a file is missing or cannot be understood.
@@ -54,9 +54,11 @@ def model_identity(path: str | Path, base: str | None = None) -> dict[str, str]:
     source = _whole(files, spec)
     processor = adapter_processor(load_processor(source, False), adapter)
     found = _weights(files) | _stored(files) | declared_digests(source.config, None)
+    # dropout acts while training only
     settings = adapter.config.to_dict() | {"image_newline": spec.image_newline, "quantize": spec.quantize}
     values = text_digest(*(f"{key} {value!r}" for key, value in sorted(settings.items()) if key != "lora_dropout"))
     declared = declared_digests(source.config, processor)
+    # what the adapter's own files decide, then its base under "base: ": a value that both have is named once
     return (
         {"weights of the adapter": _adapter_weights(adapter), "settings of the adapter": values}
         | {name: value for name, value in declared.items() if name not in found}
@@ -65,14 +67,14 @@ def model_identity(path: str | Path, base: str | None = None) -> dict[str, str]:
 
 
 def _whole(files: WeightFiles, spec: BaseSpec) -> Source:
-    """A base with the tower that its adapter names, as its declared files say it."""
+    """A base with the tower that its adapter names, as its files declare it."""
     if files.tower is None:
         return with_image_size(files.source, spec.vision_image_size)
     return attach_tower(files.source, with_image_size(files.tower, spec.vision_image_size), spec)
 
 
 def _stored(files: WeightFiles) -> dict[str, str]:
-    """How the weights are held: a rounded or quantised copy has the digests of what it was made of."""
+    """How the weights are stored: a rounded or quantised copy has the digests of its origin, but other answers."""
     sources = [files.source, *([] if files.tower is None else [files.tower])]
     kinds = sorted({entry.dtype for source in sources for entry in source.tensors().values()})
     config = files.source.directory / CONFIG_FILE
@@ -82,6 +84,7 @@ def _stored(files: WeightFiles) -> dict[str, str]:
 
 def file_identity(path: str | Path, base: str | None = None) -> dict[str, str]:
     """`model_identity` of earlier versions, which compared declared files byte by byte: name of a file -> digest."""
+    # kept for answer files that an earlier version began: they can be continued
     directory = resolve_model(path)
     if not is_adapter(directory):
         return _of_model(open_weights(BaseSpec(model=str(path))))
@@ -108,7 +111,7 @@ def _adapter_weights(adapter: AdapterFiles) -> str:
     directory = adapter.directory
     parts = [directory, *sorted(item for item in directory.iterdir() if item.is_dir() and "adapter" in item.name)]
     files = [path for part in parts for path in weight_files(part)]
-    digests = kept_or_made(["adapter", str(directory)], files, adapter.tensors)
+    digests = cached_digests(["adapter", str(directory)], files, adapter.tensors)
     return text_digest(*(f"{name} {digest}" for name, digest in sorted(digests.items())))
 
 

@@ -4,7 +4,7 @@
     fill_model(model, source.tensors(), "llava-v1.5-7b")
     save_model(Pretrained(model, load_processor(source), source.directory), "out")
 
-Loading is strict (a missing, an extra and a misshapen weight are errors, listed together) and goes tensor by tensor.
+Loading is strict (missing, extra and misshapen weights are errors, listed together) and proceeds tensor by tensor.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from paddlemix.checkpoints.layouts.added_rows import HF_VOCABULARY_FILE
 from paddlemix.checkpoints.layouts.config_readers import NO_TOWER
 from paddlemix.checkpoints.layouts.recognise import CONFIG_FILE, config_values
 from paddlemix.checkpoints.quantized import (
-    coded,
     quantization_values,
     stored_entries,
     unfilled_arrays,
+    with_codes,
 )
 from paddlemix.checkpoints.source import Source
 from paddlemix.checkpoints.weight_check import check_vocabulary, check_weights
@@ -52,13 +52,13 @@ class Pretrained:
 
     Args:
         model: its weights are loaded; in evaluation mode.
-        processor: None where the directory has no tokenizer.
+        processor: None if the directory has no tokenizer.
         directory: where it was read from.
-        unused: tower weights behind the selected layer: not built, kept so that saving loses nothing.
+        unused: tower weights after the selected layer: not built, kept so that saving loses nothing.
         adapter: settings of the adapter that was added to it, if any.
-        carried: files that travel with the weights as they are, name -> content; see `vocabulary`.
-        files: what the weights were read from, without the adapter's; None for a model that was made otherwise.
-        begun: whether projector and newline vector are in none of these files: they were begun, or have their own.
+        carried: files that are saved with the weights unchanged, name -> content; see `added_rows`.
+        files: what the weights were read from, without the adapter's; None for a model from no file.
+        begun: whether projector and newline vector are in none of these files: they are new, or have their own file.
     """
 
     model: LlavaModel
@@ -72,7 +72,7 @@ class Pretrained:
 
     @property
     def declared_directories(self) -> tuple[Path, Path]:
-        """Where the model's own declared files are, and those of its tower: mostly the same."""
+        """Where the model's own declared files are, and those of its tower: usually the same."""
         if self.files is None:
             return self.directory, self.directory
         source, tower = self.files.source, self.files.tower
@@ -82,16 +82,16 @@ class Pretrained:
 
 
 def read_carried(directory: Path) -> dict[str, bytes]:
-    """The files of a model directory that travel with its weights as they are."""
+    """The files of a model directory that are saved with its weights unchanged."""
     path = directory / HF_VOCABULARY_FILE
     return {HF_VOCABULARY_FILE: path.read_bytes()} if path.is_file() else {}
 
 
 def load_processor(source: Source, for_weights: bool = True) -> LlavaProcessor | None:
-    """The processor of an opened checkpoint; None where it has no tokenizer files.
+    """The processor of an opened checkpoint; None if it has no tokenizer files.
 
     Args:
-        for_weights: its tokens must have rows in the model's embedding.
+        for_weights: whether its tokens must have rows in the model's embedding.
 
     Raises:
         UserError: a processor or tokenizer file cannot be understood, or the tokenizer has more ids than the model.
@@ -114,8 +114,8 @@ def build_model(
     """A model of the given sizes; its weights are zeros unless `initialise`.
 
     Args:
-        quantization: how the language model's linear layers are held; they begin without codes, and no float weight of
-            theirs is ever made.
+        quantization: how the language model's linear layers are stored; they begin without codes, and their float
+            weights are never allocated.
 
     Raises:
         UserError: a pattern of `quantization.skip` matches nothing.
@@ -125,6 +125,7 @@ def build_model(
     try:
         if initialise:
             return LlavaModel(config)
+        # Lazy where quantised: 7B in float32 would be allocated only to be replaced by codes.
         with skip_initialisation(), contextlib.nullcontext() if quantization is None else paddle.LazyGuard():
             model = LlavaModel(config)
         if quantization is not None:
@@ -142,12 +143,12 @@ def fill_model(
     source: str,
     may_miss: Callable[[str], bool] = lambda name: False,
 ) -> dict[str, TensorEntry]:
-    """Copies weights into a model, one at a time; those of quantised layers without codes are coded on the way.
+    """Copies weights into a model, one at a time; those of quantised layers without codes are quantised on the way.
 
     Args:
         tensors: under our names.
         source: for messages.
-        may_miss: whether a parameter may keep its start value, e.g. a new projector.
+        may_miss: whether a parameter may keep its initial value, e.g. a new projector's.
 
     Returns:
         Tower weights that belong to layers which are not built, in memory: their file may be replaced before they
@@ -157,13 +158,14 @@ def fill_model(
         UserError: lists every missing, extra and misshapen weight; or a weight holds NaN or infinity.  The model is
             then not usable.
     """
+    # what the model calls for: its parameters, and the codes of quantised layers, which are buffers
     parameters, codes = dict(model.named_parameters()), unfilled_arrays(model)
     expected = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     expected |= {name: layer.arrays[part][1] for name, (layer, part) in codes.items()}
     tensors = {name: finite(entry, f"'{name}' of {source}") for name, entry in tensors.items()}
-    tensors = coded(tensors, model, source)
+    tensors = with_codes(tensors, model, source)
     unused = check_weights(expected, tensors, source, may_miss)
-    for name, entry in tensors.items():  # in the order of the file
+    for name, entry in tensors.items():  # in the order of the file, which a disk reads fastest
         if name in parameters:
             copy_into(parameters[name], entry)
         elif name in codes:
@@ -175,8 +177,11 @@ def fill_model(
 def copy_into(parameter: paddle.Tensor, entry: TensorEntry) -> None:
     """Reads a weight and copies it into a parameter of the same shape, converted to the parameter's dtype.
 
-    On CPU piece by piece into the parameter's own memory: an output layer of 7B would else be there three times.
-    Elsewhere as it lies in its file: a device turns a matrix in no time, the host takes a minute for those of 7B.
+    | parameter on            | way                                                                              |
+    |-------------------------|----------------------------------------------------------------------------------|
+    | a CPU, contiguous       | piece by piece into its memory: an output layer of 7B would exist three times    |
+    | a device, transposed    | as in its file, transposed there: the host needs a minute for the matrices of 7B |
+    | anything else           | by `set_value`                                                                   |
 
     Raises:
         UserError: a finite number is too large for float16.
@@ -199,13 +204,14 @@ def copy_into(parameter: paddle.Tensor, entry: TensorEntry) -> None:
 
 
 def _memory_of(parameter: paddle.Tensor, dtype: np.dtype) -> np.ndarray:
-    """The numbers of a contiguous parameter on CPU, flat, where they are."""
+    """The numbers of a contiguous parameter on a CPU, flat, in place."""
+    # paddle has no view of a parameter for numpy: `numpy()` copies
     size = parameter.size * np.dtype(dtype).itemsize
     return np.frombuffer((ctypes.c_char * size).from_address(parameter.data_ptr()), dtype=dtype)
 
 
 def tensor_entry(tensor: paddle.Tensor) -> TensorEntry:
-    """A tensor as it can be written; it is copied to the host when it is read."""
+    """A tensor as it can be written; copied to the host when it is read."""
     dtype = FLOAT_TYPES[str(tensor.dtype).rsplit(".", 1)[-1]]
     return TensorEntry(dtype, tuple(tensor.shape), tensor.numpy)
 
@@ -258,7 +264,7 @@ def write_files(
 
 
 def write_processor(processor: LlavaProcessor | None, directory: Path) -> None:
-    """Writes tokenizer files and `processor_config.json`; nothing where a model has no processor."""
+    """Writes tokenizer files and `processor_config.json`; nothing if a model has no processor."""
     if processor is not None:
         processor.tokenizer.save(directory)
         write_json(directory / PROCESSOR_FILE, processor.to_dict())

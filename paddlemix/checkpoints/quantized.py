@@ -1,7 +1,7 @@
-"""Quantised checkpoints: what config.json declares, and weights that are coded while they are read.
+"""Quantised checkpoints: what config.json declares, and weights that are quantised while they are read.
 
 Our own layout with `quantization_config` in config.json; a quantised layer has the arrays of
-`peft/quantized_weight.py` under its name where the float one has `weight`.  Formats and layers are in `peft/`.
+`peft/quantized_weight.py` under its name in place of `weight`.  Formats and layers are in `peft/`.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _STORED_TYPES = {np.dtype(kind): name for name, kind in NUMPY_TYPES.items()}  # 
 
 
 def read_quantization(directory: Path) -> QuantizationConfig | None:
-    """How a model directory declares that it is quantised; None where it does not.
+    """How a model directory declares that it is quantised; None if it does not.
 
     Raises:
         MissingFileError: no config.json.
-        UserError: it is quantised by another program, or in a way that this version does not know.
+        UserError: it was quantised by another program, or in a way that this version does not know.
     """
     declared = read_json(directory / CONFIG_FILE).get(QUANTIZATION_KEY)
     if declared is None:
@@ -39,8 +39,8 @@ def read_quantization(directory: Path) -> QuantizationConfig | None:
     method = declared.get("quant_method") if isinstance(declared, dict) else declared
     if method != QUANT_METHOD:
         raise UserError(
-            f"{directory} is quantised by '{method}', which cannot be read; take the model that it was made of and "
-            "quantise that (paddlemix quantize)"
+            f"{directory} was quantised by '{method}', which cannot be read; quantise the model that it was made from "
+            "(paddlemix quantize)"
         )
     try:
         return QuantizationConfig(kind=str(declared["kind"]), skip=tuple(declared.get("skip", ())))
@@ -49,28 +49,29 @@ def read_quantization(directory: Path) -> QuantizationConfig | None:
 
 
 def choose_quantization(directory: Path, kind: str | None) -> QuantizationConfig | None:
-    """How a model is to be held: as its directory declares, or as asked for.
+    """How a model is to be stored in memory: as its directory declares, or as requested.
 
     Args:
-        kind: one of `codes.KINDS`; None as it is.
+        kind: one of `quantized_weight.KINDS`; None: as it is.
 
     Raises:
         UserError: unknown kind, or the directory is quantised in another way already.
     """
     declared = read_quantization(directory)
     asked = None if kind is None else QuantizationConfig(kind=kind)
+    # a quantised model can be loaded as what it is, but not as something else: its codes are all that is left of it
     if declared is None or asked is None:
         return declared or asked
     if declared.kind != asked.kind:
         raise UserError(
-            f"{directory} is quantised already ({declared.kind}), so it cannot become {asked.kind}; begin with the "
-            "model that it was made of"
+            f"{directory} is quantised already ({declared.kind}), so it cannot become {asked.kind}; use the model "
+            "that it was made from"
         )
     return declared
 
 
 def quantization_values(model: nn.Layer) -> dict[str, Any]:
-    """The keys that a quantised model adds to config.json; none for another."""
+    """The keys that a quantised model adds to config.json; {} for any other."""
     config = quantization_of(model)
     return {} if config is None else {QUANTIZATION_KEY: config.to_dict()}
 
@@ -80,7 +81,7 @@ def stored_entries(model: nn.Layer) -> dict[str, TensorEntry]:
     entries = {}
     for name, layer in quantized_linears(model).items():
         for part, (dtype, shape) in layer.arrays.items():
-
+            # defaults, because a loop's variables would be those of its last round
             def read(layer: QuantizedLinear = layer, part: str = part) -> np.ndarray:
                 return layer.stored(part)
 
@@ -89,29 +90,30 @@ def stored_entries(model: nn.Layer) -> dict[str, TensorEntry]:
 
 
 def unfilled_arrays(model: nn.Layer) -> dict[str, tuple[QuantizedLinear, str]]:
-    """Full name -> (layer, array) of the codes that a prepared model waits for."""
+    """Full name -> (layer, array) of the codes that a prepared model still lacks."""
     waiting = {name: layer for name, layer in quantized_linears(model).items() if not layer.filled}
     return {f"{name}.{part}": (layer, part) for name, layer in waiting.items() for part in layer.arrays}
 
 
-def coded(tensors: Tensors, model: nn.Layer, source: str) -> dict[str, TensorEntry]:
-    """Tensors with codes in place of the weights that a prepared model holds as such; coded when they are read.
+def with_codes(tensors: Tensors, model: nn.Layer, source: str) -> dict[str, TensorEntry]:
+    """Tensors with codes in place of the weights that a prepared model stores quantised; computed when they are read.
 
     Args:
-        tensors: under our names; those of a checkpoint that is quantised already pass through.
+        tensors: under our names; those of a checkpoint that is already quantised pass through.
         source: for messages.
 
     Raises:
         UserError: weights are misshapen, or codes are of another type.
     """
     waiting = {f"{name}.weight": layer for name, layer in quantized_linears(model).items() if not layer.filled}
+    # shapes first, under the names that the file has: the user knows weights, not arrays of codes
     floats = {name: layer.weight_shape for name, layer in waiting.items() if name in tensors}
     check_weights(floats, {name: tensors[name] for name in floats}, source)
     for name, (layer, part) in unfilled_arrays(model).items():
         if name in tensors and tensors[name].dtype != _STORED_TYPES[layer.arrays[part][0]]:
             expected = _STORED_TYPES[layer.arrays[part][0]]
             raise UserError(
-                f"'{name}' of {source} is {tensors[name].dtype}, but {layer.kind}, which its config.json declares, has "
+                f"'{name}' of {source} is {tensors[name].dtype}, but its config.json declares {layer.kind}, which has "
                 f"{expected} there; copy the directory again"
             )
     result: dict[str, TensorEntry] = {}
@@ -121,13 +123,13 @@ def coded(tensors: Tensors, model: nn.Layer, source: str) -> dict[str, TensorEnt
 
 
 def _coded_entries(name: str, entry: TensorEntry, layer: QuantizedLinear) -> Mapping[str, TensorEntry]:
-    """One weight's arrays; the first that is read codes it, and it is let go with the last."""
+    """One weight's arrays; the first that is read quantises it, and the result is released with the last."""
     held: list[QuantizedWeight] = []
     left: set[str] = set()
 
     def read(part: str) -> np.ndarray:
         if not held:
-            # a torch checkpoint holds it output-major, as codes are: it is not turned
+            # a torch checkpoint stores it output-major, as codes are, so it need not be transposed
             array = entry.read() if entry.turned_from is None else entry.turned_from.read().T
             try:
                 held.append(quantize_weight(array, layer.kind))

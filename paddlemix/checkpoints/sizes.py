@@ -1,8 +1,8 @@
 """A model's sizes and processor from its configuration files alone: nothing is downloaded, no weight file is needed.
 
-    read_sizes(BaseSpec(model="liuhaotian/llava-v1.5-7b")).config  # also where that model is nowhere on this machine
+    read_sizes(BaseSpec(model="liuhaotian/llava-v1.5-7b")).config  # even if that model is not on this machine
 
-For what needs to know a model that is not loaded.
+For the dry run and other commands that must know a model without loading it.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class ModelSizes:
 
     Args:
         config: complete sizes.
-        processor: None where there are no tokenizer files.
-        quantization: how the language model's linear layers are held; None where as they are.
-        origin: where the sizes are from, in words.
+        processor: None without tokenizer files.
+        quantization: how the language model's linear layers are stored; None: in floating point.
+        origin: where the sizes come from, in words.
     """
 
     config: LlavaConfig
@@ -54,9 +54,14 @@ def read_sizes(spec: BaseSpec) -> ModelSizes:
         spec: the base.
 
     Raises:
-        MissingFileError: it is no directory here and no model of `presets`.
+        MissingFileError: it is neither a directory nor a model of `presets`.
         UserError: its files cannot be understood.
     """
+    # | the model is               | sizes                       | processor                  |
+    # |----------------------------|-----------------------------|----------------------------|
+    # | a directory, or cached     | of its files                | of its files               |
+    # | elsewhere, but published   | of its preset               | None                       |
+    # | anything else              | an error                    |                            |
     source = declared_base(spec)
     if isinstance(source, Source):
         check_tower(source.config, spec)
@@ -67,6 +72,7 @@ def read_sizes(spec: BaseSpec) -> ModelSizes:
             quantization=quantization,
             origin=str(source.directory),
         )
+    # a preset: what `attach_tower` and `with_image_size` do to files, done to sizes
     config = source
     if config.vision is None and spec.tower is not None:
         config = replace(
@@ -86,7 +92,7 @@ def read_sizes(spec: BaseSpec) -> ModelSizes:
 
 
 def declared_base(spec: BaseSpec) -> Source | LlavaConfig:
-    """The declared files of a base, its tower attached; a preset's sizes where there are none.
+    """The declared files of a base with its tower attached; a preset's sizes without files.
 
     Raises:
         MissingFileError, UserError: see `read_sizes`.
@@ -100,26 +106,27 @@ def declared_base(spec: BaseSpec) -> Source | LlavaConfig:
 
 
 def _open(name: str) -> Source | LlavaConfig:
-    """A model's declared files, or a preset's sizes where there are none."""
+    """A model's declared files, or a preset's sizes without files."""
     directory = _directory(name)
     if directory is None:
         preset = PRESETS.get(PUBLISHED_NAMES.get(name, name))
         if preset is None:
             raise MissingFileError(
-                f"model '{name}' is not on this machine, and its sizes are not known; give a directory with its "
+                f"model '{name}' is not on this machine, and its sizes are not known; use a directory with its "
                 f"config.json, or one of {', '.join(PRESETS)}"
             )
         return preset
     if is_adapter(directory):
-        raise UserError(f"{directory} is an adapter, expected a whole model; give it as lora_path, its base here")
+        raise UserError(f"{directory} is an adapter, expected a whole model; set lora_path to it, and this to its base")
     if is_xtuner(directory):
         return Source.open(directory)
     layout = recognise(directory)
     if layout.kind in TOWER_KINDS:
-        raise UserError(f"{directory} is a vision tower, expected a language model; give it as mm_vision_tower")
+        raise UserError(f"{directory} is a vision tower, expected a language model; set mm_vision_tower to it")
     source = Source(directory, layout.kind, layout.config, layout.processor, layout.keymaps)
     if layout.tower is None:
         return source
+    # As `Source.open` completes it, but without asking which weights are inside: there may be none here.
     tower = _open_tower(layout.tower, directory)
     processor: dict[str, Any] = {**tower.processor, **source.processor, **pick_sizes(tower.processor)}
     vision = tower.config.vision
@@ -130,7 +137,7 @@ def _open(name: str) -> Source | LlavaConfig:
 
 
 def _open_tower(name: str, beside: Path | None = None) -> Source:
-    """A vision tower's declared files, or a preset's sizes where there are none.
+    """A vision tower's declared files, or a preset's sizes without files.
 
     Args:
         beside: the checkpoint that names it.
@@ -139,12 +146,12 @@ def _open_tower(name: str, beside: Path | None = None) -> Source:
     if directory is not None:
         layout = recognise(directory)
         if layout.kind not in TOWER_KINDS:
-            raise UserError(f"mm_vision_tower '{name}' is no vision tower (its layout is {layout.kind})")
+            raise UserError(f"mm_vision_tower '{name}' is not a vision tower (its layout is {layout.kind})")
         return Source(directory, layout.kind, layout.config, layout.processor, layout.keymaps)
     vision = TOWERS.get(PUBLISHED_NAMES.get(name, name))
     if vision is None:
         raise MissingFileError(
-            f"mm_vision_tower '{name}' is not on this machine, and its sizes are not known; give a directory with its "
+            f"mm_vision_tower '{name}' is not on this machine, and its sizes are not known; use a directory with its "
             f"config.json, or one of {', '.join(TOWERS)}"
         )
     form = tower_form(vision)
@@ -152,7 +159,7 @@ def _open_tower(name: str, beside: Path | None = None) -> Source:
 
 
 def _directory(name: str) -> Path | None:
-    """A model's directory or the cache that has it; None where neither is there."""
+    """A model's directory or the cache that has it; None without either."""
     path = user_path(name, "the model")
     if path.is_dir():
         return path

@@ -1,7 +1,7 @@
 """An opened checkpoint: its complete configuration and its weights under our names, not yet read.
 
-Joins what some layouts keep apart (an original LLaVA-1.5 has its vision tower beside it).  Both loading into a model
-and converting between layouts start here.
+Joins what some layouts keep apart (an original LLaVA-1.5 has its vision tower beside it).  Loading a model and
+converting between layouts both begin here.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ class Source:
 
     Args:
         directory: where it is.
-        kind: its layout, see `layouts.Layout`.
+        kind: its layout, see `config_readers.Layout`.
         config: complete sizes.
-        processor: values of a `processor_config.json` as far as they are declared.
+        processor: values of a `processor_config.json`, as far as they are declared.
         keymaps: names its weights may have.
         tower_directory: where the tower's weights are if not inside.
-        fused: which weights are joined, see `fused.split_fused`.
-        projector_directory: where the projector's weights are, if XTuner keeps them apart.
-        resized: whether the tower's image size is another than its weights may be for: their position embeddings are
-            then interpolated.
+        fused: which weights are joined, see `joined_weights.split_fused`.
+        projector_directory: where the projector's weights are if apart, as XTuner keeps them.
+        resized: whether the tower's image size may differ from that of its weights, whose position embeddings are then
+            interpolated.
     """
 
     directory: Path
@@ -73,6 +73,7 @@ class Source:
         """
         tensors = self._own_tensors()
         if self.tower_directory is not None:
+            # a tower outside replaces one inside, which may be there too, untrained
             tower = Source.open(self.tower_directory).tensors()
             inside = {name: entry for name, entry in tensors.items() if not name.startswith(_TOWER)}
             tensors = {**inside, **{name: entry for name, entry in tower.items() if name.startswith(_TOWER)}}
@@ -87,12 +88,13 @@ class Source:
         return any(name.startswith(_TOWER) for name in self._own_tensors())
 
     def _own_tensors(self) -> dict[str, TensorEntry]:
+        # names first, then InternViT's joined matrix, then PaddleMIX's and InternLM2's: each step expects our names
         tensors = rename(read_weights(self.directory), self.keymaps, self.directory)
         if self.kind != "paddlemix":
             tensors = split_tower(tensors)
         tensors = split_fused(tensors, self.config.text, self.fused) if self.fused else tensors
         if self.kind == "original" and not self.config.image_newline:
-            tensors.pop("image_newline", None)  # PaddleMIX makes and saves one for every model, LLaVA-1.5 too
+            tensors.pop("image_newline", None)  # PaddleMIX creates and saves one for every model, even LLaVA-1.5
         return tensors
 
     @classmethod
@@ -100,8 +102,8 @@ class Source:
         """Reads configuration files, no weights.
 
         Raises:
-            MissingFileError: the directory, its `config.json` or the tower that it names is not there.
-            UserError: the layout is not known.
+            MissingFileError: the directory, its `config.json` or the tower that it names is missing.
+            UserError: the layout is unknown.
         """
         if is_xtuner(directory):
             return _open_xtuner(read_xtuner(directory))
@@ -115,17 +117,17 @@ def _of_layout(directory: Path, layout: Layout) -> Source:
 
 
 def open_language_model(parts: XTunerParts) -> Source:
-    """The language model of an XTuner directory, without what stands beside it.
+    """The language model of an XTuner directory, without tower, projector and adapters.
 
     Raises:
         MissingFileError: it is not where the directory says.
-        UserError: it is no language model alone.
+        UserError: it is not just a language model.
     """
     inside = parts.language_model == str(parts.directory)
     directory = parts.directory if inside else find_part(parts.directory, parts.language_model, "language model")
     layout = recognise(directory)
     if layout.kind != "language":
-        raise UserError(f"{directory} is no language model alone (its layout is {layout.kind}), as XTuner's must be")
+        raise UserError(f"{directory} is not just a language model (its layout is {layout.kind}), as XTuner's must be")
     return _of_layout(directory, layout)
 
 
@@ -135,7 +137,7 @@ def _open_xtuner(parts: XTunerParts) -> Source:
     directory = find_part(parts.directory, parts.tower, "vision tower")
     tower = Source.open(directory)
     if tower.kind not in TOWER_KINDS:
-        raise UserError(f"the vision tower of {parts.directory}, {directory}, is none (its layout is {tower.kind})")
+        raise UserError(f"{directory}, the vision tower of {parts.directory}, is not one (its layout is {tower.kind})")
     config = replace(
         language.config,
         vision=tower.config.vision,
@@ -148,24 +150,24 @@ def _open_xtuner(parts: XTunerParts) -> Source:
 
 
 def open_source(path: str | Path, inside: bool = False) -> Source:
-    """Opens a model directory or name, with a plain word where it is an adapter or a tower.
+    """Opens a model directory or name; an adapter or a tower is an error that says what to do with it.
 
     Args:
-        inside: of an XTuner directory the model without the adapters is meant.
+        inside: of an XTuner directory, the model without its adapters.
     """
     directory = resolve_model(path)
     if is_adapter(directory) and not (inside and is_xtuner(directory)):
         raise UserError(f"{directory} is an adapter, expected a whole model; merge it first (paddlemix merge-lora)")
     source = Source.open(directory)
     if source.kind in TOWER_KINDS:
-        raise UserError(f"{directory} is a vision tower, expected a language model; give it as mm_vision_tower")
+        raise UserError(f"{directory} is a vision tower, expected a language model; set mm_vision_tower to it")
     return source
 
 
 def with_image_size(source: Source, image_size: int | None) -> Source:
     """A checkpoint whose tower reads images of another size, pixels; None: as they are.
 
-    Position embeddings that are of another grid are interpolated when weights are read.
+    Position embeddings for another grid are interpolated when weights are read.
 
     Raises:
         UserError: the model has no tower, a patch is larger than such an image, or `with_tile_size` does not know what
@@ -183,6 +185,13 @@ def with_image_size(source: Source, image_size: int | None) -> Source:
 def _with_tower(source: Source, layout: Layout) -> Source:
     """Completes an original LLaVA checkpoint with its tower's sizes, and with its weights where they are beside it."""
     assert layout.tower is not None
+    # | the tower that config.json names   | weights are taken from                                              |
+    # |------------------------------------|---------------------------------------------------------------------|
+    # | not here, but weights are inside,  | inside; sizes from the preset                                       |
+    # |   of a tower that is published     |                                                                     |
+    # | here, unfrozen or InternViT's      | inside, if there are any                                            |
+    # | here, else                         | the tower's own directory                                           |
+    # | nowhere                            | a download, or an error                                             |
     if local_part(source.directory, layout.tower) is None and source.holds_tower():
         published = TOWERS.get(PUBLISHED_NAMES.get(layout.tower, "")) or published_tower(source._own_tensors())
         if published is not None:
@@ -191,7 +200,7 @@ def _with_tower(source: Source, layout: Layout) -> Source:
     directory = find_part(source.directory, layout.tower, "vision tower")
     tower = Source.open(directory)
     if tower.kind not in TOWER_KINDS or tower.config.vision is None:
-        raise UserError(f"mm_vision_tower '{layout.tower}' ({directory}) is no vision tower (CLIP, InternViT)")
+        raise UserError(f"mm_vision_tower '{layout.tower}' ({directory}) is not a vision tower (CLIP, InternViT)")
     # InternVL's checkpoints carry the position embeddings that they were trained with
     inside = (layout.tower_inside or tower.kind == INTERN_VIT_FORM.kind) and source.holds_tower()
     return _with_tower_values(source, layout, tower.config.vision, tower.processor, None if inside else directory)
@@ -200,13 +209,13 @@ def _with_tower(source: Source, layout: Layout) -> Source:
 def _with_tower_values(
     source: Source, layout: Layout, vision: VisionConfig, processor: Mapping[str, Any], directory: Path | None
 ) -> Source:
-    """The checkpoint with a tower's sizes and pixels; `directory` is None where the weights inside are taken."""
-    if "image_mean" in source.processor:  # the checkpoint has a preprocessor_config.json, and that counts whole
+    """The checkpoint with a tower's sizes and pixels; `directory` is None if the weights inside are used."""
+    if "image_mean" in source.processor:  # the checkpoint has a preprocessor_config.json, which counts as a whole
         processor = {key: value for key, value in processor.items() if key not in PIXEL_OPTIONS}
     joined = replace(
         source,
         config=replace(source.config, vision=vision),
-        # what the checkpoint itself declares about pixels wins, but for the sizes, which belong to the weights
+        # what the checkpoint itself declares about pixels wins, except for the sizes, which belong to the weights
         processor={**processor, **source.processor, **pick_sizes(processor)},
         tower_directory=directory,
     )
@@ -217,7 +226,7 @@ def _with_tower_values(
 
 
 def pick_sizes(processor: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a tower's processor values that its weights decide."""
+    """The processor values of a tower that its weights determine."""
     return {key: processor[key] for key in ("image_size", "patch_size")}
 
 
@@ -237,6 +246,7 @@ def rename(tensors: Mapping[str, TensorEntry], keymaps: tuple[KeyMap, ...], dire
             return renamed
         if best is None or len(unknown) < len(best):
             best = unknown
+    # the keymap that knows most is the layout that was meant: its unknown names say most to the user
     listed, layouts = ", ".join(sorted(best or [])[:8]), " or ".join(keymap.name for keymap in keymaps)
     raise UserError(f"{directory} holds {len(best or [])} weights that a {layouts} checkpoint does not have: {listed}")
 

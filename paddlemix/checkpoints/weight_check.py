@@ -1,4 +1,4 @@
-"""Every weight accounted for: the names and shapes that a model has against those that a checkpoint holds.
+"""Every weight accounted for: the names and shapes that a model needs against those that a checkpoint holds.
 
 Knows names and shapes only; needs no model and no paddle.
 """
@@ -18,7 +18,7 @@ _TOWER_LAYERS = "vision_tower.layers."
 def check_weights(
     expected: Mapping[str, Shape], tensors: Tensors, source: str, may_miss: Callable[[str], bool] = lambda name: False
 ) -> set[str]:
-    """Compares a checkpoint's weights with those that are called for.
+    """Compares a checkpoint's weights with those that are needed.
 
     Args:
         expected: name -> shape.
@@ -27,12 +27,17 @@ def check_weights(
         may_miss: whether a weight may be absent, e.g. that of a new projector.
 
     Returns:
-        Names of the tower weights that belong to layers behind the selected one: kept, but not built.
+        Names of the tower weights that belong to layers after the selected one: kept, but not built.
 
     Raises:
         UserError: lists every missing, extra and misshapen weight.
     """
-    unused = {name for name in tensors if _behind_selection(name, expected)}
+    # | in the checkpoint, not needed       | verdict                                              |
+    # |-------------------------------------|------------------------------------------------------|
+    # | tower layers after the selected one | unused: nothing reads them, saving keeps them        |
+    # | an output layer of a tied model     | a copy of the embedding, which some programs save    |
+    # | anything else                       | extra: config.json and weights are of two models     |
+    unused = {name for name in tensors if _is_unbuilt(name, expected)}
     tied = {"lm_head.weight"} - expected.keys()
     kinds = {
         "missing": sorted(name for name in expected.keys() - tensors.keys() if not may_miss(name)),
@@ -49,10 +54,11 @@ def check_weights(
     return unused
 
 
-def _behind_selection(name: str, expected: Mapping[str, Shape]) -> bool:
-    """Whether a weight is of a tower layer that is not built, or of the norm behind the last."""
+def _is_unbuilt(name: str, expected: Mapping[str, Shape]) -> bool:
+    """Whether a weight belongs to a tower layer that is not built, or to the norm after the last."""
     if name.startswith(_TOWER_LAYERS):
         layer = name[len(_TOWER_LAYERS) :].partition(".")[0]
+        # every layer has this norm; a made-up number like "x" is an extra weight instead
         return layer.isdecimal() and f"{_TOWER_LAYERS}{layer}.layer_norm1.weight" not in expected
     return name in ("vision_tower.post_layernorm.weight", "vision_tower.post_layernorm.bias")
 
@@ -63,10 +69,10 @@ def _list(kind: str, names: list[str]) -> str:
 
 
 def check_vocabulary(num_tokens: int, vocab_size: int, source: str) -> None:
-    """A tokenizer may know fewer ids than the embedding has rows, never more.
+    """Checks that a tokenizer has no more ids than the embedding has rows; it may have fewer.
 
     Raises:
-        UserError: it knows more.
+        UserError: it has more.
     """
     if num_tokens > vocab_size:
         raise UserError(

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paddlemix.checkpoints.identity.model_identity import model_identity
+from paddlemix.checkpoints.model_identity import model_identity
 from paddlemix.datasets.records.record_file import RecordFile
 from paddlemix.errors import UserError
 from paddlemix.generation.answer_header import QUESTIONS, VERSION, Asked

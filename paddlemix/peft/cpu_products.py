@@ -1,7 +1,7 @@
-"""Codes multiplied and widened in C (models/kernels/quantized_kernels.c), where paddle takes many passes.
+"""Codes multiplied and decoded in C (models/kernels/quantized_kernels.c), where paddle needs many passes.
 
-Wide numbers are those of the plain form bit for bit, products to rounding.  `holds` and `suits` are false where the
-kernels are missing or a tensor is of another kind or device; the layer then computes the plain form.
+Decoded numbers equal those of the plain form bit for bit, products up to rounding.  `can_decode` and `is_faster` are
+false if the kernels are missing or a tensor is of another kind or device; the layer then computes the plain form.
 """
 
 from __future__ import annotations
@@ -14,51 +14,52 @@ import paddle
 from paddlemix.models.kernels import cpu_library
 from paddlemix.peft.quantized_weight import NF4_LEVELS
 
-MOST_ROWS = 48  # for more, wide weights and a library's product are faster
+MOST_ROWS = 48  # for more, decoding the weights and a library's product are faster
 _KINDS = ("int8", "nf4")
 
-Arrays = Mapping[str, paddle.Tensor]  # of `codes.stored_arrays`, by name
+Arrays = Mapping[str, paddle.Tensor]  # of `quantized_weight.stored_arrays`, by name
 
 
-def holds(kind: str, arrays: Arrays) -> bool:
-    """Whether `widen_` takes a weight."""
+def can_decode(kind: str, arrays: Arrays) -> bool:
+    """Whether `decode_` supports a weight."""
     if kind not in _KINDS or not cpu_library.is_supported(*_scales(kind, arrays)):
         return False
     return all(array.place.is_cpu_place() and array.is_contiguous() for array in arrays.values())
 
 
-def suits(kind: str, arrays: Arrays, inputs: paddle.Tensor) -> bool:
-    """Whether `product` takes inputs [n, in] and is the fast way for them."""
-    return 1 <= inputs.shape[0] <= MOST_ROWS and holds(kind, arrays) and cpu_library.is_supported(inputs)
+def is_faster(kind: str, arrays: Arrays, inputs: paddle.Tensor) -> bool:
+    """Whether `product` supports inputs [n, in] and is the faster way for them."""
+    return 1 <= inputs.shape[0] <= MOST_ROWS and can_decode(kind, arrays) and cpu_library.is_supported(inputs)
 
 
 def product(kind: str, arrays: Arrays, inputs: paddle.Tensor) -> paddle.Tensor:
-    """float32 [n, in] -> [n, out], without a gradient; no weight is made wide in memory.
+    """float32 [n, in] -> [n, out], without a gradient; no weight is decoded to memory.
 
     The codes are read once for 16 rows.  A row's numbers do not depend on the others.
     """
+    # inner * columns: the work per row, by which the library decides how many threads are worth starting
     (rows, inner), columns = inputs.shape, arrays["weight_codes"].shape[0]
     outputs = paddle.empty([rows, columns], dtype="float32")
     cpu_library.run(f"{kind}_product", inner * columns, rows, inner, columns, inputs, *_held(kind, arrays), outputs)
     return outputs
 
 
-def widen_(wide: paddle.Tensor, kind: str, arrays: Arrays, first: int, scaled: bool = True) -> paddle.Tensor:
+def decode_(rows: paddle.Tensor, kind: str, arrays: Arrays, first: int, scaled: bool = True) -> paddle.Tensor:
     """Fills float32 [n, in] with the weights of n outputs from `first` on.
 
     Args:
         scaled: False leaves out the factors that int8 has per output.
     """
-    count, inner = wide.shape
+    count, inner = rows.shape
     held = _held(kind, arrays)
     if kind == "int8" and not scaled:
-        held = (held[0], None)
-    cpu_library.run(f"{kind}_widen", count * inner, first, count, inner, *held, wide)
-    return wide
+        held = (held[0], None)  # a null pointer: the kernel then multiplies by nothing
+    cpu_library.run(f"{kind}_widen", count * inner, first, count, inner, *held, rows)
+    return rows
 
 
 def _held(kind: str, arrays: Arrays) -> tuple[paddle.Tensor | None, ...]:
-    """What a kernel reads, in its order."""
+    """The arrays that a kernel reads, in its order."""
     codes, scales = arrays["weight_codes"], _scales(kind, arrays)
     return (codes, *scales) if kind == "int8" else (codes, arrays["weight_scale_codes"], *scales, _levels())
 

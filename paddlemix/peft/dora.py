@@ -1,8 +1,8 @@
-"""DoRA: the length of the weights of each output is learned by itself, the low-rank update changes their direction.
+"""DoRA: the length of each output's weights is learned separately, the low-rank update changes their direction.
 
     V = W + scaling * A B        y = x V * (m / |V|)        m [out], |V| the lengths of V's columns
 
-m begins as |W|, so that nothing changes at the start.  |V| is taken as a constant in the backward pass.
+m begins as |W|, so that nothing changes at the start.  |V| is a constant in the backward pass.
 Source: Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", equation 5 and section 4.3.
 """
 
@@ -25,7 +25,7 @@ _TINY = 1e-30  # a column of zeros has length 0 and magnitude 0
 class DoRALinear(LoRALinear):
     """A linear layer whose weight is split into lengths and directions; see `LoRALinear` for the arguments.
 
-    The lengths are computed anew for every input, which makes decoding token by token slow: merge the adapter for that.
+    The lengths are recomputed for every input, which makes decoding token by token slow: merge the adapter for that.
     """
 
     OWN = (*LoRALinear.OWN, "lora_magnitude_vector")
@@ -33,12 +33,19 @@ class DoRALinear(LoRALinear):
     def __init__(self, base: Any, config: LoRAConfig, name: str = "") -> None:
         super().__init__(base, config, name)
         self.lora_magnitude_vector = self._new([self.out_features])
-        if initialising():  # B is zero
+        if initialising():  # B is zero, so V is W
             with paddle.no_grad():
                 self.lora_magnitude_vector.set_value(_lengths(self.base_weight()).astype(self.adapter_dtype))
 
     def forward(self, inputs: paddle.Tensor) -> paddle.Tensor:
-        """[..., in] -> [..., out]."""
+        """[..., in] -> [..., out].
+
+        | when                                       | computed as                                        |
+        |--------------------------------------------|----------------------------------------------------|
+        | training with dropout                      | base on whole inputs, everything new on dropped    |
+        | float32, many rows, a small layer          | one product with the merged weight                 |
+        | else                                       | base and update, times the gain of each output     |
+        """
         if self.dropout > 0 and self.training:
             return self._dropped(inputs)
         if self._is_added_first(inputs) and self._is_small():
@@ -53,18 +60,20 @@ class DoRALinear(LoRALinear):
         return size <= 3 * NARROW_COST * self.rank * (self.in_features + self.out_features)
 
     def merged_weight(self) -> paddle.Tensor:
-        """[in, out] float32: the weight of the plain linear layer that gives the same outputs."""
+        """[in, out] float32: the weight of the plain linear layer with the same outputs."""
         total = self._sum(self.base_weight())
         return total * self._gain(total)
 
     def _dropped(self, inputs: paddle.Tensor) -> paddle.Tensor:
-        """With dropout the base layer sees whole inputs and all that is new dropped ones, as in PEFT."""
+        """With dropout the base layer gets whole inputs and everything new dropped ones, as in PEFT."""
         gain = self._cast_gain(inputs)
         dropped = dropout(inputs, self.dropout)
+        # x W + d W (g - 1) + d A B s g: at the start g is 1 and B zero, so that dropout changes nothing yet
         change = self._plain(dropped, with_bias=False) * (gain - 1) + self._update(dropped) * gain
         return self._plain(inputs, with_bias=True) + change
 
     def _cast_gain(self, inputs: paddle.Tensor) -> paddle.Tensor:
+        # in float32 even under autocast: a length is a sum of thousands of squares
         with paddle.no_grad(), paddle.amp.auto_cast(enable=False):
             total = self._sum(self.base_weight())
         return self._gain(total).astype(inputs.dtype)

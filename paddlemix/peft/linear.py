@@ -1,4 +1,4 @@
-"""The layer that an adapter puts in the place of a linear layer, and the kind of quantised layer it can stand on.
+"""The layer that replaces a linear layer under an adapter, and the interface of a quantised layer below it.
 
     y = x W + scaling * dropout(x) A B        A [in, r] random, B [r, out] zero at the start
 
@@ -24,11 +24,11 @@ from paddlemix.peft.settings import LoRAConfig
 
 @runtime_checkable
 class QuantizedBase(Protocol):
-    """A linear layer whose weight is kept in fewer bits; called with [..., in], it gives [..., out].
+    """A linear layer whose weight is stored in fewer bits; maps [..., in] to [..., out].
 
     Args:
         weight_shape: (in, out).
-        weight_dtype: of the weight that it stands for; its adapter is held in it.
+        weight_dtype: of the original weight, and of its adapter.
         bias: [out] or None; calling the layer adds it.
     """
 
@@ -47,8 +47,8 @@ class LoRALinear(nn.Layer):
     """A linear layer with a low-rank update.
 
     Args:
-        base: a linear layer, weight [in, out], whose weight this layer takes; or a `QuantizedBase`, which it keeps
-            as its sublayer `base`.
+        base: a linear layer, weight [in, out], whose weight becomes this layer's; or a `QuantizedBase`, which becomes
+            its sublayer `base`.
         config: rank, scaling, dropout.
         name: of the replaced layer in the model, for the patterns of `config`.
 
@@ -72,7 +72,7 @@ class LoRALinear(nn.Layer):
         self.adapter_dtype = base.weight_dtype if self.is_quantized else base.weight.dtype
         # In low precision the sum of weight and update would lose the update's last bits.
         self._sums_are_exact = not self.is_quantized and self.adapter_dtype == paddle.float32
-        # For few rows, as of a decoded token, the product of A and B is the dearer one.
+        # For few rows, e.g. of one decoded token, the product of A and B costs more than those with the inputs.
         self._least_rows = in_features * out_features / (NARROW_COST * (in_features + out_features))
         bound = 1 / math.sqrt(in_features)  # Kaiming uniform with a = sqrt(5)
         start = nn.initializer.Uniform(-bound, bound) if initialising() else nn.initializer.Constant(0.0)
@@ -84,7 +84,15 @@ class LoRALinear(nn.Layer):
         return self.create_parameter(shape, dtype=self.adapter_dtype, default_initializer=start)
 
     def forward(self, inputs: paddle.Tensor) -> paddle.Tensor:
-        """[..., in] -> [..., out]."""
+        """[..., in] -> [..., out].
+
+        | base, rows, dropout                     | gradient | computed as                               |
+        |-----------------------------------------|----------|-------------------------------------------|
+        | float32, many rows, none                | no       | x (W + s A B), one product                |
+        | float32, many rows, none                | yes      | the same, by a function with its own pass |
+        | any other without dropout               | any      | x W + s (x A) B                           |
+        | training with dropout                   | yes      | x W + s dropout(x) A B, mask not stored   |
+        """
         dropping = self.dropout > 0 and self.training
         if self._is_added_first(inputs) and not dropping:
             if not paddle.is_grad_enabled():  # the same product as of the layer without an adapter
@@ -101,7 +109,7 @@ class LoRALinear(nn.Layer):
         return self.lora_A, self.lora_B
 
     def merged_weight(self) -> paddle.Tensor:
-        """[in, out] float32: the weight of the plain linear layer that gives the same outputs."""
+        """[in, out] float32: the weight of the plain linear layer with the same outputs."""
         return self._sum(self.base_weight())
 
     def base_weight(self) -> paddle.Tensor:
@@ -109,6 +117,7 @@ class LoRALinear(nn.Layer):
         return self.base.dequantized() if self.is_quantized else self.weight.astype("float32")
 
     def _is_added_first(self, inputs: paddle.Tensor) -> bool:
+        # under autocast the products are in low precision, and the sum with them
         enough = self._sums_are_exact and inputs.size >= self._least_rows * self.in_features
         return enough and not paddle.amp.is_autocast_enabled()
 
@@ -122,7 +131,7 @@ class LoRALinear(nn.Layer):
     def _update(self, inputs: paddle.Tensor) -> paddle.Tensor:
         """What the adapter adds to the base layer's outputs."""
         first, second = (as_type(factor, inputs.dtype) if self.is_quantized else factor for factor in self.factors())
-        narrow = paddle.matmul(inputs, first)
+        narrow = paddle.matmul(inputs, first)  # [..., in] -> [..., r]
         if on_cpu(inputs):
             return paddle.matmul(narrow, second) * self.scaling
         return paddle.matmul(narrow * self.scaling, second)

@@ -26,7 +26,7 @@ __all__ = ["LoRAConfig", "LoRALinear", "add_lora", "linear_names", "lora_paramet
 def linear_names(model: nn.Layer) -> list[str]:
     """Full names of the linear layers of a model, adapted and quantised ones included."""
     names = []
-    inside: tuple[str, ...] = ()  # what a quantised or adapted layer is made of is no layer of the model
+    inside: tuple[str, ...] = ()  # layers inside a quantised or adapted one are not layers of the model
     for name, layer in model.named_sublayers():
         if isinstance(layer, (nn.Linear, LoRALinear, QuantizedBase)) and not name.startswith(inside):
             names.append(name)
@@ -45,19 +45,23 @@ def add_lora(model: nn.Layer, config: LoRAConfig, filled: Collection[str] = ()) 
     """Replaces the linear layers that `config.modules` names, in place.  Outputs do not change until it is trained.
 
     Args:
-        filled: names of parameters that the caller sets afterwards; a layer all of whose own are among them is given
-            no start values, which for PiSSA take long to compute.
+        filled: names of parameters that the caller sets afterwards; a layer whose own are all among them gets no start
+            values, which take long to compute for PiSSA.
 
     Raises:
-        UserError: a name is no linear layer of the model, or PiSSA cannot begin from its weight; nothing is replaced
-            then.
+        UserError: a name is not a linear layer of the model, or PiSSA cannot begin from its weight; nothing is then
+            replaced.
     """
+    # everything is checked before anything is replaced
     found = [_find(model, name) for name in config.modules]
     for name, (_, _, layer) in zip(config.modules, found, strict=True):
         if not isinstance(layer, (nn.Linear, QuantizedBase)):
-            raise UserError(f"LoRA module '{name}' is no linear layer of this model; is the adapter for another base?")
+            raise UserError(
+                f"LoRA module '{name}' is not a linear layer of this model; is the adapter for another base?"
+            )
         if config.pissa:
             _check_pissa(name, layer, config.rank_of(name))
+    # settings allow only one of the two
     kind = DoRALinear if config.use_dora else PiSSALinear if config.pissa else LoRALinear
     if config.pissa and not set(filled).issuperset(_own_names(kind, config.modules)):
         logger.info("PiSSA: computing the principal components of %d weights", len(found))
@@ -78,7 +82,7 @@ def merge_lora(model: nn.Layer) -> int:
     names = [name for name, layer in model.named_sublayers() if isinstance(layer, LoRALinear)]
     for name in names:
         parent, child, layer = _find(model, name)
-        plain = nn.Linear(1, 1, bias_attr=False)
+        plain = nn.Linear(1, 1, bias_attr=False)  # its tiny weight is replaced: nothing large is allocated twice
         with paddle.no_grad():
             merged = layer.merged_weight()
             if layer.is_quantized:

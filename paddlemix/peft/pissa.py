@@ -1,10 +1,10 @@
-"""PiSSA: the adapter begins with the principal components of the weight, which are taken out of the base.
+"""PiSSA: the adapter begins with the principal components of the weight, which are subtracted from the base.
 
     y = x (W - scaling * A0 B0) + scaling * x A B        A0 B0 the r largest components of W over the scaling; A, B
                                                          begin as A0, B0
 
-The base keeps its weight W: A0 and B0 are kept beside A and B and subtracted with the update, so that the adapter fits
-the original base, in any precision, and can be written for others as a plain one of rank 2 r.
+The base keeps its weight W: A0 and B0 are stored beside A and B and subtracted with the update, so that the adapter
+fits the original base in any precision and can be exported as a plain one of rank 2 r.
 Source: Meng et al. 2024, "PiSSA", section 3; the scaling as in PEFT (PaddleNLP has 1: lora_alpha equal to lora_rank).
 """
 
@@ -35,6 +35,7 @@ class PiSSALinear(LoRALinear):
         self.lora_A_start.stop_gradient = self.lora_B_start.stop_gradient = True
         if initialising():
             first, second = principal_factors(self.base_weight().numpy(), self.rank)
+            # scaling * A0 B0 is to be the principal part, so each factor is divided by the scaling's root
             root = self.scaling**-0.5
             for factor, values in (("lora_A", first * root), ("lora_B", second * root)):
                 tensor = paddle.to_tensor(values).astype(self.adapter_dtype)
@@ -44,7 +45,7 @@ class PiSSALinear(LoRALinear):
     def factors(self) -> tuple[paddle.Tensor, paddle.Tensor]:
         """[in, 2 r] and [2 r, out], whose product is A B - A0 B0.
 
-        It is put together as (A - A0) B + A0 (B - B0), where nothing large cancels: at the start every bit is zero.
+        It is computed as (A - A0) B + A0 (B - B0), where nothing large cancels: at the start every bit is zero.
         """
         first, second = difference(self.lora_A, self.lora_A_start), difference(self.lora_B, self.lora_B_start)
         return paddle.concat([first, self.lora_A_start], axis=1), paddle.concat([self.lora_B, second], axis=0)
@@ -67,9 +68,11 @@ def principal_factors(weight: np.ndarray, rank: int) -> tuple[np.ndarray, np.nda
     if wide.shape[0] > wide.shape[1]:
         second, first = principal_factors(np.ascontiguousarray(weight.T), rank)
         return np.ascontiguousarray(first.T), np.ascontiguousarray(second.T)
-    vectors = np.linalg.eigh(wide @ wide.T)[1][:, ::-1][:, :rank]  # [in, rank], largest first
+    vectors = np.linalg.eigh(wide @ wide.T)[1][:, ::-1][:, :rank]  # [in, rank], largest first; eigh sorts upwards
+    # an eigenvector's sign is arbitrary: the largest component of each is made positive
     vectors = vectors * np.where(vectors[np.abs(vectors).argmax(axis=0), np.arange(rank)] < 0, -1.0, 1.0)
     rows = vectors.T @ wide  # [rank, out], each as long as its singular value
     roots = np.sqrt(np.linalg.norm(rows, axis=1))
+    # a weight of low rank has components of length 0, which stay 0
     shares = np.divide(1.0, roots, out=np.zeros_like(roots), where=roots > 0)
     return (vectors * roots).astype(np.float32), (rows * shares[:, None]).astype(np.float32)

@@ -1,9 +1,9 @@
-"""A model whose language model's linear layers are held in few bits.
+"""A model whose language model's linear layers are stored in few bits.
 
     quantize_model(model, QuantizationConfig(kind="nf4"))      # in place, layer by layer
 
-Tower, projector, embeddings and output layer stay as they are.  The layer is in `quantized_linear.py`, formats in
-`codes.py`; how a checkpoint is coded while it is read, in `checkpoints/quantized.py`.
+Tower, projector, embeddings and output layer stay as they are.  The layer is in `quantized_linear.py`, formats are in
+`quantized_weight.py`; how a checkpoint is quantised while it is read is in `checkpoints/quantized.py`.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _DECODER_LAYER = re.compile(r".*\.layers\.\d+\.")
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizationConfig:
-    """How the linear layers of a language model are held.
+    """How the linear layers of a language model are stored.
 
     Args:
-        kind: "int8", "nf4", "bfloat16" or "float16", see `codes`.
+        kind: "int8", "nf4", "bfloat16" or "float16", see `quantized_weight`.
         skip: patterns (`fnmatch`) of full layer names that stay as they are, e.g. "*.down_proj".
     """
 
@@ -51,15 +51,15 @@ def quantizable_names(model: nn.Layer, skip: tuple[str, ...] = ()) -> list[str]:
     """Full names of the linear layers that `quantize_model` replaces.
 
     Raises:
-        UserError: a pattern of `skip` matches none of them, or the model is quantised already or has an
-            adapter.
+        UserError: a pattern of `skip` matches none of them, or the model is already quantised or has an adapter.
     """
     for layer in model.sublayers():
         if isinstance(layer, QuantizedLinear):
-            raise UserError(f"the model is quantised already ({layer.kind}); begin with the one it was made of")
+            raise UserError(f"the model is already quantised ({layer.kind}); use the one that it was made from")
         if isinstance(layer, LoRALinear):
-            raise UserError("the model has an adapter; quantise it before, or merge the adapter first")
+            raise UserError("the model has an adapter; quantise it before adding one, or merge the adapter first")
     names = [name for name, layer in model.named_sublayers() if name.startswith(_PART) and isinstance(layer, nn.Linear)]
+    # a pattern without a match is a typo: the layer it was to spare would be quantised
     for pattern in skip:
         if not fnmatch.filter(names, pattern):
             raise UserError(
@@ -76,7 +76,7 @@ def quantize_model(model: nn.Layer, config: QuantizationConfig) -> int:
         Number of layers replaced.
 
     Raises:
-        UserError: the model is quantised already, a pattern matches nothing, or a weight cannot be coded.
+        UserError: the model is already quantised, a pattern matches nothing, or a weight cannot be quantised.
     """
     names = quantizable_names(model, config.skip)
     for name in names:
@@ -86,6 +86,7 @@ def quantize_model(model: nn.Layer, config: QuantizationConfig) -> int:
             weight = quantize_weight(layer.weight.numpy(), config.kind)
         except UserError as error:
             raise UserError(f"'{name}.weight' cannot be quantised: {error}") from error
+        # replaced before the next is quantised, so that one float weight at most exists beside its codes
         replacement = _replace(parent, child, QuantizedLinear(config.kind, shape, layer.bias, layer.weight.dtype))
         replacement.fill(weight)
     _join_groups(model)
@@ -93,7 +94,7 @@ def quantize_model(model: nn.Layer, config: QuantizationConfig) -> int:
 
 
 def prepare_quantized(model: nn.Layer, config: QuantizationConfig) -> int:
-    """Replaces the same layers by ones without codes; they are filled from a checkpoint next.
+    """Replaces the same layers by ones without codes, to be filled from a checkpoint.
 
     Returns, raises: see `quantize_model`.
     """
@@ -107,7 +108,7 @@ def prepare_quantized(model: nn.Layer, config: QuantizationConfig) -> int:
 
 
 def _join_groups(model: nn.Layer) -> None:
-    """One group per decoder layer: its linear layers are used one soon after the other."""
+    """One group per decoder layer: its linear layers are used in quick succession."""
     groups: dict[str, list[QuantizedLinear]] = {}
     for name, layer in quantized_linears(model).items():
         found = _DECODER_LAYER.match(name)
@@ -119,10 +120,11 @@ def _join_groups(model: nn.Layer) -> None:
 
 
 def quantization_of(model: nn.Layer) -> QuantizationConfig | None:
-    """How a model is held, so that another can be prepared alike; None where no layer is quantised."""
+    """How a model is stored, so that another can be prepared alike; None if no layer is quantised."""
     found = quantized_linears(model)
     if not found:
         return None
+    # plain linear layers of the language model were spared by `skip`, here by their full names
     plain = (name for name, layer in model.named_sublayers() if isinstance(layer, nn.Linear))
     skip = tuple(name for name in plain if name.startswith(_PART))
     return QuantizationConfig(kind=next(iter(found.values())).kind, skip=skip)

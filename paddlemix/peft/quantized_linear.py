@@ -1,9 +1,9 @@
-"""A linear layer whose weight is held in few bits and made wide again, some outputs at a time, whenever it is used.
+"""A linear layer whose weight is stored in few bits and decoded, some outputs at a time, whenever it is used.
 
-Plain Paddle operators (cast, gather, product), so that one layer serves CPU, GPU and NPU; on CPU kernels in C take
-their place where they can, and multiply few rows by the codes themselves.  Neither pass keeps the wide weight: the
-backward pass makes it once more.  Off the CPU it is made by `wide_weights.py`, with those of other layers.  Formats are
-in `codes.py`; knows no model.
+Plain Paddle operators (cast, gather, product), so that one layer serves CPU, GPU and NPU; on a CPU kernels in C replace
+them where possible, and multiply few rows by the codes themselves.  Neither pass keeps the decoded weight: the backward
+pass decodes it again.  Off the CPU `wide_weights.py` decodes it, with those of other layers.  Formats are in
+`quantized_weight.py`; knows no model.
 
 Source: Dettmers et al. 2023, "QLoRA".
 """
@@ -27,23 +27,23 @@ from paddlemix.peft import cpu_products
 from paddlemix.peft.quantized_weight import NF4_BLOCK, SCALE_GROUP, QuantizedWeight, padded_size, stored_arrays
 from paddlemix.peft.wide_weights import WideGroup, four_levels
 
-# Of the wide weight that exist at once on CPU; smaller pieces cost more calls, larger ones the processor's cache.
+# Of the decoded weight that exist at once on a CPU; smaller pieces cost more calls, larger ones leave the cache.
 _WIDE_BYTES = 8 * 1024**2
 
 
 class QuantizedLinear(nn.Layer):
-    """A linear layer that holds its weight as codes; they are buffers, never trained, and keep their types.
+    """A linear layer that stores its weight as codes; they are buffers, never trained, and keep their types.
 
-    It begins without codes: `fill` or `store` gives them.
+    It begins without codes: `fill` or `store` sets them.
 
     Args:
-        kind: one of `codes.KINDS`.
+        kind: one of `quantized_weight.KINDS`.
         weight_shape: (in, out).
-        bias: [out], taken over from the layer it replaces.
-        dtype: of the weight that it replaces; an adapter on the layer is held in it.
+        bias: [out], that of the layer it replaces.
+        dtype: of the weight that it replaces, and of an adapter on the layer.
 
     Attributes:
-        group: whose weights are made wide together off the CPU; of this layer alone at first.
+        group: layers whose weights are decoded together off the CPU; at first this layer alone.
     """
 
     def __init__(
@@ -61,19 +61,19 @@ class QuantizedLinear(nn.Layer):
 
     @property
     def filled(self) -> bool:
-        """Whether all codes are there."""
+        """Whether all codes are set."""
         return all(name in self._buffers for name in self.arrays)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that the weight takes; the bias not counted."""
+        """Bytes of the weight, without the bias."""
         return sum(dtype.itemsize * math.prod(shape) for dtype, shape in self.arrays.values())
 
     def store(self, name: str, array: np.ndarray) -> None:
-        """Takes one of the arrays of `codes.stored_arrays`.
+        """Sets one of the arrays of `quantized_weight.stored_arrays`.
 
         Raises:
-            ValueError: there is no such array, or its type or shape is another.
+            ValueError: there is no such array, or its type or shape differs.
         """
         expected = self.arrays.get(name)
         if expected != (array.dtype, array.shape):
@@ -84,14 +84,14 @@ class QuantizedLinear(nn.Layer):
         self.group.forget()
 
     def stored(self, name: str) -> np.ndarray:
-        """One of the arrays, as `store` takes it."""
+        """One of the arrays, as `store` accepts it."""
         return self._buffers[name].numpy().view(self.arrays[name][0])
 
     def fill(self, weight: QuantizedWeight) -> None:
-        """Takes a coded weight.
+        """Sets all codes.
 
         Raises:
-            ValueError: it is of another kind or shape.
+            ValueError: the weight is of another kind or shape.
         """
         if (weight.kind, weight.shape) != (self.kind, self.weight_shape):
             raise ValueError(f"{weight.kind} {weight.shape} does not fit a layer of {self.kind} {self.weight_shape}")
@@ -106,12 +106,17 @@ class QuantizedLinear(nn.Layer):
         return outputs if self.bias is None else outputs + self.bias.astype(outputs.dtype)
 
     def dequantized(self) -> paddle.Tensor:
-        """[in, out] float32: the weight of the plain linear layer that gives the same outputs."""
+        """[in, out] float32: the weight of the plain linear layer with the same outputs."""
+        # | codes are                  | decoded by                          |
+        # |----------------------------|-------------------------------------|
+        # | on a CPU, kernels in C     | one call                            |
+        # | on another device          | the way of `wide_weights.py`        |
+        # | on a CPU without kernels   | paddle's operators, piece by piece  |
         in_features, out_features = self.weight_shape
         with paddle.no_grad():
-            if cpu_products.holds(self.kind, self._buffers):
+            if cpu_products.can_decode(self.kind, self._buffers):
                 rows = paddle.empty([out_features, in_features], dtype="float32")
-                cpu_products.widen_(rows, self.kind, self._buffers, first=0)
+                cpu_products.decode_(rows, self.kind, self._buffers, first=0)
             elif not on_cpu(next(iter(self._buffers.values()))):
                 rows = WideGroup([self]).made(paddle.float32)[0] if self.kind in _ROWS else self.wide(paddle.float32)
             else:
@@ -119,21 +124,21 @@ class QuantizedLinear(nn.Layer):
             return rows.transpose([1, 0])
 
     def wide(self, dtype: paddle.dtype) -> paddle.Tensor:
-        """[out, in] off the CPU, made together with those of its group; in use until another group's is asked for."""
+        """[out, in] off the CPU, decoded together with those of its group; valid until another group is decoded."""
         if self.kind in _ROWS:
             return self.group.weight(self, dtype)
         return as_type(self.weight_values, dtype)
 
     def wide_rows(self, dtype: Any, scaled: bool) -> Iterator[tuple[slice, paddle.Tensor]]:
-        """(outputs, their weights [n, in]), piece by piece; the next may be written over one, so use it before.
+        """(outputs, their weights [n, in]), piece by piece; each is valid until the next.
 
         Args:
             dtype: of the pieces.
-            scaled: False leaves the factors that `output_scale` gives to the outputs.
+            scaled: False leaves out the factors that `output_scale` applies to the outputs.
         """
         in_features, out_features = self.weight_shape
         step = min(max(_WIDE_BYTES // (4 * padded_size(in_features)), 1), out_features)
-        compiled = cpu_products.holds(self.kind, self._buffers)
+        compiled = cpu_products.can_decode(self.kind, self._buffers)
         rows = None
         for start in range(0, out_features, step):
             outputs = slice(start, min(start + step, out_features))
@@ -142,11 +147,11 @@ class QuantizedLinear(nn.Layer):
             else:
                 if rows is None or outputs.stop - start < step:
                     rows = paddle.empty([outputs.stop - start, in_features], dtype="float32")
-                cpu_products.widen_(rows, self.kind, self._buffers, start, scaled)
+                cpu_products.decode_(rows, self.kind, self._buffers, start, scaled)
             yield outputs, rows.astype(dtype)
 
     def output_scale(self) -> paddle.Tensor | None:
-        """float32 [out], where a kind has one factor per output: cheaper on the outputs than on the weight."""
+        """float32 [out] if a kind has one factor per output, which is cheaper on the outputs than on the weight."""
         return self.weight_scale if self.kind == "int8" else None
 
     def _apply(self, func: Any, device: Any, dtype: Any, blocking: Any, include_sublayers: bool = True) -> None:
@@ -162,7 +167,7 @@ class _Product(PyLayer):
     @staticmethod
     def forward(ctx: Any, inputs: paddle.Tensor, layer: QuantizedLinear) -> paddle.Tensor:
         ctx.layer, ctx.dtype = layer, inputs.dtype
-        if cpu_products.suits(layer.kind, layer._buffers, inputs):
+        if cpu_products.is_faster(layer.kind, layer._buffers, inputs):
             return cpu_products.product(layer.kind, layer._buffers, inputs)
         if not on_cpu(inputs):
             return paddle.matmul(inputs, layer.wide(product_type(inputs)), transpose_y=True)
@@ -187,7 +192,7 @@ class _Product(PyLayer):
 def _scale_outside(layer: QuantizedLinear, values: paddle.Tensor) -> paddle.Tensor | None:
     """The factors of the outputs, where they may be left out of the product: elsewhere it may run in float16, whose
     range unscaled codes exceed.  Kernels in C scale while they make the weight wide."""
-    if cpu_products.holds(layer.kind, layer._buffers):
+    if cpu_products.can_decode(layer.kind, layer._buffers):
         return None
     return layer.output_scale() if values.place.is_cpu_place() and values.dtype == paddle.float32 else None
 

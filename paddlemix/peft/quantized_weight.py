@@ -1,13 +1,13 @@
-"""How a linear layer's weight is held in few bits: the formats, as numpy arrays.
+"""How a linear layer's weight is stored in few bits: the formats, as numpy arrays.
 
-| kind              | held                                                           | bytes per weight |
+| kind              | stored                                                         | bytes per weight |
 |-------------------|----------------------------------------------------------------|------------------|
 | int8              | one step per output: absmax / 127                              | 1                |
 | nf4               | 4 bits per weight, a scale per 64 inputs, the scales in int8   | 0.516            |
 | bfloat16, float16 | the rounded weight                                             | 2                |
 
-Everything is output-major, [out, in], as torch keeps linear weights: some outputs can be decoded without the others,
-and a torch checkpoint is read without turning a matrix.  Knows no layer and no file.
+Everything is output-major, [out, in], as in torch: some outputs can be decoded without the others, and a torch
+checkpoint is read without transposing a matrix.  Knows no layer and no file.
 
 Source: Dettmers et al. 2023, "QLoRA" (section 3; levels from appendix E).  The order of codes is that of bitsandbytes:
 blocks run along the inputs, the first weight of a pair is in the upper four bits.
@@ -27,7 +27,7 @@ KINDS = ("int8", "nf4", "bfloat16", "float16")
 NF4_BLOCK = 64  # weights per scale
 SCALE_GROUP = 256  # nf4 scales per step of their own
 _INT8_MAX = 127
-_PIECE = 1 << 18  # weights that are coded at once: they stay in the processor's cache
+_PIECE = 1 << 18  # weights that are quantised at once: they stay in the processor's cache
 # Source: "QLoRA", appendix E
 NF4_LEVELS = np.array(
     [
@@ -39,6 +39,7 @@ NF4_LEVELS = np.array(
     dtype=np.float32,
 )
 
+# name -> type and shape of an array
 Stored = dict[str, tuple[np.dtype, tuple[int, ...]]]
 
 
@@ -48,8 +49,8 @@ class QuantizedWeight:
 
     Args:
         kind: one of `KINDS`.
-        shape: (in, out) of the weight that it stands for.
-        arrays: what is held, by name; names, types and shapes are those of `stored_arrays`.
+        shape: (in, out) of the original weight.
+        arrays: what is stored, by name; names, types and shapes are those of `stored_arrays`.
     """
 
     kind: str
@@ -58,15 +59,15 @@ class QuantizedWeight:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes held."""
+        """Bytes of all arrays."""
         return sum(array.nbytes for array in self.arrays.values())
 
 
 def check_kind(kind: str) -> None:
-    """Whether there is such a format.
+    """Checks that a format exists.
 
     Raises:
-        UserError: there is not.
+        UserError: it does not.
     """
     if kind not in KINDS:
         raise UserError(f"quantisation '{kind}' is not one of {', '.join(KINDS)}{did_you_mean(kind, KINDS)}")
@@ -78,7 +79,7 @@ def padded_size(in_features: int) -> int:
 
 
 def stored_arrays(kind: str, in_features: int, out_features: int) -> Stored:
-    """Name -> numpy type and shape of what is held of a weight [in, out]; bfloat16 is uint16.
+    """Name -> numpy type and shape of the arrays of a weight [in, out]; bfloat16 is uint16.
 
     Raises:
         UserError: unknown kind.
@@ -88,6 +89,7 @@ def stored_arrays(kind: str, in_features: int, out_features: int) -> Stored:
         codes = (np.dtype(np.int8), (out_features, in_features))
         return {"weight_codes": codes, "weight_scale": (np.dtype(np.float32), (out_features,))}
     if kind == "nf4":
+        # two codes per byte; per block of 64 a scale in int8, per 256 scales a step, and one offset for all
         inputs = padded_size(in_features)
         groups = -(-out_features * (inputs // NF4_BLOCK) // SCALE_GROUP)
         return {
@@ -101,7 +103,7 @@ def stored_arrays(kind: str, in_features: int, out_features: int) -> Stored:
 
 
 def quantize_weight(array: np.ndarray, kind: str) -> QuantizedWeight:
-    """A weight in one of the formats; needs little memory besides the result.
+    """A weight in one of the formats; needs little memory beyond the result.
 
     Args:
         array: [in, out], float32, float16 or bfloat16 as uint16; fastest as the transpose of a row-major [out, in].
@@ -129,6 +131,7 @@ def _row_pieces(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         if piece.dtype == np.uint16:
             piece = (piece.astype(np.uint32) << 16).view(np.float32)
         rows = piece.astype(np.float32, copy=False)
+        # a NaN would become an ordinary code, and nobody could find it afterwards
         if not np.isfinite(rows).all():
             raise UserError("it holds a number that is not finite; the checkpoint is damaged or its training diverged")
         yield start, rows
@@ -141,7 +144,7 @@ def _fill_int8(held: dict[str, np.ndarray], rows: np.ndarray) -> None:
 
 
 def _nearest_steps(rows: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """float32 [n, m] in whole steps, one step per row; halves go to the even number; a step of 0 gives 0."""
+    """float32 [n, m] in whole steps, one step per row; halves round to even; a step of 0 yields 0."""
     codes = rows / np.where(steps > 0, steps, np.float32(np.inf))[:, None]
     return np.clip(np.rint(codes, out=codes), -_INT8_MAX, _INT8_MAX, out=codes)
 
@@ -154,6 +157,7 @@ def _fill_half(held: dict[str, np.ndarray], rows: np.ndarray) -> None:
             raise UserError(f"its weight of size {largest:g} is too large for float16; use bfloat16")
         values[:] = rows
     else:
+        # paddle rounds to nearest even, in several threads
         values[:] = paddle.to_tensor(rows, place=paddle.CPUPlace()).astype("bfloat16").numpy()
 
 
@@ -167,6 +171,7 @@ def _fill_nf4(arrays: dict[str, np.ndarray], array: np.ndarray) -> None:
         blocks = rows.reshape(len(rows), -1, NF4_BLOCK)
         largest = np.abs(blocks).max(axis=2)
         scales[start : start + len(rows)] = largest
+        # a block of zeros has no largest number; its codes are those of 0
         codes = nearest_levels(blocks / np.where(largest > 0, largest, np.float32(1))[:, :, None])
         pairs = codes.reshape(len(rows), inputs // 2, 2)
         arrays["weight_codes"][start : start + len(rows)] = pairs[:, :, 0] << 4 | pairs[:, :, 1]
@@ -174,7 +179,7 @@ def _fill_nf4(arrays: dict[str, np.ndarray], array: np.ndarray) -> None:
 
 
 def nearest_levels(values: np.ndarray) -> np.ndarray:
-    """Numbers of the NF4 levels nearest to float32 values in -1..1; half way between two it is the lower one.
+    """Indices of the NF4 levels nearest to float32 values in -1..1; halfway between two, the lower one.
 
     Returns:
         uint8, 0..15, of the same shape.
@@ -196,7 +201,7 @@ def _thresholds() -> np.ndarray:
 
 
 def _fill_scales(arrays: dict[str, np.ndarray], scales: np.ndarray) -> None:
-    """Codes the scales: their mean is taken off, what is left is int8 with one step per group of 256."""
+    """Quantises the scales: their mean is subtracted, the rest is int8 with one step per group of 256."""
     offset = np.float32(scales.mean(dtype=np.float64) if scales.size else 0)
     codes = arrays["weight_scale_codes"]
     rest = np.zeros(codes.size, np.float32)

@@ -14,7 +14,7 @@ from paddlemix.declared import Keys, flag, integer, items, mapping_of, number, t
 from paddlemix.errors import UserError, did_you_mean
 
 BIASES = ("none", "lora_only", "all")
-# Last parts of the names of an adapter's own weights.  Those of a start value are kept, but never trained.
+# Last parts of the names of an adapter's own weights.  Start values are stored, but never trained.
 WEIGHTS, MAGNITUDE, STARTS = ("lora_A", "lora_B"), "lora_magnitude_vector", ("lora_A_start", "lora_B_start")
 
 _Number = TypeVar("_Number", int, float)
@@ -32,9 +32,9 @@ class LoRAConfig:
         rslora: rank-stabilised scaling.
         use_dora: learn the length of each output's weights apart from their direction.
         pissa: begin with the principal components of the weights.
-        bias: biases of the base that train too: "none", "lora_only" of the adapted layers, "all" of their parts.
+        bias: biases of the base that also train: "none", "lora_only" of the adapted layers, "all" of their parts.
         rank_pattern, alpha_pattern: other values of r and lora_alpha for a layer or for all layers below a name, e.g.
-            {"vision_tower": 64}; the longest name that fits a layer counts.
+            {"vision_tower": 64}; the longest name that matches a layer counts.
     """
 
     r: int = 8
@@ -49,6 +49,7 @@ class LoRAConfig:
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        # messages use the names of a run's keys, which is where almost all settings come from
         for where, rank in {"": self.r, **self.rank_pattern}.items():
             if rank < 1:
                 raise UserError(f"lora_rank {rank}{f' of {where}' if where else ''} must be at least 1")
@@ -62,7 +63,7 @@ class LoRAConfig:
 
     @property
     def scaling(self) -> float:
-        """What the low-rank product is multiplied by, where no pattern says otherwise."""
+        """The factor of the low-rank product, unless a pattern overrides it."""
         return self._scaling(self.r, self.lora_alpha)
 
     def rank_of(self, module: str) -> int:
@@ -74,7 +75,7 @@ class LoRAConfig:
         return _longest(self.alpha_pattern, module, self.lora_alpha)
 
     def scaling_of(self, module: str) -> float:
-        """What the low-rank product of a layer is multiplied by."""
+        """The factor of a layer's low-rank product."""
         return self._scaling(self.rank_of(module), self.alpha_of(module))
 
     def _scaling(self, rank: int, alpha: float) -> float:
@@ -85,7 +86,7 @@ class LoRAConfig:
         return {**asdict(self), "modules": list(self.modules), "scaling": self.scaling}
 
 
-# Types and what nobody means; `LoRAConfig` says what else is not allowed, wherever the settings are from.
+# Types and absurd values; `LoRAConfig` checks the rest, wherever the settings come from.
 _RANK, _ALPHA = integer(-(1 << 16), 1 << 16), number(-1e6, 1e6)
 SETTINGS_KEYS = {
     "r": _RANK,
@@ -102,11 +103,12 @@ SETTINGS_KEYS = {
 
 
 def lora_config_from_dict(values: Mapping[str, Any]) -> LoRAConfig:
-    """Reads an adapter's settings; those that older files lack have the values of a plain adapter.
+    """Reads an adapter's settings; keys that older files lack have the values of a plain adapter.
 
     Raises:
         UserError: a key is missing or a value is not allowed.
     """
+    # the file has keys of other readers too (the base, PEFT's), which are not ours to judge
     own = {key: value for key, value in values.items() if key in SETTINGS_KEYS}
     found = take(own, Keys(SETTINGS_KEYS), "the adapter's settings cannot be understood")
     for key in ("r", "lora_alpha", "modules"):

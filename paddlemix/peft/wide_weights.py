@@ -1,12 +1,12 @@
-"""Weights of quantised layers made wide on an accelerator: those of one decoder layer together, in few operators.
+"""Weights of quantised layers decoded on an accelerator: those of one decoder layer together, in few operators.
 
-An operator costs a card's host about as much time whatever its size, so the layers that are used one soon after the
-other form a group: the first that is called makes the weights of all of them, the others find them.  The next group
-takes the place of the last, so that one decoder layer is wide at a time, also in the backward pass and under
-recomputation, where each is needed twice in a row.  Numbers are level times scale in float32, rounded once.
+An operator costs a card's host about the same time whatever its size, so layers that are used in quick succession form
+a group: the first that is called decodes the weights of all of them ("wide" ones), the others find them.  The next
+group replaces the last, so that one decoder layer is wide at a time, also in the backward pass and under recomputation,
+where each is needed twice in a row.  Numbers are level times scale in float32, rounded once.
 
-No operator here is lacking on NPU in its type: codes in int8 are never sliced or joined, but cast first.  The CPU's way
-is in `quantized_linear.py`, whose layers these are; formats are in `codes.py`.
+Every operator here exists on NPU for its type: codes in int8 are never sliced or joined, but cast first.  The CPU's way
+is in `quantized_linear.py`, whose layers these are; formats are in `quantized_weight.py`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import paddle
 from paddlemix.models.kernels.functions import as_type
 from paddlemix.peft.quantized_weight import NF4_BLOCK, NF4_LEVELS, padded_size
 
-# Of float32 numbers that exist at once while a group is made wide; a decoder layer of 7B is two such pieces.
+# Of float32 numbers that exist at once while a group is decoded; a decoder layer of 7B is two such pieces.
 WIDE_BYTES = 512 * 1024**2
 FLOAT32 = 4
 _LEAST_BLOCK = 64  # numbers that share a factor: layers of int8 whose inputs have no larger divisor stay apart
@@ -41,7 +41,7 @@ class _Span:
 
 @dataclass(frozen=True)
 class _Piece:
-    """What is made wide at once.
+    """What is decoded at once.
 
     Args:
         spans: in this order.
@@ -70,17 +70,18 @@ class WideGroup:
         self._dtype: paddle.dtype | None = None
 
     def weight(self, layer: Any, dtype: paddle.dtype) -> paddle.Tensor:
-        """[out, in] of a member in a dtype; that of the others is made with it, and another group's is dropped."""
+        """[out, in] of a member in a dtype; the others' are decoded with it, and another group's are dropped."""
         if not self._wide or self._dtype != dtype:
             previous = WideGroup._current() if WideGroup._current is not None else None
             if previous is not None:
                 previous._wide = []
+            # a weak reference: the last group of a model that is gone must not keep its weights alive
             WideGroup._current = weakref.ref(self)
             self._wide, self._dtype = self.made(dtype), dtype
         return self._wide[self._members.index(layer)]
 
     def made(self, dtype: paddle.dtype) -> list[paddle.Tensor]:
-        """[out, in] of every member, made anew."""
+        """[out, in] of every member, newly decoded."""
         with paddle.no_grad(), paddle.amp.auto_cast(enable=False):
             if self._pieces is None:
                 self._pieces = [self._piece(spans) for spans in _spans([layer.weight_shape for layer in self._members])]
@@ -92,7 +93,7 @@ class WideGroup:
 
     @property
     def numbers(self) -> int:
-        """Of all weights; 0 where they are used as they are held."""
+        """Of all weights; 0 if they are used as they are stored."""
         return sum(math.prod(layer.weight_shape) for layer in self._members if layer.kind in ("int8", "nf4"))
 
     def forget(self) -> None:
@@ -113,7 +114,7 @@ class WideGroup:
         codes = [_codes(layer, span) for layer, span in zip(layers, piece.spans, strict=True)]
         cast = [part.astype("int32" if nf4 else "float32").reshape([-1]) for part in codes]
         numbers = cast[0] if len(cast) == 1 else paddle.concat(cast)
-        del cast
+        del cast  # here and below: what is not needed is freed before the next large tensor
         if nf4:
             numbers = paddle.gather(four_levels(str(numbers.place)), numbers + 2**15)
         numbers = numbers.reshape([-1, piece.block]) * piece.factors
@@ -130,7 +131,7 @@ class WideGroup:
 
 
 def bytes_besides(largest: int, numbers: int, size: int) -> int:
-    """What weights take off the CPU besides their codes, while a model is used.
+    """Memory of weights off the CPU besides their codes, while a model is used, bytes.
 
     Args:
         largest: weights of the largest group.
@@ -142,17 +143,18 @@ def bytes_besides(largest: int, numbers: int, size: int) -> int:
 
 @functools.lru_cache(maxsize=8)
 def four_levels(place: str) -> paddle.Tensor:
-    """float32 [65536, 4] on the current device: the weights behind two bytes read as int16, plus 2**15."""
+    """float32 [65536, 4] on the current device: the four weights of two bytes, by their value as int16 plus 2**15."""
     both = np.arange(-(2**15), 2**15, dtype=np.int16).view(np.uint8).reshape(-1, 2)
     return paddle.to_tensor(NF4_LEVELS[np.stack([both >> 4, both & 15], axis=-1).reshape(-1, 4)])
 
 
 def _spans(shapes: list[tuple[int, int]]) -> list[tuple[_Span, ...]]:
-    """What is made wide at once, of weights (in, out): as many as fit, or some outputs of one."""
+    """What is decoded at once, of weights (in, out): as many as fit, or some outputs of one."""
     pieces: list[tuple[_Span, ...]] = []
     room, block = 0, 0
     for member, (width, outputs) in enumerate(shapes):
         size = FLOAT32 * padded_size(width) * outputs
+        # joined weights are multiplied by their factors in rows of one length, which must divide all widths
         shared = math.gcd(block, width)
         if pieces and size <= room and (shared >= _LEAST_BLOCK or shared == width == block):
             pieces[-1] += (_Span(member, 0, outputs),)
@@ -174,6 +176,7 @@ def _codes(layer: Any, span: _Span) -> paddle.Tensor:
         return codes
     if layer.kind == "nf4":
         return codes[span.first : span.last]  # int16, which NPU slices
+    # int8 cannot be sliced on NPU, but split
     sizes = [size for size in (span.first, span.last - span.first, outputs - span.last) if size]
     return paddle.split(codes, sizes)[1 if span.first else 0]
 

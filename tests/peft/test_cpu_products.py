@@ -59,7 +59,7 @@ def test_wide_weights_are_those_of_the_format(
     for shape in SHAPES:
         weight = draw_weight(kind, shape)
         layer, expected = fill_layer(weight), plain_dequantized(weight)
-        assert cpu_products.holds(kind, layer._buffers)
+        assert cpu_products.can_decode(kind, layer._buffers)
         assert layer.dequantized().numpy().tobytes() == np.ascontiguousarray(expected).tobytes()
         with cpu_library.switched_off():
             unscaled = wide(layer, scaled=False)
@@ -77,7 +77,7 @@ def test_products_of_few_rows_are_those_of_the_wide_weight(kind: str, library: t
         for rows in (*range(1, 18), 35, 48, 49):
             inputs = draw(rows, shape[0], seed=rows)
             states = paddle.to_tensor(inputs)
-            assert cpu_products.suits(kind, layer._buffers, states) is (rows <= 48)
+            assert cpu_products.is_faster(kind, layer._buffers, states) is (rows <= 48)
             found = layer(states).numpy()
             assert_near(found, inputs @ expected)
             with cpu_library.switched_off():
@@ -128,7 +128,7 @@ def test_gradients_are_those_of_the_plain_form(
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_inputs_of_another_type_are_computed_in_the_plain_form(kind: str, form: str) -> None:
     layer, states = make_layer(kind, draw(64, 9)), paddle.to_tensor(draw(3, 64)).astype("float64")
-    assert not cpu_products.suits(kind, layer._buffers, states)
+    assert not cpu_products.is_faster(kind, layer._buffers, states)
     found = layer(states)
     assert found.dtype == paddle.float64
     assert_near(found.numpy(), states.numpy() @ layer.dequantized().numpy().astype(np.float64))

@@ -2,8 +2,8 @@
 
 lora_config.json            settings, adapted layers, base, fingerprint of the base
 adapter_model.safetensors   lora_A, lora_B, ... and every weight that was trained whole (e.g. the projector); its header
-                            also has the digest of each of the base's weights, see `weight_identity`, and what the
-                            base's config.json says about the computation, see `declared_identity`
+                            also has the digest of each of the base's weights, see `weight_identity`, and the values
+                            of the base's config.json that the computation uses, see `declared_identity`
 processor_config.json       with the tokenizer files: everything but the base's weights
 """
 
@@ -43,7 +43,7 @@ from paddlemix.processors.llava import PROCESSOR_FILE, LlavaProcessor
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _DIGESTS_KEY, _VALUES_KEY = "base_digests", "base_config"
 _SAMPLED_ROWS = 64
-# What `load.BaseSpec` is made of, and the base's places relative to the adapter.
+# The fields of `base_model.BaseSpec`, and the base's places relative to the adapter.
 _BASE_KEYS = Keys(
     {
         **dict.fromkeys(("model", "tower", "projector_file", "mm_projector_type", "mm_vision_select_feature"), text),
@@ -58,16 +58,16 @@ _BASE_KEYS = Keys(
 
 @dataclass(frozen=True)
 class AdapterFiles:
-    """An adapter directory, read but for its weights.
+    """An adapter directory, read except for its weights.
 
     Args:
         directory: where it is.
         config: rank, scaling and adapted layers.
-        base: how to put the base together, see `load.BaseSpec`, and its places relative to the adapter.
+        base: how to put the base together, see `base_model.BaseSpec`, and its places relative to the adapter.
         fingerprint: of the base's weights; "" for an adapter of another program, which has none.
-        processor: content of its `processor_config.json`; of another program's, what its `config.json` declares.
-        foreign: the weights of an adapter of another program.
-        names: of such a one, our name of a weight -> its file's.
+        processor: content of its `processor_config.json`; for another program's, what its `config.json` declares.
+        foreign: the weights of an adapter of another program; None for one of ours.
+        names: our name of a foreign adapter's weight -> the name in its file.
     """
 
     directory: Path
@@ -83,8 +83,8 @@ class AdapterFiles:
         return read_safetensors(self.directory / ADAPTER_WEIGHTS) if self.foreign is None else self.foreign
 
     def base_digests(self) -> dict[str, str]:
-        """Our name -> digest of each of its base's weights; {} where it has none: an earlier version's, or another
-        program's.
+        """Our name -> digest of each of its base's weights; {} for an adapter of an earlier version or another
+        program, which has none.
 
         Raises:
             UserError: they cannot be understood.
@@ -92,7 +92,7 @@ class AdapterFiles:
         return {name: str(digest) for name, digest in self._noted(_DIGESTS_KEY).items()}
 
     def base_values(self) -> dict[str, Any]:
-        """Its base's `declared_identity.computed_values`; {} where it has none, as `base_digests`.
+        """Its base's `declared_identity.computed_values`; {} if it has none, as for `base_digests`.
 
         Raises:
             UserError: they cannot be understood.
@@ -109,7 +109,7 @@ class AdapterFiles:
             raise UserError(f"'{path}' has a damaged header ({key}: {error}); copy it again") from error
 
     def place_of_base(self, key: str) -> str:
-        """Where this adapter says what it is based on, for messages.
+        """Where this adapter declares its base, for messages.
 
         Args:
             key: "model", "tower" or "projector_file".
@@ -119,14 +119,14 @@ class AdapterFiles:
         if key != "model":
             return f"mm_vision_tower of {self.directory / CONFIG_FILE}"
         own = [self.directory / name for name in (PEFT_ADAPTER_FILE, ADAPTER_FILE)]
-        own += sorted(self.directory.glob(f"*/{PEFT_ADAPTER_FILE}"))  # XTuner's stand in folders
+        own += sorted(self.directory.glob(f"*/{PEFT_ADAPTER_FILE}"))  # XTuner's are in folders
         files = [str(path) for path in own if path.is_file()]
         return f"base_model_name_or_path of {files[0] if files else self.directory / CONFIG_FILE}"
 
     def base_names(self, model: paddle.nn.Layer) -> set[str]:
         """Names of a model's weights that come from the base: all but the adapter's own.
 
-        PiSSA's start values too where another program trained it, which computes them from the base and saves none.
+        Also PiSSA's start values, if another program trained it, which computes them from the base and saves none.
         """
         names = [name for name, _ in model.named_parameters()]
         computed = {name for name in names if is_start_value(name)} if self.foreign is not None else set()
@@ -140,6 +140,12 @@ def read_adapter(directory: Path) -> AdapterFiles:
         MissingFileError: a file is missing.
         UserError: a setting is missing or not supported.
     """
+    # | files                                           | adapter of                                    |
+    # |-------------------------------------------------|-----------------------------------------------|
+    # | projector/ and llm_adapter/, ...                | XTuner                                        |
+    # | adapter_config.json                             | PEFT: TRL, LLaMA-Factory, original LLaVA, ... |
+    # | lora_config.json without our format's key       | PaddleMIX                                     |
+    # | lora_config.json with it                        | this project                                  |
     xtuner = has_adapters(directory)
     peft = (directory / PEFT_ADAPTER_FILE).is_file()
     values = {} if xtuner or peft else read_json(directory / ADAPTER_FILE)
@@ -175,9 +181,9 @@ class AdapterSettings:
     """What an adapter directory declares besides weights; see `AdapterFiles`.
 
     Args:
-        carried: weights of an earlier adapter that this one goes on from; they are written whether they train or not.
+        carried: weights of an earlier adapter that this one continues; they are written whether they train or not.
         digests: of the base's weights, see `base_check.base_digests`.
-        values: what the base computes with, see `declared_identity.computed_values`.
+        values: what the base's computation uses, see `declared_identity.computed_values`.
     """
 
     config: LoRAConfig
@@ -192,9 +198,11 @@ def write_adapter(
     model: paddle.nn.Layer, processor: LlavaProcessor | None, settings: AdapterSettings, directory: Path
 ) -> None:
     """Writes an adapter's files into an existing directory: the weights that are not the base's, and the rest."""
+    # PiSSA's start values never train and are written all the same: the adapter is the difference to them
     trained = {name for name, parameter in model.named_parameters() if not parameter.stop_gradient}
     written = trained | {name for name, _ in lora_parameters(model)} | settings.carried
     write_processor(processor, directory)
+    # In the header of the weights, not in a file beside them: a digest must not outlive the weights that it belongs to.
     noted = {_DIGESTS_KEY: settings.digests, _VALUES_KEY: settings.values}
     metadata = {"format": "paddlemix", **{key: json.dumps(dict(values)) for key, values in noted.items()}}
     write_safetensors(directory / ADAPTER_WEIGHTS, all_finite(parameter_entries(model, written)), metadata)
@@ -211,15 +219,15 @@ def write_adapter(
 
 
 def fingerprint(model: paddle.nn.Layer, stored: Mapping[str, TensorEntry] | None = None) -> str:
-    """Tells base models apart roughly: a hash over names, shapes and samples of the weights an adapter does not change.
-    For a base whose digests are not known, or an adapter of an earlier version, see `base_check`.
+    """A rough mark of a base model: a hash over names, shapes and samples of weights that an adapter does not change.
+    For a base whose digests are unknown, or an adapter of an earlier version, see `base_check`.
 
     Norms and rows of the token embedding are sampled, rounded to bfloat16 so that the dtype they were loaded in does
-    not matter; new or trained projectors do not count.  A quantised model has the mark of the one it was made of.
+    not matter; new or trained projectors do not count.  A quantised model has the mark of its origin.
 
     Args:
-        stored: the weights as their files have them, for a model that was loaded in float16: that rounds small numbers
-            away which bfloat16 has.
+        stored: the weights as in their files, for a model that was loaded in float16, which rounds small numbers to
+            zero that bfloat16 has.
     """
     digest = hashlib.sha256()
     parameters = dict(model.named_parameters())
@@ -238,7 +246,7 @@ def fingerprint(model: paddle.nn.Layer, stored: Mapping[str, TensorEntry] | None
 
 
 def weight_shapes(model: paddle.nn.Layer) -> dict[str, list[int]]:
-    """Name -> shape of a model's own weights, without an adapter's; those of quantised layers as they were before."""
+    """Name -> shape of a model's own weights, without an adapter's; those of quantised layers as before quantising."""
     found = dict(quantized_layers(model))
     inside = tuple(f"{name}." for name in found)
     shapes = {
@@ -247,7 +255,7 @@ def weight_shapes(model: paddle.nn.Layer) -> dict[str, list[int]]:
         if not (name.startswith(inside) or is_adapter_weight(name))
     }
     for name, layer in found.items():
-        plain = name.removesuffix(".base")  # as it stands inside an adapted layer
+        plain = name.removesuffix(".base")  # its name inside an adapted layer
         shapes[f"{plain}.weight"] = list(layer.weight_shape)
         if layer.bias is not None:
             shapes[f"{plain}.bias"] = list(layer.bias.shape)

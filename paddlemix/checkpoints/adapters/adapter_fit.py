@@ -1,4 +1,4 @@
-"""Whether an adapter's weights fit a model, said in the names and shapes that the adapter's own files have."""
+"""Whether an adapter's weights fit a model, reported in the names and shapes of the adapter's own files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from paddlemix.peft.settings import MAGNITUDE, LoRAConfig, is_adapter_weight, is
 
 _MAX_LISTED = 4
 _VOCABULARY = ("language_model.embed_tokens.weight", "lm_head.weight")  # a row or column for each token
-_BEHIND = "vision_tower."  # the tower's layers behind the selected one, and its last norm, are not built
+_PARTLY_BUILT = "vision_tower."  # the layers after the selected one, and the last norm, are not built
 
 
 @dataclass(frozen=True)
@@ -38,20 +38,21 @@ class AdapterWeights:
 
     def file_name(self, name: str) -> str:
         """The name that the file has or would have for one of our weights."""
+        # a missing lora_B has no name in the file, but its layer's lora_A does
         module, _, part = name.rpartition(".")
         known = self.names.get(f"{module}.lora_A")
         return self.names.get(name) or (known.replace("lora_A", part) if known else name)
 
 
 def check_fit(model: nn.Layer, weights: AdapterWeights, base: str) -> None:
-    """Whether a model has every layer that an adapter changes, in its sizes.
+    """Checks that a model has every layer that an adapter changes, in its sizes.
 
     Args:
         model: without the adapter.
         base: what the model is called, for messages.
 
     Raises:
-        UserError: lists the layers that it does not have, the weights that are missing and those of other sizes.
+        UserError: lists the layers that it lacks, the weights that are missing and those of other sizes.
     """
     linear = dict(_linear_shapes(model))
     absent = [f"{module}.lora_A" for module in weights.config.modules if module not in linear]
@@ -67,9 +68,10 @@ def check_fit(model: nn.Layer, weights: AdapterWeights, base: str) -> None:
         elif shape is None:
             absent.append(name)
         elif tuple(entry.shape) != shape:
+            # a matrix that was transposed on reading is shown as in its file: that is what the user can look up
             turned = entry.turned_from is not None
             found, wanted = (list(sides[::-1] if turned else sides) for sides in (entry.shape, shape))
-            misshapen.append(f"'{weights.file_name(name)}' is {found}, its layer calls for {wanted}")
+            misshapen.append(f"'{weights.file_name(name)}' is {found}, its layer needs {wanted}")
             has_grown |= name in _VOCABULARY and max(entry.shape) > max(shape)
     faults = []
     if absent:
@@ -82,7 +84,7 @@ def check_fit(model: nn.Layer, weights: AdapterWeights, base: str) -> None:
     if has_grown:
         faults.append(
             "its vocabulary has more rows than the base's: use the llava-hf model that it was trained on, or, if "
-            "tokens were added while it was trained, merge it into its base there"
+            "tokens were added during training, merge it into its base with the program that trained it"
         )
     if faults:
         raise UserError(
@@ -112,24 +114,24 @@ def _own_shapes(module: str, shape: tuple[int, int], config: LoRAConfig) -> dict
 def _whole_shapes(
     model: nn.Layer, weights: AdapterWeights, linear: Mapping[str, tuple[int, int]]
 ) -> Iterator[tuple[str, tuple[int, ...] | None]]:
-    """(name, shape) of the model's weights that the adapter holds whole; None for one that it does not have."""
+    """(name, shape) of the weights that the adapter holds whole; the shape is None if the model has no such weight."""
     parameters: dict[str, paddle.Tensor] = dict(model.named_parameters())
     for name in weights.tensors:
         module = name.rpartition(".")[0]
         if is_adapter_weight(name):
-            if is_start_value(name) or module in weights.config.modules or name.startswith(_BEHIND):
+            if is_start_value(name) or module in weights.config.modules or name.startswith(_PARTLY_BUILT):
                 continue
             yield name, None
         elif name in parameters:
             yield name, tuple(parameters[name].shape)
-        elif module in linear and name.endswith(".weight"):  # held as codes
+        elif module in linear and name.endswith(".weight"):  # stored as codes
             yield name, linear[module]
-        elif not (name.startswith(_BEHIND) or _is_tied_copy(name, weights.tensors)):
+        elif not (name.startswith(_PARTLY_BUILT) or _is_tied_copy(name, weights.tensors)):
             yield name, None
 
 
 def _is_tied_copy(name: str, tensors: Mapping[str, TensorEntry]) -> bool:
-    """Whether a weight is the output layer of a model that has none of its own, saved as what it is: the embedding."""
+    """Whether a weight is the output layer of a tied model, which some programs save as a copy of the embedding."""
     embedding = tensors.get("language_model.embed_tokens.weight")
     if name != "lm_head.weight" or embedding is None or embedding.shape != tensors[name].shape[::-1]:
         return False

@@ -21,11 +21,14 @@ def adapter_processor(base: LlavaProcessor | None, adapter: AdapterFiles) -> Lla
     """The processor of an adapter.
 
     Args:
-        base: the base's; None where it has no tokenizer.
+        base: the base's; None if it has no tokenizer.
 
     Returns:
-        An adapter's own, where it is ours.  For one of another program the base's with the template and pixels that the
-        adapter's files declare, and with their tokenizer where tokens were added; None where the base has none.
+        | adapter            | processor                                                                           |
+        |--------------------|-------------------------------------------------------------------------------------|
+        | ours               | its own                                                                             |
+        | another program's  | the base's, with the template and pixels that the adapter's files declare, and with |
+        |                    | their tokenizer if tokens were added; None if the base has none                     |
 
     Raises:
         UserError: a value or a file cannot be used.
@@ -34,6 +37,7 @@ def adapter_processor(base: LlavaProcessor | None, adapter: AdapterFiles) -> Lla
         return processor_from_dict(adapter.processor, adapter.directory)
     if base is None:
         return None
+    # Pixels first: the template's name in `values` is the base's until the adapter's files declare another.
     values = with_adapter(base.to_dict(), adapter)
     if "chat_template" not in adapter.processor:
         values["chat_template"] = _template(values["chat_template"], adapter.directory)
@@ -48,14 +52,16 @@ def adapter_processor(base: LlavaProcessor | None, adapter: AdapterFiles) -> Lla
 
 def _template(of_base: object, directory: Path) -> object:
     """The base's template, or another that the markers of a chat template beside the adapter name."""
+    # a template that is data, not a name, was declared on purpose: no resemblance overrides it
     is_known = isinstance(of_base, str) and of_base in TEMPLATES
     return template_by_markers(directory, str(of_base)) if is_known and find_chat_template(directory) else of_base
 
 
 def _tokenizer(base: Tokenizer, directory: Path) -> Tokenizer:
-    """The base's tokenizer, or the adapter's where that has tokens which the base's does not have."""
+    """The base's tokenizer, or the adapter's if that has tokens which the base's lacks."""
     if not has_tokenizer(directory):
         return base
+    # `<image>` and `<pad>` are llava-hf's, which our templates write as a picture and never as text
     own = {
         token: index for token, index in read_added_tokens(directory).items() if token not in (IMAGE_TOKEN, PAD_TOKEN)
     }

@@ -1,4 +1,4 @@
-"""Whether a base model is the one that an adapter was trained on, and what differs where it is not."""
+"""Whether a base model is the one that an adapter was trained on, and what differs if it is not."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ _PARTS = ("vision_tower", "projector", "language_model", "lm_head", "image_newli
 
 def base_mark(base: Pretrained) -> str:
     """The fingerprint of a base that was just loaded."""
+    # float16 lacks small numbers that bfloat16 and the files have: the files are read once more
     if base.model.language_model.embed_tokens.weight.dtype != paddle.float16:
         return fingerprint(base.model)
     return fingerprint(base.model, open_source(base.directory, inside=True).tensors())
 
 
 def base_digests(base: Pretrained) -> dict[str, str]:
-    """Our name -> digest of every weight that a loaded base computes with; {} where it was read from no file."""
+    """Our name -> digest of every weight that a loaded base uses; {} if it was not read from files."""
     if base.files is None:
         return {}
     built = weight_shapes(base.model)
@@ -35,14 +36,20 @@ def base_digests(base: Pretrained) -> dict[str, str]:
 def check_base(base: Pretrained, adapter: AdapterFiles) -> None:
     """Compares a base that was just loaded with the one that an adapter was trained on.
 
-    Every weight counts that is not the adapter's own, and every value that the base computes with.  An adapter of an
-    earlier version has a fingerprint of some weights only, one of another program nothing: what they have is compared.
+    Every weight counts that is not the adapter's own, and every value that the base's computation uses.
+
+    | adapter of          | is compared by                                                   |
+    |---------------------|------------------------------------------------------------------|
+    | this version        | declared values, then the digest of every weight                 |
+    | an earlier version  | the fingerprint of some weights                                  |
+    | another program     | nothing: it says nothing about its base's weights                |
 
     Raises:
         UserError: they differ; names the values and their file, or the weights.
     """
     if adapter.foreign is not None:
         return
+    # declared values first: comparing them costs nothing, digests may take a minute
     changed = changed_config(adapter.base_values(), base.model.config, base.declared_directories)
     if changed:
         raise UserError(f"{_other_base(base, adapter)}: {'; '.join(changed)}{_USE}")
@@ -55,6 +62,7 @@ def check_base(base: Pretrained, adapter: AdapterFiles) -> None:
             raise UserError(
                 f"{_other_base(base, adapter)}: {describe_weights(wrong)}{_advice(wrong, len(names), adapter)}"
             )
+    # some weights could not be compared, e.g. codes of unknown origin with floats: the fingerprint covers the rest
     if not complete and base_mark(base) != adapter.fingerprint:
         raise UserError(f"{_other_base(base, adapter)}: its norms or its token embeddings differ{_USE}")
 
@@ -67,6 +75,8 @@ def _other_base(base: Pretrained, adapter: AdapterFiles) -> str:
 
 
 def _advice(wrong: Sequence[str], compared: int, adapter: AdapterFiles) -> str:
+    # The likeliest causes, each with its sign: only adapted weights differ: something was merged into them; all differ:
+    # another program rounded them.
     adapted = {f"{module}.weight" for module in adapter.config.modules}
     if set(wrong) <= adapted and len(wrong) > 1:
         return (

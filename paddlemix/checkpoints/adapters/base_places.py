@@ -1,6 +1,6 @@
 """Where an adapter's base may be now, and which of several places holds it.
 
-An adapter of ours remembers each part of its base by its absolute place and relative to itself.  Folders are copied and
+An adapter of ours records each part of its base by its absolute place and relative to itself.  Folders are copied and
 moved, so both may exist and be different models: what the files hold then decides, not the order.
 """
 
@@ -22,19 +22,20 @@ from paddlemix.checkpoints.projector_file import NEW_PARTS, read_projector_file
 from paddlemix.checkpoints.source import Source, open_source
 from paddlemix.errors import MissingFileError, UserError
 
-_FLAGS = "give its folder with --model-base (chat, predict) or --model_name_or_path (merge-lora), "
+_FLAGS = "pass its folder with --model-base (chat, predict) or --model_name_or_path (merge-lora), "
 _UP = f"..{os.sep}"
 
 
 def base_of(adapter: AdapterFiles, model: str | None = None) -> BaseSpec:
-    """Where an adapter's base is now: beside it as when it was saved, or at the place it had then.
+    """Where an adapter's base is now: at the same place relative to it as when it was saved, or at its absolute place.
 
     Args:
-        model: the base model's directory where the user says it; a tower and the rest are still the adapter's.
+        model: the base model's directory if the user names it; a tower and the rest are still the adapter's.
 
     Raises:
         MissingFileError: at neither place.
     """
+    # a later version may know further keys, and "relative" is not one of the base
     known = {item.name for item in fields(BaseSpec)}
     spec = BaseSpec(**{key: value for key, value in adapter.base.items() if key in known})
     found: dict[str, Any] = {}
@@ -45,19 +46,20 @@ def base_of(adapter: AdapterFiles, model: str | None = None) -> BaseSpec:
         if key == "model" and model is not None:
             found |= {"model": model, "inside": False}
             continue
+        # a foreign adapter names the tower that its base has inside; only a text-only base needs it
         if key == "tower" and adapter.foreign is not None and not _needs_tower(replace(spec, **found), adapter):
             found[key] = None
             continue
         candidates = possible_places(adapter, key, value)
-        there = choose_place(adapter, key, candidates)
-        if there is None and is_model_name(value):
-            continue  # loading finds what it names
-        if there is None:
+        place = choose_place(adapter, key, candidates)
+        if place is None and is_model_name(value):
+            continue  # loading resolves the name
+        if place is None:
             raise MissingFileError(
                 f"the base {key} of the adapter {adapter.directory} was not found ({searched(candidates)}); put it "
                 f"back, {_FLAGS if key == 'model' else ''}or set its new place in {adapter.place_of_base(key)}"
             )
-        found[key] = str(there)
+        found[key] = str(place)
     return replace(spec, **found)
 
 
@@ -67,14 +69,14 @@ def _needs_tower(spec: BaseSpec, adapter: AdapterFiles) -> bool:
         return False
     if not any(name.startswith(NEW_PARTS) for name in adapter.tensors()):
         raise MissingFileError(
-            f"the adapter {adapter.directory} has no projector weights and its base {spec.model} neither; LLaVA writes "
-            "them to non_lora_trainables.bin when training ends, copy that file too"
+            f"neither the adapter {adapter.directory} nor its base {spec.model} has projector weights; LLaVA writes "
+            "them to non_lora_trainables.bin when training ends: copy that file too"
         )
     return True
 
 
 def base_reference(spec: BaseSpec, directory: Path) -> dict[str, Any]:
-    """A base as an adapter remembers it: names, and places absolute and relative to the adapter.
+    """A base as an adapter records it: names, and places absolute and relative to the adapter.
 
     Args:
         directory: where the adapter will be, which is not where it is while it is written.
@@ -84,16 +86,17 @@ def base_reference(spec: BaseSpec, directory: Path) -> dict[str, Any]:
     for key in ("model", "tower", "projector_file"):
         if values[key] is not None and (os.path.exists(values[key]) or not is_model_name(values[key])):
             values[key] = os.path.abspath(values[key])
+            # real paths: a link on the way would make ".." lead elsewhere
             relative[key] = os.path.relpath(os.path.realpath(values[key]), os.path.realpath(directory))
     return {**values, "relative": relative}
 
 
 def possible_places(adapter: AdapterFiles, key: str, value: str) -> list[Path]:
-    """Where a part of the base may be, the likeliest first; none is looked at.
+    """Where a part of the base may be, the likeliest first; none is accessed.
 
     Args:
         key: "model", "tower" or "projector_file".
-        value: the place or name that it had when the adapter was saved.
+        value: its place or name when the adapter was saved.
     """
     relative = adapter.base.get("relative", {}).get(key)
     near = [] if relative is None else [adapter.directory / relative]
@@ -102,16 +105,16 @@ def possible_places(adapter: AdapterFiles, key: str, value: str) -> list[Path]:
         shorter = adapter.directory / relative.removeprefix(_UP)
         near = [near[0], shorter] if adapter.directory.name.startswith("checkpoint-") else [shorter, near[0]]
     sibling = adapter.directory.parent / Path(value).name
-    if adapter.foreign is None and not adapter.base_digests():  # nothing tells a wrong one at once
+    if adapter.foreign is None and not adapter.base_digests():  # nothing would reveal a wrong one
         return [Path(value), *near, sibling]
     return [*near, Path(value), sibling]
 
 
 def choose_place(adapter: AdapterFiles, key: str, places: list[Path]) -> Path | None:
-    """The place that is the base's; None where nothing is at any of them.
+    """The place of the base; None if all of them are empty.
 
-    Where several hold something, it is the first whose weights, and what is declared of the language model, are those
-    that the adapter was trained on, else the first: whoever loads it compares it whole.
+    If several hold something, it is the first whose weights, and declared values of the language model, are those that
+    the adapter was trained on, else the first: loading compares it completely.
     """
     found: list[Path] = []
     for place in places:
@@ -123,7 +126,7 @@ def choose_place(adapter: AdapterFiles, key: str, places: list[Path]) -> Path | 
 
 
 def _holds(adapter: AdapterFiles, key: str, place: Path) -> bool:
-    """Whether the weights at a place are those of the adapter's base, and a model computes with the same values."""
+    """Whether the weights at a place are those of the adapter's base, and its declared values the same."""
     then = adapter.base_digests()
     try:
         if key == "projector_file":

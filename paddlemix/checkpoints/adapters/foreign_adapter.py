@@ -59,7 +59,7 @@ class ForeignAdapter:
 
     Args:
         config: rank, scaling and adapted layers.
-        base: "model", and what a text-only base gets besides: "tower", "mm_projector_type" and so on.
+        base: "model", and what a text-only base gets in addition: "tower", "mm_projector_type" and so on.
         processor: the processor values that its files declare.
         tensors: its weights under our names, unread.
         names: our name of a weight -> the name that its file has, for messages.
@@ -77,7 +77,7 @@ def read_foreign_adapter(directory: Path) -> ForeignAdapter:
 
     Raises:
         MissingFileError: a file is missing.
-        UserError: a setting is not supported, or a weight is of no known layer.
+        UserError: a setting is not supported, or a weight belongs to no known layer.
     """
     is_peft = (directory / PEFT_ADAPTER_FILE).is_file()
     path = directory / (PEFT_ADAPTER_FILE if is_peft else ADAPTER_FILE)
@@ -94,6 +94,7 @@ def read_foreign_adapter(directory: Path) -> ForeignAdapter:
         weights = read_weight_file(directory / PADDLEMIX_WEIGHTS)
         keymap, plain = PADDLEMIX, {key: key for key in weights}
     named, names = under_our_names({plain[key]: entry for key, entry in weights.items()}, keymap, directory)
+    # Three names of a weight: the file's, without PEFT's wrapper, ours.  Messages use the first.
     files = {value: key for key, value in plain.items()}
     spec = {**_declared(directory), "model": base, "relative": {"model": base}}
     processor = {**_swift_template(directory), **read_processor_values(directory)}
@@ -120,7 +121,7 @@ def _peft_files(directory: Path) -> dict[str, TensorEntry]:
     """The adapter's weights and the others that trained, under the files' names.
 
     Raises:
-        UserError: a weight is of a kind that we do not have.
+        UserError: a weight is of an unsupported kind.
     """
     tensors = peft_tensors(directory)
     for other in (PEFT_OTHER_WEIGHTS, SWIFT_WEIGHTS):
@@ -130,7 +131,9 @@ def _peft_files(directory: Path) -> dict[str, TensorEntry]:
         kind = next((kind for mark, kind in _NO_PLACE.items() if mark in key), None)
         if kind is not None:
             raise UserError(f"{directory} holds '{key}': {kind} is not supported; merge it into its base with PEFT")
-    both = {to_transformers_5(key) for key in tensors if to_transformers_5(key) != key}  # ours has either name
+    # `export_peft` writes the tower's layers twice, for transformers 4 and 5: the older names are enough.
+    # original_module is PEFT's copy of a module before training.
+    both = {to_transformers_5(key) for key in tensors if to_transformers_5(key) != key}
     return {key: entry for key, entry in tensors.items() if key not in both and ".original_module." not in key}
 
 
@@ -143,8 +146,9 @@ def _unwrapped(keys: Iterable[str], directory: Path) -> tuple[KeyMap, dict[str, 
     """Which model's names an adapter's weights have: that model's keymap, and each key -> its name there.
 
     Raises:
-        UserError: of no model that we know; lists the keys that the nearest one does not have.
+        UserError: they belong to no known model; lists the keys that the nearest one lacks.
     """
+    # all combinations, because the names alone tell which classes were wrapped; the first without a stranger wins
     best: list[str] | None = None
     for wrapper in _WRAPPERS:
         plain = {key: key.removeprefix(wrapper) for key in keys}
@@ -156,8 +160,8 @@ def _unwrapped(keys: Iterable[str], directory: Path) -> tuple[KeyMap, dict[str, 
                 best = unknown
     listed = ", ".join(f"'{key}'" for key in sorted(best or [])[:4])
     raise UserError(
-        f"{directory} holds {len(best or [])} weights of layers that a LLaVA model does not have, neither llava-hf's "
-        f"nor original LLaVA's: {listed}; is it the adapter of another model?"
+        f"{directory} holds {len(best or [])} weights of layers that neither llava-hf nor original LLaVA has: {listed}. "
+        "Is it the adapter of another model?"
     )
 
 
@@ -166,12 +170,12 @@ def _is_known(key: str, keymap: KeyMap) -> bool:
         ours = keymap.to_ours(key)
     except KeyError:
         return False
-    # original LLaVA's decoder is "model.", which llava-hf's other parts begin with too
+    # original LLaVA's decoder is "model.", a prefix of llava-hf's other parts too
     return ours is None or not ours.startswith("language_model.") or ours.startswith(_ORIGINAL_DECODER)
 
 
 def _weight_of(key: str) -> str:
-    """The name of the base's weight that an adapter's weight belongs to or stands for."""
+    """The name of the base's weight that an adapter's weight belongs to or replaces."""
     match = _LORA.fullmatch(key)
     return f"{match.group(1)}.weight" if match else _INSIDE.sub(".", key)
 
@@ -191,12 +195,13 @@ def under_our_names(
         try:
             name = keymap.to_ours(_weight_of(key))
         except KeyError as error:
-            raise UserError(f"{directory}: the adapter weight '{key}' is of no layer that a LLaVA model has") from error
+            raise UserError(f"{directory}: the adapter weight '{key}' belongs to no layer of a LLaVA model") from error
         if match is None:
             whole[_weight_of(key)] = entry
         elif name is not None:
             part = match.group(2)
             name = f"{name.removesuffix('.weight')}.{part}"
+            # torch has lora_A as [r, in] and lora_B as [out, r]; a magnitude is a vector
             turned = keymap.transposed and part != MAGNITUDE
             entry = replace(entry, origin=f"'{key}' of {directory}")
             named[name] = transposed(entry) if turned else entry
@@ -206,7 +211,7 @@ def under_our_names(
 
 
 def read_processor_values(directory: Path) -> dict[str, Any]:
-    """The processor values that an adapter's `config.json` declares, as far as it has one."""
+    """The processor values that an adapter's `config.json` declares, if it has one."""
     path = directory / CONFIG_FILE
     config = take(read_json(path), ORIGINAL_KEYS, str(path), tell=False) if path.is_file() else {}
     keys = ("image_aspect_ratio", "image_grid_pinpoints", "mm_patch_merge_type", "mm_vision_select_feature")
@@ -215,7 +220,7 @@ def read_processor_values(directory: Path) -> dict[str, Any]:
 
 
 def _swift_template(directory: Path) -> dict[str, Any]:
-    """The template that ms-swift trained with, where it is one of ours; else a warning that names it."""
+    """The template that ms-swift trained with, if it is one of ours; else a warning names it."""
     path = directory / SWIFT_ARGUMENTS
     name = read_json(path).get("template") if path.is_file() else None
     if not isinstance(name, str):
@@ -224,8 +229,8 @@ def _swift_template(directory: Path) -> dict[str, Any]:
     if named.ours is not None and named.exact:
         return {"chat_template": named.ours}
     logger.warning(
-        "%s was trained with ms-swift's template '%s', which is not known here%s: the base's template is used; set "
-        "chat_template (--conv-mode) to take another",
+        "%s was trained with ms-swift's template '%s', which is unknown here%s: the base's template is used; set "
+        "chat_template (--conv-mode) to use another",
         directory,
         name,
         "" if named.ours is None else f" (the nearest is {named.ours})",
@@ -234,7 +239,7 @@ def _swift_template(directory: Path) -> dict[str, Any]:
 
 
 def _declared(directory: Path) -> dict[str, Any]:
-    """What the adapter's config.json says about the parts that a text-only base does not have."""
+    """What the adapter's config.json declares about the parts that a text-only base lacks."""
     path = directory / CONFIG_FILE
     config = take(read_json(path), ORIGINAL_KEYS, str(path), tell=False) if path.is_file() else {}
     if not config.get("mm_vision_tower"):

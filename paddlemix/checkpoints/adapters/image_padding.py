@@ -1,8 +1,8 @@
-"""Padded or cropped: where a llava-hf model of LLaVA-1.5, or an adapter on one, says otherwise than LLaVA trained.
+"""Padded or cropped: where a llava-hf model of LLaVA-1.5, or an adapter on one, declares what LLaVA did not train with.
 
-LLaVA-1.5 was trained on pictures that were padded to squares, and so they are here.  The `preprocessor_config.json`
-beside llava-hf's copy of its weights is of a CLIPImageProcessor, which crops, and other programs' adapters were trained
-with it.  An adapter's own file is followed, of a base's a warning tells.
+LLaVA-1.5 was trained on pictures padded to squares, and they are padded here.  llava-hf's copy of its weights has the
+`preprocessor_config.json` of a CLIPImageProcessor, which crops, and other programs' adapters were trained with that.
+An adapter's own file is followed; a base's file causes a warning.
 """
 
 from __future__ import annotations
@@ -18,44 +18,46 @@ from paddlemix.checkpoints.layouts.recognise import CONFIG_FILE
 from paddlemix.log import logger
 from paddlemix.processors.llava import LlavaProcessor
 
-_told: set[str] = set()  # what was said already in this process
+_logged: set[str] = set()  # warnings of this process, each given once
 
 
 def with_adapter(base: Mapping[str, Any], adapter: AdapterFiles) -> dict[str, Any]:
-    """The processor values of a base with those of an adapter: what its files declare, and what it was trained on.
+    """The processor values of a base with those of an adapter: what its files declare, and what it was trained with.
 
     Args:
         base: values of the base's `processor_config.json`.
 
     Returns:
-        `image_aspect_ratio` "square" where another program's files beside the adapter do not pad, though the base does.
+        `image_aspect_ratio` "square" if another program's files beside the adapter do not pad, though the base does.
 
     Raises:
         UserError: such a file has a value that is not allowed.
     """
     values = {**base, **adapter.processor}
+    # only if nobody has decided: neither the adapter's own key, nor a base that does not pad anyway
     is_open = values.get("image_aspect_ratio") == "pad" and "image_aspect_ratio" not in adapter.processor
     found = unpadded(adapter.directory) if is_open else None
     if found is None:
         return values
-    _tell(f"{found[0]} {found[1]}: so the adapter was trained, and image_aspect_ratio is square, though its base pads")
+    _warn(f"{found[0]} {found[1]}: the adapter was trained so, and image_aspect_ratio is square, though its base pads")
     return {**values, **read_pixels(adapter.directory), "image_aspect_ratio": "square"}
 
 
 def warn_of_padding(directory: Path, processor: LlavaProcessor) -> None:
-    """Says once that pictures are padded although the model's own files tell transformers not to.
+    """Warns once that pictures are padded although the model's own files tell transformers not to.
 
     Args:
-        directory: of the model, an adapter's base included.
-        processor: which is used; nothing is said where it does not pad.
+        directory: of the model, or of an adapter's base.
+        processor: the one in use; no warning if it does not pad.
     """
     if processor.image_spec.aspect_mode != "pad" or not (directory / CONFIG_FILE).is_file():
         return
     config = read_json(directory / CONFIG_FILE)
+    # a file that a conversion of ours wrote, or that a user edited, has the key: then it is meant
     is_hf = config.get("model_type") == "llava" and "text_config" in config
     found = unpadded(directory) if is_hf and not config.get("image_aspect_ratio") else None
     if found is not None:
-        _tell(
+        _warn(
             f"{directory}: pictures are padded to squares, as LLaVA-1.5 was trained; transformers {found[1]}, as "
             f"{found[0]} says, and adapters of TRL, LLaMA-Factory and ms-swift were trained so. To do the same: "
             '"image_aspect_ratio": "square" in a run\'s file, in this folder\'s config.json, or in a '
@@ -63,7 +65,7 @@ def warn_of_padding(directory: Path, processor: LlavaProcessor) -> None:
         )
 
 
-def _tell(words: str) -> None:
-    if words not in _told:
-        _told.add(words)
-        logger.warning("%s", words)
+def _warn(message: str) -> None:
+    if message not in _logged:
+        _logged.add(message)
+        logger.warning("%s", message)

@@ -1,6 +1,6 @@
 """An adapter folded into its base while the weights are written: layer by layer, without a second copy of the model.
 
-Of a quantised base the weights that its codes stand for are taken, those the adapter was trained on; the result is a
+For a quantised base these are the weights that its codes decode to, which the adapter was trained on; the result is a
 plain model.
 """
 
@@ -36,10 +36,10 @@ _HALF = {"F16": "float16", "BF16": "bfloat16"}
 
 
 def exact_storage(model: str) -> str | None:
-    """How the large layers of a model directory can be held in half the memory without losing a bit.
+    """How the large layers of a model directory can be stored in half the memory without losing a bit.
 
     Returns:
-        "float16" or "bfloat16" where they are stored so, see `BaseSpec.quantize`; None: as they are.
+        "float16" or "bfloat16" if they are stored so, see `BaseSpec.quantize`; None: as they are.
 
     Raises:
         MissingFileError, UserError: the directory cannot be read.
@@ -47,6 +47,7 @@ def exact_storage(model: str) -> str | None:
     directory = resolve_model(model)
     if is_xtuner(directory) or read_quantization(directory) is not None:
         return None  # XTuner's parts may be of different types
+    # matrices decide: norms are often stored in another type, and are never quantised
     types = {entry.dtype for entry in read_weights(directory).values() if len(entry.shape) == 2}
     return _HALF.get(types.pop()) if len(types) == 1 else None
 
@@ -87,13 +88,14 @@ def _folded_layers(model: paddle.nn.Layer) -> dict[str, LoRALinear | QuantizedLi
     """Name -> layer of the linear layers that are more than a weight; not those inside an adapted one."""
     found: dict[str, LoRALinear | QuantizedLinear] = {}
     for name, layer in model.named_sublayers():
+        # an adapted quantised layer "x" has the quantised one inside as "x.base": the outer one is enough
         if isinstance(layer, (LoRALinear, QuantizedLinear)) and name.removesuffix(".base") not in found:
             found[name] = layer
     return found
 
 
 def _weight_entry(layer: LoRALinear | QuantizedLinear) -> TensorEntry:
-    """The weight of the plain linear layer that gives the same outputs, computed when it is read."""
+    """The weight of the plain linear layer with the same outputs, computed when it is read."""
 
     def read() -> np.ndarray:
         with paddle.no_grad():
@@ -106,7 +108,7 @@ def _weight_entry(layer: LoRALinear | QuantizedLinear) -> TensorEntry:
 
 
 def check_can_be_kept(directory: Path) -> None:
-    """Whether a merged model may take the place of the adapter in a folder, see `keeping_adapter`.
+    """Checks that a merged model may replace the adapter in a folder, see `keeping_adapter`.
 
     Raises:
         UserError: the adapter is of another program, or its new place is taken.
@@ -114,18 +116,18 @@ def check_can_be_kept(directory: Path) -> None:
     if read_adapter(directory).foreign is not None:
         raise UserError(
             f"lora_path '{directory}' is an adapter of another program, whose files would be mixed with the model's; "
-            "give merge_model_path a new folder"
+            "set merge_model_path to a new folder"
         )
     if (directory / KEPT_ADAPTER).exists():
         raise UserError(
-            f"'{directory / KEPT_ADAPTER}', where the adapter would move, exists; give merge_model_path a new folder"
+            f"'{directory / KEPT_ADAPTER}', where the adapter would move, exists; set merge_model_path to a new folder"
         )
 
 
 @contextlib.contextmanager
 def keeping_adapter(directory: Path) -> Iterator[None]:
-    """While the block puts a model in the place of an adapter, that is copied to a folder inside, whole and usable; its
-    weights go from the old place when the block has ended well.
+    """While the block replaces an adapter by a model, the adapter is copied to a folder inside, whole and usable; its
+    weights are removed from the old place when the block has succeeded.
 
     Raises:
         UserError: it cannot be written.
@@ -133,11 +135,14 @@ def keeping_adapter(directory: Path) -> Iterator[None]:
     place = directory / KEPT_ADAPTER
     settings = read_json(directory / ADAPTER_FILE)
     relative = settings["base"].get("relative", {})
+    # one folder deeper, so every relative place of the base changes
     moved = {
         key: os.path.relpath(os.path.realpath(directory / path), os.path.realpath(place))
         for key, path in relative.items()
     }
     settings["base"] = {**settings["base"], "relative": moved}
+    # Order matters for a kill at any moment: the copy is complete before the model replaces anything, and the old
+    # weights go last.  At each point the folder holds the adapter, the model, or both.
     with atomic_directory(place) as temporary:
         for name in (ADAPTER_WEIGHTS, PROCESSOR_FILE, *TOKENIZER_FILES):
             if (directory / name).is_file():

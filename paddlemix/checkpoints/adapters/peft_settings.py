@@ -1,6 +1,6 @@
-"""adapter_config.json of PEFT and lora_config.json of PaddleNLP as our settings: every key read, inert or refused.
+"""adapter_config.json of PEFT and lora_config.json of PaddleNLP as our settings: every key is read, inert or refused.
 
-A key that is in no table below is refused unless it is empty: a newer PEFT may mean anything by it.
+A key in none of the tables below is refused unless it is empty: a newer PEFT may mean anything by it.
 Sources: peft 0.21.2 LoraConfig and tuners/lora/layer.py; PaddleNLP 3.0.0b4 peft/lora/lora_config.py.
 """
 
@@ -22,7 +22,7 @@ _MERGE_THERE = "merge it into its base there (PEFT: merge_and_unload) and use th
 
 
 def _only_empty(effect: str) -> declared.Rule:
-    """A key that is only allowed without a value; `effect` is what another one does to the outputs."""
+    """A key that is only allowed without a value; `effect` is what a value would do to the outputs."""
 
     def read(value: Any) -> Any:
         if value:
@@ -34,7 +34,7 @@ def _only_empty(effect: str) -> declared.Rule:
 
 _START = declared.choice(
     True, False, "gaussian", "orthogonal", "eva", "mica", "pissa",
-    because="others begin from a base that was changed and is not stored",
+    because="others begin from a changed base that is not stored",
 )  # fmt: skip
 _KEYS = declared.Keys(
     read={
@@ -55,7 +55,7 @@ _KEYS = declared.Keys(
     },
     refused={
         "lora_bias": _only_empty("a bias of lora_B"),
-        "layer_replication": _only_empty("layers that are there several times"),
+        "layer_replication": _only_empty("layers that are repeated"),
         "target_parameters": _only_empty("adapters of bare parameters"),
         "trainable_token_indices": _only_empty("single trained rows of the embedding"),
         "alora_invocation_tokens": _only_empty("an adapter that acts only after certain tokens"),
@@ -67,19 +67,19 @@ _KEYS = declared.Keys(
         "enable_lora_list": _only_empty("adapters of parts of joined layers"),
         "lora_use_mixer": _only_empty("a third matrix between the two"),
         "use_mora": _only_empty("one square matrix instead of the two"),
-        "loraga": _only_empty("a base that was changed at the start"),
+        "loraga": _only_empty("a base that is changed at the start"),
         "do_qat": _only_empty("quantisation while training"),
     },
     harmless=frozenset(
         [
-            # which layers are adapted: the weights say it
+            # which layers are adapted: the weights show it
             *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "trainable_modules"),
             # what it is and how it was trained, started or stored
             *("peft_type", "task_type", "auto_mapping", "peft_version", "revision", "inference_mode", "runtime_config"),
             *("loftq_config", "eva_config", "corda_config", "lora_ga_config"),  # count as `init_lora_weights` says
             *("velora_config", "ensure_weight_tying", "lora_dtype", "lorap_lr_ratio", "lorap_emb_lr", "dtype"),
             *("megatron_config", "megatron_core", "tensor_parallel_degree", "head_dim", "lora_plus_scale"),
-            # without effect: PEFT switches fan_in_fan_out off for linear layers, and a LLaVA model has no others
+            # without effect: PEFT disables fan_in_fan_out for linear layers, and a LLaVA model has no others
             *("fan_in_fan_out", "qalora_group_size", "merge_weights", "scaling", "use_quick_lora"),
         ]
     ),
@@ -87,7 +87,7 @@ _KEYS = declared.Keys(
 
 
 def read_settings(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The settings that count, of a LoRA without anything that changes its outputs and that we do not have.
+    """The settings that count, of a LoRA in which nothing unsupported changes the outputs.
 
     Args:
         values: content of the settings file at `path`.
@@ -96,16 +96,17 @@ def read_settings(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
         key -> value of those that have one.
 
     Raises:
-        UserError: names the kind of an adapter of another kind, or every key that is not supported with its value.
+        UserError: the adapter is of another kind, which is named, or keys are unsupported, each named with its value.
     """
-    kind = values.get("peft_type") or "LORA"
+    kind = values.get("peft_type") or "LORA"  # PaddleNLP's files have no such key
     if kind != "LORA":
         raise UserError(f"{path}: an adapter of kind '{kind}' (peft_type) is not supported, only LORA; {_MERGE_THERE}")
     known = {*_KEYS.read, *_KEYS.refused, *_KEYS.harmless}
+    # an empty value of an unknown key is how PEFT writes a feature that is not used
     odd = [f"{key} is {describe(value)}" for key, value in values.items() if value and key not in known]
     if odd:
         raise UserError(
-            f"{path}: {'; '.join(odd)}: unknown here; remove it if it does not change the outputs, else {_MERGE_THERE}"
+            f"{path}: {'; '.join(odd)}: unknown; remove it if it does not change the outputs, else {_MERGE_THERE}"
         )
     try:
         return declared.take({key: value for key, value in values.items() if key in known}, _KEYS, str(path))
@@ -114,7 +115,7 @@ def read_settings(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def check_saved(values: Mapping[str, Any], keys: list[str], path: Path) -> None:
-    """Whether the weights of every module that PEFT was to save beside LoRA's are there.
+    """Checks that every module that PEFT was to save beside LoRA's weights has weights.
 
     Args:
         keys: names of all weights, as the adapter's files have them.
@@ -123,6 +124,7 @@ def check_saved(values: Mapping[str, Any], keys: list[str], path: Path) -> None:
         UserError: names the modules without weights.
     """
     names = values.get("modules_to_save") or []
+    # PEFT matches the end of a module's name: ".x." anywhere in a weight's name is that module
     lacking = [name for name in names if not any(f".{name}." in f".{key}" for key in keys)]
     if lacking:
         raise UserError(
@@ -134,15 +136,15 @@ def check_saved(values: Mapping[str, Any], keys: list[str], path: Path) -> None:
 def adapter_settings(
     values: Mapping[str, Any], tensors: Mapping[str, TensorEntry], keymap: KeyMap, path: Path
 ) -> LoRAConfig:
-    """Settings in our terms; what PEFT's patterns say is told per layer.
+    """Settings in our terms; PEFT's patterns are resolved per layer.
 
     Args:
         values: content of the adapter's settings file at `path`.
         tensors: the adapter's weights under our names.
-        keymap: the names that the file's patterns mean.
+        keymap: the names that the file's patterns refer to.
 
     Raises:
-        UserError: a setting is not supported, or the weights are not those of the settings.
+        UserError: a setting is not supported, or the weights do not match the settings.
     """
     known = read_settings(values, path)
     modules = tuple(name.removesuffix(".lora_A") for name in tensors if name.endswith(".lora_A"))
@@ -158,6 +160,7 @@ def adapter_settings(
         raise UserError(f"{path} cannot be understood: {error!r}") from error
     for module in modules:
         shape = tensors[f"{module}.lora_A"].shape
+        # each wrong shape has one likely cause, which the message names
         if len(shape) == 4:
             layer = theirs[module].removesuffix(".weight")
             raise UserError(
@@ -170,7 +173,7 @@ def adapter_settings(
                 "from one part of a sharded model (DeepSpeed ZeRO-3, FSDP); save it again with all parts gathered"
             )
         if shape[1] != config.rank_of(module):
-            found = f"of rank {shape[1]}, {path} says {config.rank_of(module)}"
+            found = f"of rank {shape[1]}, {path} has {config.rank_of(module)}"
             raise UserError(f"lora_A of '{theirs[module]}' is {found}; the two files are of different adapters")
     return config
 
@@ -180,7 +183,7 @@ def _config(values: Mapping[str, Any], theirs: Mapping[str, str]) -> LoRAConfig:
     is_paddlenlp_pissa = bool(values.get("pissa"))
     rank, alpha = int(values["r"]), float(values["lora_alpha"])
     if is_paddlenlp_pissa:
-        alpha = float(rank)  # its scaling is then 1
+        alpha = float(rank)  # PaddleNLP scales PiSSA by 1
     ranks = {module: _patterned(values.get("rank_pattern"), name, rank) for module, name in theirs.items()}
     alphas = {module: _patterned(values.get("alpha_pattern"), name, alpha) for module, name in theirs.items()}
     return LoRAConfig(
@@ -198,7 +201,7 @@ def _config(values: Mapping[str, Any], theirs: Mapping[str, str]) -> LoRAConfig:
 
 
 def _patterned(pattern: Mapping[str, Any] | None, module: str, otherwise: float) -> float:
-    """The value of the first pattern that fits the end of a layer's name, as PEFT looks it up."""
+    """The value of the first pattern that matches the end of a layer's name, as in PEFT."""
     fitting = (value for key, value in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", module))
     return next(fitting, otherwise)
 

@@ -1,6 +1,6 @@
-"""What an adapter says about tower layers that are not built, because no feature of theirs is read.
+"""What an adapter holds for tower layers that are not built, because none of their features is read.
 
-Outputs do not depend on them; a merged model still gets the weights that the other program's merging would give it.
+Outputs do not depend on them; a merged model still gets the weights that merging in the other program would produce.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ Tensors = Mapping[str, TensorEntry]
 def unbuilt_with_adapter(
     unused: Tensors, tensors: Tensors, config: LoRAConfig, modules: Collection[str]
 ) -> dict[str, TensorEntry]:
-    """The weights of unbuilt layers with an adapter's in them or added to them, computed when they are read.
+    """The weights of unbuilt layers, with an adapter's replacing them or added to them, computed when they are read.
 
     Args:
         unused: of the base.
-        tensors: the adapter's weights that no built layer took or that are LoRA's, under our names.
+        tensors: the adapter's weights for layers that are not built, under our names.
         config: the adapter's settings.
         modules: unbuilt layers that it adapts.
     """
+    # weights that trained whole replace the base's; then LoRA is added, as in any merge
     whole = {name: entry for name, entry in tensors.items() if not is_adapter_weight(name)}
     result = {**unused, **whole}
     for module in modules:
@@ -44,6 +45,7 @@ def _sum(plain: TensorEntry, tensors: Tensors, config: LoRAConfig, module: str) 
     own = replace(config, modules=("layer",), r=rank, lora_alpha=alpha, rank_pattern={}, alpha_pattern={})
 
     def read() -> np.ndarray:
+        # a layer of the usual kind computes the sum, so that DoRA and rsLoRA need no second formula here
         holder = nn.Layer()
         holder.layer = nn.Linear(*plain.shape, bias_attr=False)
         with paddle.no_grad():

@@ -1,6 +1,6 @@
 """The adapters of an XTuner directory as one of ours: LoRA of the language model, LoRA of the tower, the projector.
 
-XTuner gives each part its own rank and scale (512 and 256 against 64 and 16); with us the tower's are a pattern.
+In XTuner each part has its own rank and scale (512 and 256 against 64 and 16); here the tower's are a pattern.
 A matrix that its model joins (InternLM2's `wqkv`) is several layers here: their A is the same, their B its columns.
 Source: InternLM/xtuner 0.1.23 xtuner/model/llava.py; the files in each part are PEFT's.
 """
@@ -32,15 +32,15 @@ from paddlemix.peft.settings import MAGNITUDE, WEIGHTS, LoRAConfig
 
 Tensors = dict[str, TensorEntry]
 _TOWER, _WRAPPER = "vision_tower", "base_model.model."
-_SAME = ("rslora", "use_dora", "pissa", "bias")  # settings that an adapter of ours has once
+_SAME = ("rslora", "use_dora", "pissa", "bias")  # settings that one of our adapters has only once
 
 
 def read_xtuner_adapter(directory: Path) -> ForeignAdapter:
     """Reads an XTuner directory that holds adapters; the base is the same directory without them.
 
     Raises:
-        MissingFileError: a file is missing, or nothing says where a part is.
-        UserError: a setting is not supported, or a weight is of no known layer.
+        MissingFileError: a file is missing, or no file says where a part is.
+        UserError: a setting is not supported, or a weight belongs to no known layer.
     """
     parts = read_xtuner(directory)
     configs: list[LoRAConfig] = []
@@ -50,6 +50,7 @@ def read_xtuner_adapter(directory: Path) -> ForeignAdapter:
         configs.append(config)
         tensors |= found
         names |= {ours: f"{name}: {key}" for ours, key in files.items()}
+    # The base is this very directory without its adapters: `inside` keeps it from being read as an adapter again.
     base = {
         "model": str(directory),
         "inside": True,
@@ -69,6 +70,7 @@ def _read_part(name: str, path: Path, parts: XTunerParts) -> tuple[LoRAConfig, T
     keys = {key: entry for key, (_, entry) in plain.items()}
     split: Callable[[Tensors], Tensors] | None = None
     keymap: KeyMap = CLIP if name == TOWER_ADAPTER else LLAMA
+    # InternLM2 alone joins its matrices; its layers have other names too
     if name == LANGUAGE_ADAPTER and any(".attention.wqkv." in key for key in keys):
         keymap, text = INTERNLM2, open_language_model(parts).config.text
         split = lambda tensors: split_fused(tensors, text, FAMILIES["internlm2"].fused)  # noqa: E731
@@ -83,6 +85,7 @@ def _apart(config: LoRAConfig, named: Tensors, split: Callable[[Tensors], Tensor
     result = {name: entry for name, entry in named.items() if not name.endswith((*WEIGHTS, MAGNITUDE))}
     ranks, alphas = dict[str, int](), dict[str, float]()
     modules: list[str] = []
+    # y = x A B, and the outputs of the joined layer are those of its parts side by side: B is cut by columns, A shared
     for module in config.modules:
         entries = split({key: named[key] for key in (f"{module}.lora_B", f"{module}.{MAGNITUDE}") if key in named})
         result |= entries
@@ -102,6 +105,7 @@ def _together(configs: list[LoRAConfig], names: list[str], directory: Path) -> L
     Raises:
         UserError: the two are of different kinds.
     """
+    # Dropout differs in effect on training alone, so it is a warning; other differences change outputs.
     first = configs[0]
     if len(configs) == 1:
         return first

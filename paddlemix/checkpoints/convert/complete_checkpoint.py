@@ -33,7 +33,7 @@ class Checkpoint:
         directory: where it comes from.
         facts: what its files declare.
         tensors: every weight, without rows that llava-hf added.
-        added: those rows, where the source is llava-hf or once was.
+        added: those rows, if the source is llava-hf or once was.
     """
 
     directory: Path
@@ -49,11 +49,12 @@ def read_checkpoint(directory: Path, dtype: str | None = None) -> Checkpoint:
         dtype: to convert floating-point weights to.
 
     Raises:
-        MissingFileError, UserError: it cannot be used, see `convert_checkpoint`.
+        MissingFileError, UserError: it cannot be used, see `export_model.convert_checkpoint`.
     """
+    # codes have no place in any other layout, and decoding them here would pass rounded weights off as the model
     directory = resolve_model(directory)
     if read_quantization(directory) is not None:
-        raise UserError(f"{directory} is quantised; convert the model it was made of")
+        raise UserError(f"{directory} is quantised; convert the model that it was made from")
     source = open_source(directory)
     tensors, config = source.tensors(), source.config
     check_weights(parameter_shapes(config), tensors, str(directory))
@@ -61,6 +62,11 @@ def read_checkpoint(directory: Path, dtype: str | None = None) -> Checkpoint:
     raw = read_json(directory / CONFIG_FILE)
     if tokenizer is not None:
         check_vocabulary(tokenizer.num_rows, config.text.vocab_size, str(directory))
+    # | source                                  | added rows                                   |
+    # |-----------------------------------------|----------------------------------------------|
+    # | llava-hf                                | taken off, and kept beside                   |
+    # | converted from llava-hf earlier         | in the file that travels along               |
+    # | anything else                           | none yet, see `added_rows.choose_vocabulary` |
     added = read_carried_vocabulary(directory, config.text.vocab_size)
     if source.kind == "hf":
         tensors, added = take_off(raw, directory, tensors, config.text.vocab_size)
@@ -77,8 +83,8 @@ def read_checkpoint(directory: Path, dtype: str | None = None) -> Checkpoint:
 
 
 def _special_ids(raw: dict[str, Any], text: DecoderConfig, ends: list[int]) -> dict[str, int | list[int]]:
-    """The ids that the files declare; the family's own where they say nothing or name an added row.  One that the
-    vocabulary does not have is left out.
+    """The ids that the files declare; the family's own if they declare none or one of an added row.  Ids beyond the
+    vocabulary are dropped.
 
     Args:
         raw: config.json.

@@ -1,6 +1,6 @@
-"""Our facts as the declared files of the other layouts: config.json and the processor files.
+"""What we know of a model as the declared files of the other layouts: config.json and the processor files.
 
-The reverse of `recognise.py`; keys are those that the reference's own files have.  Knows no weights.
+The reverse of `config_readers.py`; keys are those of the reference's own files.  Knows no weights.
 Sources: config.json and processor files of liuhaotian/llava-v1.5-7b, llava-v1.6-vicuna-7b and llava-hf/*.
 """
 
@@ -23,17 +23,17 @@ from paddlemix.processors.images.image_config import image_spec_from_dict
 from paddlemix.processors.text.chat_template import read_template
 
 TOWER_DIRECTORY = "vision_tower"
-_OUTER_KEYS = ("architectures", "torch_dtype")  # not said again inside another config.json
+_OUTER_KEYS = ("architectures", "torch_dtype")  # not repeated inside another config.json
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What every layout's declared files are written from.
+    """Everything that the declared files of any layout are written from.
 
     Args:
         config: sizes.
         processor: content of our `processor_config.json`.
-        special_ids: `bos_token_id`, `eos_token_id`, which may be several, and `pad_token_id`, as far as they are known.
+        special_ids: `bos_token_id`, `eos_token_id`, which may be a list, and `pad_token_id`, as far as they are known.
         dtype: of the weights, e.g. "float16".
     """
 
@@ -54,6 +54,7 @@ def complete_processor(config: LlavaConfig, processor: dict[str, Any]) -> dict[s
     Raises:
         UserError: a value is not allowed.
     """
+    # keys that older processor files lack, with the values that they imply
     values = {
         **({} if config.vision is not None else NO_TOWER),
         "image_grid_pinpoints": None,
@@ -71,8 +72,9 @@ def complete_processor(config: LlavaConfig, processor: dict[str, Any]) -> dict[s
 
 
 def original_config(facts: Facts) -> dict[str, Any]:
-    """config.json of `LlavaLlamaForCausalLM` or its likes; the tower stands beside it."""
+    """config.json of `LlavaLlamaForCausalLM` or the like; the tower is in a folder beside it."""
     config, processor = facts.config, facts.processor
+    # there is no LLaVA on InternLM: it is written as the Llama that computes the same
     text = inside_llava(config.text)
     llava = FAMILIES[text.model_type].llava
     assert config.vision is not None and llava is not None
@@ -85,7 +87,7 @@ def original_config(facts: Facts) -> dict[str, Any]:
         "mm_hidden_size": config.vision.hidden_size,
         "mm_projector_type": config.mm_projector_type,
         "mm_vision_tower": TOWER_DIRECTORY,
-        # the weights inside are the tower's; LLaVA takes them from there only under this key
+        # the weights inside are the tower's; LLaVA reads them from there only with this key
         "unfreeze_mm_vision_tower": True,
         "mm_vision_select_layer": config.mm_vision_select_layer,
         "mm_vision_select_feature": config.mm_vision_select_feature,
@@ -104,7 +106,7 @@ def original_config(facts: Facts) -> dict[str, Any]:
 
 
 def language_config(facts: Facts) -> dict[str, Any]:
-    """config.json of a language model alone, as its family writes it."""
+    """config.json of just a language model, as its family writes it."""
     return {
         **write_text(facts.config.text),
         **facts.special_ids,
@@ -144,16 +146,17 @@ def tower_preprocessor(processor: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_hf(facts: Facts) -> None:
-    """Whether llava-hf has a place for a model.
+    """Checks that llava-hf can represent a model.
 
     Raises:
-        UserError: lists what it has none for.
+        UserError: lists what it cannot represent.
     """
     config, processor, faults = facts.config, facts.processor, []
     if config.vision is not None and tower_form(config.vision) is not CLIP_FORM:
         faults.append("an InternViT tower (only CLIP)")
     if config.mm_projector_type != "mlp2x_gelu":
         faults.append(f"mm_projector_type '{config.mm_projector_type}' (only mlp2x_gelu)")
+    # its Next processor always unpads and always appends the newline
     if facts.anyres and not (config.image_newline and processor["mm_patch_merge_type"] == "spatial_unpad"):
         faults.append(f"mm_patch_merge_type '{processor['mm_patch_merge_type']}' with anyres (only spatial_unpad)")
     if processor.get("mm_use_im_start_end"):
@@ -192,7 +195,8 @@ def hf_config(facts: Facts, vocabulary: HfVocabulary) -> dict[str, Any]:
 
 
 def xtuner_faults(config: LlavaConfig, processor: Mapping[str, Any]) -> list[str]:
-    """What XTuner's own form has no place for, "image_aspect_ratio 'square' (only 'pad')"; empty for nothing."""
+    """What XTuner's own form cannot represent, "image_aspect_ratio 'square' (only 'pad')"; [] for nothing."""
+    # value here, the only one that XTuner's code has: none of its files could say otherwise
     found = {
         "mm_vision_select_layer": (config.mm_vision_select_layer, SELECT_LAYER),
         "mm_vision_select_feature": (config.mm_vision_select_feature, "patch"),
@@ -207,21 +211,21 @@ def xtuner_faults(config: LlavaConfig, processor: Mapping[str, Any]) -> list[str
 
 
 def check_xtuner(facts: Facts) -> None:
-    """Whether XTuner's own form has a place for a model.
+    """Checks that XTuner's own form can represent a model.
 
     Raises:
-        UserError: lists what it has none for.
+        UserError: lists what it cannot represent.
     """
     faults = xtuner_faults(facts.config, facts.processor)
     if faults:
         raise UserError(
-            f"XTuner's form has no place for {'; '.join(faults)}: XTuner would answer otherwise than the training was; "
+            f"XTuner's form has no place for {'; '.join(faults)}: XTuner's answers would not match the training; "
             "train with these values for --to xtuner, or use --to llava or --to paddlemix"
         )
 
 
 def xtuner_projector_config(facts: Facts) -> dict[str, Any]:
-    """config.json of the projector that XTuner keeps on its own.  Source: its ProjectorConfig."""
+    """config.json of the projector that XTuner keeps separately.  Source: its ProjectorConfig."""
     config = facts.config
     assert config.vision is not None
     return {
@@ -237,7 +241,7 @@ def xtuner_projector_config(facts: Facts) -> dict[str, Any]:
 
 
 def hf_pad_token(facts: Facts, vocabulary: HfVocabulary) -> int | None:
-    """Id of `<pad>`, right behind `<image>` where rows were added, else the model's own, if it has one."""
+    """Id of `<pad>`, right after `<image>` if rows were added, else the model's own, if it has one."""
     own = facts.special_ids.get("pad_token_id")
     return vocabulary.image_token + 1 if vocabulary.rows else own if isinstance(own, int) else None
 
@@ -248,6 +252,11 @@ def hf_processor_files(facts: Facts) -> dict[str, dict[str, Any]]:
     assert config.vision is not None
     name = "LlavaNextProcessor" if facts.anyres else "LlavaProcessor"
     pixels = {**tower_preprocessor(processor), "processor_class": name}
+    # | pictures | class                    |
+    # |----------|--------------------------|
+    # | tiled    | LlavaNextImageProcessor  |
+    # | padded   | LlavaImageProcessor      |
+    # | others   | CLIPImageProcessor       |
     if facts.anyres:
         pixels["image_processor_type"] = "LlavaNextImageProcessor"
         pixels |= {"do_pad": True, "image_grid_pinpoints": exchange_sides(processor["image_grid_pinpoints"])}

@@ -1,6 +1,6 @@
 """Our adapter as one that original LLaVA loads: PEFT's two files, `non_lora_trainables.bin` and LLaVA's config.json.
 
-Knows how torch.save lays out a file, so that torch is not needed to write one.
+Knows the file format of torch.save, so that torch is not needed to write one.
 Sources: peft's save_pretrained; haotian-liu/LLaVA llava/train/train.py (commit c121f04); torch/serialization.py.
 """
 
@@ -67,7 +67,7 @@ def export_adapter(source: str | Path, target: str | Path, dtype: str | None = N
         write_json(temporary / CONFIG_FILE, _config(base, adapter))
         write_safetensors(temporary / PEFT_WEIGHTS[0], all_finite(dict(peft_lora(lora))), {"format": "pt"})
         write_torch(temporary / PEFT_OTHER_WEIGHTS, dict(_peft_whole(other)))
-    say_base(base.directory, "original", "original LLaVA", "llava")
+    log_base(base.directory, "original", "original LLaVA", "llava")
     return len(lora) + len(other)
 
 
@@ -80,8 +80,9 @@ def split_adapter(adapter: AdapterFiles, dtype: str | None) -> tuple[dict[str, T
     tensors = adapter.tensors()
     lora = {name: entry for name, entry in tensors.items() if is_adapter_weight(name)}
     other = {name: entry for name, entry in tensors.items() if name not in lora}
+    # PEFT would compute PiSSA's start from the base anew, to other last bits: it gets a plain LoRA of twice the rank.
     if adapter.config.pissa:
-        if not any(is_start_value(name) for name in lora):  # another program's: it computes them from the base again
+        if not any(is_start_value(name) for name in lora):  # another program's, which computes them from the base
             model = apply_adapter(load_base(base_of(adapter)), adapter).model
             lora = {name: tensor_entry(parameter) for name, parameter in lora_parameters(model)}
         lora = dict(plain_of_pissa(lora))
@@ -93,7 +94,7 @@ def split_adapter(adapter: AdapterFiles, dtype: str | None) -> tuple[dict[str, T
 
 
 def adapted_modules(lora: Mapping[str, TensorEntry]) -> tuple[str, ...]:
-    """Names of the layers that an adapter's matrices are of."""
+    """Names of the layers that an adapter's matrices belong to."""
     return tuple(name.removesuffix(".lora_A") for name in lora if name.endswith(".lora_A"))
 
 
@@ -106,7 +107,7 @@ def peft_lora(lora: Mapping[str, TensorEntry], keymap: KeyMap = ORIGINAL) -> Ite
 
 
 def plain_of_pissa(lora: Mapping[str, TensorEntry]) -> Iterator[tuple[str, TensorEntry]]:
-    """The same update from twice as many components, [A A0] [B; -B0]: what it began from is taken off again."""
+    """The same update with twice the rank, [A A0] [B; -B0]: the start is subtracted."""
     for name, entry in lora.items():
         start = lora.get(f"{name}_start")
         if name.endswith(".lora_A") and start is not None:
@@ -118,7 +119,8 @@ def plain_of_pissa(lora: Mapping[str, TensorEntry]) -> Iterator[tuple[str, Tenso
 def _negated(entry: TensorEntry) -> TensorEntry:
     def read() -> np.ndarray:
         values = entry.read()
-        return values ^ np.uint16(0x8000) if entry.dtype == "BF16" else -values  # the sign is the first bit
+        # bfloat16 is uint16 here, so the sign is flipped as a bit
+        return values ^ np.uint16(0x8000) if entry.dtype == "BF16" else -values
 
     return TensorEntry(entry.dtype, entry.shape, read)
 
@@ -137,6 +139,7 @@ def _module(name: str, keymap: KeyMap) -> str:
 def peft_settings(adapter: AdapterFiles, modules: Sequence[str], keymap: KeyMap = ORIGINAL) -> dict[str, Any]:
     """adapter_config.json of an adapter, or of those of its layers that `modules` names."""
     config = adapter.config
+    # one rank for most layers, patterns for the rest; a part of the layers begins from the first of them
     rank, alpha = _rank_and_alpha(config, "" if len(modules) == len(config.modules) else modules[0])
     others = {module: _rank_and_alpha(config, module) for module in modules}
     return {
@@ -160,12 +163,12 @@ def peft_settings(adapter: AdapterFiles, modules: Sequence[str], keymap: KeyMap 
 
 
 def place_of(base: str) -> str:
-    """A base as another directory's file names it: an absolute path, or the name as it is."""
+    """A base as a file in another directory names it: an absolute path, or a model's name unchanged."""
     return str(Path(base).resolve()) if Path(base).exists() else base
 
 
 def _rank_and_alpha(config: LoRAConfig, module: str) -> tuple[int, float]:
-    """Of a layer, "" for the adapter; PiSSA's as those of the plain adapter it is written as, with the same scaling."""
+    """Of a layer, "" for the adapter; for PiSSA those of the plain adapter that it is written as, scaled alike."""
     rank = config.rank_of(module)
     return (2 * rank, 2 * rank * config.scaling_of(module)) if config.pissa else (rank, config.alpha_of(module))
 
@@ -174,7 +177,7 @@ def _base(adapter: AdapterFiles) -> Checkpoint:
     """The adapter's base, a whole model.
 
     Raises:
-        UserError: it is a language model alone, or reads pictures of another size.
+        UserError: it is just a language model, or reads pictures of another size.
     """
     spec = base_of(adapter)
     model, base = spec.model, read_checkpoint(Path(spec.model))
@@ -188,14 +191,14 @@ def _base(adapter: AdapterFiles) -> Checkpoint:
 
 
 def check_image_size(spec: BaseSpec, config: LlavaConfig) -> None:
-    """Whether an adapter's base reads pictures of the size that the adapter was trained on, without being told to.
+    """Checks that an adapter's base reads pictures of the size that the adapter was trained on, by default.
 
     Args:
         spec: the adapter's base as it was trained on.
         config: sizes of the base as its directory has them, with a tower.
 
     Raises:
-        UserError: it does not; no other program's adapter can say of its base that the positions are interpolated.
+        UserError: it does not; no other program's adapter can declare that its base's positions are interpolated.
     """
     assert config.vision is not None
     wanted, found = spec.vision_image_size, config.vision.image_size
@@ -210,15 +213,15 @@ def _config(base: Checkpoint, adapter: AdapterFiles) -> dict[str, Any]:
     """The base's config.json as original LLaVA's, with what the adapter's processor says."""
     facts = replace(base.facts, processor=with_adapter(base.facts.processor, adapter))
     values = original_config(facts)
-    # the base has its own tower; the folder beside a converted model does not stand beside an adapter
+    # the base has its own tower; the folder beside a converted model is not beside an adapter
     return {**values, "mm_vision_tower": str(base.directory.resolve() / values["mm_vision_tower"])}
 
 
-def say_base(directory: Path, kind: str, program: str, layout: str) -> None:
-    """Says that the program an adapter was written for needs the base in its own layout, where it has another.
+def log_base(directory: Path, kind: str, program: str, layout: str) -> None:
+    """Warns if the base is not in the layout that the program an adapter was written for needs.
 
     Args:
-        kind: of that layout, see `layouts.Layout`.
+        kind: of that layout, see `config_readers.Layout`.
         layout: the same as `convert --to` names it.
     """
     if recognise(directory).kind != kind:
@@ -234,7 +237,7 @@ def say_base(directory: Path, kind: str, program: str, layout: str) -> None:
 def write_torch(path: Path, tensors: Mapping[str, TensorEntry]) -> None:
     """Writes a file that `torch.load` reads, weights_only too: a dict of tensors in torch's zip format."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        root = path.stem
+        root = path.stem  # torch names the folder inside the archive after the file
         archive.writestr(f"{root}/data.pkl", _pickled(tensors))
         archive.writestr(f"{root}/byteorder", "little")
         for number, (name, entry) in enumerate(tensors.items()):
@@ -245,6 +248,8 @@ def write_torch(path: Path, tensors: Mapping[str, TensorEntry]) -> None:
 
 def _pickled(tensors: Mapping[str, TensorEntry]) -> bytes:
     """The pickle, written by hand (protocol 2): its functions belong to torch, which pickle would want to import."""
+    # PROTO 2, an empty dict and a mark for its items; per tensor: its name, the function, (storage, offset 0, shape,
+    # strides, requires_grad False, an OrderedDict of hooks), REDUCE; in the end SETITEMS and STOP
     code = bytearray(b"\x80\x02}(")
     for number, (name, entry) in enumerate(tensors.items()):
         strides = [int(np.prod(entry.shape[axis + 1 :], dtype=np.int64)) for axis in range(len(entry.shape))]
@@ -256,6 +261,7 @@ def _pickled(tensors: Mapping[str, TensorEntry]) -> bytes:
     return bytes(code + b"u.")
 
 
+# BINUNICODE and LONG1: texts with 4 bytes of length, numbers of 8 bytes
 def _text(text: str) -> bytes:
     encoded = text.encode()
     return b"X" + len(encoded).to_bytes(4, "little") + encoded

@@ -2,8 +2,8 @@
 
     convert_checkpoint("llava-v1.5-7b-hf", "llava-v1.5-7b", Conversion(to="llava"))
 
-Weights pass through tensor by tensor and no model is built, so that memory is that of a few tensors.  What each layout
-declares is in `declared.py`, what its weights are called in `weight_names.py`.
+Weights pass through tensor by tensor and no model is built, so that a few tensors' memory is enough.  What each layout
+declares is in `declared_files.py`, names of weights are in `weight_names.py`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from paddlemix.checkpoints.layouts.joined_weights import join_attention
 from paddlemix.checkpoints.layouts.recognise import CONFIG_FILE, config_values
 from paddlemix.checkpoints.layouts.towers import join_tower, tower_form
 from paddlemix.checkpoints.layouts.weight_names import HF_OLD, OURS, XTUNER_PROJECTOR, KeyMap, is_linear_weight
-from paddlemix.checkpoints.layouts.xtuner_layout import PROJECTOR, TOWER, say_template
+from paddlemix.checkpoints.layouts.xtuner_layout import PROJECTOR, TOWER, log_template
 from paddlemix.checkpoints.source import open_source
 from paddlemix.errors import UserError
 from paddlemix.log import logger
@@ -55,7 +55,7 @@ def convert_checkpoint(source: str | Path, target: str | Path, conversion: Conve
         target: must not exist, or be empty; appears when everything is written and verified.
 
     Raises:
-        MissingFileError, UserError: the source cannot be used, the target's layout has no place for it, or the target
+        MissingFileError, UserError: the source cannot be used, the target's layout cannot represent it, or the target
             cannot be written.
     """
     target = Path(target)
@@ -65,25 +65,25 @@ def convert_checkpoint(source: str | Path, target: str | Path, conversion: Conve
     checkpoint = read_checkpoint(Path(source), conversion.dtype)
     if conversion.to in ("llava", "xtuner") and checkpoint.facts.config.vision is None:
         raise UserError(
-            f"{source} is a language model alone; --to {conversion.to} needs a vision tower, use --to paddlemix, or "
+            f"{source} is just a language model; --to {conversion.to} needs a vision tower: use --to paddlemix, or "
             "--to hf for the form of its own family"
         )
     with atomic_directory(target) as temporary:
         report = _WRITERS[conversion.to](checkpoint, temporary, conversion)
-        # what may be rounded, or was before, says what it was
+        # what is rounded here, or was rounded earlier, records what it was made from
         if conversion.dtype is not None or (checkpoint.directory / ORIGIN_FILE).is_file():
             write_origin(temporary, source_digests(open_source(source)))
         return report
 
 
 def check_target(target: Path, source: str | Path) -> None:
-    """Whether a directory may be made.
+    """Checks that a directory may be created.
 
     Args:
-        source: the model or adapter that it is made of.
+        source: the model or adapter that it is made from.
 
     Raises:
-        UserError: it exists and is not empty, or is where something that the source needs is.
+        UserError: it exists and is not empty, or holds something that the source needs.
     """
     check_output(Output("output", target), needed_by_model(source, "the input"))
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -107,7 +107,7 @@ def _write_original(checkpoint: Checkpoint, directory: Path, conversion: Convers
     form = tower_form(facts.config.vision)
     write_json(tower / CONFIG_FILE, declared_files.tower_config(facts.config.vision, facts.dtype))
     write_json(tower / PREPROCESSOR_FILE, declared_files.tower_preprocessor(facts.processor))
-    if form.smallest_input:  # what such a tower reads inside a checkpoint is not what it reads on its own
+    if form.smallest_input:  # inside a checkpoint such a tower reads another size than on its own
         write_json(directory / PREPROCESSOR_FILE, declared_files.tower_preprocessor(facts.processor))
     _write_common(checkpoint, directory)
     tensors = join_tower(checkpoint.tensors, facts.config.vision)
@@ -130,6 +130,7 @@ def _write_hf(checkpoint: Checkpoint, directory: Path, conversion: Conversion) -
     settings = read_json(kept) if kept.is_file() else {"_from_model_config": True}
     write_json(directory / GENERATION_FILE, {**settings, **facts.special_ids, "pad_token_id": pad})
     copy_tokenizer(checkpoint.directory, directory)
+    # rows without tokens in the tokenizer would never be used: `<image>` is what a prompt contains
     if vocabulary.rows and has_tokenizer(directory):
         declare_added_tokens(directory, vocabulary.image_token)
     if "image_newline" in tensors and not facts.anyres:
@@ -139,7 +140,7 @@ def _write_hf(checkpoint: Checkpoint, directory: Path, conversion: Conversion) -
 
 
 def _write_language(checkpoint: Checkpoint, directory: Path, conversion: Conversion) -> Report:
-    """A language model alone, in the form of its family."""
+    """Just a language model, in the form of its family."""
     text, tensors = checkpoint.facts.config.text, checkpoint.tensors
     family = FAMILIES[text.model_type]
     write_json(directory / CONFIG_FILE, declared_files.language_config(checkpoint.facts))
@@ -152,7 +153,7 @@ def _write_xtuner(checkpoint: Checkpoint, directory: Path, conversion: Conversio
     """The language model in the directory itself, the tower and the projector in folders of their own."""
     facts, tensors = checkpoint.facts, checkpoint.tensors
     declared_files.check_xtuner(facts)
-    say_template(facts.processor["chat_template"])
+    log_template(facts.processor["chat_template"])
     assert facts.config.vision is not None
     form, family = tower_form(facts.config.vision), FAMILIES[facts.config.text.model_type]
     tower, projector = directory / TOWER, directory / PROJECTOR
@@ -176,11 +177,12 @@ def _write_xtuner(checkpoint: Checkpoint, directory: Path, conversion: Conversio
     return write_verified(parts, "pt", conversion)
 
 
+# --to -> who writes it
 _WRITERS = {"paddlemix": _write_ours, "llava": _write_original, "hf": _write_hf, "xtuner": _write_xtuner}
 
 
 def _write_common(checkpoint: Checkpoint, directory: Path) -> None:
-    """Tokenizer, generation settings and the rows that llava-hf added, for layouts that have none of these."""
+    """Tokenizer, generation settings and the rows that llava-hf added, for every layout but llava-hf."""
     copy_tokenizer(checkpoint.directory, directory)
     generation = checkpoint.directory / GENERATION_FILE
     added, ids = checkpoint.added, checkpoint.facts.special_ids

@@ -1,7 +1,7 @@
 """An adapter as PEFT's for a llava-hf model, with the names of transformers since version 4.52.
 
     adapter_config.json, adapter_model.safetensors    what `PeftModel.from_pretrained` reads
-    paddlemix_processor.json                          template and pixels, which PEFT's files have no place for
+    paddlemix_processor.json                          template and pixels, which PEFT's files cannot hold
 
 Weights that were trained whole become `modules_to_save`; a module that is saved is saved with all its weights.
 Source: peft 0.21.2 utils/other.py (ModulesToSaveWrapper); transformers' LlavaForConditionalGeneration.
@@ -25,9 +25,9 @@ from paddlemix.checkpoints.convert.export_adapter import (
     PEFT_WRAPPER,
     adapted_modules,
     check_image_size,
+    log_base,
     peft_lora,
     peft_settings,
-    say_base,
     split_adapter,
 )
 from paddlemix.checkpoints.convert.export_model import check_target
@@ -56,7 +56,7 @@ def export_peft_adapter(source: str | Path, target: str | Path, dtype: str | Non
         The number of written weights.
 
     Raises:
-        MissingFileError, UserError: the adapter or its base cannot be used, llava-hf or PEFT has no place for
+        MissingFileError, UserError: the adapter or its base cannot be used, llava-hf or PEFT cannot represent
             something, or the target cannot be written.
     """
     target = Path(target)
@@ -70,7 +70,7 @@ def export_peft_adapter(source: str | Path, target: str | Path, dtype: str | Non
     settings["target_modules"] = [_suffix(name) for name in settings["target_modules"]]
     for key in ("rank_pattern", "alpha_pattern"):
         settings[key] = {_suffix(name): value for name, value in settings[key].items()}
-    # PEFT renames LoRA's weights for transformers 5, which calls the tower's layers otherwise, and no others
+    # For transformers 5, which names the tower's layers differently, PEFT renames LoRA's weights only
     of_5 = {to_transformers_5(name): entry for name, entry in others.items()}
     written = {**dict(peft_lora(lora, HF_NEW)), **others, **of_5}
     with atomic_directory(target) as temporary:
@@ -79,7 +79,7 @@ def export_peft_adapter(source: str | Path, target: str | Path, dtype: str | Non
         )
         write_json(temporary / ADAPTER_PROCESSOR_FILE, base.facts.processor)
         write_safetensors(temporary / PEFT_WEIGHTS[0], all_finite(written), {"format": "pt"})
-    say_base(base.directory, "hf", "PEFT", "hf")
+    log_base(base.directory, "hf", "PEFT", "hf")
     return len(written)
 
 
@@ -87,13 +87,13 @@ def _base(adapter: AdapterFiles) -> Checkpoint:
     """The adapter's base with the adapter's processor.
 
     Raises:
-        UserError: it is not a whole model, or llava-hf has no place for it.
+        UserError: it is not a whole model, or llava-hf cannot represent it.
     """
     spec = base_of(adapter)
     base = read_checkpoint(Path(spec.model))
     if base.facts.config.vision is None:
         raise UserError(
-            f"the adapter's base {spec.model} is a language model alone, and no llava-hf model; merge the adapter "
+            f"the adapter's base {spec.model} is just a language model, not a llava-hf model; merge the adapter "
             "first (paddlemix merge-lora) and convert the result (--to hf)"
         )
     check_image_size(spec, base.facts.config)
@@ -112,7 +112,7 @@ def _saved_modules(
         biases that trained beside adapters.
 
     Raises:
-        UserError: PEFT has no place for a weight, or the vocabulary has other rows.
+        UserError: PEFT cannot hold a weight, or the vocabulary has other rows.
     """
     vocabulary = base.added or choose_vocabulary(base.directory, base.tensors, base.facts.config.text.vocab_size)
     full = put_back(base.tensors, vocabulary)
@@ -123,6 +123,11 @@ def _saved_modules(
     written, modules = dict[str, TensorEntry](), set[str]()
     for name, entry in own.items():
         module, _, part = name.rpartition(".")
+        # | a weight that trained whole                    | is written as                          |
+        # |------------------------------------------------|----------------------------------------|
+        # | of an adapted layer, e.g. its bias             | the base_layer inside the adapted one  |
+        # | another bias, with bias="all"                  | itself                                 |
+        # | anything else                                  | a module of modules_to_save, whole     |
         if module in adapted:
             inside = _theirs(name).removesuffix(part) + f"base_layer.{part}"
             written[PEFT_WRAPPER + inside] = _turned(name, entry)
@@ -130,6 +135,7 @@ def _saved_modules(
             written[PEFT_WRAPPER + _theirs(name)] = entry
         else:
             modules.add(_module_of(name, adapted))
+    # A saved module is complete: its weights that did not train are the base's.
     for name, entry in full.items():
         if _module_of(name, adapted) not in modules:
             continue
@@ -146,11 +152,11 @@ def _turned(name: str, entry: TensorEntry) -> TensorEntry:
 
 
 def _without_newline(whole: Tensors, full: Tensors, directory: Path) -> dict[str, TensorEntry]:
-    """Without LLaVA-1.6's newline, which is no module: PEFT cannot save it, and need not where it did not train."""
+    """Without LLaVA-1.6's newline, which is not a module: PEFT cannot save it, and need not unless it trained."""
     found = [converted(part["image_newline"], "F32").read() for part in (whole, full) if "image_newline" in part]
     if "image_newline" in whole and not (len(found) == 2 and np.array_equal(found[0], found[1])):
         raise UserError(
-            f"{directory} trained image_newline, which PEFT has no place for; merge the adapter (paddlemix merge-lora) "
+            f"{directory} trained image_newline, which PEFT cannot hold; merge the adapter (paddlemix merge-lora) "
             "and convert the result (--to hf)"
         )
     return {name: entry for name, entry in whole.items() if name != "image_newline"}
@@ -161,6 +167,7 @@ def _module_of(name: str, adapted: tuple[str, ...]) -> str:
     theirs = _theirs(name)
     if theirs.startswith(_TOWER + _EMBEDDINGS):  # the class token is a parameter of it
         return _EMBEDDINGS
+    # one name for the whole projector, unless single layers of it are adapted
     if name.startswith("projector.") and not any(module.startswith("projector.") for module in adapted):
         return _PROJECTOR
     return _suffix(theirs.rpartition(".")[0])

@@ -1,7 +1,7 @@
 """Our adapter as XTuner keeps one: `llm_adapter/`, `visual_encoder_adapter/` and `projector/`.
 
-XTuner's adapters stand on a language model and a tower, each alone; so must ours.  Where one of them has no adapter,
-`xtuner_config.py` alone names it, as in what XTuner's own conversion writes; its chat asks for both by flags.
+XTuner's adapters are based on a separate language model and tower; so must ours be.  If one of them has no adapter,
+only `xtuner_config.py` names it, as in the output of XTuner's own conversion; its chat takes both as flags.
 Source: InternLM/xtuner 0.1.23 xtuner/model/llava.py (to_xtuner_llava); the files in each part are PEFT's.
 """
 
@@ -41,7 +41,7 @@ from paddlemix.checkpoints.layouts.xtuner_layout import (
     TEMPLATE,
     TOWER_ADAPTER,
     TOWER_KEY,
-    say_template,
+    log_template,
 )
 from paddlemix.checkpoints.source import Source, open_source
 from paddlemix.errors import UserError
@@ -64,7 +64,7 @@ def export_xtuner_adapter(source: str | Path, target: str | Path, dtype: str | N
         The number of weights.
 
     Raises:
-        MissingFileError, UserError: the adapter or its base cannot be used, XTuner's form has no place for something,
+        MissingFileError, UserError: the adapter or its base cannot be used, XTuner's form cannot represent something,
             or the target cannot be written.
     """
     target = Path(target)
@@ -77,15 +77,17 @@ def export_xtuner_adapter(source: str | Path, target: str | Path, dtype: str | N
         tensors = {name: converted(entry, FLOAT_TYPES[dtype]) for name, entry in tensors.items()}
     lora = {name: entry for name, entry in tensors.items() if is_adapter_weight(name)}
     projector = _projector({name: entry for name, entry in tensors.items() if name not in lora}, config, adapter)
+    # XTuner declares one type for the whole: the projector's, which every such adapter has
     kinds = {value: key for key, value in FLOAT_TYPES.items()}
     stored = kinds[next(iter(projector.values())).dtype]
     facts = Facts(config=config, processor=adapter.processor, special_ids={}, dtype=stored)
     check_xtuner(facts)
     keymap = FAMILIES[config.text.model_type].keymap
-    say_template(adapter.processor.get("chat_template"))
+    log_template(adapter.processor.get("chat_template"))
     with atomic_directory(target) as temporary:
         _write_part(temporary / LANGUAGE_ADAPTER, adapter, lora, (keymap, "language_model.", spec.model))
         _write_part(temporary / TOWER_ADAPTER, adapter, lora, (CLIP_FORM.keymaps[0], "vision_tower.", str(spec.tower)))
+        # the run's file is Python that is read, never run: two assignments are enough
         places = {LANGUAGE_MODEL_KEY: place_of(spec.model), TOWER_KEY: place_of(str(spec.tower))}
         lines = [f"{key} = {place!r}\n" for key, place in places.items()]
         (temporary / RUN_FILE).write_text("".join(lines), encoding="utf-8")
@@ -102,33 +104,33 @@ def _base_config(spec: BaseSpec, adapter: AdapterFiles) -> LlavaConfig:
     """Sizes of the adapter's base.
 
     Raises:
-        UserError: it is no language model and CLIP tower, or its attention weights are joined in XTuner's.
+        UserError: it is not a language model and a CLIP tower, or XTuner joins its attention weights.
     """
     text = open_source(spec.model, spec.inside)
     if text.config.vision is not None or spec.tower is None:
         raise UserError(
-            f"the adapter's base {spec.model} is a whole model, XTuner's adapters stand on a language model and a "
-            "tower alone; merge the adapter first (paddlemix merge-lora) and convert the result"
+            f"the adapter's base {spec.model} is a whole model, but XTuner's adapters need a language model and a "
+            "separate tower; merge the adapter first (paddlemix merge-lora) and convert the result"
         )
     if FAMILIES[text.config.text.model_type].fused:
         raise UserError(
-            f"{spec.model} joins query, key and value in XTuner, where an adapter of each has no place; merge the "
+            f"XTuner joins query, key and value of {spec.model}, so an adapter of each has no place; merge the "
             "adapter first (paddlemix merge-lora) and convert the result"
         )
     config = attach_tower(text, Source.open(resolve_model(spec.tower)), spec).config
     assert config.vision is not None
     check_image_size(spec, config)
     if tower_form(config.vision) is not CLIP_FORM:
-        raise UserError(f"the adapter's tower {spec.tower} is no CLIP tower, and XTuner's models have no other")
+        raise UserError(f"the adapter's tower {spec.tower} is not a CLIP tower, the only kind in XTuner's models")
     return config
 
 
 def _projector(others: Mapping[str, TensorEntry], config: LlavaConfig, adapter: AdapterFiles) -> dict[str, TensorEntry]:
-    """The weights beside LoRA's, which must be the projector and nothing else."""
+    """The weights other than LoRA's, which must be the projector and nothing else."""
     wanted = {name for name in parameter_shapes(config) if name.startswith("projector.")}
     missing, extra = sorted(wanted - others.keys()), sorted(others.keys() - wanted)
     if missing:
-        raise UserError(f"{adapter.directory} holds no projector, which XTuner's form needs: {', '.join(missing)}")
+        raise UserError(f"{adapter.directory} has no projector, which XTuner's form needs: {', '.join(missing)}")
     if extra:
         raise UserError(f"XTuner's form has no place for {', '.join(extra[:8])} of {adapter.directory}")
     return dict(others)
@@ -137,7 +139,7 @@ def _projector(others: Mapping[str, TensorEntry], config: LlavaConfig, adapter: 
 def _write_part(
     directory: Path, adapter: AdapterFiles, lora: Mapping[str, TensorEntry], part: tuple[KeyMap, str, str]
 ) -> None:
-    """One part's adapter, where it has one; `part` is its names, our prefix and where its model is."""
+    """One part's adapter, if it has one; `part` is its names, our prefix and where its model is."""
     keymap, prefix, base = part
     modules = tuple(module for module in adapter.config.modules if module.startswith(prefix))
     if not modules:
@@ -146,6 +148,7 @@ def _write_part(
     plain = dict(plain_of_pissa(own)) if adapter.config.pissa else own
     directory.mkdir()
     settings = peft_settings(adapter, modules, keymap) | {"base_model_name_or_path": place_of(base)}
+    # PEFT wraps by task: a tower has none
     task = "CAUSAL_LM" if prefix == "language_model." else None
     write_json(directory / PEFT_CONFIG, {**settings, "task_type": task})
     write_safetensors(directory / PEFT_WEIGHTS[0], all_finite(dict(peft_lora(plain, keymap))), {"format": "pt"})

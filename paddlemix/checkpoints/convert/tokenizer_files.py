@@ -1,6 +1,6 @@
-"""A checkpoint's tokenizer files on their way to another layout: llava-hf's added tokens are declared or taken out.
+"""A checkpoint's tokenizer files in a conversion: llava-hf's added tokens are declared or removed.
 
-Everything else is copied as it is.
+Everything else is copied unchanged.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _CONFIG, _SPECIAL, _ADDED, _FAST = (
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copies the tokenizer's files; none where there are none."""
+    """Copies the tokenizer's files, as far as they exist."""
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             (target / name).write_bytes((source / name).read_bytes())
 
 
 def remove_added_tokens(directory: Path, base: int) -> None:
-    """Takes tokens with ids from `base` on out of the files in `directory`, in place."""
+    """Removes tokens with ids >= `base` from the files in `directory`, in place."""
     removed: set[str] = set()
 
     def keep(token: str, index: int) -> bool:
@@ -43,7 +43,7 @@ def remove_added_tokens(directory: Path, base: int) -> None:
         if declared:
             values["added_tokens_decoder"] = kept
         _forget(values, removed)
-        values.pop("processor_class", None)
+        values.pop("processor_class", None)  # llava-hf's, which would expect `<image>`
 
     def from_fast(values: dict[str, Any]) -> None:
         added = values.get("added_tokens") or []
@@ -55,6 +55,7 @@ def remove_added_tokens(directory: Path, base: int) -> None:
         for token in [token for token, index in values.items() if not keep(token, int(index))]:
             del values[token]
 
+    # The order matters: the first three say which tokens are removed, the last gives them no ids.
     _change(directory / _ADDED, from_added)
     _change(directory / _FAST, from_fast)
     _change(directory / _CONFIG, from_config)
@@ -62,7 +63,7 @@ def remove_added_tokens(directory: Path, base: int) -> None:
 
 
 def _forget(values: dict[str, Any], removed: set[str]) -> None:
-    """Takes tokens out of the roles they have; padding falls back to the unknown token, as LLaVA has it."""
+    """Removes tokens from their roles; padding falls back to the unknown token, as in LLaVA."""
     for role, token in list(values.items()):
         name = token["content"] if isinstance(token, dict) and "content" in token else token
         if isinstance(name, str) and name in removed:
@@ -83,7 +84,7 @@ def _content(token: Any) -> Any:
 
 
 def declare_added_tokens(directory: Path, image_token: int) -> None:
-    """Declares `<image>` and, right behind it, `<pad>` in the files in `directory`, in place."""
+    """Declares `<image>` and, right after it, `<pad>` in the files in `directory`, in place."""
     tokens = {IMAGE_TOKEN: image_token, PAD_TOKEN: image_token + 1}
 
     def in_config(values: dict[str, Any]) -> None:
@@ -103,6 +104,7 @@ def declare_added_tokens(directory: Path, image_token: int) -> None:
         flags = {key: value for key, value in _FLAGS.items() if key != "special"}
         values["pad_token"] = {"content": PAD_TOKEN, **flags}
 
+    # only this file is created: a sentencepiece tokenizer may come without it, and it is the one that all versions read
     _change(directory / _CONFIG, in_config, create=True)
     _change(directory / _FAST, in_fast)
     _change(directory / _SPECIAL, in_special)

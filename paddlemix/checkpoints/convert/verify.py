@@ -1,6 +1,6 @@
 """Weights written, read back and compared.
 
-Knows no layout: it gets names and tensors as they are to stand in the files.
+Knows no layout: names and tensors are those of the files.
 """
 
 from __future__ import annotations
@@ -48,16 +48,18 @@ def write_verified(parts: dict[Path, dict[str, TensorEntry]], tag: str, conversi
     Raises:
         UserError: they cannot be written, or what is read back is not what was written.
     """
+    # checksums are taken from the bytes on their way out, so what is read back is compared without a second source
     total = sum(entry.num_bytes for tensors in parts.values() for entry in tensors.values())
     done = 0
     for directory, tensors in parts.items():
         checksums: dict[str, int] = {}
 
+        # a default, because the loop's variable would be that of its last round
         def count(name: str, content: memoryview, checksums: dict[str, int] = checksums) -> None:
             nonlocal done
             checksums[name] = zlib.crc32(content, checksums.get(name, 0))
             done += content.nbytes
-            conversion.on_progress(done, 2 * total)
+            conversion.on_progress(done, 2 * total)  # written and read back: every byte counts twice
 
         write_weights(directory, tensors, conversion.max_shard_bytes, {"format": tag}, count)
         for num_bytes in verify(directory, tensors, checksums):
@@ -67,7 +69,7 @@ def write_verified(parts: dict[Path, dict[str, TensorEntry]], tag: str, conversi
 
 
 def verify(directory: Path, tensors: Tensors, checksums: dict[str, int]) -> Iterator[int]:
-    """Opens a written directory again and compares it with what was to be written; yields the bytes of each tensor.
+    """Opens a written directory again and compares it with what was written; yields the bytes of each tensor.
 
     Raises:
         UserError: a tensor is missing, extra, or not what was written.

@@ -1,8 +1,8 @@
 """What the declared files of a model decide about its computation, and what differs between two models, in words.
 
-Values are compared as they are computed with, not files: another layout, dtype or quantised copy of a model has the
-same ones, and so has a file that was only written otherwise.  Tokenizers are compared by what decides their ids; where
-that differs, their files say how, JSON by key.
+Values are compared as the computation uses them, not as files: a copy of a model in another layout or dtype, or
+quantised, has the same ones, and so has a file that was only formatted differently.  Tokenizers are compared by what
+decides their ids; if that differs, their files show how, JSON by key.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from paddlemix.processors.text.tokenizer_keys import CONFIG_FILE as TOKENIZER_CO
 from paddlemix.processors.text.tokenizer_keys import KEYS as TOKENIZER_KEYS
 
 VISION = "vision_config."
-# of the vision tower; its image size is a run's to choose, and the shapes of its weights say the rest
+# of the vision tower; its image size is chosen by a run, and the shapes of its weights determine the rest
 _VISION_KEYS = ("num_attention_heads", "hidden_act", "norm_type", "qk_normalization", "outer_norms")
 _TEXT_KEYS = ("num_attention_heads", "sliding_window", "tie_word_embeddings")
 _ABSENT = object()
@@ -37,12 +37,13 @@ _SHOWN = 80  # characters of a value
 
 
 def computed_values(config: LlavaConfig) -> dict[str, Any]:
-    """Key of `config.json` -> value, of all that is computed with and that no weight's shape says.
+    """Key of `config.json` -> value, of everything the computation uses that no weight's shape determines.
 
     Returns:
-        Plain values, as JSON holds them; those of the tower begin with `VISION`.  What goes by several spellings has
-        one here: layers and heads are counted out, real numbers are floats.
+        Plain values, as in JSON; keys of the tower begin with `VISION`.  Each value has one spelling here: layers and
+        heads are counted, real numbers are floats.
     """
+    # sizes are missing on purpose: a model of other sizes has weights of other shapes, and these are compared
     values, vision = text_values(config.text), config.vision
     if vision is not None:
         values["mm_projector_type"] = f"mlp{projector_depth(config.mm_projector_type)}x_gelu"
@@ -65,7 +66,7 @@ def text_values(text: DecoderConfig) -> dict[str, Any]:
 
 
 def changed_config(then: Mapping[str, Any], config: LlavaConfig, directories: tuple[Path, Path]) -> list[str]:
-    """What differs between the `computed_values` of a model and those of another, with the file that says it.
+    """What differs between the `computed_values` of a model and those of another, with the file that declares it.
 
     Keys that only one of them has are not compared: an earlier version may not have known them.
 
@@ -115,11 +116,12 @@ def _saved_values(path: Path, processor: LlavaProcessor) -> dict[str, Any]:
 
 
 def _file_with(key: str, processor: LlavaProcessor, directories: tuple[Path, Path]) -> Path:
-    """The file that says a key of the processor: the first that has it in the order in which they count."""
+    """The file that declares a key of the processor: the first that has it, in their order of precedence."""
     own, tower = directories
-    own = processor.tokenizer.directory or own  # of an adapter that a run goes on from
+    own = processor.tokenizer.directory or own  # of an adapter that a run continues
     for directory in dict.fromkeys((own, tower)):
         for path in [directory / PROCESSOR_FILE, *sorted(directory.glob("*_config.json")), directory / CONFIG_FILE]:
+            # a search in the text is enough: the file is named to a person, who will open it
             if path.is_file() and f'"{key}"' in path.read_text(encoding="utf-8", errors="replace"):
                 return path
     return own
@@ -130,7 +132,7 @@ def _changed_tokenizer(checkpoint: Path, tokenizer: Tokenizer) -> list[str]:
     if directory is None or not checkpoint.is_dir():
         return []
     changed = _changed_tokenizer_files(checkpoint, directory)
-    # files are written in other ways by other versions, and not all of what they hold is read
+    # other versions write the same tokenizer into other files, so files that differ are only a reason to compare ids
     return changed if changed and not load_tokenizer(checkpoint).gives_the_ids_of(tokenizer) else []
 
 
@@ -154,17 +156,17 @@ def _changed_tokenizer_files(checkpoint: Path, directory: Path) -> list[str]:
 
 
 def _tokenizer_values(path: Path) -> dict[str, Any]:
-    """What a tokenizer's JSON file says that decides about ids, by its keys; {} for none."""
+    """What decides about ids in a tokenizer's JSON file, by its keys; {} without the file."""
     left_out = {"model_max_length", *TOKENIZER_KEYS.harmless} if path.name == TOKENIZER_CONFIG else set()
     return {key: value for key, value in _json_object(path).items() if key not in left_out}
 
 
 def declared_digests(config: LlavaConfig, processor: LlavaProcessor | None) -> dict[str, str]:
-    """What the declared files of a model decide, for a comparison with others that are not at hand.
+    """What the declared files of a model decide, for a comparison with files that are not available.
 
     Returns:
         "config.json: KEY", "processor: KEY", "FILE: KEY" of a tokenizer's JSON files, "FILE" of its others -> the value
-        as JSON, or its digest where that is long; the same for a file that was only written otherwise.
+        as JSON, or its digest if that is long; the same for a file that was only formatted differently.
 
     Raises:
         UserError: a file of the tokenizer cannot be read.
@@ -188,7 +190,7 @@ def _same_bytes(old: Path, new: Path) -> bool:
 
 
 def _json_object(path: Path) -> dict[str, Any]:
-    """A JSON file's object; {} for none.  A tokenizer's vocabulary may be larger than other declared files."""
+    """A JSON file's object; {} without the file.  Unlike other declared files, a tokenizer's may be of any size."""
     if not path.is_file():
         return {}
     try:
@@ -199,14 +201,14 @@ def _json_object(path: Path) -> dict[str, Any]:
 
 
 def _described(changed: Mapping[str, tuple[Any, Any]], path: Path) -> list[str]:
-    """Changed values of one file, in one text; none where nothing changed."""
+    """Changed values of one file, in one text; [] if nothing changed."""
     parts = [part for key, (old, new) in changed.items() for part in _parts(key, old, new)]
     words = [f"{key} {_short(old)} -> {_short(new)}" for key, old, new in parts]
     return [f"{listed(words)} in {path}"] if words else []
 
 
 def _parts(key: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
-    """What differs inside a value, "rope_scaling.factor": two long objects look alike where a message cuts them."""
+    """What differs inside a value, "rope_scaling.factor": two long objects look alike once a message cuts them."""
     if not (isinstance(old, dict) and isinstance(new, dict)):
         yield key, old, new
         return

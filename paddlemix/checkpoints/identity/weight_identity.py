@@ -1,11 +1,11 @@
 """Which weights a model's files hold: a digest of every tensor, the same in every layout and in every exact type.
 
-A digest is over a tensor's numbers as a torch checkpoint orders them (linear weights [out, in]), in the shortest of
+A digest covers a tensor's numbers as a torch checkpoint orders them (linear weights [out, in]), in the shortest of
 bfloat16, float16 and float32 that holds them exactly; rows that llava-hf adds to a vocabulary do not count.  So the
-same model has the same digests after `convert`, and one changed bit of a weight gives others.
+same model has the same digests after `convert`, and one changed bit of a weight changes them.
 
-Digests are made once and kept in the cache until a file's size, times or inode differ.  What our own commands round
-(`convert --dtype`, `quantize`) carries ORIGIN_FILE, which says what it was made of; so does what `convert` makes of it.
+Digests are computed once and cached until a file's size, times or inode differ.  What our own commands round
+(`convert --dtype`, `quantize`) carries ORIGIN_FILE, which records what it was made from; so do its conversions.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from paddlemix.identity import (
 from paddlemix.progress import ProgressBar
 
 ORIGIN_FILE = "origin.json"
-_VERSION = "1"  # counts changes of what a tensor's digest is
-_CODES = "codes "  # before the digest of a quantised weight, of which nobody knows what it was made of
+_VERSION = "1"  # to be raised when the definition of a digest changes: it makes cached ones invalid
+_CODES = "codes "  # prefix of the digest of a quantised weight of unknown origin
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".pdparams", ".json", ".model")  # weights, and what names them
-_CHUNK = 1 << 19  # numbers that are looked at together
+_CHUNK = 1 << 19  # numbers that are converted at once
 _SHORTER = {"F16": ("BF16",), "F32": ("BF16", "F16")}
-_SHOWN_AFTER = 3  # seconds until there is a progress bar
+_SHOWN_AFTER = 3  # seconds until a progress bar appears
 _TABLE = CachedTable(
     TableLayout(
         kind="digests",
@@ -66,8 +66,8 @@ class WeightFiles:
 
     Args:
         source: the model.
-        tower: the vision tower that a language model alone gets besides.
-        projector_file: the projector's own file, which takes the place of the model's.
+        tower: the vision tower that is attached to a text-only model.
+        projector_file: the projector's own file, which replaces the model's projector.
     """
 
     source: Source
@@ -89,10 +89,10 @@ class WeightFiles:
 
 
 def source_digests(source: Source) -> dict[str, str]:
-    """`WeightFiles.digests` of one opened checkpoint; a rounded or quantised one has those of what it was made of."""
+    """`WeightFiles.digests` of one opened checkpoint; a rounded or quantised one has those of its origin."""
     parts = [part for part in (source.directory, source.tower_directory, source.projector_directory) if part]
     files = sorted({path for part in parts for path in weight_files(part)})
-    found = kept_or_made([str(source.resized), *map(str, parts)], files, lambda: _comparable(source))
+    found = cached_digests([str(source.resized), *map(str, parts)], files, lambda: _comparable(source))
     return _with_origin(found, source.directory)
 
 
@@ -104,7 +104,7 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def _digests_of_projector(path: Path) -> dict[str, str]:
-    return kept_or_made(["projector", str(path)], weight_files(path), lambda: read_projector_file(path))
+    return cached_digests(["projector", str(path)], weight_files(path), lambda: read_projector_file(path))
 
 
 def _comparable(source: Source) -> dict[str, TensorEntry]:
@@ -116,31 +116,33 @@ def _comparable(source: Source) -> dict[str, TensorEntry]:
     return tensors
 
 
-def kept_or_made(
+def cached_digests(
     places: list[str], files: list[Path], tensors: Callable[[], Mapping[str, TensorEntry]]
 ) -> dict[str, str]:
-    """`tensor_digests` from the cache where all files are as they were; else they are made, by one process at a time.
+    """`tensor_digests` from the cache if no file has changed; else they are computed, by one process at a time.
 
     Args:
-        places: what tells these tensors from others in the cache: where they are, and how they are read.
-        files: all that decide which tensors there are.
-        tensors: gives them.
+        places: the key of these tensors in the cache: where they are, and how they are read.
+        files: everything that decides which tensors there are.
+        tensors: called to open them.
     """
     key = "\0".join([_VERSION, *(str(Path(place).absolute()) for place in places)]).encode("utf-8", "surrogateescape")
     with ExitStack() as stack:
+        # fast way first: no lock where nothing must be computed
         states = file_states(files)
-        found = _read_kept(key, _text_of(files, states))
+        found = _read_cached(key, _text_of(files, states))
         if found is not None:
             return found
-        with suppress(OSError, UserError):  # a cache that cannot be locked is used without
+        with suppress(OSError, UserError):  # a cache that cannot be locked is used without a lock
             stack.enter_context(FileLock(cache_directory("digests") / f"{cache_key(key)}.lock"))
         wait_until_settled(state for state in states if state is not None)
         started, states = time.time_ns(), file_states(files)
-        found = _read_kept(key, _text_of(files, states))  # another process may have made them meanwhile
+        found = _read_cached(key, _text_of(files, states))  # another process may have computed them meanwhile
         if found is None:
             found = tensor_digests(tensors())
+            # Kept only if no file changed while it was read, nor so recently that its times may not show the change.
             if file_states(files) == states and all(state and is_settled(state, started) for state in states):
-                _keep(key, _text_of(files, states), found)
+                _cache(key, _text_of(files, states), found)
         return found
 
 
@@ -148,21 +150,24 @@ def _text_of(files: list[Path], states: list[FileState | None]) -> str:
     return text_digest(*(value for pair in zip(files, states, strict=True) for value in pair))
 
 
-def _read_kept(key: bytes, states: str) -> dict[str, str] | None:
+def _read_cached(key: bytes, states: str) -> dict[str, str] | None:
     row = _TABLE.read([key]).get(key)
     if row is None or row[0] != states or row[2] != text_digest(key, *row[:2]):
         return None
     return dict(json.loads(row[1]))
 
 
-def _keep(key: bytes, states: str, digests: dict[str, str]) -> None:
+def _cache(key: bytes, states: str, digests: dict[str, str]) -> None:
     text = json.dumps(digests)
     _TABLE.write({key: (states, text, text_digest(key, states, text))})
 
 
 def tensor_digests(tensors: Mapping[str, TensorEntry]) -> dict[str, str]:
     """Our name -> digest of each tensor; see the head of this file."""
-    names = sorted(tensors, key=lambda name: -tensors[name].num_bytes)  # the last to finish are small
+    # blake2b releases the interpreter's lock, so threads hash side by side
+    names = sorted(
+        tensors, key=lambda name: -tensors[name].num_bytes
+    )  # largest first, so that no thread ends long after the others
     total = sum(entry.num_bytes for entry in tensors.values())
     bar = ProgressBar("hash weights", total, unit="B", delay=_SHOWN_AFTER)
     found: dict[str, str] = {}
@@ -175,6 +180,7 @@ def tensor_digests(tensors: Mapping[str, TensorEntry]) -> dict[str, str]:
 
 def _digest(name: str, entry: TensorEntry) -> str:
     ordered = transposed(entry) if is_linear_weight(name, entry.shape) else entry
+    # F32 numbers that fit in BF16 get the digest of their BF16 copy: a widened checkpoint is still the same model
     for shorter in _SHORTER.get(entry.dtype, ()):
         found = _hashed(ordered, shorter)
         if found is not None:
@@ -212,7 +218,7 @@ def _exactly(numbers: np.ndarray, source: str, target: str) -> np.ndarray | None
 
 
 def write_origin(directory: Path, origin: Mapping[str, str]) -> None:
-    """Notes in a directory that was just written what its weights were made of.
+    """Records in a directory that was just written what its weights were made from.
 
     Args:
         directory: holds a rounded or quantised copy of a model.
@@ -226,14 +232,19 @@ def write_origin(directory: Path, origin: Mapping[str, str]) -> None:
 
 
 def _with_origin(stored: dict[str, str], directory: Path) -> dict[str, str]:
-    """The digests of what a directory was made of, for each weight that still is as it was written then.
+    """The digests of a directory's origin, for each weight that is still as it was written then.
 
-    A weight that is not, and one of which nobody knows, has a digest that no other model has.
+    | weight                                | digest                                           |
+    |---------------------------------------|--------------------------------------------------|
+    | unchanged since its origin was noted  | that of the origin                               |
+    | changed since                         | one that no other model has                      |
+    | without a noted origin                | its own; a quantised one's is marked by `_CODES` |
     """
     path = directory / ORIGIN_FILE
     written, origin = _read_origin(path) if path.is_file() else ({}, {})
     result = {}
     for name, parts in _weights_of(stored).items():
+        # a plain weight is one tensor, a quantised one several arrays
         digest = stored[name] if parts == [name] else _CODES + text_digest(*(stored[part] for part in parts))
         unchanged = name in origin and all(written.get(part) == stored[part] for part in parts)
         if name in origin and not unchanged:
@@ -249,7 +260,7 @@ def _read_origin(path: Path) -> tuple[dict[str, str], dict[str, str]]:
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"'{path}' cannot be understood ({error!r}); copy it again, or remove it: adapters of the model that this "
-            "one was made of are then refused"
+            "one was made from are then refused"
         ) from error
 
 

@@ -50,7 +50,7 @@ class HfVocabulary:
         return self.base + next((entry.shape[_TOKEN_AXES[name]] for name, entry in self.rows.items()), 0)
 
     def metadata(self) -> dict[str, str]:
-        """What the file that travels along says besides its tensors."""
+        """What the file that travels along declares besides its tensors."""
         return {"base": str(self.base), "image_token": str(self.image_token)}
 
 
@@ -65,6 +65,11 @@ def take_off(
         tensors: under our names.
         vocab_size: rows of its embedding.
     """
+    # | where the added rows begin             | known from                                    |
+    # |----------------------------------------|-----------------------------------------------|
+    # | BASE_KEY of config.json                | our own conversion                            |
+    # | at `<image>`, right after the pieces   | the tokenizer's files                         |
+    # | nowhere: there are none                | a vocabulary that always had room for `<image>`|
     config = without_null(config)
     image_token = int(config.get("image_token_index", config.get("image_token_id", vocab_size)))
     base = int(config.get(BASE_KEY) or _declared_base(directory, image_token, vocab_size))
@@ -77,7 +82,7 @@ def take_off(
 
 
 def without_added(tensors: Mapping[str, TensorEntry], added: HfVocabulary) -> dict[str, TensorEntry]:
-    """Some of a checkpoint's weights, an embedding or output layer among them without the rows that llava-hf added."""
+    """Some of a checkpoint's weights; an embedding or output layer among them loses the rows that llava-hf added."""
     return {
         name: selected(entry, slice(0, added.base), _TOKEN_AXES[name])
         if name in added.rows and entry.shape[_TOKEN_AXES[name]] > added.base
@@ -87,23 +92,23 @@ def without_added(tensors: Mapping[str, TensorEntry], added: HfVocabulary) -> di
 
 
 def _declared_base(directory: Path, image_token: int, vocab_size: int) -> int:
-    """Rows before `<image>`, where the tokenizer says that it and at most padding were added behind its own pieces.
+    """Rows before `<image>` if the tokenizer declares that it and at most padding were added after its own pieces.
 
-    A vocabulary that goes on further had room for `<image>` from the beginning, as Qwen's has: nothing was added.
+    A larger vocabulary had room for `<image>` from the beginning, as Qwen's has: nothing was added.
     """
     if vocab_size > _rounded_up(image_token + 2):
         return vocab_size
     pieces, added = _num_pieces(directory), read_added_tokens(directory)
-    behind = {content for content, index in added.items() if index >= image_token}
-    declared = added.get(IMAGE_TOKEN) == image_token and behind <= {IMAGE_TOKEN, PAD_TOKEN}
+    after = {content for content, index in added.items() if index >= image_token}
+    declared = added.get(IMAGE_TOKEN) == image_token and after <= {IMAGE_TOKEN, PAD_TOKEN}
     return image_token if declared and pieces is not None and pieces <= image_token < vocab_size else vocab_size
 
 
 def _num_pieces(directory: Path) -> int | None:
-    """Size of the tokenizer without added tokens; None where there is no tokenizer."""
+    """Size of the tokenizer without added tokens; None without a tokenizer."""
     with _understood(f"the tokenizer of {directory}"):
         if (directory / "tokenizer.model").is_file():
-            import sentencepiece
+            import sentencepiece  # here, because few checkpoints need it
 
             pieces = sentencepiece.SentencePieceProcessor(model_file=str(directory / "tokenizer.model"))
             return int(pieces.get_piece_size())
@@ -131,7 +136,7 @@ def read_added_tokens(directory: Path) -> dict[str, int]:
 
 @contextlib.contextmanager
 def _understood(what: str) -> Iterator[None]:
-    """Turns what a damaged file makes of its reader into a UserError."""
+    """Turns any error of a reader that meets a damaged file into a UserError."""
     try:
         yield
     except UserError:
@@ -145,7 +150,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def read_carried_vocabulary(directory: Path, vocab_size: int) -> HfVocabulary | None:
-    """What the file that travels along says; None where there is none, or where it is of another vocabulary.
+    """What the file that travels along declares; None without one, or if it belongs to another vocabulary.
 
     Raises:
         UserError: it is damaged.
@@ -158,14 +163,15 @@ def read_carried_vocabulary(directory: Path, vocab_size: int) -> HfVocabulary | 
         known = HfVocabulary(int(metadata["base"]), int(metadata["image_token"]), rows)
         if any(name not in _TOKEN_AXES or len(entry.shape) != 2 for name, entry in rows.items()):
             raise ValueError(f"rows of {', '.join(rows)}")
+    # another vocabulary: tokens were added after the conversion, and these rows are not theirs
     return known if known.base == vocab_size else None
 
 
 def choose_vocabulary(directory: Path, tensors: Mapping[str, TensorEntry], vocab_size: int) -> HfVocabulary:
     """The added rows for a checkpoint that becomes llava-hf.
 
-    Those it was converted from; else none where its tokenizer has `<image>` within the vocabulary; else new ones, each
-    the mean of all rows, up to a multiple of 64 as llava-hf has it.
+    Those it was converted from; else none if its tokenizer has `<image>` within the vocabulary; else new ones, each the
+    mean of all rows, up to a multiple of 64 as in llava-hf.
     """
     carried = read_carried_vocabulary(directory, vocab_size)
     if carried is not None:
@@ -183,6 +189,7 @@ def _rounded_up(rows: int) -> int:
 
 
 def _mean_rows(entry: TensorEntry, axis: int, count: int) -> TensorEntry:
+    # The mean is computed in float32 and rounded once: a sum of 32,000 numbers in 16 bits would be worthless.
     matrix = entry.read()
     wide = convert(matrix, "BF16", "F32") if entry.dtype == "BF16" else matrix
     mean = wide.mean(axis=axis, dtype=np.float32, keepdims=True).astype(np.float32)
@@ -191,7 +198,7 @@ def _mean_rows(entry: TensorEntry, axis: int, count: int) -> TensorEntry:
 
 
 def put_back(tensors: Mapping[str, TensorEntry], added: HfVocabulary) -> dict[str, TensorEntry]:
-    """Tensors with the added rows behind their own."""
+    """Tensors with the added rows after their own."""
     return {
         name: joined(entry, converted(added.rows[name], entry.dtype), _TOKEN_AXES[name])
         if name in added.rows

@@ -2,7 +2,7 @@
 
     values = take(read_json(path), ORIGINAL_KEYS, str(path))
 
-Ranges are wide enough for every published model and narrow enough that no size in them is a slip.
+Ranges are wide enough for every published model and narrow enough that a slipped digit is outside.
 Sources: configuration classes of transformers 4.36 to 5, PaddleNLP 3.0.0b4, LLaVA, LLaVA-NeXT and InternVL.
 """
 
@@ -15,6 +15,7 @@ FORMAT_KEY, FORMAT_VERSION = "paddlemix_format", 1
 TEMPLATE_KEY = "chat_template_name"  # our own key in config.json of layouts that have none
 BASE_KEY = "paddlemix_vocab_size"  # our own key in llava-hf's config.json: rows before those that were added
 
+# sizes, all of them bounded: a file may ask for any amount of memory or time otherwise
 _WIDTH, _LAYERS, _HEADS, _ROWS = integer(1, 1 << 20), integer(1, 1000), integer(1, 1 << 14), integer(1, 1 << 24)
 _SIDE, _DEVIATION, _ID = integer(1, 1 << 16), number(0, 100), integer(-1, 1 << 31)
 
@@ -72,7 +73,7 @@ _TEXT_READ = {
     "fuse_attention_qkv": flag,
     "fuse_attention_ffn": flag,
 }
-_ONE = either(choice(1), choice(1.0))
+_ONE = either(choice(1), choice(1.0))  # JSON has both, and `choice` tells int from float
 # What other decoders compute beyond ours; a file of a family of ours may carry such a key all the same.
 _TEXT_REFUSED = {
     "mlp_bias": choice(False),
@@ -98,7 +99,7 @@ _TEXT_REFUSED = {
     "num_experts": _ONE,
     "mm_resampler_type": choice("identity"),
 }
-# Mistral and Qwen2 have a window and a number of heads where a file says nothing, and none where it says null.
+# Mistral and Qwen2 have a window and a number of heads if a file does not mention them, and none if it says null.
 _NULLABLE = frozenset({"sliding_window", "num_key_value_heads", "head_dim"})
 
 _VISION_READ = {
@@ -125,7 +126,7 @@ _VISION_HARMLESS |= {"tie_word_embeddings", "cross_attention_hidden_size"}
 
 
 def _read_layer(value: object) -> int:
-    """Index of a tower's hidden state; transformers allows a list, whose several layers it joins."""
+    """Index of a tower's hidden state; transformers also allows a list of layers, whose features it concatenates."""
     rule = integer(-1000, 1000)
     if isinstance(value, list):
         if len(value) != 1:
@@ -151,6 +152,7 @@ _LLAVA_READ = {
     "image_grid_pinpoints": PINPOINTS,
     TEMPLATE_KEY: _TEMPLATE,
 }
+# What other LLaVA programs compute between tower and language model beyond ours.
 _LLAVA_REFUSED = {
     "mm_dense_connector_type": choice("none"),
     "s2": choice(False),
@@ -243,7 +245,7 @@ PROCESSOR_KEYS = Keys(
         "eos_token_id": items(_ID),
     }
 )
-# A whole CLIP; old files have its parts a second time, and those count.
+# A whole CLIP; old files contain its parts a second time, and those take precedence.
 CLIP_KEYS = Keys(
     {"vision_config": mapping, "vision_config_dict": mapping, "model_type": text},
     {},

@@ -56,7 +56,7 @@ _HF_TOWER = {
     "image_size": 336,
     "patch_size": 14,
 }
-# a text-only model has no images; these stand in until a tower brings its own
+# a text-only model has no images; these values are placeholders until a tower brings its own
 NO_TOWER: dict[str, Any] = {
     "image_size": 336,
     "patch_size": 14,
@@ -75,10 +75,10 @@ class Layout:
             "intern_vit".
         config: sizes; without a tower for "language" and where an original checkpoint's tower is elsewhere.
         keymaps: names its weights may have; the first that knows all of them is used.
-        processor: content of a `processor_config.json`, as far as the files tell.
-        tower: where the vision tower is when it is not inside: a path or a model name.
-        tower_inside: whether tower weights inside the checkpoint win over those of `tower`.
-        fused: which weights are joined, see `fused.split_fused`.
+        processor: content of a `processor_config.json`, as far as the files declare it.
+        tower: where the vision tower is if not inside: a path or a model name.
+        tower_inside: whether tower weights inside the checkpoint take precedence over those of `tower`.
+        fused: which weights are joined, see `joined_weights.split_fused`.
     """
 
     kind: str
@@ -116,6 +116,7 @@ def read_ours(config: Mapping[str, Any], directory: Path, where: str) -> Layout:
     processor_path = directory / PROCESSOR_FILE
     processor = take(read_json(processor_path), PROCESSOR_KEYS, str(processor_path)) if processor_path.is_file() else {}
     layout_config = LlavaConfig.from_dict({**values, "text_config": text, "vision_config": vision})
+    # our processor file wins: a run may have chosen other tokens that end an answer
     ends = declared_ends(values, directory, layout_config.text.vocab_size)
     processor = {**({"eos_token_id": ends} if ends else {}), **processor}
     return Layout("paddlemix", layout_config, (OURS,), processor)
@@ -128,7 +129,7 @@ def read_original(config: Mapping[str, Any], directory: Path, where: str) -> Lay
     text = read_text(config, find_family(config))
     layout_config = LlavaConfig(
         text=text,
-        mm_projector_type=values.get("mm_projector_type") or "linear",
+        mm_projector_type=values.get("mm_projector_type") or "linear",  # the first LLaVA had no such key
         mm_vision_select_layer=values.get("mm_vision_select_layer", -2),
         mm_vision_select_feature=values.get("mm_vision_select_feature", "patch"),
         image_newline="unpad" in merge_type,
@@ -140,6 +141,7 @@ def read_original(config: Mapping[str, Any], directory: Path, where: str) -> Lay
         "mm_vision_select_feature": layout_config.mm_vision_select_feature,
         "mm_use_im_start_end": values.get("mm_use_im_start_end", False),
     }
+    # LLaVA takes the aspect ratio from config.json alone, the other pixels from the tower's file or one beside it.
     pixels = {key: value for key, value in read_pixels(directory).items() if key != "image_aspect_ratio"}
     pixels |= same_pinpoints(values.get("image_grid_pinpoints"), pixels.get("image_grid_pinpoints"))
     return Layout(
@@ -154,6 +156,7 @@ def read_original(config: Mapping[str, Any], directory: Path, where: str) -> Lay
 
 
 def read_hf(config: Mapping[str, Any], directory: Path, where: str) -> Layout:
+    # llava_next is LLaVA-1.6: tiles and a newline vector
     values = take(config, HF_KEYS, where)
     next_generation = values["model_type"] == "llava_next"
     strategy = values.get("vision_feature_select_strategy", "default")
@@ -161,6 +164,7 @@ def read_hf(config: Mapping[str, Any], directory: Path, where: str) -> Layout:
     vision = take(values.get("vision_config", {}), HF_VISION_KEYS, f"{where}: vision_config")
     tower = pick_fields(VisionConfig, {**_HF_TOWER, **vision})
     check_hf_processor(directory, tower.patch_size, strategy)
+    # the outer file decides about tying unless the inner one says it
     part = _text_part(values, where)
     text = {"tie_word_embeddings": values.get("tie_word_embeddings", False), **without_null(part)}
     layout_config = LlavaConfig(
@@ -209,7 +213,7 @@ def _text_values(
     config: Mapping[str, Any], text: DecoderConfig, directory: Path, variants: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """The conversation template that the files name, else the one that their chat template resembles, else that of the
-    language model's family: LLaVA's and the families' own files do not say.  And the tokens that end an answer."""
+    language model's family, since LLaVA's and the families' own files name none; and the tokens that end an answer."""
     template = config.get(TEMPLATE_KEY) or template_by_markers(directory, FAMILIES[text.model_type].template, variants)
     ends = declared_ends(config, directory, text.vocab_size)
     return {"chat_template": template, **({"eos_token_id": ends} if ends else {})}
@@ -217,12 +221,13 @@ def _text_values(
 
 def read_tower(config: Mapping[str, Any], directory: Path, where: str) -> Layout:
     form = next(form for form in TOWER_FORMS if config["model_type"] in form.model_types)
-    if config["model_type"] == "clip":  # with its text model; of two copies, as old files have, the second counts
+    if config["model_type"] == "clip":  # with its text model; of two copies, in old files, the second counts
         parts = take(config, CLIP_KEYS, where)
         declared = {**parts.get("vision_config", {}), **without_null(parts.get("vision_config_dict", {}))}
     else:
         declared = dict(config)
     vision = form.read(declared, where)
+    # -1, so that all layers are built: which one a LLaVA model reads is not the tower's to say
     layout_config = LlavaConfig(vision=vision, mm_vision_select_layer=-1)
     pixels = {**form.pixels(), **read_pixels(directory)}
     return Layout(form.kind, layout_config, form.keymaps, {**tower_sizes(vision), **pixels})

@@ -1,6 +1,6 @@
-"""Which tokens end an answer, and what else `generation_config.json` says: the declared ids of a checkpoint.
+"""Which tokens end an answer, and what else `generation_config.json` declares: the ids of a checkpoint.
 
-Source: transformers' GenerationConfig and how `generate` takes it; a model without the file ends as config.json says.
+Source: transformers' GenerationConfig and how `generate` uses it; without the file config.json decides.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _CHANGING: dict[str, tuple[Any, ...]] = {
 KEYS = Keys(
     {"bos_token_id": _ID, "eos_token_id": _IDS, "pad_token_id": _ID, **dict.fromkeys(_CHANGING, anything)},
     {},
-    # how answers are drawn is for the flags of a command to say, and the rest is about other things than the answer
+    # how answers are sampled is decided by a command's flags; the rest does not concern the answer
     key_names(
         """
         _from_model_config assistant_confidence_threshold assistant_early_exit cache_config cache_implementation
@@ -53,11 +53,11 @@ KEYS = Keys(
         """
     ),
 )
-_told: set[str] = set()
+_warned: set[str] = set()  # files whose warning was logged in this process
 
 
 def read_generation(directory: Path) -> dict[str, Any]:
-    """The ids that a directory's `generation_config.json` declares, checked; empty where there is none.
+    """The ids that a directory's `generation_config.json` declares, checked; empty without the file.
 
     Raises:
         UserError: a value is not allowed.
@@ -65,21 +65,24 @@ def read_generation(directory: Path) -> dict[str, Any]:
     path = directory / GENERATION_FILE
     if not path.is_file():
         return {}
+    # Not applied, because training and evaluation here are of the plain model; but a user who compares answers with
+    # transformers' must know.
     found = take(read_json(path), KEYS, str(path))
     ignored = [f"{key} {found[key]}" for key, usual in _CHANGING.items() if key in found and found[key] not in usual]
-    if ignored and str(path) not in _told:
-        _told.add(str(path))
+    if ignored and str(path) not in _warned:
+        _warned.add(str(path))
         logger.warning("%s: %s is not applied", path, ", ".join(ignored))
     return {key: value for key, value in found.items() if key not in _CHANGING}
 
 
 def declared_ends(configs: Mapping[str, Any], directory: Path, vocab_size: int) -> list[int]:
-    """The tokens that end an answer, as far as the files say.
+    """The tokens that end an answer, as far as the files declare them.
 
     Args:
-        configs: values of config.json, the inner ones of a language model included.
-        vocab_size: an id beyond it is never generated, and is left out.
+        configs: values of config.json, including the inner ones of a language model.
+        vocab_size: an id beyond it is never generated and is dropped.
     """
+    # generation_config.json wins over config.json; Llama 3 ends with one of several
     generation = read_generation(directory).get("eos_token_id")
     declared = generation if generation is not None else without_null(configs).get("eos_token_id")
     several = declared if isinstance(declared, list) else [declared]

@@ -1,10 +1,10 @@
-"""Families of language models as data: how their files spell, default and name what the one decoder computes.
+"""Families of language models as data: how their files name, spell and default what the one decoder computes.
 
     read_text({"model_type": "mistral", "rope_theta": 1e6})      # DecoderConfig(num_key_value_heads=8, ...)
     write_text(config)                                           # the same in the family's own spelling
 
-A family is an entry of `FAMILIES`: no code of `models/` knows it.  Values that a file leaves out are those of the
-family's own configuration class.  What would be computed wrongly is an error.
+A family is an entry of `FAMILIES`; no code of `models/` knows it.  Values that a file omits are those of the family's
+own configuration class.  What would be computed wrongly is an error.
 Sources: transformers' LlamaConfig, MistralConfig and Qwen2Config; configuration_internlm.py of internlm/internlm-7b and
 configuration_internlm2.py of internlm/internlm2-7b; llava/model/language_model of LLaVA-VL/LLaVA-NeXT.
 """
@@ -30,14 +30,14 @@ class Family:
 
     Args:
         architecture: class name in config.json of the language model alone.
-        template: conversation template where the files name none.
+        template: conversation template if the files name none.
         llava: (model_type, architecture) of original LLaVA on it; None: it is written there as a Llama.
         keymap: names of its weights.
-        defaults: what its files leave out, as far as it is not as in `DecoderConfig`.
-        fixed: what its files cannot choose.
+        defaults: values that its files may omit, as far as they differ from `DecoderConfig`'s.
+        fixed: values that its files cannot choose.
         spelling: our field -> its key.
-        special_ids: `bos_token_id`, `eos_token_id`, `pad_token_id` where the files name none.
-        fused: joined weights that it has, see `fused.split_fused`.
+        special_ids: `bos_token_id`, `eos_token_id`, `pad_token_id` if the files name none.
+        fused: its joined weights, see `joined_weights.split_fused`.
     """
 
     architecture: str
@@ -105,6 +105,7 @@ FAMILIES: dict[str, Family] = {
         fused=("fuse_attention_qkv",),
     ),
 }
+# Any of the names that a config.json may have for a family, original LLaVA's included -> the family.
 LLAVA_ARCHITECTURES = {family.llava[1] for family in FAMILIES.values() if family.llava}
 _NAMES = {
     name: model_type
@@ -117,14 +118,14 @@ def find_family(config: Mapping[str, Any]) -> str:
     """The `model_type` of a config.json's language model, for original LLaVA too.
 
     Raises:
-        UserError: it is none of `FAMILIES`.
+        UserError: it is not one of `FAMILIES`.
     """
     architectures = config.get("architectures") or ()
     found = [_NAMES[name] for name in (config.get("model_type"), *architectures) if name in _NAMES]
     if found:
         return found[0]
     if config.get("model_type") == "llava" and not architectures:
-        return "llama"  # the first LLaVA had no other
+        return "llama"  # the first LLaVA knew no other
     raise UserError(
         f"model_type '{config.get('model_type')}' with architectures {config.get('architectures')} is not supported as "
         f"a language model; allowed: {', '.join(FAMILIES)}"
@@ -136,8 +137,8 @@ def read_text(values: Mapping[str, Any], model_type: str | None = None, where: s
 
     Args:
         values: the file's content.
-        model_type: a key of `FAMILIES`; None: as `values` says, "llama" where they say nothing.
-        where: the file, for errors and for a warning about unknown keys, which are not looked at without it.
+        model_type: a key of `FAMILIES`; None: as in `values`, "llama" if they do not have it.
+        where: the file, for errors and for a warning about unknown keys, which are ignored without it.
 
     Raises:
         UserError: the family is unknown, a value is not allowed, or something in the file cannot be computed.
@@ -147,6 +148,7 @@ def read_text(values: Mapping[str, Any], model_type: str | None = None, where: s
     if model_type not in FAMILIES:
         raise UserError(f"language model_type '{model_type}' is not one of {', '.join(FAMILIES)}")
     family = FAMILIES[model_type]
+    # Later wins: the family's defaults, the file, our spelling of its keys, positions in our form, what is fixed.
     merged = {**family.defaults, **values}
     merged |= {ours: merged[theirs] for ours, theirs in family.spelling.items() if theirs in merged}
     merged |= {**_read_rope(merged), **family.fixed, "model_type": model_type}
@@ -156,14 +158,21 @@ def read_text(values: Mapping[str, Any], model_type: str | None = None, where: s
 
 
 def _read_rope(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`rope_theta` and `rope_scaling` from what transformers 4 or 5 or InternLM's own code writes."""
+    """`rope_theta` and `rope_scaling` from what transformers 4, transformers 5 or InternLM's own code writes.
+
+    | key             | written by                     | holds                                  |
+    |-----------------|--------------------------------|----------------------------------------|
+    | rope_parameters | transformers 5                 | both in one object                     |
+    | rotary          | InternLM's own code            | "base", "type", "scaling_factor"       |
+    | rope_scaling    | transformers 4                 | scaling, beside `rope_theta`           |
+    """
     theta, scaling = values.get("rope_theta"), values.get("rope_scaling")
     if values.get("rope_parameters") is not None:  # transformers 5 has both in one
         scaling = without_null(values["rope_parameters"])
         theta = take({"rope_theta": scaling.pop("rope_theta", theta)}, TEXT_KEYS, "rope_parameters").get("rope_theta")
         if scaling.pop("partial_rotary_factor", 1) != 1:
             raise UserError(
-                f"rope_parameters {values['rope_parameters']} turn a part of a head, which is not supported"
+                f"rope_parameters {values['rope_parameters']} rotate only a part of each head, which is not supported"
             )
     elif "rotary" in values and scaling is None:  # InternLM's "origin" is the plain one
         rotary = values["rotary"]
@@ -178,12 +187,13 @@ def _read_rope(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_window(values: Mapping[str, Any]) -> int | None:
-    """The window of all layers; Qwen2's files can switch it off, or on for the layers from `max_window_layers` on."""
+    """The window of all layers; Qwen2's files can disable it, or enable it from layer `max_window_layers` on."""
     if values.get("use_sliding_window") is False:
         return None
     layers = values.get("num_hidden_layers", DecoderConfig.num_hidden_layers)
     first = values.get("max_window_layers", 0) if values.get("use_sliding_window") else 0
     kinds = set(values.get("layer_types") or ())
+    # no layer has it: too few layers, or all of them declared to have full attention
     if first >= layers or kinds == {"full_attention"}:
         return None
     if first > 0 or len(kinds) > 1:
@@ -195,10 +205,10 @@ def _read_window(values: Mapping[str, Any]) -> int | None:
 
 
 def write_text(text: DecoderConfig) -> dict[str, Any]:
-    """What `read_text` reads, in the spelling of `text.model_type`; nothing that is known is left to a default.
+    """What `read_text` reads, in the spelling of `text.model_type`; every known value is written.
 
     Raises:
-        UserError: the family's files cannot say it.
+        UserError: the family's files cannot express it.
     """
     family = FAMILIES[text.model_type]
     values = {key: value for key, value in asdict(text).items() if value is not None and key not in family.fixed}
@@ -210,6 +220,7 @@ def write_text(text: DecoderConfig) -> dict[str, Any]:
         windowed = text.sliding_window is not None
         values |= {"use_sliding_window": windowed, "max_window_layers": 0 if windowed else text.num_hidden_layers}
     values |= _write_rope(text, "rotary" in family.defaults)
+    # written and read back: what a family's files cannot express must not be lost silently
     lost = {key: value for key, value in _meant(text).items() if _meant(read_text(values))[key] != value}
     if lost:
         raise UserError(f"config.json of a {family.architecture} has no place for {lost}")
@@ -217,13 +228,13 @@ def write_text(text: DecoderConfig) -> dict[str, Any]:
 
 
 def _meant(text: DecoderConfig) -> dict[str, Any]:
-    """All values, without those that stand for others."""
+    """All values, with derived ones in place of those that may be left open."""
     derived = {"head_dim": text.head_size, "num_key_value_heads": text.key_value_heads}
     return {**asdict(text), **derived, "attention_output_bias": text.output_bias}
 
 
 def _write_rope(text: DecoderConfig, rotary: bool) -> dict[str, Any]:
-    """Scaling of positions; older configuration classes take "type" and "factor" alone."""
+    """Scaling of positions; older configuration classes accept only "type" and "factor"."""
     scaling = text.rope_scaling
     if rotary:
         scaled = {} if scaling is None else {"scaling_factor": scaling["factor"]}
@@ -238,7 +249,7 @@ def _kind(scaling: Mapping[str, Any] | None) -> dict[str, str]:
 
 
 def inside_llava(text: DecoderConfig) -> DecoderConfig:
-    """The same sizes under the family that stands for it inside original LLaVA and llava-hf.
+    """The same sizes under the family that represents it inside original LLaVA and llava-hf.
 
     InternLM and InternLM2 compute what a Llama with the same numbers does, once InternLM2's joined weights are apart.
     """

@@ -1,7 +1,7 @@
-"""preprocessor_config.json, and processor_config.json of llava-hf, in our terms: how pictures are made ready.
+"""preprocessor_config.json, and processor_config.json of llava-hf, in our terms: how pictures are preprocessed.
 
-What transformers' CLIPImageProcessor, LlavaImageProcessor and LlavaNextImageProcessor compute is computed; the rest is
-refused by name.  Knows no config.json.
+Supports what transformers' CLIPImageProcessor, LlavaImageProcessor and LlavaNextImageProcessor compute; anything else
+is refused by name.  Knows no config.json.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CLASSES = [
     for name in ("CLIPImageProcessor", "LlavaImageProcessor", "LlavaNextImageProcessor")
     for kind in ("", "Fast", "Pil")
 ]
-_CLASS = choice(*_CLASSES, "CLIPFeatureExtractor", because="others resize otherwise")
+_CLASS = choice(*_CLASSES, "CLIPFeatureExtractor", because="others resize in other ways")
 _SIDE = integer(1, 1 << 16)
 KEYS = Keys(
     {
@@ -42,7 +42,7 @@ KEYS = Keys(
         "image_grid_pinpoints": PINPOINTS,
     },
     {"do_resize": choice(True, because="the tower reads one size")},
-    # pictures are always made RGB before anything else, which is what a picture of another kind needs
+    # do_convert_rgb: pictures are always converted to RGB first, which is all that other modes need
     key_names(
         """
         do_convert_rgb processor_class _valid_processor_keys _processor_class auto_map data_format input_data_format
@@ -65,8 +65,14 @@ _SIZE_KEYS = Keys({"height": _SIDE, "width": _SIDE, "shortest_edge": _SIDE})
 
 
 def _declared(directory: Path) -> tuple[dict[str, Any], str] | None:
-    """What a directory says about pictures, and where: PaddleMIX keeps a file for training and one for inference in
-    folders of their own, transformers 5 has it inside `processor_config.json`."""
+    """What a directory declares about pictures, and the file; None if it declares nothing.
+
+    | file                                          | written by            |
+    |-----------------------------------------------|-----------------------|
+    | preprocessor_config.json                      | transformers 4        |
+    | processor/eval/..., processor/train/...       | PaddleMIX             |
+    | "image_processor" in processor_config.json    | transformers 5        |
+    """
     for place in (directory, directory / "processor" / "eval", directory / "processor" / "train"):
         if (place / PREPROCESSOR_FILE).is_file():
             return read_json(place / PREPROCESSOR_FILE), str(place / PREPROCESSOR_FILE)
@@ -76,14 +82,14 @@ def _declared(directory: Path) -> tuple[dict[str, Any], str] | None:
 
 
 def read_pixels(directory: Path) -> dict[str, Any]:
-    """Processor values as far as a directory's `preprocessor_config.json` has them; empty where there is none.
+    """Processor values as far as a directory's `preprocessor_config.json` has them; empty without the file.
 
     Returns:
         Any of `image_mean`, `image_std`, `image_size`, `image_aspect_ratio` and `image_grid_pinpoints` as the file
-        writes them; of `PIXEL_OPTIONS` those that are not as CLIP's.
+        writes them; of `PIXEL_OPTIONS` those that differ from CLIP's.
 
     Raises:
-        UserError: a value is not allowed, or asks for what is not computed.
+        UserError: a value is not allowed, or asks for something that is not supported.
     """
     declared = _declared(directory)
     if declared is None:
@@ -97,10 +103,10 @@ def read_pixels(directory: Path) -> dict[str, Any]:
 
 
 def unpadded(directory: Path) -> tuple[str, str] | None:
-    """What transformers does with an oblong picture where a directory's files tell it not to pad: crop or squeeze it.
+    """What transformers does with an oblong picture if a directory's files tell it not to pad: crop or squeeze it.
 
     Returns:
-        The file and what it does, "crops pictures to their centre"; None where it pads or there is no such file.
+        The file and what it does, "crops pictures to their centre"; None if it pads or without such a file.
     """
     declared = _declared(directory)
     if declared is None:
@@ -119,10 +125,11 @@ def _pixels(found: Mapping[str, Any]) -> dict[str, Any]:
     tile, resized = _tile_and_size(found)
     if tile is not None:
         values["image_size"] = tile
-    # only this class pads to a square, and only when it is told to
+    # only this class pads to a square, and only if do_pad is set
     kind = found.get("image_processor_type", "")
     if kind.startswith("LlavaImageProcessor") and "do_pad" in found:
         values["image_aspect_ratio"] = "pad" if found["do_pad"] else "square"
+    # value, CLIP's own: only what differs is kept, so that a processor file stays short
     options = {
         "size": (resized, None),
         "resample": (found.get("resample"), 3),
@@ -133,7 +140,8 @@ def _pixels(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tile_and_size(found: Mapping[str, Any]) -> tuple[int | None, dict[str, int] | None]:
-    """Side of a tile, and what pictures are resized to where that is another, as a file writes it."""
+    """Side of a tile, and the size that pictures are resized to if it differs, as a file writes it."""
+    # resize to `size`, then crop the centre to `crop_size`, as CLIPImageProcessor does
     crop, size = _sides(found.get("crop_size"), "crop_size"), _sides(found.get("size"), "size")
     both = "height" in size
     side = size.get("height") or size.get("shortest_edge")
@@ -149,7 +157,7 @@ def _tile_and_size(found: Mapping[str, Any]) -> tuple[int | None, dict[str, int]
 
 
 def _sides(value: Any, key: str) -> dict[str, int]:
-    """A size as transformers reads it: a number is that of the short side."""
+    """A size as transformers reads it: a number is the short side."""
     if value is None:
         return {}
     sides = {"shortest_edge": value} if isinstance(value, int) else take(value, _SIZE_KEYS, key, tell=False)
@@ -159,13 +167,13 @@ def _sides(value: Any, key: str) -> dict[str, int]:
 
 
 def check_hf_processor(directory: Path, patch_size: int, strategy: str) -> None:
-    """Whether a llava-hf processor counts as many tokens for a picture as its model has features.
+    """Checks that a llava-hf processor counts as many tokens for a picture as its model has features.
 
     Args:
-        patch_size, strategy: what config.json says.
+        patch_size, strategy: as in config.json.
 
     Raises:
-        UserError: `processor_config.json` says something else, or what is not supported.
+        UserError: `processor_config.json` differs, or has a value that is not supported.
     """
     path = directory / PROCESSOR_FILE
     if not path.is_file():
@@ -180,7 +188,7 @@ def same_pinpoints(in_config: Any, in_preprocessor: Any) -> dict[str, Any]:
     """The grids that both files name: one decides the tiles, the other the order of their features.
 
     Raises:
-        UserError: they name different ones.
+        UserError: they differ.
     """
     lists = [value for value in (in_config, in_preprocessor) if isinstance(value, list)]
     if len(lists) == 2 and sorted(lists[0]) != sorted(lists[1]):
@@ -192,8 +200,8 @@ def same_pinpoints(in_config: Any, in_preprocessor: Any) -> dict[str, Any]:
 def exchange_sides(pinpoints: Any) -> list[list[int]] | None:
     """Grids of llava-hf, (height, width), as ours, (width, height), or back.
 
-    A list that holds every grid both ways, as that of LLaVA-1.6 does, stays as it is: llava-hf's files took it over
-    unchanged, and its order decides ties.
+    A list that holds every grid both ways, as LLaVA-1.6's does, stays as it is: llava-hf's files copied it unchanged,
+    and its order decides ties.
     """
     if pinpoints is None:
         return None

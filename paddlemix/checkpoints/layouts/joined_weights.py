@@ -1,6 +1,6 @@
-"""Joined weights taken apart and joined again: query, key and value in one matrix, gate and up in one.
+"""Joined weights split and joined again: query, key and value in one matrix, gate and up in one.
 
-PaddleMIX joins both where it is told to, InternLM2 always has the first; the order inside is the same.
+PaddleMIX joins both if configured to, InternLM2 always joins the first; the order inside is the same.
 Sources: PaddleNLP 3.0.0b4 paddlenlp/transformers/llama/modeling.py; modeling_internlm2.py of internlm/internlm2-7b.
 """
 
@@ -24,8 +24,8 @@ def split_fused(
 
     Args:
         tensors: under our names, [in, out].
-        text: sizes that say where the parts are.
-        options: "fuse_attention_qkv" and "fuse_attention_ffn" as far as config.json has them on.
+        text: sizes, which determine where the parts are.
+        options: "fuse_attention_qkv" and "fuse_attention_ffn" as far as config.json enables them.
 
     Raises:
         UserError: a joined weight's width is not that of its parts.
@@ -61,7 +61,7 @@ def join_attention(tensors: Mapping[str, TensorEntry], text: DecoderConfig) -> d
 
 
 def _outputs(entry: TensorEntry, columns: np.ndarray) -> TensorEntry:
-    """Some outputs of a linear weight [in, out] or bias [out]; of a turned weight as rows, which are cheap to read."""
+    """Some outputs of a linear weight [in, out] or bias [out]; of a transposed one as rows, which are cheap to read."""
     if entry.turned_from is not None:
         return transposed(selected(entry.turned_from, columns, 0))
     return selected(entry, columns, len(entry.shape) - 1)
@@ -72,6 +72,7 @@ def _joined_outputs(parts: list[TensorEntry], text: DecoderConfig, name: str) ->
     flat = len(parts[0].shape) == 1
     rows = parts if flat else [transposed(part) for part in parts]  # [out, in]
     count = sum(part.shape[0] for part in rows)
+    # `_query_key_value` says where each part's outputs are in the joined matrix; argsort inverts that permutation
     order = np.argsort(np.concatenate([columns for _, columns in _query_key_value(count, text, name)]))
 
     def read() -> np.ndarray:
@@ -82,10 +83,10 @@ def _joined_outputs(parts: list[TensorEntry], text: DecoderConfig, name: str) ->
 
 
 def _query_key_value(width: int, text: DecoderConfig, name: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Columns of each part: for every key/value head its query heads stand first, then its key, then its value."""
+    """Columns of each part: for every key/value head first its query heads, then its key, then its value."""
     heads, group, size = text.key_value_heads, text.num_attention_heads // text.key_value_heads, text.head_size
     _check(width, heads * (group + 2) * size, name)
-    columns = np.arange(width).reshape(heads, group + 2, size)
+    columns = np.arange(width).reshape(heads, group + 2, size)  # [key/value heads, queries + 2, head size]
     yield ".self_attn.q_proj.", columns[:, :group].reshape(-1)
     yield ".self_attn.k_proj.", columns[:, group].reshape(-1)
     yield ".self_attn.v_proj.", columns[:, group + 1].reshape(-1)

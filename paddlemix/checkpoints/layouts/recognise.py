@@ -1,4 +1,4 @@
-"""What a directory holds: its layout, recognised by content, and its declared facts in our terms.
+"""What a directory holds: its layout, recognised by content, and what its files declare, in our terms.
 
 No name or path of a directory decides anything.  Reads `config.json` and the processor files, no weights; how
 each kind of `config.json` is read is in `config_readers.py`.
@@ -53,10 +53,11 @@ def recognise(directory: Path) -> Layout:
     where, config = str(config_path), read_json(config_path)
     try:
         kind = take(config, _KIND_KEYS, tell=False)
+        # before anything is checked, only the two keys that name a kind: each reader has its own table of allowed keys
         for matches, read in _READERS:
             if matches(config.keys(), kind):
                 return read(config, directory, where)
-    except UserError as error:
+    except UserError as error:  # named by the reader of another file, or by none yet
         raise error if str(error).startswith(str(directory)) else UserError(f"{where}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise UserError(f"{where} cannot be understood: {error!r}") from error
@@ -68,7 +69,7 @@ def recognise(directory: Path) -> Layout:
 
 
 def _inner_hint(directory: Path) -> str:
-    """The folders of a run's folder that are models or adapters."""
+    """For the folder of a run: a hint at the models or adapters inside; "" without any."""
     names = (CONFIG_FILE, ADAPTER_FILE, PEFT_ADAPTER_FILE)
     inner = [path for path in directory.iterdir() if any((path / name).is_file() for name in names)]
     latest = sorted(inner, key=lambda path: path.stat().st_mtime)[-3:]
@@ -86,7 +87,8 @@ def config_values(config: LlavaConfig) -> dict[str, Any]:
 
 
 _KIND_KEYS = Keys({"model_type": text_rule, "architectures": items(text_rule)})
-# what a config.json has, as its keys and its kind -> how it is read; the first that fits
+# what a config.json has, as its keys and its kind -> how it is read; the first match wins.  Ours and llava-hf's come
+# first, because original LLaVA's is recognised by a key that others may copy.
 _READERS = (
     (lambda keys, kind: FORMAT_KEY in keys, read_ours),
     (lambda keys, kind: kind.get("model_type") in ("llava", "llava_next") and "text_config" in keys, read_hf),

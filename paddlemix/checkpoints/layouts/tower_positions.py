@@ -14,7 +14,7 @@ import numpy as np
 from paddlemix.checkpoints.files.tensors import TensorEntry, convert
 from paddlemix.errors import UserError
 
-_A = np.float32(-0.75)
+_A = np.float32(-0.75)  # the cubic kernel's parameter in torch; Pillow and OpenCV have others
 
 
 def resized_positions(entry: TensorEntry, side: int) -> TensorEntry:
@@ -28,7 +28,7 @@ def resized_positions(entry: TensorEntry, side: int) -> TensorEntry:
         [1 + side * side, C] of the same type, computed in float32.
 
     Raises:
-        UserError: the rows are no class token and a square grid.
+        UserError: the rows are not a class token and a square grid.
     """
     table_side(entry.shape[0])
 
@@ -43,12 +43,12 @@ def table_side(rows: int) -> int:
     """Patches across of the square grid that a table of this many rows, one of them the class token's, is for.
 
     Raises:
-        UserError: there is no such grid.
+        UserError: the rows are not a class token and a square grid.
     """
     side = math.isqrt(max(rows - 1, 0))
     if not side or side * side != rows - 1:
         raise UserError(
-            f"a table of {rows} position embeddings is no class token and a square grid, so it cannot be interpolated"
+            f"a table of {rows} position embeddings is not a class token and a square grid and cannot be interpolated"
         )
     return side
 
@@ -58,6 +58,7 @@ def interpolate(table: np.ndarray, side: int) -> np.ndarray:
     before, width = table_side(len(table)), table.shape[1]
     if before == side:
         return table
+    # separable: first along the rows, then along the columns of what came out
     grid = table[1:].reshape(before, before, width)
     places, weights = _taps(before, side)
     across = _weighted(grid[:, places], weights, axis=2)  # [s, side, 4, C] -> [s, side, C]
@@ -73,6 +74,7 @@ def _weighted(values: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:
 
 def _taps(before: int, side: int) -> tuple[np.ndarray, np.ndarray]:
     """The four cells that each new cell is made of, int [side, 4], and their weights, float32 [side, 4]."""
+    # centres of the new cells in units of old ones, as align_corners=False has them
     scale = np.float32(before) / np.float32(side)
     centre = scale * (np.arange(side, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5)
     first = np.floor(centre)
@@ -80,6 +82,7 @@ def _taps(before: int, side: int) -> tuple[np.ndarray, np.ndarray]:
     cells = first.astype(np.int64)[:, None] + np.arange(-1, 3)
     distances = (offset + 1, offset, 1 - offset, 2 - offset)
     weights = np.stack([_outer(distances[0]), _inner(distances[1]), _inner(distances[2]), _outer(distances[3])], axis=1)
+    # beyond the edge the edge is repeated
     return np.clip(cells, 0, before - 1), weights
 
 

@@ -2,7 +2,7 @@
 
     tower_form(preset.vision).kind  # "clip" or "intern_vit"
 
-InternViT joins query, key and value in one matrix, one behind the other, and has a leading axis on class and position
+InternViT joins query, key and value in one matrix, one after the other, and has a leading axis on class and position
 embeddings.  Knows no directory.
 Sources: transformers' CLIPVisionConfig; InternVisionConfig and InternVisionModel of OpenGVLab/InternVL.
 """
@@ -42,12 +42,12 @@ class TowerForm:
     """One family of towers.
 
     Args:
-        kind: of a directory that holds such a tower alone, see `layouts.Layout`.
+        kind: of a directory that holds only such a tower, see `config_readers.Layout`.
         model_types: what its `config.json` may say as `model_type`; the first is written.
         architecture: what it says as `architectures`.
         defaults: values that a `config.json` of the family may leave out.
         structure: fields of `VisionConfig` that the family fixes.
-        mean, std: of the family's own image processor, where a directory declares none.
+        mean, std: of the family's own image processor, if a directory declares none.
         keymaps: names of a tower's weights on its own; the first is written.
         original: names in a checkpoint of original LLaVA's form.
         layer_scale_key: key of `config.json` for the start value of the layer scale.
@@ -160,24 +160,25 @@ def tower_form(vision: VisionConfig) -> TowerForm:
     values = asdict(vision)
     for form in TOWER_FORMS:
         scaled = form.layer_scale_key is not None
+        # a family is told by its structure; the layer scale's start value may be anything, but is there or is not
         fits = all(values[key] == value for key, value in form.structure.items())
         if fits and scaled == (vision.layer_scale is not None):
             return form
     structure = {item.name: values[item.name] for item in fields(VisionConfig) if item.name in CLIP_FORM.structure}
     raise UserError(
         f"a vision tower of structure {structure} with layer_scale {vision.layer_scale} is neither CLIP's nor "
-        "InternViT's, no other layout has a place for it"
+        "InternViT's, and no other layout can hold it"
     )
 
 
 def split_tower(tensors: Tensors) -> dict[str, TensorEntry]:
-    """Weights of a tower as our model has them, unread: leading axes gone, query, key and value apart.
+    """Weights of a tower as our model has them, unread: without leading axes, with query, key and value apart.
 
     Args:
         tensors: under our names, linear ones [in, out]; those of CLIP and of other parts pass through.
 
     Raises:
-        UserError: a joined weight's width is no multiple of 3.
+        UserError: a joined weight's width is not a multiple of 3.
     """
     result: dict[str, TensorEntry] = {}
     for name, entry in tensors.items():
@@ -199,7 +200,7 @@ def _split(name: str, entry: TensorEntry) -> dict[str, TensorEntry]:
 
 
 def _outputs(entry: TensorEntry, where: slice) -> TensorEntry:
-    """Some outputs of a weight [in, out] or bias [out]; of a turned weight as rows, so that no other is read."""
+    """Some outputs of a weight [in, out] or bias [out]; of a transposed weight as rows, so that no others are read."""
     if entry.turned_from is not None:
         return transposed(selected(entry.turned_from, where, 0))
     return selected(entry, where, len(entry.shape) - 1)
@@ -228,9 +229,9 @@ def _reshaped(entry: TensorEntry, shape: tuple[int, ...]) -> TensorEntry:
 
 
 def fit_positions(tensors: Tensors, vision: VisionConfig) -> dict[str, TensorEntry]:
-    """Weights with the position embeddings interpolated to the tower's image size, where they are of another.
+    """Weights with the position embeddings interpolated to the tower's image size, if they are for another.
 
-    The grid that they are of is told by their number, not by a configuration.
+    Their number determines the grid that they are for, not a configuration.
     """
     entry = tensors.get(POSITIONS)
     if entry is None or len(entry.shape) != 2 or entry.shape[0] == vision.num_patches + 1:
@@ -239,7 +240,7 @@ def fit_positions(tensors: Tensors, vision: VisionConfig) -> dict[str, TensorEnt
 
 
 def stored_image_size(tensors: Tensors, vision: VisionConfig) -> int | None:
-    """Pixels that the position embeddings among `tensors` are for; None where there are none."""
+    """Pixels that the position embeddings among `tensors` are for; None without any."""
     entry = tensors.get(POSITIONS)
     return None if entry is None else table_side(entry.shape[0]) * vision.patch_size
 
@@ -249,17 +250,18 @@ def input_size(vision: VisionConfig, declared: int | None, stored: int | None = 
 
     Args:
         vision: the tower as it is on its own.
-        declared: what the checkpoint's own preprocessor file says, if it has one.
-        stored: what the position embeddings inside the checkpoint are for.
+        declared: pixels in the checkpoint's own preprocessor file, if it has one.
+        stored: pixels that the position embeddings inside the checkpoint are for.
     """
+    # CLIP reads what it was trained on; InternViT what is declared, else what is stored, but at least LLaVA's size
     smallest = tower_form(vision).smallest_input
     return declared or max(smallest, stored or vision.image_size) if smallest else vision.image_size
 
 
 def published_tower(tensors: Tensors) -> VisionConfig | None:
-    """The published InternViT whose weights these are, told by their names and shapes; None where it is none.
+    """The published InternViT whose weights these are, by their names and shapes; None if it is none of them.
 
-    CLIP is not told so: towers of the same shapes differ in their activation.
+    CLIP cannot be identified so: towers of the same shapes differ in their activation.
     """
     shapes = {name: entry.shape for name, entry in tensors.items() if name.startswith(_TOWER) and name != POSITIONS}
     for vision in TOWERS.values():

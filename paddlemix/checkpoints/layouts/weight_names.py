@@ -1,7 +1,7 @@
 """Names of weights: ours <-> those of each checkpoint layout.
 
-A layout is a table of prefixes and, for the tower, a second table of what follows the prefix; both are read in either
-direction.  Which layout a directory has is decided in `recognise.py`.
+A layout is a table of prefixes and, for the tower, a second table of what follows the prefix; both are used in both
+directions.  Which layout a directory has is decided in `recognise.py`.
 
 Our own names are those of the model's parameters: `language_model.`, `lm_head.`, `projector.`, `vision_tower.`,
 `image_newline`.  Linear weights are [in, out] with us and in PaddleMIX, [out, in] in torch layouts.
@@ -65,7 +65,7 @@ class KeyMap:
     Args:
         name: for messages.
         prefixes: (ours, theirs), the longer of two that begin alike first.
-        tower: (ours, theirs) behind the tower's prefix.
+        tower: (ours, theirs) after the tower's prefix.
         inside_layers: (ours, theirs) inside a tower layer's name.
         language: (ours, theirs) inside the name of a language model's weight.
         transposed: whether linear weights are [out, in].
@@ -88,7 +88,7 @@ class KeyMap:
         """
         if _IGNORED.fullmatch(key) or key.startswith(self.ignored):
             return None
-        for ours, theirs in self.prefixes:
+        for ours, theirs in self.prefixes:  # in order: "model." is a prefix of "model.mm_projector."
             if key.startswith(theirs):
                 rest = key[len(theirs) :]
                 if ours == "language_model.":
@@ -129,7 +129,7 @@ class KeyMap:
 
 
 def _replaced(name: str, pairs: Pairs) -> str:
-    """A name with the first part of a pair that it has replaced by the second."""
+    """A name in which the first matching pair's old part is replaced by its new one."""
     for old, new in pairs:
         if old in name:
             return name.replace(old, new, 1)
@@ -207,7 +207,7 @@ PADDLEMIX = KeyMap(
     transposed=False,
 )
 LLAMA = KeyMap("Llama", (("lm_head.", "lm_head."), ("language_model.", "model.")))
-# Source: modeling_internlm2.py of internlm/internlm2-7b; query, key and value are joined, see `fused.py`
+# Source: modeling_internlm2.py of internlm/internlm2-7b; query, key and value are joined, see `joined_weights.py`
 INTERNLM2 = KeyMap(
     "InternLM2",
     (("lm_head.", "output."), ("language_model.", "model.")),
@@ -234,7 +234,7 @@ PEFT_PROJECTOR = KeyMap(
 XTUNER_PROJECTOR = KeyMap(
     "XTuner projector", tuple((f"projector.{number}.", f"model.{number}.") for number in range(0, 16, 2))
 )
-# a whole CLIP model is a tower too: its text half and the two projections into the common space are left out
+# a whole CLIP model is a tower too: its text half and the two projections into the common space are skipped
 CLIP = KeyMap(
     "CLIP",
     (("vision_tower.", "vision_model."),),
@@ -257,4 +257,5 @@ INTERN_VIT = KeyMap("InternViT", (("vision_tower.", ""),), tower=_TOWER_INTERN_V
 
 def is_linear_weight(name: str, shape: tuple[int, ...]) -> bool:
     """Whether one of our weights is a linear layer's, i.e. [in, out] with us and [out, in] in torch layouts."""
+    # the embedding is a table of rows in every layout, [vocabulary, width]
     return len(shape) == 2 and name.endswith(".weight") and not name.endswith("embed_tokens.weight")

@@ -1,8 +1,8 @@
 """XTuner's own directories: a projector, and beside it the parts that were trained or the adapters of them.
 
     projector/               config.json (model_type "projector") and its weights; what makes a directory XTuner's
-    llm_adapter/             PEFT adapter of the language model; a whole one stands in the directory itself
-    visual_encoder_adapter/  PEFT adapter of the tower; a whole one stands in visual_encoder/
+    llm_adapter/             PEFT adapter of the language model; a whole one is in the directory itself
+    visual_encoder_adapter/  PEFT adapter of the tower; a whole one is in visual_encoder/
     xtuner_config.py         the run's configuration; it names the parts that are elsewhere, and is read but never run
 
 Knows places and settings, no model.
@@ -30,8 +30,8 @@ CONFIG, PEFT_CONFIG = "config.json", "adapter_config.json"
 LANGUAGE_MODEL_KEY, TOWER_KEY = "llm_name_or_path", "visual_encoder_name_or_path"  # in the run's file
 MODEL_TYPE = "projector"
 SELECT_LAYER = -2  # Source: LLaVAModel's default; none of its configurations says otherwise
-TEMPLATE = "chat_template_name"  # our own key in the projector's config.json, which XTuner does not look at
-_told: set[Path] = set()
+TEMPLATE = "chat_template_name"  # our own key in the projector's config.json, which XTuner ignores
+_warned: set[Path] = set()  # directories whose warning was logged in this process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +42,10 @@ class XTunerParts:
         directory: the whole.
         language_model: directory or name; `directory` itself where it is inside.
         tower: the same of the vision tower.
-        adapters: adapter directories that there are, `LANGUAGE_ADAPTER` and `TOWER_ADAPTER`.
+        adapters: the adapter directories, `LANGUAGE_ADAPTER` and `TOWER_ADAPTER`, as far as they exist.
         mm_projector_type: e.g. "mlp2x_gelu".
         mm_vision_select_layer: of the tower.
-        chat_template: a name or a template of ours; None where no file tells it.
+        chat_template: a name or a template of ours; None if no file declares it.
     """
 
     directory: Path
@@ -92,6 +92,10 @@ def read_xtuner(directory: Path) -> XTunerParts:
     """
     adapters, run = _adapters(directory), _read_run_file(directory / RUN_FILE)
     bases = {name: read_json(path / PEFT_CONFIG).get("base_model_name_or_path") for name, path in adapters.items()}
+    # | part           | inside                | else named by, the first that does         |
+    # |----------------|-----------------------|--------------------------------------------|
+    # | language model | config.json           | its adapter, the run's file                |
+    # | tower          | visual_encoder/       | its adapter, the run's file                |
     language_model = str(directory) if (directory / CONFIG).is_file() else None
     tower = str(directory / TOWER) if (directory / TOWER / CONFIG).is_file() else None
     language_model = language_model or bases.get(LANGUAGE_ADAPTER) or run.get(LANGUAGE_MODEL_KEY)
@@ -119,7 +123,7 @@ def read_xtuner(directory: Path) -> XTunerParts:
 
 
 def conversion_hint(path: Path) -> str:
-    """What to do with a checkpoint of XTuner's training, a file or folder iter_N.pth or a folder of these.
+    """What to do with a checkpoint of XTuner's training: a file or folder iter_N.pth, or a folder of these.
 
     Returns:
         A sentence to end an error with; "" for anything else.
@@ -140,30 +144,30 @@ def _projector_type(path: Path) -> str:
 
 
 def _declared_template(directory: Path, run_template: str | None) -> Any:
-    """The template of a directory's files: our own key's, else that of the run; None where neither says it."""
+    """The template that a directory's files declare: our own key's, else that of the run; None without either."""
     own = [directory / PROJECTOR / CONFIG, directory / CONFIG]
     found = next((value for path in own if path.is_file() and (value := read_json(path).get(TEMPLATE))), None)
     if found is not None:
         return found
-    if run_template is None and directory not in _told:
-        _told.add(directory)
+    if run_template is None and directory not in _warned:
+        _warned.add(directory)
         logger.warning(
-            "%s does not say which conversation template it was trained with, and the language model's is taken; copy "
-            "%s of the run into it, or set chat_template (--conv-mode)",
+            "%s does not declare the conversation template it was trained with, so the language model's is used; copy "
+            "the run's %s into it, or set chat_template (--conv-mode)",
             directory,
             RUN_FILE,
         )
     return _template(run_template, directory)
 
 
-def say_template(template: Any) -> None:
-    """Tells which template XTuner's chat must be given, since its files have no place for one."""
+def log_template(template: Any) -> None:
+    """Logs the template that XTuner's chat must be started with, since its files have no place for one."""
     theirs = [name for name, named in XTUNER_TEMPLATES.items() if named.exact and named.ours == template]
     if theirs:
         logger.info("XTuner asks for the template: xtuner chat ... --prompt-template %s", theirs[0])
     elif template is not None:
         logger.warning(
-            "XTuner has no template that writes the same as '%s': it will answer otherwise in XTuner's chat. "
+            "XTuner has no template that renders the same text as '%s': answers in XTuner's chat will differ. "
             "paddlemix reads the template back from a key of its own",
             template if isinstance(template, str) else "its own",
         )
@@ -172,12 +176,12 @@ def say_template(template: Any) -> None:
 def _template(name: str | None, directory: Path) -> str | None:
     if name is None:
         return None
-    named = XTUNER_TEMPLATES.get(name, Named(None))  # a template of ours that is called so is another program's
+    named = XTUNER_TEMPLATES.get(name, Named(None))  # one of our templates of that name would be another program's
     if named.ours is not None and named.exact:
         return named.ours
     logger.warning(
-        "%s was trained with XTuner's template '%s', which is not known here%s; set chat_template to one that writes "
-        "the same",
+        "%s was trained with XTuner's template '%s', which is not known here%s; set chat_template to one that renders "
+        "the same text",
         directory,
         name,
         "" if named.ours is None else f" (the nearest is {named.ours})",
@@ -186,7 +190,7 @@ def _template(name: str | None, directory: Path) -> str | None:
 
 
 def _read_run_file(path: Path) -> dict[str, Any]:
-    """What a run's file says in plain words: names of parts, the tower's layer, the template; nothing is executed.
+    """The literal values in a run's file: names of parts, the tower's layer, the template; nothing is executed.
 
     Raises:
         UserError: it is not Python, or the tower's layer is not a number there.
@@ -216,7 +220,7 @@ def _settings(tree: ast.Module, path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _layer(value: ast.expr, path: Path) -> int:
-    """The tower's layer, which decides what a model sees, so that none is guessed.
+    """The tower's layer, which decides what a model sees and is therefore never guessed.
 
     Raises:
         UserError: it is not written as a number.

@@ -74,5 +74,5 @@ def test_a_table_keeps_its_type_and_is_computed_in_float32(dtype: str) -> None:
 
 @pytest.mark.parametrize("rows", [0, 1, 16, 256])
 def test_a_table_without_a_square_grid_is_refused(rows: int) -> None:
-    with pytest.raises(UserError, match=f"a table of {rows} position embeddings is no class token and a square grid"):
+    with pytest.raises(UserError, match=f"a table of {rows} position embeddings is not a class token and a square"):
         table_side(rows)

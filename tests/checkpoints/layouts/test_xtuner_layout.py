@@ -28,7 +28,7 @@ from paddlemix.checkpoints.files.weight_files import (
     write_weights,
 )
 from paddlemix.checkpoints.layouts.recognise import is_adapter
-from paddlemix.checkpoints.layouts.xtuner_layout import is_xtuner, read_xtuner, say_template
+from paddlemix.checkpoints.layouts.xtuner_layout import is_xtuner, log_template, read_xtuner
 from paddlemix.checkpoints.load import load_base, load_pretrained
 from paddlemix.checkpoints.sizes import read_sizes
 from paddlemix.checkpoints.source import Source
@@ -354,16 +354,16 @@ def test_an_unknown_template_and_broken_python_are_said(adapted: Path, caplog: p
 def test_what_says_no_template_is_told_once(adapted: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("WARNING", logger="paddlemix"):
         assert read_xtuner(adapted).chat_template is None and read_xtuner(adapted).chat_template is None
-    assert caplog.text.count("does not say which conversation template it was trained with") == 1
+    assert caplog.text.count("does not declare the conversation template it was trained with") == 1
     assert "copy xtuner_config.py of the run into it" in caplog.text
 
 
 def test_xtuners_own_name_of_the_template_is_said(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger="paddlemix"):
-        say_template("xtuner_llama3_chat")
-        say_template("llava_v1")
+        log_template("xtuner_llama3_chat")
+        log_template("llava_v1")
     assert "xtuner chat ... --prompt-template llama3_chat" in caplog.text
-    assert "XTuner has no template that writes the same as 'llava_v1'" in caplog.text
+    assert "XTuner has no template that renders the same text as 'llava_v1'" in caplog.text
 
 
 @pytest.mark.parametrize(
