@@ -197,7 +197,7 @@ def test_a_missing_tower_says_where_it_looked(tmp_path: Path) -> None:
 
 
 def test_an_adapter_and_a_tower_are_no_models(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is a vision tower, expected a language model; give it as mm_vision_tower"):
+    with pytest.raises(UserError, match="is a vision tower, expected a language model; set mm_vision_tower to it"):
         load_pretrained(GOLDEN / "llava_v15_llama" / "original" / "vision_tower")
     write_json(tmp_path / ADAPTER_FILE, {})
     with pytest.raises(UserError, match="is an adapter, expected a whole model; merge it first"):

@@ -199,10 +199,10 @@ def test_a_quantised_model_does_not_become_another_kind(saved: Path) -> None:
 @pytest.mark.parametrize(
     ("declared", "message"),
     [
-        ({"quant_method": "bitsandbytes"}, "is quantised by 'bitsandbytes', which cannot be read"),
+        ({"quant_method": "bitsandbytes"}, "was quantised by 'bitsandbytes', which cannot be read"),
         ({"quant_method": "paddlemix", "kind": "nf5"}, "'nf5' is not one of"),
         ({"quant_method": "paddlemix"}, "cannot be understood: KeyError"),
-        ({"quant_method": "paddlemix", "kind": "nf4"}, "is I8, but nf4, which its config.json declares, has U8 there"),
+        ({"quant_method": "paddlemix", "kind": "nf4"}, "is I8, but its config.json declares nf4, which has U8 there"),
     ],
 )
 def test_a_declaration_that_does_not_fit(saved: Path, declared: dict[str, str], message: str) -> None:

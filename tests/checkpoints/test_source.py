@@ -90,7 +90,7 @@ def test_a_tower_named_as_on_a_hub_is_found_inside_or_beside(tmp_path: Path, pla
 
 def test_a_tower_that_is_none_is_refused(original: Path) -> None:
     change_config(original / "vision_tower", model_type="llama", hidden_act="silu")
-    with pytest.raises(UserError, match="mm_vision_tower 'vision_tower' .* is no vision tower"):
+    with pytest.raises(UserError, match="mm_vision_tower 'vision_tower' .* is not a vision tower"):
         Source.open(original)
 
 

@@ -154,8 +154,8 @@ def test_an_adapter_takes_the_mode_of_its_layer() -> None:
     [
         ("language_model.layers.9.self_attn.q_proj", "'language_model.layers.9.self_attn.q_proj' does not exist"),
         ("visual.proj", "'visual.proj' does not exist in this model; is the adapter for another base"),
-        ("language_model.norm", "'language_model.norm' is no linear layer of this model"),
-        ("lm_hed", "'lm_hed' is no linear layer"),
+        ("language_model.norm", "'language_model.norm' is not a linear layer of this model"),
+        ("lm_hed", "'lm_hed' is not a linear layer"),
     ],
 )
 def test_an_unknown_module_is_refused_and_nothing_replaced(module: str, message: str) -> None:

@@ -242,7 +242,7 @@ def test_an_adapter_trains_on_a_quantised_model(kind: str, use_dora: bool) -> No
 def test_a_quantised_or_adapted_model_is_not_quantised() -> None:
     model = tiny_model()
     quantize_model(model, QuantizationConfig(kind="int8"))
-    with pytest.raises(UserError, match=r"quantised already \(int8\)"):
+    with pytest.raises(UserError, match=r"already quantised \(int8\)"):
         quantize_model(model, QuantizationConfig(kind="nf4"))
     model = tiny_model()
     add_lora(model, LoRAConfig(r=2, modules=("lm_head",)))

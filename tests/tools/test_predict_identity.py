@@ -269,7 +269,7 @@ def test_a_base_that_moved(
     error = capsys.readouterr().err
     key = "'base'" if kind == "ours" else "base_model_name_or_path"
     assert f"set its new place in {key} of {path}" in error
-    assert "give its folder with --model-base (chat, predict)" in error
+    assert "pass its folder with --model-base (chat, predict)" in error
     assert place.run("--overwrite", "--model-base", world.model, model=adapter) == 0
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     chat = ["--model-path", str(adapter), "--model-base", str(world.model), "--device", "cpu", "--max-new-tokens", "2"]

@@ -100,7 +100,7 @@ def test_paddlemix_own_pretrain_file_runs(
     monkeypatch.chdir(world.data)  # its image paths start from the working directory
     with caplog.at_level("WARNING", logger="paddlemix"):
         assert run_command(pretrain.main, [str(its_file(world, tmp_path, vicuna))]) == 0
-    assert f"{vicuna} declares a projector and has no weights of one; a new mlp2x_gelu is begun" in caplog.text
+    assert f"{vicuna} declares a projector but has no weights for it; a new mlp2x_gelu is initialised" in caplog.text
     result = weights(tmp_path / "out")
     assert len(new_names(result)) == 4
     assert load_pretrained(tmp_path / "out").processor.template.name == "plain"  # type: ignore[union-attr]

@@ -160,8 +160,8 @@ def _unwrapped(keys: Iterable[str], directory: Path) -> tuple[KeyMap, dict[str, 
                 best = unknown
     listed = ", ".join(f"'{key}'" for key in sorted(best or [])[:4])
     raise UserError(
-        f"{directory} holds {len(best or [])} weights of layers that neither llava-hf nor original LLaVA has: {listed}. "
-        "Is it the adapter of another model?"
+        f"{directory} holds {len(best or [])} weights of layers that neither llava-hf nor original LLaVA has: {listed}"
+        "; is it the adapter of another model?"
     )
 
 

@@ -277,7 +277,7 @@ def test_an_adapter_on_a_text_model_brings_projector_and_tower(tmp_path: Path, v
     write_json(directory / "config.json", {**change, "mm_vision_tower": str(directory / "vision_tower")})
     assert_adapted(load_pretrained(directory).model, 4)
     (directory / "non_lora_trainables.bin").unlink()
-    with pytest.raises(MissingFileError, match="has no projector weights and its base .*copy that file too"):
+    with pytest.raises(MissingFileError, match="neither the adapter .* has projector weights; .*copy that file too"):
         load_pretrained(directory)
 
 
@@ -298,9 +298,9 @@ def test_settings_that_would_change_the_numbers_are_refused(tmp_path: Path, chan
     [
         (
             {"rank_pattern": {"q_proj": 4}},
-            "lora_A of 'model.layers.0.self_attn.q_proj' is of rank 3, .* says 4; the two",
+            "lora_A of 'model.layers.0.self_attn.q_proj' is of rank 3, .* has 4; the two",
         ),
-        ({"r": 4}, "is of rank 3, .* says 4"),
+        ({"r": 4}, "is of rank 3, .* has 4"),
         ({"bias": "some"}, "adapter_config.json: lora_bias 'some' is not one of none, lora_only, all"),
         ({"alpha_pattern": 3}, "adapter_config.json: alpha_pattern is 3; allowed: an object"),
         ({"use_dora": True, "init_lora_weights": "pissa"}, "adapter_config.json: use_dora and pissa are both true"),

@@ -108,7 +108,7 @@ def test_an_adapter_that_was_trained_on_crops_gets_crops(
     export_peft_adapter(directory, tmp_path / "peft")
     assert read_json(tmp_path / "peft" / "paddlemix_processor.json")["image_aspect_ratio"] == "square"
     (said,) = (record.getMessage() for record in caplog.records)
-    assert str(directory) in said and "so the adapter was trained, and image_aspect_ratio is square" in said
+    assert str(directory) in said and "the adapter was trained so, and image_aspect_ratio is square" in said
 
 
 def test_an_adapter_without_such_a_file_is_padded_like_its_base(

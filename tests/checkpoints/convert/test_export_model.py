@@ -259,7 +259,7 @@ def test_a_text_model_becomes_ours_and_no_llava(tmp_path: Path) -> None:
     ours = chain(model, tmp_path, "paddlemix")
     assert load_pretrained(ours).model.config.vision is None
     assert LlavaConfig.from_dict(config_values(LlavaConfig(text=text))).text == text
-    with pytest.raises(UserError, match="--to llava needs a vision tower, use --to paddlemix, or --to hf"):
+    with pytest.raises(UserError, match="--to llava needs a vision tower: use --to paddlemix, or --to hf"):
         chain(model, tmp_path / "llava", "llava")
 
 

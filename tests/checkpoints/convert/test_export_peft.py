@@ -88,7 +88,7 @@ def test_files_that_ms_swift_puts_beside(tmp_path: Path, caplog: pytest.LogCaptu
     write_json(directory / "args.json", {"template": "llava1_5_hf"})
     with caplog.at_level("WARNING", logger="paddlemix"):
         assert "chat_template" not in read_adapter(directory).processor
-    assert "ms-swift's template 'llava1_5_hf', which is not known here (the nearest is vicuna_v1)" in caplog.text
+    assert "ms-swift's template 'llava1_5_hf', which is unknown here (the nearest is vicuna_v1)" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_files_that_ms_swift_puts_beside(tmp_path: Path, caplog: pytest.LogCaptu
         ({"peft_type": "ADALORA"}, "'ADALORA'"),
         (
             {"init_lora_weights": "olora"},
-            'init_lora_weights is "olora" .text.; allowed: .*others begin from a base that was changed',
+            'init_lora_weights is "olora" .text.; allowed: .*others begin from a changed base',
         ),
         ({"init_lora_weights": "lora_ga"}, 'init_lora_weights is "lora_ga"'),
         ({"trainable_token_indices": [3]}, r"trainable_token_indices is \[3\] .* means single trained rows"),
@@ -148,7 +148,7 @@ Q_PROJ = "base_model.model.model.language_model.layers.1.self_attn.q_proj"
     [
         (
             {f"{Q_PROJ}.lora_A.weight": np.ones((2, 99), "float32")},
-            rf"'{Q_PROJ}.lora_A.weight' is \[2, 99\], its layer calls for \[2, 64\]. Is it the adapter of another",
+            rf"'{Q_PROJ}.lora_A.weight' is \[2, 99\], its layer needs \[2, 64\]. Is it the adapter of another",
         ),
         (
             {key.replace("layers.1", "layers.9"): np.ones((2, 2), "float32") for key in (
@@ -158,7 +158,7 @@ Q_PROJ = "base_model.model.model.language_model.layers.1.self_attn.q_proj"
         ),
         (
             {"base_model.model.model.visual.blocks.0.attn.qkv.lora_A.weight": np.ones((2, 2), "float32")},
-            "holds 1 weights of layers that a LLaVA model does not have, .*'base_model.model.model.visual.blocks.0",
+            "holds 1 weights of layers that neither llava-hf nor original LLaVA has: 'base_model.model.model.visual.blocks.0",
         ),
         (
             {"base_model.model.model.language_model.embed_tokens.lora_embedding_A": np.ones((2, 2), "float32")},
@@ -173,7 +173,7 @@ Q_PROJ = "base_model.model.model.language_model.layers.1.self_attn.q_proj"
         ({f"{Q_PROJ}.lora_B.weight": None}, "no lora_B for 'model.language_model.layers.1.self_attn.q_proj'"),
         (
             {"base_model.model.model.language_model.embed_tokens.weight": np.ones((321, 64), "float32")},
-            r"embed_tokens.weight' is \[321, 64\], its layer calls for \[320, 64\]; its vocabulary has more rows",
+            r"embed_tokens.weight' is \[321, 64\], its layer needs \[320, 64\]; its vocabulary has more rows",
         ),
     ],
 )  # fmt: skip
@@ -262,7 +262,7 @@ def test_a_base_of_another_layout_is_said(tmp_path: Path, caplog: pytest.LogCapt
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("v16", "trained image_newline, which PEFT has no place for"), ("model", "is not an adapter")]
+    ("name", "message"), [("v16", "trained image_newline, which PEFT cannot hold"), ("model", "is not an adapter")]
 )
 def test_what_cannot_be_pefts_is_refused(tmp_path: Path, name: str, message: str) -> None:
     arguments = ["--output", str(tmp_path / "peft"), "--to", "peft", "--input"]

@@ -211,9 +211,9 @@ def test_offline_asks_no_server_and_says_every_place(
     assert server.seen == []
 
 
-def test_a_path_into_a_folder_that_is_here_is_not_asked_of_a_server(server: HubServer) -> None:
+def test_a_path_into_an_existing_folder_is_not_requested_from_a_server(server: HubServer) -> None:
     place(Path("checkpoints"), "x")
-    with pytest.raises(MissingFileError, match="the folder 'checkpoints' is here"):
+    with pytest.raises(MissingFileError, match="the folder 'checkpoints' exists in"):
         resolve_model("checkpoints/llava_sft")
     assert server.seen == []
 

@@ -198,7 +198,7 @@ def test_an_adapter_is_written_as_xtuner_does_and_read_back(adapted: Path) -> No
     export_xtuner_adapter(ours, adapted.parent / "short", "float16")
     assert {entry.dtype for entry in read_adapter(adapted.parent / "short").tensors().values()} == {"F16"}
     write_json(ours / "lora_config.json", {**values, "base": {**base, "model": str(ORIGINAL), "tower": None}})
-    with pytest.raises(UserError, match="is a whole model, XTuner's adapters stand on a language model"):
+    with pytest.raises(UserError, match="is a whole model, but XTuner's adapters need a language model"):
         export_xtuner_adapter(ours, adapted.parent / "other")
 
 
@@ -355,7 +355,7 @@ def test_what_says_no_template_is_told_once(adapted: Path, caplog: pytest.LogCap
     with caplog.at_level("WARNING", logger="paddlemix"):
         assert read_xtuner(adapted).chat_template is None and read_xtuner(adapted).chat_template is None
     assert caplog.text.count("does not declare the conversation template it was trained with") == 1
-    assert "copy xtuner_config.py of the run into it" in caplog.text
+    assert "copy the run's xtuner_config.py into it" in caplog.text
 
 
 def test_xtuners_own_name_of_the_template_is_said(caplog: pytest.LogCaptureFixture) -> None:
@@ -405,7 +405,7 @@ def test_a_checkpoint_of_training_has_to_be_converted(adapted: Path, is_folder: 
 
 def test_a_part_of_another_kind_is_refused(adapted: Path) -> None:
     change(adapted / "llm_adapter" / "adapter_config.json", base_model_name_or_path=str(adapted.parent / "tower"))
-    with pytest.raises(UserError, match="is no language model alone"):
+    with pytest.raises(UserError, match="is not just a language model"):
         load_pretrained(adapted)
 
 
