@@ -84,6 +84,7 @@ def _open_tower(tower: str) -> Source:
 
 def attach_tower(text: Source, tower: Source, spec: BaseSpec) -> Source:
     """A text-only checkpoint with a tower's sizes and pixels; neither's weights are read."""
+    # how the tower is read belongs to the projector, so it comes from the one who asks for a new projector
     config = replace(
         text.config,
         vision=tower.config.vision,

@@ -98,6 +98,7 @@ def load_processor(source: Source, for_weights: bool = True) -> LlavaProcessor |
     """
     if not has_tokenizer(source.directory):
         return None
+    # a text-only model has a processor all the same, for its template and tokenizer
     values = source.processor if source.config.vision is not None else {**NO_TOWER, **source.processor}
     processor = processor_from_dict(values, source.directory)
     if for_weights:
@@ -166,7 +167,7 @@ def fill_model(
     tensors = with_codes(tensors, model, source)
     unused = check_weights(expected, tensors, source, may_miss)
     for name, entry in tensors.items():  # in the order of the file, which a disk reads fastest
-        if name in parameters:
+        if name in parameters:  # else an array of codes, or a weight that is not built
             copy_into(parameters[name], entry)
         elif name in codes:
             layer, part = codes[name]
@@ -186,7 +187,7 @@ def copy_into(parameter: paddle.Tensor, entry: TensorEntry) -> None:
     Raises:
         UserError: a finite number is too large for float16.
     """
-    dtype = FLOAT_TYPES[str(parameter.dtype).rsplit(".", 1)[-1]]
+    dtype = FLOAT_TYPES[str(parameter.dtype).rsplit(".", 1)[-1]]  # "paddle.float32" -> "F32"
     turned_from, entry = entry.turned_from, converted(entry, dtype)
     if not parameter.place.is_cpu_place() and turned_from is not None:
         held = paddle.to_tensor(np.ascontiguousarray(converted(turned_from, dtype).read()))

@@ -149,7 +149,7 @@ def _open_tower(name: str, beside: Path | None = None) -> Source:
             raise UserError(f"mm_vision_tower '{name}' is not a vision tower (its layout is {layout.kind})")
         return Source(directory, layout.kind, layout.config, layout.processor, layout.keymaps)
     vision = TOWERS.get(PUBLISHED_NAMES.get(name, name))
-    if vision is None:
+    if vision is None:  # neither here nor published
         raise MissingFileError(
             f"mm_vision_tower '{name}' is not on this machine, and its sizes are not known; use a directory with its "
             f"config.json, or one of {', '.join(TOWERS)}"

@@ -37,7 +37,7 @@ def product(kind: str, arrays: Arrays, inputs: paddle.Tensor) -> paddle.Tensor:
 
     The codes are read once for 16 rows.  A row's numbers do not depend on the others.
     """
-    # inner * columns: the work per row, by which the library decides how many threads are worth starting
+    # inner * columns numbers are decoded, by which the library chooses its number of threads
     (rows, inner), columns = inputs.shape, arrays["weight_codes"].shape[0]
     outputs = paddle.empty([rows, columns], dtype="float32")
     cpu_library.run(f"{kind}_product", inner * columns, rows, inner, columns, inputs, *_held(kind, arrays), outputs)
@@ -53,7 +53,7 @@ def decode_(rows: paddle.Tensor, kind: str, arrays: Arrays, first: int, scaled: 
     count, inner = rows.shape
     held = _held(kind, arrays)
     if kind == "int8" and not scaled:
-        held = (held[0], None)  # a null pointer: the kernel then multiplies by nothing
+        held = (held[0], None)  # a null pointer, for which the kernel takes 1
     cpu_library.run(f"{kind}_widen", count * inner, first, count, inner, *held, rows)
     return rows
 

@@ -125,11 +125,12 @@ class LoRALinear(nn.Layer):
         """The base layer's outputs."""
         if not self.is_quantized:
             return linear(inputs, self.weight, self.bias if with_bias else None)
-        outputs = self.base(inputs)
+        outputs = self.base(inputs)  # with the bias, which is taken off again where it must be added last
         return outputs if with_bias or self.bias is None else difference(outputs, self.bias.astype(outputs.dtype))
 
     def _update(self, inputs: paddle.Tensor) -> paddle.Tensor:
         """What the adapter adds to the base layer's outputs."""
+        # the factors are in the type of the weight, inputs may be in another where the base is quantised
         first, second = (as_type(factor, inputs.dtype) if self.is_quantized else factor for factor in self.factors())
         narrow = paddle.matmul(inputs, first)  # [..., in] -> [..., r]
         if on_cpu(inputs):

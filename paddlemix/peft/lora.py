@@ -65,6 +65,7 @@ def add_lora(model: nn.Layer, config: LoRAConfig, filled: Collection[str] = ()) 
     kind = DoRALinear if config.use_dora else PiSSALinear if config.pissa else LoRALinear
     if config.pissa and not set(filled).issuperset(_own_names(kind, config.modules)):
         logger.info("PiSSA: computing the principal components of %d weights", len(found))
+    # an adapter that is loaded brings all its numbers: none are computed first
     for name, (parent, child, layer) in zip(config.modules, found, strict=True):
         is_filled = set(_own_names(kind, (name,))) <= set(filled)
         with skip_initialisation() if is_filled else nullcontext():
@@ -113,6 +114,7 @@ def _check_pissa(name: str, layer: Any, rank: int) -> None:
             f"pissa needs the weight of '{name}' in floating point, but the base is quantised; use a base that is not, "
             "or pissa false (use_dora and rslora work on a quantised base)"
         )
+    # a matrix has no more components than its smaller side
     if rank > min(layer.weight.shape):
         raise UserError(
             f"pissa: rank {rank} is above {min(layer.weight.shape)}, the smaller side of '{name}' "

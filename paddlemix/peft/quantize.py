@@ -98,6 +98,7 @@ def prepare_quantized(model: nn.Layer, config: QuantizationConfig) -> int:
 
     Returns, raises: see `quantize_model`.
     """
+    # the layer is lazy: its weight's shape is known, its memory was never allocated
     names = quantizable_names(model, config.skip)
     for name in names:
         parent, child, layer = _find(model, name)
@@ -109,6 +110,7 @@ def prepare_quantized(model: nn.Layer, config: QuantizationConfig) -> int:
 
 def _join_groups(model: nn.Layer) -> None:
     """One group per decoder layer: its linear layers are used in quick succession."""
+    # off the CPU each group is decoded together, see `wide_weights.py`; layers outside any decoder layer stay alone
     groups: dict[str, list[QuantizedLinear]] = {}
     for name, layer in quantized_linears(model).items():
         found = _DECODER_LAYER.match(name)

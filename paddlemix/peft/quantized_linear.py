@@ -167,6 +167,11 @@ class _Product(PyLayer):
     @staticmethod
     def forward(ctx: Any, inputs: paddle.Tensor, layer: QuantizedLinear) -> paddle.Tensor:
         ctx.layer, ctx.dtype = layer, inputs.dtype
+        # | inputs                                | product                                            |
+        # |---------------------------------------|----------------------------------------------------|
+        # | few rows, float32, CPU, kernels in C  | with the codes themselves                          |
+        # | off the CPU                           | with the whole decoded weight, shared by its group |
+        # | anything else                         | piece by piece, each decoded and dropped           |
         if cpu_products.is_faster(layer.kind, layer._buffers, inputs):
             return cpu_products.product(layer.kind, layer._buffers, inputs)
         if not on_cpu(inputs):
@@ -185,13 +190,14 @@ class _Product(PyLayer):
         if scale is not None:
             grad = grad * scale
         wide = ctx.layer.wide_rows(grad.dtype, scaled=scale is None)
+        # outputs are cut into pieces, so the inputs' gradient is a sum over them: in float32, rounded once
         parts = (paddle.matmul(grad[:, outputs], rows).astype("float32") for outputs, rows in wide)
         return functools.reduce(operator.add, parts).astype(ctx.dtype)
 
 
 def _scale_outside(layer: QuantizedLinear, values: paddle.Tensor) -> paddle.Tensor | None:
-    """The factors of the outputs, where they may be left out of the product: elsewhere it may run in float16, whose
-    range unscaled codes exceed.  Kernels in C scale while they make the weight wide."""
+    """The factors of the outputs, if they may be applied after the product: in float16 unscaled codes exceed the range.
+    Kernels in C scale while they decode."""
     if cpu_products.can_decode(layer.kind, layer._buffers):
         return None
     return layer.output_scale() if values.place.is_cpu_place() and values.dtype == paddle.float32 else None
@@ -208,6 +214,7 @@ def _nf4_rows(layer: QuantizedLinear, outputs: slice, scaled: bool) -> paddle.Te
     in_features = layer.weight_shape[0]
     blocks, count = padded_size(in_features) // NF4_BLOCK, outputs.stop - outputs.start
     first, last = outputs.start * blocks, outputs.stop * blocks
+    # whole groups of 256 scales, of which the first and the last may be cut by this piece
     groups = slice(first // SCALE_GROUP, -(-last // SCALE_GROUP))
     scales = layer.weight_scale_codes[groups].astype("float32") * layer.weight_scale_steps[groups].unsqueeze(-1)
     scales = (scales + layer.weight_scale_offset).flatten()
@@ -220,7 +227,7 @@ def _nf4_rows(layer: QuantizedLinear, outputs: slice, scaled: bool) -> paddle.Te
 
 
 def _half_rows(layer: QuantizedLinear, outputs: slice, scaled: bool) -> paddle.Tensor:
-    """[n, in] as it is held."""
+    """[n, in] as it is stored."""
     return layer.weight_values[outputs]
 
 

@@ -157,7 +157,7 @@ def _fill_half(held: dict[str, np.ndarray], rows: np.ndarray) -> None:
             raise UserError(f"its weight of size {largest:g} is too large for float16; use bfloat16")
         values[:] = rows
     else:
-        # paddle rounds to nearest even, in several threads
+        # numpy has no bfloat16; paddle rounds to nearest even
         values[:] = paddle.to_tensor(rows, place=paddle.CPUPlace()).astype("bfloat16").numpy()
 
 

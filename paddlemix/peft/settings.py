@@ -79,10 +79,12 @@ class LoRAConfig:
         return self._scaling(self.rank_of(module), self.alpha_of(module))
 
     def _scaling(self, rank: int, alpha: float) -> float:
+        # rsLoRA: with the root the update's size does not depend on the rank
         return alpha / rank**0.5 if self.rslora else alpha / rank
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `lora_config_from_dict` reads them."""
+        # "scaling" is written for other readers (PaddleMIX); ours computes it
         return {**asdict(self), "modules": list(self.modules), "scaling": self.scaling}
 
 
@@ -128,5 +130,6 @@ def is_start_value(name: str) -> bool:
 
 
 def _longest(pattern: Mapping[str, _Number], module: str, otherwise: _Number) -> _Number:
+    # "a.b" is below "a", "ab" is not
     fitting = [name for name in pattern if module == name or module.startswith(f"{name}.")]
     return pattern[max(fitting, key=len)] if fitting else otherwise

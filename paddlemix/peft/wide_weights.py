@@ -101,6 +101,7 @@ class WideGroup:
         self._pieces, self._wide = None, []
 
     def _piece(self, spans: tuple[_Span, ...]) -> _Piece:
+        # nf4 has a factor per 64 numbers; int8 one per output, repeated so that one product serves layers of all widths
         block = NF4_BLOCK
         if self._members[spans[0].member].kind == "int8":
             block = math.gcd(*(self._members[span.member].weight_shape[0] for span in spans))

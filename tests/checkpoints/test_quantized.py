@@ -215,7 +215,9 @@ def test_damaged_codes_are_named(saved: Path) -> None:
     tensors = own(saved)
     name = f"{NAME}.weight_codes"
     write_weights(saved, {**tensors, name: array_entry(tensors[name].read().view(np.uint8))}, 10**9)
-    with pytest.raises(UserError, match=rf"'{name}' of .* is U8, but int8, which .* has I8 there"):
+    with pytest.raises(
+        UserError, match=rf"'{name}' of .* is U8, but its config.json declares int8, which has I8 there"
+    ):
         load_pretrained(saved)
     write_weights(saved, {key: entry for key, entry in tensors.items() if key != name}, 10**9)
     with pytest.raises(UserError, match=f"1 missing: {name}"):

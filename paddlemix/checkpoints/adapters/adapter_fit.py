@@ -54,6 +54,8 @@ def check_fit(model: nn.Layer, weights: AdapterWeights, base: str) -> None:
     Raises:
         UserError: lists the layers that it lacks, the weights that are missing and those of other sizes.
     """
+    # three lists, because one cause shows in one of them: another model lacks layers, a broken copy lacks weights,
+    # another size of the same model has all of them in other shapes
     linear = dict(_linear_shapes(model))
     absent = [f"{module}.lora_A" for module in weights.config.modules if module not in linear]
     missing, misshapen, has_grown = [], [], False

@@ -79,6 +79,7 @@ def read_foreign_adapter(directory: Path) -> ForeignAdapter:
         MissingFileError: a file is missing.
         UserError: a setting is not supported, or a weight belongs to no known layer.
     """
+    # PEFT's weights may be of several models' names, PaddleMIX's of one
     is_peft = (directory / PEFT_ADAPTER_FILE).is_file()
     path = directory / (PEFT_ADAPTER_FILE if is_peft else ADAPTER_FILE)
     values = read_json(path)
@@ -97,6 +98,7 @@ def read_foreign_adapter(directory: Path) -> ForeignAdapter:
     # Three names of a weight: the file's, without PEFT's wrapper, ours.  Messages use the first.
     files = {value: key for key, value in plain.items()}
     spec = {**_declared(directory), "model": base, "relative": {"model": base}}
+    # later wins: what ms-swift notes of the training, config.json beside the adapter, our own file
     processor = {**_swift_template(directory), **read_processor_values(directory)}
     own = directory / ADAPTER_PROCESSOR_FILE
     if own.is_file():

@@ -42,6 +42,7 @@ def unbuilt_with_adapter(
 
 def _sum(plain: TensorEntry, tensors: Tensors, config: LoRAConfig, module: str) -> TensorEntry:
     rank, alpha = config.rank_of(module), config.alpha_of(module)
+    # its own rank and scaling, with the patterns resolved: the layer has another name here
     own = replace(config, modules=("layer",), r=rank, lora_alpha=alpha, rank_pattern={}, alpha_pattern={})
 
     def read() -> np.ndarray:

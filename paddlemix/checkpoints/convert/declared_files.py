@@ -122,6 +122,7 @@ def tower_config(vision: VisionConfig, dtype: str) -> dict[str, Any]:
     Raises:
         UserError: it is neither.
     """
+    # projection_dim is a key of CLIP's files alone, without effect on the tower
     values = tower_form(vision).write(vision, dtype)
     return {**values, "projection_dim": vision.hidden_size} if vision.outer_norms else values
 
@@ -171,6 +172,7 @@ def hf_config(facts: Facts, vocabulary: HfVocabulary) -> dict[str, Any]:
     assert config.vision is not None
     text = {**write_text(inside_llava(config.text)), **facts.special_ids, "torch_dtype": facts.dtype}
     vision = {key: value for key, value in tower_config(config.vision, facts.dtype).items() if key not in _OUTER_KEYS}
+    # llava-hf says in its own words whether the class token is among the features
     strategy = {"patch": "default", "cls_patch": "full"}[config.mm_vision_select_feature]
     return {
         "architectures": [f"Llava{'Next' if facts.anyres else ''}ForConditionalGeneration"],

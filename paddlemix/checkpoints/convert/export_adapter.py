@@ -60,6 +60,7 @@ def export_adapter(source: str | Path, target: str | Path, dtype: str | None = N
     adapter = read_adapter(source)
     base = _base(adapter)
     lora, other = split_adapter(adapter, dtype)
+    # an embedding that trained on a llava-hf base has rows that original LLaVA has no tokens for
     if base.added is not None:
         other = without_added(other, base.added)
     with atomic_directory(target) as temporary:
@@ -127,6 +128,7 @@ def _negated(entry: TensorEntry) -> TensorEntry:
 
 def _peft_whole(tensors: Mapping[str, TensorEntry]) -> Iterator[tuple[str, TensorEntry]]:
     for name, entry in tensors.items():
+        # torch's orientation, [out, in]; LoRA's matrices were turned in `peft_lora`
         turned = transposed(entry) if is_linear_weight(name, entry.shape) else entry
         yield PEFT_WRAPPER + ORIGINAL.to_theirs(name), turned
 
@@ -211,6 +213,7 @@ def check_image_size(spec: BaseSpec, config: LlavaConfig) -> None:
 
 def _config(base: Checkpoint, adapter: AdapterFiles) -> dict[str, Any]:
     """The base's config.json as original LLaVA's, with what the adapter's processor says."""
+    # template and pixels are the adapter's where it declares them: it was trained with those
     facts = replace(base.facts, processor=with_adapter(base.facts.processor, adapter))
     values = original_config(facts)
     # the base has its own tower; the folder beside a converted model is not beside an adapter

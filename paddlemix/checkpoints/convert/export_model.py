@@ -68,6 +68,7 @@ def convert_checkpoint(source: str | Path, target: str | Path, conversion: Conve
             f"{source} is just a language model; --to {conversion.to} needs a vision tower: use --to paddlemix, or "
             "--to hf for the form of its own family"
         )
+    # nothing is at `target` until every weight was read back and compared
     with atomic_directory(target) as temporary:
         report = _WRITERS[conversion.to](checkpoint, temporary, conversion)
         # what is rounded here, or was rounded earlier, records what it was made from
@@ -101,6 +102,7 @@ def _write_ours(checkpoint: Checkpoint, directory: Path, conversion: Conversion)
 def _write_original(checkpoint: Checkpoint, directory: Path, conversion: Conversion) -> Report:
     facts = checkpoint.facts
     assert facts.config.vision is not None
+    # The tower is written twice: inside, where it may have been trained, and as the folder that config.json names.
     tower = directory / declared_files.TOWER_DIRECTORY
     tower.mkdir()
     write_json(directory / CONFIG_FILE, declared_files.original_config(facts))
@@ -126,6 +128,7 @@ def _write_hf(checkpoint: Checkpoint, directory: Path, conversion: Conversion) -
     for name, values in declared_files.hf_processor_files(facts).items():
         write_json(directory / name, values)
     pad = declared_files.hf_pad_token(facts, vocabulary)
+    # settings of generation that the source declares are kept; only the ids are ours to say
     kept = checkpoint.directory / GENERATION_FILE
     settings = read_json(kept) if kept.is_file() else {"_from_model_config": True}
     write_json(directory / GENERATION_FILE, {**settings, **facts.special_ids, "pad_token_id": pad})
@@ -145,6 +148,7 @@ def _write_language(checkpoint: Checkpoint, directory: Path, conversion: Convers
     family = FAMILIES[text.model_type]
     write_json(directory / CONFIG_FILE, declared_files.language_config(checkpoint.facts))
     _write_common(checkpoint, directory)
+    # InternLM2 alone stores query, key and value as one matrix
     tensors = join_attention(tensors, text) if family.fused else tensors
     return write_verified({directory: to_layout(tensors, family.keymap)}, "pt", conversion)
 
@@ -189,6 +193,7 @@ def _write_common(checkpoint: Checkpoint, directory: Path) -> None:
     if generation.is_file():
         write_json(directory / GENERATION_FILE, {**read_json(generation), **ids})
     if added is not None:
+        # the rows are not in these weights, so their tokens must not be in the tokenizer; a file keeps them for later
         if added.rows:
             remove_added_tokens(directory, added.base)
         write_safetensors(directory / HF_VOCABULARY_FILE, added.rows, added.metadata())

@@ -75,6 +75,7 @@ def export_xtuner_adapter(source: str | Path, target: str | Path, dtype: str | N
     tensors = adapter.tensors()
     if dtype is not None:
         tensors = {name: converted(entry, FLOAT_TYPES[dtype]) for name, entry in tensors.items()}
+    # LoRA goes to the two parts' adapters, what is left must be the projector
     lora = {name: entry for name, entry in tensors.items() if is_adapter_weight(name)}
     projector = _projector({name: entry for name, entry in tensors.items() if name not in lora}, config, adapter)
     # XTuner declares one type for the whole: the projector's, which every such adapter has
@@ -112,6 +113,7 @@ def _base_config(spec: BaseSpec, adapter: AdapterFiles) -> LlavaConfig:
             f"the adapter's base {spec.model} is a whole model, but XTuner's adapters need a language model and a "
             "separate tower; merge the adapter first (paddlemix merge-lora) and convert the result"
         )
+    # LoRA of q, k and v is three updates, LoRA of their joined matrix one: the sum of three has a higher rank
     if FAMILIES[text.config.text.model_type].fused:
         raise UserError(
             f"XTuner joins query, key and value of {spec.model}, so an adapter of each has no place; merge the "
@@ -144,6 +146,7 @@ def _write_part(
     modules = tuple(module for module in adapter.config.modules if module.startswith(prefix))
     if not modules:
         return
+    # PiSSA becomes plain LoRA, as for PEFT
     own = {name: entry for name, entry in lora.items() if name.startswith(prefix)}
     plain = dict(plain_of_pissa(own)) if adapter.config.pissa else own
     directory.mkdir()

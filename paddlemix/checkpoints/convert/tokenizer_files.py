@@ -71,6 +71,7 @@ def _forget(values: dict[str, Any], removed: set[str]) -> None:
     unknown = values.get("unk_token")
     if "pad_token" not in values and unknown is not None:
         values["pad_token"] = unknown
+    # the same list by two names: transformers 5 writes the first, 4 the second
     extra = values.pop("extra_special_tokens", None)
     if isinstance(extra, list):  # as transformers 5 writes them; transformers 4 has names for them
         values["extra_special_tokens"] = [token for token in extra if _content(token) not in removed]

@@ -75,6 +75,7 @@ def verify(directory: Path, tensors: Tensors, checksums: dict[str, int]) -> Iter
         UserError: a tensor is missing, extra, or not what was written.
     """
     found = read_weights(directory)
+    # names that only one of the two has, then the contents of the others
     wrong = sorted(found.keys() ^ tensors.keys())
     for name, entry in found.items():
         if name not in tensors:

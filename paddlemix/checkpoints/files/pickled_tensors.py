@@ -86,7 +86,7 @@ class StorageType:
 @dataclass(frozen=True)
 class TorchTensor:
     storage: Storage
-    offset: int
+    offset: int  # numbers, not bytes; strides too
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
@@ -131,6 +131,7 @@ class NumpyType:
     """Stand-in for a numpy dtype, which accepts the same pickled state."""
 
     def __init__(self, code: str, *_: Any) -> None:
+        # "f4", "<f4", "|b1": byte order and kind; what follows in the pickle is of no use here
         if type(code) is not str:
             raise pickle.UnpicklingError("a type without name")
         self.code, self.order = code, "<"
@@ -138,7 +139,7 @@ class NumpyType:
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         if type(state[1]) is not str:
             raise pickle.UnpicklingError("a type without byte order")
-        self.order = state[1]
+        self.order = state[1]  # state[0] is numpy's version of the format
 
     def name(self) -> str:
         code = self.code.lstrip("<|=")
@@ -197,6 +198,7 @@ def array_from_buffer(content: Any, kind: NumpyType, shape: Any, order: str) -> 
 
 
 def rebuild_tensor(storage: Storage, offset: int, shape: Any, strides: Any, *_: Any) -> TorchTensor:
+    # a pickle may pass anything: each argument is checked before it is used as a size
     if not isinstance(storage, Storage):
         raise pickle.UnpicklingError("a tensor without storage")
     if type(offset) is not int:

@@ -113,6 +113,7 @@ def transposed(entry: TensorEntry) -> TensorEntry:
 
 def _turned_strips(matrix: np.ndarray) -> Iterator[np.ndarray]:
     """The transpose of a matrix, some rows at a time, assembled from blocks that fit the processor's cache."""
+    # a direct transpose of a wide matrix uses one number of each cache line that it loads
     rows, columns = matrix.shape
     buffer = np.empty((min(_COLUMNS, columns), rows), dtype=matrix.dtype)
     tile = np.empty(

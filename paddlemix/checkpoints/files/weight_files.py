@@ -169,7 +169,7 @@ def _difference(first: Tensors, second: Tensors) -> str:
         other = sets[1][name]
         if (entry.dtype, entry.shape) != (other.dtype, other.shape):
             return f"'{name}' is {entry.dtype} {list(entry.shape)} and {other.dtype} {list(other.shape)}"
-        # Samples are enough: the two are the same model or another, and reading all would take minutes.
+        # Samples are enough: two sets of weights are the same model or not, and reading all of both takes long.
         ours, theirs = entry.read().reshape(-1), other.read().reshape(-1)
         for end in (slice(_SAMPLED), slice(-_SAMPLED, None)):
             if ours[end].tobytes() != theirs[end].tobytes():

@@ -31,6 +31,7 @@ from paddlemix.processors.text.tokenizer_keys import KEYS as TOKENIZER_KEYS
 VISION = "vision_config."
 # of the vision tower; its image size is chosen by a run, and the shapes of its weights determine the rest
 _VISION_KEYS = ("num_attention_heads", "hidden_act", "norm_type", "qk_normalization", "outer_norms")
+# of the language model; positions, heads and epsilon follow in `text_values`
 _TEXT_KEYS = ("num_attention_heads", "sliding_window", "tie_word_embeddings")
 _ABSENT = object()
 _SHOWN = 80  # characters of a value
@@ -181,6 +182,7 @@ def declared_digests(config: LlavaConfig, processor: LlavaProcessor | None) -> d
             found |= {f"{path.name}: {key}": value for key, value in _tokenizer_values(path).items()}
         elif path.is_file():
             found[path.name] = file_digest(path)
+    # sorted keys: the order of a JSON object means nothing
     texts = {name: json.dumps(value, sort_keys=True) for name, value in found.items()}
     return {name: text if len(text) <= _SHOWN else text_digest(text) for name, text in texts.items()}
 

@@ -73,7 +73,7 @@ _TEXT_READ = {
     "fuse_attention_qkv": flag,
     "fuse_attention_ffn": flag,
 }
-_ONE = either(choice(1), choice(1.0))  # JSON has both, and `choice` tells int from float
+_ONE = either(choice(1), choice(1.0))
 # What other decoders compute beyond ours; a file of a family of ours may carry such a key all the same.
 _TEXT_REFUSED = {
     "mlp_bias": choice(False),

@@ -239,6 +239,7 @@ def _write_rope(text: DecoderConfig, rotary: bool) -> dict[str, Any]:
     if rotary:
         scaled = {} if scaling is None else {"scaling_factor": scaling["factor"]}
         return {"rotary": {"base": text.rope_theta, "type": "origin", **scaled} | _kind(scaling), "rope_scaling": None}
+    # a scaling with further keys (Llama 3, YaRN) is written whole: only newer classes know it
     if scaling is not None and set(scaling) == {"rope_type", "factor"}:
         scaling = {**_kind(scaling), "factor": float(scaling["factor"])}
     return {"rope_scaling": scaling}

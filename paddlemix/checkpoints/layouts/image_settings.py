@@ -144,6 +144,7 @@ def _tile_and_size(found: Mapping[str, Any]) -> tuple[int | None, dict[str, int]
     # resize to `size`, then crop the centre to `crop_size`, as CLIPImageProcessor does
     crop, size = _sides(found.get("crop_size"), "crop_size"), _sides(found.get("size"), "size")
     both = "height" in size
+    # with both sides a picture becomes a square at once, with the shortest edge only after the crop
     side = size.get("height") or size.get("shortest_edge")
     if not found.get("do_center_crop", True):
         if not both:
@@ -160,6 +161,7 @@ def _sides(value: Any, key: str) -> dict[str, int]:
     """A size as transformers reads it: a number is the short side."""
     if value is None:
         return {}
+    # an oblong target is refused: the tower reads squares
     sides = {"shortest_edge": value} if isinstance(value, int) else take(value, _SIZE_KEYS, key, tell=False)
     if sides.keys() not in ({"shortest_edge"}, {"height", "width"}) or sides.get("height") != sides.get("width"):
         raise UserError(f'{key} is {value}; supported: a number, "shortest_edge", or equal "height" and "width"')
@@ -190,6 +192,7 @@ def same_pinpoints(in_config: Any, in_preprocessor: Any) -> dict[str, Any]:
     Raises:
         UserError: they differ.
     """
+    # order may differ: ties between grids are decided by the list of config.json
     lists = [value for value in (in_config, in_preprocessor) if isinstance(value, list)]
     if len(lists) == 2 and sorted(lists[0]) != sorted(lists[1]):
         raise UserError(f"image_grid_pinpoints {lists[0]} is not what {PREPROCESSOR_FILE} has, {lists[1]}")

@@ -30,6 +30,7 @@ def split_fused(
     Raises:
         UserError: a joined weight's width is not that of its parts.
     """
+    # config.json's key -> (name of the joined weight, where its parts are)
     rules = {"fuse_attention_qkv": (_QKV, _query_key_value), "fuse_attention_ffn": (_GATE_UP, _gate_and_up)}
     result: dict[str, TensorEntry] = {}
     for name, entry in tensors.items():
@@ -52,6 +53,7 @@ def join_attention(tensors: Mapping[str, TensorEntry], text: DecoderConfig) -> d
     result: dict[str, TensorEntry] = {}
     for name, entry in tensors.items():
         query, key, value = (f".self_attn.{part}_proj." for part in "qkv")
+        # written once, at the place of the query; key and value are then skipped
         if query in name:
             parts = [entry, *(tensors[name.replace(query, other)] for other in (key, value))]
             result[name.replace(query, _QKV)] = _joined_outputs(parts, text, name)

@@ -75,6 +75,7 @@ class TowerForm:
         Raises:
             UserError: a value is not allowed.
         """
+        # `initializer_factor` is both the deviation of new weights and, for InternViT, where the layer scale starts
         values = {**self.defaults, **take(declared, VISION_KEYS, where, tell=bool(where))}
         if self.layer_scale_key is not None:
             values["layer_scale"] = float(values[self.layer_scale_key])
@@ -180,6 +181,7 @@ def split_tower(tensors: Tensors) -> dict[str, TensorEntry]:
     Raises:
         UserError: a joined weight's width is not a multiple of 3.
     """
+    # shapes decide, not the family: CLIP's weights have none of these and pass
     result: dict[str, TensorEntry] = {}
     for name, entry in tensors.items():
         if len(entry.shape) == 3 and name in _LEADING_AXES and entry.shape[0] == 1:
@@ -264,6 +266,7 @@ def published_tower(tensors: Tensors) -> VisionConfig | None:
     CLIP cannot be identified so: towers of the same shapes differ in their activation.
     """
     shapes = {name: entry.shape for name, entry in tensors.items() if name.startswith(_TOWER) and name != POSITIONS}
+    # a few names and shapes are enough: the published ones differ in depth, and in the grid of their positions
     for vision in TOWERS.values():
         if tower_form(vision) is INTERN_VIT_FORM and _layer_count(shapes) == vision.num_hidden_layers:
             wanted = {

@@ -110,7 +110,7 @@ def test_files_that_ms_swift_puts_beside(tmp_path: Path, caplog: pytest.LogCaptu
         ({"layer_replication": [[0, 2]], "r": 2}, "layer_replication"),
         ({"target_parameters": ["experts.gate"]}, "target_parameters"),
         ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
-        ({"scaling_of_tomorrow": 3}, "scaling_of_tomorrow is 3: unknown here"),
+        ({"scaling_of_tomorrow": 3}, "scaling_of_tomorrow is 3: unknown"),
         ({"modules_to_save": ["embed_tokens"]}, "modules_to_save names embed_tokens, but .* holds no weights of them"),
     ],
 )
@@ -158,7 +158,7 @@ Q_PROJ = "base_model.model.model.language_model.layers.1.self_attn.q_proj"
         ),
         (
             {"base_model.model.model.visual.blocks.0.attn.qkv.lora_A.weight": np.ones((2, 2), "float32")},
-            "holds 1 weights of layers that neither llava-hf nor original LLaVA has: 'base_model.model.model.visual.blocks.0",
+            "holds 1 weights of layers that neither llava-hf nor original LLaVA has: 'base_model.model.model.visual",
         ),
         (
             {"base_model.model.model.language_model.embed_tokens.lora_embedding_A": np.ones((2, 2), "float32")},

@@ -140,7 +140,7 @@ def test_every_spelling_is_understood(values: dict[str, Any], expected: dict[str
         ),
         ({"mlp_bias": True}, "mlp_bias is true; supported: false"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; supported: 1"),
-        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "a part of a head"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "a part of each head"),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "rope_scaling .* is not supported"),
         ({"rope_scaling": {"type": "mrope", "mrope_section": [1]}}, "rope_scaling .* is not supported"),
         ({"mm_resampler_type": "spatial_pool"}, r'mm_resampler_type is "spatial_pool" \(text\); supported: "identity"'),

@@ -108,7 +108,7 @@ def test_a_strip_is_resized_as_pillow_does(size: tuple[int, int], resample: int)
         ({"image_std": [float("nan")] * 3}, r"image_std is \[NaN, NaN, NaN\]"),
         ({"image_std": [0.5, 0, 0.5]}, r"image_std is \[0.5, 0, 0.5\]"),
         ({"image_mean": "0.5"}, "image_mean is"),
-        ({"image_processor_type": "SiglipImageProcessor"}, "image_processor_type is .*others resize otherwise"),
+        ({"image_processor_type": "SiglipImageProcessor"}, "image_processor_type is .*others resize in other ways"),
         ({"do_normalize": "no"}, "do_normalize is"),
     ],
 )

@@ -13,7 +13,8 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix.checkpoints.files.weight_files import array_entry, read_safetensors
+from paddlemix.checkpoints.files.tensors import array_entry
+from paddlemix.checkpoints.files.weight_files import read_safetensors
 from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.datasets.order import EpochBatchSampler
 from paddlemix.errors import UserError
