@@ -82,7 +82,7 @@ def check_rope_scaling(scaling: Mapping[str, Any], head_size: int) -> None:
         UserError: another type, a missing or unknown key, or a value that is out of range.
     """
     kind = scaling.get("rope_type")
-    if kind not in SCALING_KEYS:
+    if not isinstance(kind, str) or kind not in SCALING_KEYS:
         types = ", ".join(SCALING_KEYS)
         raise UserError(f"rope_scaling {dict(scaling)} is not supported; allowed: null, or one of type {types}")
     needed = {"rope_type", *SCALING_KEYS[kind]}

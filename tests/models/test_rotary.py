@@ -49,6 +49,7 @@ def test_llama_31_keeps_what_turns_often_and_slows_what_does_not() -> None:
     [
         ({"rope_type": "longrope", "factor": 2.0}, "is not supported; allowed: null, or one of type linear, dynamic"),
         ({"factor": 2.0}, "is not supported"),
+        ({"rope_type": ["linear"], "factor": 2.0}, "is not supported; allowed: null, or one of type linear, dynamic"),
         ({"rope_type": "linear"}, "does not fit; type 'linear' has factor"),
         ({"rope_type": "dynamic", "factor": 2.0, "alpha": 1.0}, "does not fit; type 'dynamic' has factor"),
         ({"rope_type": "linear", "factor": 0.5}, "factor 0.5 is below 1"),

@@ -14,6 +14,7 @@ from paddlemix.models.llava import LlavaModel
 from paddlemix.peft.lora import LoRAConfig, add_lora
 from paddlemix.trainer.trainable import (
     TrainingPlan,
+    _matching,
     adapter_config,
     check_adapter_keys,
     count_parameters,
@@ -162,6 +163,13 @@ def test_lora_that_adapts_nothing_is_refused(values: dict[str, Any], message: st
 def test_a_freeze_pattern_that_matches_nothing_is_refused(key: str) -> None:
     with pytest.raises(UserError, match=rf"{key}: '\*mm_projektor\*' matches no parameter .* named like \S+ or \S+"):
         trained(settings(**{key: ["*", "*mm_projektor*"]}))
+
+
+def test_a_model_without_a_tower_is_why_a_pattern_matches_nothing() -> None:
+    for names, said in ((["language_model.norm.weight"], True), (["vision_tower.class_embedding"], False)):
+        with pytest.raises(UserError, match="matches no parameter of the model") as caught:
+            _matching(names, ["*mm_projector*"], "freeze_include")
+        assert ("it has no vision tower" in str(caught.value)) == said
 
 
 def test_a_run_that_trains_nothing_is_refused() -> None:

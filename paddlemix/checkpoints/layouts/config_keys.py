@@ -135,10 +135,15 @@ def _read_layer(value: object) -> int:
     return int(rule.read(value))
 
 
+def _read_tower_name(value: object) -> str:
+    [name] = value if isinstance(value, list) else [value]  # a ValueError where a list has none or several
+    return str(text.read(name))
+
+
 _LAYER = Rule("a whole number from -1,000 to 1,000", _read_layer)
 _TEMPLATE = either(text, mapping)
 PINPOINTS = either(text, items(items(integer(1, 1 << 16), 2, 2)))
-_TOWER_NAME = Rule("a text, or a list of one", lambda value: text.read(value[0] if isinstance(value, list) else value))
+_TOWER_NAME = Rule("a text, or a list of one", _read_tower_name)
 
 _LLAVA_READ = {
     "mm_vision_tower": _TOWER_NAME,
