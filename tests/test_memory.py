@@ -69,7 +69,7 @@ def test_a_configuration_says_what_it_can_change(world: World, tmp_path: Path) -
     assert rest == [
         "max_length 256 -> a smaller one",
         "several devices with sharding",
-        "--dry-run says what takes how much",
+        "--dry-run shows what takes how much",
     ]
 
 
@@ -112,7 +112,7 @@ def test_error_and_dry_run_give_the_same_advice(
     monkeypatch.setattr(report, "device_memory", lambda kind: DeviceMemory(total=2**20, free=2**19))
     monkeypatch.setattr("paddlemix.dry_run.plan.program_bytes", lambda on_cpu: 2**20)
     config = world.config(tmp_path, **changes)
-    [warning] = [line for line in report.dry_run(config) if line.startswith("warning: it would not fit")]
+    [warning] = [line for line in report.dry_run(config) if line.startswith("warning: it does not fit")]
     *advice, last = remedies(config)
-    assert last == "--dry-run says what takes how much"
-    assert warning.endswith(f"What takes less, the cheapest first: {'; '.join(advice)}")
+    assert last == "--dry-run shows what takes how much"
+    assert warning.endswith(f"To need less, the cheapest first: {'; '.join(advice)}")

@@ -19,7 +19,7 @@ from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionCon
 from paddlemix.models.layers import skip_initialisation
 from paddlemix.models.llava import LlavaModel
 from paddlemix.sample import IGNORE_INDEX, IMAGE_TOKEN_INDEX, Example
-from paddlemix.trainer.dataloader import batch_inputs
+from paddlemix.trainer.batches.dataloader import batch_inputs
 from paddlemix.trainer.loss import LossModel
 
 STEPS = 40

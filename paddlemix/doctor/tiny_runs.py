@@ -18,7 +18,7 @@ from paddlemix.doctor.self_test import CONFIG, build, examples, prompts
 from paddlemix.generation.incremental import IncrementalModel
 from paddlemix.peft.lora import LoRAConfig, add_lora, linear_names
 from paddlemix.peft.quantize import QuantizationConfig, quantize_model
-from paddlemix.trainer.dataloader import batch_inputs
+from paddlemix.trainer.batches.dataloader import batch_inputs
 from paddlemix.trainer.loss import LossModel
 
 Weights = dict[str, np.ndarray]

@@ -9,8 +9,8 @@ import paddle
 
 _CONTEXT_BYTES = 600 * 1024**2  # of an accelerator's runtime with its kernels: a usual size, not measured
 _PROGRAM_BYTES = 600 * 1024**2  # of the libraries, where the system does not tell
-LATER_BYTES = 56 * 1024**2  # of the same, loaded while a run goes on.  Measured with a model of almost nothing
-_NO_LIMIT = 2**60  # a control group says so, or gives a number as large, where it sets none
+LATER_BYTES = 56 * 1024**2  # of the same, loaded later in a run.  Measured with a model of almost nothing
+_NO_LIMIT = 2**60  # control groups report a number this large, or "max", where they set no limit
 _CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -20,7 +20,7 @@ class DeviceMemory:
 
     Args:
         total: that it has.
-        free: that nobody uses now; on CPU what this process holds counts as free.
+        free: that is not in use; on CPU what this process holds counts as free.
     """
 
     total: int
@@ -35,6 +35,7 @@ def device_memory(kind: str) -> DeviceMemory | None:
     """
     if kind == "cpu":
         return _host_memory()
+    # A custom device has no call that paddle offers for it everywhere, so an NPU's memory is not known here.
     if kind == "gpu" and paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0:
         total = int(paddle.device.cuda.get_device_properties().total_memory)
         return DeviceMemory(total=total, free=total)
@@ -45,6 +46,7 @@ def program_bytes(on_cpu: bool) -> int:
     """What a run takes before its model: on CPU of its libraries, all of which this loads; else of the runtime."""
     if not on_cpu:
         return _CONTEXT_BYTES
+    # Measured instead of assumed: after this import the process holds what a run's process does before its model.
     import paddlemix.trainer.recipe  # noqa: F401
 
     return (_read_kilobytes("/proc/self/status", "VmRSS") or _PROGRAM_BYTES) + LATER_BYTES
@@ -54,13 +56,14 @@ def _host_memory() -> DeviceMemory | None:
     total, free = (_read_kilobytes("/proc/meminfo", key) for key in ("MemTotal", "MemAvailable"))
     if total is None or free is None:
         return None
+    # In a container the control group decides, and it may allow more than the machine has.
     limit = min([total, *(number for number in map(_read_limit, _CGROUPS) if number is not None)])
     own = _read_kilobytes("/proc/self/status", "VmRSS") or 0
     return DeviceMemory(total=limit, free=min(free + own, limit))
 
 
 def _read_kilobytes(path: str, key: str) -> int | None:
-    """Bytes behind `key:` in a file of the kernel's; None where there is none."""
+    """Bytes after `key:` in a file of the kernel's; None where there is none."""
     try:
         lines = Path(path).read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:

@@ -7,7 +7,7 @@
     activations       see `activations.py`
 
 Sharding divides by its degree: stage 1 states and master weights, stage 2 gradients too, stage 3 weights too; with
-offload, states and master weights stand in host memory.  Knows no paddle and no file.
+offload, states and master weights are in host memory.  Knows no file.
 
 Sources: Rajbhandari et al. 2020, "ZeRO", section 3.1 (16 bytes for each weight in mixed precision); the formulas'
 constants are those of our code, the overhead on CPU is measured by `benchmarks/memory.py`.
@@ -18,12 +18,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from paddlemix.dry_run.activations import FLOAT32, Activations
+from paddlemix.dry_run.activations import Activations
+from paddlemix.dry_run.step_sizes import FLOAT32
+from paddlemix.trainer.trainable import PARTS
 
-PARTS = ("vision_tower", "projector", "language_model")
 # What the CPU's heap holds above its tensors: a freed block seldom fits the next request of its size, because paddle
 # asks for blocks that begin at a page.  Fitted to five kinds of runs by `benchmarks/memory.py`, glibc 2.36: a share of
-# what is made anew in each step, and so many of the largest blocks.
+# what each step makes, and this number of the largest blocks.
 HEAP_SHARE, HEAP_BLOCKS = 0.65, 9
 _STATES = 2 * FLOAT32  # AdamW: means of gradient and squared gradient
 
@@ -56,7 +57,7 @@ class Training:
         float32_gradients: gradients are kept in float32 whatever the weights are.
         sharding_stage: 0 to 3.
         sharding_degree: devices that share one copy, >= 1.
-        offload: states and master weights stand in host memory.
+        offload: states and master weights are in host memory.
         accumulates: gradients stay while the next micro-batch goes forward.  Else they are freed after every step, and
             grow while the activations go.
     """
@@ -95,8 +96,8 @@ class MemoryEstimate:
     Args:
         parts: those that the model has.
         shared: activations that belong to no part: rotary tables and masks.
-        working: what the dearest moment of a step takes besides: logits of the loss, or a layer's backward pass; with
-            sharding stage 3 also a whole layer's weights.
+        working: what the most expensive moment of a step takes on top: logits of the loss, or a layer's backward pass;
+            with sharding stage 3 also a whole layer's weights.
         wide: quantised weights of a layer that are in use, and their decoded scales; on CPU they are few at a time.
         never_together: what activations and gradients take less than their sum.
         overhead: of the allocator.
@@ -113,12 +114,12 @@ class MemoryEstimate:
 
     @property
     def tensors(self) -> int:
-        """Of all tensors at the dearest moment."""
+        """Of all tensors at the most expensive moment."""
         return sum(part.total for part in self.parts) + self.shared + self.working + self.wide - self.never_together
 
     @property
     def total(self) -> int:
-        """What the device must have."""
+        """What the device needs."""
         return self.tensors + self.overhead + self.program
 
 
@@ -152,7 +153,10 @@ def estimate_memory(
         shared=activations.shared,
         working=working,
         wide=wide,
+        # Without accumulation gradients grow in the backward pass while activations are freed: the smaller of the two
+        # never adds to the peak.
         never_together=0 if training.accumulates else min(sum(part.gradients for part in parts), activations.kept),
+        # An accelerator's allocator takes what it has freed before it asks for more; its overhead is not modelled.
         overhead=round(HEAP_SHARE * made_anew + HEAP_BLOCKS * activations.block) if on_cpu else 0,
         program=program,
     )
@@ -162,6 +166,7 @@ def _largest_group(weights: Sequence[Weight]) -> int:
     """Bytes of the largest layer, which stage 3 puts together whenever it is used."""
     groups: dict[str, int] = {}
     for weight in weights:
+        # "language_model.layers.3.mlp.up_proj.weight" belongs to the group "language_model.3"
         head, inside, rest = weight.name.partition(".layers.")
         name = f"{head}.{rest.partition('.')[0]}" if inside else weight.name
         groups[name] = groups.get(name, 0) + weight.num_bytes
@@ -172,8 +177,10 @@ def _part_memory(part: str, weights: Sequence[Weight], training: Training, activ
     trained = [weight for weight in weights if weight.trained]
     numbers = sum(weight.count for weight in trained)
     gradients = sum(FLOAT32 * weight.count if training.float32_gradients else weight.num_bytes for weight in trained)
+    # Only weights held in two bytes get a float32 master copy.
     narrow = sum(weight.count for weight in trained if weight.num_bytes < FLOAT32 * weight.count)
 
+    # ZeRO's stages: 1 shares states and master weights, 2 gradients too, 3 weights too.
     def share(num_bytes: int, first_stage: int) -> int:
         degree = training.sharding_degree if training.sharding_stage >= first_stage else 1
         return -(-num_bytes // degree)

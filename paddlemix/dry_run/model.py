@@ -8,31 +8,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import paddle
 from paddle import nn
 
-from paddlemix.checkpoints.adapters.adapter import read_adapter
+from paddlemix.checkpoints.adapters.adapter import AdapterFiles
 from paddlemix.config.schema import RunConfig
-from paddlemix.dry_run.activations import LinearSize
 from paddlemix.dry_run.memory import Weight
+from paddlemix.dry_run.step_sizes import LinearSize
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.models.layers import skip_initialisation
 from paddlemix.models.llava import LlavaModel
 from paddlemix.peft.dora import DoRALinear
 from paddlemix.peft.linear import LoRALinear, QuantizedBase
-from paddlemix.peft.lora import add_lora, linear_names
+from paddlemix.peft.lora import LoRAConfig, add_lora, linear_names
 from paddlemix.peft.quantize import QuantizationConfig, prepare_quantized, quantized_linears
+from paddlemix.trainer.add_training import add_training
 from paddlemix.trainer.run_model import weight_dtype
-from paddlemix.trainer.trainable import (
-    adapter_config,
-    check_adapter_keys,
-    part_of,
-    plan_of_adapter,
-    plan_training,
-    set_trainable,
-)
+from paddlemix.trainer.trainable import part_of
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -67,6 +60,7 @@ def describe_model(config: RunConfig, sizes: LlavaConfig, quantization: Quantiza
     before = paddle.get_default_dtype()
     paddle.set_default_dtype(weight_dtype(config))
     try:
+        # Parameters get shapes and names but no memory; the guard leaves paddle's name counters as they were.
         with skip_initialisation(), paddle.LazyGuard(), paddle.utils.unique_name.guard():
             model = LlavaModel(sizes)
             if quantization is not None:
@@ -74,6 +68,7 @@ def describe_model(config: RunConfig, sizes: LlavaConfig, quantization: Quantiza
             _add_training(model, config)
     finally:
         paddle.set_default_dtype(before)
+    # Layers that are decoded together share a group object, which is counted once.
     groups = {id(layer.group): layer.group.numbers for layer in quantized_linears(model).values()}
     return ModelFacts(
         weights=tuple(_weights(model)),
@@ -84,19 +79,19 @@ def describe_model(config: RunConfig, sizes: LlavaConfig, quantization: Quantiza
 
 
 def _add_training(model: LlavaModel, config: RunConfig) -> None:
-    """As `recipe` does it, without the adapter's weights."""
-    plan = plan_training(model, config)
-    if config.lora_path:
-        earlier = read_adapter(Path(config.lora_path))
-        check_adapter_keys(config, earlier.config)
+    """As a run does it, without the adapter's weights: whatever is named as filled gets no start values."""
+
+    def continue_adapter(earlier: AdapterFiles) -> LoRAConfig:
         add_lora(model, earlier.config, earlier.tensors().keys())
-        plan = plan_of_adapter(plan, earlier.config.modules, earlier.config.bias)
-    elif plan.lora_modules:
-        adapter = adapter_config(config, plan)
+        return earlier.config
+
+    def begin_adapter(adapter: LoRAConfig) -> None:
+        # All names that any kind of adapter may have: a name that a kind lacks does no harm.
         filled = [f"{name}.{own}" for name in adapter.modules for own in ("lora_A", "lora_B")]
         starts = [f"{name}_start" for name in filled]
         add_lora(model, adapter, [*filled, *starts, *(f"{name}.lora_magnitude_vector" for name in adapter.modules)])
-    set_trainable(model, plan, config)
+
+    add_training(model, config, continue_adapter, begin_adapter)
 
 
 def _weights(model: nn.Layer) -> Iterator[Weight]:
@@ -109,6 +104,7 @@ def _weights(model: nn.Layer) -> Iterator[Weight]:
             num_bytes=count * _BYTES[dtype],
             trained=not parameter.stop_gradient,
         )
+    # Codes are buffers, not parameters, so `named_parameters` does not list them.
     for name, layer in quantized_linears(model).items():
         yield Weight(
             name=f"{name}.weight",

@@ -17,14 +17,14 @@ from paddlemix.config.schema import RunConfig
 from paddlemix.datasets.batches import LoadingSettings, RowDataset, make_batch
 from paddlemix.datasets.length_statistics import DataStatistics, describe_lengths
 from paddlemix.datasets.mixture import SampleDataset
-from paddlemix.datasets.order import EpochBatchSampler
 from paddlemix.datasets.packing import PackedDataset, pack_rows
 from paddlemix.datasets.sample_lengths import measure_lengths
 from paddlemix.device import available_kinds, missing_card
-from paddlemix.dry_run.activations import FLOAT32, BatchShape, Computation, estimate_activations
+from paddlemix.dry_run.activations import estimate_activations
 from paddlemix.dry_run.device import program_bytes
 from paddlemix.dry_run.memory import MemoryEstimate, Training, estimate_memory
 from paddlemix.dry_run.model import ModelFacts, describe_model
+from paddlemix.dry_run.step_sizes import FLOAT32, BatchShape, Computation
 from paddlemix.errors import UserError
 from paddlemix.log import logger
 from paddlemix.models.configuration import LlavaConfig
@@ -32,11 +32,11 @@ from paddlemix.models.kernels import cpu_library
 from paddlemix.peft.wide_weights import bytes_besides
 from paddlemix.sample import Batch
 from paddlemix.trainer.checks import check_devices, check_steps, process_count
-from paddlemix.trainer.inputs import check_run_pictures
 from paddlemix.trainer.output import continues_in, find_resume_point
+from paddlemix.trainer.output_guard import check_run_pictures
+from paddlemix.trainer.resuming.checkpoint_folders import saved_recipe
 from paddlemix.trainer.resuming.same_recipe import check_same_recipe
-from paddlemix.trainer.resuming.saving import saved_recipe
-from paddlemix.trainer.run_data import check_data_files, data_settings, grouping_of, read_samples
+from paddlemix.trainer.run_data import check_data_files, data_settings, grouping_of, read_samples, steps_per_epoch
 from paddlemix.trainer.run_model import base_spec, compute_dtype, processor_of_run, weight_dtype
 
 _ANYRES_TILES = 5  # Source: LLaVA-1.6's grids of at most four tiles, and the whole image
@@ -54,7 +54,7 @@ class DryRun:
         rows: that an epoch has; None where not known.
         steps: optimiser steps; None where not known.
         devices: that share the data.
-        device: kind of device that is reckoned with.
+        device: kind of device that is assumed.
         memory: on each device.
         notes: what was assumed, and what a run would refuse.
     """
@@ -74,7 +74,7 @@ class DryRun:
     @property
     def steps_per_epoch(self) -> int | None:
         """Optimiser steps of one pass over the data; None where not known."""
-        return None if self.rows is None else _sampler(self.config, self.rows, self.devices).steps_per_epoch
+        return None if self.rows is None else steps_per_epoch(self.config, self.rows, self.devices)
 
     @property
     def samples_per_step(self) -> int:
@@ -93,7 +93,7 @@ class _Data:
 
 
 def plan_run(config: RunConfig, devices: int | None = None) -> DryRun:
-    """Looks at a run without making it.
+    """Plans a run without making it.
 
     Args:
         config: checked, see `paddlemix.config.load.load_config`.
@@ -109,22 +109,24 @@ def plan_run(config: RunConfig, devices: int | None = None) -> DryRun:
     devices = devices or process_count()
     check_devices(config, devices)
     check_data_files(config)
+    # The same steps as in recipe.run_recipe, as far as they need no weights.
     sizes = read_sizes(base_spec(config))
     model = describe_model(config, sizes.config, sizes.quantization)
     device, notes = _choose_device(config)
     data = _read_data(config, sizes)
-    notes += _what_stops(config, data.samples)
+    notes += _refusals(config, data.samples)
     if data.rows is not None:
         check_steps(config, data.rows, devices)
     if data.statistics is None:
         notes.append(
-            "no tokenizer files: lengths are not known, so rows of max_length and an image in each are reckoned with"
+            "no tokenizer files: lengths are not known; the estimate assumes rows of max_length with an image in each"
         )
+    # The longest rows and those with most tiles are both candidates for the largest batch; the estimate decides.
     estimates = [_estimate(config, sizes.config, model, shape, (device, devices)) for shape in data.shapes]
     most = int(np.argmax([estimate.total for estimate in estimates]))
     steps = config.max_steps if config.max_steps > 0 else None
     if steps is None and data.rows is not None:
-        steps = int(_sampler(config, data.rows, devices).steps_per_epoch * config.num_train_epochs)
+        steps = int(steps_per_epoch(config, data.rows, devices) * config.num_train_epochs)
     return DryRun(
         config=config,
         sizes=sizes,
@@ -140,8 +142,8 @@ def plan_run(config: RunConfig, devices: int | None = None) -> DryRun:
     )
 
 
-def _what_stops(config: RunConfig, samples: SampleDataset | None) -> Iterator[str]:
-    """Why the run could not use its `output_dir` or go on from the checkpoint there, if so."""
+def _refusals(config: RunConfig, samples: SampleDataset | None) -> Iterator[str]:
+    """Why the run could not use its `output_dir` or resume the checkpoint there, if so."""
     try:
         resume = find_resume_point(config)
         if resume is not None:
@@ -153,21 +155,24 @@ def _what_stops(config: RunConfig, samples: SampleDataset | None) -> Iterator[st
 
 
 def _choose_device(config: RunConfig) -> tuple[str, list[str]]:
-    """The kind of device that is reckoned with, and what is to be said of it."""
+    """The kind of device to assume, and notes about it."""
     here, problem = available_kinds(), missing_card()
     noted = [str(problem)] if problem is not None else []
     kind = (config.device or here[0]).partition(":")[0]
-    narrow = "bfloat16" if config.bf16 else "float16" if config.fp16 else config.dtype or "float32"
+    narrow = compute_dtype(config)
+    # A plan for a card is often made on a machine without one:
+    #   device   precision    here        assumed
+    #   null     bf16, fp16   CPU alone   gpu, with a note
+    #   cpu      bf16, fp16   any         cpu, with a note that the run would stop
+    #   named    any          not here    the named one, with a note
     if config.device is None and kind == "cpu" and narrow != "float32":
-        return "gpu", [*noted, f"{narrow} needs an accelerator, and there is none here; one is reckoned with"]
+        return "gpu", [*noted, f"{narrow} needs an accelerator, and this machine has none; the estimate assumes one"]
     if kind == "cpu" and narrow != "float32":
         return kind, [*noted, f"the run would stop: {narrow} cannot be computed on CPU"]
-    return kind, noted if kind in here else [*noted, f"device '{kind}' is not here (available: {', '.join(here)})"]
-
-
-def _sampler(config: RunConfig, rows: int, devices: int) -> EpochBatchSampler:
-    size, accumulation = config.per_device_train_batch_size, config.gradient_accumulation_steps
-    return EpochBatchSampler(rows, size, accumulation, world_size=devices)
+    return kind, noted if kind in here else [
+        *noted,
+        f"device '{kind}' is not available here (available: {', '.join(here)})",
+    ]
 
 
 # ---- data ----
@@ -179,6 +184,7 @@ def _read_data(config: RunConfig, sizes: ModelSizes) -> _Data:
     if processor is None:
         return _Data(_count_samples(config), None, (_assumed_shape(config, sizes.config),))
     samples = read_samples(config, "train", processor, has_tower)
+    # All lengths, where a run may be content with a part of them: the largest batch has to be found.
     lengths = measure_lengths(samples, config.dataloader_num_workers)
     capacity = config.max_length if config.mixtoken else None
     size = config.per_device_train_batch_size
@@ -214,6 +220,7 @@ def _assumed_shape(config: RunConfig, sizes: LlavaConfig) -> BatchShape:
     if sizes.vision is not None:
         is_anyres = sizes.image_newline or config.image_aspect_ratio == "anyres"
         tiles = rows * (_ANYRES_TILES if is_anyres else 1)
+        # At least one token of each row is text.
         visual = min(tiles * sizes.tokens_per_tile, rows * length - rows)
     return BatchShape(rows=rows, length=length, tiles=tiles, supervised=rows * length - visual)
 
@@ -223,6 +230,7 @@ def _largest_shapes(rows: RowDataset, lengths: np.ndarray, size: int, loading: L
     seen = set()
     for column in (0, 1):
         order = np.argsort(-lengths[:, column], kind="stable")
+        # Fewer rows than a batch has are repeated, as the sampler repeats them.
         chosen = tuple(int(row) for row in np.resize(order[:size], size))
         if chosen not in seen:
             seen.add(chosen)
@@ -234,6 +242,7 @@ def _shape_of(batch: Batch) -> BatchShape:
     runs: tuple[int, ...] = ()
     if segments.max(initial=0) > 1:
         first = np.ones(segments.shape, dtype=bool)
+        # A sample's tokens carry its number; where the number changes, another sample or padding begins.
         first[:, 1:] = segments[:, 1:] != segments[:, :-1]
         runs = tuple(np.diff(np.flatnonzero(first), append=segments.size).tolist())
     return BatchShape(
@@ -263,6 +272,7 @@ def _estimate(
 
 def _computation(config: RunConfig, on_cpu: bool) -> Computation:
     wide = FLOAT32 if weight_dtype(config) == "float32" else 2
+    # Products run in what weights are held in, unless mixed precision is on.
     is_off = config.fp16_opt_level == "O0" or compute_dtype(config) == "float32"
     size = wide if is_off else 2
     has_kernels = on_cpu and size == FLOAT32 and cpu_library.missing() is None
@@ -271,6 +281,7 @@ def _computation(config: RunConfig, on_cpu: bool) -> Computation:
 
 def _training(config: RunConfig, devices: int) -> Training:
     level_2 = config.fp16_opt_level == "O2" and (config.bf16 or config.fp16)
+    # "stage2 offload" is one text of several words.
     stage = next((number for number in (1, 2, 3) if f"stage{number}" in config.sharding), 0)
     degree = max(config.sharding_parallel_degree, config.sharding_degree)
     return Training(

@@ -27,7 +27,7 @@ def report_lines(run: DryRun, device: DeviceMemory | None) -> Iterator[str]:
 
     Args:
         run: what was found.
-        device: memory of the device that it reckons with; None where not known.
+        device: memory of the assumed device; None where not known.
     """
     yield "dry run: nothing is trained, nothing is saved"
     yield f"model: {run.sizes.origin}; {_held(run)}"
@@ -61,7 +61,7 @@ def _data_lines(run: DryRun) -> Iterator[str]:
         f"{shape.supervised:,} trained tokens"
     )
     if run.steps is None:
-        yield "steps: not known without lengths, because samples are packed; set max_steps"
+        yield "steps: unknown without lengths, because samples are packed; set max_steps"
         return
     passes = "" if run.steps_per_epoch is None else f", {run.steps / run.steps_per_epoch:.2f} epochs"
     each = f" of {run.steps_per_epoch:,} steps" if run.steps_per_epoch is not None else ""
@@ -74,6 +74,7 @@ def _data_lines(run: DryRun) -> Iterator[str]:
 
 def _memory_lines(run: DryRun) -> Iterator[str]:
     memory, config = run.memory, run.config
+    # One unit for the whole table, so that its columns add up by eye.
     scale, unit = next(((size, unit) for size, unit in _UNITS if memory.tensors >= size), _UNITS[-1])
     how = ["recompute"] if config.recompute else []
     how += [f"sharding {config.sharding}"] if config.sharding else []
@@ -90,9 +91,9 @@ def _rest(memory: MemoryEstimate, device: str) -> Iterator[tuple[str, int]]:
     yield "rotary tables and masks", memory.shared
     yield "working space: logits of the loss, or a layer's backward pass", memory.working
     if memory.wide:
-        yield "quantised weights of the layer that is in use, and scales", memory.wide
+        yield "quantised weights of the layer in use, and scales", memory.wide
     if memory.never_together:
-        yield "less: gradients come while activations go", -memory.never_together
+        yield "minus: freed activations reused by gradients", -memory.never_together
     if memory.overhead:
         yield "the heap's overhead", memory.overhead
     yield ("the program itself" if device == "cpu" else "the device's runtime"), memory.program
@@ -101,19 +102,24 @@ def _rest(memory: MemoryEstimate, device: str) -> Iterator[tuple[str, int]]:
 
 def _fit_lines(run: DryRun, device: DeviceMemory | None) -> Iterator[str]:
     total = run.memory.total
+    # memory of the device   size              shown
+    #   unknown              up to a card's    the size
+    #   unknown              above any card    the size, and a warning with keys that need less
+    #   known                fits              the size and what is free
+    #   known                does not fit      a warning with keys that need less
     if device is None:
-        yield f"it takes about {_size(total)}; how much memory the device has is not known"
+        yield f"about {_size(total)} are needed; how much memory the device has is not known"
         if run.device != "cpu" and total > _LARGE_CARD:
             yield (
-                f"warning: no card of {_size(_LARGE_CARD)} holds that. What takes less, the cheapest first: "
+                f"warning: that exceeds a card of {_size(_LARGE_CARD)}. To need less, the cheapest first: "
                 f"{'; '.join(_less_memory(run))}"
             )
     elif total <= device.free:
-        yield f"it fits: about {_size(total)} of {_size(device.free)} that are free"
+        yield f"it fits: about {_size(total)} of {_size(device.free)} free"
     else:
         yield (
-            f"warning: it would not fit: about {_size(total)}, but {_size(device.free)} are free "
-            f"(of {_size(device.total)}). What takes less, the cheapest first: {'; '.join(_less_memory(run))}"
+            f"warning: it does not fit: about {_size(total)} are needed, {_size(device.free)} are free "
+            f"(of {_size(device.total)}). To need less, the cheapest first: {'; '.join(_less_memory(run))}"
         )
 
 

@@ -83,7 +83,7 @@ def _check_target(target: Path, arguments: argparse.Namespace) -> None:
     from paddlemix.checkpoints.hub.needs import needed_by_model
     from paddlemix.outputs import Output, check_output
     from paddlemix.trainer.output import holds_result
-    from paddlemix.trainer.resuming.checkpoint_check import STATE_FILE
+    from paddlemix.trainer.resuming.checkpoint_folders import STATE_FILE
 
     adapter, base = arguments.lora_path, arguments.model_name_or_path
     needed = [*(needed_by_model(base, "the base model") if base else ()), *needed_by_model(adapter, "the adapter")]

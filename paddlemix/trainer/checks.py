@@ -1,6 +1,6 @@
 """What must hold between a run's keys, the size of its data and the number of its processes.
 
-Rules between keys alone are in `config/rules.py`; these need the data, and are looked at before anything is written.
+Rules between keys alone are in `config/rules.py`; these need the data, and are checked before anything is written.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 
 from paddlemix.config.schema import RunConfig
-from paddlemix.datasets.order import EpochBatchSampler
 from paddlemix.errors import UserError
 from paddlemix.log import logger
+from paddlemix.trainer.run_data import steps_per_epoch
 
 
 def process_count() -> int:
@@ -32,6 +32,7 @@ def check_devices(config: RunConfig, processes: int) -> None:
             config.sharding,
         )
         return
+    # Two names of one key; -1 and 0 mean all processes.
     degree = max(config.sharding_parallel_degree, config.sharding_degree)
     if degree > 0 and processes % degree:
         allowed = ", ".join(str(number) for number in range(1, processes + 1) if processes % number == 0)
@@ -70,31 +71,35 @@ def check_steps(config: RunConfig, rows: int, processes: int) -> None:
         rows: of the training set, packed ones where the run packs.
 
     Raises:
-        UserError: a step takes more rows than there are, no step would be made, or the warm-up is as long as the run.
+        UserError: a step needs more rows than there are, no step would be made, or the warm-up is as long as the run.
     """
+    # The sampler would fill a step by repeating rows, which is never what is meant.
     size, passes = config.per_device_train_batch_size, config.gradient_accumulation_steps
     step = size * passes * processes
     if step > rows:
         raise UserError(
-            f"a step takes {step} rows (per_device_train_batch_size {size} x gradient_accumulation_steps {passes} x "
+            f"a step needs {step} rows (per_device_train_batch_size {size} x gradient_accumulation_steps {passes} x "
             f"{processes} processes), but the training data has {rows}; lower one of them or add data"
         )
-    in_epoch = EpochBatchSampler(rows, size, passes, world_size=processes).steps_per_epoch
+    in_epoch = steps_per_epoch(config, rows, processes)
     total = config.max_steps if config.max_steps > 0 else int(in_epoch * config.num_train_epochs)
     counted = f"{total} ({rows} rows / {step} per step = {in_epoch} per epoch, x {config.num_train_epochs:g} epochs)"
     if total < 1:
         raise UserError(f"num_train_epochs {config.num_train_epochs:g}: the run's steps are {counted}; raise it")
     _check_warmup(config, total, counted)
+    # PaddleNLP evaluates every logging_steps where eval_steps is not set.
     every = config.eval_steps or config.logging_steps
     if config.resolved_evaluation_strategy == "steps" and every > total:
-        logger.warning("eval_steps %d is above the run's %d steps: nothing is evaluated on the way", every, total)
+        logger.warning("eval_steps %d is above the run's %d steps: nothing is evaluated before the end", every, total)
 
 
 def _check_warmup(config: RunConfig, total: int, counted: str) -> None:
     if config.warmup_steps < total:
         return
     if config.max_steps > 0:  # a recipe that is tried for a few steps
-        logger.warning("warmup_steps %d: the rate rises in all %d steps", config.warmup_steps, total)
+        logger.warning(
+            "warmup_steps %d exceeds the run's %d steps: the rate never stops rising", config.warmup_steps, total
+        )
         return
     raise UserError(
         f"warmup_steps {config.warmup_steps}: the run's steps are {counted}, so the rate would never reach "

@@ -43,6 +43,7 @@ class _LeftOut(MetaPathFinder, Loader):
         parts = name.split(".")
         if parts[0] != "paddlenlp" or len(parts) < 2:
             return None
+        # None in `sys.modules` makes `import datasets` fail as if it were not installed; undone below.
         sys.modules.setdefault(_DATASETS, None)  # type: ignore[arg-type]  # "not installed"
         return ModuleSpec(name, self, is_package=True) if parts[1] in _LEFT_OUT else None
 
@@ -66,6 +67,7 @@ def _only_what_trains() -> Iterator[None]:
             sys.meta_path.remove(finder)
         if sys.modules.get(_DATASETS, finder) is None:
             del sys.modules[_DATASETS]
+        # Whoever needs the parts that were left out, e.g. another library, imports the real ones afterwards.
         for name in [name for name, module in sys.modules.items() if isinstance(module, _NotLoaded)]:
             del sys.modules[name]
         package = sys.modules.get("paddlenlp")

@@ -21,13 +21,28 @@ from paddlemix.models.kernels.cached_constants import cached_range
 from paddlemix.models.kernels.operators import on_cpu, row_sums
 from paddlemix.models.llava import LlavaModel
 
-_LOGITS_AT_ONCE = 2**24  # 64 MiB in float32: every part costs a sum of gradients of the size of the output layer
-_LOGITS_WITHOUT_GRADIENT = 2**22  # where that layer is frozen: its products are still large
-_LOGITS_OFF_CPU = 2**26  # a part of few rows reads the whole output layer for them, which takes a card more time
+_LOGITS_AT_ONCE, _LOGITS_WITHOUT_GRADIENT, _LOGITS_OFF_CPU = 2**24, 2**22, 2**26  # see `head_rows_at_once`
+
+
+def head_rows_at_once(vocab_size: int, adds_parts: bool, on_cpu: bool) -> int:
+    """Positions whose logits exist together.
+
+        off the CPU                                  2**26 numbers: a card would rather read the output layer seldom
+        on CPU, gradients of parts are added up      2**24: each part costs a sum of the size of the output layer
+        on CPU, else                                 2**22: logits stay near the processor
+
+    Args:
+        adds_parts: whether the output layer trains and no kernel adds its gradient up in place.
+
+    Returns:
+        At least 1.
+    """
+    numbers = _LOGITS_OFF_CPU if not on_cpu else _LOGITS_AT_ONCE if adds_parts else _LOGITS_WITHOUT_GRADIENT
+    return max(1, numbers // vocab_size)
 
 
 class LossModel(nn.Layer):
-    """A model together with its loss, as the Trainer and data-parallel wrappers want it.
+    """A model together with its loss, as the Trainer and data-parallel wrappers need it.
 
     Args:
         model: any LLaVA or text-only model.
@@ -61,15 +76,20 @@ class LossModel(nn.Layer):
         if not len(loss_index):  # nothing to learn, but every weight gets its gradient of zeros
             rows = decoder(embeds, position_ids, segment_ids)[:, 0]
             return self.model.logits(rows).astype("float32").sum() * 0.0, paddle.zeros([], dtype="int64")
+        # The last decoder layer computes the supervised positions alone.
         chosen = decoder(embeds, position_ids, segment_ids, output_index=loss_index)
         weights = [weight for weight in self.model.output_weights() if not weight.stop_gradient]
+        # How the output layer's gradient comes about:
+        #   frozen, or no gradient wanted     not at all
+        #   plain layer, C kernel takes it    added up in place, part by part (`total`)
+        #   plain layer                       a product per part, the parts added
+        #   anything else (adapter, tied)     paddle's own gradient per part, the parts added
         plain, with_gradient = self._plain_head(), paddle.is_grad_enabled()
         total = None
         if plain is not None and weights and with_gradient and cpu_library.supports_products(plain, chosen):
             total = paddle.zeros(plain.shape, dtype="float32")
-        numbers = _LOGITS_AT_ONCE if weights and total is None else _LOGITS_WITHOUT_GRADIENT
-        numbers = numbers if on_cpu(chosen) else _LOGITS_OFF_CPU
-        rows_at_once = max(1, numbers // self.model.config.text.vocab_size)
+        adds_parts = bool(weights) and total is None
+        rows_at_once = head_rows_at_once(self.model.config.text.vocab_size, adds_parts, on_cpu(chosen))
         head = _Head(self.model.logits, rows_at_once, with_gradient, plain, total)
         return _SummedCrossEntropy.apply(chosen, loss_targets, head, *weights)
 
@@ -108,6 +128,7 @@ class _SummedCrossEntropy(PyLayer):
         ctx: Any, hidden: paddle.Tensor, targets: paddle.Tensor, head: _Head, *weights: paddle.Tensor
     ) -> tuple[paddle.Tensor, paddle.Tensor]:
         """[S, D], int64 [S] and the head's trained weights -> float32 and int64 scalars, see `LossModel`."""
+        # Under `no_grad` and below the first trained weight nothing flows back.
         ctx.hidden_trains = head.with_gradient and not hidden.stop_gradient
         losses: list[paddle.Tensor] = []
         rights: list[paddle.Tensor] = []
@@ -115,6 +136,7 @@ class _SummedCrossEntropy(PyLayer):
         weight_grads: list[paddle.Tensor] = []
         for start in range(0, len(targets), head.rows_at_once):
             part = slice(start, start + head.rows_at_once)
+            # A graph of its own for each part, which ends here and is freed with the part.
             rows = hidden[part].detach()
             rows.stop_gradient = not ctx.hidden_trains
             score = _score_plain if head.weight is not None else _score

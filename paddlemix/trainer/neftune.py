@@ -2,7 +2,7 @@
 
     embeds + uniform(-1, 1) * alpha / sqrt(L * D)        L tokens of the sample, D width
 
-Knows no step: its random numbers are those that `callbacks.SeedEachStep` seeds, so that a resumed run draws the same.
+It does not know the step: its random numbers are those that `SeedEachStep` seeds, so that a resumed run draws the same.
 Source: Jain et al. 2023, "NEFTune: Noisy Embeddings Improve Instruction Finetuning", algorithm 1.
 """
 
@@ -18,7 +18,7 @@ from paddlemix.models.attention import SegmentLengths
 
 
 def add_neftune(language_model: nn.Layer, alpha: float) -> None:
-    """Adds noise to what a decoder is given while it is in training mode; text and visual tokens alike.
+    """Adds noise to a decoder's input while it is in training mode; text and visual tokens alike.
 
     Args:
         language_model: a `Decoder`; nothing else of it changes, and no file shows it.
@@ -31,6 +31,7 @@ def add_neftune(language_model: nn.Layer, alpha: float) -> None:
         embeds, position_ids, *rest = inputs
         lengths = sample_lengths(position_ids, rest[0] if rest else None)
         bound = alpha / paddle.sqrt(lengths.astype("float32") * embeds.shape[-1])  # [B, L]
+        # Drawn in float32 whatever the embeddings are, so that a seed means the same in every precision.
         noise = paddle.uniform(embeds.shape, dtype="float32", min=-1.0, max=1.0) * bound.unsqueeze(-1)
         return embeds + noise.astype(embeds.dtype), position_ids, *rest
 
@@ -38,7 +39,7 @@ def add_neftune(language_model: nn.Layer, alpha: float) -> None:
 
 
 def sample_lengths(position_ids: paddle.Tensor, segment_ids: Any = None) -> paddle.Tensor:
-    """int64 [B, L]: how many tokens the sample has that stands at a position; of padding any number.
+    """int64 [B, L]: tokens of the sample that a position belongs to; any number for padding.
 
     Args:
         position_ids: int64 [B, L]; those of a sample count from 0.

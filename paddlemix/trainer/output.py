@@ -1,4 +1,4 @@
-"""The output directory of a run: may it be used, where does the run go on from, and how the result gets there."""
+"""The output directory of a run: whether it may be used, where the run continues, and how the result gets there."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from paddlemix.checkpoints.adapters.adapter import ADAPTER_WEIGHTS
 from paddlemix.checkpoints.files.directories import remove_directory, writing
 from paddlemix.checkpoints.files.weight_files import INDEX_FILE, SINGLE_FILE, read_json
 from paddlemix.checkpoints.layouts.recognise import ADAPTER_FILE, CONFIG_FILE
+from paddlemix.config.load import save_config
 from paddlemix.config.schema import RunConfig
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.locks import locked_output
@@ -23,11 +24,11 @@ from paddlemix.processors.text.tokenizer import TOKENIZER_FILES
 from paddlemix.temporary import is_temporary
 from paddlemix.trainer.callbacks.progress import CURVE_FILE, METRICS_FILE
 from paddlemix.trainer.callbacks.samples import SAMPLES_FILE
-from paddlemix.trainer.inputs import check_outputs
+from paddlemix.trainer.output_guard import check_outputs
 from paddlemix.trainer.reports.model_card import CARD_FILE, is_own_card
 from paddlemix.trainer.reports.skipped import SKIPPED_FILE
-from paddlemix.trainer.resuming.checkpoint_check import STATE_FILE, damaged
-from paddlemix.trainer.resuming.saving import checkpoint_folders, is_in
+from paddlemix.trainer.resuming.checkpoint_check import damaged
+from paddlemix.trainer.resuming.checkpoint_folders import STATE_FILE, checkpoint_folders, is_in
 
 RUN_CONFIG_FILE = "run_config.json"
 # what a directory is recognised by comes last, so that half a result is never taken for a model
@@ -47,14 +48,14 @@ _LEFTOVERS = (
 
 
 def find_resume_point(config: RunConfig) -> Path | None:
-    """Decides whether a run starts anew or goes on.
+    """Decides whether a run starts at step 0 or resumes.
 
     Returns:
-        The checkpoint to go on from, None to start at step 0.
+        The checkpoint to resume from, None to start at step 0.
 
     Raises:
-        MissingFileError: `resume_from_checkpoint` is no complete checkpoint.
-        UserError: `output_dir` has content that is neither to be overwritten nor gone on from, or a newest checkpoint
+        MissingFileError: `resume_from_checkpoint` is not a complete checkpoint.
+        UserError: `output_dir` has content that is neither to be overwritten nor resumed, or a newest checkpoint
             that has lost its state; it cannot be written, or something that the run reads is there.
     """
     assert config.output_dir is not None
@@ -63,6 +64,13 @@ def find_resume_point(config: RunConfig) -> Path | None:
     resume = _named_checkpoint(config)
     if not config.do_train:
         return resume
+    # resume_from_checkpoint  overwrite_output_dir  output_dir           -> what happens
+    #   set                     any                   holds it             -> resumes in its own folder
+    #   set                     true                  another run          -> resumes, that run is removed
+    #   not set                 true                  an earlier run       -> starts over, that run is removed
+    #   not set                 false                 has checkpoints      -> resumes the newest
+    #   not set                 false                 only a beginning     -> starts over
+    #   any                     false                 anything else        -> error
     if resume is None and not config.overwrite_output_dir:
         resume = _newest_checkpoint(output_dir)
     goes_on = resume is not None and continues_in(config, resume)
@@ -75,12 +83,13 @@ def find_resume_point(config: RunConfig) -> Path | None:
 
 
 def continues_in(config: RunConfig, resume: Path) -> bool:
-    """Whether a run that goes on from a checkpoint does so in its own folder: that which holds the checkpoint, or in
+    """Whether a run that resumes a checkpoint does so in its own folder: that which holds the checkpoint, or in
     which it was begun from the same one."""
     output_dir = Path(str(config.output_dir)).resolve()
     if is_in(resume, output_dir):
         return True
     try:
+        # A run that was begun from another run's checkpoint and killed before its own first one.
         earlier = read_json(output_dir / RUN_CONFIG_FILE).get("resume_from_checkpoint")
     except UserError:
         return False
@@ -89,7 +98,7 @@ def continues_in(config: RunConfig, resume: Path) -> bool:
 
 @contextlib.contextmanager
 def sole_writer(config: RunConfig) -> Iterator[Callable[[Path | None], None]]:
-    """Keeps a second run out of `output_dir` while the block runs, from the start where the folder is there.
+    """Keeps a second run out of `output_dir` while the block runs, from the start where the folder exists.
 
     Yields:
         What to call with the resume point before anything is written: it takes the folder if that was not there, which
@@ -101,6 +110,7 @@ def sole_writer(config: RunConfig) -> Iterator[Callable[[Path | None], None]]:
     """
     output_dir = Path(str(config.output_dir))
     writes = config.do_train and process_rank() == 0  # the other processes go where the first goes
+    # A folder that does not exist cannot be locked, and is not made before the run's inputs are known to be right.
     held_from_start = writes and output_dir.is_dir()
     with contextlib.ExitStack() as stack:
 
@@ -108,6 +118,7 @@ def sole_writer(config: RunConfig) -> Iterator[Callable[[Path | None], None]]:
             if held_from_start or not writes:
                 return
             stack.enter_context(locked_output(output_dir, "output_dir"))
+            # Between the start and now another run may have made the folder and written into it.
             if find_resume_point(config) != resume:
                 raise UserError(f"output_dir '{output_dir}' was written by another run meanwhile; start this one again")
 
@@ -120,7 +131,7 @@ def sole_writer(config: RunConfig) -> Iterator[Callable[[Path | None], None]]:
 
 
 def _newest_checkpoint(output_dir: Path) -> Path | None:
-    """The checkpoint to go on from; one that has lost its state is not passed over for an older one or a new start.
+    """The checkpoint to resume from; one that has lost its state is not passed over for an older one or a new start.
 
     A killed save leaves none: a checkpoint gets its name when it is whole.
     """
@@ -129,10 +140,10 @@ def _newest_checkpoint(output_dir: Path) -> Path | None:
         return None
     newest = folders[-1]
     if not newest.exists():
-        raise damaged(newest, f"it is a link to '{os.readlink(newest)}', which is not there")
+        raise damaged(newest, f"it is a link to '{os.readlink(newest)}', which does not exist")
     if not (newest / STATE_FILE).is_file():
         raise damaged(newest, f"its {STATE_FILE} is missing")
-    logger.info("going on from %s (set overwrite_output_dir to start anew)", newest)
+    logger.info("resuming from %s (set overwrite_output_dir to start over)", newest)
     return newest
 
 
@@ -141,7 +152,9 @@ def _named_checkpoint(config: RunConfig) -> Path | None:
         return None
     checkpoint = Path(config.resume_from_checkpoint)
     if not (checkpoint / STATE_FILE).is_file():
-        raise MissingFileError(f"resume_from_checkpoint '{checkpoint}' is no complete checkpoint (no {STATE_FILE})")
+        raise MissingFileError(
+            f"resume_from_checkpoint '{checkpoint}' is not a complete checkpoint (it has no {STATE_FILE})"
+        )
     return checkpoint
 
 
@@ -151,12 +164,12 @@ def _check_nothing_is_there(output_dir: Path, resume: Path | None) -> None:
     advice = "set overwrite_output_dir to true or choose another folder"
     if resume is not None:
         raise UserError(
-            f"output_dir '{output_dir}' is not empty and is not the folder of the run that resume_from_checkpoint "
-            f"'{resume}' is of; {advice}"
+            f"output_dir '{output_dir}' is not empty and is not the folder of the run that saved "
+            f"resume_from_checkpoint '{resume}'; {advice}"
         )
     if not _ended_early(output_dir):
-        raise UserError(f"output_dir '{output_dir}' is not empty and holds no checkpoint to go on from; {advice}")
-    logger.info("the run in %s ended before its first checkpoint: starting anew", output_dir)
+        raise UserError(f"output_dir '{output_dir}' is not empty and holds no checkpoint to resume from; {advice}")
+    logger.info("the run in %s ended before its first checkpoint: starting over", output_dir)
 
 
 def _check_no_other_result(output_dir: Path, resume: Path) -> None:
@@ -172,12 +185,13 @@ def _content(output_dir: Path) -> set[Path]:
     """What is in the directory besides what a killed run left under temporary names."""
     if not output_dir.is_dir():
         return set()
+    # A file that another process is writing at the moment does not make the folder used.
     found = {path for path in output_dir.iterdir() if not is_temporary(path)}
     return found - set(_found(output_dir, _LEFTOVERS))
 
 
 def _ended_early(output_dir: Path) -> bool:
-    """Whether all that is there of a run is its beginning: its settings and no result."""
+    """Whether a run has left nothing but its beginning: its settings and no result."""
     return (output_dir / RUN_CONFIG_FILE).is_file() and not any((output_dir / name).exists() for name in _LAST)
 
 
@@ -208,6 +222,21 @@ def clear_earlier_run(output_dir: Path) -> None:
             remove_directory(path) if path.is_dir() else path.unlink()
 
 
+def begin_output(config: RunConfig, resume: Path | None) -> None:
+    """Makes the folder of a training ready for its first step: free of an earlier run, with the run's settings.
+
+    Args:
+        resume: the checkpoint that the run continues, if any; see `find_resume_point`, which has made sure that nothing
+            is removed here but what may go.
+    """
+    output_dir = Path(str(config.output_dir))
+    remove_leftovers(output_dir)
+    if resume is None or not continues_in(config, resume):
+        clear_earlier_run(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    save_config(config, output_dir / RUN_CONFIG_FILE)
+
+
 def holds_result(directory: Path) -> bool:
     """Whether `publish` would replace something there: a model's or adapter's files."""
     names = (*_LAST, *_WEIGHTS, ADAPTER_WEIGHTS, PROCESSOR_FILE, *TOKENIZER_FILES)
@@ -231,9 +260,11 @@ def publish(output_dir: Path, write: Callable[[Path], None]) -> None:
         temporary.remove_leftovers(output_dir)
         with temporary.temporary_directory(output_dir, "result") as directory:  # never on another disk
             write(directory)
+            # From here to the last rename the folder holds no model: a kill leaves files that nothing takes for a
+            # model.
             for name in _LAST:
                 (output_dir / name).unlink(missing_ok=True)
             for path in [path for pattern in _WEIGHTS for path in output_dir.glob(pattern)]:
-                path.unlink()  # an index that stays behind would win over the new file
+                path.unlink()  # an index that is left would win over the new file
             for path in sorted(directory.iterdir(), key=lambda path: path.name in _LAST):
                 os.replace(path, output_dir / path.name)

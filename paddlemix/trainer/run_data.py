@@ -13,7 +13,7 @@ from paddlemix.datasets.data_settings import DataSettings
 from paddlemix.datasets.images.sources import ImageSettings
 from paddlemix.datasets.length_statistics import describe_lengths
 from paddlemix.datasets.mixture import SampleDataset
-from paddlemix.datasets.order import Grouping
+from paddlemix.datasets.order import EpochBatchSampler, Grouping
 from paddlemix.datasets.packing import PackedDataset, pack_rows
 from paddlemix.datasets.record_selection import split_count
 from paddlemix.datasets.sample_lengths import measure_lengths
@@ -36,7 +36,7 @@ class TrainingRows:
         samples: what the rows are made of.
         grouping: how an epoch's order is made.
         lengths: int [rows], what is grouped by; None where nothing is.
-        left_out: samples that stand in no row, because they could not be measured.
+        left_out: samples that are in no row, because they could not be measured.
     """
 
     rows: RowDataset
@@ -52,13 +52,14 @@ def check_data_files(config: RunConfig) -> None:
     Raises:
         MissingFileError: lists those that are not, with what the configuration says about them.
     """
+    # A split that is not used may name files that do not exist.
     wanted = {"train": config.do_train, "eval": config.resolved_evaluation_strategy != "no"}
     missing = []
     for split, entries in (config.dataset or {}).items():
         for entry in entries if wanted[split] else ():
             names = entry["data_files"]
             paths = [split_count(name)[0] for name in ([names] if isinstance(names, str) else names)]
-            about = f"; dataset.{split} wants there {entry['about']}" if entry.get("about") else ""
+            about = f"; dataset.{split} expects there {entry['about']}" if entry.get("about") else ""
             missing += [
                 f"data file '{path}' does not exist (looked in {Path.cwd()}); check dataset.data_files{about}"
                 for path in paths
@@ -105,6 +106,7 @@ def read_samples(config: RunConfig, split: str, processor: LlavaProcessor, has_t
         return replace(processor, template=resolve_template(chat_template, processor.template))
 
     dataset = SampleDataset((config.dataset or {})[split], processor_for, data_settings(config))
+    # Signed words: positive for samples with an image. One of them is enough for the error, and no picture is opened.
     with_images = np.flatnonzero(dataset.words > 0)
     if len(with_images) and not has_tower:
         source = dataset.sample(int(with_images[0])).source
@@ -130,6 +132,7 @@ def arrange(config: RunConfig, samples: SampleDataset) -> TrainingRows:
         raise UserError("the training data is empty: no record in dataset.train can be used")
     grouping = grouping_of(config)
     capacity = config.max_length if config.mixtoken else None
+    # Packing and grouping need every length; a plain order needs none, and a sample of them for the log is cheap.
     if config.mixtoken or grouping == "length":
         lengths = measure_lengths(samples, config.dataloader_num_workers)
     else:
@@ -139,14 +142,41 @@ def arrange(config: RunConfig, samples: SampleDataset) -> TrainingRows:
     if config.mixtoken:
         packs = pack_rows(lengths[:, 0], config.max_length, config.seed)
         logger.info("%d samples are packed into %d rows of at most %d tokens", len(samples), len(packs), capacity)
+        # Length 0: the sample could not be measured and was packed nowhere, so no batch will report it.
         left_out = [skip for index in np.flatnonzero(lengths[:, 0] == 0) for skip in samples[int(index)].skipped]
         return TrainingRows(rows=PackedDataset(samples, packs), samples=samples, left_out=tuple(left_out))
+    # Grouping by modality uses signed word counts, which need no tokenizer.
     by = {"length": lengths[:, 0], "modality": samples.words, "none": None}[grouping]
     return TrainingRows(rows=samples, samples=samples, grouping=grouping, lengths=by)
+
+
+def batch_sampler(config: RunConfig, data: TrainingRows, rank: int, world_size: int) -> EpochBatchSampler:
+    """Which rows form which batch of a process.
+
+    Args:
+        rank, world_size: of the processes that share the data.
+    """
+    return EpochBatchSampler(
+        len(data.rows),
+        config.per_device_train_batch_size,
+        config.gradient_accumulation_steps,
+        config.seed,
+        rank,
+        world_size,
+        grouping=data.grouping,
+        lengths=data.lengths,
+    )
+
+
+def steps_per_epoch(config: RunConfig, num_rows: int, world_size: int) -> int:
+    """Optimiser steps of one pass over the data; the same for every order."""
+    size, passes = config.per_device_train_batch_size, config.gradient_accumulation_steps
+    return EpochBatchSampler(num_rows, size, passes, world_size=world_size).steps_per_epoch
 
 
 def _measure_some(samples: SampleDataset, seed: int) -> np.ndarray:
     """int32 [n, 2]: lengths of at most `_MEASURED` samples, drawn by the seed."""
     count = min(len(samples), _MEASURED)
+    # In the file's order, so that the disk is read forwards.
     rows = np.random.default_rng(seed).choice(len(samples), count, replace=False)
     return np.array([samples.measure(int(row)) for row in np.sort(rows)], dtype=np.int32)

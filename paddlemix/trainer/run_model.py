@@ -36,16 +36,17 @@ def weight_dtype(config: RunConfig) -> str:
     """What weights are held in."""
     if config.dtype is not None:
         return config.dtype
+    # O1 casts per operator and holds float32 weights; O2 holds them narrow.
     return compute_dtype(config) if config.fp16_opt_level == "O2" else "float32"
 
 
 def remedies(config: RunConfig) -> Iterator[str]:
-    """What would take less memory, for an error; nothing is read before the first one is asked for."""
+    """What would take less memory, for an error; nothing is read before the first one is used."""
     directory, quantization = _directory(config), None
     with contextlib.suppress(UserError):  # the run ends by another error
         quantization = None if directory is None else choose_quantization(directory, config.quantize_base)
     yield from less_memory_in_run(config, quantization is not None, process_count())
-    yield "--dry-run says what takes how much"
+    yield "--dry-run shows what takes how much"
 
 
 def base_spec(config: RunConfig) -> BaseSpec:
@@ -63,6 +64,7 @@ def base_spec(config: RunConfig) -> BaseSpec:
         image_newline="unpad" in (config.mm_patch_merge_type or ""),
         quantize=config.quantize_base,
         starts_projector=config.language_model == "frozen" and config.projector == "full",
+        # Keys that are not set leave BaseSpec's defaults.
         **{key: value for key, value in given.items() if value is not None},  # type: ignore[arg-type]
     )
 
@@ -78,9 +80,10 @@ def processor_of_run(config: RunConfig, base: LlavaProcessor | None, sizes: Llav
         None where there is no tokenizer.
 
     Raises:
-        MissingFileError, UserError: `lora_path` is no adapter, or a key does not fit the model.
+        MissingFileError, UserError: `lora_path` is not an adapter, or a key does not fit the model.
     """
     processor = base
+    # The adapter was trained with its own template and tile size, which win over the base's.
     if config.lora_path:
         processor = adapter_processor(base, read_adapter(Path(config.lora_path)))
     if processor is None:
@@ -90,9 +93,24 @@ def processor_of_run(config: RunConfig, base: LlavaProcessor | None, sizes: Llav
     result = run_processor(processor, config, sight)
     _warn_of_xtuner(config, result, sizes)
     directory = _directory(config)
+    # A key that is set is a decision; only a silent difference deserves a warning.
     if directory is not None and config.image_aspect_ratio is None:
         warn_of_padding(directory, result)
     return result
+
+
+def required_processor(config: RunConfig, base: LlavaProcessor | None, sizes: LlavaConfig) -> LlavaProcessor:
+    """As `processor_of_run`, for those that cannot do without.
+
+    Raises:
+        MissingFileError, UserError: see there; or there are no tokenizer files.
+    """
+    processor = processor_of_run(config, base, sizes)
+    if processor is None:
+        raise UserError(
+            f"{config.model_name_or_path} has no tokenizer files; copy tokenizer.model from the model it was made of"
+        )
+    return processor
 
 
 def _directory(config: RunConfig) -> Path | None:
@@ -102,7 +120,8 @@ def _directory(config: RunConfig) -> Path | None:
 
 
 def _warn_of_xtuner(config: RunConfig, processor: LlavaProcessor, sizes: LlavaConfig) -> None:
-    """Says before the training what keeps its result from XTuner, where the run's template or model is XTuner's."""
+    """Warns before the training of what its result could not be converted to XTuner for, where the run's template or
+    model is XTuner's."""
     is_xtuners = processor.template.name.startswith("xtuner_") or is_xtuner(Path(str(config.model_name_or_path)))
     if not is_xtuners or processor.template.captions or sizes.vision is None:
         return
@@ -119,8 +138,6 @@ def declared_processor(config: RunConfig) -> LlavaProcessor:
     """
     spec = base_spec(config)
     tower = None if spec.tower is None else str(resolve_model(spec.tower))
+    # Names are resolved first, because sizes are read from files.
     sizes = read_sizes(replace(spec, model=str(resolve_model(spec.model)), tower=tower))
-    processor = processor_of_run(config, sizes.processor, sizes.config)
-    if processor is None:
-        raise UserError(f"{spec.model} has no tokenizer files; copy tokenizer.model from the model it was made of")
-    return processor
+    return required_processor(config, sizes.processor, sizes.config)

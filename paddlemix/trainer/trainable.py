@@ -50,6 +50,7 @@ def part_of(name: str) -> str:
 def names_for_patterns(name: str) -> tuple[str, ...]:
     """The spellings of a parameter or layer name that a pattern may match: ours and PaddleMIX's."""
     try:
+        # Recipes of PaddleMIX name its parameters; both spellings match.
         return name, PADDLEMIX.to_theirs(name)
     except KeyError:
         return (name,)
@@ -61,6 +62,7 @@ def plan_training(model: nn.Layer, config: RunConfig) -> TrainingPlan:
     Raises:
         UserError: a LoRA pattern matches no linear layer, or LoRA is asked for and adapts nothing.
     """
+    # Defaults are LLaVA's second stage: tower frozen, projector trained, language model full or adapted.
     policies = {
         "vision_tower": config.vision_tower or "frozen",
         "projector": config.projector or "full",
@@ -75,6 +77,7 @@ def plan_training(model: nn.Layer, config: RunConfig) -> TrainingPlan:
         raise UserError(
             f"LoRA has no layer to adapt ({_said(policies)}, lora_target_modules {config.lora_target_modules})"
         )
+    # A pattern that names layers of another part adapts that part too.
     for part in {part_of(name) for name in modules}:
         policies[part] = "lora"
     return TrainingPlan(policies, modules, config.lora_bias)
@@ -112,12 +115,12 @@ def adapter_config(config: RunConfig, plan: TrainingPlan) -> LoRAConfig:
 
 
 def plan_of_adapter(plan: TrainingPlan, modules: Sequence[str], bias: str = "none") -> TrainingPlan:
-    """The plan of a run that goes on with an adapter: the layers that it adapts are trained through it."""
+    """The plan of a run that continues an adapter: the layers that it adapts are trained through it."""
     return TrainingPlan({**plan.policies, **{part_of(name): "lora" for name in modules}}, tuple(modules), bias)
 
 
 def check_adapter_keys(config: RunConfig, adapter: LoRAConfig) -> None:
-    """Whether the kind of adapter that a run asks for is that of the adapter it goes on with.
+    """Whether the kind of adapter that a run asks for is that of the adapter it continues.
 
     Raises:
         UserError: a key was set to something else.
@@ -131,6 +134,7 @@ def check_adapter_keys(config: RunConfig, adapter: LoRAConfig) -> None:
         ("vision_lora_alpha", adapter.alpha_of(PARTS[0])),
     ):
         wanted = getattr(config, key)
+        # Only keys that the user wrote: defaults do not contradict anything.
         if key in config.given and wanted is not None and wanted != found:
             raise UserError(
                 f"{key} {json.dumps(wanted)} contradicts the adapter {config.lora_path}, which has "
@@ -139,9 +143,11 @@ def check_adapter_keys(config: RunConfig, adapter: LoRAConfig) -> None:
 
 
 def _lora_modules(available: Sequence[str], config: RunConfig, policies: dict[str, str]) -> tuple[str, ...]:
+    # A part that is frozen by key stays so, whatever a pattern matches.
     explicit_frozen = {part for part in PARTS if getattr(config, part) == "frozen"}
     targets = config.lora_target_modules
     patterns = [targets] if isinstance(targets, str) else targets
+    # The output layer is adapted only where a pattern names it.
     by_default = [name for name in available if policies[part_of(name)] == "lora" and not name.startswith("lm_head")]
     if not patterns:
         return tuple(by_default)
@@ -165,7 +171,7 @@ def _fullmatch(pattern: str, name: str) -> bool:
     try:
         return any(re.fullmatch(pattern, spelling) for spelling in names_for_patterns(name))
     except re.error as error:
-        raise UserError(f"lora_target_modules: '{pattern}' is no regular expression: {error}") from error
+        raise UserError(f"lora_target_modules: '{pattern}' is not a regular expression: {error}") from error
 
 
 def set_trainable(model: nn.Layer, plan: TrainingPlan, config: RunConfig) -> None:
@@ -183,6 +189,8 @@ def set_trainable(model: nn.Layer, plan: TrainingPlan, config: RunConfig) -> Non
     biases = _trained_biases(names, plan)
     trained = 0
     for name, parameter in model.named_parameters():
+        # A policy decides first; freeze_include freezes, freeze_exclude alone trains, both together leave the policy;
+        # an adapter's weights train and its start values never do.
         is_adapter = is_adapter_weight(name)
         trains = is_adapter or name in biases or plan.policies[part_of(name)] == "full"
         if name in included and name not in excluded and not is_adapter:
@@ -202,6 +210,7 @@ def _trained_biases(names: Sequence[str], plan: TrainingPlan) -> set[str]:
     """The biases that train beside an adapter."""
     if plan.lora_bias == "none" or not plan.lora_modules:
         return set()
+    # "lora_only": biases of adapted layers; "all": every bias of a part that is adapted.
     adapted = {f"{name}.bias" for name in plan.lora_modules}
     parts = {part_of(name) for name in plan.lora_modules}
     every = plan.lora_bias == "all"
@@ -216,6 +225,7 @@ def _matching(names: Iterable[str], patterns: Sequence[str] | None, key: str) ->
     found: set[str] = set()
     names = list(names)
     for pattern in patterns or ():
+        # A pattern without a match is most often a misspelt one, and would train or freeze something else.
         hits = {name for name in names if any(fnmatch.fnmatchcase(s, pattern) for s in names_for_patterns(name))}
         if not hits:
             blind = not any(part_of(name) == "vision_tower" for name in names)
@@ -235,6 +245,7 @@ def count_parameters(model: nn.Layer) -> dict[str, tuple[int, int]]:
         entry = counts[part_of(name)]
         entry[1] += parameter.size
         entry[0] += 0 if parameter.stop_gradient else parameter.size
+    # Codes are not parameters, so their layers are counted by the shape of the weight.
     for name, layer in quantized_layers(model):
         counts[part_of(name)][1] += math.prod(layer.weight_shape)
     return {part: (trained, total) for part, (trained, total) in counts.items()}

@@ -1,13 +1,11 @@
 """Our Trainer: PaddleNLP's loop with our batches, loss, schedule, evaluation and checkpoints.
 
-What PaddleNLP's own version of each overridden method does wrong for us is said where it is overridden.
+What PaddleNLP's own version of each overridden method does wrong for us is said there.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,56 +13,25 @@ import paddle
 import paddle.distributed as dist
 
 from paddlemix.config.schema import RunConfig
-from paddlemix.datasets.batches import BatchMaker, LoadingSettings, RowDataset
-from paddlemix.datasets.order import EpochBatchSampler
+from paddlemix.datasets.batches import RowDataset
 from paddlemix.errors import UserError
 from paddlemix.log import logger
-from paddlemix.sample import Skip
 from paddlemix.trainer.answers.answering import AnswerScores
+from paddlemix.trainer.batches.dataloader import BatchLoader, Inputs, model_inputs
 from paddlemix.trainer.callbacks.meters import Meters, StepReport
-from paddlemix.trainer.callbacks.stopping import StepLosses, broken_weight
 from paddlemix.trainer.compat import Trainer, TrainerState, TrainingArguments
-from paddlemix.trainer.dataloader import BatchLoader, Inputs, batch_inputs
-from paddlemix.trainer.gradient_norm import MeasuredNorm
+from paddlemix.trainer.evaluator import EvaluationShare, Evaluator, Scores
 from paddlemix.trainer.loss import LossModel
-from paddlemix.trainer.optim import build_optimizer, build_schedule, set_learning_rates
-from paddlemix.trainer.reports.skipped import SkipLog
-from paddlemix.trainer.resuming.checkpoint_check import PROGRESS_FILE, check_best
+from paddlemix.trainer.optim import MeasuredNorm, build_optimizer, build_schedule, set_learning_rates
+from paddlemix.trainer.resuming.best_checkpoint import best_checkpoint, best_metric
+from paddlemix.trainer.resuming.checkpoint_check import check_best
+from paddlemix.trainer.resuming.checkpoint_folders import PROGRESS_FILE, completed_steps, own_checkpoints
 from paddlemix.trainer.resuming.input_identity import InputIdentity
-from paddlemix.trainer.resuming.saving import (
-    best_checkpoint,
-    best_metric,
-    broken_by_a_step,
-    completed_steps,
-    load_training_state,
-    load_weights,
-    own_checkpoints,
-    save_checkpoint,
-)
-from paddlemix.trainer.run_data import TrainingRows
-from paddlemix.trainer.step_losses import StepScaler
-from paddlemix.trainer.vision_cache import VisionCache
-
-ModelWriter = Callable[[Path, Path], None]  # gets the directory to write into, and the one that this becomes
-_NOT_FOR_THE_MODEL = ("num_supervised", "num_tokens", "sources", "skipped", "tile_keys")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunData:
-    """What a run reads.
-
-    Args:
-        train, evaluation: rows by index; None where nothing is trained or evaluated.
-        loading: how batches are made of them.
-        skips: takes note of the training samples that are left out; None where nothing is trained.
-        vision_cache: gives the frozen tower's features in place of pixels; None runs the tower.
-    """
-
-    train: TrainingRows | None
-    evaluation: RowDataset | None
-    loading: LoadingSettings
-    skips: SkipLog | None = None
-    vision_cache: VisionCache | None = None
+from paddlemix.trainer.resuming.restoring import load_training_state, load_weights
+from paddlemix.trainer.resuming.saving import broken_by_a_step, save_checkpoint
+from paddlemix.trainer.run import ModelWriter, RunData
+from paddlemix.trainer.run_data import batch_sampler
+from paddlemix.trainer.step_losses import StepLosses, StepScaler, broken_weight
 
 
 class LlavaTrainer(Trainer):
@@ -98,9 +65,8 @@ class LlavaTrainer(Trainer):
         self.tokens_seen = 0
         self.own_checkpoints: list[str] = []  # names of those that this run wrote, also before it was resumed
         self._loader: BatchLoader | None = None
-        self._step_losses = StepLosses(self._why_no_number)
-        self._eval_maker: tuple[RowDataset, BatchMaker] | None = None
-        self._eval_skipped: set[int] = set()
+        self._step_losses = StepLosses(self._why_not_finite)
+        self._evaluator = Evaluator(self._score, data.loading)
         meters = Meters(
             tokens_seen=lambda: self.tokens_seen,
             positions=lambda: self.get_train_dataloader().counts,
@@ -109,7 +75,7 @@ class LlavaTrainer(Trainer):
         self.report = StepReport(meters, arguments.device)
         self.answer_scores: AnswerScores | None = None  # set where evaluations let the model answer
         self.input_identity: InputIdentity | None = None  # set where checkpoints say what the run reads
-        self.evaluations: list[float] = []  # of the metric that tells the best checkpoint, oldest first
+        self.evaluations: list[float] = []  # of the metric that decides which checkpoint is best, oldest first
         super().__init__(
             model=model,
             args=arguments,
@@ -125,16 +91,7 @@ class LlavaTrainer(Trainer):
         """PaddleNLP's shuffles by global random state and reads all earlier batches again to resume."""
         if self._loader is None:
             assert self.rows is not None
-            sampler = EpochBatchSampler(
-                len(self.rows.rows),
-                self.args.per_device_train_batch_size,
-                self.args.gradient_accumulation_steps,
-                self.args.seed,
-                self.args.dataset_rank,
-                self.args.dataset_world_size,
-                grouping=self.rows.grouping,
-                lengths=self.rows.lengths,
-            )
+            sampler = batch_sampler(self.config, self.rows, self.args.dataset_rank, self.args.dataset_world_size)
             self._loader = BatchLoader(
                 self.rows.rows, sampler, self.loading, lambda count: int(self._sum_over_ranks(count)[0])
             )
@@ -157,7 +114,7 @@ class LlavaTrainer(Trainer):
         return self.lr_scheduler
 
     def create_optimizer(self, lr_scheduler: Any = None) -> paddle.optimizer.Optimizer:
-        """PaddleNLP's knows no rate per part."""
+        """PaddleNLP's has one rate for all parts."""
         if self.optimizer is None:
             set_learning_rates(self.model.model, self.config)
             schedule = lr_scheduler or self.lr_scheduler
@@ -169,7 +126,7 @@ class LlavaTrainer(Trainer):
         return self.optimizer
 
     def _wrap_amp_model(self, args: Any, model: Any) -> None:
-        """PaddleNLP's, with a loss scaler that looks at the device once per step."""
+        """PaddleNLP's, with a loss scaler that reads from the device once per step."""
         super()._wrap_amp_model(args, model)
         if self.do_grad_scaling and type(self.scaler) is paddle.amp.GradScaler:  # not one of several processes
             self.scaler = StepScaler(args.scale_loss, self._step_losses)
@@ -206,21 +163,21 @@ class LlavaTrainer(Trainer):
         return int(inputs["loss_index"].shape[0]) * parts
 
     def _model_inputs(self, inputs: Inputs) -> Inputs:
-        """What the model takes of a batch, with features in place of pixels where they are kept."""
+        """The model's inputs of a batch, with tower features in place of pixels where they are kept."""
         if self.vision_cache is not None:
             inputs = self.vision_cache.complete(inputs)
         return model_inputs(inputs)
 
     def _check_loss_valid(self, loss: paddle.Tensor) -> None:
-        """Called before the optimiser's step; PaddleNLP's looks only where an environment variable says so."""
+        """Called before the optimiser's step; PaddleNLP's checks only where an environment variable says so."""
         self._step_losses.check(self.state.global_step)
 
     def _get_item_from_loss(self, loss: paddle.Tensor) -> float:
         """The loss since the last report; with one process it is on the host already."""
         return float(loss) if self.args.world_size > 1 else self._step_losses.take_total()
 
-    def _why_no_number(self) -> str | None:
-        """Whether an earlier step is to blame for a loss that is no number, in words."""
+    def _why_not_finite(self) -> str | None:
+        """Whether an earlier step is to blame for a loss that is NaN or infinite, in words."""
         name = broken_weight(self.model.model)
         return None if name is None else broken_by_a_step(self, f"the weight '{name}'", "NaN or infinity")
 
@@ -229,7 +186,7 @@ class LlavaTrainer(Trainer):
         return clip.take() if isinstance(clip, MeasuredNorm) else None
 
     def log(self, logs: dict[str, Any], **named: Any) -> None:
-        """Hands a report to all callbacks, trackers among them; PaddleNLP's has its own measures of speed."""
+        """Passes a report to all callbacks, trackers among them; PaddleNLP's has its own measures of speed."""
         if "loss" in logs:
             logs = {key: logs[key] for key in ("loss", "learning_rate")} | self.report.values(self.state.global_step)
         super().log(logs, **named)
@@ -272,35 +229,23 @@ class LlavaTrainer(Trainer):
 
     def _evaluate_own_share(self, dataset: RowDataset) -> tuple[float, float, float]:
         """Summed loss, right guesses and supervised tokens of this process's samples."""
-        rows = list(range(self.args.dataset_rank, len(dataset), self.args.dataset_world_size))
-        size = self.args.per_device_eval_batch_size
-        batches = [rows[start : start + size] for start in range(0, len(rows), size)]
-        if self.args.max_evaluate_steps > 0:
-            batches = batches[: self.args.max_evaluate_steps]
-        sums = HostSums(self.args.eval_accumulation_steps)
-        count = 0
+        share = EvaluationShare(
+            rank=self.args.dataset_rank,
+            world_size=self.args.dataset_world_size,
+            batch_size=self.args.per_device_eval_batch_size,
+            max_batches=self.args.max_evaluate_steps,
+            host_every=self.args.eval_accumulation_steps,
+        )
         self.model.eval()
-        for batch in self._evaluation_maker(dataset).batches(batches):
-            self._tell_skipped(batch.skipped)
-            with paddle.no_grad(), self.autocast_smart_context_manager():
-                loss_sum, right = self.model(**self._model_inputs(batch_inputs(batch)))
-            sums.add(loss_sum, right)
-            count += len(batch.loss_index)
+        sums = self._evaluator.sums(dataset, share)
         self.model.train()
-        return *sums.take(), count
+        return sums
 
-    def _evaluation_maker(self, dataset: RowDataset) -> BatchMaker:
-        """One for all evaluations: starting worker processes takes seconds."""
-        if self._eval_maker is None or self._eval_maker[0] is not dataset:
-            self._eval_maker = (dataset, BatchMaker(dataset, self.loading))
-        return self._eval_maker[1]
-
-    def _tell_skipped(self, skipped: Sequence[Skip]) -> None:
-        """Names the evaluation samples that are left out, each once."""
-        for skip in skipped:
-            if skip.index not in self._eval_skipped:
-                self._eval_skipped.add(skip.index)
-                logger.warning("left out of every evaluation: %s", skip.reason)
+    def _score(self, inputs: Inputs) -> Scores:
+        """Summed loss and right guesses of a batch, without gradients."""
+        with paddle.no_grad(), self.autocast_smart_context_manager():
+            loss_sum, right = self.model(**self._model_inputs(inputs))
+        return loss_sum, right
 
     # ---- checkpoints ----
 
@@ -352,37 +297,3 @@ class LlavaTrainer(Trainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Nothing to load: random numbers of a step depend on seed and step alone (`callbacks.SeedEachStep`)."""
-
-
-class HostSums:
-    """Sums of loss and right guesses over batches; they come to the host together, because each look waits.
-
-    Args:
-        every: batches after which they come at the latest; None for all of an evaluation.
-
-    Attributes:
-        waiting: float32 scalars of the batches that are on the device still.
-    """
-
-    def __init__(self, every: int | None) -> None:
-        self._every, self._totals = every, [0.0, 0.0]
-        self.waiting: list[tuple[paddle.Tensor, paddle.Tensor]] = []
-
-    def add(self, loss_sum: paddle.Tensor, right: paddle.Tensor) -> None:
-        """Takes note of a batch's float32 scalars."""
-        self.waiting.append((loss_sum, right))
-        if len(self.waiting) == self._every:
-            self.take()
-
-    def take(self) -> tuple[float, float]:
-        """Both sums over all batches so far."""
-        if self.waiting:
-            for number, values in enumerate(zip(*self.waiting, strict=True)):
-                self._totals[number] += sum(paddle.stack(list(values)).tolist())
-            self.waiting = []
-        return self._totals[0], self._totals[1]
-
-
-def model_inputs(inputs: Inputs) -> Inputs:
-    """Those of a batch's values that the model takes."""
-    return {key: value for key, value in inputs.items() if key not in _NOT_FOR_THE_MODEL}

@@ -11,7 +11,7 @@ import pytest
 from paddlemix.datasets.batches import LoadingSettings, RowDataset
 from paddlemix.datasets.order import EpochBatchSampler, Grouping
 from paddlemix.datasets.packing import PackedDataset, pack_rows
-from paddlemix.trainer.dataloader import BatchLoader
+from paddlemix.trainer.batches.dataloader import BatchLoader
 from tests.rows import NumberedRows, mixed_lengths
 
 COUNT = 1000  # sample ids that are compared

@@ -17,30 +17,23 @@ from paddlemix.checkpoints.files.weight_files import write_json
 from paddlemix.checkpoints.sizes import read_sizes
 from paddlemix.config.load import load_config
 from paddlemix.config.schema import RunConfig
-from paddlemix.dry_run import activations
-from paddlemix.dry_run.activations import (
-    Activations,
-    BatchShape,
-    Computation,
-    LinearSize,
-    first_trained_layer,
-    visible_pairs,
-)
+from paddlemix.dry_run import activations, layer_activations
+from paddlemix.dry_run.activations import Activations, first_trained_layer
 from paddlemix.dry_run.device import device_memory, program_bytes
+from paddlemix.dry_run.layer_activations import visible_pairs
 from paddlemix.dry_run.memory import Training, Weight, estimate_memory
 from paddlemix.dry_run.model import describe_model, linear_sizes
 from paddlemix.dry_run.plan import DryRun, plan_run
 from paddlemix.dry_run.report import report_lines
+from paddlemix.dry_run.step_sizes import BatchShape, Computation, LinearSize
 from paddlemix.errors import MissingFileError, UserError
-from paddlemix.models import attention
 from paddlemix.models.attention import packed_segments
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionConfig
-from paddlemix.models.kernels import attention_functions, functions
+from paddlemix.models.kernels import attention_functions, formulas
 from paddlemix.models.llava import LlavaModel
 from paddlemix.models.presets import PRESETS, count_parameters
 from paddlemix.peft.lora import add_lora
 from paddlemix.peft.quantize import QuantizationConfig, quantize_model
-from paddlemix.trainer import loss
 from paddlemix.trainer.loss import LossModel
 from paddlemix.trainer.trainable import adapter_config, plan_training, set_trainable
 from tests.tiny_world import LORA, World
@@ -163,13 +156,9 @@ def test_kept_activations_are_what_paddle_allocates(
 
 
 def test_constants_are_those_of_the_code() -> None:
-    assert activations.CAUSAL_BLOCK == attention._CAUSAL_BLOCK
-    assert activations.NARROW_COST == functions.NARROW_COST
-    assert activations.LOGITS_AT_ONCE == loss._LOGITS_AT_ONCE
-    assert activations.LOGITS_WITHOUT_GRADIENT == loss._LOGITS_WITHOUT_GRADIENT
-    assert activations.LOGITS_OFF_CPU == loss._LOGITS_OFF_CPU
+    assert layer_activations.CAUSAL_BLOCK == formulas._CAUSAL_BLOCK
     for length in (1, 100, 191, 192, 425, 2048):
-        blocks = attention_functions._causal_blocks(length, length, attention._CAUSAL_BLOCK)
+        blocks = attention_functions._causal_blocks(length, length, formulas._CAUSAL_BLOCK)
         pairs = sum((stop - start) * end for start, stop, end in blocks)
         assert visible_pairs((length,), causal=True, blocks=True) == pairs
     assert visible_pairs((3, 4), causal=False, blocks=True) == 25
@@ -290,7 +279,7 @@ def test_a_recipe_that_no_card_holds_says_so(world: World) -> None:
     full, lora = (plan_7b(world, recipe, device="gpu") for recipe in ("sft_argument.json", "lora_sft_argument.json"))
     warnings = [[line for line in report_lines(run, None) if line.startswith("warning")] for run in (full, lora)]
     assert len(warnings[0]) == 1 and warnings[1] == []
-    assert "no card of 80.0 GiB holds that" in warnings[0][0] and "several devices with sharding" in warnings[0][0]
+    assert "that exceeds a card of 80.0 GiB" in warnings[0][0] and "several devices with sharding" in warnings[0][0]
 
 
 # ---- what it is read from ----

@@ -16,7 +16,7 @@ from paddlemix.models.llava import LlavaModel
 from paddlemix.processors.images.image_spec import ImageSpec
 from paddlemix.processors.images.visual_tokens import visual_token_index
 from paddlemix.sample import IGNORE_INDEX, IMAGE_TOKEN_INDEX, NEWLINE_INDEX, Batch, Example, Row
-from paddlemix.trainer.dataloader import batch_inputs
+from paddlemix.trainer.batches.dataloader import batch_inputs
 from paddlemix.trainer.loss import LossModel
 from tests.tiny_models import tiny_llava, tiny_model, tiny_text
 

@@ -17,8 +17,8 @@ from paddlemix.checkpoints.files.finite import NotFiniteError, finite
 from paddlemix.checkpoints.files.tensors import array_entry, transposed
 from paddlemix.checkpoints.pretrained import copy_into
 from paddlemix.sample import Batch
-from paddlemix.trainer.dataloader import batch_inputs
-from paddlemix.trainer.device_copies import one_ahead
+from paddlemix.trainer.batches.dataloader import batch_inputs
+from paddlemix.trainer.batches.device_copies import one_ahead
 from tests.npu_double.build import LIBRARY
 
 

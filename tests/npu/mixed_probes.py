@@ -11,8 +11,7 @@ from paddle import nn
 
 from paddlemix.errors import UserError
 from paddlemix.models.attention import attend, attention_mask
-from paddlemix.trainer.callbacks.stopping import StepLosses
-from paddlemix.trainer.step_losses import StepScaler
+from paddlemix.trainer.step_losses import StepLosses, StepScaler
 
 LEVELS: tuple[tuple[str, str, list[str] | None], ...] = (
     *(("bfloat16", level, None) for level in ("O1", "O2")),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from paddlemix.checkpoints.files.weight_files import read_safetensors
-from paddlemix.trainer.resuming.checkpoint_check import OPTIMIZER_FILE
+from paddlemix.trainer.resuming.checkpoint_folders import OPTIMIZER_FILE
 from tests.npu.cases import FINETUNE, NAMES, trainings
 from tests.npu.conftest import Bench
 from tests.tiny_world import LORA, changed, reports, weights

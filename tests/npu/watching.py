@@ -77,7 +77,7 @@ class Watch:
         LlavaModel.__init__ = remembered
 
     def _watch_training(self) -> None:
-        from paddlemix.trainer.callbacks.progress import SeedEachStep
+        from paddlemix.trainer.callbacks.seeding import SeedEachStep
         from paddlemix.trainer.trainer import LlavaTrainer
 
         step, begin = LlavaTrainer.training_step, SeedEachStep.on_step_begin

@@ -89,16 +89,16 @@ def test_what_does_not_fit_is_a_warning(
 ) -> None:
     monkeypatch.setattr(report, "device_memory", lambda kind: DeviceMemory(total=2**20, free=2**19))
     text = dry_run(world.recipe(tmp_path), capsys)
-    assert "warning: it would not fit: about" in text and "512.0 KiB are free (of 1.0 MiB)" in text
+    assert "warning: it does not fit: about" in text and "512.0 KiB are free (of 1.0 MiB)" in text
     assert "recompute false -> true" in text and "lora false -> true" in text
     text = dry_run(world.recipe(tmp_path, lora=True, recompute=True, per_device_train_batch_size=1), capsys)
-    assert "recompute" not in text.partition("What takes less")[2] and 'quantize_base null -> "nf4"' in text
+    assert "recompute" not in text.partition("To need less")[2] and 'quantize_base null -> "nf4"' in text
 
 
 def test_a_device_that_is_not_here(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = world.recipe(tmp_path)
     text = dry_run(recipe, capsys, "device=npu", "bf16=true", "fp16_opt_level=O2")
-    assert "memory of each npu" in text and "device 'npu' is not here" in text and "is not known" in text
+    assert "memory of each npu" in text and "device 'npu' is not available here" in text and "is not known" in text
     assert "bfloat16 weights, computed in bfloat16" in text
     assert "cannot be computed on CPU" in dry_run(recipe, capsys, "device=cpu", "bf16=true")
 
@@ -106,7 +106,7 @@ def test_a_device_that_is_not_here(world: World, tmp_path: Path, capsys: pytest.
 def test_what_a_run_would_refuse_is_refused(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for changes, message in (
         ({"do_train": False, "do_eval": True}, "do_train is false"),
-        ({"gradient_accumulation_steps": 50}, "a step takes 100 rows"),
+        ({"gradient_accumulation_steps": 50}, "a step needs 100 rows"),
         ({"lora": True, "lora_target_modules": ["nothing"]}, "'nothing' matches no linear layer"),
         ({"model_name_or_path": "someone/model"}, "its sizes are not known"),
     ):

@@ -202,7 +202,7 @@ def test_a_missing_weight(world: World, tmp_path: Path, capsys: pytest.CaptureFi
         ({"device": "npu"}, "device='npu' cannot be used here"),
         ({"flatten_param_grads": True}, "flatten_param_grads true is for npu alone, this run computes on cpu"),
         ({"lora_path": "none"}, "none/lora_config.json' does not exist"),
-        ({"resume_from_checkpoint": "none/checkpoint-1"}, "'none/checkpoint-1' is no complete checkpoint"),
+        ({"resume_from_checkpoint": "none/checkpoint-1"}, "'none/checkpoint-1' is not a complete checkpoint"),
         ({"chat_template": "vicuna"}, "'vicuna' is not one of"),
     ],
 )
@@ -218,7 +218,7 @@ def test_a_folder_with_content(world: World, tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine", encoding="utf-8")
     found = error_of(capsys, finetune(world.recipe(tmp_path)))
-    assert "is not empty and holds no checkpoint to go on from; set overwrite_output_dir to true" in found
+    assert "is not empty and holds no checkpoint to resume from; set overwrite_output_dir to true" in found
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes.txt"]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from paddlemix.trainer.recipe import run_recipe
-from paddlemix.trainer.resuming.saving import list_checkpoints
+from paddlemix.trainer.resuming.checkpoint_folders import list_checkpoints
 from tests import moments
 from tests.conftest import ROOT
 from tests.moments import Moment

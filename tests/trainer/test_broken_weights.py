@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from paddlemix.checkpoints.files.tensors import TensorEntry
 from paddlemix.checkpoints.files.weight_files import read_safetensors
 from paddlemix.errors import UserError
 from paddlemix.trainer import trainer as trainer_module
 from paddlemix.trainer.recipe import run_recipe
-from paddlemix.trainer.resuming.saving import list_checkpoints
+from paddlemix.trainer.resuming.checkpoint_folders import list_checkpoints
 from tests.tiny_world import LORA, World, changed, weights
 
 EVERY = {"save_strategy": "steps", "save_steps": 2}
@@ -77,16 +78,16 @@ def test_a_moment_that_is_no_number_is_no_checkpoint(
 ) -> None:
     from paddlemix.trainer.resuming import saving
 
-    original = saving._optimizer_entries
+    original = saving.optimizer_entries
 
     def entries(trainer: Any) -> Any:
         found = original(trainer)
         key = next(key for key in found if key.endswith("|moment2"))
         values = np.array(found[key].read())
         values.flat[-1] = np.inf
-        return {**found, key: saving.TensorEntry(found[key].dtype, found[key].shape, lambda: values)}
+        return {**found, key: TensorEntry(found[key].dtype, found[key].shape, lambda: values)}
 
-    monkeypatch.setattr(saving, "_optimizer_entries", entries)
+    monkeypatch.setattr(saving, "optimizer_entries", entries)
     with pytest.raises(UserError, match=r"checkpoint-2 was not saved: '\S+\|moment2' holds infinity after step 2"):
         run_recipe(world.config(tmp_path, **EVERY))
 

@@ -16,7 +16,7 @@ from paddlemix.errors import UserError
 from paddlemix.tools import supervised_finetune
 from paddlemix.tools.common.command import run_command
 from paddlemix.trainer.recipe import run_recipe
-from paddlemix.trainer.resuming.saving import list_checkpoints
+from paddlemix.trainer.resuming.checkpoint_folders import list_checkpoints
 from tests.tiny_world import LORA, World, changed, weights
 from tests.trainer.fork_server import ForkServer
 
@@ -78,7 +78,7 @@ def test_a_full_disk_at_any_file_of_a_checkpoint(
     assert (status, met) == (2, [name if name in met else f"{name}.tmp"])
     assert error.startswith("checkpoint-4 was not saved: cannot write '") and error.count("\n") == 1
     assert "No space left on device; free space or choose another place" in error
-    assert "checkpoint-2 is untouched: the same command goes on from there" in error
+    assert "checkpoint-2 is untouched: the same command resumes from there" in error
     assert {path.name: path.read_bytes() for path in checkpoint.iterdir()} == files
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "checkpoint-2",
@@ -111,7 +111,7 @@ def test_after_space_was_freed_the_run_goes_on(world: World, tmp_path: Path, mon
         ("*/out/metrics.jsonl", "metrics.jsonl cannot be written: No space left on device; free some space"),
         ("*/out/.run_config.json.*", "run_config.json: No space left on device"),
         ("*/out/.result.*/model.safetensors", "cannot write '.*model.safetensors': No space left on device"),
-        ("*/.checkpoint-2.*/config.json*", "There is no earlier checkpoint: the run has to begin anew"),
+        ("*/.checkpoint-2.*/config.json*", "There is no earlier checkpoint: the run has to start over"),
     ],
 )
 def test_a_full_disk_elsewhere(
@@ -157,4 +157,4 @@ def test_files_that_may_not_grow_end_the_command_with_status_2(
     assert [path.name for path in list_checkpoints(tmp_path / "out")] == ["checkpoint-2"]
     assert not list((tmp_path / "out").glob(".*"))
     status, log = server.run([str(world.recipe(tmp_path, **EVERY))])
-    assert status == 0 and f"going on from {checkpoint}" in log
+    assert status == 0 and f"resuming from {checkpoint}" in log

@@ -12,7 +12,7 @@ import pytest
 
 from paddlemix.checkpoints.files.weight_files import read_safetensors
 from paddlemix.checkpoints.load import load_pretrained
-from paddlemix.trainer.resuming.saving import list_checkpoints
+from paddlemix.trainer.resuming.checkpoint_folders import list_checkpoints
 from tests.moments import Moment
 from tests.tiny_world import LORA, World, changed, reports, weights
 from tests.trainer.fork_server import ForkServer
@@ -102,7 +102,7 @@ def test_a_killed_run_ends_with_the_same_bits(
     status, log = server.run(arguments)
     assert status == 0, log
     if before:
-        assert f"going on from {out / before[-1]}" in log
+        assert f"resuming from {out / before[-1]}" in log
     assert not changed(weights(undisturbed[method]), weights(out))
     whole = undisturbed[method]
     assert reports(whole) == reports(out) and len(reports(out)) == RUN["max_steps"]

@@ -15,9 +15,8 @@ from paddlemix.peft.lora import LoRAConfig, add_lora, lora_parameters
 from paddlemix.processors.text.tokenizer import Tokenizer
 from paddlemix.sample import IGNORE_INDEX, Example
 from paddlemix.trainer import loss as loss_module
-from paddlemix.trainer.dataloader import batch_inputs
+from paddlemix.trainer.batches.dataloader import batch_inputs, model_inputs
 from paddlemix.trainer.loss import LossModel
-from paddlemix.trainer.trainer import model_inputs
 from tests.tiny import draw_picture, make_processor, make_sample
 from tests.tiny_models import draw, randomise, tiny_llava, tiny_model, tiny_text, tiny_vision
 

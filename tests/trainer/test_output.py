@@ -57,7 +57,7 @@ def test_the_newest_checkpoint_is_gone_on_from(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("older", [False, True])
-@pytest.mark.parametrize("lost", ["its training_state.json is missing", "it is a link to 'gone', which is not there"])
+@pytest.mark.parametrize("lost", ["its training_state.json is missing", "it is a link to 'gone', which does not exist"])
 def test_a_newest_checkpoint_without_its_state_is_not_passed_over(tmp_path: Path, older: bool, lost: str) -> None:
     if older:
         add_checkpoint(tmp_path, 900)
@@ -88,7 +88,7 @@ def test_a_checkpoint_that_was_moved_and_linked_back_is_gone_on_from(tmp_path: P
 
 def test_an_incomplete_checkpoint_is_not_gone_on_from(tmp_path: Path) -> None:
     path = add_checkpoint(tmp_path, 5, complete=False)
-    with pytest.raises(MissingFileError, match="checkpoint-5' is no complete checkpoint"):
+    with pytest.raises(MissingFileError, match="checkpoint-5' is not a complete checkpoint"):
         find_resume_point(settings(tmp_path, resume_from_checkpoint=str(path)))
 
 
@@ -160,7 +160,9 @@ def test_a_checkpoint_of_another_run_needs_a_folder_of_its_own(tmp_path: Path) -
     assert find_resume_point(settings(other, **given)) == checkpoint
     other.mkdir()
     (other / "model.safetensors").write_text("any other model", encoding="utf-8")
-    with pytest.raises(UserError, match="is not empty and is not the folder of the run that resume_from_checkpoint"):
+    with pytest.raises(
+        UserError, match="is not empty and is not the folder of the run that saved resume_from_checkpoint"
+    ):
         find_resume_point(settings(other, **given))
     assert find_resume_point(settings(other, **given, overwrite_output_dir=True)) == checkpoint
     (other / "run_config.json").write_text(json.dumps(given), encoding="utf-8")  # it was begun there, and killed

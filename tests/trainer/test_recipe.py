@@ -26,9 +26,9 @@ from paddlemix.examples.llava.pretrain import DEFAULTS
 from paddlemix.peft.lora import lora_parameters
 from paddlemix.sample import IGNORE_INDEX
 from paddlemix.trainer.callbacks.progress import Progress
+from paddlemix.trainer.evaluator import HostSums
 from paddlemix.trainer.recipe import run_recipe
 from paddlemix.trainer.trainable import part_of
-from paddlemix.trainer.trainer import HostSums
 from tests.tiny_world import CLIP_TOWER, LORA, World, changed, reports, template_of, weights
 
 FREEZE_ALL_BUT_PROJECTOR = {"freeze_include": ["*llama*", "*lm_head*"], "freeze_exclude": ["*llama.mm_projector*"]}

@@ -144,7 +144,7 @@ def test_a_tied_or_text_only_model_can_be_planned() -> None:
     [
         ({"lora_target_modules": ["llama.layer.*w_proj.*"]}, "'llama.layer.*w_proj.*' matches no linear layer"),
         ({"lora_target_modules": [".*q_proj", "q_proj"]}, "'q_proj' matches no linear layer"),
-        ({"lora_target_modules": ["(q_proj"]}, r"'\(q_proj' is no regular expression"),
+        ({"lora_target_modules": ["(q_proj"]}, r"'\(q_proj' is not a regular expression"),
         ({"lora_target_modules": ["lm_head"], "language_model": "frozen", "vision_tower": "lora"}, None),
         ({"language_model": "full"}, "lora is true, but no part is left for it"),
         ({"language_model": "frozen"}, "lora is true, but no part is left for it"),

@@ -47,7 +47,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "learning rate no number": (
         {"learning_rate": float("nan")},
-        "learning_rate: expected a number, got the number nan",
+        "learning_rate: NaN is not a number",
     ),
     "evaluation without data": (
         {"dataset": {"train": [{"data_files": "train.json"}]}, "evaluation_strategy": "steps"},
@@ -68,7 +68,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "batch larger than the data": (
         {"per_device_train_batch_size": 5, "gradient_accumulation_steps": 3},
-        "a step takes 15 rows (per_device_train_batch_size 5 x gradient_accumulation_steps 3 x 1 processes), but the "
+        "a step needs 15 rows (per_device_train_batch_size 5 x gradient_accumulation_steps 3 x 1 processes), but the "
         "training data has 12; lower one of them or add data",
     ),
     "no batch": ({"per_device_train_batch_size": 0}, "per_device_train_batch_size"),
@@ -135,7 +135,7 @@ def test_weights_that_are_no_numbers(
     save_model(broken, tmp_path / "model")
     found = error_of(capsys, world.recipe(tmp_path, model_name_or_path=str(tmp_path / "model"), **LORA), step - 1)
     assert f"the loss of step {step} is nan in the batch of " in found and "train.json record " in found
-    assert "look at these samples" in found
+    assert "inspect these samples" in found
     assert not (tmp_path / "out" / "lora_config.json").exists()
 
 
@@ -175,7 +175,7 @@ def test_flat_buffers_are_refused_on_every_device(world: World, tmp_path: Path, 
 def test_a_step_of_all_processes(world: World, tmp_path: Path) -> None:
     config = world.config(tmp_path)
     check_steps(config, 12, 6)
-    with pytest.raises(UserError, match=r"a step takes 16 rows \(.* 2 x .* 1 x 8 processes\), .* data has 12"):
+    with pytest.raises(UserError, match=r"a step needs 16 rows \(.* 2 x .* 1 x 8 processes\), .* data has 12"):
         check_steps(config, 12, 8)
 
 
@@ -183,7 +183,7 @@ def test_a_long_warm_up_of_a_run_cut_short_is_only_said(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_recipe(world.config(tmp_path / "out", max_steps=1, warmup_steps=100))
-    assert "warmup_steps 100: the rate rises in all 1 steps" in capsys.readouterr().err
+    assert "warmup_steps 100 exceeds the run's 1 steps: the rate never stops rising" in capsys.readouterr().err
     assert read_json(tmp_path / "out" / "run_config.json")["warmup_steps"] == 100
 
 
@@ -196,7 +196,7 @@ def test_missing_data_is_said_before_a_model_is_looked_for(world: World, tmp_pat
             run(config)
         first, second = str(caught.value).split("\n")
         assert first.startswith("data file 'mine.json' does not exist (looked in ")
-        assert first.endswith("; check dataset.data_files; dataset.train wants there conversations")
+        assert first.endswith("; check dataset.data_files; dataset.train expects there conversations")
         assert second.startswith("data file 'b.json' does not exist")
     assert not (tmp_path / "out").exists()
 

@@ -1,6 +1,6 @@
 """The numbers of a report that PaddleNLP's lacks: speed, shares of image tokens and padding, gradient norm, memory.
 
-Knows neither bar nor file: `callbacks.Progress` shows and writes them, trackers get the same.
+It knows neither bar nor file: `callbacks.Progress` shows and writes them, trackers get the same.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from paddlemix.device import peak_memory_bytes
-from paddlemix.trainer.dataloader import PositionCounts
+from paddlemix.trainer.batches.dataloader import PositionCounts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +82,13 @@ class StepReport:
             `memory_gib` (peak), `eta_seconds`.
         """
         now = time.monotonic()
+        # Pauses are left out of the speed but not of the time left: evaluations and checkpoints will come again.
         seconds = max(now - self._last - self._paused, 1e-9)
         tokens, positions = float(self._meters.tokens_seen()), self._meters.positions().since(self._positions)
+        # Taken even where it is not shown, so that the next report does not get an old one.
         norm = self._meters.take_norm()
         pace = (now - self._begun) / max(step - self._first_step, 1)
+        # Six digits are what float32 holds; more would be noise in a JSON file.
         values = {} if norm is None else {"grad_norm": float(f"{norm:.6g}")}
         values |= {
             "tokens_per_second": round((tokens - self._tokens) / seconds, 1),

@@ -1,4 +1,4 @@
-"""What the user sees while a run goes on: a progress bar, `metrics.jsonl`, a loss curve - and the seed of each step."""
+"""What the user sees during a run: a progress bar, `metrics.jsonl` and a loss curve."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from paddlemix.device import set_seed
 from paddlemix.log import MetricsWriter, logger, process_rank, read_metrics
 from paddlemix.trainer.callbacks.meters import StepReport
 from paddlemix.trainer.compat import TrainerCallback
@@ -18,15 +17,6 @@ from paddlemix.trainer.compat import TrainerCallback
 METRICS_FILE, CURVE_FILE = "metrics.jsonl", "loss.png"
 _WIDTH, _HEIGHT = 150, 24  # characters
 _REPORTED = ("loss", "learning_rate", *StepReport.KEYS)
-_SEED_STRIDE = 1_000_003  # a prime, so that neighbouring seeds do not share steps
-
-
-class SeedEachStep(TrainerCallback):
-    """Seeds all random numbers from (seed, step, process), so that a resumed run draws the same."""
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Called before each optimiser step."""
-        set_seed((args.seed * _SEED_STRIDE + state.global_step * 4096 + args.dataset_rank) % 2**31)
 
 
 class Progress(TrainerCallback):
@@ -44,9 +34,10 @@ class Progress(TrainerCallback):
         self.bar: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Opens the bar; drops what an interrupted run reported behind its last checkpoint."""
+        """Opens the bar; drops what an interrupted run reported after its last checkpoint."""
         if process_rank() == 0:
             self.writer.truncate_after(state.global_step)
+            # Without a bar the object counts all the same and prints nothing.
             shown = self.show_bar and sys.stderr is not None
             self.bar = tqdm(
                 total=state.max_steps, initial=state.global_step, disable=not shown, unit="step", **_bar_width()
@@ -57,14 +48,17 @@ class Progress(TrainerCallback):
         """Moves the bar; the last step is always reported."""
         if self.bar is not None:
             self.bar.update(1)
+        # The last step may not be a multiple of logging_steps.
         if state.global_step >= state.max_steps and args.logging_strategy.value == "steps":
             control.should_log = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Writes a report."""
+        # Only the first process has a bar. `train_runtime` marks PaddleNLP's summary, whose numbers are not ours.
         if self.bar is None or not logs or "train_runtime" in logs:
             return
         values = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4)}
+        # PaddleNLP adds measures of its own, which count padding as tokens.
         values |= {key: value for key, value in logs.items() if key in _REPORTED or key.startswith("eval_")}
         self.writer.write(values)
         self._show(values, state)
@@ -129,6 +123,7 @@ def draw_loss_curve(metrics_path: Path, picture_path: Path) -> None:
         return
     import matplotlib
 
+    # A machine that trains has no display.
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -139,6 +134,7 @@ def draw_loss_curve(metrics_path: Path, picture_path: Path) -> None:
     axes.set(xlabel="optimiser step", ylabel="loss (nats per supervised token)", title="Loss")
     axes.grid(alpha=0.3)
     axes.legend()
+    # Renamed when it is whole, like everything in `output_dir`.
     temporary = picture_path.with_name(f".{picture_path.name}.tmp")
     try:
         figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight")

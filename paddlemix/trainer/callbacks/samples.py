@@ -18,7 +18,7 @@ from paddlemix.log import MetricsWriter, logger, process_rank
 from paddlemix.processors.llava import LlavaProcessor
 from paddlemix.processors.text.example_text import harmless
 from paddlemix.trainer.answers.answering import Answerer
-from paddlemix.trainer.answers.questions import Question, first_questions, own_questions
+from paddlemix.trainer.answers.prompts import Prompt, first_prompts, own_prompts
 from paddlemix.trainer.callbacks.meters import StepReport
 from paddlemix.trainer.callbacks.progress import METRICS_FILE
 from paddlemix.trainer.compat import TrainerCallback
@@ -28,8 +28,8 @@ SAMPLES_FILE = "samples.jsonl"
 _DEFAULT_COUNT = 2
 
 
-def sample_questions(config: RunConfig, processor: LlavaProcessor, data: SampleDataset) -> list[Question]:
-    """What a run with `sample_steps` asks.
+def sample_prompts(config: RunConfig, processor: LlavaProcessor, data: SampleDataset) -> list[Prompt]:
+    """What a run asks every `sample_steps`; nothing without that key.
 
     Args:
         processor: the run's.
@@ -38,17 +38,19 @@ def sample_questions(config: RunConfig, processor: LlavaProcessor, data: SampleD
     Raises:
         UserError: an image or a question cannot be used; names the item.
     """
+    if config.sample_steps is None:
+        return []
     if config.sample_prompts:
         images = data_settings(config).images
-        return own_questions(config.sample_prompts, processor, config.image_root, images)
-    return first_questions(data, _DEFAULT_COUNT)
+        return own_prompts(config.sample_prompts, processor, config.image_root, images)
+    return first_prompts(data, _DEFAULT_COUNT)
 
 
 class ShowAnswers(TrainerCallback):
     """Answers the questions every `every` steps and at the last one, on the first process.
 
     Args:
-        questions: the same every time.
+        prompts: the same every time.
         answerer: answers with the weights of the moment.
         every: steps, >= 1.
         output_dir: where the files go.
@@ -56,29 +58,31 @@ class ShowAnswers(TrainerCallback):
     """
 
     def __init__(
-        self, questions: Sequence[Question], answerer: Answerer, every: int, output_dir: Path, report: StepReport
+        self, prompts: Sequence[Prompt], answerer: Answerer, every: int, output_dir: Path, report: StepReport
     ) -> None:
-        self._questions, self._answerer, self._every, self._report = questions, answerer, every, report
+        self._prompts, self._answerer, self._every, self._report = prompts, answerer, every, report
         self._samples = MetricsWriter(output_dir / SAMPLES_FILE)
         self._metrics = MetricsWriter(output_dir / METRICS_FILE)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Drops what an interrupted run wrote behind its last checkpoint."""
+        """Drops what an interrupted run wrote after its last checkpoint."""
         if process_rank() == 0:
             self._samples.truncate_after(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Asks, where it is time."""
         step = state.global_step
+        # The other processes wait at their next common operation; answers are short.
         if process_rank() == 0 and (step % self._every == 0 or step >= state.max_steps):
             with self._report.pause():
                 self._ask(step)
 
     def _ask(self, step: int) -> None:
-        answers = self._answerer.answer(self._questions)
+        # All in one batch: one pass over the weights for each token of the longest answer.
+        answers = self._answerer.answer(self._prompts)
         lines = [
-            {"image": question.image, "question": question.text, "answer": answer, "expected": question.reference}
-            for question, answer in zip(self._questions, answers, strict=True)
+            {"image": prompt.image, "question": prompt.text, "answer": answer, "expected": prompt.reference}
+            for prompt, answer in zip(self._prompts, answers, strict=True)
         ]
         with tqdm.external_write_mode(file=sys.stderr):  # a bar gives way
             for line in lines:

@@ -18,7 +18,10 @@ from paddlemix import __version__
 from paddlemix.config.schema import SPECS, RunConfig
 from paddlemix.errors import UserError
 from paddlemix.log import logger, read_metrics
-from paddlemix.trainer.resuming.saving import best_metric, is_better
+from paddlemix.trainer.reports.descriptions import describe_adapter, describe_environment
+from paddlemix.trainer.resuming.best_checkpoint import best_metric, is_better
+from paddlemix.trainer.run import Run
+from paddlemix.trainer.trainable import count_parameters
 
 CARD_FILE = "README.md"
 MARKER = "<!-- Written by paddlemix. Without this line the file is yours: no run replaces or removes it. -->"
@@ -33,7 +36,7 @@ _ELSEWHERE = ("dataset", "output_dir", "overwrite_output_dir", "do_train", "resu
 
 @dataclass(frozen=True, kw_only=True)
 class CardFacts:
-    """What a card tells and the files of the run do not.
+    """What a card says and the files of the run do not.
 
     Args:
         config: the run.
@@ -56,6 +59,27 @@ class CardFacts:
     environment: Sequence[tuple[str, str]] = field(default=())
 
 
+def facts_of_run(run: Run, results: dict[str, float], skipped: int, processes: int) -> CardFacts:
+    """The facts of a run that has ended.
+
+    Args:
+        results: see `CardFacts`.
+        skipped: training samples left out.
+        processes: of the run.
+    """
+    adapter, splits = run.loaded.adapter, (("train", run.train and run.train.samples), ("eval", run.evaluation))
+    return CardFacts(
+        config=run.config,
+        parts=count_parameters(run.loaded.model),
+        adapter=None if adapter is None else describe_adapter(adapter),
+        has_tower=run.loaded.model.config.vision is not None,
+        files=[(split, path, count) for split, data in splits if data for path, count in data.files],
+        skipped=skipped,
+        results=results,
+        environment=describe_environment(run.device, processes),
+    )
+
+
 def is_own_card(path: Path) -> bool:
     """Whether a file is a card that a run wrote."""
     try:
@@ -74,8 +98,9 @@ def write_model_card(facts: CardFacts, metrics_path: Path, samples_path: Path) -
         UserError: it cannot be written.
     """
     path = Path(str(facts.config.output_dir)) / CARD_FILE
+    # A README.md is often written by hand; only one with our marker is replaced.
     if path.exists() and not is_own_card(path):
-        logger.warning("%s was not written by a run and stays; there is no model card", path)
+        logger.warning("%s was not written by a run and is kept; no model card is written", path)
         return
     metrics = read_metrics(metrics_path) if metrics_path.is_file() else []
     samples = read_metrics(samples_path) if samples_path.is_file() else []
@@ -94,7 +119,7 @@ def render_card(
     Args:
         metrics: lines of `metrics.jsonl`.
         samples: lines of `samples.jsonl`.
-        has_curve: whether `loss.png` stands beside it.
+        has_curve: whether `loss.png` is next to it.
     """
     sections = [
         _head(facts),
@@ -141,12 +166,14 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _inline(text: str) -> str:
-    """A text that can stand in one cell."""
+    """A text that fits one cell."""
+    # A vertical bar would end the cell, a tag would be rendered.
     return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
 
 
 def _commands(facts: CardFacts) -> str:
     config = facts.config
+    # As the user wrote it: commands are run from where the training was.
     given = str(config.output_dir).rstrip("/")
     here = shlex.quote(given)
     lines = []
@@ -184,6 +211,7 @@ def _recipe(config: RunConfig) -> str:
 
 
 def _is_shown(name: str, config: RunConfig) -> bool:
+    # Defaults change between versions, so what matters is shown even where it was not set.
     return name in _ALWAYS or getattr(config, name) != SPECS[name].default
 
 
@@ -194,13 +222,16 @@ def _data(facts: CardFacts) -> str:
 
 
 def _results(facts: CardFacts, metrics: Sequence[dict[str, Any]], has_curve: bool) -> str:
+    # `metrics.jsonl` mixes reports of training, evaluations and samples; their keys tell them apart.
     training = [item for item in metrics if "loss" in item]
     rows = [("optimiser steps", f"{facts.results['steps']:,}")]
+    # Missing where a finished run was started again and made no step.
     if "train_loss" in facts.results:
         rows.append(("mean loss of the steps since the last start", f"{facts.results['train_loss']:.4f}"))
     if training:
         last = training[-1]
         rows.append((f"loss at step {last['step']}", f"{last['loss']:.4f}"))
+        # The first report includes warming up, so the mean would be too low.
         speed = statistics.median(item["tokens_per_second"] for item in training)
         rows.append(("tokens per second, median", f"{speed:,.0f}"))
         rows.append(("image tokens, padding", f"{last['image_token_share']:.1%}, {last['padding_share']:.1%}"))
@@ -218,6 +249,7 @@ def _evaluations(config: RunConfig, metrics: Sequence[dict[str, Any]]) -> str:
     best = reports[0]
     for report in reports:
         best = report if is_better(config, report.get(metric, math.nan), best.get(metric, math.nan)) else best
+    # How long an evaluation took says nothing about the model.
     names = [name for name in reports[-1] if name.startswith("eval_") and name != "eval_runtime"]
     rows = [
         (name, *(f"{report[name]:.4f}" if name in report else "" for report in (reports[-1], best))) for name in names
@@ -230,6 +262,7 @@ def _evaluations(config: RunConfig, metrics: Sequence[dict[str, Any]]) -> str:
 def _answers(samples: Sequence[dict[str, Any]]) -> str:
     if not samples:
         return ""
+    # Earlier answers are in samples.jsonl; the card shows what the model says now.
     step = samples[-1]["step"]
     rows = [
         (item["image"] or "", item["question"], item["answer"], item["expected"] or "")

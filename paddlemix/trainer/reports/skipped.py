@@ -20,14 +20,16 @@ class SkipLog:
 
     Args:
         output_dir: `skipped.jsonl` is written here, one object per sample: `index` (its number in the data set, null
-            for a record that is no sample), `reason`, `too_long`; by other processes `skipped-rank<N>.jsonl`.
-        data: what is trained on; what was left out at once is written first.
+            for a record that is not a sample), `reason`, `too_long`; by other processes `skipped-rank<N>.jsonl`.
+        data: what is trained on; what was left out from the start is written first.
     """
 
     def __init__(self, output_dir: Path, data: TrainingRows) -> None:
         rank, samples = process_rank(), data.samples
+        # Left out before training by all processes alike, so one of them counts it.
         self._left_out = data.left_out if rank == 0 else ()
         self.path = output_dir / (SKIPPED_FILE if rank == 0 else f"skipped-rank{rank}.jsonl")
+        # Unreadable records count as bad, so they count in the total too.
         self._total = len(samples) + len(samples.unreadable)
         self._most = samples.settings.max_bad_fraction
         self._bad = len(samples.unreadable)
@@ -40,12 +42,13 @@ class SkipLog:
         return len(self._known) + len(self._unreadable)
 
     def start(self, resumed: bool) -> None:
-        """Begins the file with the records that could not be read at all, or goes on with that of an earlier call."""
+        """Begins the file with the records that could not be read at all, or continues that of an earlier call."""
         if resumed and self.path.is_file():
             if not self.path.read_bytes().endswith(b"\n"):
                 self._append("\n")  # a killed run left half a line, which must not spoil the next one
             for line in read_metrics(self.path):
                 if line["index"] is not None:
+                    # Without this a resumed run would count the samples of its first epoch twice.
                     self._known.add(line["index"])
                     self._bad += not line["too_long"]
             return
@@ -55,7 +58,7 @@ class SkipLog:
         self.add(self._left_out)
 
     def add(self, skipped: Iterable[Skip]) -> None:
-        """Takes note of the skipped samples of a batch.
+        """Records the skipped samples of a batch.
 
         Raises:
             UserError: more samples than `max_bad_fraction` allows are bad; or the file cannot be written.
@@ -65,8 +68,10 @@ class SkipLog:
                 continue
             self._known.add(skip.index)
             self._write([{"index": skip.index, "reason": skip.reason, "too_long": skip.too_long}])
+            # A few in the log to notice, all of them in the file.
             if len(self._known) <= 3:
                 logger.warning("left out: %s (all are named in %s)", skip.reason, self.path)
+            # A sample above max_length is not damaged and does not count towards `max_bad_fraction`.
             if not skip.too_long:
                 self._bad += 1
                 check_bad_share(self._bad, self._total, self._most, skip.reason)

@@ -1,12 +1,11 @@
 """Whether a checkpoint is as it was saved: checksums of its files, values of its states, one step in all of them.
 
-Looked at before a run goes on from it, when nothing of the run is loaded yet.
+Checked before a run resumes from it, when nothing of the run is loaded yet.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,18 +15,16 @@ from paddlemix.errors import UserError
 from paddlemix.identity import fresh_digest
 from paddlemix.json_files import describe, read_object
 from paddlemix.log import logger, process_rank
+from paddlemix.trainer.resuming.checkpoint_folders import (
+    CHECKSUMS_FILE,
+    OPTIMIZER_FILE,
+    PROGRESS_FILE,
+    STATE_FILE,
+    checkpoint_step,
+)
 
-STATE_FILE, PROGRESS_FILE, CHECKSUMS_FILE = "training_state.json", "trainer_state.json", "checksums.json"
-OPTIMIZER_FILE = "optimizer.safetensors"
 _MOST = 2**53  # of a counter
-_NAME = re.compile(r"checkpoint-(\d+)")
 _Check = tuple[str, Callable[[Any], bool]]  # what is expected, in words, and whether a value is that
-
-
-def checkpoint_step(path: Path) -> int | None:
-    """The N of a path that ends in `checkpoint-N`; None for any other."""
-    match = _NAME.fullmatch(path.name)
-    return None if match is None else int(match.group(1))
 
 
 def write_checksums(directory: Path) -> None:
@@ -41,12 +38,12 @@ def write_checksums(directory: Path) -> None:
 
 
 def check_checkpoint(checkpoint: Path, with_optimizer: bool = True) -> None:
-    """Looks whether a checkpoint can be gone on from; checksums are compared by the first process alone.
+    """Checks whether a checkpoint can be resumed; checksums are compared by the first process alone.
 
-    A checkpoint of an earlier version has no checksums, which is said.
+    A checkpoint of an earlier version has no checksums, which is logged.
 
     Args:
-        with_optimizer: whether the run takes the optimiser's state too.
+        with_optimizer: whether the run uses the optimiser's state too.
 
     Raises:
         UserError: a file is missing, damaged or changed, or steps contradict each other; names the file, and the newest
@@ -58,17 +55,15 @@ def check_checkpoint(checkpoint: Path, with_optimizer: bool = True) -> None:
     if with_optimizer and not (checkpoint / OPTIMIZER_FILE).is_file():
         raise UserError(
             f"{checkpoint} has no {OPTIMIZER_FILE}, as where it was saved with ignore_save_lr_and_optim; set "
-            "ignore_load_lr_and_optim true to go on with a new optimiser and schedule, or overwrite_output_dir true to "
-            "begin anew"
+            "ignore_load_lr_and_optim true to resume with a new optimiser and schedule, or overwrite_output_dir true "
+            "to start over"
         )
     if not (checkpoint / CHECKSUMS_FILE).is_file():
-        logger.info(
-            "%s has no checksums, it was saved by an earlier version: its files are taken as they are", checkpoint
-        )
+        logger.info("%s has no checksums, it was saved by an earlier version: its files are used unchecked", checkpoint)
 
 
 def check_best(checkpoint: Path) -> None:
-    """Looks whether the weights that a run ends with can be loaded from its best checkpoint.
+    """Checks whether the weights that a run ends with can be loaded from its best checkpoint.
 
     Raises:
         UserError: a file is missing, damaged or changed.
@@ -82,7 +77,7 @@ def check_best(checkpoint: Path) -> None:
 
 
 def damaged(checkpoint: Path, problem: str) -> UserError:
-    """The error about a checkpoint that cannot be gone on from, with what can be done instead."""
+    """The error about a checkpoint that cannot be resumed, with what can be done instead."""
     return UserError(f"{checkpoint} cannot be resumed: {problem}. {_instead(checkpoint)}")
 
 
@@ -92,6 +87,7 @@ def find_damage(checkpoint: Path) -> str | None:
         state = _checked(checkpoint / STATE_FILE, _STATE)
         progress = _checked(checkpoint / PROGRESS_FILE, _PROGRESS)
         _check_steps(checkpoint, state, progress)
+        # Reading every byte once is enough; the other processes would read the same files.
         if process_rank() == 0 and (checkpoint / CHECKSUMS_FILE).is_file():
             _check_files(checkpoint)
     except UserError as error:
@@ -109,18 +105,20 @@ def _instead(checkpoint: Path) -> str:
         for path in folder.iterdir()
         if (step := checkpoint_step(path)) is not None and (path / STATE_FILE).is_file()
     }
+    # The newest one first; a checkpoint of later steps may be what the user wants to get away from.
     for step in sorted(beside, reverse=True):
         if (own_step is None or step < own_step) and find_damage(beside[step]) is None:
             path = beside[step]
             return f"{path.name} is whole: set resume_from_checkpoint to '{path}', or remove the damaged folder"
     return (
-        "No earlier checkpoint beside it is whole: copy the file again, or set overwrite_output_dir true to begin anew"
+        "No earlier checkpoint beside it is whole: copy the file again, or set overwrite_output_dir true to start over"
     )
 
 
 def _checked(path: Path, table: Mapping[str, _Check]) -> dict[str, Any]:
     values = read_object(path)
     for key, (expected, fits) in table.items():
+        # What earlier versions did not write may be missing, but if it is there it has to be right.
         if key not in values and key not in _OPTIONAL:
             raise UserError(f"'{path}' has no key '{key}'")
         if key in values and not fits(values[key]):
@@ -146,19 +144,20 @@ def _check_files(checkpoint: Path) -> None:
     path = checkpoint / CHECKSUMS_FILE
     files = read_object(path).get("files")
     if not isinstance(files, dict) or not all(isinstance(item, dict) for item in files.values()):
-        raise UserError(f"'{path}' names no files")
+        raise UserError(f"'{path}' lists no files")
     for name in (STATE_FILE, PROGRESS_FILE):
         if name not in files:
-            raise UserError(f"'{path}' does not name {name}")
+            raise UserError(f"'{path}' does not list {name}")
     for name, item in files.items():
         file = checkpoint / name
+        # A damaged or foreign list must not lead out of the checkpoint.
         if ".." in Path(name).parts or not file.is_file():
             raise UserError(f"its file '{name}' is missing")
         size = file.stat().st_size
         if size != item.get("bytes"):
             raise UserError(f"'{name}' has {size} bytes, when it was saved it had {item.get('bytes')}")
         if fresh_digest(file) != item.get("digest"):
-            raise UserError(f"'{name}' is not as it was saved: its checksum is another")
+            raise UserError(f"'{name}' is not as it was saved: its checksum differs")
 
 
 def _is_count(value: Any) -> bool:

@@ -2,7 +2,7 @@
 
 Data files are hashed before the first step.  Pictures are hashed beside the training, by a thread: reading all of them
 first may take long, and nothing needs their digests before a checkpoint is saved.  One that was not hashed when its
-checkpoint was saved is told by the state of its file alone.
+checkpoint was saved is recognised by size and time of its file alone.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _WAIT = 5.0  # seconds that the saves of a run wait, in all, for pictures that a
 
 
 class InputIdentity:
-    """What a run reads; takes note of pictures until `close`.
+    """What a run reads; hashes pictures until `close`.
 
     Args:
         data: the data sets of a run by split.
@@ -63,7 +63,8 @@ class InputIdentity:
         ]
         self._known: list[Pictures] = []  # one for each block of pictures, in their order
         self._closed, self._patience = threading.Event(), _WAIT
-        self._thread = threading.Thread(target=self._look, daemon=True, name="picture digests")
+        # A daemon: a run that ends by an error does not wait for it.
+        self._thread = threading.Thread(target=self._hash_pictures, daemon=True, name="picture digests")
 
     def differences(self, checkpoint: Path) -> list[str]:
         """What has changed since a checkpoint was saved, in words; nothing of what it does not say.
@@ -80,6 +81,7 @@ class InputIdentity:
     def _changed_declared(self, checkpoint: Path) -> list[str]:
         """Compares tokenizer, processor and what the model computes with to what the checkpoint holds of them."""
         adapter = (checkpoint / ADAPTER_WEIGHTS).is_file()
+        # An adapter stores what its base computes with; a whole model has its own config.json.
         if adapter:
             then = read_adapter(checkpoint).base_values()
         else:
@@ -99,6 +101,7 @@ class InputIdentity:
         then, wrong = _saved_files(checkpoint / INPUTS_FILE), []
         for split, samples in self._data.items():
             now = [item["digest"] for item in self._files if item["split"] == split]
+            # A split that the earlier run did not have differs from nothing.
             old = then.get(split, now)
             if len(old) != len(now):
                 wrong.append(f"the number of data files of dataset.{split} ({len(now)} instead of {len(old)})")
@@ -113,7 +116,7 @@ class InputIdentity:
         return [records for samples in self._data.values() for records in samples.record_files]
 
     def _changed_pictures(self, checkpoint: Path) -> list[str]:
-        """Compares all pictures, and takes over what is known of those that are as they were."""
+        """Compares all pictures, and keeps the digests of those that have not changed."""
         saved = read_safetensors(checkpoint / INPUTS_FILE)
         then = Pictures(*(np.array(saved[name].read()).view(np.uint64) for name in _ARRAYS))
         wrong: dict[str, None] = {}
@@ -121,6 +124,7 @@ class InputIdentity:
         for block in self._blocks():
             known = then.part(start, len(block))
             now = states_of(block, known)
+            # Hashing is slow, so only pictures are hashed again whose size or time differs from what was saved.
             moved = (known.states != UNKNOWN) & (known.states != now.states)
             if moved.any():
                 now = hashed(block, now)
@@ -142,11 +146,11 @@ class InputIdentity:
         for samples in self._data.values():
             yield from picture_blocks(samples)
 
-    def _look(self) -> None:
+    def _hash_pictures(self) -> None:
         try:
             for records, item in zip(self._record_files(), self._files, strict=True):
                 record_digests(records, item["digest"])
-            if not self._known:  # a resumed run has looked already
+            if not self._known:  # a resumed run has done this already
                 for block in self._blocks():  # states first: they are known soon
                     self._known.append(states_of(block, Pictures.unknown(len(block))))
                     if self._closed.is_set():
@@ -156,7 +160,7 @@ class InputIdentity:
                     return
                 self._known[number] = hashed(block, self._known[number], _THREADS)
         except (UserError, OSError) as error:
-            logger.warning("what the pictures of this run hold is not noted from here on: %s", error)
+            logger.warning("pictures of this run are not hashed from here on: %s", error)
 
     def write(self, directory: Path) -> None:
         """Writes what is known by now into a checkpoint.
@@ -167,6 +171,7 @@ class InputIdentity:
         if self._thread.is_alive():
             start = time.monotonic()
             self._thread.join(self._patience)
+            # One budget for all saves of a run: a disk of millions of pictures must not slow every checkpoint.
             self._patience = max(self._patience - (time.monotonic() - start), 0.0)
         known = Pictures.joined(list(self._known))
         tensors = {name: array_entry(getattr(known, name).view(np.int64)) for name in _ARRAYS}

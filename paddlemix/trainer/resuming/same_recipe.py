@@ -42,6 +42,7 @@ def recipe_values(config: RunConfig) -> dict[str, Any]:
 
 def _without_remarks(values: dict[str, Any]) -> dict[str, Any]:
     """Without what entries of `dataset` say for readers alone."""
+    # `about` tells people what to download; changing it changes no sample.
     dataset = {
         split: [{key: item for key, item in entry.items() if key != "about"} for entry in entries]
         for split, entries in (values.get("dataset") or {}).items()
@@ -58,6 +59,7 @@ def check_same_recipe(checkpoint: Path, saved: dict[str, Any], config: RunConfig
     Raises:
         UserError: keys differ and `allow_changed_recipe` is not set; lists them with both values.
     """
+    # As JSON stores it: a tuple becomes a list, or equal values would differ.
     now = json.loads(json.dumps(recipe_values(config)))
     if config.lr_scheduler_type.startswith("constant"):  # its end then changes no step before
         saved = {name: value for name, value in saved.items() if name not in _LENGTH}

@@ -17,10 +17,10 @@ from paddle import nn
 
 from paddlemix.errors import UserError
 from paddlemix.processors.text.example_text import Style
+from paddlemix.trainer.batches.dataloader import PositionCounts
 from paddlemix.trainer.callbacks.meters import Meters, StepReport
 from paddlemix.trainer.callbacks.progress import describe_report, shows_bar
-from paddlemix.trainer.dataloader import PositionCounts
-from paddlemix.trainer.gradient_norm import MeasuredNorm, gradient_clip
+from paddlemix.trainer.optim import MeasuredNorm, gradient_clip
 from paddlemix.trainer.recipe import run_recipe
 from paddlemix.trainer.reports import trackers
 from paddlemix.trainer.reports.start import describe_sample

@@ -18,10 +18,10 @@ from paddlemix.dry_run.plan import plan_run
 from paddlemix.errors import Stopped, UserError
 from paddlemix.log import read_metrics
 from paddlemix.trainer.callbacks.progress import Progress
-from paddlemix.trainer.callbacks.stopping import StepLosses, StopOnSignal
+from paddlemix.trainer.callbacks.stopping import StopOnSignal
 from paddlemix.trainer.loss import LossModel
 from paddlemix.trainer.recipe import run_recipe
-from paddlemix.trainer.step_losses import StepScaler
+from paddlemix.trainer.step_losses import StepLosses, StepScaler
 from paddlemix.trainer.trainer import LlavaTrainer
 from tests.tiny_world import LORA, World, changed, reports, weights
 

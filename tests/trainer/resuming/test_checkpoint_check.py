@@ -15,7 +15,8 @@ from paddlemix.checkpoints.files.weight_files import read_json, write_json
 from paddlemix.errors import UserError
 from paddlemix.trainer import recipe, trainer
 from paddlemix.trainer.recipe import run_recipe
-from paddlemix.trainer.resuming.checkpoint_check import CHECKSUMS_FILE, check_checkpoint, find_damage
+from paddlemix.trainer.resuming.checkpoint_check import check_checkpoint, find_damage
+from paddlemix.trainer.resuming.checkpoint_folders import CHECKSUMS_FILE
 from tests.tiny_world import World, changed, weights
 
 STATES = ("training_state.json", "trainer_state.json")

@@ -18,7 +18,7 @@ from paddlemix.datasets import data_identity
 from paddlemix.errors import UserError
 from paddlemix.trainer.recipe import run_recipe
 from paddlemix.trainer.resuming import input_identity
-from paddlemix.trainer.resuming.checkpoint_check import CHECKSUMS_FILE
+from paddlemix.trainer.resuming.checkpoint_folders import CHECKSUMS_FILE
 from paddlemix.trainer.resuming.input_identity import INPUTS_FILE, InputIdentity
 from tests.tiny_models import flip_bit
 from tests.tiny_world import CLIP_TOWER, LORA, World

@@ -14,7 +14,7 @@ from paddlemix.errors import UserError
 from paddlemix.models.kernels.operators import take_rows
 from paddlemix.models.llava import LlavaModel
 from paddlemix.models.vision import VisionTower
-from paddlemix.trainer.dataloader import Inputs
+from paddlemix.trainer.batches.dataloader import Inputs
 
 
 def open_store(config: RunConfig, model: LlavaModel) -> FeatureStore | None:
@@ -35,7 +35,8 @@ def open_store(config: RunConfig, model: LlavaModel) -> FeatureStore | None:
 
 
 def _mark(tower: VisionTower) -> str:
-    """Differs between towers that give different features."""
+    """Differs between towers that compute different features."""
+    # Of the numbers, not of the file: a tower may have been trained in an earlier stage.
     weights = hashlib.sha256()
     for name, weight in sorted(tower.named_parameters()):
         weights.update(f"{name} {weight.dtype} {weight.shape}".encode())
@@ -62,7 +63,7 @@ class VisionCache:
         """The same batch without pixels.
 
         Args:
-            inputs: see `loader.batch_inputs`; may hold `pixel_values`, `tile_features`, neither or both with their
+            inputs: see `dataloader.batch_inputs`; may hold `pixel_values`, `tile_features`, neither or both with their
                 `tile_order`.
         """
         rest = {name: value for name, value in inputs.items() if name not in _TILES}
@@ -72,10 +73,11 @@ class VisionCache:
             self._keep(features[0], inputs["tile_keys"])
         if "tile_features" in inputs:  # float32 holds every value of a lower precision
             features.append(inputs["tile_features"].astype(self._tower.class_embedding.dtype))
-        if len({item.dtype for item in features}) > 1:  # under autocast the tower gives a lower precision
+        if len({item.dtype for item in features}) > 1:  # under autocast the tower computes in a lower precision
             features = [item.astype("float32") for item in features]
         if not features:
             return inputs
+        # New tiles first, kept ones after them; `tile_order` puts them back into the batch's order.
         joined = paddle.concat(features)
         if len(features) > 1:
             tiles, shape = len(joined), joined.shape
@@ -83,6 +85,7 @@ class VisionCache:
         return {**rest, "tile_features": joined}
 
     def _keep(self, features: paddle.Tensor, keys: tuple[tuple[str, int], ...]) -> None:
+        # One copy to the host for the batch; the store is a file per picture.
         values, first = features.astype("float32").numpy(), 0
         for key, tiles in keys:
             self._store.write(key, values[first : first + tiles])

@@ -37,6 +37,7 @@ def needed_by_run(config: RunConfig, resume: Path | None = None) -> Iterator[Nee
             yield from _files(found, f"the data file of dataset.{split}")
             yield from _files([entry.get("chat_template")], "the chat template")
             roots.append(entry.get("image_root"))
+    # In order, each once: entries mostly share one root.
     for root in dict.fromkeys(roots):
         if root and not is_address(root):
             yield Needed("the image_root", Path(root), "pictures")
@@ -49,21 +50,23 @@ def _files(names: Sequence[str | None], role: str) -> Iterator[Needed]:
 
 
 def check_outputs(config: RunConfig, resume: Path | None, own_folder: bool) -> None:
-    """Whether a run leaves everything alone that it reads.
+    """Whether a run leaves alone everything that it reads.
 
     Args:
         resume: the checkpoint that the run continues, if any.
-        own_folder: whether that stands in the run's `output_dir`, which may then hold data files too.
+        own_folder: whether that is in the run's `output_dir`, which may then hold data files too.
 
     Raises:
         UserError: `output_dir` or another folder that the run writes is, contains or is inside something that it reads.
     """
+    # A run that continues in its own folder may have data files there, as earlier versions allowed; models never.
     needed = list(needed_by_run(config, None if own_folder else resume))
     output = Output("output_dir", Path(str(config.output_dir)))
     check_output(output, [item for item in needed if item.kind == "model"] if own_folder else needed)
     for key in ("logging_dir", "metrics_output_path", "vision_cache_dir"):
         value = getattr(config, key)
         if value:
+            # These folders are shared with other programs: files are added and none is removed.
             check_output(Output(key, Path(value), "additions"), needed)
 
 
@@ -71,7 +74,7 @@ def check_run_pictures(config: RunConfig, samples: SampleDataset, own_folder: bo
     """Whether a training leaves the pictures alone that its records name: its loss curve is a picture too.
 
     Args:
-        own_folder: whether the run goes on in its `output_dir`, below which an earlier version allowed pictures.
+        own_folder: whether the run continues in its `output_dir`, below which an earlier version allowed pictures.
 
     Raises:
         UserError: `output_dir` holds such a picture, directly or, in a new run, in a folder below.

@@ -20,9 +20,9 @@ from paddlemix.evaluation.metrics import exact_match, rouge_l
 from paddlemix.generation.chat import ChatSession
 from paddlemix.generation.sampling import GenerationSettings
 from paddlemix.trainer.answers.answering import Answerer, AnswerScores
-from paddlemix.trainer.answers.questions import Question, first_questions, own_questions, question_of_record
+from paddlemix.trainer.answers.prompts import Prompt, first_prompts, own_prompts, prompt_of_record
 from paddlemix.trainer.recipe import run_recipe
-from paddlemix.trainer.resuming.saving import list_checkpoints
+from paddlemix.trainer.resuming.checkpoint_folders import list_checkpoints
 from paddlemix.trainer.run_data import read_samples
 from tests.tiny_world import LORA, World, changed, reports, weights
 
@@ -86,7 +86,7 @@ def test_own_questions_are_asked_and_the_last_step_too(world: World, tmp_path: P
 def test_only_a_path_is_looked_for_below_the_image_root(world: World, loaded: Any) -> None:
     picture = base64.b64encode((world.data / "images" / "1.png").read_bytes()).decode()
     prompts = [{"image": image, "question": "What?"} for image in ("1.png", f"data:image/png;base64,{picture}")]
-    below, inside = own_questions(prompts, loaded.processor, str(world.data / "images"), ImageSettings())
+    below, inside = own_prompts(prompts, loaded.processor, str(world.data / "images"), ImageSettings())
     assert below.image == str(world.data / "images" / "1.png")
     assert inside.image is not None and inside.image.startswith("data:image/png;base64,")
     np.testing.assert_array_equal(below.prompt.pixel_values, inside.prompt.pixel_values)
@@ -141,8 +141,8 @@ def test_a_record_that_is_left_out_is_not_asked(world: World, loaded: Any, tmp_p
     values = {"on_bad_sample": "skip", "max_bad_fraction": 1.0}
     config = world.config(tmp_path / "out", dataset={"eval": [{"data_files": str(path)}]}, do_train=False, **values)
     data = read_samples(config, "eval", loaded.processor, True)
-    assert question_of_record(data, 0) is None and question_of_record(data, 1) is None
-    assert len(first_questions(data, 9)) == 3
+    assert prompt_of_record(data, 0) is None and prompt_of_record(data, 1) is None
+    assert len(first_prompts(data, 9)) == 3
     exact, overlap, count = AnswerScores(answerer(loaded), data, 2, -1).sums(0, 1)
     assert count == 3 and 0 <= exact <= overlap + 3
 
@@ -153,7 +153,7 @@ def test_a_record_that_is_left_out_is_not_asked(world: World, loaded: Any, tmp_p
 def test_an_answer_is_that_of_a_chat_alone_or_in_a_batch(loaded: Any, evaluation: SampleDataset) -> None:
     from paddlemix.datasets.images.decode import load_image
 
-    questions = first_questions(evaluation, 4)
+    questions = first_prompts(evaluation, 4)
     together = answerer(loaded).answer(questions)
     for question, answer in zip(questions, together, strict=True):
         assert answerer(loaded).answer([question]) == [answer]
@@ -168,7 +168,7 @@ def random_state() -> tuple[Any, ...]:
 
 
 def test_answering_draws_no_number_and_leaves_the_mode(loaded: Any, evaluation: SampleDataset) -> None:
-    questions, found = first_questions(evaluation, 2), []
+    questions, found = first_prompts(evaluation, 2), []
     for ask in (False, True):
         random.seed(1), np.random.seed(1), paddle.seed(1)
         loaded.model.train()
@@ -184,11 +184,11 @@ def test_answering_draws_no_number_and_leaves_the_mode(loaded: Any, evaluation: 
 
 def test_a_failure_leaves_training_mode(loaded: Any, evaluation: SampleDataset) -> None:
     loaded.model.train()
-    [question] = first_questions(evaluation, 1)
+    [question] = first_prompts(evaluation, 1)
     long = np.zeros(600, dtype=np.int64)
     from dataclasses import replace
 
-    broken: Question = replace(question, prompt=replace(question.prompt, input_ids=long, labels=long))
+    broken: Prompt = replace(question, encoded=replace(question.encoded, input_ids=long, labels=long))
     with pytest.raises(UserError, match="the conversation has 600 tokens"):
         answerer(loaded).answer([broken])
     assert loaded.model.training
@@ -226,7 +226,7 @@ def test_metrics_are_means_over_the_evaluation_set(world: World, tmp_path: Path)
     run_recipe(world.config(tmp_path, **{**values, "sample_steps": None}))
     loaded = load_pretrained(tmp_path)
     data = read_samples(world.config(tmp_path / "none"), "eval", loaded.processor, True)  # type: ignore[arg-type]
-    questions = first_questions(data, 5)
+    questions = first_prompts(data, 5)
     answers = [answerer(loaded, 12).answer([question])[0] for question in questions]
     pairs = [(answer, question.reference or "") for answer, question in zip(answers, questions, strict=True)]
     assert reports(tmp_path, "eval_rouge_l")[12] == pytest.approx(np.mean([rouge_l(*pair) for pair in pairs]))

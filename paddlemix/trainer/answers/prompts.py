@@ -1,6 +1,6 @@
-"""Questions for the model that is being trained: the first ones of data sets' records, or the user's own.
+"""Prompts for the model that is being trained: the first question of data sets' records, or the user's own questions.
 
-They are encoded as a chat would encode them.  Knows no model.
+They are encoded as a chat would encode them.  The model is not known here.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ _SHOWN_PATH = 200  # characters; a data URI holds a whole image
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
-    """A prompt and what belongs to it.
+class Prompt:
+    """A question, encoded, and what is needed to judge its answer.
 
     Args:
-        prompt: encoded, ready for its answer.
+        encoded: ready for its answer.
         processor: which encoded it.
         ending: what ends the answer.
         text: the words of the question.
         image: path of its first image; None where it has none.
-        reference: the right answer; None where nobody knows it.
+        reference: the right answer; None where it is not known.
     """
 
-    prompt: Example
+    encoded: Example
     processor: LlavaProcessor
     ending: Ending
     text: str
@@ -42,7 +42,7 @@ class Question:
     reference: str | None = None
 
 
-def question_of_record(data: SampleDataset, index: int) -> Question | None:
+def prompt_of_record(data: SampleDataset, index: int) -> Prompt | None:
     """The first question of a sample, with its first answer as reference.
 
     Returns:
@@ -51,23 +51,26 @@ def question_of_record(data: SampleDataset, index: int) -> Question | None:
     Raises:
         UserError: the sample cannot be used; names it.
     """
+    # The data set reports samples it cannot use by this length, without an error.
     if data.measure(index) == (0, 0):
         return None
     sample = data.sample(index)
+    # Later rounds would need the model's own earlier answers to be a fair question.
     first = next(number for number, message in enumerate(sample.messages) if message.role == "assistant")
     messages, answer = sample.messages[:first], sample.messages[first].text.strip()
+    # Only the pictures of the first question are opened.
     used = [number for message in messages for number in message.image_indices]
     paths = sample.images[: max(used) + 1] if used else ()
     processor = data.processor_of(index)
     try:
         images = [load_image(path, data.settings.images) for path in paths]
-        prompt = processor.encode_prompt(messages, images)
+        encoded = processor.encode_prompt(messages, images)
     except UserError as error:
         if data.settings.on_bad_sample == "skip":
             return None
         raise type(error)(f"{sample.source}: {error}") from error
-    return Question(
-        prompt=prompt,
+    return Prompt(
+        encoded=encoded,
         processor=processor,
         ending=ending_of(processor),
         text=messages[-1].text.strip(),
@@ -76,20 +79,20 @@ def question_of_record(data: SampleDataset, index: int) -> Question | None:
     )
 
 
-def first_questions(data: SampleDataset, count: int) -> list[Question]:
+def first_prompts(data: SampleDataset, count: int) -> list[Prompt]:
     """Those of the first samples that are not left out, at most `count`."""
-    found: list[Question] = []
+    found: list[Prompt] = []
     for index in range(len(data)):
         if len(found) == count:
             break
-        question = question_of_record(data, index)
-        found += [] if question is None else [question]
+        prompt = prompt_of_record(data, index)
+        found += [] if prompt is None else [prompt]
     return found
 
 
-def own_questions(
+def own_prompts(
     prompts: Sequence[Mapping[str, Any]], processor: LlavaProcessor, image_root: str | None, images: ImageSettings
-) -> list[Question]:
+) -> list[Prompt]:
     """The questions of the key `sample_prompts`.
 
     Args:
@@ -100,14 +103,14 @@ def own_questions(
         UserError: an image cannot be used, or the template cannot write the question; names the item.
     """
     return [
-        _own_question(f"sample_prompts[{number}]", prompt, processor, image_root, images)
+        _own_prompt(f"sample_prompts[{number}]", prompt, processor, image_root, images)
         for number, prompt in enumerate(prompts)
     ]
 
 
-def _own_question(
+def _own_prompt(
     name: str, prompt: Mapping[str, Any], processor: LlavaProcessor, image_root: str | None, settings: ImageSettings
-) -> Question:
+) -> Prompt:
     text, image = prompt["question"], prompt.get("image")
     path = None if image is None else _below(image, image_root)
     content: tuple[str | int, ...] = (text,) if path is None else (0, text)
@@ -117,7 +120,7 @@ def _own_question(
     except UserError as error:
         raise type(error)(f"{name}: {error}") from error
     shown = None if path is None else _shown(path)
-    return Question(prompt=encoded, processor=processor, ending=ending_of(processor), text=text, image=shown)
+    return Prompt(encoded=encoded, processor=processor, ending=ending_of(processor), text=text, image=shown)
 
 
 def _below(image: str, image_root: str | None) -> str:

@@ -1,6 +1,6 @@
 """Batches for the Trainer: as tensors, with what a whole optimiser step needs to know.
 
-Order is that of `EpochBatchSampler`, so a run that is taken up again goes on at its next batch and reads none before.
+Order is that of `EpochBatchSampler`, so a resumed run continues at its next batch and reads none before it.
 """
 
 from __future__ import annotations
@@ -15,23 +15,24 @@ from paddlemix.datasets.batches import BatchMaker, LoadingSettings, RowDataset
 from paddlemix.datasets.order import EpochBatchSampler
 from paddlemix.models.attention import SegmentLengths, packed_segments
 from paddlemix.sample import Batch
-from paddlemix.trainer.device_copies import on_device, one_ahead
+from paddlemix.trainer.batches.device_copies import on_device, one_ahead
 
 Inputs = dict[str, Any]
 _TENSORS = (
     *("input_ids", "position_ids", "pixel_values", "tile_features", "tile_order", "merge_index"),
     *("loss_index", "loss_targets"),
 )
+_NOT_FOR_THE_MODEL = ("num_supervised", "num_tokens", "sources", "skipped", "tile_keys")
 
 
 @dataclass
 class PositionCounts:
-    """What the positions held that were handed out so far.
+    """What the positions of all batches so far held.
 
     Args:
         positions: all, padding included.
-        tokens: those that are no padding.
-        visual: tokens that stand for a part of an image.
+        tokens: those that are not padding.
+        visual: tokens that represent a part of an image.
     """
 
     positions: int = 0
@@ -65,13 +66,13 @@ class BatchLoader:
     """Iterates over the micro-batches of one epoch after the other; worker processes serve all of them.
 
     Args:
-        dataset: gives rows by index.
+        dataset: rows by index.
         sampler: which indices form a batch.
         settings: how batches are made.
         total_over_ranks: turns this process's number of supervised tokens in a step into that of all processes.
 
     Attributes:
-        counts: positions of the micro-batches handed out so far, on this process.
+        counts: positions of the micro-batches so far, on this process.
     """
 
     def __init__(
@@ -91,7 +92,8 @@ class BatchLoader:
         return len(self.sampler)
 
     def start_at(self, step: int) -> None:
-        """Makes the next iteration go on behind `step` optimiser steps; its skipped batches come as None."""
+        """Makes the next iteration continue after `step` optimiser steps; the batches before come as None."""
+        # An epoch's order depends on seed and epoch alone, so the place in it is all there is to restore.
         self._next_epoch, in_epoch = divmod(step, self.sampler.steps_per_epoch)
         self._skip = in_epoch * self.sampler.accumulation
 
@@ -99,13 +101,15 @@ class BatchLoader:
         """Model inputs of each micro-batch, with the `num_supervised` of its whole optimiser step."""
         self.sampler.epoch, skip = self._next_epoch, self._skip
         self._next_epoch, self._skip = self._next_epoch + 1, 0
+        # PaddleNLP's loop counts every batch of an epoch and skips the first ones itself: nothing is read for them.
         yield from [None] * skip
         for batch, inputs in one_ahead(self._made(skip)):
             self.counts.add(batch)
             yield inputs
 
     def _made(self, skip: int) -> Iterator[tuple[Batch, Inputs]]:
-        """Batches behind the first `skip` of an epoch, with their inputs."""
+        """Batches after the first `skip` of an epoch, with their inputs."""
+        # All micro-batches of a step are made before its first runs: the divisor of their losses is the whole step's.
         window: list[Batch] = []
         for batch in self._maker.batches(list(self.sampler)[skip:]):
             window.append(batch)
@@ -121,19 +125,26 @@ class BatchLoader:
 
 
 def batch_inputs(batch: Batch) -> Inputs:
-    """Model inputs of a batch as tensors on the current device, and what the trainer wants to know of it: `num_tokens`
+    """Model inputs of a batch as tensors on the current device, and what the trainer needs of it besides: `num_tokens`
     (padding not counted), `sources`, `skipped` and `tile_keys`.
 
     `segment_ids` is among them only where rows hold several samples, see `packed_segments`; a row of one sample needs
     none.
     """
     arrays = {name: getattr(batch, name) for name in _TENSORS if getattr(batch, name) is not None}
+    # None for one sample a row, lengths where the kernel takes them, else an array [B, L] for the mask.
     segments = packed_segments(batch.segment_ids)
     if isinstance(segments, np.ndarray):
         arrays["segment_ids"] = segments
     inputs: Inputs = {**on_device(arrays)}
     if isinstance(segments, SegmentLengths):
         inputs["segment_ids"] = segments
+    # On the host, where the segments are: a sum on the device would have to be waited for.
     num_tokens = int((batch.segment_ids > 0).sum())
-    told = {"sources": batch.sources, "skipped": batch.skipped, "tile_keys": batch.tile_keys}
-    return {**inputs, **told, "num_tokens": num_tokens}
+    besides = {"sources": batch.sources, "skipped": batch.skipped, "tile_keys": batch.tile_keys}
+    return {**inputs, **besides, "num_tokens": num_tokens}
+
+
+def model_inputs(inputs: Inputs) -> Inputs:
+    """Those of a batch's values that the model takes."""
+    return {key: value for key, value in inputs.items() if key not in _NOT_FOR_THE_MODEL}

@@ -9,8 +9,8 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix.trainer import device_copies
-from paddlemix.trainer.device_copies import on_device, one_ahead
+from paddlemix.trainer.batches import device_copies
+from paddlemix.trainer.batches.device_copies import on_device, one_ahead
 
 
 def test_pinned_memory_is_kept_until_its_copy_is_over(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from paddlemix.errors import UserError
 from paddlemix.models.attention import SegmentLengths
 from paddlemix.processors.text.tokenizer import Tokenizer
 from paddlemix.sample import Row
-from paddlemix.trainer.dataloader import BatchLoader, Inputs, PositionCounts
+from paddlemix.trainer.batches.dataloader import BatchLoader, Inputs, PositionCounts
 from tests.rows import NumberedRows, build_example
 from tests.tiny import make_processor
 from tests.tiny_world import World

@@ -2,7 +2,7 @@
 
 Off the CPU every copy from ordinary memory waits for it, and on a GPU for all that the device still has to do.  So the
 whole numbers of a batch go as one array and are split where they arrive, pixels as another; on a GPU both through
-pinned memory, which the device reads while the host goes on.
+pinned memory, which the device reads while the host continues.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import paddle
 
 Item = TypeVar("Item")
-_LEFT_BEHIND = 2  # batches whose copies may not be over yet; the host runs no further ahead
+_MOST_PENDING = 2  # batches whose copies may not have ended yet; the host runs no further ahead
 _pinned: deque[tuple[Any, list[paddle.Tensor]]] = deque()
 
 
@@ -23,6 +23,7 @@ def on_device(arrays: Mapping[str, np.ndarray]) -> dict[str, paddle.Tensor]:
     """Name -> tensor of the same type, shape and numbers on the current device."""
     if paddle.get_device() == "cpu":
         return {name: paddle.to_tensor(array) for name, array in arrays.items()}
+    # Whole numbers are joined and copied once, then split on the device; pixels or features go by themselves.
     whole = {name: array for name, array in arrays.items() if array.dtype == np.int64 and array.size}
     parts = {name: np.ascontiguousarray(array) for name, array in arrays.items() if name not in whole}
     joined = {"": np.concatenate([array.reshape(-1) for array in whole.values()])} if whole else {}
@@ -39,12 +40,13 @@ def _copied(arrays: Mapping[str, np.ndarray]) -> dict[str, paddle.Tensor]:
     """One copy each."""
     if not paddle.get_device().startswith("gpu"):
         return {name: paddle.to_tensor(array) for name, array in arrays.items()}
+    # A copy that does not block needs memory that the system cannot move.
     pinned = {name: paddle.to_tensor(array, place=paddle.CUDAPinnedPlace()) for name, array in arrays.items()}
     copies = {name: tensor.cuda(blocking=False) for name, tensor in pinned.items()}
     over = paddle.device.Event()
     over.record()
     _pinned.append((over, list(pinned.values())))  # the memory is read until then
-    while len(_pinned) > _LEFT_BEHIND:
+    while len(_pinned) > _MOST_PENDING:
         _pinned.popleft()[0].synchronize()
     return copies
 
@@ -57,12 +59,14 @@ def one_ahead(items: Iterable[Item]) -> Iterator[Item]:
     if paddle.get_device() == "cpu":
         yield from items
         return
+    # One item is held back, so its copy is under way while the model works on the one before.
     waiting: deque[Item] = deque()
     try:
         for item in items:
             waiting.append(item)
             if len(waiting) > 1:
                 yield waiting.popleft()
+    # The item before the failing one is whole and belongs to an earlier step.
     except Exception:
         yield from waiting
         raise

@@ -1,0 +1,103 @@
+"""Our Trainer of a run: the model with its loss, the data, the callbacks, and PaddleNLP's view of the configuration."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from paddlemix.config.schema import RunConfig, trainer_keys
+from paddlemix.datasets.batches import LoadingSettings
+from paddlemix.trainer.answers.answering import Answerer, AnswerScores
+from paddlemix.trainer.batches.vision_cache import VisionCache, open_store
+from paddlemix.trainer.callbacks.progress import Progress, shows_bar
+from paddlemix.trainer.callbacks.samples import ShowAnswers
+from paddlemix.trainer.callbacks.seeding import SeedEachStep
+from paddlemix.trainer.callbacks.stopping import StopEarly
+from paddlemix.trainer.compat import PrinterCallback, ProgressCallback, TrainingArguments
+from paddlemix.trainer.loss import LossModel
+from paddlemix.trainer.neftune import add_neftune
+from paddlemix.trainer.reports.skipped import SkipLog
+from paddlemix.trainer.reports.trackers import TrackedArguments
+from paddlemix.trainer.run import Run, RunData
+from paddlemix.trainer.trainer import LlavaTrainer
+
+
+def build_trainer(run: Run) -> LlavaTrainer:
+    """The Trainer of a run, with everything that acts between its steps.
+
+    Raises:
+        UserError: `cache_vision_features` does not fit the model.
+    """
+    config, decoder = run.config, run.loaded.model.language_model
+    arguments = _training_arguments(config, run.device)
+    decoder.enable_recompute = config.recompute
+    if config.neftune:
+        add_neftune(decoder, config.neftune_noise_alpha)
+    data = _run_data(run, arguments.world_size)
+    # Seeds before anything of a step draws a number.
+    callbacks = [SeedEachStep(), run.stop]
+    trainer = LlavaTrainer(LossModel(run.loaded.model), config, arguments, data, run.write_result, callbacks)
+    trainer.input_identity = run.inputs
+    if config.early_stopping_patience is not None:
+        trainer.add_callback(StopEarly(config, lambda: trainer.evaluations))
+    trainer.add_callback(Progress(run.output_dir, trainer.report, shows_bar(config.disable_tqdm)))
+    _add_answers(run, trainer)
+    for callback in (PrinterCallback, ProgressCallback):  # ours shows the same and more
+        trainer.remove_callback(callback)
+    return trainer
+
+
+def _run_data(run: Run, world_size: int) -> RunData:
+    """The run's data with its limits, its record of skipped samples and its cache of tower features."""
+    config, spec, has_tower = run.config, run.processor.image_spec, run.loaded.model.config.vision is not None
+    store = open_store(config, run.loaded.model)
+    for samples in (run.train.samples if run.train else None, run.evaluation):
+        if samples is not None:
+            samples.features = store
+    # Of several processes all have to run the tower in each step, or those that do wait for its gradients for ever:
+    # a batch without an image gets a tile that nothing reads.
+    dummy_tile = (1, 3, spec.tile_size, spec.tile_size) if has_tower and world_size > 1 else None
+    loading = LoadingSettings(
+        tokens_per_tile=spec.tokens_per_tile,
+        dummy_tile=dummy_tile,
+        num_workers=config.dataloader_num_workers,
+        pad_to_multiple_of=config.pad_to_multiple_of,
+        pad_tiles_to_multiple_of=config.pad_tiles_to_multiple_of,
+    )
+    return RunData(
+        train=run.train,
+        evaluation=run.evaluation,
+        loading=loading,
+        skips=SkipLog(run.output_dir, run.train) if run.train else None,
+        vision_cache=VisionCache(store, run.loaded.model.vision_tower) if store is not None else None,
+    )
+
+
+def _add_answers(run: Run, trainer: LlavaTrainer) -> None:
+    """What lets the model answer: samples in the log, metrics of evaluations."""
+    config = run.config
+    answerer = Answerer(run.loaded.model, config.max_new_tokens, trainer.autocast_smart_context_manager)
+    if config.eval_with_do_generation and run.evaluation is not None:
+        batch_size, most = config.per_device_eval_batch_size, config.max_evaluate_steps
+        trainer.answer_scores = AnswerScores(answerer, run.evaluation, batch_size, most)
+    if run.prompts and config.sample_steps is not None:
+        trainer.add_callback(ShowAnswers(run.prompts, answerer, config.sample_steps, run.output_dir, trainer.report))
+
+
+def _training_arguments(config: RunConfig, device: str) -> TrainingArguments:
+    """PaddleNLP's view of the run; what our Trainer does itself is switched off there."""
+    values: dict[str, Any] = {name: getattr(config, name) for name in trainer_keys()}
+    values |= {
+        "device": device.split(":")[0],
+        "remove_unused_columns": False,
+        "load_best_model_at_end": False,
+        "unified_checkpoint": False,
+        "recompute": False,
+        "evaluation_strategy": config.resolved_evaluation_strategy,
+        "resume_from_checkpoint": None,
+        "ignore_load_lr_and_optim": False,  # PaddleNLP would start counting steps at 0
+        "overwrite_output_dir": True,
+        "release_grads": True,  # zeroed ones would stay in memory while the next activations are made
+        "logging_dir": config.logging_dir or os.path.join(str(config.output_dir), "logs"),
+    }
+    return TrackedArguments(**values)

@@ -1,0 +1,85 @@
+"""Which checkpoints a run's folder holds, which of them are the run's own, and what one says of itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from paddlemix.checkpoints.adapters.adapter import ADAPTER_WEIGHTS
+from paddlemix.checkpoints.files.tensors import TensorEntry
+from paddlemix.checkpoints.files.weight_files import read_json, read_safetensors, read_weights
+from paddlemix.errors import UserError
+
+STATE_FILE, PROGRESS_FILE, CHECKSUMS_FILE = "training_state.json", "trainer_state.json", "checksums.json"
+OPTIMIZER_FILE = "optimizer.safetensors"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def list_checkpoints(output_dir: Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first."""
+    return [path for path in checkpoint_folders(output_dir) if (path / STATE_FILE).is_file()]
+
+
+def checkpoint_folders(output_dir: Path) -> list[Path]:
+    """Every folder named `checkpoint-N`, complete or not, and every link of that name, oldest first."""
+    if not output_dir.is_dir():
+        return []
+    found = {step: path for path in output_dir.iterdir() if (step := checkpoint_step(path)) is not None}
+    # A link may lead to a disk that is not mounted: it counts, so that no older checkpoint silently takes its place.
+    return [found[step] for step in sorted(found) if found[step].is_dir() or found[step].is_symlink()]
+
+
+def is_in(checkpoint: Path, output_dir: Path) -> bool:
+    """Whether a checkpoint is in a run's folder: itself, or as a link to where it was moved."""
+    # Where it really is, and where its name is: either makes it the run's own.
+    places = (checkpoint.resolve().parent, Path(os.path.abspath(checkpoint)).parent.resolve())
+    return output_dir.resolve() in places
+
+
+def completed_steps(checkpoint: Path) -> int:
+    """Optimiser steps done when a checkpoint was saved.
+
+    Raises:
+        MissingFileError, UserError: the checkpoint is not complete.
+    """
+    return int(read_json(checkpoint / STATE_FILE)["global_step"])
+
+
+def saved_recipe(checkpoint: Path) -> dict[str, Any]:
+    """The keys and values that decided what the checkpoint's run computed; {} where it did not say."""
+    return dict(read_json(checkpoint / STATE_FILE).get("recipe", {}))
+
+
+def own_checkpoints(checkpoint: Path, output_dir: Path) -> list[str]:
+    """Names of the checkpoints in `output_dir` that the run wrote up to this one, oldest first.
+
+    Raises:
+        MissingFileError, UserError: the checkpoint is not complete.
+    """
+    if not is_in(checkpoint, output_dir):
+        return []
+    values = read_json(checkpoint / STATE_FILE)
+    if "own_checkpoints" in values:
+        return [str(name) for name in values["own_checkpoints"]]
+    # of an earlier version, which did not say: earlier steps of the same recipe
+    found = []
+    for path in list_checkpoints(output_dir):
+        with contextlib.suppress(UserError, KeyError, ValueError, TypeError):  # a damaged one is nobody's
+            if completed_steps(path) <= values["global_step"] and saved_recipe(path) == values.get("recipe", {}):
+                found.append(path.name)
+    return found
+
+
+def checkpoint_step(path: Path) -> int | None:
+    """The N of a path that ends in `checkpoint-N`; None for any other."""
+    match = _NAME.fullmatch(path.name)
+    return None if match is None else int(match.group(1))
+
+
+def saved_weights(checkpoint: Path) -> Mapping[str, TensorEntry]:
+    is_adapter = (checkpoint / ADAPTER_WEIGHTS).is_file()
+    return read_safetensors(checkpoint / ADAPTER_WEIGHTS) if is_adapter else read_weights(checkpoint)

@@ -1,0 +1,21 @@
+"""Seeds of steps: the same for the same step, another for every other seed, step and process."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from paddlemix.trainer.callbacks import seeding
+
+
+def test_every_step_of_every_process_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr(seeding, "set_seed", seeds.append)
+    callback = seeding.SeedEachStep()
+    places = [(seed, step, rank) for seed in (0, 1, 42) for step in (0, 1, 9_999) for rank in (0, 1, 7)]
+    for seed, step, rank in places * 2:
+        args, state = SimpleNamespace(seed=seed, dataset_rank=rank), SimpleNamespace(global_step=step)
+        callback.on_step_begin(args, state, None)
+    assert seeds[: len(places)] == seeds[len(places) :]
+    assert len(set(seeds)) == len(places) and all(0 <= seed < 2**31 for seed in seeds)
