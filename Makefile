@@ -9,7 +9,7 @@ WORKERS ?= 2
 
 PIP_INSTALL = -m pip install -qq --disable-pip-version-check --no-input
 KERNELS = paddlemix/models/kernels/_cpu_kernels_*.so
-SOURCES = $(wildcard paddlemix/models/kernels/*.c)
+SOURCES = $(wildcard paddlemix/models/kernels/*.[ch])
 RIGHT_PYTHON = import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))
 
 .PHONY: help demo test slow soak lint fuzz reference clean distclean

@@ -79,7 +79,8 @@ if platform.machine() == "x86_64":
 KERNELS = [
     Extension(
         f"paddlemix.models.kernels._cpu_kernels_{kind}",
-        ["paddlemix/models/kernels/cpu_kernels.c", "paddlemix/models/kernels/quantized_kernels.c"],
+        [f"paddlemix/models/kernels/{name}_kernels.c" for name in ("cpu", "attention", "quantized")],
+        depends=["paddlemix/models/kernels/kernels.h"],
         extra_compile_args=[*KERNEL_FLAGS, *flags],
         libraries=["m"],
         optional=True,  # without a C compiler paddle's own operators are used; `paddlemix doctor` says so
@@ -117,7 +118,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["paddlemix*"]),
-    package_data={"paddlemix": ["config/llava/**/*.json", "**/*.md"]},
+    package_data={"paddlemix": ["config/llava/**/*.json", "**/*.md", "models/kernels/*.h"]},
     ext_modules=KERNELS,
     install_requires=REQUIRED,
     extras_require=EXTRAS,

@@ -1,6 +1,7 @@
-"""The kernels in C for float32 on CPU (cpu_kernels.c), where paddle's own are many passes, mostly on one thread.
+"""The kernels in C for float32 on CPU, where paddle's own operators are many passes, mostly on one thread.
 
-For tensors that `cpu_library.is_supported`; callers compute the plain form in paddle operators for others.
+They are in cpu_kernels.c and attention_kernels.c, for tensors that `cpu_library.is_supported`; for others, callers
+compute the plain form in paddle operators.
 Nothing here is recorded for a gradient: callers are backward passes of their own, or run without one.
 """
 
