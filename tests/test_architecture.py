@@ -60,7 +60,7 @@ CHECKPOINT_LEVELS = (
 
 # Library -> the rooms or files that may name it, even inside a function.
 ONLY_IN = {
-    "paddlenlp": ("trainer/compat.py",),
+    "paddlenlp": ("trainer/paddlenlp_trainer.py",),
     "transformers": ("processors/text/tokenizer.py",),
     "torch": (),
 }
@@ -307,7 +307,7 @@ def test_the_table_of_checkpoints_tells_right_from_wrong(write_package, file: st
 @pytest.mark.parametrize(
     ("file", "source", "allowed"),
     [
-        ("trainer/compat.py", "from paddlenlp.trainer import Trainer", True),
+        ("trainer/paddlenlp_trainer.py", "from paddlenlp.trainer import Trainer", True),
         ("models/a.py", "def f():\n    import paddlenlp", False),
         ("models/a.py", "import importlib\nimportlib.import_module('paddlenlp.peft')", False),
         ("processors/text/tokenizer.py", "import transformers", True),

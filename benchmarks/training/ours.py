@@ -105,7 +105,7 @@ def main() -> int:
     """Builds everything and waits for the driver."""
     output = claim_output()
     method, work = parse_worker(__doc__ or "")
-    from paddlemix.trainer import compat  # noqa: F401, I001  a run loads PaddleNLP's Trainer: its memory counts
+    from paddlemix.trainer import paddlenlp_trainer  # noqa: F401, I001  a run loads PaddleNLP's Trainer: its memory counts
     import paddle
     from paddlemix.trainer.loss import LossModel
 

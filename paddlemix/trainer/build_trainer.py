@@ -13,9 +13,9 @@ from paddlemix.trainer.callbacks.progress import Progress, shows_bar
 from paddlemix.trainer.callbacks.samples import ShowAnswers
 from paddlemix.trainer.callbacks.seeding import SeedEachStep
 from paddlemix.trainer.callbacks.stopping import StopEarly
-from paddlemix.trainer.compat import PrinterCallback, ProgressCallback, TrainingArguments
 from paddlemix.trainer.loss import LossModel
 from paddlemix.trainer.neftune import add_neftune
+from paddlemix.trainer.paddlenlp_trainer import PrinterCallback, ProgressCallback, TrainingArguments
 from paddlemix.trainer.reports.skipped import SkipLog
 from paddlemix.trainer.reports.trackers import TrackedArguments
 from paddlemix.trainer.run import Run, RunData

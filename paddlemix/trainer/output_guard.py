@@ -8,9 +8,9 @@ from pathlib import Path
 from paddlemix.checkpoints.hub.needs import needed_by_model
 from paddlemix.config.schema import RunConfig
 from paddlemix.datasets.mixture import SampleDataset
-from paddlemix.datasets.record_selection import split_count
 from paddlemix.outputs import Needed, Output, check_output, check_pictures
 from paddlemix.paths import is_address
+from paddlemix.trainer.run_data import data_file_names
 
 _MODELS = ("model_name_or_path", "mm_vision_tower", "lora_path", "pretrain_mm_mlp_adapter")
 
@@ -32,9 +32,7 @@ def needed_by_run(config: RunConfig, resume: Path | None = None) -> Iterator[Nee
     roots = [config.image_root]
     for split, entries in (config.dataset or {}).items():
         for entry in entries:
-            names = entry["data_files"]
-            found = [split_count(name)[0] for name in ([names] if isinstance(names, str) else names)]
-            yield from _files(found, f"the data file of dataset.{split}")
+            yield from _files(data_file_names(entry), f"the data file of dataset.{split}")
             yield from _files([entry.get("chat_template")], "the chat template")
             roots.append(entry.get("image_root"))
     # In order, each once: entries mostly share one root.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,6 +48,12 @@ class TrainingRows:
     left_out: tuple[Skip, ...] = ()
 
 
+def data_file_names(entry: Mapping[str, Any]) -> list[str]:
+    """The files and addresses of an entry of `dataset`, without the numbers of records that are taken of them."""
+    names = entry["data_files"]
+    return [split_count(name)[0] for name in ([names] if isinstance(names, str) else names)]
+
+
 def check_data_files(config: RunConfig) -> None:
     """Whether the data files of a run are on this machine, before its model is fetched or read for nothing.
 
@@ -57,12 +65,10 @@ def check_data_files(config: RunConfig) -> None:
     missing = []
     for split, entries in (config.dataset or {}).items():
         for entry in entries if wanted[split] else ():
-            names = entry["data_files"]
-            paths = [split_count(name)[0] for name in ([names] if isinstance(names, str) else names)]
             about = f"; dataset.{split} expects there {entry['about']}" if entry.get("about") else ""
             missing += [
                 f"data file '{path}' does not exist (looked in {Path.cwd()}); check dataset.data_files{about}"
-                for path in paths
+                for path in data_file_names(entry)
                 if not is_address(path) and not user_path(path, "the data file").exists()
             ]
     if missing:

@@ -19,10 +19,10 @@ from paddlemix.log import logger
 from paddlemix.trainer.answers.answering import AnswerScores
 from paddlemix.trainer.batches.dataloader import BatchLoader, Inputs, model_inputs
 from paddlemix.trainer.callbacks.meters import Meters, StepReport
-from paddlemix.trainer.compat import Trainer, TrainerState, TrainingArguments
 from paddlemix.trainer.evaluator import EvaluationShare, Evaluator, Scores
 from paddlemix.trainer.loss import LossModel
 from paddlemix.trainer.optim import MeasuredNorm, build_optimizer, build_schedule, set_learning_rates
+from paddlemix.trainer.paddlenlp_trainer import Trainer, TrainerState, TrainingArguments
 from paddlemix.trainer.resuming.best_checkpoint import best_checkpoint, best_metric
 from paddlemix.trainer.resuming.checkpoint_check import check_best
 from paddlemix.trainer.resuming.checkpoint_folders import PROGRESS_FILE, completed_steps, own_checkpoints

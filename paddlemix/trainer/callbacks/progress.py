@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from paddlemix.log import MetricsWriter, logger, process_rank, read_metrics
 from paddlemix.trainer.callbacks.meters import StepReport
-from paddlemix.trainer.compat import TrainerCallback
+from paddlemix.trainer.paddlenlp_trainer import TrainerCallback
 
 METRICS_FILE, CURVE_FILE = "metrics.jsonl", "loss.png"
 _WIDTH, _HEIGHT = 150, 24  # characters

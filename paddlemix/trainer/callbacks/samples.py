@@ -21,7 +21,7 @@ from paddlemix.trainer.answers.answering import Answerer
 from paddlemix.trainer.answers.prompts import Prompt, first_prompts, own_prompts
 from paddlemix.trainer.callbacks.meters import StepReport
 from paddlemix.trainer.callbacks.progress import METRICS_FILE
-from paddlemix.trainer.compat import TrainerCallback
+from paddlemix.trainer.paddlenlp_trainer import TrainerCallback
 from paddlemix.trainer.run_data import data_settings
 
 SAMPLES_FILE = "samples.jsonl"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from paddlemix.device import set_seed
-from paddlemix.trainer.compat import TrainerCallback
+from paddlemix.trainer.paddlenlp_trainer import TrainerCallback
 
 _SEED_STRIDE = 1_000_003  # a prime, so that neighbouring seeds do not share steps
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from paddlemix.config.schema import RunConfig
 from paddlemix.log import logger
-from paddlemix.trainer.compat import TrainerCallback
+from paddlemix.trainer.paddlenlp_trainer import TrainerCallback
 from paddlemix.trainer.resuming.best_checkpoint import best_metric, is_better
 
 # SIGHUP comes when a terminal or a connection closes; systems other than Unix have none.

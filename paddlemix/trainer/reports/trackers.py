@@ -11,7 +11,7 @@ from typing import Any
 
 from paddlemix.config.schema import SPECS, RunConfig
 from paddlemix.errors import UserError
-from paddlemix.trainer.compat import TrainingArguments
+from paddlemix.trainer.paddlenlp_trainer import TrainingArguments
 
 _PACKAGES = {"visualdl": "visualdl", "tensorboard": "tensorboardX", "wandb": "wandb"}
 _SECRETS = {name for name, spec in SPECS.items() if spec.secret}
