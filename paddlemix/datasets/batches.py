@@ -56,8 +56,11 @@ def make_batch(dataset: RowDataset, rows: Sequence[int], settings: LoadingSettin
         pad_to_multiple_of=settings.pad_to_multiple_of,
         pad_tiles_to_multiple_of=settings.pad_tiles_to_multiple_of,
     )
+    # A batch without an image would skip the tower and the projector.  Where processes sum their gradients, one that
+    # skipped a layer would leave the others waiting for it, so an unused tile is put in.
     if batch.merge_index is not None or settings.dummy_tile is None:
         return batch
+    # position i gathers row i of the embeddings: the dummy tile's features are computed and read by nobody
     own_tokens = np.arange(batch.input_ids.size, dtype=np.int64)  # every position keeps its token: the tile is not used
     tiles = np.zeros((settings.pad_tiles_to_multiple_of, *settings.dummy_tile[1:]), dtype=np.float32)
     return replace(batch, pixel_values=tiles, merge_index=own_tokens)
@@ -90,6 +93,7 @@ class BatchMaker:
             UserError: what encoding a sample raised, when its batch is asked for; or a worker process ended.
         """
         if self._pool is not None:
+            # workers: Python code runs in parallel and results are copied;  a thread: nothing is copied
             return self._pool.map(list(batch) for batch in rows)
         return _by_thread(make_batch(self._dataset, batch, self._settings) for batch in rows)
 
@@ -136,6 +140,7 @@ def _by_thread(batches: Iterator[Batch]) -> Iterator[Batch]:
             last = error
         _put(ready, last, stopped)
 
+    # One thread is enough: decoding and numpy release the interpreter, and order needs no bookkeeping.
     threading.Thread(target=produce, daemon=True).start()
     try:
         while True:
@@ -153,6 +158,7 @@ def _put(
     ready: queue.Queue[Batch | BaseException | None], item: Batch | BaseException | None, stopped: threading.Event
 ) -> bool:
     """Waits for room; False when the consumer has gone."""
+    # Polled, because a queue cannot be woken: a consumer that left would else keep the thread, and its batch, for ever.
     while not stopped.is_set():
         try:
             ready.put(item, timeout=0.1)

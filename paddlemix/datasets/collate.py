@@ -41,7 +41,8 @@ def collate(
     labels = np.full_like(ids, IGNORE_INDEX)
     for number, (row, count) in enumerate(zip(whole_rows, counts, strict=True)):
         start = length - count if padding == "left" else 0
-        segment_ids[number, start : start + count] = 1  # also where the row has no example
+        # 0 means padding, which attention masks; even a row of skipped samples has one position that is not padding
+        segment_ids[number, start : start + count] = 1
         for segment, example in enumerate(row.examples, start=1):
             span = slice(start, start + len(example.input_ids))
             ids[number, span], labels[number, span] = example.input_ids, example.labels
@@ -49,12 +50,15 @@ def collate(
             segment_ids[number, span] = segment
             start = span.stop
     examples = [example for row in whole_rows for example in row.examples]
+    # Tiles that came as pixels and those that came as stored features are kept apart; padding joins the pixels, where
+    # there are any, because only what the tower computes needs a regular shape.
     padding_tiles = -sum(example.num_tiles for example in examples) % pad_tiles_to_multiple_of
     pixels = _stack([example.pixel_values for example in examples if len(example.pixel_values)])
     features = _stack([example.tile_features for example in examples if example.tile_features is not None])
     is_image = ids == IMAGE_TOKEN_INDEX
     loss_index, loss_targets = _supervised(labels, segment_ids)
     return Batch(
+        # any valid id: the merge replaces the embedding of a visual position
         input_ids=np.where(is_image, 0, ids),
         position_ids=position_ids,
         segment_ids=segment_ids,
@@ -74,6 +78,7 @@ def collate(
 def _supervised(labels: np.ndarray, segment_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Flat positions whose next token is trained, and those tokens.  A sample's first token has nothing before it."""
     length = labels.shape[1]
+    # shifted by one: position i predicts token i + 1, and never across the border of two packed samples
     rows, columns = np.nonzero((labels[:, 1:] != IGNORE_INDEX) & (segment_ids[:, 1:] == segment_ids[:, :-1]))
     return rows * length + columns, labels[rows, columns + 1]
 
@@ -100,6 +105,7 @@ def _tile_order(examples: Sequence[Example], padding: int) -> np.ndarray | None:
     if stored.all() or not stored.any():
         return None
     pixels = (~stored).sum()
+    # the n-th stored tile comes after all pixels and padding, the n-th decoded one is n-th
     order = np.where(stored, np.cumsum(stored) - 1 + pixels + padding, np.cumsum(~stored) - 1)
     return np.concatenate([order, np.arange(pixels, pixels + padding)])
 
@@ -114,6 +120,7 @@ def _merge_index(
         return None
     positions = is_image.size
     newline = positions + (tiles + padding) * tokens_per_tile
+    # rows of the concatenation: 0 .. positions - 1 are embeddings, then P for each tile, the newline vector last
     sources, first = [], positions
     for example in examples:
         sources.append(np.where(example.image_index == NEWLINE_INDEX, newline, example.image_index + first))

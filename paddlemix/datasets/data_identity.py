@@ -21,6 +21,7 @@ from paddlemix.datasets.records.record_file import RecordFile
 from paddlemix.errors import UserError
 from paddlemix.identity import FileState, file_digests, file_states, listed
 
+# 64 bits: among a million pictures two digests are equal by chance once in 40 million data sets
 _DIGEST = 8  # bytes of one record's or picture's digest
 _BLOCK = 512  # pictures between two checks whether to stop
 UNKNOWN = np.uint64(0)
@@ -76,6 +77,7 @@ def states_of(paths: Sequence[str], known: Pictures) -> Pictures:
         paths: their files.
         known: entries of the same pictures from before: where a file's state is unchanged, its digest is kept.
     """
+    # size, times and inode: cheap for a million files, and they change with every ordinary way to write one
     states = np.array([_state_entry(state) for state in file_states(paths)], np.uint64)
     return Pictures(np.where(known.states == states, known.digests, UNKNOWN), states)
 
@@ -86,6 +88,7 @@ def hashed(paths: Sequence[str], pictures: Pictures, threads: int | None = None)
     Args:
         threads: that hash side by side; None for as many as processors.
     """
+    # A file that is used many times is read once.
     digests = pictures.digests.copy()
     new = np.flatnonzero((digests == UNKNOWN) & (pictures.states != UNKNOWN)).tolist()
     unique = list(dict.fromkeys(paths[place] for place in new))
@@ -113,6 +116,7 @@ def record_digests(records: RecordFile, content: str) -> np.ndarray:
     Raises:
         UserError: the file has changed since it was opened, or the cache cannot be written.
     """
+    # by the file's content: a copy, or a file that was moved, is not read again
     kept = kept_record_digests(content)
     if kept is not None and len(kept) == len(records):
         return kept
@@ -124,6 +128,7 @@ def record_digests(records: RecordFile, content: str) -> np.ndarray:
 
 def _record_entry(data: bytes) -> int:
     with contextlib.suppress(ValueError, RecursionError):  # a record that cannot be used counts as it is written
+        # spaces and the order of keys do not change a sample
         data = json.dumps(json.loads(data), sort_keys=True, separators=(",", ":")).encode()
     return int.from_bytes(hashlib.blake2b(data, digest_size=_DIGEST).digest(), "big")
 
@@ -161,6 +166,7 @@ def describe_records(name: str, then: np.ndarray | None, now: np.ndarray) -> str
         return f"{name} (it has {len(now)} records instead of {len(then)} and differs from record {first} on)"
     if not len(differing):
         return ""
+    # told apart from a changed record: an order alone changes which samples meet in a batch
     if np.array_equal(np.sort(then), np.sort(now)):
         return f"{name} (the same records in another order from record {first} on)"
     numbers = [str(number) for number in differing.tolist()]

@@ -66,6 +66,7 @@ def open_parts(entry: Mapping[str, Any], processor_for: ProcessorFor, settings: 
             others = f" (and {len(problems) - 1} more bad records in this file)" if len(problems) > 1 else ""
             raise UserError(f"{problems[0][1]}{others}; `paddlemix check-data` lists and removes bad records")
         rows = select_rows(len(records), entry, count, settings.seed)
+        # only of chosen records: a bad one outside of the split does not concern this run
         chosen = set(rows.tolist()) if problems else set()
         unreadable = [(f"{records.path} record {row}", reason) for row, reason in problems if row in chosen]
         _warn_of_doubts(records, rows)

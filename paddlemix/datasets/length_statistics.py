@@ -81,6 +81,7 @@ def describe_lengths(
     if batch_size < 1:
         raise UserError(f"batch size {batch_size}: at least 1 sample per batch")
     tokens = kept[:, 0]
+    # "inverted_cdf" picks lengths that occur, so that "longest" is a sample and not an interpolation
     minimum, median, p95, maximum = np.percentile(tokens, (0, 50, 95, 100), method="inverted_cdf")
     return DataStatistics(
         samples=len(kept),
@@ -122,10 +123,12 @@ def batch_rows(
     """
     tokens = lengths[:, 0].astype(np.int64)
     if capacity is not None:
+        # a packed row holds samples of all lengths: grouping them would change nothing but their order
         tokens = np.array([tokens[pack].sum() for pack in pack_rows(tokens, capacity, _SEED)], dtype=np.int64)
         grouping = "none"
     # a run groups modalities by words rather than tokens; the order is of the same kind
     keys = np.where(lengths[:, 1] > 0, 1, -1) * lengths[:, 0] if grouping == "modality" else tokens
+    # the run's own sampler, so that what is reported cannot differ from what is trained
     sampler = EpochBatchSampler(len(tokens), batch_size, seed=_SEED, grouping=grouping, lengths=keys)
     return tokens[sampler.order()].reshape(-1, batch_size)
 

@@ -53,6 +53,7 @@ class SampleDataset:
     ) -> None:
         self.settings = settings or DataSettings()
         self.features: FeatureStore | None = None
+        # shared by measuring, checking and encoding: one header is read once
         self._sizes = ImageSizes(self.settings.images)
         self._parts = [part for entry in entries for part in open_parts(entry, processor_for, self.settings)]
         self.unreadable = [item for part in self._parts for item in part.unreadable]
@@ -61,6 +62,7 @@ class SampleDataset:
             self._report_unreadable()
 
     def _report_unreadable(self) -> None:
+        # counted against all chosen records, as `max_bad_fraction` says, not against those that are left
         total = len(self) + len(self.unreadable)
         check_bad_share(len(self.unreadable), total, self.settings.max_bad_fraction, self.unreadable[0][1])
         logger.warning(
@@ -129,6 +131,8 @@ class SampleDataset:
         return Row((example,))
 
     def _encode(self, sample: Sample, processor: LlavaProcessor) -> Example:
+        # stored features -> no image is decoded where the store has all of them
+        # otherwise       -> decoded and cut into tiles
         if self.features is not None:
             with _errors_of(sample.source):
                 return encode_with_features(sample, processor, self.features, self._sizes, self.settings)
@@ -161,6 +165,9 @@ class SampleDataset:
         Raises:
             UserError: `error` itself, where the settings do not leave such samples out.
         """
+        # too long, and on_too_long is "skip" -> left out, whatever on_bad_sample says
+        # anything wrong, on_bad_sample "skip" -> left out
+        # otherwise                            -> the error stops the run
         too_long = isinstance(error, TooLongError)
         allowed = self.settings.on_bad_sample == "skip" or (too_long and self.settings.on_too_long == "skip")
         if not allowed:

@@ -71,6 +71,7 @@ class EpochBatchSampler:
     def __iter__(self) -> Iterator[list[int]]:
         """Sample indices of each micro-batch of this rank in the current epoch."""
         order = self.order()
+        # neighbouring batches go to neighbouring ranks, so a step's samples are the same for any number of ranks
         per_round = self.batch_size * self.world_size
         for start in range(0, len(order), per_round):
             first = start + self.rank * self.batch_size
@@ -78,12 +79,14 @@ class EpochBatchSampler:
 
     def order(self) -> np.ndarray:
         """int64 [len(self) * batch_size * world_size]: all ranks' samples of the current epoch, in order."""
+        # A generator of its own for each epoch: nothing has to be stored to resume in the middle of one.
         random = np.random.default_rng([self.seed, self.epoch])
         if self.lengths is not None and self.grouping != "none":
             group = _GROUPED[self.grouping]
             indices = group(self.lengths, self.batch_size, self.accumulation * self.world_size, random)
         else:
             indices = random.permutation(self.size) if self.shuffle else np.arange(self.size)
+        # `resize` repeats from the beginning, which fills the last step
         total = len(self) * self.batch_size * self.world_size
         return np.resize(indices, total)
 
@@ -109,6 +112,7 @@ def group_by_modality(lengths: np.ndarray, batch_size: int, batches: int, random
     full: list[np.ndarray] = []
     rest: list[np.ndarray] = []
     for members in (np.flatnonzero(lengths > 0), np.flatnonzero(lengths <= 0)):
+        # Only whole steps of one modality are grouped; what is left over of both forms the mixed steps at the end.
         shuffled = random.permutation(members)
         whole = len(shuffled) - len(shuffled) % (batch_size * batches)
         rest.append(shuffled[whole:])
@@ -124,6 +128,7 @@ def _balanced(step: np.ndarray, lengths: np.ndarray, batches: int) -> np.ndarray
     for index in step[np.argsort(-np.abs(lengths[step]), kind="stable")]:
         chunk = int(totals.argmin())
         chunks[chunk].append(int(index))
+        # a full batch is out of the game: its total becomes infinite
         totals[chunk] = totals[chunk] + abs(lengths[index]) if len(chunks[chunk]) < room else np.inf
     return np.array([index for chunk in chunks for index in chunk], dtype=np.int64)
 
@@ -147,6 +152,7 @@ def group_by_length(lengths: np.ndarray, batch_size: int, batches: int, random: 
     shuffled = random.permutation(len(keys))
     whole = len(shuffled) - len(shuffled) % step
     steps: list[np.ndarray] = []
+    # Sorting all samples at once would make the same batches in every epoch.
     for group in np.array_split(shuffled[:whole].reshape(-1, step), max(-(-whole // (step * _STEPS_PER_SORT)), 1)):
         samples = group.reshape(-1)
         steps += list(samples[np.argsort(-keys[samples], kind="stable")].reshape(-1, step))

@@ -40,6 +40,7 @@ def pack_rows(lengths: np.ndarray, capacity: int, seed: int) -> list[np.ndarray]
             f"sample {int(lengths.argmax())} has {lengths.max()} tokens, a packed row holds {capacity}; "
             "raise max_length, or let on_too_long shorten or skip such samples"
         )
+    # Shuffled before it is cut into windows: which samples can share a row must not follow the order of the file.
     order = np.random.default_rng(seed).permutation(np.flatnonzero(lengths > 0))
     rows: list[np.ndarray] = []
     for start in range(0, len(order), _WINDOW):
@@ -49,10 +50,12 @@ def pack_rows(lengths: np.ndarray, capacity: int, seed: int) -> list[np.ndarray]
 
 def _best_fit(window: np.ndarray, lengths: np.ndarray, capacity: int) -> list[np.ndarray]:
     """Each sample, longest first, goes to the fullest row that has room for it, else to a new one."""
+    # best fit decreasing: long samples first, short ones fill the gaps; bisection keeps it at n log n
     window = window[np.argsort(-lengths[window], kind="stable")]
     rows: list[list[int]] = []
     open_rows: list[tuple[int, int]] = []  # (tokens that still fit, row), ascending
     for index, length in zip(window.tolist(), lengths[window].tolist(), strict=True):
+        # the first row with room for it is the fullest one, because rows are sorted by what still fits
         place = bisect_left(open_rows, (length, 0))
         if place < len(open_rows):
             room, row = open_rows.pop(place)
@@ -78,6 +81,7 @@ class PackedDataset:
     def __init__(self, dataset: RowDataset, packs: Sequence[np.ndarray]) -> None:
         self.dataset = dataset
         # two arrays instead of a list, because worker processes get a copy
+        # the rows one after the other, and where each ends
         self._members = np.concatenate(packs) if len(packs) else np.zeros(0, dtype=np.int64)
         self._ends = np.cumsum([len(pack) for pack in packs], dtype=np.int64)
 

@@ -32,6 +32,7 @@ def split_count(path: str) -> tuple[str, int | None]:
         UserError: N is 0.
     """
     found = _COUNTED.fullmatch(path)
+    # a file may be called "a#1.json" or "data#5": what exists is meant
     if found is None or Path(path).exists():
         return path, None
     count = int(found["count"])
@@ -59,6 +60,7 @@ def select_rows(size: int, entry: Mapping[str, Any], count: int | None, seed: in
     rows = np.arange(*_bounds(entry.get("split"), size), dtype=np.int64)
     if not len(rows):
         raise UserError(f"split '{entry['split']}' leaves none of the {size} records of {entry['data_files']}")
+    # `#N` and `weight` are the same draw: a weight is a number of records that depends on the file
     weight = entry.get("weight")
     if weight is not None:
         if count is not None:
@@ -69,6 +71,7 @@ def select_rows(size: int, entry: Mapping[str, Any], count: int | None, seed: in
 
 def draw_rows(rows: np.ndarray, count: int, seed: int) -> np.ndarray:
     """`count` of `rows`, ascending: as many whole copies as fit, the rest drawn without repetition."""
+    # The seed of the draw includes the number of rows: two files of one entry do not draw alike.
     copies, rest = divmod(count, len(rows))
     drawn = np.random.default_rng([seed, len(rows)]).choice(rows, rest, replace=False)
     return np.sort(np.concatenate([*[rows] * copies, drawn]))
@@ -86,4 +89,5 @@ def _bounds(split: str | None, size: int) -> tuple[int, int]:
 def _place(bound: str | None, size: int, default: int) -> int:
     if bound is None:
         return default
+    # rounded, not cut: [:90%] and [90%:] of one file share no record and leave none out
     return min(round(float(bound[:-1]) / 100 * size), size) if bound.endswith("%") else min(int(bound), size)

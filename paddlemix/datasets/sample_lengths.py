@@ -49,6 +49,7 @@ def measure_lengths(dataset: MeasuredDataset, workers: int = 0) -> np.ndarray:
         UserError: a sample cannot be used and the data set skips none; or the cache cannot be written.
     """
     path = cache_directory("lengths") / f"{cache_key(_VERSION, dataset.fingerprint)}.npy"
+    # Measuring reads the header of every image; of millions of records that is hours, and it never changes.
     known = _read(path, len(dataset))
     if known is not None:
         return known
@@ -56,6 +57,7 @@ def measure_lengths(dataset: MeasuredDataset, workers: int = 0) -> np.ndarray:
     done = 0
     with ProgressBar("measuring samples", len(dataset), silent=len(dataset) <= _CHUNK) as bar:
         for chunk in _chunks(dataset, workers):
+            # chunks come in order, however many processes measure
             lengths[done : done + len(chunk)] = chunk
             done += len(chunk)
             bar.update(len(chunk))

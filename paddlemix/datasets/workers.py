@@ -59,6 +59,8 @@ class WorkerPool(Generic[Context, Item, Result]):
             UserError: a process ended, e.g. because memory ran out.
             Exception: whatever the function raised, in its item's turn.
         """
+        # In order: a result that is ready early waits for its turn.  A bounded number is under way, so that a slow
+        # consumer does not fill the memory.
         waiting: deque[Future[_Parcel]] = deque()
         try:
             for item in items:
@@ -138,6 +140,7 @@ def _pack(result: Any, folder: str | None) -> _Parcel:
         pickled = pickle.dumps(result, protocol=5, buffer_callback=buffers.append)
         arrays = [buffer.raw() for buffer in buffers]
         sizes = tuple(array.nbytes for array in arrays)
+        # small results: a file of their own would cost more than the copies through the pipe
         if sum(sizes) >= _LARGE:
             with contextlib.suppress(OSError):
                 return _Parcel(pickled, _write(folder, arrays), sizes)
@@ -162,8 +165,10 @@ def _unpack(parcel: _Parcel) -> Any:
     """The result; its arrays lie in the shared memory, which is freed together with the last of them."""
     if parcel.path is None:
         return pickle.loads(parcel.pickled)  # noqa: S301  made by our own process
+    # ACCESS_COPY: a consumer may write into an array; pages are copied only where it does
     with open(parcel.path, "rb") as file:
         shared = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+    # the mapping keeps the memory alive; without a name nothing is left if this process is killed
     os.unlink(parcel.path)
     ends = [sum(parcel.sizes[: number + 1]) for number in range(len(parcel.sizes))]
     arrays = [shared[end - size : end] for end, size in zip(ends, parcel.sizes, strict=True)]
@@ -185,6 +190,7 @@ def _start(function: Callable[[Any, Any], Any], context: Any, folder: str | None
     """Makes a new process ready: it leaves Ctrl-C to the main process and ends when that one does."""
     global _task
     _task = (function, context, folder)
+    # Ctrl-C reaches the whole process group; the main process ends the pool in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _keep_freed_memory()
     threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()

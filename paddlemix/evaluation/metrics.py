@@ -33,6 +33,7 @@ def rouge_l(answer: str, reference: str) -> float:
     """
     own, wanted = _words(answer), _words(reference)
     if not own or not wanted:
+        # texts of punctuation or emoji alone have no word to compare
         return exact_match(answer, reference) if not own and not wanted else 0.0
     return 2 * _common_length(own, wanted) / (len(own) + len(wanted))
 
@@ -47,6 +48,7 @@ def _common_length(first: Sequence[str], second: Sequence[str]) -> int:
     for word in first:
         diagonal = 0
         for place, other in enumerate(second, 1):
+            # one row of the table is enough: `diagonal` keeps what the step before has overwritten
             above = row[place]
             row[place] = diagonal + 1 if word == other else max(above, row[place - 1])
             diagonal = above

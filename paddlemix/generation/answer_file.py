@@ -61,12 +61,14 @@ class AnswerFile:
         self._ids = [ANY_QUESTION] * len(numbers) if asked is None else asked.ids
         self._partial = beside(path, "partial")
         self._state = np.zeros(len(numbers), np.uint8)
+        # Answers stay in the file: only their places are in memory, 16 bytes each.
         self._places = np.zeros((len(numbers), 2), np.int64)  # first byte and length of each line in the partial file
         with write_errors(f"'{path}'"), made_folder(path.parent):
             self._lock = lock_of(path)
             if overwrite:
                 self._partial.unlink(missing_ok=True)
                 path.unlink(missing_ok=True)
+            # only what this process has begun may be removed when it fails
             begun = not self._partial.exists()
             try:
                 self._open(header, earlier, asked, begun and not path.exists())
@@ -86,6 +88,7 @@ class AnswerFile:
         self._descriptor = os.open(self._partial, os.O_RDWR | os.O_APPEND)
         weakref.finalize(self, os.close, self._descriptor)
         self._read()
+        # after `_read`: only pictures of questions that have an answer must not have changed
         if before is not None and asked is not None:
             check_images(self.path, before.get(IMAGES), asked, self._state == _ANSWERED)
             self._lock.write({**header, IMAGES: known_images(before.get(IMAGES), asked)})
@@ -114,6 +117,7 @@ class AnswerFile:
                     break
                 self._note(line, end)
                 end += len(line)
+        # half a line: the process was killed while it wrote
         if end != os.fstat(self._descriptor).st_size:
             os.ftruncate(self._descriptor, end)
         self._size = end
@@ -124,6 +128,7 @@ class AnswerFile:
             index = self._numbers.index(int(number))
         except ValueError:
             index = -1
+        # number and identity must both fit: a file of another list of questions would else pass for this one
         answer = read_line(text, self._ids[index]) if index >= 0 else None
         if answer is None:
             raise UserError(f"{self._partial} is damaged at byte {place}; begin again with --overwrite")
@@ -152,6 +157,7 @@ class AnswerFile:
                 _write_all(self._descriptor, b"".join(encoded))
                 os.fsync(self._descriptor)
             except OSError:
+                # a batch is there whole or not at all, also on a disk that fills up while it is written
                 os.ftruncate(self._descriptor, self._size)
                 raise
         for line in encoded:
@@ -167,6 +173,7 @@ class AnswerFile:
         if (self._state == _MISSING).any():
             raise UserError(f"{int((self._state == _MISSING).sum())} questions of {self.path} have no answer yet")
         with write_errors(f"'{self.path}'"):
+            # first the whole file in its place, then the partial one goes: a kill in between loses nothing
             write_lines(self.path, self.lines())
             self._partial.unlink()
             self._lock.close()
@@ -195,6 +202,7 @@ def _claim(
     lock: Locked, path: Path, header: Mapping[str, Any], asked: Asked | None, fresh: bool
 ) -> dict[str, Any] | None:
     """Writes the header of a new file, or compares it with that of an existing file, which is returned."""
+    # fresh: nothing of an earlier run -> the header is written;  else -> it is compared, and the run resumes
     if fresh:
         lock.write(dict(header) | ({} if asked is None else {IMAGES: asked.digests}))
         return None
@@ -217,6 +225,7 @@ def whole_lines(path: Path, lines: Iterable[bytes], ids: Sequence[Any]) -> list[
         path: of the answers.
         ids: of the questions whose lines there should be, see `read_line`.
     """
+    # From the first bad line on nothing is kept: where lines are lost, later ones may be of other questions.
     pairs = itertools.takewhile(lambda pair: read_line(*pair) is not None, zip(lines, ids, strict=False))
     kept = [line for line, _ in pairs]
     if len(kept) < len(ids):
@@ -275,4 +284,5 @@ def _lines(path: Path) -> Iterator[bytes]:
 def _write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
+        # a write may be short, on a full disk or after a signal
         view = view[os.write(descriptor, view) :]

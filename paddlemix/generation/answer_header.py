@@ -50,6 +50,7 @@ def compare_headers(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list
 def _difference(name: str, old: Any, new: Any) -> str:
     if old == new:
         return ""
+    # which files of a model differ is said by their names
     if isinstance(old, dict) and isinstance(new, dict):  # digests by name: their values say nothing to anybody
         return f"{name} ({'; '.join(differences(old, new))})"
     if name == QUESTIONS:
@@ -71,6 +72,7 @@ def check_images(path: Path, before: Any, asked: Asked, answered: np.ndarray) ->
     if not isinstance(before, list) or len(before) != len(asked.digests):
         return
     pairs = zip(before, asked.digests, answered.tolist(), strict=True)
+    # "" on either side says nothing: the picture could not be read then or cannot be read now
     wrong = [place for place, (old, new, done) in enumerate(pairs) if done and old and new and old != new]
     if wrong:
         raise UserError(

@@ -37,5 +37,6 @@ def read_line(text: bytes, question: Any = ANY_QUESTION) -> dict[str, Any] | Non
         return None
     if not all(isinstance(line.get(key, ""), str) for key in _MORE):
         return None
+    # compared as JSON: in Python 1, 1.0 and True are equal
     is_asked = question is ANY_QUESTION or json.dumps(line["question_id"]) == json.dumps(question)
     return line if is_asked else None

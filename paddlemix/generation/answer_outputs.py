@@ -50,9 +50,11 @@ def check_answer_outputs(output: Path, shares: Sequence[Path], inputs: AnswerInp
         UserError: one of them is an input or a part of the model, or `overwrite` would replace what is no file of
             answers.
     """
+    # the file itself, what is written beside it, and the shares of other processes
     needed = list(inputs.needed())
     for path in (output, *shares):
         for place in (path, *(beside(path, suffix) for suffix in _BESIDE)):
             check_output(Output("--output", place, "file"), needed)
+    # without it an existing file is resumed, or refused when its header is read
     if overwrite:
         check_replaceable(Output("--output", output, "file"), overwrite=True)

@@ -64,25 +64,30 @@ def search_beams(
     Returns:
         Token ids without the token that ended it.
     """
+    # Twice the beams, or more with several end tokens: even if all the best candidates end, enough continue.
     width, count = settings.num_beams, max(2, 1 + len(ends)) * settings.num_beams
     seen = {int(token) for token in prompt_ids}
     beams = _Beams(width)
+    # the prompt was read once: its row becomes the row of every beam
     incremental.select(np.zeros(width, dtype=np.int64))
     logits = np.repeat(logits, width, axis=0)
     while True:
         totals = _log_probabilities(logits, beams, settings, seen) + beams.scores[:, None]
         order = _best(totals, count)
+        # a flat index is beam * vocabulary + token
         parents, scores = order // totals.shape[1], totals.reshape(-1)[order]
         sequences = [
             [*beams.running[parent], int(token)] for parent, token in zip(parents, order % totals.shape[1], strict=True)
         ]
         hits = np.array([sequence[-1] in ends or is_last(sequence) for sequence in sequences])
+        # continue first, then collect: the parents of what continues are needed for the cache
         kept = _go_on(beams, sequences, scores, hits)
         _collect(beams, sequences, scores, hits, settings)
         if _is_over(beams, settings, bool(hits.all())):
             break
         incremental.select(parents[kept])
         logits = incremental.step(np.array([sequence[-1] for sequence in beams.running], dtype=np.int64))
+    # nothing has ended within the budget: the best unfinished sequence
     best = beams.finished[0] if beams.filled.any() else beams.running[0]
     return best[:-1] if best and best[-1] in ends else best
 
@@ -101,12 +106,14 @@ def _best(totals: np.ndarray, count: int) -> np.ndarray:
     """Flat indices of the highest numbers, in order."""
     flat = totals.reshape(-1)
     count = min(count, len(flat))
+    # sorted by place before by score: equal scores keep the order of torch's topk on CPU
     index = np.sort(np.argpartition(-flat, count - 1)[:count])
     return index[np.argsort(-flat[index], kind="stable")]
 
 
 def _go_on(beams: _Beams, sequences: list[list[int]], scores: np.ndarray, hits: np.ndarray) -> np.ndarray:
     """Keeps the best that have not ended; returns their numbers among the candidates."""
+    # pushed to the end rather than removed: as the reference does, one may continue where all have ended
     running = scores + hits * _NEVER
     kept = np.argsort(-running, kind="stable")[: beams.width]
     beams.running, beams.scores = [sequences[number] for number in kept], running[kept]
@@ -117,6 +124,7 @@ def _collect(
     beams: _Beams, sequences: list[list[int]], scores: np.ndarray, hits: np.ndarray, settings: GenerationSettings
 ) -> None:
     """Takes those among the first `width` candidates that have just ended, where they are better than earlier ones."""
+    # an end counts only among the best `width` candidates, else a poor one could end the search
     ended = hits & (np.arange(len(sequences)) < beams.width)
     final = scores / np.float32(len(sequences[0]) ** settings.length_penalty)
     full = bool(beams.filled.all()) and settings.early_stopping is True
@@ -130,6 +138,9 @@ def _collect(
 
 def _is_over(beams: _Beams, settings: GenerationSettings, all_ended: bool) -> bool:
     """Whether nothing better can come, or enough has ended."""
+    # early_stopping, length_penalty -> length that the best running score is divided by
+    # "never", above 0               -> the longest possible, where its score could be best
+    # else                           -> the present one
     length = len(beams.running[0])
     if settings.early_stopping == "never" and settings.length_penalty > 0:
         length = settings.max_new_tokens

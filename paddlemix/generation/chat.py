@@ -77,6 +77,7 @@ class ChatSession:
         self._marks = np.zeros(0, dtype=np.int64)  # what the cache holds: ids, and a number for each picture's tokens
         self._incremental = IncrementalModel(self.model)
         if system is not None:
+            # with any question: a template without a place for a system text fails here, not at the first answer
             render(self.processor.template, messages_of(system, [Round(("?",))]), add_generation_prompt=True)
 
     @property
@@ -115,6 +116,7 @@ class ChatSession:
         try:
             text = self._best_beam(scores, example.input_ids)
         except BaseException:
+            # the cache has several rows by now: it is dropped rather than repaired
             self.rounds, self._incremental, self._marks = before, IncrementalModel(self.model), self._marks[:0]
             raise
         self.rounds = [*before, replace(self.rounds[-1], answer=text)]
@@ -180,6 +182,7 @@ class ChatSession:
     def _fitted(self) -> Example:
         """The open conversation encoded without tiles, with whole rounds left out from the beginning where asked."""
         limit, rounds = self.model.config.text.max_position_embeddings, self.rounds
+        # room for the answer, but never so much that a setting of thousands of tokens drops the whole history
         wanted = min(self.settings.max_new_tokens, limit // 4)
         example = self._encoded()
         while self.on_overflow == "drop_oldest" and len(example.input_ids) + wanted > limit and len(self.rounds) > 1:
@@ -211,9 +214,12 @@ class ChatSession:
         pictures, ids = self._encode_pictures(), example.input_ids
         spec, is_image, marks = self.processor.image_spec, ids == IMAGE_TOKEN_INDEX, ids.copy()
         counts = [count_visual_tokens(picture.size[0], picture.size[1], spec) for picture in pictures]
+        # Visual tokens share one id: each picture's number in their place tells equal prompts about two pictures apart.
         marks[is_image] = np.repeat([_FIRST_PICTURE - picture.number for picture in pictures], counts)
+        # at least one token is read anew, because its scores are what is asked for
         same = min(_common_prefix(marks, self._marks), len(ids) - 1, self._incremental.cache.length)
         self._incremental.cache.truncate(same)
+        # before the model runs: if that fails, the cache is described correctly
         self._marks = marks[:same]
         embeds = self._embeds(ids[same:], example.image_index[is_image[:same].sum() :], pictures)
         scores = self._incremental.extend(embeds, self.settings.is_greedy)
@@ -229,6 +235,7 @@ class ChatSession:
             features = paddle.concat([picture.features for picture in pictures])
             index = np.arange(len(ids), dtype=np.int64)
             newline = len(ids) + features.shape[0]
+            # rows of [embeddings, features of all pictures, newline], as `collate` counts them
             index[is_image] = np.where(image_index == NEWLINE_INDEX, newline, len(ids) + image_index)
             merge_index = paddle.to_tensor(index)
         return self.model.merge(paddle.to_tensor(np.where(is_image, 0, ids)[None]), features, merge_index)
@@ -263,6 +270,7 @@ class ChatSession:
             if piece := growing.rest():
                 yield piece
         finally:
+            # whoever stops listening keeps what was heard; `reset` or `back` in the meantime wins
             if self.rounds and self.rounds[-1] is asked:
                 self.rounds = [*self.rounds[:-1], replace(asked, answer=growing.text.strip())]
 

@@ -39,6 +39,7 @@ class Ending:
         """Characters that later tokens cannot change: no half character and no beginning of an end follows them."""
         length = len(text.rstrip(_REPLACEMENT))
         for end in self.texts:
+            # the longest beginning of an end that the text ends with is held back
             for size in range(len(end) - 1, 0, -1):
                 if text.endswith(end[:size]):
                     length = min(length, len(text) - size)
@@ -49,6 +50,7 @@ class Ending:
         """Whether an answer's tokens end with one of the texts; None where tokens alone end it."""
         if not self.texts:
             return None
+        # tokens that can spell the longest end, byte by byte at worst: no more of a long answer is decoded
         count = _CONTEXT + _TOKENS_OF_CHARACTER * max(map(len, self.texts))
         return lambda tokens: self.cut(tokenizer.decode(tokens[-count:]))[1]
 
@@ -58,6 +60,9 @@ def ending_of(processor: LlavaProcessor, stop: Sequence[str] = ()) -> Ending:
     tokenizer, template = processor.tokenizer, processor.template
     ids, texts = {tokenizer.eos_token_id, *processor.end_ids}, []
     for end in (template.end, *template.stop):
+        # a template's end        -> ends an answer as
+        # a token the vocabulary has -> that id
+        # any other text          -> this text, wherever it occurs
         special = next((token for token in SPECIAL_TOKENS if end.startswith(token)), None)
         index = tokenizer.special_id(special) if special is not None else None
         if index is not None:
@@ -89,6 +94,7 @@ class GrowingText:
     def add(self, token: int) -> str:
         """What of the text has become certain with this token; `ended` and `text` are then up to date."""
         self._tokens.append(token)
+        # Decoded with some tokens before it, because a tokenizer drops or adds a space at the very beginning.
         start = next((place for place in reversed(self._places) if place <= self._settled_count - _CONTEXT), 0)
         before = self._tokenizer.decode(self._tokens[start : self._settled_count])
         new = self._tokenizer.decode(self._tokens[start:])[len(before) :]
@@ -97,6 +103,7 @@ class GrowingText:
             self._settled, self._settled_count = whole, len(self._tokens)
             self._places.append(self._settled_count)
         self.text, self.ended = self._ending.cut(whole.lstrip())
+        # shown at once is only what stays: half a character, or "##" that may become the end "###", waits
         certain = len(self.text) if self.ended else self._ending.certain_length(self.text)
         return self._show(certain)
 

@@ -51,6 +51,9 @@ def generate(
     def is_last(row: int, tokens: list[int]) -> bool:
         return len(tokens) >= budgets[row] or (is_ended is not None and is_ended(tokens))
 
+    # num_beams -> how
+    # 1         -> all prompts side by side
+    # more      -> one prompt after the other: its beams are the rows
     if settings.num_beams == 1:
         return _answer_together(IncrementalModel(model), prompts, settings, ends, is_last)
     found = []
@@ -92,6 +95,7 @@ def _answer_together(
     while True:
         tokens = np.zeros(len(rows), dtype=np.int64)
         for place, row in enumerate(rows):
+            # its row is still computed, until enough others have ended; its tokens are dropped
             if complete[row]:
                 continue
             token = tokens[place] = samplers[row].next_token(scores[place])
@@ -103,6 +107,7 @@ def _answer_together(
         going = np.flatnonzero(~complete[rows])
         if not len(going):
             return answers
+        # Selecting rows copies the whole cache: it pays only where half of them have left.
         if 2 * len(going) <= len(rows):
             incremental.select(going)
             rows, tokens = rows[going], tokens[going]

@@ -86,6 +86,10 @@ def question_of(text: str, pictures: Sequence[Picture]) -> tuple[Part, ...]:
     Raises:
         UserError: `<image>` occurs more or less often than there are pictures.
     """
+    # <image> in the text -> pictures
+    # as many as pictures -> at these places
+    # none, one picture   -> before the words, the line break is the template's
+    # none, several       -> before the words, a line break after each
     places = text.count(IMAGE_TOKEN)
     if places and places != len(pictures):
         given = "no image was given" if not pictures else f"{len(pictures)} images were given"
@@ -98,6 +102,7 @@ def question_of(text: str, pictures: Sequence[Picture]) -> tuple[Part, ...]:
             return (*pictures, text)  # the template puts a line break after a single image
         return (*(part for picture in pictures for part in (picture, "\n")), text)
     words = text.split(IMAGE_TOKEN)
+    # there is always one text more than pictures
     pairs = itertools.zip_longest(words, pictures)
     return tuple(part for pair in pairs for part in pair if part is not None and part != "")
 
@@ -105,6 +110,7 @@ def question_of(text: str, pictures: Sequence[Picture]) -> tuple[Part, ...]:
 def messages_of(system: str | None, rounds: Sequence[Round]) -> list[Message]:
     """Rounds as messages; pictures are numbered in reading order."""
     messages = [] if system is None else [Message(role="system", content=(system,))]
+    # counted over all rounds, as `Sample.images` is
     numbers: Iterator[int] = itertools.count()
     for item in rounds:
         content = tuple(next(numbers) if isinstance(part, Picture) else part for part in item.question)

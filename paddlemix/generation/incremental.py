@@ -59,6 +59,7 @@ class IncrementalModel:
         batch = collate(prompts, model.config.tokens_per_tile if has_tower else 1, padding="left")
         if batch.pixel_values is not None and not has_tower:
             raise UserError("the prompt has an image, but the model has no vision tower")
+        # without padding there is nothing to mask, and attention without a mask is faster
         padded = bool((batch.segment_ids == 0).any())
         embeds = model.embed(*map(_tensor, (batch.input_ids, batch.pixel_values, batch.merge_index)))
         self._next = batch.position_ids[:, -1:] + 1
@@ -79,6 +80,8 @@ class IncrementalModel:
         seen, count = self.cache.length, embeds.shape[1]
         positions = np.arange(seen, seen + count)[None]
         self._next = positions[:, -1:] + 1
+        # few tokens after a cache -> few operators, whose number is what costs there
+        # else                     -> the decoder itself, with a causal mask
         if seen and count <= _FEW:
             return self._scores(self._decoder(embeds, positions, self.cache))
         return self._read_all(embeds, positions, None)
@@ -110,6 +113,7 @@ class IncrementalModel:
         self, embeds: paddle.Tensor, position_ids: np.ndarray, segment_ids: paddle.Tensor | None
     ) -> np.ndarray:
         batch, length = position_ids.shape
+        # Only the last position of each row is asked for: the output layer on a whole prompt would need gigabytes.
         last = paddle.to_tensor(np.arange(1, batch + 1) * length - 1)
         decoder = self._model.language_model
         hidden = decoder(embeds, paddle.to_tensor(position_ids), segment_ids, self.cache, last)
@@ -117,6 +121,7 @@ class IncrementalModel:
 
     def _scores(self, hidden: paddle.Tensor) -> np.ndarray:
         logits = self._model.logits(hidden)
+        # on CPU the scores are in memory already; from a card a row of 32,000 of them would cross the bus for one token
         if not self._greedy or on_cpu(logits):
             self._chosen = None
             return logits.astype("float32").numpy()

@@ -73,6 +73,7 @@ def join_shares(job: PredictJob, header: dict[str, Any]) -> list[bytes] | None:
     lock = lock_of(job.output, wait=True)
     try:
         headers = ({**header, "chunk": [index, len(paths)]} for index in range(len(paths)))
+        # under the lock of the output: of two processes that finish together exactly one sees all shares complete
         if not all(map(is_complete, paths, headers)):
             return None
         lines = [line for path in paths for line in _lines(path)]

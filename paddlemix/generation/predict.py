@@ -111,6 +111,7 @@ def batches_by_length(lengths: np.ndarray, batch_size: int) -> list[list[int]]:
     """
     if batch_size < 1:
         raise UserError(f"batch_size {batch_size} must be at least 1")
+    # the longest first: if memory is too small, that shows in the first batch and not after hours
     order = np.argsort(-lengths, kind="stable").tolist()
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
@@ -138,6 +139,7 @@ def answer_batches(
     for batch, encoded in _encoded_ahead(questions, batches, workers):
         encoded = [_checked(model, item) for item in encoded]
         asked = [item for item in encoded if isinstance(item, EncodedQuestion)]
+        # resuming asks fewer batches, and the same batch must draw the same
         seeded = replace(settings, seed=settings.seed + batch[0])
         tokens = iter(generate(model, [item.prompt for item in asked], seeded, ending.ids, is_ended))
         answers = {}
@@ -157,6 +159,7 @@ def _checked(model: LlavaModel, item: EncodedQuestion | UserError) -> EncodedQue
     if item.prompt.num_tiles and model.config.vision is None:
         return UserError("the question has an image, but the model has no vision tower")
     try:
+        # asked one by one: one long question must not fail its whole batch
         answer_budget(model, len(item.prompt.input_ids), 1)
     except UserError as error:
         return error
@@ -178,6 +181,7 @@ def _encoded_ahead(
     pool = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="decode")
     try:
         for batch in batches:
+            # threads: Pillow and numpy release the interpreter while they decode
             ready.append((batch, [pool.submit(encode, index) for index in batch]))
             if len(ready) > _AHEAD:
                 first, futures = ready.popleft()

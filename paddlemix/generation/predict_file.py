@@ -128,6 +128,7 @@ def _ask(job: PredictJob, loaded: Pretrained, records: RecordFile, answers: Answ
     processor = processor_for(loaded, job.template)
     questions = QuestionList(records, processor, job.question_settings())
     numbers, wanted = job.chunk.numbers(len(records)), set(missing)
+    # of all questions, not of the missing ones: batches must be the same when a run is resumed
     lengths = measure_lengths(QuestionShare(questions, numbers), job.workers if job.workers > 1 else 0)[:, 0]
     batches = [[numbers[place] for place in batch] for batch in batches_by_length(lengths, job.batch_size)]
     chosen = [batch for batch in batches if not wanted.isdisjoint(batch)]
@@ -135,6 +136,7 @@ def _ask(job: PredictJob, loaded: Pretrained, records: RecordFile, answers: Answ
         kept = [number for batch in chosen for number in batch if number in wanted]
         chosen = [kept[start : start + job.batch_size] for start in range(0, len(kept), job.batch_size)]
     name = model_id(job.model)
+    # one bar on a shared terminal
     silent = job.chunk.joined and job.chunk.index > 0
     done, answered = len(numbers) - len(missing), 0
     with ProgressBar("answers", len(numbers), done, silent=silent) as bar:

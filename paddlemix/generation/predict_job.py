@@ -46,6 +46,7 @@ class Chunk:
 
     def numbers(self, total: int) -> range:
         """The questions of this share, of `total`; the last shares may be smaller or empty."""
+        # as LLaVA's `get_chunk`: the same questions for the same chunk
         size = math.ceil(total / self.count)
         return range(min(self.index * size, total), min((self.index + 1) * size, total))
 
@@ -111,6 +112,7 @@ class PredictJob:
 
         def digest(each: list[str]) -> str:
             found = [digests[path] for path in each]
+            # one picture that cannot be read makes the whole digest unknown
             return text_digest(*found)[:_SHORT] if found and None not in found else ""
 
         return Asked(

@@ -143,6 +143,7 @@ class QuestionList:
         return len(ids), int((ids < 0).sum())
 
     def _size(self, path: str) -> tuple[int, int]:
+        # measured before anything is fetched; the length only sorts questions into batches
         if is_url(path) and cached(path) is None:
             return self._processor.image_spec.tile_size, self._processor.image_spec.tile_size
         return self._sizes.get(path)
@@ -161,6 +162,7 @@ class QuestionList:
             messages = write_boxes(sample.messages, sizes, self._processor.image_spec)
         except UserError as error:
             raise type(error)(f"{sample.source}: {error}") from error
+        # the reference answer is never part of the prompt
         answered = messages[-1].role == "assistant"
         return EncodedQuestion(
             prompt=prompt,
@@ -205,6 +207,7 @@ def question_names(records: Records, index: int) -> tuple[Any, str]:
     except UserError:  # broken JSON
         return index, ""
     values = record if isinstance(record, dict) else {}
+    # LLaVA's files have `question_id`, training files `id`
     found = (values[key] for key in ("question_id", "id") if isinstance(values.get(key), (str, int, float)))
     text = values.get("text")
     return next(found, index), text if isinstance(text, str) else ""
@@ -227,6 +230,9 @@ def _with_line(sample: Sample, line: str) -> Sample:
         return sample
     place = len(_asked(sample)) - 1
     asked = sample.messages[place]
+    # where the line goes      -> when
+    # after the stripped words -> none or one image and no box, as LLaVA's evaluation files are written
+    # at the very end          -> else: moving images or boxes would change what the words refer to
     content: tuple[str | int | Box, ...] = (*asked.content, f"\n{line}")
     if len(asked.image_indices) < 2 and not any(isinstance(piece, Box) for piece in asked.content):
         content = (*asked.image_indices, "\n".join(part for part in (asked.text.strip(), line) if part))

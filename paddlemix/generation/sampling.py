@@ -85,11 +85,13 @@ class Sampler:
     ) -> None:
         self.settings = settings
         self._random = np.random.default_rng([settings.seed, number])
+        # kept only where the penalty needs it: prompts have thousands of tokens
         self._seen = {int(token) for token in prompt_ids} if settings.repetition_penalty != 1 else set()
 
     def next_token(self, scores: np.ndarray) -> int:
         """The next token, from scores float32 [V]; it counts for the penalty from now on.  Where the device has chosen,
         see `IncrementalModel`, `scores` is the token itself, int64 []."""
+        # a card has chosen already
         if scores.ndim == 0:
             return int(scores)
         if self.settings.repetition_penalty != 1:
@@ -101,8 +103,10 @@ class Sampler:
     def _draw(self, scores: np.ndarray) -> int:
         row = scores.astype(np.float64) / self.settings.temperature
         tokens = self._candidates(row)
+        # the largest score is subtracted, so that no exponential overflows
         weights = np.exp((row if tokens is None else row[tokens]) - row.max())
         sums = np.cumsum(weights)
+        # rounding may put the draw beyond the last sum
         place = min(int(np.searchsorted(sums, self._random.random() * sums[-1], side="right")), len(sums) - 1)
         return place if tokens is None else int(tokens[place])
 
@@ -114,6 +118,7 @@ class Sampler:
         if k:
             return _reach(row, _likeliest(row, k), p, None)
         total = np.exp(row - row.max()).sum()
+        # top_p alone: a partial sort is tried first, all tokens only where it does not reach top_p
         tokens = _likeliest(row, _LIKELIEST)
         if np.exp(row[tokens] - row[tokens[0]]).sum() < p * total:
             tokens = _likeliest(row, len(row))
@@ -140,5 +145,6 @@ def _likeliest(row: np.ndarray, count: int) -> np.ndarray:
 def _reach(row: np.ndarray, tokens: np.ndarray, top_p: float, total: float | None) -> np.ndarray:
     """Those of sorted tokens before which the others have not reached `top_p` of `total` (None: of their own sum)."""
     weights = np.exp(row[tokens] - row[tokens[0]])
+    # the token that crosses top_p belongs to the set, as in transformers
     before = np.cumsum(weights) - weights
     return tokens[: int((before < top_p * (weights.sum() if total is None else total)).sum())]

@@ -43,10 +43,12 @@ def is_local(address: str) -> bool:
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv4Address):
         return ip.is_multicast or not ip.is_global
+    # judged by the IPv4 address inside: ::ffff:127.0.0.1 is this machine
     if any(ip in network for network in _CARRIERS):
         return is_local(str(ipaddress.IPv4Address(ip.packed[12:])))
     if ip.sixtofour is not None:  # 2002::/16, RFC 3056
         return is_local(str(ip.sixtofour))
+    # An allowed list rather than a forbidden one: ranges that are assigned later are refused until they are known.
     return ip not in _GLOBAL_UNICAST or not ip.is_global or any(ip in network for network in _NOT_PUBLIC)
 
 
@@ -84,6 +86,7 @@ def check_literal(url: str) -> None:
         local = is_local(host)
     except ValueError:
         try:
+            # what the system's resolver accepts as a number must not pass for a name
             address = socket.inet_ntoa(socket.inet_aton(host))  # also 127.1, 0x7f000001 and 2130706433
         except (OSError, UnicodeError):
             return

@@ -124,6 +124,7 @@ class Client:
             try:
                 return attempt()
             except PassingError as error:
+                # a connection that breaks every gigabyte still finishes; one that brings nothing ends
                 failures = 0 if received() > before else failures
                 wait = self._wait(failures, error)
                 self._deadline.step(wait)
@@ -133,6 +134,7 @@ class Client:
     def _wait(self, failures: int, error: PassingError) -> float:
         """Seconds before the attempt after this one, if there is to be one."""
         settings, reason = self.settings, str(error)
+        # the server's own word counts, up to a minute
         wait = backoff(failures) if error.wait is None else min(error.wait, _LONGEST_WAIT)
         if self._deadline.stalled:
             reason = f"less than 64 KiB came in {settings.timeout * 4:g} s"
@@ -140,6 +142,7 @@ class Client:
                 raise UnreachableError(reason) from error
         if not self._deadline.remaining:
             raise UnreachableError(f"it has not arrived whole after {settings.seconds:g} s") from error
+        # waiting beyond the deadline would only make the same error later
         if failures >= settings.retries or wait >= self._deadline.remaining:
             raise UnreachableError(f"{reason} (attempt {failures + 1})") from error
         return wait
@@ -160,6 +163,10 @@ class Client:
             UnreachableError: refused, or too many redirects.
         """
         address = url
+        # status                  -> what follows
+        # 301 .. 308 and a target -> the next hop, checked like the first address
+        # one that may pass       -> another attempt
+        # any other               -> returned, for the caller to judge
         for _ in range(self.settings.max_redirects + 1):
             response = self._ask(method, address, headers or {}, address == url)
             target = response.headers.get("Location") if response.status_code in _REDIRECTS else None
@@ -170,6 +177,7 @@ class Client:
                 return response
             response.close()
             try:
+                # followed hop by hop: requests would follow to the local network, and send secrets to whoever is named
                 address = urljoin(address, target)
                 check_address(address, self.settings.allow_local_network)
             except ValueError as error:  # a UserError too
@@ -193,6 +201,7 @@ class Client:
         except LocalAddressError as error:
             hop = "" if is_first else f"its server redirects to '{without_secrets(address)}': "
             raise UnreachableError(f"{hop}{error}") from error
+        # A wrong certificate will not pass; but a deadline that closes the connection looks like one.
         except (requests.exceptions.SSLError, requests.exceptions.InvalidURL) as error:
             raise (UnreachableError if self._deadline.remaining else PassingError)(plain_cause(error)) from error
         except (requests.RequestException, HTTPError, OSError) as error:
@@ -241,6 +250,7 @@ def status_of(response: requests.Response) -> str:
 
 def length_of(response: requests.Response) -> int | None:
     """Bytes of an answer's body as its server announces them; None where it does not."""
+    # a server may send anything here: a number of thousands of digits must not become an int
     length = response.headers.get("Content-Length", "")
     return int(length) if length.isdecimal() and len(length) <= _LONGEST_LENGTH else None
 

@@ -41,6 +41,8 @@ class Deadline:
         self._pace = pace
         self._end = time.monotonic() + seconds
         self._next = time.monotonic() + pace
+        # closed from another thread: a blocked read has no other way out, and requests' own timeout starts anew with
+        # each byte
         self._sockets: list[socket.socket] = []
         self._lock = threading.Lock()
         self._left = threading.Event()
@@ -134,11 +136,15 @@ class _Guarded(HTTPConnection):
     allow_local_network: bool
 
     def _new_conn(self) -> socket.socket:
+        # through a proxy, which looks names up -> connected as it is
+        # local network allowed                 -> connected as it is
+        # else                                  -> every address of the name is checked, then connected to by number
         if self.proxy is not None or self.allow_local_network:
             return self._connect()
         name, failure = self._dns_host, None
         try:
             for address in self._addresses(name):
+                # The socket goes to this address, while `host`, which TLS verifies, stays the name.
                 self._dns_host = address
                 try:
                     return self._connect()
@@ -160,6 +166,7 @@ class _Guarded(HTTPConnection):
         except (socket.gaierror, UnicodeError) as error:
             raise NewConnectionError(self, f"{host} has no address: {error}") from error
         addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        # one local address among public ones is enough to refuse: which of them is used is not ours to choose
         for address in addresses:
             if is_local(address):
                 raise refusal(host, address)
@@ -171,6 +178,7 @@ class _Adapter(HTTPAdapter):
 
     def __init__(self, deadline: Deadline, allow_local_network: bool) -> None:
         guard = {"deadline": deadline, "allow_local_network": allow_local_network}
+        # urllib3 makes connections from a class: values of one session have to be attributes of a class of its own
         plain = type("_PlainConnection", (_Guarded,), guard)
         secure = type("_SecureConnection", (_Guarded, HTTPSConnection), guard)
         self._pools: dict[str, Any] = {

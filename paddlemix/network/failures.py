@@ -45,8 +45,10 @@ def retry_after(value: str) -> float | None:
 def plain_cause(error: BaseException) -> str:
     """The innermost cause of a network error in words: the outer ones quote the objects of their libraries."""
     cause: Any = error
+    # requests wraps urllib3, which wraps the system's error: only the last one says what happened
     while (inner := _inner(cause)) is not None:
         cause = inner
+    # "<urllib3.connection.HTTPSConnection object at 0x7f...>: " says nothing to a user
     text = re.sub(r"^.*(?:object at 0x\w+>|\)): ", "", str(cause.args[-1] if cause.args else ""))
     shown = "".join(character if character.isprintable() else "?" for character in without_secrets(text.strip()))
     return f"{type(cause).__name__}: {shown}" if shown else type(cause).__name__

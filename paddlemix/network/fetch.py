@@ -43,6 +43,7 @@ def discard(url: str) -> None:
 
 
 def _place(url: str) -> Path:
+    # the query belongs to the address, the fragment never reaches a server
     key = cache_key(urldefrag(url).url)
     return cache_directory("downloads") / key[:2] / f"{key}.bin"
 
@@ -80,6 +81,7 @@ def fetch(url: str, settings: RemoteSettings | None = None) -> Path:
     try:
         path.parent.mkdir(exist_ok=True)
         with _one_at_a_time(path.with_suffix(".lock"), settings.seconds):
+            # looked up again: whoever had the lock may have fetched it
             return cached(url) or _download(url, path, settings)
     except TooLargeError as error:
         raise UserError(f"'{shown}' {error}") from error
@@ -129,6 +131,7 @@ def _receive(client: Client, url: str, path: Path) -> Path:
                     written += len(chunk)
                     client.check_size(written)
                     file.write(chunk)
+            # requests does not notice a body that is cut short
             arrived = response.raw.tell()  # bytes over the wire, before any decoding
             if arrived < size or client.is_over:
                 raise PassingError(f"the connection ended after {arrived:,} of {size:,} bytes")

@@ -57,6 +57,7 @@ class ModelScopeRepository:
         try:
             if not answer.get("Success", answer.get("Code") == 200):
                 raise UnreachableError(f"{url}: {answer.get('Message') or answer.get('Code')}; {self._advice()}")
+            # folders are listed as items of their own
             items = [item for item in answer["Data"]["Files"] if item.get("Type") != "tree"]
             return [self._remote_file(base, item) for item in items]
         except (KeyError, TypeError, AttributeError) as error:

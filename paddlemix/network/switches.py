@@ -30,6 +30,9 @@ def offline_switch(setting: bool | None = None) -> str | None:
     Args:
         setting: True or False decides; None leaves it to the environment.
     """
+    # setting of the call                     -> decides
+    # PADDLEMIX_OFFLINE, then HF_HUB_OFFLINE  -> decides where it is a yes
+    # none of them                            -> servers may be asked
     if setting is not None:
         return "the setting offline" if setting else None
     for variable in ("PADDLEMIX_OFFLINE", "HF_HUB_OFFLINE"):

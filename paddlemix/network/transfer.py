@@ -71,6 +71,7 @@ def receive_file(file: RemoteFile, path: Path, secret: Secret | None = None) -> 
         OSError: it cannot be written.
     """
     part = file.part_of(path)
+    # A resumed file consists of two downloads: where its checksum is wrong, the earlier one may have been.
     resumed = _size(part) > 0
     _receive_all(file, part, secret)
     if resumed and mismatch(part, file) is not None:  # the server may have lied, or the disk
@@ -84,6 +85,7 @@ def receive_file(file: RemoteFile, path: Path, secret: Secret | None = None) -> 
 
 
 def _receive_all(file: RemoteFile, part: Path, secret: Secret | None) -> None:
+    # whole already, but not renamed: the process was killed in between
     if part.is_file() and file.size is not None and _size(part) == file.size:
         return
     try:
@@ -132,6 +134,7 @@ def _write(client: Client, response: requests.Response, file: RemoteFile, part: 
                 bar.update(len(chunk))
         finally:
             out.flush()
+            # also after an error: the next attempt resumes from what is certainly on the disk
             os.fsync(out.fileno())
     if client.is_over or (total is not None and _size(part) < total):
         raise PassingError(f"the connection ended after {_size(part):,} of {total or 0:,} bytes")
@@ -161,6 +164,7 @@ def mismatch(path: Path, file: RemoteFile) -> str | None:
     kind = digests.get(len(file.checksum or ""))
     if kind is None:
         return None
+    # git hashes a header before the content; the other two hash the content alone
     digest = kind(f"blob {_size(path)}\0".encode() if kind is hashlib.sha1 else b"")
     with open(path, "rb") as content:
         while chunk := content.read(1 << 20):

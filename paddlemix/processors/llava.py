@@ -61,6 +61,7 @@ class LlavaProcessor:
     def __post_init__(self) -> None:
         if not self.image_markers:
             return
+        # written as text, they would become several pieces that the model has never seen there
         missing = [token for token in (IMAGE_START, IMAGE_END) if self.tokenizer.special_id(token) is None]
         if missing:
             raise UserError(
@@ -113,9 +114,11 @@ class LlavaProcessor:
             The example, and the indices of the images whose tiles it wants, in order.
         """
         pairs = self._fit(sample, sizes, max_length, on_too_long)
+        # pairs that `_fit` left out; each is two turns of the conversation
         dropped = sum(message.role == "assistant" for message in sample.messages) - len(pairs)
         if dropped:
             _tell_truncation(sample.source, 2 * dropped, max_length)
+        # a truncated conversation shows fewer images: only theirs are cut into tiles
         order = tuple(index for pair in pairs for index in pair.images)
         return replace(self._example(pairs, sizes), source=sample.source), order
 
@@ -147,6 +150,7 @@ class LlavaProcessor:
             UserError: it cannot.
         """
         messages = [
+            # a box's text depends on its image's size; here any text will do in its place
             replace(message, content=tuple("[]" if isinstance(piece, Box) else piece for piece in message.content))
             for message in sample.messages
         ]
@@ -188,10 +192,14 @@ class LlavaProcessor:
                 hint = did_you_mean(on_too_long, ON_TOO_LONG)
                 raise UserError(f"on_too_long='{on_too_long}' is not one of {', '.join(ON_TOO_LONG)}{hint}")
             kept: list[EncodedPair] = []
+            # `pairs` is lazy: of a conversation far over the limit only what fits, and one pair more, is tokenised
             length, pairs = 0, self._pairs(sample.messages, sizes)
             for pair in pairs:
                 length += pair.length
                 if max_length is not None and length > max_length:
+                    # on_too_long    -> for a sample that does not fit
+                    # truncate_turns -> the last pairs go; without the first pair nothing is left, which is an error
+                    # skip, error    -> the same error; the caller leaves the sample out or stops
                     if not kept or on_too_long != "truncate_turns":
                         raise _too_long([*kept, pair, *pairs], max_length, on_too_long)
                     break
@@ -218,6 +226,7 @@ class LlavaProcessor:
         indices, first_row = [], 0
         for width, height in sizes:
             index = visual_token_index(width, height, self.image_spec)
+            # rows count over all images of a sample, newlines have no row of their own
             indices.append(np.where(index == NEWLINE_INDEX, NEWLINE_INDEX, index + first_row))
             first_row += count_tiles(width, height, self.image_spec) * self.image_spec.tokens_per_tile
         return indices
@@ -226,6 +235,7 @@ class LlavaProcessor:
         """Tiles of RGB images, one image after the other: float32 [N, 3, H, W]."""
         size = self.image_spec.tile_size
         tiles = [preprocess_image(image, self.image_spec) for image in images]
+        # most samples have one picture, and its tiles are megabytes
         if len(tiles) == 1:
             return tiles[0]  # nothing to copy
         return np.concatenate(tiles) if tiles else np.zeros((0, 3, size, size), dtype=np.float32)
@@ -236,6 +246,7 @@ class LlavaProcessor:
             "chat_template": template_value(self.template),
             "mm_use_im_start_end": self.image_markers,
             **image_spec_to_dict(self.image_spec),
+            # left out where the tokenizer says it already: files of most models stay as short as they were
             **({"eos_token_id": list(self.end_ids)} if set(self.end_ids) - {self.tokenizer.eos_token_id} else {}),
         }
 
@@ -248,6 +259,7 @@ def _tell_truncation(source: str, turns: int, max_length: int | None) -> None:
 
 
 def _too_long(pairs: Sequence[EncodedPair], max_length: int, on_too_long: str) -> TooLongError:
+    # whichever part cannot fit is named: shortening others would not help
     first = on_too_long == "truncate_turns" or len(pairs) == 1 or pairs[0].length > max_length
     counted = pairs[:1] if first else pairs
     length, visual = sum(pair.length for pair in counted), sum(pair.num_visual for pair in counted)

@@ -44,14 +44,17 @@ def run_processor(processor: LlavaProcessor, config: RunConfig, sight: Sight | N
             does not fit another's.
     """
     changes: dict[str, Any] = {key: getattr(config, key) for key in _IMAGE_KEYS if getattr(config, key) is not None}
+    # through the file's own keys: what a run changes is checked as if the checkpoint had declared it
     values = processor.to_dict()
     if config.vision_image_size is not None:
         values = with_tile_size(values, config.vision_image_size)
     spec = image_spec_from_dict({**values, **changes})
+    # a name may mean another template for an XTuner model, so the checkpoint's own is passed along
     template = (
         resolve_template(config.chat_template, processor.template) if config.chat_template else processor.template
     )
     result = replace(processor, image_spec=spec, template=template)
+    # a text-only model has no tower to disagree with
     if sight is not None and sight.image_size is not None:
         _check_sight(result, config, sight.image_size, sight.image_newline)
     return result
@@ -59,11 +62,13 @@ def run_processor(processor: LlavaProcessor, config: RunConfig, sight: Sight | N
 
 def _check_sight(processor: LlavaProcessor, config: RunConfig, image_size: int, image_newline: bool) -> None:
     spec = processor.image_spec
+    # without that vector there is nothing to put at the ends of rows
     if spec.aspect_mode == "anyres" and "unpad" in spec.merge_type and not image_newline:
         raise UserError(
             f"mm_patch_merge_type '{spec.merge_type}' needs a model with an image_newline vector (LLaVA-1.6); "
             f"{config.model_name_or_path} has none, use 'spatial' or 'flat'"
         )
+    # an adapter's processor may be of another tile size than the base that it is used with
     if spec.tile_size != image_size:
         raise UserError(
             f"{config.lora_path or config.model_name_or_path} prepares tiles of {spec.tile_size} pixels, but the tower "

@@ -84,6 +84,7 @@ def check_files(
     opened: list[RecordFile | None] = []
     for file in files:
         try:
+            # a file that does not exist stops the check: it is a mistake in its name, not in the data
             opened.append(open_records(file.path, file.form))
         except MissingFileError:
             raise
@@ -95,6 +96,7 @@ def check_files(
     total = sum(stop - start for _, start, stop in tasks)
     checker = RecordChecker(opened, files, settings)
     hashes, lengths, doubts = [], [], list[tuple[str, str]]()
+    # `closing`: an error in here must end the processes before it is shown
     with contextlib.closing(_run(tasks, checker, settings.workers)) as findings:
         for task, found in zip(tasks, findings, strict=True):
             messages += _add(report, task, found)
@@ -113,6 +115,7 @@ def _add(report: CheckReport, task: Task, found: Findings) -> list[tuple[str, st
     """Counts the findings of a task; returns source and message of what is wrong."""
     number, start, stop = task
     report.records += stop - start
+    # also for a file without a bad record: its entry says that it was checked
     report.bad.setdefault(number, set()).update(row for row, _ in found.faults)
     report.forms += found.forms
     report.too_long += found.too_long
@@ -123,6 +126,7 @@ def _add(report: CheckReport, task: Task, found: Findings) -> list[tuple[str, st
 def _tasks(opened: Sequence[RecordFile | None], limit: int | None) -> Iterator[Task]:
     for number, records in enumerate(opened):
         size = 0 if records is None else len(records) if limit is None else min(len(records), limit)
+        # small tasks: one slow picture holds up few records, and progress is visible
         for start in range(0, size, _CHUNK):
             yield number, start, min(start + _CHUNK, size)
 
@@ -136,6 +140,7 @@ def _duplicates(
     values = np.concatenate(hashes)
     owners = np.concatenate([np.full(stop - start, number) for number, start, stop in tasks])
     rows = np.concatenate([np.arange(start, stop) for _, start, stop in tasks])
+    # `first` is the earliest row of each hash, so a row that is not its own first repeats it
     _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
     again = np.flatnonzero((first[inverse] != np.arange(len(values))) & (values != 0))
     return [
@@ -150,10 +155,12 @@ def _run(tasks: Sequence[Task], checker: RecordChecker, workers: int) -> Generat
     Raises:
         UserError: a process ended unexpectedly.
     """
+    # below two tasks or workers, starting processes costs more than it saves
     workers = min(workers, len(tasks))
     if workers < 2:
         yield from (checker.check(*task) for task in tasks)
         return
+    # the pool has no list of its processes; those that are new are its own
     before = set(multiprocessing.active_children())
     pool: WorkerPool[RecordChecker, Task, Findings] = WorkerPool(_work, checker, workers)
     done = 0

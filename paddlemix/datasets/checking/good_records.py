@@ -29,6 +29,7 @@ def check_fix_target(target: Path, files: Sequence[DataFile]) -> None:
     paths = [file.path for file in files]
     checked = [Needed("one of the files that are checked", Path(path), "file") for path in paths]
     check_output(Output("--fix", target, "file"), checked)
+    # One output cannot hold a file's records twice, once for each way to read them.
     twice = next((path for path in paths if paths.count(path) > 1), None)
     if twice is not None:
         raise UserError(f"--fix: {twice} is read in two ways (template or image_root); fix it by itself")
@@ -55,11 +56,13 @@ def write_good_records(report: CheckReport, target: Path, limit: int | None = No
     Raises:
         UserError: a whole file was unreadable, no record is good, or the target cannot be written.
     """
+    # leaving out a whole file because a bracket is missing would be no repair
     if report.unreadable:
         raise UserError("--fix: a data file cannot be read at all (see the problems); repair or leave it out first")
     if report.num_bad == report.records:
         raise UserError(f"--fix: none of the {report.records} records is good, so nothing was written")
     lines, count = target.suffix == ".jsonl", 0
+    # the bytes around records: JSON Lines, or an array with one record on a line
     before, between, after = ("", "\n", "\n") if lines else ("[\n", ",\n", "\n]\n")
     with replacing(target) as temporary, open(temporary, "wb") as file:
         file.write(before.encode())

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+# In this order: brackets may hold quotes, quotes may hold numbers.
 _PARTICULAR = (
     (re.compile(r"; did you mean .*", re.DOTALL), ""),
     (re.compile(r"\s*\([^()]*\)"), ""),
@@ -57,4 +58,5 @@ def group_problems(messages: Iterable[tuple[str, str]]) -> list[Problem]:
     for source, message in messages:
         kind = kind_of(message)
         problems.setdefault(kind, Problem(kind)).records.append((source, message))
+    # stable: kinds of one frequency stay in the order of the data
     return sorted(problems.values(), key=lambda problem: -problem.count)

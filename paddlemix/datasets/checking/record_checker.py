@@ -115,6 +115,7 @@ class RecordChecker:
             source = file.source(row)
             try:
                 record = records[row]
+                # before it is parsed: a bad record may be a duplicate, too
                 found.hashes[row - start] = _hash(record, file.image_root)
                 sample = parse_record(record, source, file.image_root, file.form)
                 found.forms[form_of(record, file.form)] += 1
@@ -139,10 +140,12 @@ class RecordChecker:
         sizes = [self._size(path) for path in sample.images] if self._settings.open_images else None
         if processor is None:
             return None
+        # "anyres" and boxes need the size; otherwise every image has the same number of tokens
         if sizes is None:
             if sample.images and (processor.image_spec.aspect_mode == "anyres" or _has_box(sample)):
                 return None
             sizes = [_ANY_SIZE] * len(sample.images)
+        # without a limit first: `too_long` counts what the policy has to act on
         whole, visual = processor.measure(sample, sizes)
         limit = self._settings.max_length
         if limit is None or whole <= limit:
@@ -152,6 +155,7 @@ class RecordChecker:
         except TooLongError:
             if self._settings.on_too_long != "skip":
                 raise  # it is among the bad ones
+            # counted apart from the bad ones: the run leaves it out by the user's own policy
             found.skipped += 1
             fitted = None
         found.too_long += 1
@@ -159,9 +163,11 @@ class RecordChecker:
 
     def _size(self, path: str) -> tuple[int, int]:
         """Size of an image, pixels, after its pixels were read once."""
+        # one broken image in a thousand records is decoded once, and named a thousand times
         if path in self._broken:
             raise UserError(self._broken[path])
         try:
+            # nothing to remember it by: its name is its content
             if path.startswith("data:"):
                 return load_image(path, self._settings.images).size
             size = self._sizes.get(path)
@@ -195,6 +201,7 @@ def _has_box(sample: Sample) -> bool:
 
 def _hash(record: dict[str, Any], image_root: str | None) -> int:
     """64 bits that are equal for equal records; never 0."""
+    # equal records under two roots name different images
     text = json.dumps([record, image_root], sort_keys=True).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") or 1
 

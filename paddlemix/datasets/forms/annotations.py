@@ -34,6 +34,7 @@ def _read_vqa(record: Record) -> list[Turn]:
     question, answers = record.get("question"), record.get("answer")
     if not isinstance(question, str):
         raise UserError(f"question is a JSON {json_kind(question)}, expected text (coco_vqa)")
+    # training files have a list, some test files one text
     answers = [answers] if isinstance(answers, str) else answers
     if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
         found = json.dumps(answers, ensure_ascii=False)[:80]

@@ -72,6 +72,8 @@ def read_turns(record: Record, form: str | None = None) -> list[Turn]:
     for key in record.keys() & _REFUSED_KEYS.keys():
         if record[key]:
             raise UserError(f"'{key}' is not supported: {_REFUSED_KEYS[key]}")
+    # name of the entry is coco_caption, vg_caption or coco_vqa -> that reader
+    # any other name, or none                                   -> the record's own keys
     read = FORM_READERS.get(form) if form is not None else None
     turns = (read or _recognise(record).read)(record)
     system = record.get("system")
@@ -99,6 +101,7 @@ def read_open_turns(record: Record, form: str | None = None) -> list[Turn]:
         keys, known = ", ".join(map(str, record)) or "none", ", ".join(f"'{dialect.key}'" for dialect in DIALECTS)
         raise UserError(f"neither a question ('text') nor one of {known} (keys: {keys})")
     else:
+        # A question may lack the answer that the readers demand: an empty one is put in and dropped again below.
         turns = read_turns({"response": "", "answer": "", "caption": "", **record}, form)
     role, content = turns[-1]
     answered = any(isinstance(piece, Shown) or piece.strip() for piece in content)
@@ -115,6 +118,7 @@ def _question_text(record: Record) -> str:
     text = record["text"]
     if not isinstance(text, str):
         raise UserError(f"text is a JSON {json_kind(text)}, expected the question")
+    # the text places its images itself
     if IMAGE_TOKEN in text:
         return text
     return f"{IMAGE_TOKEN}\n" * len(image_addresses(record)) + text
@@ -124,6 +128,7 @@ def _recognise(record: Record) -> Dialect:
     found = [dialect for dialect in DIALECTS if record.get(dialect.key) is not None]
     if len(found) == 1:
         return found[0]
+    # two conversations in one record: whichever were chosen, the other would be lost without a word
     if found:
         keys = " and ".join(f"'{dialect.key}'" for dialect in found)
         raise UserError(f"{keys} are each a conversation; keep one of them")
@@ -139,6 +144,7 @@ def _read_conversations(record: Record) -> list[Turn]:
     if not isinstance(turns, list) or not turns:
         raise UserError("'conversations' is not a list of turns or is empty")
     if all(isinstance(turn, dict) for turn in turns):
+        # some of ShareGPT's files have role/content turns under this key
         by_role = all("role" in turn and "from" not in turn for turn in turns)
         read = _message_turn if by_role else _from_value_turn
         return images_at_tokens(record, [read(turn, number) for number, turn in enumerate(turns, 1)])
@@ -197,11 +203,13 @@ def _part(part: dict[str, Any], role: Role, number: int) -> str | Shown:
         if not isinstance(part.get("text"), str):
             raise UserError(f"turn {number}: the text of a part is a JSON {json_kind(part.get('text'))}, expected text")
         return part["text"]
+    # a video or a sound must not become silence
     if kind not in ("image_url", "image"):
         raise UserError(f"turn {number}: a part of type {json.dumps(kind)} is not one of text, image_url, image")
     if role != "user":
         raise UserError(f"turn {number}: a turn of the {role} has an image; only a user's turn can show one")
     value = next((part[key] for key in ("image_url", "image", "url", "path") if part.get(key) is not None), None)
+    # {"type": "image"} alone: the next image of the record's own list
     if value is None and kind == "image":
         return PLACE
     return Shown(image_address(value, f"turn {number}: {kind}"))

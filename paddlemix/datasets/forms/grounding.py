@@ -22,6 +22,7 @@ from paddlemix.sample import Box, Message
 BOX_TOKEN, REF_TOKEN = "<bbox>", "<ref-object>"
 _PLACES = re.compile(f"({BOX_TOKEN}|{REF_TOKEN})")
 _KEYS = ("ref", "bbox", "bbox_type", "image_id")
+# pixels of the original picture, or shares of its sides
 _TYPES = {"real": False, "norm1": True}
 
 
@@ -58,9 +59,11 @@ def read_objects(record: Mapping[str, Any], image_count: int) -> Objects | None:
     refs, boxes = _list(value, "ref"), _list(value, "bbox")
     if not all(isinstance(ref, str) and ref.strip() for ref in refs):
         raise UserError(f"objects.ref is {_shown(refs)}, expected texts, none of them empty")
+    # null counts as absent: tables that were made into JSON have every key in every record
     kind = value.get("bbox_type") or "real"
     if kind not in _TYPES:
         raise UserError(f"objects.bbox_type {_shown(kind)} is not one of {', '.join(_TYPES)}")
+    # a record of one image need not say which
     images = _list(value, "image_id") or [0] * len(boxes)
     if len(images) != len(boxes):
         raise UserError(f"objects has {len(boxes)} bbox and {len(images)} image_id; one for each bbox is needed")
@@ -80,6 +83,7 @@ def _list(value: Mapping[str, Any], key: str) -> list[Any]:
 
 
 def _box(corners: Any, image: Any, image_count: int, normalised: bool) -> Box:
+    # bool is an int in Python, and NaN a float: neither is a corner
     numbers = isinstance(corners, list) and all(
         isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) for value in corners
     )
@@ -101,6 +105,7 @@ def place_objects(messages: tuple[Message, ...], objects: Objects) -> tuple[Mess
         UserError: there are not as many places as texts or boxes.
     """
     texts = [piece for message in messages for piece in message.content if isinstance(piece, str)]
+    # counted before anything is filled: a missing box would shift all that follow to wrong places
     for token, key, given in ((REF_TOKEN, "ref", objects.refs), (BOX_TOKEN, "bbox", objects.boxes)):
         count = sum(text.count(token) for text in texts)
         if count != len(given):

@@ -40,6 +40,7 @@ def image_addresses(record: Mapping[str, Any]) -> list[str]:
         UserError: a value is neither an address nor a list of them, or both keys name images and differ.
     """
     found = [(key, _list_of(record[key], key)) for key in _KEYS if record.get(key) is not None]
+    # the same images under both keys are harmless, and common where one program reads one key each
     if len(found) == 2 and found[0][1] != found[1][1]:
         raise UserError("'image' and 'images' name different images; keep one of them")
     return found[0][1] if found else []
@@ -60,11 +61,13 @@ def image_address(value: Any, where: str) -> str:
         UserError: it is neither.
     """
     if isinstance(value, dict):
+        # what Parquet exports of Hugging Face's `Image` feature have
         if value.get("bytes") is not None:
             raise UserError(f"{where} has its image as 'bytes', which JSON cannot hold; use a path or a data: URI")
         value = next((value[key] for key in _ADDRESS_KEYS if value.get(key) is not None), value)
     if not isinstance(value, str) or not value:
         raise UserError(f"{where} is {json.dumps(value)[:80]}, expected a path or URL, or a list of them")
+    # `open` would raise a ValueError that names no record
     if "\0" in value:
         raise UserError(f"{where} is {json.dumps(value)[:80]}; a path has no NUL character")
     return value
@@ -77,6 +80,7 @@ def folders_of(addresses: Iterable[str]) -> set[str]:
 
 def locate(address: str, image_root: str | Path | None) -> str:
     """The address as it can be opened: a relative path follows `image_root`, where there is one."""
+    # not resolved: links and `..` stay as the user wrote them, so that messages repeat that
     if image_root is None or is_url(address) or is_data_uri(address) or os.path.isabs(address):
         return address
     return os.path.join(image_root, address)

@@ -24,6 +24,7 @@ def llava_record(sample: Sample, identity: str) -> dict[str, Any]:
     Raises:
         UserError: a text holds `<image>`, or beside boxes `<bbox>`, as words, which the form cannot tell from places.
     """
+    # a record has objects where any text has a box, and only then are `<bbox>` and `<ref-object>` places
     boxes = [piece for message in sample.messages for piece in message.content if isinstance(piece, Box)]
     record: dict[str, Any] = {"id": identity}
     if sample.images:
@@ -33,6 +34,7 @@ def llava_record(sample: Sample, identity: str) -> dict[str, Any]:
     ]
     if boxes:
         record["objects"] = {
+            # texts of `<ref-object>` were filled in when the record was read
             "ref": [],
             "bbox": [list(box.corners) for box in boxes],
             "bbox_type": "norm1" if boxes[0].normalised else "real",
@@ -42,6 +44,7 @@ def llava_record(sample: Sample, identity: str) -> dict[str, Any]:
 
 
 def _text(message: Message, with_boxes: bool) -> str:
+    # `<image>` is a place in questions alone; `<bbox>` and `<ref-object>` are places only where a record has objects
     refused = [IMAGE_TOKEN] * (message.role == "user") + [BOX_TOKEN, REF_TOKEN] * with_boxes
     words = next((token for token in refused if token in message.text), None)
     if words is not None:

@@ -80,6 +80,7 @@ def parse_question(
 def _place(turns: Sequence[Turn], record: dict[str, Any], source: str, image_root: str | Path | None) -> Sample:
     """The Sample of turns that were checked: with its images, and its boxes, in their places."""
     messages, images = _place_images(turns, image_addresses(record))
+    # after the images: boxes name images by their number in reading order
     objects = read_objects(record, len(images))
     if objects is not None:
         messages = place_objects(messages, objects)
@@ -93,6 +94,7 @@ def _check_turns(turns: Sequence[Turn], open_end: bool = False) -> None:
         for piece in content:
             if isinstance(piece, str):
                 _check_unicode(piece)
+    # only the first turn may be the system's; anywhere else it fails the alternation below
     first = 1 if turns[0][0] == "system" else 0
     for number, (role, content) in enumerate(turns[first:], 1):
         expected = "user" if number % 2 else "assistant"
@@ -100,6 +102,7 @@ def _check_turns(turns: Sequence[Turn], open_end: bool = False) -> None:
             raise UserError(
                 f"turn {number} is by the {role}, expected the {expected}: turns alternate, the user begins"
             )
+        # nothing would be supervised but the end token: such a record teaches to stay silent
         if role == "assistant" and not any(isinstance(piece, str) and piece.strip() for piece in content):
             raise UserError(f"turn {number}: the answer is empty, so there is nothing to learn")
     count = len(turns) - first
@@ -109,6 +112,7 @@ def _check_turns(turns: Sequence[Turn], open_end: bool = False) -> None:
 
 def _check_unicode(text: str) -> None:
     try:
+        # "\ud83d" is valid JSON and half a character: a tokenizer would fail on it hours later
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         found, before = ascii(text[error.start]), text[max(0, error.start - 20) : error.start]
@@ -127,6 +131,7 @@ def _place_images(turns: Sequence[Turn], listed: Sequence[str]) -> tuple[tuple[M
                 continue
             places += piece.address is None
             placed.append(len(images))
+            # an image with an address of its own does not use up one of the list
             images.append(piece.address if piece.address is not None else next(remaining, ""))
         messages.append(Message(role=role, content=tuple(placed)))
     if places != len(listed):

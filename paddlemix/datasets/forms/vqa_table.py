@@ -64,6 +64,7 @@ def read_table(path: Path, columns: Columns) -> Iterator[tuple[int, TableRow | U
         MissingFileError: there is no such file, or it cannot be read.
         UserError: it is not UTF-8, has no header or not the columns, or its quotation marks are broken.
     """
+    # a limit for the whole process, the only way that `csv` offers
     csv.field_size_limit(_MAX_FIELD)
     refuse_pointer(path, f"table '{path}'")
     try:
@@ -97,6 +98,7 @@ def _rows(file: TextIO, columns: Columns) -> Iterator[tuple[int, TableRow | User
             raise csv.Error(f"line {line}: {error}") from error
         if cells is None:
             return
+        # `csv` returns an empty list for a blank line
         if cells:
             yield line, _row(line, cells, len(header), places)
         line = reader.line_num + 1
@@ -122,6 +124,7 @@ def _place(header: Sequence[str], key: str, choices: Sequence[str]) -> int:
 
 
 def _row(line: int, cells: Sequence[str], width: int, places: dict[str, int]) -> TableRow | UserError:
+    # a cell with an unquoted delimiter: shifted columns would pass for an answer
     if len(cells) != width:
         return UserError(f"{len(cells)} cells, the header has {width}; quote a cell that holds the delimiter")
     values = {key: cells[place].strip() for key, place in places.items()}
@@ -171,6 +174,11 @@ class ImageFinder:
             )
         if os.path.isfile(self._root / name):  # False also where the name can be no path
             return name
+        # name                                  -> is looked up as
+        # a path below the root                 -> itself
+        # "104406.0", a table's float           -> 104406
+        # file name with or without extension   -> the one file of this name
+        # digits                                -> the one file whose name ends with this number
         whole = _WHOLE_FLOAT.fullmatch(name)
         key = whole[1] if whole else name
         found = self._names.get(key) or (self._numbers.get(int(key)) if key.isdecimal() else None)
@@ -187,6 +195,7 @@ class ImageFinder:
         for folder, _, names in os.walk(self._root):
             below = Path(folder).relative_to(self._root)
             found += [(below / name).as_posix() for name in names if name.lower().endswith(_EXTENSIONS)]
+        # the order of `os.walk` differs between machines, and with it the files that an error names
         return sorted(found)
 
     @cached_property
@@ -195,6 +204,7 @@ class ImageFinder:
         names: dict[str, list[str]] = defaultdict(list)
         for path in self._files:
             stem = os.path.splitext(path)[0]
+            # a set: in the root itself a path and its name are the same
             for name in {stem, os.path.basename(stem), os.path.basename(path)}:
                 names[name].append(path)
         return dict(names)

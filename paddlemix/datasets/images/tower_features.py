@@ -52,6 +52,7 @@ class FeatureStore:
             MissingFileError, UserError: the image cannot be read.
         """
         with open_content(path, settings) as file:
+            # by content, not by path: a picture that is replaced must never be answered with the old one's features
             content = hashlib.sha256(file.read()).hexdigest()
         return cache_key(content, spec, self._mark)
 
@@ -61,6 +62,7 @@ class FeatureStore:
             features = np.load(self._path(key), allow_pickle=False)
         except (OSError, ValueError, EOFError):
             return None
+        # a file cut short by a full disk, or of another tower under the same name, counts as absent
         return features if features.shape == (tiles, *self._shape) and features.dtype == np.float32 else None
 
     def write(self, key: str, features: np.ndarray) -> None:
@@ -111,6 +113,8 @@ def encode_with_features(
     example, order = processor.encode_sized(sample, found_sizes, settings.max_length, settings.on_too_long)
     features = {index: store.read(keys[index], tiles[index]) for index in order}
     stored = [item for item in (features[index] for index in order) if item is not None]
+    # all of them stored  -> no pixel is read
+    # any of them missing -> all are decoded: the tower sees one sample's tiles together
     if order and len(stored) == len(order):
         return replace(example, tile_features=np.concatenate(stored))
     pictures = {index: load_image(sample.images[index], images) for index in order}

@@ -62,13 +62,16 @@ def recognise(descriptor: int, name: str) -> Layout:
     head = os.pread(descriptor, 16, 0)
     begin = len(_MARK) if head.startswith(_MARK) else 0
     first = first_solid(descriptor, begin)
+    # nothing but white space, or nothing at all
     if first is None:
         raise UserError(f"data file '{name}' holds no record: it is empty")
+    # before anything is parsed: a compressed file of gigabytes would else be searched for brackets
     for magic, problem in _FOREIGN:
         if head.startswith(magic) or (magic == b"<" and os.pread(descriptor, 1, first) == magic):
             raise UserError(f"data file '{name}' {problem}; expected a JSON array of records or JSON Lines")
     code = os.pread(descriptor, 1, first)
     if code == b"[":
+        # what the first solid byte tells:  [ an array   { JSON Lines   anything else is refused
         return Layout(True, begin, first + 1)
     if code == b"{":
         return Layout(False, begin, begin)
@@ -97,6 +100,7 @@ def check_lines(descriptor: int, name: str, spans: Spans) -> None:
     """
     start, end = int(spans.starts[0]), int(spans.ends[0])
     following = first_solid(descriptor, end)
+    # one line, or a next line that begins an object as well: JSON Lines
     if following is None or os.pread(descriptor, 1, following) == b"{":
         return
     text = os.pread(descriptor, end - start, start).decode("utf-8", "replace").rstrip()

@@ -101,9 +101,11 @@ class _Builder:
         folders: set[str] = set()
         count, end = 0, self._layout.inside
         for spans, checked in check_all(self._tasks(form), self._size >= _PARALLEL_BYTES):
+            # The array itself is broken: where is found by reading it again, slowly, from the last good record.
             if checked.broken is not None:
                 valid = checked.broken - count
                 raise self._explain(int(spans.ends[valid - 1]) if valid else spans.previous, checked.broken)
+            # 24 bytes a record: a million of them stay below the size of a few pictures
             rows.append(np.stack([spans.starts, spans.ends, checked.words], axis=1))
             for kind, found in (("problem", checked.problems), ("doubt", checked.doubts)):
                 messages += [json.dumps([kind, *item]).encode() + b"\n" for item in found]
@@ -121,6 +123,7 @@ class _Builder:
         with bar:
             for spans in scan(self._descriptor, self._layout.inside):
                 bar.update(spans.scanned - bar.done)
+                # known only with the last block, and needed when all records are checked
                 self._closed = spans.closed
                 if len(spans.starts):
                     if not count and not self._layout.is_array:
@@ -133,6 +136,7 @@ class _Builder:
         if self._layout.is_array:
             if self._closed is None or os.pread(self._descriptor, 1, self._closed - 1) != b"]":
                 raise self._explain(end, count)
+            # a comma before the closing bracket, or anything after it
             gap = first_solid(self._descriptor, end, self._closed - 1)
             if gap is not None or first_solid(self._descriptor, self._closed) is not None:
                 raise self._explain(end, count)
@@ -155,6 +159,7 @@ def write_index(store: Path, index: Index, identity: tuple[int, int]) -> None:
     """
     rows = np.ascontiguousarray(index.rows, np.int64)
     checksum = zlib.crc32(index.lines, zlib.crc32(rows.data))
+    # the header comes first and has a fixed size, so the rows can be mapped where they are
     header = json.dumps(_header(identity) | {"records": len(rows), "checksum": checksum}).encode()
     with replacing(store) as temporary, open(temporary, "wb") as file:
         file.write(header.ljust(_HEADER_BYTES - 1) + b"\n")
@@ -176,6 +181,7 @@ def read_index(store: Path, identity: tuple[int, int]) -> Index | None:
         return None
     if not isinstance(header, dict) or not header.items() >= _header(identity).items():
         return None
+    # a disk that filled up, or a crash before the file was flushed
     if zlib.crc32(mapped[_HEADER_BYTES:]) != header.get("checksum"):
         return None
     count = header["records"]

@@ -17,6 +17,7 @@ def refuse_constant(name: str) -> NoReturn:
     raise UserError(f"{name} is not JSON; write a number or null")
 
 
+# Python's decoder accepts NaN and Infinity, which JSON does not have and other programs refuse
 DECODER = json.JSONDecoder(parse_constant=refuse_constant)
 
 
@@ -27,6 +28,7 @@ def undecodable(error: Exception) -> str:
 
 def json_kind(value: Any) -> str:
     """What JSON calls a value: "object", "array", "text", "boolean", "null" or "number"."""
+    # bool before number: in Python it is a kind of int
     names = {dict: "object", list: "array", str: "text", bool: "boolean", type(None): "null"}
     return names.get(type(value), "number")
 

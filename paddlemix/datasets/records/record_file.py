@@ -168,6 +168,7 @@ class RecordFile:
             yield from parse_record(self[number], f"{self.path} record {number}", image_root, self._form).images
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # with an index in the cache a worker maps it; without one the index itself has to travel
         carried = None if self._kept else Index(self._index.rows, bytes(self._index.lines))
         return RecordFile, (self.path, self._form, self._local, self._identity, carried)
 

@@ -77,11 +77,13 @@ class _ArrayScanner:
         places = _without_escaped(codes, places)
         kinds = codes[places]
         is_quote = kinds == _QUOTE
+        # after an odd number of quotes a byte is inside a text; brackets there are characters
         in_text = (np.cumsum(is_quote) + self._in_text) & 1
         self._in_text = int(in_text[-1]) if len(in_text) else self._in_text
         brackets = ~is_quote & (in_text == 0)
         places, kinds = places[brackets], kinds[brackets]
         steps = (kinds & 2).astype(np.int64) - 1  # bit 1 is set in [ and {, not in ] and }
+        # depth 1 is reached where an item opens, 0 where it closes, -1 where the array itself closes
         depths = np.cumsum(steps) + self._depth
         self._depth = int(depths[-1]) if len(depths) else self._depth
         closings = np.flatnonzero(depths == -1)
@@ -100,6 +102,7 @@ def _without_escaped(codes: np.ndarray, places: np.ndarray) -> np.ndarray:
     last = np.flatnonzero(np.append(np.diff(slashes) != 1, True))  # of each run of backslashes
     lengths = np.diff(last, prepend=-1)
     escaped = np.zeros(len(codes) + 1, bool)
+    # of a run of backslashes each second one is escaped itself: an odd run escapes what follows it
     escaped[slashes[last[lengths % 2 == 1]] + 1] = True
     return places[~escaped[places]]
 

@@ -75,6 +75,7 @@ class ArrayReader:
         """The value that begins at a byte, and the byte after it."""
         size = _WINDOW_BYTES
         while True:
+            # A record of unknown length: a window that grows until the record ends inside it.
             window = os.pread(self._descriptor, size, start)
             text, is_whole = self._decode_text(window, start)
             is_end = len(window) < size
@@ -82,6 +83,7 @@ class ArrayReader:
                 value, length = DECODER.raw_decode(text)
                 return value, start + len(text[:length].encode())
             except json.JSONDecodeError as error:
+                # an error near the end of a window may only mean that the window ends there
                 cut_short = error.msg.startswith("Unterminated string") or error.pos > len(text) - _UNDECIDED
                 if not cut_short or (is_end and is_whole):
                     raise self._error(start + len(text[: error.pos].encode()), error.msg) from error
@@ -89,6 +91,7 @@ class ArrayReader:
                     raise self._not_unicode(start + len(text.encode())) from error
             except (RecursionError, ValueError) as error:
                 raise self._error(start, undecodable(error)) from error
+            # grows fast: a record of many megabytes is read a few times, not thousands of times
             size *= 4
 
     def _decode_text(self, window: bytes, start: int) -> tuple[str, bool]:

@@ -84,6 +84,7 @@ def check_records(task: Task) -> Checked:
     for index, (start, end) in enumerate(bounds):
         number = task.first + index
         source = f"record {number}" if spans.lines is None else f"record {number} (line {spans.lines[index]})"
+        # between two items exactly one comma; anything else means that the brackets were misread
         if spans.lines is None and data[before:start].strip(WHITE) != (b"," if number else b""):
             return Checked(words, problems, doubts, folders, number)
         try:
@@ -91,6 +92,7 @@ def check_records(task: Task) -> Checked:
             words[index] = count_words(sample)
             folders |= folders_of(sample.images)
             doubt = unread_picture(sample.messages)
+            # used all the same: words that look like a picture may be meant as words
             doubts += [(number, f"{source}: {doubt}")] if doubt is not None else []
         except (JSONDecodeError, UnicodeDecodeError, TypeError) as error:
             if spans.lines is None:
@@ -144,6 +146,8 @@ def check_all(tasks: Iterable[Task], parallel: bool) -> Iterator[tuple[Spans, Ch
     Raises:
         OSError: the file cannot be read.
     """
+    # large file, ordinary process -> several processes
+    # else                         -> this one
     if parallel and not multiprocessing.current_process().daemon:  # those may not have children
         return _by_processes(tasks)
     return ((task.spans, check_records(task)) for task in tasks)
@@ -166,6 +170,7 @@ def _by_processes(tasks: Iterable[Task]) -> Iterator[tuple[Spans, Checked]]:
             yield _finished(waiting)
     except BrokenProcessPool:
         logger.warning("a process that checks records ended unexpectedly; this one continues alone, more slowly")
+        # nothing is lost: what was handed over and has no result is checked here, then all that is left
         for rest in [*(first for first, _ in waiting), *([task] if task else [])]:
             yield rest.spans, check_records(rest)
         for rest in left:

@@ -70,8 +70,10 @@ def box_text(box: Box, size: tuple[int, int], spec: ImageSpec) -> str:
         raise UserError(
             f"the box {list(box.corners)} ({unit}) lies outside of image {box.image}, {width}x{height} pixels upright"
         )
+    # in the picture that the model sees: padded or cropped, its sides differ from the file's
     left, right = (_share(value, width, height, spec) for value in (left, right))
     top, bottom = (_share(value, height, width, spec) for value in (top, bottom))
+    # partly visible boxes are cut off at the edge, as the picture is
     if min(right, bottom) < 0 or max(left, top) > 1:
         raise UserError(
             f"the box {list(box.corners)} lies outside of the centre of image {box.image} ({width}x{height}) that "

@@ -80,6 +80,7 @@ def image_spec_from_dict(values: dict[str, Any]) -> ImageSpec:
         KeyError: a key is missing.
         UserError: a value is not allowed.
     """
+    # null counts as absent, as everywhere in declared files
     values = {key: value for key, value in values.items() if value is not None}
     size = values.get("size", {})
     try:

@@ -87,6 +87,7 @@ class ImageSpec:
             raise UserError(f"resample {self.resample} is not one of {', '.join(map(str, FILTERS))}")
         if self.resized_side < self.tile_size:
             raise UserError(f"size {self.resized_side} is smaller than the {self.tile_size} pixels that are cut out")
+        # the grid's tiles are cut edge to edge: a margin around each would overlap its neighbours
         if self.aspect_mode == "anyres" and self.resized_side != self.tile_size:
             raise UserError(
                 f"size {self.resized_side} unlike crop_size {self.tile_size} is not supported with image_aspect_ratio "
@@ -103,6 +104,7 @@ class ImageSpec:
                 raise UserError(
                     f"image_grid_pinpoints [{width}, {height}] is not a multiple of the image size {self.tile_size}"
                 )
+        # "spatial" merges are about the grid of patches, in which a class token has no place
         if self.cls_token and self.merge_type != "flat":
             raise UserError(
                 f"mm_patch_merge_type '{self.merge_type}' has no place for class tokens; "
@@ -127,6 +129,7 @@ class ImageSpec:
     @cached_property
     def _normalisation(self) -> np.ndarray:
         """float32 [3, 256]: normalised value of each byte in each channel."""
+        # One lookup for each byte instead of arithmetic for each pixel; in float32 as the reference computes it.
         scaled = (np.arange(256, dtype=np.float64)[:, None] * self.rescale_factor).astype(np.float32)
         if not self.normalise:
             return np.ascontiguousarray(np.broadcast_to(scaled, (256, 3)).T)
@@ -141,6 +144,7 @@ def check_aspect_mode(value: str) -> None:
         UserError: it is not.  LLaVA-NeXT's "anyres_max_N" looks like "anyres" and is another computation, so that no
             advice may lead from one to the other.
     """
+    # tried first, because "did you mean 'anyres'" would lead to a model that computes something else
     if value.startswith("anyres_") or value == "highres":
         raise UserError(
             f"image_aspect_ratio='{value}' is not one of {', '.join(ASPECT_MODES)}, and none of them computes what it "
@@ -165,6 +169,8 @@ def parse_pinpoints(value: str | Sequence[Sequence[int]] | None, tile_size: int)
     if value is None or not isinstance(value, str):
         return tuple((int(width), int(height)) for width, height in value or ())
     plain = "".join(value.split())
+    # "(1x1),...,(3x3)", in tiles -> every grid between the two
+    # "[[336,672],...]", in pixels -> as listed
     if _RANGE.fullmatch(plain):
         grids = [(int(across), int(down)) for across, down in _GRID.findall(plain)]
         (first_across, first_down), (last_across, last_down) = grids[0], grids[-1]

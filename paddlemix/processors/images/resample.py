@@ -37,6 +37,8 @@ def resize_shortest_and_crop(
     short, long = min(width, height), max(width, height)
     new_long = int(size * long / short)
     resized = (size, new_long) if width <= height else (new_long, size)
+    # ordinary pictures, and those that shrink -> Pillow
+    # long thin ones that grow                 -> only the kept pixels
     if long <= _STRIP_RATIO * short or short >= size:
         if resized != image.size:
             image = image.resize(resized, resample)
@@ -70,6 +72,7 @@ def _wide_strip(
 
 def _apply(weights: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     """Fixed-point weighted sums along the first axis: [out, in] x uint8 [in, W, 3] -> uint8 [out, W, 3]."""
+    # half a unit added before the shift: rounding, as in Pillow
     total = np.tensordot(weights, pixels.astype(np.int64), axes=1) + (1 << (_FRACTION_BITS - 1))
     return np.clip(total >> _FRACTION_BITS, 0, 255).astype(np.uint8)
 
@@ -90,6 +93,7 @@ def _weights(old: int, new: int, kept: tuple[int, int], resample: Image.Resampli
         stop = min(int(centre + support + 0.5), old)
         values = [curve((source - centre + 0.5) * (1.0 / filter_scale)) for source in range(start, stop)]
         total = sum(values)
+        # as Pillow: normalised in floating point, then rounded to fixed point; the last bit depends on it
         rows.append((start, [_to_fixed(value * (1.0 / total) if total else value) for value in values]))
     first = min(start for start, _ in rows)
     last = max(start + len(fixed) for start, fixed in rows)

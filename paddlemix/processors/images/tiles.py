@@ -28,6 +28,11 @@ def image_tiles(image: Image.Image, spec: ImageSpec) -> list[Image.Image]:
         RGB images of `tile_size` squared; the whole image first, then the grid row by row.
     """
     size, resample = spec.tile_size, FILTERS[spec.resample]
+    # aspect_mode     -> tiles
+    # square, squash  -> one: both sides resized
+    # square          -> one: the short side resized, the centre cut out
+    # pad             -> one: a square of the mean colour around the picture
+    # anyres          -> the whole picture squeezed into one, then the grid's tiles on black
     if spec.aspect_mode == "square" and spec.squash:
         return [_centre(image.resize((spec.resized_side, spec.resized_side), resample), size)]
     if spec.aspect_mode == "square":
@@ -53,6 +58,7 @@ def _pad_and_resize(image: Image.Image, spec: ImageSpec) -> Image.Image:
     """A square of the mean colour with the image in its centre, resized."""
     size, side, resample = spec.resized_side, max(image.size), FILTERS[spec.resample]
     colour = tuple(int(value * 255) for value in spec.mean)
+    # rounds down as the reference does: an odd pixel of padding goes to the right and below
     offset = ((side - image.width) // 2, (side - image.height) // 2)
     if image.width > image.height:
         # Pillow resizes across, then down: across, the padding stays of one colour and needs no work.
@@ -69,6 +75,7 @@ def _fit_into(image: Image.Image, size: tuple[int, int], resample: Image.Resampl
     """Resizes to fit and centres on black."""
     scale_x, scale_y = size[0] / image.width, size[1] / image.height
     if scale_x < scale_y:
+        # ceil can exceed the canvas by one pixel
         fitted = (size[0], min(math.ceil(image.height * scale_x), size[1]))
     else:
         fitted = (min(math.ceil(image.width * scale_y), size[0]), size[1])

@@ -34,6 +34,7 @@ def best_resolution(width: int, height: int, spec: ImageSpec) -> tuple[int, int]
     _check_size(width, height)
     best, best_effective, best_wasted = spec.grid_pinpoints[0], 0, math.inf
     for grid_width, grid_height in spec.grid_pinpoints:
+        # pixels of the picture that survive; enlarging adds none
         scale = min(grid_width / width, grid_height / height)
         effective = min(int(width * scale) * int(height * scale), width * height)
         wasted = grid_width * grid_height - effective
@@ -77,6 +78,9 @@ def count_visual_tokens(width: int, height: int, spec: ImageSpec) -> int:
 
     Source: LLaVA-NeXT blog, "Dynamic High Resolution".
     """
+    # aspect_mode, merge_type  -> tokens
+    # anyres, spatial_unpad    -> whole picture + rows x (columns + 1 newline) of the part that is not padding
+    # anything else            -> all patches of all tiles
     if spec.aspect_mode != "anyres" or spec.merge_type != "spatial_unpad":
         return count_tiles(width, height, spec) * spec.tokens_per_tile
     rows, columns = _kept_cells(width, height, spec)
@@ -98,6 +102,7 @@ def visual_token_index(width: int, height: int, spec: ImageSpec) -> np.ndarray:
         return np.arange(count_tiles(width, height, spec) * per_tile, dtype=np.int64)
     across, down = grid_shape(width, height, spec)
     side = spec.patches_per_side
+    # [tiles down, tiles across, patches down, patches across]; the tower returns them tile by tile
     grid = np.arange(across * down * per_tile, dtype=np.int64).reshape(down, across, side, side)
     grid = per_tile + grid.transpose(0, 2, 1, 3).reshape(down * side, across * side)  # tile rows become image rows
     whole = np.arange(per_tile, dtype=np.int64)

@@ -48,6 +48,7 @@ class AddedTokens:
     def __init__(self, tokens: Mapping[str, AddedToken]) -> None:
         self._tokens = dict(tokens)
         self.ids = frozenset(token.id for token in tokens.values())
+        # alternatives are tried in order: a token that begins with another one has to come first
         longest_first = sorted(tokens, key=len, reverse=True)
         self._pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if tokens else None
 
@@ -69,6 +70,7 @@ class AddedTokens:
             assert isinstance(token, AddedToken) and isinstance(left, str) and isinstance(right, str)
             right = right.lstrip() if token.rstrip else right
             left = left.rstrip() if token.lstrip else left
+            # inside a word it is only characters: given back to the text around it
             if token.single_word and left and left[-1] != " ":  # the end of a word: characters of it
                 left, parts[place] = left + token.content, ""
             elif token.single_word and right and right[0] != " ":
@@ -83,11 +85,13 @@ def added_tokens(hf_tokenizer: Any) -> AddedTokens:
     Left out are the tokenizer's own roles (BOS, EOS, padding, unknown, ...), the image's placeholder, and what
     templates use as markers: in a text these are characters.
     """
+    # every role but the list of further special tokens, where users' own tokens are
     roles = {
         token
         for name in hf_tokenizer.SPECIAL_TOKENS_ATTRIBUTES
         if name != "additional_special_tokens" and isinstance(token := getattr(hf_tokenizer, name, None), str)
     }
+    # a user who types `</s>` must not end the conversation
     left_out = roles | set(SPECIAL_TOKENS) | {IMAGE_TOKEN}
     opening = set(hf_tokenizer.all_special_tokens)
     return AddedTokens(

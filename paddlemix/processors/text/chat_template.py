@@ -70,6 +70,8 @@ def _file_template(content: Any, name: str) -> Template:
     unknown = [key for key in content if key not in _KEYS]
     if unknown:
         raise UserError(f"the key '{unknown[0]}' is not one of {', '.join(_KEYS)}{did_you_mean(unknown[0], _KEYS)}")
+    # roles USER and ASSISTANT -> vicuna_v1, which such files are meant to be
+    # anything else            -> a template of its own, taken literally
     if _USER.fullmatch(turns[0]) and _ASSISTANT.fullmatch(turns[1]):
         return TEMPLATES["vicuna_v1"]
     before, after = _split(turns[0], "user", '"conversation"[0]')
@@ -77,9 +79,11 @@ def _file_template(content: Any, name: str) -> Template:
     _check_query(content.get("query"), before, after + opening)
     system, first_user = _system(content.get("system") or "")
     # one space before an answer belongs to its first word, as in "ASSISTANT: yes"
+    # tokenizers join a space to the word after it: "ASSISTANT:" + " yes", never "ASSISTANT: " + "yes"
     space = " " * (opening or after).endswith(" ")
     after, opening = (after, opening.removesuffix(" ")) if opening else (after.removesuffix(" "), "")
     end = _SPECIAL.search(ending)
+    # the end is the first special token; what follows it is written and not trained
     tail, end_text, rest = ("", ending, "") if end is None else (ending[: end.start()], end[0], ending[end.end() :])
     if not end_text.strip():
         raise UserError(
@@ -119,6 +123,7 @@ def _system(text: Any) -> tuple[str, str]:
         raise UserError(f'"system" is {json.dumps(text)[:80]}, expected text')
     if not _JINJA.search(text):
         return text, SYSTEM
+    # a text with a placeholder is a frame for the user's system text, a text without one is itself the system text
     before, after = _split(text, "system", '"system"')
     return "", before + SYSTEM + after
 
@@ -129,6 +134,7 @@ def _check_query(query: Any, before: str, after: str) -> None:
     if not isinstance(query, str):
         raise UserError(f'"query" is {json.dumps(query)[:80]}, expected text')
     start, end = _split(query, "query", '"query"')
+    # prompts would differ from what was trained, in a way that only the quality of answers shows
     if (start, end.rstrip()) != (before, after.rstrip()):
         expected = json.dumps(before + "{{query}}" + after, ensure_ascii=False)
         raise UserError(
@@ -139,6 +145,7 @@ def _check_query(query: Any, before: str, after: str) -> None:
 
 def template_value(template: Template) -> str | dict[str, Any]:
     """What a checkpoint stores: the name of a known template, the fields of any other."""
+    # a known template by its name alone; one that was changed under a known name by all its fields
     if TEMPLATES.get(template.name) == template:
         return template.name
     values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(template).items()}
@@ -151,10 +158,13 @@ def read_template(value: Any) -> Template:
     Raises:
         UserError: an unknown name or field, a field of the wrong type, or a text without its placeholder.
     """
+    # name   -> a known template
+    # fields -> a template of its own
     if isinstance(value, str):
         return get_template(value)
     if not isinstance(value, dict):
         raise UserError(f"chat_template is {json.dumps(value)[:80]}, expected a template's name or its fields")
+    # unknown fields are refused: a misspelt "after_answer" would silently change every turn
     known = {field.name: field.default for field in fields(Template)}
     for key, item in value.items():
         if key not in known:
@@ -179,6 +189,7 @@ def _is_texts(item: Any) -> bool:
 
 
 def _check_placeholders(template: Template) -> None:
+    # a caption template has no words of the user
     rules = [("answer", CONTENT), ("image", IMAGE)]
     if not template.captions:
         rules += [("user", CONTENT), *([("first_user", CONTENT)] if template.first_user else [])]

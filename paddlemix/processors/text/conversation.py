@@ -66,6 +66,9 @@ def render_rounds(
     """
     for message in messages:
         _check_content(message)
+    # text for {system}   -> comes from
+    # a system turn       -> that turn, even where it is empty
+    # no system turn      -> the template's own text
     has_system = bool(messages) and messages[0].role == "system"
     system = messages[0].text if has_system else template.system
     turns = messages[1:] if has_system else messages
@@ -97,6 +100,7 @@ def _check_content(message: Message) -> None:
 
 def _check_order(turns: Sequence[Message], add_generation_prompt: bool) -> None:
     for number, message in enumerate(turns):
+        # answers are trained by their place, so a turn out of order would train a question
         expected = ("user", "assistant")[number % 2]
         if message.role != expected:
             raise UserError(
@@ -118,11 +122,13 @@ def _check_caption(template: Template, turns: Sequence[Message]) -> None:
 
 
 def _write_pair(template: Template, system: str, turns: Sequence[Message], first: bool) -> Iterator[Piece]:
+    # what LLaMA-2 writes between rounds belongs to the second of them, so that the first pair stands on its own
     if not first:
         yield from _fixed(template.between)
     yield from _question(template, system, turns[0])
     yield from _fixed(template.assistant)
     if len(turns) == 2:
+        # the answer and its end are the only trained pieces
         before, after = template.answer.split(CONTENT)
         yield Piece("text", before + turns[1].text + after, supervised=True)
         yield from _fixed(template.end, supervised=True)
@@ -134,9 +140,11 @@ def _question(template: Template, system: str, message: Message) -> Iterator[Pie
     if template.captions:
         yield Piece("image", IMAGE_TOKEN, image=message.image_indices[0])
         return
+    # without a system text the first question is written like any other
     before, after = (template.first_user if system else template.user).split(CONTENT)
     opening, found, rest = before.partition(SYSTEM)
     yield from _fixed(opening)
+    # the template's own text may hold special tokens; a user's is text whatever it holds
     if found and system == template.system:
         yield from _fixed(system)
     elif found:
@@ -150,6 +158,8 @@ def _content(template: Template, message: Message) -> Iterator[Piece]:
     """Pieces of a user's words and images.  A single image moves to the front, followed by a line break, and the words
     lose outer white space, as in the reference; several images stay where they are."""
     images = message.image_indices
+    # one image      -> to the front, a line break, then the stripped words (LLaVA's preprocess_multimodal)
+    # none, several  -> as written
     if len(images) != 1:
         for part in message.content:
             if isinstance(part, int):
@@ -164,6 +174,7 @@ def _content(template: Template, message: Message) -> Iterator[Piece]:
 
 
 def _image(template: Template, index: int) -> Iterator[Piece]:
+    # markers around an image are special tokens of their own, never part of the words beside it
     before, after = template.image.split(IMAGE)
     yield from _fixed(before)
     yield Piece("image", IMAGE_TOKEN, image=index)
@@ -183,6 +194,7 @@ def _join(pieces: Iterator[Piece]) -> list[Piece]:
         if piece.kind == "text" and not piece.text:
             continue
         previous = joined[-1] if joined else None
+        # joined, because a tokenizer may merge across the seam of two texts; never across trained and untrained
         same = previous and previous.kind == piece.kind == "text" and previous.supervised == piece.supervised
         if previous and same:
             joined[-1] = Piece("text", previous.text + piece.text, piece.supervised)

@@ -58,6 +58,11 @@ def template_by_markers(directory: Path, usual: str, variants: Mapping[str, str]
         the one that its markers name.  A warning names the choice and its reason, once for each directory.
     """
     found = find_chat_template(directory)
+    # the files' template            -> the result
+    # none                           -> the family's usual one
+    # unlike any of ours             -> the usual one, with a warning
+    # turns begin as in the usual    -> the usual one: only its system text or spaces may differ
+    # otherwise                      -> the one of its markers, with a warning
     if found is None:
         return usual
     text, path = found
@@ -81,6 +86,7 @@ def _speaker(name: str) -> str:
 
 
 def _tell(path: Path, words: str) -> None:
+    # a checkpoint is opened several times in one run
     if (str(path), words) not in _told:
         _told.add((str(path), words))
         logger.warning(
@@ -112,6 +118,7 @@ def _jinja_of(values: dict[str, Any], path: Path) -> str | None:
     if isinstance(value, list):  # several with names, of which "default" counts
         named = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
         value = named.get("default", next(iter(named.values()), None))
+    # told apart by type: transformers' templates are texts
     if isinstance(value, dict):  # a template of ours, in our own processor_config.json
         return None
     if value is not None and not isinstance(value, str):

@@ -61,8 +61,10 @@ def encode_pairs(
         rounds: as `conversation.render_rounds` returns them.
         count_visual: visual tokens of the image with this index into `Sample.images`.
     """
+    # carried from piece to piece and pair to pair: whether a piece gets a leading space depends on what precedes it
     after: Neighbour = "start"
     pair = EncodedPair()
+    # once for the whole conversation, in its first pair
     if tokenizer.bos_token_id is not None:
         pair.ids.append(tokenizer.bos_token_id)
         pair.labels.append(IGNORE_INDEX)
@@ -90,6 +92,7 @@ def _known(pieces: Sequence[Piece], tokenizer: Tokenizer) -> Iterator[Piece]:
                 yield waiting
             waiting = None
             yield piece
+        # <|im_end|> in Llama's vocabulary: the reference tokenises an unknown marker together with its text
         elif waiting is not None and waiting.supervised == piece.supervised:
             waiting = Piece("text", waiting.text + piece.text, piece.supervised)
         else:
@@ -120,6 +123,7 @@ def expand_pairs(pairs: Sequence[EncodedPair]) -> tuple[np.ndarray, np.ndarray]:
     places = np.flatnonzero(ids == IMAGE_TOKEN_INDEX)
     if not len(places):
         return ids, labels
+    # every id once, an image's placeholder once for each of its visual tokens
     counts = np.ones(len(ids), dtype=np.int64)
     counts[places] = [count for pair in pairs for count in pair.visual]
     return np.repeat(ids, counts), np.repeat(labels, counts)

@@ -65,6 +65,7 @@ def one_token_an_image(example: Example, image_tokens: Sequence[int]) -> tuple[l
     kept, position, counts = [], 0, iter(image_tokens)
     ids = example.input_ids
     while position < len(ids):
+        # the first token of an image stands for all of them
         kept.append(position)
         position += next(counts) if ids[position] == IMAGE_TOKEN_INDEX else 1
     return ids[kept].tolist(), example.labels[kept].tolist()
@@ -72,6 +73,7 @@ def one_token_an_image(example: Example, image_tokens: Sequence[int]) -> tuple[l
 
 def image_runs(example: Example) -> list[int]:
     """Lengths of the stretches of visual tokens; images that touch count as one."""
+    # +1 where a stretch begins, -1 after its end
     edges = np.flatnonzero(np.diff(np.pad(example.input_ids == IMAGE_TOKEN_INDEX, 1).astype(np.int8)))
     return (edges[1::2] - edges[::2]).tolist()
 
@@ -95,10 +97,12 @@ def _marked(example: Example, image_tokens: Sequence[int], tokenizer: Tokenizer,
         if is_image:
             for _ in members:
                 yield f"{style.image[0]}{IMAGE_TOKEN[:-1]} x {next(counts)}>{style.image[1]}"
+            # the text after an image is tokenised as a beginning, so it is decoded as one
             before = None
             continue
         text = harmless(_decode(members, before, tokenizer))
         start, end = style.trained if trained else ("", "")
+        # a colour that runs over a line break would colour what a pager shows beside it
         yield "\n".join(f"{start}{line}{end}" if line else line for line in text.split("\n"))
         before = members[-1]
 
@@ -107,6 +111,7 @@ def _decode(ids: list[int], before: int | None, tokenizer: Tokenizer) -> str:
     """Text of ids after another id: SentencePiece drops the space before the first of all."""
     if before is None:
         return tokenizer.decode(ids, skip_special_tokens=False)
+    # decoded together with the id before and cut, because SentencePiece drops a leading space
     own, both = (tokenizer.decode(part, skip_special_tokens=False) for part in ([before], [before, *ids]))
     return both[len(own) :] if both.startswith(own) else tokenizer.decode(ids, skip_special_tokens=False)
 

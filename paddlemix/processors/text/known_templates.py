@@ -247,6 +247,7 @@ def get_template(name: str) -> Template:
     Raises:
         UserError: no template has this name; lists those that exist.
     """
+    # names of other programs lead here only where they mean the same text; all others get a hint
     template = TEMPLATES.get(_ALIASES.get(name, name))
     if template is None:
         names, foreign = template_names(), foreign_template(name)
@@ -264,6 +265,7 @@ def choose_template(name: str, own: Template | None = None) -> Template:
             warning says where another program calls another text so.
     """
     xtuner = XTUNER_TEMPLATES.get(name)
+    # an XTuner model was trained with XTuner's text of this name, which is not LLaVA's
     if own is not None and own.name.startswith(_XTUNER) and xtuner is not None and xtuner.exact and xtuner.ours:
         return TEMPLATES[xtuner.ours]
     template = get_template(name)

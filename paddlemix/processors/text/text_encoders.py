@@ -85,6 +85,7 @@ class SentencePieceEncoder:
         """Ids of `text` exactly as written: SentencePiece adds or drops a space only at its very beginning, so a guard
         is put in front and its pieces are removed again.  Where the guard's end grows into the text (`>` and `=`),
         another one is tried."""
+        # in this order: few vocabularies have a piece that joins a line break with a word
         for guard in self._guards:
             own = self._model.encode(guard)
             ids = self._model.encode(guard + text)
@@ -135,6 +136,10 @@ class FastEncoder:
 
     def encode(self, text: str, after: Neighbour) -> list[int]:
         """Ids of a text that is not empty; `after` as in `Tokenizer.encode`."""
+        # after          -> a space is put before the text
+        # start          -> as the file says
+        # special        -> only where the file's rule holds for every stretch
+        # text           -> never: the piece continues another
         opens = after == "start" or (after == "special" and self._prefixes_after_special)
         if opens or self._continuing is self._opening:
             return self._ids(self._opening, text)

@@ -41,6 +41,7 @@ def read_tiktoken(path: Path) -> tuple[Any, dict[str, str]]:
         models.BPE(
             vocab={spelled[token]: rank for token, rank in ranks.items()},
             merges=[(spelled[left], spelled[right]) for left, right in _merges(ranks)],
+            # a word that is a token itself is that token, whatever merges lead to
             ignore_merges=True,
         )
     )
@@ -52,6 +53,7 @@ def read_tiktoken(path: Path) -> tuple[Any, dict[str, str]]:
         ]
     )
     backend.decoder = decoders.ByteLevel()
+    # their ids follow the ranks, in this order
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in _SPECIAL])
     return backend, {"eos_token": _END, "pad_token": _END}
 
@@ -66,6 +68,7 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except (ValueError, binascii.Error) as error:
             raise UserError(f"{path.name} line {number} is not 'base64 rank': {line[:60]!r}") from error
+    # ranks are token ids: a gap would shift every id after it
     if sorted(ranks.values()) != list(range(len(ranks))):
         raise UserError(f"{path.name} has {len(ranks)} tokens whose ranks are not 0 to {len(ranks) - 1}, each once")
     return ranks
@@ -74,6 +77,7 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
 def _merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
     """Every way to join two tokens into a third, by the third's rank."""
     merges = []
+    # The file has no merges; with all possible ones in rank order BPE merges as tiktoken does.
     for token in sorted(ranks, key=ranks.__getitem__):
         pairs = [(token[:cut], token[cut:]) for cut in range(1, len(token))]
         found = [pair for pair in pairs if pair[0] in ranks and pair[1] in ranks]
@@ -84,6 +88,7 @@ def _merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
 def _byte_letters() -> dict[int, str]:
     """The visible letter that byte-level vocabularies write for each byte.  Source: GPT-2's `bytes_to_unicode`."""
     visible = [*range(ord("!"), ord("~") + 1), *range(ord("\xa1"), ord("\xac") + 1), *range(ord("\xae"), 256)]
+    # bytes without a visible letter get one from beyond Latin-1, in ascending order
     hidden = [byte for byte in range(256) if byte not in visible]
     return {byte: chr(byte) for byte in visible} | {byte: chr(256 + place) for place, byte in enumerate(hidden)}
 

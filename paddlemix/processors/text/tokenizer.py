@@ -62,12 +62,14 @@ class Tokenizer:
         declared = hf_tokenizer.added_tokens_decoder
         self._special_ids = {index for index in hf_tokenizer.all_special_ids if index is not None}
         self._special_ids |= {index for index, token in declared.items() if token.special}
+        # None for SentencePiece, whose pieces cannot be mistaken for special tokens
         self._named = None if hasattr(hf_tokenizer, "sp_model") else {token.content for token in declared.values()}
         self.directory = directory
         self.bos_token_id: int | None = hf_tokenizer.bos_token_id if _adds_bos(hf_tokenizer) else None
         self.eos_token_id: int = hf_tokenizer.eos_token_id
         if self.eos_token_id is None:
             raise UserError(f"the tokenizer in {directory} names no eos_token; add it to tokenizer_config.json")
+        # padding: its own token, else the unknown one, else the end; its label is ignored, so which one does not matter
         pad = hf_tokenizer.pad_token_id
         unk = hf_tokenizer.unk_token_id
         self.pad_token_id: int = next(index for index in (pad, unk, self.eos_token_id) if index is not None)
@@ -103,6 +105,7 @@ class Tokenizer:
         """Differs between tokenizers that return different ids."""
         if self.directory is None:
             return cache_key(sorted(self._hf.get_vocab().items()), self._legacy)
+        # by content: a copy of the files elsewhere keeps cached lengths valid
         files = [self.directory / name for name in TOKENIZER_FILES]
         return cache_key(*(hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()))
 
@@ -141,6 +144,7 @@ class Tokenizer:
         if self._named is not None and token not in self._named:
             return None
         index = self._hf.convert_tokens_to_ids(token)
+        # the library answers with the unknown token's id for what it does not know
         if index is None or (index == self._hf.unk_token_id and token != self._hf.unk_token):
             return None
         return int(index)
@@ -158,6 +162,7 @@ class Tokenizer:
         """Text of ids; with `skip_special_tokens`, BOS, EOS and padding leave no trace.  Ids that only a model with a
         padded vocabulary has never leave one."""
         left_out = self._special_ids if skip_special_tokens else frozenset()
+        # a padded vocabulary has rows without a token; an untrained model may answer with one
         ids = [index for index in ids if index < len(self) and index not in left_out]
         text = self._hf.decode(ids, clean_up_tokenization_spaces=False) if ids else ""
         return (
@@ -209,6 +214,10 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
 
 def _load(directory: Path) -> Any:
     """A tokenizer of transformers, whatever files there are."""
+    # files                              -> class
+    # tokenizer.model that is SentencePiece -> Llama's slow one, whatever else there is
+    # tokenizer.json, or vocab.json      -> the fast one that tokenizer_config.json names
+    # qwen.tiktoken                      -> read here
     is_sentencepiece = (directory / _SENTENCEPIECE).is_file() and _is_sentencepiece(directory / _SENTENCEPIECE)
     if is_sentencepiece or not any((directory / name).is_file() for name in (_FAST, "vocab.json", _TIKTOKEN)):
         return _load_sentencepiece(directory)

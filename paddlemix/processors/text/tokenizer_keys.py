@@ -89,6 +89,7 @@ def read_tokenizer_config(directory: Path) -> dict[str, Any]:
     for index, token in known.get("added_tokens_decoder", {}).items():
         if not index.isdecimal() or not isinstance(token, dict) or not isinstance(token.get("content"), str):
             raise UserError(f'{path}: added_tokens_decoder["{index}"] is not an id with a token\'s "content"')
+    # the answer's end is written, and trained, by the template: a second one would be trained as well
     if known.get("add_eos_token"):
         logger.warning("%s: add_eos_token is not applied; the template writes what ends an answer", path)
     return values
@@ -111,6 +112,7 @@ def loading_options(values: Mapping[str, Any], make: Callable[..., Any]) -> dict
         for key, value in values.items()
         if value is None and key in parameters and key not in ROLES and parameters[key].default is not None
     }
+    # null is as good as absent, but transformers fails on it here
     options |= {key: {} for key in ("added_tokens_decoder", "extra_special_tokens") if values.get(key, {}) is None}
     extra = values.get("extra_special_tokens")
     if isinstance(extra, list):
