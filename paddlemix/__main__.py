@@ -1,6 +1,6 @@
 """`paddlemix <command> [arguments]`: finds the command's module and hands the rest over.
 
-Knows names only; a command's module is imported when that command is asked for.
+Knows names only; a command's module is imported when the command is run.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ COMMANDS = {
     "merge-lora": Command("paddlemix.tools.merge_lora_params", "fold a LoRA adapter into the weights of its model"),
     "convert": Command("paddlemix.tools.convert_checkpoint", "convert a checkpoint between LLaVA's layouts"),
     "quantize": Command("paddlemix.tools.quantize", "write a model with its language model in 8 or 4 bits"),
-    "check-data": Command("paddlemix.tools.check_data", "check data files and images before a run does"),
+    "check-data": Command("paddlemix.tools.check_data", "check data files and images before a run"),
     "show-data": Command("paddlemix.tools.show_data", "show records as a model is trained on them: tokens, tiles"),
     "convert-data": Command(
         "paddlemix.tools.convert_data", "convert a VQA table or records of any form to LLaVA's JSON"
     ),
-    "doctor": Command("paddlemix.tools.doctor", "say what is installed, which devices work, and what is wrong"),
-    "demo": Command("paddlemix.tools.demo", "train and question a tiny model here, without any download"),
+    "doctor": Command("paddlemix.tools.doctor", "report what is installed, which devices work, and what is wrong"),
+    "demo": Command("paddlemix.tools.demo", "train and query a tiny model here, without any download"),
 }
 
 
@@ -75,9 +75,9 @@ def _dispatch(argv: list[str]) -> int:
         hint = foreign_command(name) or did_you_mean(name, COMMANDS)
         raise UserError(
             f"'{name}' is not a paddlemix command{hint} "
-            f"(commands: {', '.join(COMMANDS)}; `paddlemix --help` says what each does)"
+            f"(commands: {', '.join(COMMANDS)}; `paddlemix --help` describes them)"
         )
-    sys.argv[0] = f"paddlemix {name}"  # argparse takes the program's name in its usage lines from here
+    sys.argv[0] = f"paddlemix {name}"  # argparse uses this as the program's name in its usage lines
     module = importlib.import_module(COMMANDS[name].module)
     return module.main(rest)
 
@@ -92,7 +92,7 @@ def format_help() -> str:
             "",
             *rows,
             "",
-            "`paddlemix <command> --help` lists a command's arguments; `paddlemix --version` names the version.",
+            "`paddlemix <command> --help` lists a command's arguments; `paddlemix --version` shows the version.",
         ]
     )
 

@@ -1,7 +1,7 @@
 """One table of the cache in an SQLite file: facts about files by their paths, shared by all processes and runs.
 
-A database that is damaged is made anew, one that cannot be written is replaced by memory; both give a warning.  Knows
-no fact's meaning.
+A damaged database is rebuilt, one that cannot be written is replaced by memory; both cause a warning.  Knows no fact's
+meaning.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class TableLayout:
         file: name of the database; a number in it counts changes of the table.
         what: its content in messages, "sizes of images".
         columns: their declarations in SQL, after the key `path`.
-        on_conflict: SQL that joins a new row with the one that is there; "" replaces it.
+        on_conflict: SQL that merges a new row with the existing one; "" replaces it.
     """
 
     kind: str
@@ -54,7 +54,7 @@ class TableLayout:
 
 
 class CachedTable:
-    """The table, or memory in its stead; may be pickled.  Each thread of each process has its own connection."""
+    """The table, or memory in place of it; may be pickled.  Each thread of each process has its own connection."""
 
     def __init__(self, layout: TableLayout) -> None:
         self._layout = layout
@@ -68,7 +68,7 @@ class CachedTable:
         self.__dict__.update(state, _local=threading.local())
 
     def read(self, keys: Sequence[bytes]) -> dict[bytes, tuple[Any, ...]]:
-        """The rows of some paths, without the path; those that are not there are left out."""
+        """The rows of some paths, without the path; missing ones are omitted."""
         if not keys:
             return {}
         rows: list[tuple[Any, ...]] | None = self._run(lambda database: select_rows(database, keys))
@@ -78,14 +78,14 @@ class CachedTable:
         return {row[0]: tuple(row[1:]) for row in rows}
 
     def write(self, rows: Mapping[bytes, tuple[Any, ...]]) -> None:
-        """Stores rows in the place of earlier ones."""
+        """Stores rows, replacing earlier ones."""
         statement = self._layout.store
         stored = not rows or self._run(lambda database: store_rows(database, statement, rows))
         if not stored and self._memory is not None:
             self._memory.update(rows)
 
     def _run(self, action: Any) -> Any:
-        """What the action gives, or None once memory has taken the database's place."""
+        """The result of the action, or None once memory has replaced the database."""
         for last in (False, True):
             if self._memory is not None:
                 return None
@@ -127,7 +127,7 @@ class CachedTable:
             with FileLock(path.with_suffix(".rebuild.lock")):
                 if self._is_whole(path):  # another process was first
                     return
-                logger.warning("the index of %s, %s, is damaged (%s) and is made anew", self._layout.what, path, error)
+                logger.warning("the index of %s, %s, is damaged (%s) and is rebuilt", self._layout.what, path, error)
                 for suffix in ("", "-wal", "-shm"):
                     Path(f"{path}{suffix}").unlink(missing_ok=True)
         except OSError as problem:

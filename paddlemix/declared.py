@@ -24,7 +24,7 @@ _warned: set[tuple[str, tuple[str, ...]]] = set()
 
 
 def without_null(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys that have a value: in a declared file, null is the same as no key."""
+    """The keys that have a value: in a declared file, null means the same as no key."""
     return {key: value for key, value in values.items() if value is not None}
 
 
@@ -90,7 +90,7 @@ anything = Rule("any value", lambda value: value)
 
 
 def choice(*allowed: Any, because: str = "") -> Rule:
-    """One of some values, told apart by type too: 1 is not true.
+    """One of some values, distinguished by type too: 1 is not true.
 
     Args:
         because: why no other is allowed, for the error.
@@ -105,7 +105,7 @@ def choice(*allowed: Any, because: str = "") -> Rule:
 
 
 def items(rule: Rule, low: int = 0, high: int = 1_000_000) -> Rule:
-    """A list whose every item keeps a rule.
+    """A list whose items all follow a rule.
 
     Args:
         low, high: how many items.
@@ -121,7 +121,7 @@ def items(rule: Rule, low: int = 0, high: int = 1_000_000) -> Rule:
 
 
 def mapping_of(rule: Rule) -> Rule:
-    """An object whose every value keeps a rule."""
+    """An object whose values all follow a rule."""
 
     def read(value: Any) -> dict[str, Any]:
         return {key: rule.read(item) for key, item in mapping.read(value).items()}
@@ -130,7 +130,7 @@ def mapping_of(rule: Rule) -> Rule:
 
 
 def either(*rules: Rule) -> Rule:
-    """The first rule that a value keeps."""
+    """The first rule that a value follows."""
 
     def read(value: Any) -> Any:
         for rule in rules:
@@ -146,7 +146,7 @@ def either(*rules: Rule) -> Rule:
 
 
 def key_names(text: str) -> frozenset[str]:
-    """Keys that are written one behind the other, with spaces between."""
+    """Keys written one after the other, separated by spaces."""
     return frozenset(text.split())
 
 
@@ -159,7 +159,7 @@ class Keys:
         refused: those that change what is computed in a way that is not supported, with a rule for values that change
             nothing.
         harmless: those that change nothing that is computed, as the program uses the file.
-        nullable: keys of `read` whose null means something else than no key, and is then returned as None.
+        nullable: keys of `read` whose null does not mean the same as no key; it is returned as None.
     """
 
     read: Mapping[str, Rule]
@@ -175,13 +175,13 @@ def take(values: Any, keys: Keys, where: str = "", tell: bool = True) -> dict[st
         values: the object.
         keys: what it may hold.
         where: for errors and warnings, "config.json" or "config.json: text_config".
-        tell: whether to name unknown keys in a warning.
+        tell: whether to warn of unknown keys.
 
     Returns:
         key -> value, for the keys of `keys.read` that have one; null is absent.
 
     Raises:
-        UserError: it is no object, or lists every value that is not allowed.
+        UserError: it is not an object; or values are not allowed, all of which are listed.
     """
     if not isinstance(values, dict):
         raise UserError(f"{where} is {describe(values)}, expected an object")
@@ -210,7 +210,7 @@ def take(values: Any, keys: Keys, where: str = "", tell: bool = True) -> dict[st
 
 
 def tell_unknown(where: str, keys: Collection[str]) -> None:
-    """Names keys that nobody reads in a warning, once for each file in a process."""
+    """Warns of keys that nobody reads, once per file and process."""
     mark = (where, tuple(sorted(map(str, keys))))
     if keys and mark not in _warned:
         _warned.add(mark)

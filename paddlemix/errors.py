@@ -1,4 +1,4 @@
-"""The errors a user can cause, the end that a user can ask for, and nothing else.
+"""The errors that a user can cause, and the end that a user can ask for.
 
 A command catches `UserError`, prints its one message and ends with status 2; every other exception is a defect of ours
 and keeps its traceback.  Library callers catch the same classes as `ValueError` and `FileNotFoundError`.
@@ -15,7 +15,7 @@ _SECRET = re.compile(
     r"(?i)([?&;](?:[\w.\-]*(?:token|secret|signature|passw|credential|accesskey|session)[\w.\-]*"
     r"|(?:[\w.]*[_\-])?(?:api-?key|key|sig|sign|sas|pwd|pass|auth\w*))=)[^&;#\s'\"]+"
 )
-_LONG_WORD = 1000  # characters without a space: no path and no name, but a picture in base64 and the like
+_LONG_WORD = 1000  # characters without a space: not a path or a name, but e.g. a picture in base64
 _SHOWN_OF_IT = 100
 _CLOSENESS = 0.75  # share of common letters: 'sede' is near 'seed', 'deepspeed' is not
 _CLOSE_WORD = 0.9  # the same of one word of a name: 'acuracy' is near 'token_accuracy'
@@ -24,8 +24,8 @@ _CLOSE_WORD = 0.9  # the same of one word of a name: 'acuracy' is near 'token_ac
 class UserError(ValueError):
     """Bad input: the message names the value, what is allowed and what to do.
 
-    Whatever a message quotes, it repeats no secret of an address, of a word of 1,000 characters the beginning alone,
-    and half a surrogate, which is no text, as an escape.
+    Whatever a message quotes, it repeats no secret of an address, only the beginning of a word of 1,000 characters, and
+    half a surrogate, which is not text, as an escape.
     """
 
     def __init__(self, *arguments: object) -> None:
@@ -37,7 +37,7 @@ class MissingFileError(UserError, FileNotFoundError):
 
 
 class Stopped(SystemExit):
-    """A run that ended in order because of a signal; the process's status is that of a shell, 128 + the signal.
+    """A run that ended cleanly because of a signal; the process's status is as in a shell, 128 + the signal.
 
     Args:
         number: the signal, e.g. `signal.SIGTERM`.
@@ -53,8 +53,8 @@ def without_secrets(text: str) -> str:
         without_secrets("https://me:pass@host/a.png?token=abc&size=2")  # "https://***@host/a.png?token=***&size=2"
 
     Returns:
-        The text with "***" in place of every user and password, and of the values of parameters that are named like a
-        token, a key or a signature.
+        The text with "***" in place of every user and password, and of the values of parameters named like a token,
+        a key or a signature.
     """
     return _SECRET.sub(r"\1***", _USER.sub("***@", text))
 
@@ -65,7 +65,7 @@ def cut(text: str, limit: int) -> str:
 
 
 def fit_to_show(message: str) -> str:
-    """A message without secrets, endless words and what is no text."""
+    """A message without secrets, endless words and what is not text."""
     message = message.encode(
         "utf-8", "backslashreplace"
     ).decode()  # half a surrogate, which no log could be written with

@@ -26,7 +26,14 @@ def remember(descriptor: int) -> None:
 
 
 def lock_file(descriptor: int, path: Path, wait: bool) -> bool:
-    """Locks an open file; False where another process has it.
+    """Locks an open file.
+
+    Args:
+        path: of the file, for the message.
+        wait: whether to wait until it is free.
+
+    Returns:
+        False if another process holds the lock.
 
     Raises:
         LockingUnavailableError: there are no locks there (NFS has none for directories).
@@ -43,7 +50,7 @@ def lock_file(descriptor: int, path: Path, wait: bool) -> bool:
 
 
 def is_at(descriptor: int, path: Path) -> bool:
-    """Whether a path still means the open file."""
+    """Whether a path still refers to the open file."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except OSError:
@@ -51,13 +58,18 @@ def is_at(descriptor: int, path: Path) -> bool:
 
 
 def close_file(descriptor: int, owner: int) -> None:
+    """Closes a file in the process that opened it.
+
+    Args:
+        owner: that process; in a forked one the copy is closed already, and its number may mean another file.
+    """
     if os.getpid() == owner:
         _open.discard(descriptor)
         os.close(descriptor)
 
 
 def _close_in_child() -> None:
-    """A forked process shares its parent's locks, and would keep them where that is killed."""
+    """A forked process shares its parent's locks, and would keep them if the parent is killed."""
     for descriptor in _open:
         os.close(descriptor)
     _open.clear()

@@ -1,6 +1,6 @@
-"""What a file holds, as a digest: every byte is hashed once, and again only when the file may have changed.
+"""The content of a file as a digest: every byte is hashed once, and again only if the file may have changed.
 
-    file_digest("model.safetensors")      "5f0c..."; from the cache where path, size, times and inode are as before
+    file_digest("model.safetensors")      "5f0c..."; from the cache if path, size, times and inode are unchanged
 
 A digest is blake2b, which needs no special instructions, over pieces of 8 MiB that threads hash side by side.  Knows
 no file's meaning.
@@ -20,20 +20,20 @@ from typing import NamedTuple
 
 from paddlemix.cached_table import CachedTable, TableLayout
 from paddlemix.errors import MissingFileError
-from paddlemix.progress import ProgressBar
+from paddlemix.progress_bar import ProgressBar
 
-DIGEST_BYTES = 16  # 32 hexadecimal digits: chance finds no two equal ones
+DIGEST_BYTES = 16  # 32 hexadecimal digits: two are never equal by chance
 _PIECE = 8 * 1024**2  # changing it changes every digest
 _BUFFER = 1024**2  # read at once: it stays in the processor's cache until it is hashed
 _GROUP = 64  # small files that one thread takes at once
 _BLOCK = 4096  # files between two commits
 _STATE_GROUP = 256
 _STATE_THREADS = 16  # they wait for the network, where the files are there
-_SHOWN_AFTER = 3  # seconds until there is a progress bar
-# A file system that counts in seconds (FAT: two) gives a second change the time of the first; until then nobody can
-# tell by the time whether a file is as it was when it was read.
+_SHOWN_AFTER = 3  # seconds before a progress bar appears
+# On a file system that counts in seconds (FAT: two) a second change may get the time of the first; until that time has
+# passed, the time does not show whether a file is still as it was when it was read.
 _GRANULARITY_NS = 2_000_000_000
-_WORTH_WAITING = 256 * 1024**2  # hashing so much again takes longer than waiting for that
+_WORTH_WAITING = 256 * 1024**2  # bytes; hashing these again takes longer than waiting
 
 _LAYOUT = TableLayout(
     kind="digests",
@@ -46,7 +46,7 @@ _table = CachedTable(_LAYOUT)
 
 
 class FileState(NamedTuple):
-    """What tells, without reading it, that a file is as it was.
+    """What shows, without reading it, that a file is unchanged.
 
     Args:
         size: bytes.
@@ -73,7 +73,7 @@ def file_state(path: str | Path) -> FileState | None:
 
 
 def file_states(paths: Sequence[str | Path]) -> list[FileState | None]:
-    """`file_state` of many, side by side where they are many."""
+    """`file_state` of many files, in threads if they are many."""
     if len(paths) <= _STATE_GROUP:
         return list(map(file_state, paths))
     groups = [paths[start : start + _STATE_GROUP] for start in range(0, len(paths), _STATE_GROUP)]
@@ -82,15 +82,15 @@ def file_states(paths: Sequence[str | Path]) -> list[FileState | None]:
 
 
 def is_settled(state: FileState, now_ns: int) -> bool:
-    """Whether a change from `now_ns` (`time.time_ns`) on would give a file another state."""
+    """Whether a change from `now_ns` (`time.time_ns`) on would change the state of a file."""
     return state.ctime_ns + _GRANULARITY_NS < now_ns
 
 
 def wait_until_settled(states: Iterable[FileState], worth: int = _WORTH_WAITING) -> None:
-    """Waits, at most some two seconds, until large files that were just written are settled.
+    """Waits, for about two seconds at most, until large files that were just written are settled.
 
     Args:
-        worth: bytes together from which on this is worth it.
+        worth: total bytes from which waiting is worth it.
     """
     states = list(states)
     if sum(state.size for state in states) < worth:
@@ -114,7 +114,7 @@ def file_digest(path: str | Path) -> str:
 
 
 def fresh_digest(path: str | Path) -> str:
-    """The digest of a file's bytes as they are now, whatever is remembered: for files that may rot where they lie.
+    """The digest of a file's bytes as they are now, whatever the cache says: for files that may decay on the disk.
 
     Raises:
         MissingFileError: it does not exist or cannot be read.
@@ -134,7 +134,7 @@ def file_digests(paths: Sequence[str | Path], what: str = "files", threads: int 
 
     Args:
         what: what they are, for the progress bar.
-        threads: that hash side by side; None for as many as processors.
+        threads: that hash in parallel; None for one per processor.
     """
     found: list[str | None] = []
     with ProgressBar(f"hash {what}", len(paths), delay=_SHOWN_AFTER) as bar:
@@ -217,7 +217,7 @@ def _hash_files(files: Sequence[tuple[str | Path, FileState]], bar: ProgressBar,
 
 
 def num_threads() -> int:
-    """Threads that hash side by side: as many as processors that this process may use."""
+    """Threads that hash in parallel: one per processor that this process may use."""
     return max(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 1)
 
 
@@ -242,7 +242,7 @@ def _hash_piece(descriptor: int, start: int) -> bytes:
     offset, end = start, start + _PIECE
     while offset < end and (data := os.pread(descriptor, min(_BUFFER, end - offset), offset)):
         hashed.update(data)
-        offset += len(data)  # a network may give less than it was asked for
+        offset += len(data)  # a network may return less than requested
     return hashed.digest()
 
 
@@ -255,7 +255,7 @@ def combined(pieces: Iterable[bytes]) -> str:
 
 
 def text_digest(*parts: object) -> str:
-    """The digest of some texts; differs where any differs."""
+    """The digest of some texts; differs if any of them differs."""
     encoded = "\0".join(map(str, parts)).encode("utf-8", "surrogatepass")
     return hashlib.blake2b(encoded, digest_size=DIGEST_BYTES).hexdigest()
 
@@ -268,7 +268,7 @@ def differences(then: Mapping[str, str], now: Mapping[str, str], shown: int = 5)
         shown: most names that are listed of a kind.
 
     Returns:
-        At most three texts such as "changed: a.png, b.png and 7 more"; [] where nothing differs.
+        At most three texts such as "changed: a.png, b.png and 7 more"; [] if nothing differs.
 
     Example:
         >>> differences({"a": "1", "b": "2"}, {"b": "3", "c": "4"})

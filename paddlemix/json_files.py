@@ -24,7 +24,7 @@ _SHOWN = 60  # characters of a value in an error
 
 
 class _Repeated(ValueError):
-    """A key that an object has twice, with different values."""
+    """A key that occurs twice in an object, with different values."""
 
 
 def read_text(path: Path, limit: int = MAX_BYTES) -> str:
@@ -38,7 +38,7 @@ def read_text(path: Path, limit: int = MAX_BYTES) -> str:
         UserError: it is longer than `limit`, is not UTF-8, or is a pipe into which nobody writes.
     """
     try:
-        # a pipe without a writer would block for ever
+        # a pipe without a writer would block forever
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         try:
             content = _read_limited(descriptor, limit, path)
@@ -77,7 +77,7 @@ def parse_json(text: str, repeats: bool = False) -> Any:
     """The value of a JSON text.
 
     Args:
-        repeats: a key may be there twice with different values, and the last one counts.
+        repeats: whether a key may occur twice with different values; the last one then counts.
 
     Raises:
         json.JSONDecodeError: it is not JSON.
@@ -91,7 +91,7 @@ def parse_json(text: str, repeats: bool = False) -> Any:
     except RecursionError:
         raise UserError(f"objects and lists are nested deeper than {MAX_DEPTH}") from None
     except _Repeated as error:
-        raise UserError(f"the key '{error}' is there twice with different values; remove one") from None
+        raise UserError(f"the key '{error}' occurs twice with different values; remove one") from None
     except ValueError as error:
         raise UserError(f"not JSON: {error}") from None
     _check_depth(value)
@@ -121,11 +121,11 @@ def _check_depth(value: Any) -> None:
 
 
 def read_object(path: Path, limit: int = MAX_BYTES) -> dict[str, Any]:
-    """A file's JSON object as it is, null included: to be changed and written again, or for `take`.
+    """A file's JSON object unchanged, null included: to be edited and written again, or for `take`.
 
     Raises:
         MissingFileError: there is no such file, or it cannot be read.
-        UserError: it is no JSON object, or is beyond what `read_text` and `parse_json` allow.
+        UserError: it is not a JSON object, or is beyond what `read_text` and `parse_json` allow.
     """
     text = read_text(path, limit)
     try:
@@ -135,7 +135,7 @@ def read_object(path: Path, limit: int = MAX_BYTES) -> dict[str, Any]:
     except UserError as error:
         raise UserError(f"'{path}': {error}") from None
     if not isinstance(values, dict):
-        raise UserError(f"'{path}' holds no JSON object but {describe(values)}")
+        raise UserError(f"'{path}' must hold a JSON object, not {describe(values)}")
     return values
 
 

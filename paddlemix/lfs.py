@@ -11,11 +11,11 @@ from pathlib import Path
 from paddlemix.errors import UserError
 
 _BEGINNING = b"version https://git-lfs.github.com/spec/"
-_LONGEST = 1024  # bytes; a pointer has fewer
+_LONGEST = 1024  # bytes; a pointer is shorter
 
 
 def refuse_pointer(path: str | Path, what: str) -> None:
-    """Looks at a file that may be a pointer; one that does not exist or cannot be read is left to whoever reads it.
+    """Checks a file that may be a pointer; one that does not exist or cannot be read is left to its reader.
 
     Args:
         path: of the file; only the beginning of a small one is read.

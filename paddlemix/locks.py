@@ -1,4 +1,4 @@
-"""Who is writing what at the moment: one lock per output.
+"""Who is currently writing what: one lock per output.
 
 A lock ends with the process that holds it (`file_locks.py`), so a killed command blocks nobody.
 """
@@ -21,15 +21,14 @@ from paddlemix.temporary import LOCK_FILE, NAME_LENGTH, new_temporary_file
 
 
 class Locked:
-    """A small JSON file that this process alone has open for writing until it closes it or ends.
-
-    One that has no value when it is closed is removed.
+    """A small JSON file that only this process may write until it closes it or ends; removed if it is closed without
+    a value.
 
     Args:
-        path: made where it is missing.
+        path: created if missing.
         what: the output that it belongs to and what it is of that, for messages of writes that fail.
-        busy: the message for when another process has it, from the file's value (None where it has none).
-        wait: until it is free.
+        busy: the message if another process has it, from the file's value (None if it has none).
+        wait: whether to wait until it is free.
 
     Raises:
         UserError: another process has it.
@@ -113,8 +112,8 @@ def locked_output(path: Path, what: str, inside: bool = True) -> Iterator[None]:
     """Keeps every other command from writing the same output while the block runs.
 
     Args:
-        path: the folder, made where it is missing and removed again where nothing comes into it; or, not `inside`, any
-            path: the lock is then beside it, for what appears in one step.
+        path: the folder, created if missing and removed again if nothing is written into it; or, if not `inside`, any
+            path: the lock is then beside it, for outputs that appear in one step.
         what: the flag or key that names it, for messages.
 
     Raises:
@@ -145,7 +144,7 @@ def locked_output(path: Path, what: str, inside: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def made_folder(folder: Path) -> Iterator[None]:
-    """Makes a folder and those that it is in; what is empty of the new ones when the block ends is removed again."""
+    """Makes a folder and its parents; new ones that are still empty when the block ends are removed again."""
     made = [missing for missing in (folder, *folder.parents) if not os.path.exists(missing)]
     with contextlib.ExitStack() as stack:
         for directory in reversed(made):
@@ -155,7 +154,7 @@ def made_folder(folder: Path) -> Iterator[None]:
 
 
 def _remove(remove: Callable[[], None]) -> None:
-    """What cannot be removed stays, and hides no error of what was done."""
+    """Calls `remove`; a failure is ignored, since it must not hide another error."""
     with contextlib.suppress(OSError):
         remove()
 

@@ -1,4 +1,4 @@
-"""Where messages go: one logger that speaks on rank 0 only, and the writer of `metrics.jsonl`.
+"""Log output: one logger that writes on rank 0 only, and the writer of `metrics.jsonl`.
 
 Knows nothing of what is logged.
 """
@@ -26,7 +26,7 @@ class _RankZero(logging.Filter):
 
 
 class _Formatter(logging.Formatter):
-    """Repeats no password and no token of an address."""
+    """Hides passwords and tokens of addresses."""
 
     def format(self, record: logging.LogRecord) -> str:
         return without_secrets(super().format(record))
@@ -84,7 +84,7 @@ class MetricsWriter:
             raise self._failed(error) from error
 
     def truncate_after(self, step: int) -> None:
-        """Drops the lines of steps later than `step`: what a resumed run will write again.
+        """Drops the lines of steps later than `step`: a resumed run will write them again.
 
         Raises:
             UserError: it cannot be written.
@@ -110,14 +110,14 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     for line in path.read_bytes().split(b"\n"):
         try:
             values = json.loads(line.decode("utf-8"))
-        except ValueError:  # the last line of a run that was killed while writing, within a character perhaps
+        except ValueError:  # the last line of a run that was killed while writing, perhaps within a character
             continue
         lines += [values] if isinstance(values, dict) else []
     return lines
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The objects of a `metrics.jsonl`, in order; a half-written last line is left out.
+    """The objects of a `metrics.jsonl`, in order; a half-written last line is skipped.
 
     Raises:
         MissingFileError: there is no such file.

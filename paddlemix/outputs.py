@@ -79,21 +79,21 @@ def check_output(output: Output, needed: Iterable[Needed]) -> None:
 
 
 def check_replaceable(output: Output, overwrite: bool, own: bool = False, flag: str = "--overwrite") -> None:
-    """Whether a JSON file may be written where a file is already.
+    """Whether a JSON file may be written where a file already exists.
 
     Args:
         overwrite: whether the user gave `flag`.
-        own: whether the file that is there was written by the same command.
+        own: whether the existing file was written by the same command.
 
     Raises:
-        UserError: it is not the command's own and the flag is missing, it holds something else than JSON, or it is in
+        UserError: it is not the command's own and the flag is missing, it holds something other than JSON, or it is in
             the folder of a model or adapter.
     """
     path = output.path
     if not os.path.lexists(path):
         return
     if not path.is_file():
-        raise UserError(f"{output.what} '{path}' is there and is not a regular file; choose another name")
+        raise UserError(f"{output.what} '{path}' exists and is not a regular file; choose another name")
     if not (overwrite or own):
         raise UserError(f"{output.what} '{path}' exists; choose another name, or give {flag} to replace it")
     check_not_in_model(output)
@@ -111,7 +111,7 @@ def check_replaceable(output: Output, overwrite: bool, own: bool = False, flag: 
 
 
 def check_not_in_model(output: Output) -> None:
-    """Whether a file that is to be replaced is in no model's folder, which would not be that model any more.
+    """Refuses to replace a file in a model's folder, which would then no longer be that model.
 
     Raises:
         UserError: beside it are the settings and the weights of a model or an adapter.

@@ -1,7 +1,7 @@
-"""The one rule for a path that a user or a file names: `~` is a home folder, and what no file system holds is refused.
+"""The one rule for paths that users and files name: `~` is a home folder, and what no file system can hold is refused.
 
 Every path of a command line, a configuration or another settings file goes through `user_path`, or `user_place` where
-an address or a model's name is allowed too.  Nothing here looks at the disk.
+an address or a model's name is allowed too.  Nothing here reads the disk.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def user_path(text: str | os.PathLike[str], what: str) -> Path:
         what: the flag or key it was given for, for messages: "--output", "output_dir".
 
     Raises:
-        UserError: it is empty, an address, has a NUL byte, is not valid Unicode, is longer than a file system takes, or
-            names the home folder of nobody.
+        UserError: it is empty, an address, has a NUL byte, is not valid Unicode, is longer than a file system allows,
+            or names a home folder that does not exist.
     """
     given = os.fspath(text)
     if is_address(given) and "://" in given:
@@ -39,7 +39,7 @@ def user_place(text: str, what: str) -> str:
 
     Args:
         text: an http(s) address, `data:` text and a name like `owner/model` come back unchanged; a path as of
-            `user_path`, but "./" in front, which tells a folder from a name, stays.
+            `user_path`, but "./" in front, which distinguishes a folder from a name, stays.
         what: see `user_path`.
 
     Raises:
@@ -70,7 +70,7 @@ def _expanded(text: str, what: str) -> str:
     path = os.path.expanduser(text)
     if text.startswith("~") and path == text:
         raise UserError(
-            f"{what} '{shown_path(text)}': there is no home folder of {text.partition('/')[0]}; write "
+            f"{what} '{shown_path(text)}': {text.partition('/')[0]} has no home folder; write "
             f"'./{shown_path(text)}' for a name that begins with ~"
         )
     _check_length(path, what)
@@ -87,6 +87,6 @@ def _check_length(path: str, what: str) -> None:
 
 
 def shown_path(text: str) -> str:
-    """A path as an error repeats it: one line, at most 80 characters of it."""
+    """A path as errors show it: one line, at most 80 characters of it."""
     line = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text[:_SHOWN])
     return line if len(text) <= _SHOWN else f"{line}..."

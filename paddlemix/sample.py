@@ -42,8 +42,8 @@ class Message:
 
     Args:
         role: who speaks.
-        content: text pieces in reading order and, as an integer, the index into `Sample.images` of an image that stands
-            between them, e.g. `(0, "\\nWhat is this?")`; a `Box` stands where its coordinates will be written.  Text is
+        content: text pieces in reading order and, as an integer, the index into `Sample.images` of an image between
+            them, e.g. `(0, "\\nWhat is this?")`; a `Box` marks where its coordinates will be written.  Text is
             content: nothing in it is ever parsed again.
     """
 
@@ -85,10 +85,10 @@ class Example:
         labels: int64 [L]; the id itself where it is trained, else `IGNORE_INDEX`.
         pixel_values: float32 [N, 3, H, W], all tiles of all images, in order; N may be 0.
         image_index: int64 [T]; for the t-th `IMAGE_TOKEN_INDEX` of `input_ids` the row of the flattened tile features
-            [N * P] that stands there, or `NEWLINE_INDEX`.
+            [N * P] at that position, or `NEWLINE_INDEX`.
         source: see `Sample`.
         tile_features: float32 [N, P, C] of the vision tower, in place of `pixel_values`, which then has no rows.
-        tile_keys: for each image of `pixel_values` the name its features are to be kept under, and its tiles.
+        tile_keys: for each image of `pixel_values` the name under which its features are kept, and its tiles.
     """
 
     input_ids: np.ndarray
@@ -131,7 +131,7 @@ class Row:
 
     Args:
         examples: in order; empty where all were skipped.
-        skipped: the samples that should have stood here too.
+        skipped: the samples that should have been here too.
     """
 
     examples: tuple[Example, ...]
@@ -140,19 +140,19 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What one forward pass takes, everything that needs arithmetic on positions already done.
+    """The inputs of one forward pass; all arithmetic on positions is already done.
 
     Args:
-        input_ids: int64 [B, L]; 0 where a visual token or padding stands.
+        input_ids: int64 [B, L]; 0 for visual tokens and padding.
         position_ids: int64 [B, L]; restarts at 0 with every sample of a row.
         segment_ids: int64 [B, L]; 1, 2, ... for the samples of a row, 0 for padding.
-        pixel_values: float32 [N, 3, H, W] or None when the batch has no image; tiles of padding stand last.
-        tile_features: float32 [M, P, C] of tiles that the tower saw before, or None.
+        pixel_values: float32 [N, 3, H, W] or None when the batch has no image; tiles of padding come last.
+        tile_features: float32 [M, P, C] of tiles that the tower has already processed, or None.
         tile_keys: see `Example`; of `pixel_values`, in order.
         tile_order: int64 [N+M] where there are both pixels and features, else None: for each tile of the samples its
             row in concat(features of `pixel_values`, `tile_features`).
         merge_index: int64 [B * L] or None without image; row of concat(token embeddings [B*L], features of the samples'
-            tiles [(N+M)*P], newline [1]) that stands at each position.
+            tiles [(N+M)*P], newline [1]) for each position.
         loss_index: int64 [S]; flat positions (b * L + l) whose next token is trained.
         loss_targets: int64 [S]; those next tokens.
         sources: one per sample, for error messages.

@@ -27,8 +27,8 @@ def temporary_directory(folder: Path, name: str, replaced: bool = False) -> Iter
     """A new hidden directory in a folder, held while the block runs and gone afterwards, unless the block renamed it.
 
     Args:
-        name: of what it is for.
-        replaced: it is to hold what is being replaced, which `remove_leftovers` puts back where nothing came in its
+        name: of the output.
+        replaced: whether it holds what is being replaced, which `remove_leftovers` puts back if nothing took its
             place.
     """
     prefix = f".{name[:NAME_LENGTH]}{_REPLACED if replaced else '.'}"
@@ -88,7 +88,7 @@ def new_temporary_file(path: Path) -> tuple[int, Path]:
 
 
 def _hold_temporary(descriptor: int, path: Path) -> bool:
-    """Holds what was just made; False, and it is closed, where it was removed as a leftover before."""
+    """Locks what was just made; False, and it is closed, if it was removed as a leftover before that."""
     remember(descriptor)
     with contextlib.suppress(LockingUnavailableError):  # then nobody removes it either
         lock_file(descriptor, path, wait=True)
@@ -99,9 +99,9 @@ def _hold_temporary(descriptor: int, path: Path) -> bool:
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
-    """Removes what killed processes left in a folder under temporary names; what somebody still writes stays.
+    """Removes what killed processes left in a folder under temporary names; what is still being written stays.
 
-    What was being replaced when its process was killed comes back to its place, where nothing is there now.
+    A folder that was being replaced when its process was killed is put back, if its place is still free.
 
     Returns:
         What was removed or put back.
@@ -114,7 +114,7 @@ def remove_leftovers(folder: Path) -> list[Path]:
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether a path's name is one that commands give to what they are still writing, or a lock's."""
+    """Whether a path's name is that of something being written, or of a lock."""
     is_lock = path.name.startswith(".") and path.name.endswith(LOCK_FILE)
     return is_lock or _TEMPORARY.fullmatch(path.name) is not None
 

@@ -29,7 +29,7 @@ LEVELS = (
     ("generation",),
     ("checkpoints", "peft", "datasets"),
     ("models", "processors", "network"),
-    ("config", "sample", "device", "log", "cache", "cached_table", "identity", "memory", "progress"),
+    ("config", "sample", "device", "log", "cache", "cached_table", "identity", "out_of_memory", "progress_bar"),
     ("outputs",),
     ("declared", "locks", "paths"),
     ("json_files", "temporary"),
@@ -41,7 +41,7 @@ LEVELS = (
 SAME_LEVEL = {
     *(("examples", "tools"), ("trainer", "evaluation"), ("checkpoints", "peft"), ("device", "log")),
     *(("identity", "cached_table"), ("identity", "log"), ("cached_table", "cache"), ("cached_table", "log")),
-    *(("identity", "progress"), ("progress", "log")),
+    *(("identity", "progress_bar"), ("progress_bar", "log")),
 }
 
 # The rooms inside checkpoints/, folders and files alike, in the same way: each imports the levels below its own.
@@ -66,8 +66,8 @@ ONLY_IN = {
 }
 # Importing these rooms and modules loads neither paddle nor paddlenlp, directly or through others.
 WITHOUT_PADDLE = (
-    *("processors", "network", "datasets", "config", "sample", "log", "cache", "memory", "paths", "errors"),
-    *("cached_table", "declared", "identity", "lfs", "locks", "outputs", "progress"),
+    *("processors", "network", "datasets", "config", "sample", "log", "cache", "out_of_memory", "paths", "errors"),
+    *("cached_table", "declared", "identity", "lfs", "locks", "outputs", "progress_bar"),
     *("file_locks", "json_files", "temporary"),
     *(
         "demo.pictures",

@@ -19,11 +19,11 @@ from paddlemix.json_files import read_object
     [
         (b"{", r"is not JSON \(line 1, column 2"),
         (b"", r"is not JSON \(line 1, column 1"),
-        (b"[1]", r"holds no JSON object but \[1\] \(a list\)"),
+        (b"[1]", r"must hold a JSON object, not \[1\] \(a list\)"),
         (b'{"a": "\xff"}', r"is not UTF-8 text \(byte 7\)"),
         (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested deeper than 64"),
         (b'{"a":' * 70 + b"1" + b"}" * 70, "nested deeper than 64"),
-        (b'{"a": {"b": 1, "b": 2}}', "the key 'b' is there twice with different values"),
+        (b'{"a": {"b": 1, "b": 2}}', "the key 'b' occurs twice with different values"),
         (b'{"a": 1' + b"0" * 10_000 + b"}", "not JSON: Exceeds the limit"),
     ],
 )

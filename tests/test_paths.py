@@ -24,7 +24,7 @@ IMPOSSIBLE = {
     NAME_256: "256 bytes",
     "é" * 128: "256 bytes",
     "/".join(["d" * 200] * 21): "4220 bytes",
-    "~nobody-of-this-name/x": "no home folder of ~nobody-of-this-name",
+    "~nobody-of-this-name/x": "~nobody-of-this-name has no home folder",
 }
 
 

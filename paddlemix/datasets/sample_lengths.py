@@ -13,7 +13,7 @@ import numpy as np
 
 from paddlemix.cache import cache_directory, cache_key, replacing
 from paddlemix.datasets.workers import WorkerPool
-from paddlemix.progress import ProgressBar
+from paddlemix.progress_bar import ProgressBar
 
 _CHUNK = 512  # samples that a process measures at a time
 _ALONE = 4096  # so few samples are measured before processes have started

@@ -179,9 +179,9 @@ SETTINGS = (
         when=_BEFORE_IMPORT,
         form="flag",
         upstream="0",
-        reason="slices are copies, and a weight that is no block in memory is not copied wrongly to the card (with 1 "
-        "paddle 3.3.1 did that on the stand-in NPU). It breaks code that writes labels through views, PaddleMIX's "
-        "masking for one; here labels are made in numpy, and results are the same with 1",
+        reason="slices are copies, and a weight that is not contiguous in memory is not copied wrongly to the card "
+        "(with 1 paddle 3.3.1 did that on the stand-in NPU). It breaks code that writes labels through views, "
+        "PaddleMIX's masking for one; here labels are made in numpy, and results are the same with 1",
     ),
     Setting(
         name="FLAGS_npu_jit_compile",

@@ -27,7 +27,7 @@ from paddlemix.generation.predict import Answer, answer_batches, batches_by_leng
 from paddlemix.generation.predict_job import MODEL_FILES, PredictJob, model_id
 from paddlemix.generation.questions import QuestionList, QuestionShare
 from paddlemix.identity import differences
-from paddlemix.progress import ProgressBar
+from paddlemix.progress_bar import ProgressBar
 
 _ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"  # shortuuid's: no two look alike
 _BYTE_BY_BYTE = 2  # the version of headers that knew declared files by their bytes

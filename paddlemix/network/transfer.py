@@ -17,7 +17,7 @@ import requests
 
 from paddlemix.network.client import Client, RemoteSettings, Secret, length_of, status_of
 from paddlemix.network.failures import PassingError, UnreachableError
-from paddlemix.progress import ProgressBar
+from paddlemix.progress_bar import ProgressBar
 
 PART_SUFFIX = ".part"
 # Retries are counted anew with every byte that comes: a large file may take any time.

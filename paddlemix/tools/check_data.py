@@ -1,9 +1,9 @@
-"""Checks data files before a run does: every record, every conversation, every image, in parallel.
+"""Checks data files before a run: every record, every conversation, every image, in parallel.
 
     paddlemix check-data CONFIG.json            all data files of a run, as the run reads them
     paddlemix check-data DATA.json [...]        data files by themselves
 
-Status 0 where all is well, 1 where something is not, 2 where the command itself cannot be carried out.
+Exit status: 0 if everything is fine, 1 if problems were found, 2 if the command itself failed.
 """
 
 from __future__ import annotations
@@ -36,32 +36,33 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = CommandParser("check-data", __doc__)
     parser.add_argument(
-        "inputs", type=place_argument, nargs="+", metavar="CONFIG|FILE", help="a run's JSON, or data files"
+        "inputs", type=place_argument, nargs="+", metavar="CONFIG|FILE", help="the JSON file of a run, or data files"
     )
     parser.add_argument(
         "--image-root",
         type=place_argument,
-        help="folder that relative image paths start from; default: the run's, or here",
+        help="folder of relative image paths; default: the run's, otherwise the working directory",
     )
     parser.add_argument(
-        "--model-path", type=place_argument, help="checkpoint whose tokens are counted; default: the run's"
+        "--model-path", type=place_argument, help="checkpoint whose tokenizer counts tokens; default: the run's"
     )
     parser.add_argument(
         "--chat-template",
         type=place_argument,
-        help="template, by name or file; default: the run's, or the checkpoint's",
+        help="conversation template, a name or file; default: the run's, otherwise the checkpoint's",
     )
-    parser.add_argument("--max-length", type=int, help="longest sample in tokens; default: the run's")
-    parser.add_argument("--workers", type=int, help=f"processes; default: the CPU cores, at most {_MOST_WORKERS}")
+    parser.add_argument("--max-length", type=int, help="maximum length of a sample in tokens; default: the run's")
+    parser.add_argument("--workers", type=int, help=f"processes (default: one per CPU core, at most {_MOST_WORKERS})")
+    parser.add_argument("--report", type=path_argument, metavar="OUT.json", help="write all findings as JSON")
     parser.add_argument(
-        "--report", type=path_argument, metavar="OUT.json", help="write everything that was found as JSON"
+        "--fix",
+        type=path_argument,
+        metavar="OUT.json",
+        help="write the good records to a new file; .jsonl for JSON Lines",
     )
-    parser.add_argument(
-        "--fix", type=path_argument, metavar="OUT.json", help="write the good records; .jsonl for JSON Lines"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace the files that --fix and --report name")
-    parser.add_argument("--no-images", action="store_true", help="leave images alone")
-    parser.add_argument("--limit", type=int, help="look at the first so many records of each file only")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files of --fix and --report")
+    parser.add_argument("--no-images", action="store_true", help="do not open images")
+    parser.add_argument("--limit", type=int, metavar="N", help="check only the first N records of each file")
     return parser
 
 
@@ -69,7 +70,7 @@ def main(argv: list[str]) -> int:
     """Checks, reports and, where asked for, writes the good records.
 
     Raises:
-        UserError: a file, the checkpoint or a place to write to cannot be used.
+        UserError: a file, the checkpoint or an output cannot be used.
     """
     arguments = build_parser().parse_args(argv)
     for name in ("max_length", "workers", "limit"):
@@ -107,7 +108,7 @@ def _check_outputs(arguments: argparse.Namespace, plan: CheckPlan) -> None:
     """Whether the two files can be written.
 
     Raises:
-        UserError: one is an input, or is there already and is not to be replaced.
+        UserError: one is an input, or exists and may not be replaced.
     """
     from paddlemix.tools.common.check_report import is_report
 
@@ -139,7 +140,7 @@ def _files(role: str, names: Sequence[str | None]) -> list[Needed]:
 def _check(plan: CheckPlan, arguments: argparse.Namespace) -> CheckReport:
     from paddlemix.datasets.checking.check import check_files
     from paddlemix.datasets.checking.record_checker import CheckSettings
-    from paddlemix.progress import ProgressBar
+    from paddlemix.progress_bar import ProgressBar
 
     settings = CheckSettings(
         images=plan.images,

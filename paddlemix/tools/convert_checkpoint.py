@@ -2,8 +2,8 @@
 
     python paddlemix/tools/convert_checkpoint.py --input DIR --output DIR --to {paddlemix,llava,hf,xtuner,peft}
 
-Reads those, PaddleMIX's (.pdparams), InternVL-Chat-LLaVA's and language models alone.  With an adapter directory,
---to llava, --to xtuner and --to peft write an adapter that original LLaVA, XTuner or PEFT (on llava-hf) loads.
+Also reads PaddleMIX's (.pdparams) and InternVL-Chat-LLaVA's layouts and plain language models.  An adapter directory is
+converted with --to llava, xtuner or peft into an adapter for original LLaVA, XTuner or PEFT (on llava-hf).
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = CommandParser("convert", __doc__)
     parser.add_argument(
-        "--input", type=place_argument, required=True, help="the checkpoint's folder, of any layout that is read"
+        "--input", type=place_argument, required=True, help="checkpoint or adapter to convert, of any supported layout"
     )
-    parser.add_argument(
-        "--output", type=path_argument, required=True, help="a new folder; it appears whole or not at all"
-    )
+    parser.add_argument("--output", type=path_argument, required=True, help="new folder; appears only when complete")
     layouts = ("paddlemix", "llava", "hf", "xtuner", "peft")
-    parser.add_argument("--to", required=True, choices=layouts, help="the layout to write; peft: of an adapter")
+    parser.add_argument("--to", required=True, choices=layouts, help="layout to write; peft is for adapters")
     parser.add_argument(
-        "--dtype", choices=("float32", "float16", "bfloat16"), help="of the written weights; default: as they are"
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="precision of the written weights; default: unchanged",
     )
-    parser.add_argument("--shard-size", default="5GB", help="largest weight file, e.g. 5GB or 500MB (5GB)")
+    parser.add_argument("--shard-size", default="5GB", help="maximum size of a weight file, e.g. 500MB (default 5GB)")
     return parser
 
 
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
     """Converts and verifies.
 
     Raises:
-        UserError: the checkpoint cannot be used, or the target has no place for it or cannot be written.
+        UserError: the checkpoint cannot be used, the target layout cannot hold it, or the output cannot be written.
     """
     arguments = build_parser().parse_args(argv)
     max_shard_bytes = parse_size(arguments.shard_size)
@@ -80,7 +80,7 @@ def _convert(arguments: argparse.Namespace, max_shard_bytes: int) -> int:
     from paddlemix.checkpoints.convert.export_model import convert_checkpoint
     from paddlemix.checkpoints.convert.verify import Conversion
     from paddlemix.checkpoints.layouts.recognise import is_adapter
-    from paddlemix.progress import ProgressBar
+    from paddlemix.progress_bar import ProgressBar
 
     if is_adapter(arguments.input):
         return _convert_adapter(arguments)

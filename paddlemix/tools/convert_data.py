@@ -1,9 +1,9 @@
-"""Converts data to LLaVA's JSON: a VQA table (CSV) or records of any form that training reads.
+"""Converts data to LLaVA's JSON: a VQA table (CSV) or records of any supported form.
 
     paddlemix convert-data TABLE.csv --output OUT.json --image-root DIR [--suffix TEXT] [--split 0.05]
     paddlemix convert-data DATA.jsonl --output OUT.json
 
-Rows that cannot be converted are listed with their line; nothing is written then, unless --skip-bad leaves them out.
+Rows that cannot be converted are listed with their line; nothing is written then, unless --skip-bad is given.
 """
 
 from __future__ import annotations
@@ -32,32 +32,34 @@ from paddlemix.tools.common.command import path_argument, place_argument, run_co
 
 _TABLES = (".csv", ".tsv")
 _SHOWN = 20  # bad rows that are listed
-Converted = Iterator[tuple[str, dict[str, Any] | UserError]]  # source, and the record or what is wrong with it
+Converted = Iterator[tuple[str, dict[str, Any] | UserError]]  # its place, and the record or what is wrong with it
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = CommandParser("convert-data", __doc__)
+    parser.add_argument("input", type=place_argument, help="table (.csv, .tsv) or records (.json, .jsonl; path or URL)")
     parser.add_argument(
-        "input", type=place_argument, help="a table (.csv, .tsv), or records (.json, .jsonl; also by URL)"
+        "--output", type=path_argument, required=True, help="file to write: .json, or .jsonl for JSON Lines"
     )
     parser.add_argument(
-        "--output", type=path_argument, required=True, help="the file to write: .json, or .jsonl for lines"
+        "--image-root", type=path_argument, help="folder of the images; every image must then exist in it"
     )
-    parser.add_argument("--image-root", type=path_argument, help="folder of the images; every image must then be in it")
-    parser.add_argument("--split", type=float, metavar="FRACTION", help="write about this share to OUTPUT_eval.json")
-    parser.add_argument("--seed", type=seed_argument, default=0, help="of the split (0)")
+    parser.add_argument(
+        "--split", type=float, metavar="FRACTION", help="write about this share of the records to OUTPUT_eval.json"
+    )
+    parser.add_argument("--seed", type=seed_argument, default=0, help="random seed of the split (default 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
-    parser.add_argument("--skip-bad", action="store_true", help="leave out what cannot be converted, and count it")
+    parser.add_argument("--skip-bad", action="store_true", help="skip and count what cannot be converted")
     parser.add_argument(
-        "--form", help="what the records are: coco_caption, coco_vqa, vg_caption; default: as they look"
+        "--form", help="form of the records: coco_caption, coco_vqa, vg_caption; default: recognised by their keys"
     )
     table = parser.add_argument_group("tables")
     table.add_argument("--image-column", metavar="NAME", help="default: image, image_id, image_path or image_file")
     table.add_argument("--question-column", metavar="NAME", help="default: question")
     table.add_argument("--answer-column", metavar="NAME", help="default: answer")
-    table.add_argument("--suffix", metavar="TEXT", help="added after every question; \\n is a line break")
-    table.add_argument("--group-by-image", action="store_true", help="one conversation for each image, not each row")
+    table.add_argument("--suffix", metavar="TEXT", help="append to every question; \\n is a line break")
+    table.add_argument("--group-by-image", action="store_true", help="one conversation per image instead of per row")
     return parser
 
 
@@ -149,7 +151,7 @@ def _convert_table(arguments: argparse.Namespace) -> Converted:
             if not isinstance(row, TableRow):
                 raise row
             if "<image>" in row.question:
-                raise UserError("the question holds <image>; it is put there by itself, remove it")
+                raise UserError("the question contains <image>, which is added automatically; remove it")
             image, pair = finder.find(row.image), (row.question + suffix, row.answer)
         except UserError as error:
             yield where, error
@@ -172,11 +174,11 @@ def _vqa_record(number: int, image: str, pairs: list[tuple[str, str]]) -> dict[s
 
 @dataclass
 class _Output:
-    """One file that is being written.
+    """An output file while it is written.
 
     Args:
-        path: where it will be.
-        file: where it is now.
+        path: its final place.
+        file: the temporary file.
     """
 
     path: Path
@@ -199,7 +201,7 @@ class _Output:
             UserError: it has no record, or the disk is full.
         """
         if not self.count:
-            raise UserError(f"no record is left for {self.path}, nothing was written; see --split and --skip-bad")
+            raise UserError(f"no record is left for {self.path}, so nothing was written; see --split and --skip-bad")
         with write_errors(f"'{self.path}'"):
             self.file.write("" if self.path.suffix == ".jsonl" else "\n]\n")
             self.file.flush()
@@ -214,7 +216,7 @@ def _images_of(record: dict[str, Any]) -> list[str]:
 def _write(converted: Converted, paths: list[Path], arguments: argparse.Namespace) -> list[str]:
     """Writes the files, all of them or none, and returns a line of report for each."""
     from paddlemix.cache import replacing
-    from paddlemix.progress import ProgressBar
+    from paddlemix.progress_bar import ProgressBar
 
     bad: list[str] = []
     with contextlib.ExitStack() as stack:
@@ -228,12 +230,12 @@ def _write(converted: Converted, paths: list[Path], arguments: argparse.Namespac
                 bad.append(f"{where}: {record}")
             else:
                 outputs[choose(record, where)].add(record)
-        _tell_bad(bad, arguments.skip_bad)
+        _print_bad(bad, arguments.skip_bad)
         # each takes its place when the block ends: by then all of them are on the disk, so that a full disk leaves none
         for output in outputs:
             output.finish()
     return [f"wrote {output.count} records of {len(output.images)} images in {output.path}" for output in outputs] + (
-        [f"left out {len(bad)} that cannot be converted"] if bad else []
+        [f"skipped {len(bad)} that cannot be converted"] if bad else []
     )
 
 
@@ -250,13 +252,13 @@ def _chooser(fraction: float | None, seed: int) -> Callable[[dict[str, Any], str
     return choose
 
 
-def _tell_bad(bad: list[str], skip: bool) -> None:
+def _print_bad(bad: list[str], skip: bool) -> None:
     for line in bad[:_SHOWN]:
         print(line, file=sys.stderr)
     if len(bad) > _SHOWN:
         print(f"... and {len(bad) - _SHOWN} more", file=sys.stderr)
     if bad and not skip:
-        raise UserError(f"{len(bad)} cannot be converted, nothing was written; repair them or give --skip-bad")
+        raise UserError(f"{len(bad)} cannot be converted, so nothing was written; fix them or give --skip-bad")
 
 
 if __name__ == "__main__":

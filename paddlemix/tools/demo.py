@@ -1,4 +1,4 @@
-"""Trains and questions a tiny LLaVA on this machine, without any download: `paddlemix demo`."""
+"""Trains and queries a tiny LLaVA on this machine, without any download: `paddlemix demo`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = CommandParser("demo", __doc__)
     parser.add_argument(
-        "--output", type=path_argument, default=Path("runs/demo"), help="folder for everything (runs/demo)"
+        "--output", type=path_argument, default=Path("runs/demo"), help="folder for everything (default runs/demo)"
     )
     parser.add_argument(
         "--prepare-only",
         action="store_true",
-        help="write data and untrained model, for the recipes in config/llava/tiny",
+        help="only write the data and the untrained model, for the recipes in config/llava/tiny",
     )
-    parser.add_argument("--overwrite", action="store_true", help="use a folder with other content")
+    parser.add_argument("--overwrite", action="store_true", help="use the folder although it has other content")
     return parser
 
 

@@ -20,6 +20,7 @@ from paddlemix.errors import UserError
 from paddlemix.locks import locked_output
 from paddlemix.tools.common.arguments import CommandParser
 from paddlemix.tools.common.command import path_argument, place_argument, run_command
+from paddlemix.tools.common.generation import add_device_flag
 
 if TYPE_CHECKING:
     from paddlemix.checkpoints.pretrained import Pretrained
@@ -32,29 +33,32 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's arguments; names and defaults are PaddleMIX's."""
     parser = CommandParser("merge-lora", __doc__)
     parser.add_argument(
-        "--model_name_or_path", type=place_argument, help="the base model; default: the one the adapter names"
+        "--model_name_or_path", type=place_argument, help="base model; default: the one the adapter names"
     )
-    parser.add_argument("--lora_path", type=path_argument, required=True, help="the adapter directory")
+    parser.add_argument("--lora_path", type=path_argument, required=True, help="adapter directory")
     parser.add_argument(
         "--merge_model_path",
         type=path_argument,
-        help="where the whole model goes; default: into lora_path, whose adapter then moves to lora_path/adapter",
+        help="folder for the merged model; default: lora_path, whose adapter then moves to lora_path/adapter",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace the model or adapter that is there")
-    parser.add_argument("--device", help="gpu, npu, xpu or cpu; default: what is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing model or adapter")
+    add_device_flag(parser)
     parser.add_argument(
-        "--dtype", default="float32", choices=("float32", "float16", "bfloat16"), help="of the written weights"
+        "--dtype",
+        default="float32",
+        choices=("float32", "float16", "bfloat16"),
+        help="precision of the written weights (default float32)",
     )
     return parser
 
 
 def main(argv: list[str]) -> int:
-    """Merges; the result is a self-contained model directory.  Files there that are no model's or adapter's stay.
+    """Merges; the result is a self-contained model directory.  Unrelated files there stay.
 
-    One example's logits are compared before and after: the result is only put in place where they agree.
+    One example's logits are compared before and after: the result is put in place only if they agree.
 
     Raises:
-        UserError: a directory cannot be used, the adapter belongs to another base, or the result answers otherwise.
+        UserError: a directory cannot be used, the adapter belongs to another base, or the result answers differently.
     """
     arguments = build_parser().parse_args(argv)
     from paddlemix.checkpoints.layouts.recognise import is_adapter
@@ -76,8 +80,8 @@ def _check_target(target: Path, arguments: argparse.Namespace) -> None:
     """Whether the merged model may go there.
 
     Raises:
-        UserError: base or adapter are there, or another model, and --overwrite is missing; or it would take the place
-            of a checkpoint that a run may go on from.
+        UserError: it holds the base, the adapter, or another model without --overwrite; or the merge would replace a
+            checkpoint from which a run may resume.
     """
     from paddlemix.checkpoints.adapters.merging import check_can_be_kept
     from paddlemix.checkpoints.hub.needs import needed_by_model
@@ -93,7 +97,7 @@ def _check_target(target: Path, arguments: argparse.Namespace) -> None:
     check_output(Output("merge_model_path", target), needed)
     if in_place and (target / STATE_FILE).is_file():
         raise UserError(
-            f"lora_path '{target}' is a checkpoint, which its run could not go on from after a merge in place; give "
+            f"lora_path '{target}' is a checkpoint, from which its run could not resume after a merge in place; give "
             "merge_model_path a new folder"
         )
     if in_place:
@@ -117,12 +121,12 @@ def _merge(target: Path, arguments: argparse.Namespace) -> int:
     select_device(arguments.device)
     adapter = read_adapter(adapter_path)
     spec = base_of(adapter, arguments.model_name_or_path)
-    if spec.quantize is None and not adapter.config.pissa:  # PiSSA begins from float weights
+    if spec.quantize is None and not adapter.config.pissa:  # PiSSA starts from float weights
         spec = replace(spec, quantize=exact_storage(spec.model))
     loaded = [apply_adapter(load_base(spec), adapter)]
     if loaded[0].processor is None:
         raise UserError(
-            f"{spec.model} has no tokenizer files, without which a merged model is no model; copy them there"
+            f"{spec.model} has no tokenizer files, without which a merged model cannot be used; copy them there"
         )
     said: list[str] = []
     with keeping_adapter(adapter_path) if target.resolve() == adapter_path.resolve() else contextlib.nullcontext():
@@ -132,16 +136,16 @@ def _merge(target: Path, arguments: argparse.Namespace) -> int:
 
 
 def _write_and_compare(loaded: list[Pretrained], directory: Path, dtype: str) -> str:
-    """Writes the merged model, reads it again and compares it.
+    """Writes the merged model, reads it back and compares it.
 
     Args:
-        loaded: the model with its adapter, alone in a list: it is let go before the result is read.
+        loaded: the model with its adapter, alone in a list, so that it can be freed before the result is read.
 
     Returns:
         What was done, for the user.
 
     Raises:
-        UserError: the result answers otherwise.
+        UserError: the result answers differently.
     """
     import numpy as np
 
@@ -155,8 +159,8 @@ def _write_and_compare(loaded: list[Pretrained], directory: Path, dtype: str) ->
     difference, largest = float(np.abs(after - before).max()), float(np.abs(before).max())
     most = MOST_DIFFERENT[dtype] * largest
     compared = f"logits of an example differ by at most {difference:.1e}, {dtype} allows {most:.1e}"
-    if not difference <= most:  # also where one is no number
-        what = "choose --dtype float32" if dtype != "float32" else "see that base and adapter are whole"
+    if not difference <= most:  # also false for NaN
+        what = "choose --dtype float32" if dtype != "float32" else "check that base and adapter are complete"
         raise UserError(f"the merged model does not answer like the adapter: {compared}. Nothing was written; {what}")
     return f"{count} layers; {compared}"
 

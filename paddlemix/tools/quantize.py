@@ -2,7 +2,7 @@
 
     python paddlemix/tools/quantize.py --model-path DIR --output DIR --kind {int8,nf4}
 
-Tower, projector, embeddings and output layer stay as they are.  Every command takes the result as it takes a model.
+Tower, projector, embeddings and output layer are unchanged.  Every command accepts the result like any model.
 """
 
 from __future__ import annotations
@@ -28,11 +28,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--model-path",
         type=place_argument,
         required=True,
-        help="the model's folder or name, of any layout that is read",
+        help="model: a directory of any supported layout, or a model's name",
     )
-    parser.add_argument(
-        "--output", type=path_argument, required=True, help="a new folder; it appears whole or not at all"
-    )
+    parser.add_argument("--output", type=path_argument, required=True, help="new folder; appears only when complete")
     parser.add_argument(
         "--kind",
         required=True,
@@ -40,16 +38,18 @@ def build_parser() -> argparse.ArgumentParser:
         help="int8: 1 byte per weight; nf4: 0.52 bytes; bfloat16, float16: 2 bytes, computed in float32 on CPU",
     )
     parser.add_argument(
-        "--dtype", choices=("float32", "float16", "bfloat16"), help="of the other weights; default: that of embeddings"
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="precision of the other weights; default: that of the embeddings",
     )
     return parser
 
 
 def main(argv: list[str]) -> int:
-    """Quantises while it reads, weight by weight, so that memory is that of the quantised model.
+    """Quantises weight by weight while reading, so that only the quantised model is held in memory.
 
     Raises:
-        UserError: the model cannot be used, is an adapter or quantised already, or the output cannot be written.
+        UserError: the model cannot be used, is an adapter or already quantised, or the output cannot be written.
     """
     arguments = build_parser().parse_args(argv)
     from paddlemix.checkpoints.convert.export_model import check_target
@@ -75,7 +75,7 @@ def _quantize(arguments: argparse.Namespace) -> int:
     declared = read_quantization(source.directory)
     if declared is not None:
         raise UserError(
-            f"{arguments.model_path} is quantised already ({declared.kind}); begin with the model that it was made of"
+            f"{arguments.model_path} is already quantised ({declared.kind}); start from the model it was made from"
         )
     embedding = source.tensors().get("language_model.embed_tokens.weight")
     names = {short: name for name, short in FLOAT_TYPES.items()}

@@ -1,8 +1,8 @@
-"""Shows records as a model is trained on them: their tokens, what of them is trained, their lengths and image tiles.
+"""Shows records as a model is trained on them: their tokens, which of them are trained, lengths and image tiles.
 
     paddlemix show-data --model-path DIR --data FILE [--index N | --count N] [--output DIR] [--json]
 
-No weight is loaded.  Status 1 where a record cannot be used.
+No weights are loaded.  Exit status 1 if a record cannot be used.
 """
 
 from __future__ import annotations
@@ -33,21 +33,25 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = CommandParser("show-data", __doc__)
     parser.add_argument(
-        "--model-path", type=place_argument, required=True, help="the checkpoint, whole or an adapter, of any layout"
+        "--model-path", type=place_argument, required=True, help="checkpoint: model or adapter, of any supported layout"
     )
-    parser.add_argument("--data", type=place_argument, required=True, help="the data file")
+    parser.add_argument("--data", type=place_argument, required=True, help="data file")
     parser.add_argument(
-        "--conv-mode", type=place_argument, help="conversation template, by name or file; default: the checkpoint's"
+        "--conv-mode", type=place_argument, help="conversation template, a name or file; default: the checkpoint's"
     )
     parser.add_argument(
-        "--image-root", type=place_argument, help="folder that relative image paths start from; default: here"
+        "--image-root", type=place_argument, help="folder of relative image paths; default: the working directory"
     )
     chosen = parser.add_mutually_exclusive_group()
-    chosen.add_argument("--index", type=int, help="the one record to show; the first is 0")
-    chosen.add_argument("--count", type=int, help=f"records to show, from the first on ({_DEFAULT_COUNT}; --json: all)")
-    parser.add_argument("--max-length", type=int, help="longest sample in tokens; default: no limit")
-    parser.add_argument("--output", type=path_argument, help="folder for a picture of each image's tiles")
-    parser.add_argument("--overwrite", action="store_true", help="replace other files of these pictures' names there")
+    chosen.add_argument("--index", type=int, help="show only this record; the first is 0")
+    chosen.add_argument(
+        "--count", type=int, help=f"number of records to show (default {_DEFAULT_COUNT}; all with --json)"
+    )
+    parser.add_argument("--max-length", type=int, help="maximum length of a sample in tokens; default: no limit")
+    parser.add_argument("--output", type=path_argument, help="folder for pictures of the images' tiles")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace existing files with the names of these pictures"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object per record and nothing else")
     return parser
 
@@ -56,7 +60,7 @@ def main(argv: list[str]) -> int:
     """Shows the records.
 
     Raises:
-        UserError: the checkpoint or the data file cannot be used, or there is no such record.
+        UserError: the checkpoint or the data file cannot be used, or the record does not exist.
     """
     arguments = build_parser().parse_args(argv)
     _check_numbers(arguments)

@@ -34,11 +34,11 @@ RUN_CONFIG_FILE = "run_config.json"
 # what a directory is recognised by comes last, so that half a result is never taken for a model
 _LAST = (CONFIG_FILE, ADAPTER_FILE)
 _WEIGHTS = (SINGLE_FILE, INDEX_FILE, "model-*-of-*.safetensors")
-_OWN_FILES = (
+_FILES = (
     *(*_LAST, *_WEIGHTS, ADAPTER_WEIGHTS, PROCESSOR_FILE, *TOKENIZER_FILES),
     *(RUN_CONFIG_FILE, METRICS_FILE, CURVE_FILE, SAMPLES_FILE, SKIPPED_FILE, "skipped-rank*.jsonl", CARD_FILE),
-    "checkpoint-[0-9]*",
 )
+_OWN_FILES = (*_FILES, "checkpoint-[0-9]*")
 # temporary names that only killed runs of earlier versions left; those of today tell whether anybody holds them
 _LEFTOVERS = (
     *(".checkpoint-[0-9]*", ".result.*", f".{RUN_CONFIG_FILE}.*.tmp"),
@@ -61,6 +61,7 @@ def find_resume_point(config: RunConfig) -> Path | None:
     assert config.output_dir is not None
     output_dir = Path(config.output_dir)
     check_output(Output("output_dir", output_dir), ())
+    _check_no_folder_in_the_way(output_dir)
     resume = _named_checkpoint(config)
     if not config.do_train:
         return resume
@@ -80,6 +81,16 @@ def find_resume_point(config: RunConfig) -> Path | None:
     if goes_on and resume is not None and not config.overwrite_output_dir:
         _check_no_other_result(output_dir, resume)
     return resume
+
+
+def _check_no_folder_in_the_way(output_dir: Path) -> None:
+    """Refuses a folder with the name of a file of the result, which could only be reported when training is over."""
+    folders = [path for path in _found(output_dir, _FILES) if path.is_dir()] if output_dir.is_dir() else []
+    if folders:
+        raise UserError(
+            f"output_dir '{output_dir}' holds a folder named {folders[0].name}, where a file of the result goes; move "
+            "it away, or choose another output_dir"
+        )
 
 
 def continues_in(config: RunConfig, resume: Path) -> bool:

@@ -20,8 +20,8 @@ from paddlemix.datasets.mixture import SampleDataset
 from paddlemix.device import check_dtype, select_device, set_seed
 from paddlemix.errors import Stopped, UserError
 from paddlemix.log import logger, process_rank
-from paddlemix.memory import out_of_memory_explained
 from paddlemix.models.kernels.fused import KernelSizes, choose_kernels
+from paddlemix.out_of_memory import out_of_memory_explained
 from paddlemix.trainer.add_training import add_training_to_run
 from paddlemix.trainer.build_trainer import build_trainer
 from paddlemix.trainer.callbacks.progress import CURVE_FILE, METRICS_FILE, draw_loss_curve

@@ -184,7 +184,7 @@ def test_the_command_refuses_a_quantised_model(saved: Path, tmp_path: Path, caps
     for kind in ("int8", "nf4"):
         arguments = ["--model-path", str(saved), "--output", str(tmp_path / "out"), "--kind", kind]
         assert run_command(quantize.main, arguments) == 2
-        assert f"{saved} is quantised already (int8)" in capsys.readouterr().err
+        assert f"{saved} is already quantised (int8)" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from paddlemix.config.foreign.answers import VALUE, Answer
 from paddlemix.config.foreign.flags import FOREIGN_FLAGS
-from paddlemix.config.foreign.keys import ENTRY_KEYS, VALUES
 from paddlemix.config.foreign.names import FOREIGN_KEYS
+from paddlemix.config.foreign.script_keys import ENTRY_KEYS, VALUES
 from paddlemix.config.foreign.templates import FOREIGN_RECIPES, FOREIGN_TEMPLATES, Named
 
 PAGE = Path(__file__).parents[2] / "docs" / "coming_from.md"

@@ -149,7 +149,7 @@ def deep_grey() -> Image.Image:
 
 
 BAD_IMAGES: dict[str, tuple[Callable[[Path], str], str]] = {
-    "missing": (lambda _: "absent.png", "absent.png' does not exist .relative paths start from image_root"),
+    "missing": (lambda _: "absent.png", "absent.png' does not exist .relative paths start from the image root"),
     "folder": (folder_named_as_image, "bad.png' is a folder"),
     "below a file": (lambda _: "good.png/a.png", "does not exist"),
     "dead link": (dead_link, "does not exist"),

@@ -86,7 +86,7 @@ def test_problems_are_shown_with_examples(folder: Path, capsys: pytest.CaptureFi
     assert "records     6: 4 good, 2 bad" in text
     assert "       1  image '...' does not exist" in text
     assert f"bad.json record 1: image '{folder / '1.png'}' does not exist" in text
-    assert f"duplicates  1 records stood before, word for word; {folder / 'bad.json'} record 0 is" in text
+    assert f"duplicates  1 duplicate record: {folder / 'bad.json'} record 0 is" in text
 
 
 def test_at_most_three_examples_of_a_kind(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,7 +141,7 @@ def test_samples_that_are_too_long(folder: Path, capsys: pytest.CaptureFixture[s
     (folder / "long.json").write_text(json.dumps([{"image": "0.png", "conversations": turns}]))
     entries = {"train": [{"data_files": str(folder / "long.json")}]}
     assert check(write_run(folder, dataset=entries, max_length=100)) == 0
-    assert "1 good records have more than 100 tokens; they lose their last turns" in capsys.readouterr().out
+    assert "1 good records have more than 100 tokens; their last turns are dropped" in capsys.readouterr().out
     assert check(write_run(folder, dataset=entries, max_length=100, on_too_long="skip")) == 0
     assert "1 of them are skipped" in capsys.readouterr().out
     assert check(write_run(folder, dataset=entries, max_length=100, on_too_long="error")) == 1
@@ -175,7 +175,7 @@ def test_a_run_with_two_splits_is_not_mixed(folder: Path, capsys: pytest.Capture
         (["good.json", "--limit", "0"], "--limit 0: must be at least 1"),
         (["good.json", "--chat-template", "plain"], "--chat-template needs --model-path"),
         (["good.json", "--model-path", "none"], "none"),
-        (["run.json", "other.json"], "are two runs' files"),
+        (["run.json", "other.json"], "are both files of a run"),
         (["empty.json"], "names no data"),
     ],
 )

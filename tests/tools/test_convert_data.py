@@ -99,7 +99,7 @@ ROOT = ("--image-root", "images")
         ("7,Q,A\n7,a, b,A", "line 3: 4 cells, the header has 3"),
         ('7,"Q\nq",A\n7,Q,', "line 4: the answer is empty"),
         ("7, ,", "line 2: the question and the answer are empty"),
-        ("7,What is <image>?,A", "line 2: the question holds <image>"),
+        ("7,What is <image>?,A", "line 2: the question contains <image>"),
         ("8,Q,A", "line 2: no image '8' in images"),
         ("notes,Q,A", "line 2: no image 'notes' in images"),
         (
@@ -124,11 +124,11 @@ def test_bad_rows_are_named(
     assert (status, records) == (2, None)
     shown = capsys.readouterr()
     assert f"table.csv {message}" in shown.err and shown.out == ""
-    assert shown.err.endswith("error: 1 cannot be converted, nothing was written; repair them or give --skip-bad\n")
+    assert shown.err.endswith("error: 1 cannot be converted, so nothing was written; fix them or give --skip-bad\n")
     status, records = convert(tmp_path, table, *ROOT, "--skip-bad")
     assert status == 0 and len(records) == 1 + rows.count("A\n7")
     assert records[-1]["conversations"] == turn("<image>\nQ", "A")
-    assert "left out 1 that cannot be converted" in capsys.readouterr().out
+    assert "skipped 1 that cannot be converted" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_split_keeps_an_image_on_one_side(tmp_path: Path, capsys: pytest.Capture
 
 def test_a_split_that_leaves_a_file_empty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert convert(tmp_path, "image,question,answer\na.jpg,Q,A\n", "--split", "0.001") == (2, None)
-    assert "out_eval.json, nothing was written; see --split" in capsys.readouterr().err
+    assert "out_eval.json, so nothing was written; see --split" in capsys.readouterr().err
 
 
 def test_lines(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_without_a_place_the_adapter_becomes_the_model_and_its_run_stays(
     run_recipe(config)
     before = logits(tmp_path / "run")
     assert merge("--lora_path", tmp_path / "run" / "checkpoint-4") == 2
-    assert "is a checkpoint, which its run could not go on from after a merge in place" in capsys.readouterr().err
+    assert "is a checkpoint, from which its run could not resume after a merge in place" in capsys.readouterr().err
     assert merge("--lora_path", tmp_path / "run") == 0
     assert load_pretrained(tmp_path / "run").adapter is None
     assert np.abs(logits(tmp_path / "run") - before).max() < MAX_GAP

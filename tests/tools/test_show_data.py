@@ -142,7 +142,7 @@ def test_what_does_not_fit_is_not_shown(checkpoint: Path, data: Path, capsys: py
     assert (cut["num_tiles"], cut["num_image_tokens"], cut["input_ids"].count(-200)) == (1, 4, 1)
     assert whole["prompt"].startswith(cut["prompt"]) and cut["prompt"].endswith("1</s>")
     assert show(checkpoint, data, "--index", "3", "--max-length", limit) == 0
-    assert "the last 2 turns do not fit and are left out" in capsys.readouterr().out
+    assert "the last 2 turns do not fit and are dropped" in capsys.readouterr().out
     assert show(checkpoint, data, "--index", "3", "--max-length", "5") == 1
     assert "max_length is 5" in capsys.readouterr().out
 

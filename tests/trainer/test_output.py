@@ -125,6 +125,13 @@ def test_what_a_killed_run_left_under_temporary_names_counts_for_nothing(tmp_pat
     remove_leftovers(tmp_path / "missing")
 
 
+def test_a_folder_with_the_name_of_a_result_is_refused_at_the_start(tmp_path: Path) -> None:
+    add_checkpoint(tmp_path, 10)
+    (tmp_path / "lora_config.json").mkdir()
+    with pytest.raises(UserError, match="holds a folder named lora_config.json, where a file of the result goes; move"):
+        find_resume_point(settings(tmp_path))
+
+
 def test_a_file_and_a_closed_folder_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match="file' is a file; name a folder"):

@@ -99,15 +99,20 @@ def possible_places(adapter: AdapterFiles, key: str, value: str) -> list[Path]:
         value: its place or name when the adapter was saved.
     """
     relative = adapter.base.get("relative", {}).get(key)
-    near = [] if relative is None else [adapter.directory / relative]
+    near = [] if relative is None else [_resolved(adapter, relative)]
     if relative is not None and adapter.foreign is None and relative.startswith(_UP * 2):
         # earlier versions counted from a folder inside the adapter's own when a run ended, so one level too deep
-        shorter = adapter.directory / relative.removeprefix(_UP)
+        shorter = _resolved(adapter, relative.removeprefix(_UP))
         near = [near[0], shorter] if adapter.directory.name.startswith("checkpoint-") else [shorter, near[0]]
     sibling = adapter.directory.parent / Path(value).name
     if adapter.foreign is None and not adapter.base_digests():  # nothing would reveal a wrong one
         return [Path(value), *near, sibling]
     return [*near, Path(value), sibling]
+
+
+def _resolved(adapter: AdapterFiles, relative: str) -> Path:
+    """A place relative to the adapter, without "..": it was counted from where the adapter really is."""
+    return Path(os.path.normpath(os.path.join(os.path.realpath(adapter.directory), relative)))
 
 
 def choose_place(adapter: AdapterFiles, key: str, places: list[Path]) -> Path | None:

@@ -41,7 +41,7 @@ from paddlemix.identity import (
     text_digest,
     wait_until_settled,
 )
-from paddlemix.progress import ProgressBar
+from paddlemix.progress_bar import ProgressBar
 
 ORIGIN_FILE = "origin.json"
 _VERSION = "1"  # to be raised when the definition of a digest changes: it makes cached ones invalid

@@ -171,7 +171,7 @@ FOREIGN_FLAGS: Mapping[str, Mapping[str, Mapping[str, Answer]]] = {
         },
     },
 }
-# Flags that stand alone: what follows is no value of theirs.  Those that take several words; all others take one.
+# Flags that stand alone: what follows is not a value of theirs.  Those that take several words; all others take one.
 SWITCHES = frozenset(
     ["no_streamer", "lagent", "is_clip", "safe_serialization", "answer_prompter", "all_rounds", "fp32"]
 )

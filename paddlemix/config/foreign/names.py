@@ -9,20 +9,20 @@ import os
 from collections.abc import Mapping
 from pathlib import PurePath
 
-from paddlemix.config.foreign import keys
+from paddlemix.config.foreign import script_keys
 from paddlemix.config.foreign import toolchain_keys as toolchains
 from paddlemix.config.foreign.answers import Answer, choose, explain, keys_written, knows_value, of_programs
 from paddlemix.config.foreign.templates import FOREIGN_RECIPES, FOREIGN_TEMPLATES, Named
 
 # Program -> name -> answer; if several programs have a name, they are listed in this order.
 FOREIGN_KEYS: Mapping[str, Mapping[str, Answer]] = {
-    "LLaVA": keys.LLAVA,
-    "LLaVA-NeXT": keys.LLAVA_NEXT,
-    "transformers": keys.TRANSFORMERS,
+    "LLaVA": script_keys.LLAVA,
+    "LLaVA-NeXT": script_keys.LLAVA_NEXT,
+    "transformers": script_keys.TRANSFORMERS,
     "ms-swift": toolchains.SWIFT,
     "LLaMA-Factory": toolchains.LLAMA_FACTORY,
     "XTuner": toolchains.XTUNER,
-    "InternVL": keys.INTERNVL,
+    "InternVL": script_keys.INTERNVL,
     "PEFT": toolchains.PEFT,
 }
 _SCRIPTS = {".py": "XTuner's configurations are Python", ".sh": "LLaVA's and InternVL's recipes are shell scripts"}
@@ -66,7 +66,7 @@ def foreign_value(key: str, value: object, on_command_line: bool = False) -> str
     Returns:
         'transformers\': write "optim": "adamw"'; "" for a value that the table does not know.
     """
-    program, answer = keys.VALUES.get(key, ("", None))
+    program, answer = script_keys.VALUES.get(key, ("", None))
     if answer is None or value in ([], "", None) or (answer.values and choose(answer, value) is None):
         return ""
     return f"{of_programs([program])}: {explain(answer, value, on_command_line)}"
@@ -74,9 +74,9 @@ def foreign_value(key: str, value: object, on_command_line: bool = False) -> str
 
 def foreign_entry_key(name: str, value: object) -> str:
     """As `foreign_key`, of an entry of `dataset`."""
-    if name not in keys.ENTRY_KEYS:
+    if name not in script_keys.ENTRY_KEYS:
         return ""
-    program, answer = keys.ENTRY_KEYS[name]
+    program, answer = script_keys.ENTRY_KEYS[name]
     return f"{name} is {of_programs([program])}; {explain(answer, value)}"
 
 

@@ -7,7 +7,7 @@ xtuner/configs/llava/; LLaMA-Factory 0.9.5 llamafactory/hparams/; PEFT's LoraCon
 from __future__ import annotations
 
 from paddlemix.config.foreign.answers import Answer, each, policy, same, says, switch
-from paddlemix.config.foreign.keys import (
+from paddlemix.config.foreign.script_keys import (
     ALWAYS,
     BITS,
     EVAL_FILES,
@@ -59,7 +59,7 @@ SWIFT = {
     **each("train_dataset_sample val_dataset_sample", _SOME),
     **each("train_dataset_mix_ratio interleave_prob", _WEIGHTS),
     "dataset_seed": says("seed decides the order of the data too"),
-    "columns": says("the forms of records that are read stand in docs/data.md"),
+    "columns": says("the supported forms of records are in docs/data.md"),
     **each("check_dataset_strategy strict", says('"on_bad_sample": "error" stops at a bad record, "skip" counts it')),
     "truncation_strategy": Answer(
         values={

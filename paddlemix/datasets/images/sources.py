@@ -156,7 +156,7 @@ def _missing_file(name: str, error: OSError | ValueError) -> UserError:
 
 
 def _start() -> str:
-    return f"(relative paths start from image_root, else from {Path.cwd()})"
+    return f"(relative paths start from the image root if one is set, otherwise from {Path.cwd()})"
 
 
 def _decode_uri(uri: str, settings: ImageSettings) -> bytes:

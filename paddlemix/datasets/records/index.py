@@ -24,7 +24,7 @@ from paddlemix.datasets.records.scan import first_solid, scan_array, scan_lines
 from paddlemix.datasets.records.syntax_errors import ArrayReader
 from paddlemix.datasets.records.validation import Task, check_all
 from paddlemix.errors import UserError
-from paddlemix.progress import ProgressBar
+from paddlemix.progress_bar import ProgressBar
 
 INDEX_VERSION = f"4 {__version__}"  # what a record may be changes with the package
 

@@ -219,14 +219,12 @@ def _identity(path: str, local: str) -> tuple[int, int]:
     try:
         status = os.stat(local)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise MissingFileError(
-            f"data file '{path}' does not exist (looked in {Path.cwd()}); check dataset.data_files"
-        ) from error
+        raise MissingFileError(f"data file '{path}' does not exist (looked in {Path.cwd()}); check its path") from error
     except OSError as error:
         raise MissingFileError(f"data file '{path}' cannot be read: {error.strerror}") from error
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
-        raise MissingFileError(f"data file '{path}' is {kind}; check dataset.data_files")
+        raise MissingFileError(f"data file '{path}' is {kind}; give a file")
     refuse_pointer(local, f"data file '{path}'")
     return status.st_size, status.st_mtime_ns
 

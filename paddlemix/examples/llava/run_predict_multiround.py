@@ -19,7 +19,7 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
 
 from paddlemix.config.less_memory import less_memory_in_answers
 from paddlemix.errors import UserError
-from paddlemix.memory import out_of_memory_explained
+from paddlemix.out_of_memory import out_of_memory_explained
 from paddlemix.tools.common.arguments import CommandParser
 from paddlemix.tools.common.command import place_argument, run_command
 from paddlemix.tools.common.generation import (

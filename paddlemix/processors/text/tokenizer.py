@@ -13,6 +13,7 @@ Source: transformers' LlamaTokenizer (legacy and non-legacy prefix rule); Intern
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
 from collections.abc import Sequence
@@ -203,6 +204,7 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
         )
     for name in TOKENIZER_FILES:
         refuse_pointer(directory / name, f"'{directory / name}'")
+        _refuse_byte_order_mark(directory / name)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns that torch is absent, which is intended
     try:
         return Tokenizer(_load(directory), directory)
@@ -210,6 +212,15 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
         raise
     except Exception as error:  # the library raises whatever its parsers raise: all of it means a bad file
         raise UserError(f"the tokenizer files in {directory} cannot be read: {error}") from error
+
+
+def _refuse_byte_order_mark(path: Path) -> None:
+    """We could read such a file, but transformers, which loads the tokenizer, cannot."""
+    if path.suffix != ".json" or not path.is_file():
+        return
+    with path.open("rb") as file:
+        if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
+            raise UserError(f"'{path}' begins with a byte order mark; save it as UTF-8 without one")
 
 
 def _load(directory: Path) -> Any:

@@ -1,4 +1,4 @@
-"""The arguments of a command: argparse, but every fault is shown at once, and another program's flag with ours.
+"""The arguments of a command: argparse, but all faults are reported at once, and another program's flag with ours.
 
 A dash and an underscore in a flag are the same.  Flags are not abbreviated: `--model` is ms-swift's, not the beginning
 of `--model-path`.
@@ -16,7 +16,7 @@ from paddlemix.errors import UserError, did_you_mean
 
 
 class _Refused(Exception):
-    """What argparse would end the process with."""
+    """The error with which argparse would end the process."""
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -35,12 +35,12 @@ class CommandParser(argparse.ArgumentParser):
         """As argparse's.
 
         Raises:
-            UserError: unknown flags, missing ones and wrong values, one in a line.
+            UserError: unknown flags, missing ones and wrong values, one per line.
             SystemExit: with status 0, after the help.
         """
         argv, faults = self._separate(list(sys.argv[1:] if args is None else args))
         required = [action for action in self._actions if action.required]
-        for action in required:  # so that what is missing hides no other fault
+        for action in required:  # so that a missing flag hides no other fault
             action.required = False
         try:
             found, more, wrong = self._parse_known(argv, namespace)
@@ -48,7 +48,7 @@ class CommandParser(argparse.ArgumentParser):
             for action in required:
                 action.required = True
         faults += more
-        # where a word without a flag is wrong, nothing was read that could say what is missing
+        # if a word without a flag was wrong, nothing was parsed that could say what is missing
         missing = [_name(action) for action in required if found and getattr(found, action.dest, None) is None]
         said = "\n".join(faults)
         missing = [name for name in missing if name not in wrong and f"write {name} " not in said]
@@ -63,7 +63,7 @@ class CommandParser(argparse.ArgumentParser):
         raise _Refused(message)
 
     def _separate(self, argv: list[str]) -> tuple[list[str], list[str]]:
-        """Takes unknown flags and their values out of a command line.
+        """Removes unknown flags and their values from a command line.
 
         Returns:
             The rest, with flags in our spelling; a fault for each unknown one.
@@ -92,7 +92,7 @@ class CommandParser(argparse.ArgumentParser):
         return f"{flag} is {foreign}" if foreign else f"{flag} is not a known flag{did_you_mean(flag, options)}"
 
     def _spelt_here(self, flag: str) -> str | None:
-        """A flag of ours as it is declared, whichever of dash and underscore was written; None for an unknown one."""
+        """A flag of ours as declared, whether dash or underscore was written; None for an unknown one."""
         options = (option for action in self._actions for option in action.option_strings)
         return next((option for option in options if option.replace("_", "-") == flag.replace("_", "-")), None)
 
@@ -100,7 +100,7 @@ class CommandParser(argparse.ArgumentParser):
         """What argparse makes of flags that it knows.
 
         Returns:
-            The namespace, the faults, and the flags with a wrong value: each is taken out, and the rest tried again.
+            The namespace, the faults, and the flags with a wrong value: each is removed, and the rest parsed again.
         """
         faults: list[str] = []
         wrong: set[str] = set()
@@ -117,7 +117,7 @@ class CommandParser(argparse.ArgumentParser):
             return found, [*faults, *self._strays(words)], wrong
 
     def _strays(self, words: list[str]) -> list[str]:
-        """The faults of words that no flag is before; LLaMA-Factory writes `name=value` there."""
+        """The faults of words without a flag before them; LLaMA-Factory writes `name=value` there."""
         faults: list[str] = []
         plain: list[str] = []
         for word in words:
@@ -126,7 +126,7 @@ class CommandParser(argparse.ArgumentParser):
             (faults if foreign else plain).append(f"{word} is {foreign}" if foreign else f"'{word}'")
         if plain:
             hint = FOREIGN_WORDS.get(self._command)
-            faults.append(f"{', '.join(plain)}: no flag is before it" + (f" ({hint})" if hint else ""))
+            faults.append(f"{', '.join(plain)}: no flag before it" + (f" ({hint})" if hint else ""))
         return faults
 
 
@@ -135,7 +135,7 @@ def _name(action: argparse.Action) -> str:
 
 
 def _take_words(argv: list[str], most: int) -> list[str]:
-    """The words up to the next flag, at most so many; they are taken off."""
+    """Removes and returns the words up to the next flag, at most `most` of them."""
     words: list[str] = []
     while argv and len(words) < most and not argv[0].startswith("--"):
         words.append(argv.pop(0))
@@ -143,7 +143,7 @@ def _take_words(argv: list[str], most: int) -> list[str]:
 
 
 def _remove(argv: list[str], options: list[str]) -> bool:
-    """Takes the last of some flags out, with its value; whether it was there."""
+    """Removes the last of some flags, with its value; returns whether there was one."""
     for place in reversed(range(len(argv))):
         flag, equals, _ = argv[place].partition("=")
         if flag in options:

@@ -1,4 +1,4 @@
-"""What `paddlemix check-data` looks at: the data files of a run's JSON, or data files by themselves.
+"""What `paddlemix check-data` checks: the data files of a run's JSON, or data files by themselves.
 
 Decides nothing about records; reads configurations and processors.
 """
@@ -28,7 +28,7 @@ _LARGEST_CONFIG = 4 * 1024**2  # bytes; a larger file is data
 
 @dataclass(frozen=True, kw_only=True)
 class CheckOptions:
-    """What the command line says; None where it says nothing.
+    """What the command line sets; None for what it does not.
 
     Args:
         image_root, model, chat_template, max_length: in place of a run's own.
@@ -42,16 +42,16 @@ class CheckOptions:
 
 @dataclass
 class CheckPlan:
-    """What to look at.
+    """What to check.
 
     Args:
-        files: the data files, each once for every way in which it is read.
+        files: the data files, each once for every way it is read.
         images: limits on image files.
-        max_length: longest sample in tokens; None where nothing says.
+        max_length: maximum length of a sample in tokens; None if nothing sets it.
         on_too_long: the run's policy.
         splits: of the run that have entries, "train" and "eval"; empty without a run.
         models: names and folders of the checkpoints that are read.
-        notes: what could not be done as the user may expect, one text each.
+        notes: what could not be checked as the user may expect, one text each.
     """
 
     files: list[DataFile] = field(default_factory=list)
@@ -76,7 +76,7 @@ def make_plan(inputs: Sequence[str], options: CheckOptions) -> CheckPlan:
     plan = CheckPlan(max_length=options.max_length)
     runs = [path for path in inputs if is_run_file(path)]
     if len(runs) > 1:
-        raise UserError(f"{' and '.join(runs)} are two runs' files; check one after the other")
+        raise UserError(f"{' and '.join(runs)} are both files of a run; check them one at a time")
     for path in runs:
         _plan_run(plan, load_config(path), path, options)
     rest = [path for path in inputs if path not in runs]

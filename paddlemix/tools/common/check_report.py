@@ -21,7 +21,7 @@ from paddlemix.tools.common.check_plan import CheckPlan
 _EXAMPLES = 3  # of each kind of problem
 _WIDTH = 300  # characters of an example; the JSON report has them whole
 _BATCH_SIZE = 8
-_DEFAULT_LENGTH = 2048  # the configuration's default, for packing where no length is given
+_DEFAULT_LENGTH = 2048  # the configuration's default, for packing if no length is given
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Lengths:
 
 
 def measure_statistics(report: CheckReport, max_length: int | None) -> Lengths | None:
-    """What is known about lengths; None where no sample was measured."""
+    """Statistics of lengths; None if no sample was measured."""
     lengths = report.lengths
     if not len(lengths):
         return None
@@ -65,11 +65,12 @@ def _summary(report: CheckReport, plan: CheckPlan) -> Iterator[str]:
     if report.forms:
         yield "forms       " + ", ".join(f"{name} {count:,}" for name, count in report.forms.most_common())
     if report.too_long:
-        fate = f"{report.skipped:,} of them are skipped" if report.skipped else "they lose their last turns"
+        fate = f"{report.skipped:,} of them are skipped" if report.skipped else "their last turns are dropped"
         yield f"too long    {report.too_long:,} good records have more than {plan.max_length:,} tokens; {fate}"
     if report.duplicates:
         again, first = report.duplicates[0]
-        yield f"duplicates  {len(report.duplicates):,} records stood before, word for word; {again} is {first}"
+        count, plural = len(report.duplicates), "s" * (len(report.duplicates) > 1)
+        yield f"duplicates  {count:,} duplicate record{plural}: {again} is the same as {first}"
     yield from (f"note        {note}" for note in plan.notes)
 
 
@@ -161,10 +162,10 @@ def is_report(path: Path) -> bool:
 
 
 def write_report(path: Path, report: CheckReport, lengths: Lengths | None, plan: CheckPlan) -> None:
-    """Writes the JSON report; it appears whole or not at all.
+    """Writes the JSON report, completely or not at all.
 
     Raises:
-        UserError: the place cannot be written to.
+        UserError: it cannot be written.
     """
     text = json.dumps(report_values(report, lengths, plan), indent=2)
     if not path.parent.is_dir():

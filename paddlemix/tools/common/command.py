@@ -1,4 +1,4 @@
-"""What every command does around its `main`: one-line errors, exit statuses, Ctrl-C and closed pipes.
+"""What every command has around its `main`: one-line errors, exit statuses, Ctrl-C and closed pipes.
 
 Nothing here knows any command.  A command file that users run by path, as in `python paddlemix/tools/x.py`, begins with
 
@@ -46,7 +46,7 @@ def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None 
     """Run a command and turn what a user can cause into a message and an exit status.
 
     Args:
-        main: the command; takes the arguments without the program's name, returns its status, None for 0.
+        main: the command; receives the arguments without the program's name and returns its status, None for 0.
         argv: those arguments; None for the process's own.
 
     Returns:
@@ -62,7 +62,7 @@ def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None 
         return status
     except BrokenPipeError:
         closed = [stream for stream in (sys.stdout, sys.stderr) if _lost_its_reader(stream)]
-        if not closed:  # some other pipe, a data worker's for one: that is no reason to be silent
+        if not closed:  # some other pipe, e.g. a data worker's: that must not be silent
             raise
         for stream in closed:
             _discard(stream)
@@ -73,7 +73,7 @@ def path_argument(text: str) -> Path:
     """The type of an argparse argument that is a path on this machine.
 
     Raises:
-        argparse.ArgumentTypeError: there can be no such path; argparse says it with the flag's name.
+        argparse.ArgumentTypeError: such a path cannot exist; argparse adds the flag's name.
     """
     with _as_argument_error():
         return user_path(text, "the path")
@@ -93,7 +93,7 @@ def seed_argument(text: str) -> int:
     """The type of an argument that is a seed: a whole number of 0 to 2^63 - 1.
 
     Raises:
-        argparse.ArgumentTypeError: it is none.
+        argparse.ArgumentTypeError: it is not one.
     """
     digits = text.strip().removeprefix("+")
     if not (digits.isdecimal() and len(digits) < 30 and int(digits) <= _LARGEST_SEED):
@@ -112,11 +112,11 @@ def _as_argument_error() -> Iterator[None]:
 
 
 def _run(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
-    """`run_command` without the care for closed pipes."""
+    """`run_command` without the handling of closed pipes."""
     try:
         return main(argv) or 0
     except UserError as error:
-        sys.stdout.flush()  # what was printed before the error also stands before it
+        sys.stdout.flush()  # what was printed before the error also appears before it
         if os.environ.get("PADDLEMIX_TRACEBACK") == "1":
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
@@ -138,7 +138,7 @@ def _lost_its_reader(stream: TextIO) -> bool:
 
 
 def _discard(stream: TextIO) -> None:
-    """Send what `stream` still holds to nowhere, or the flush at exit would raise once more."""
+    """Discard what `stream` still holds, or the flush at exit would raise again."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)

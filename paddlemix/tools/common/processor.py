@@ -1,7 +1,9 @@
-"""The processor of a checkpoint or of a run, without weights: for the commands that look at data.
+"""The processor of a checkpoint or of a run, without weights, for the commands that read data.
 
-A directory that has our own `processor_config.json` is read without paddle; the other layouts need the package that
-knows them.
+| what is read | how |
+|---|---|
+| a directory of our own layout | its `processor_config.json` and `config.json` alone, without loading paddle |
+| another layout, an adapter, a text-only model that gets a tower | by `checkpoints/`, which loads paddle (2 s) |
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ def open_processor(path: str, template: str | None = None) -> LlavaProcessor:
         template: a template's name or file to write conversations with; None for the checkpoint's own.
 
     Raises:
-        MissingFileError: the directory, its tokenizer or its base is not there.
+        MissingFileError: the directory, its tokenizer or its base does not exist.
         UserError: the layout is not known, or a file cannot be understood.
     """
     processor = _open_ours(Path(path)) or _open_any(path)
@@ -49,23 +51,23 @@ def open_processor(path: str, template: str | None = None) -> LlavaProcessor:
 
 
 def named_template(name: str, model: str) -> Template:
-    """The template that `--conv-mode` names for a model: one that XTuner made takes XTuner's template of the name.
+    """The template that `--conv-mode` names; for a model that XTuner made, XTuner's template of that name.
 
     Raises:
         UserError: no template has this name.
     """
     own = None
-    if name in XTUNER_TEMPLATES:  # another program may call another text so
-        with contextlib.suppress(UserError):  # loading says what is wrong with the model
+    if name in XTUNER_TEMPLATES:  # XTuner uses some names for other texts
+        with contextlib.suppress(UserError):  # what is wrong with the model is reported when it is loaded
             own = open_processor(model).template
     return choose_template(name, own)
 
 
 def processor_of_run(config: RunConfig, model: str | None = None, template: str | None = None) -> LlavaProcessor:
-    """The processor that a run's JSON leads to: the checkpoint's, with what the JSON says otherwise.
+    """The processor of a run: the checkpoint's, with the changes that the run's JSON makes.
 
     Args:
-        model: another checkpoint in place of the JSON's.
+        model: another checkpoint in place of the JSON's, a model or an adapter.
         template: another template in place of the JSON's.
 
     Raises:
@@ -74,7 +76,7 @@ def processor_of_run(config: RunConfig, model: str | None = None, template: str 
     if template is not None:
         config = replace(config, chat_template=template)
     if model is not None:
-        return run_processor(open_processor(model), config)
+        return run_processor(_open_for_run(model, config), config)
     quick = _without_paddle(config)
     if quick is not None:
         return quick
@@ -83,8 +85,21 @@ def processor_of_run(config: RunConfig, model: str | None = None, template: str 
     return declared_processor(config)
 
 
+def _open_for_run(model: str, config: RunConfig) -> LlavaProcessor:
+    """The processor of a model in place of the run's own; a text-only one gets the run's tower."""
+    if config.mm_vision_tower is None:
+        return open_processor(model)
+    from paddlemix.checkpoints.hub.resolve import resolve_model
+    from paddlemix.checkpoints.layouts.recognise import is_adapter
+    from paddlemix.trainer.run_model import base_spec
+
+    if is_adapter(resolve_model(model)):  # it names its own base and tower
+        return open_processor(model)
+    return _declared(replace(base_spec(config), model=model))
+
+
 def _without_paddle(config: RunConfig) -> LlavaProcessor | None:
-    """The run's processor where model and adapter are of our own layout and the model has what it needs itself."""
+    """The run's processor if model and adapter have our own layout and the model needs no other directory."""
     directory = Path(str(config.model_name_or_path))
     processor = _open_ours(directory)
     if processor is None:
@@ -100,7 +115,7 @@ def _without_paddle(config: RunConfig) -> LlavaProcessor | None:
 
 
 def _sight(directory: Path) -> Sight | None:
-    """What the `config.json` of our own layout says of images; None where there is none."""
+    """What the `config.json` of our own layout says about images; None if there is none."""
     path = directory / "config.json"
     if not path.is_file():
         return None

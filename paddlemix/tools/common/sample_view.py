@@ -1,4 +1,4 @@
-"""One record as `paddlemix show-data` shows it: encoded, taken apart into images and stretches of text, in words.
+"""One record as `paddlemix show-data` shows it: encoded, as images and stretches of text, in words.
 
 Ids and labels are the processor's own; nothing is encoded a second way.
 """
@@ -41,7 +41,7 @@ class ImageView:
     Args:
         path: of the image.
         size: (width, height), pixels.
-        tiles, tokens: what it becomes.
+        tiles, tokens: how many it becomes.
     """
 
     path: str
@@ -57,9 +57,9 @@ class View:
     Args:
         index: its number in the file.
         sample: as it was read.
-        example: without tiles; what did not fit is left out.
-        prompt: the text, `<image>` where an image stands.
-        images: those that are left.
+        example: without tiles; what did not fit is dropped.
+        prompt: the text, with `<image>` in place of an image.
+        images: those that were kept.
         dropped: turns that did not fit.
     """
 
@@ -127,7 +127,7 @@ def _fitting(
 
 
 def to_json(view: View) -> dict[str, Any]:
-    """What `--json` prints: ids and labels with one -200 and -100 for each image, as the reference has them."""
+    """What `--json` prints: ids and labels with one -200 and -100 for each image, as in the reference."""
     ids, labels = one_token_an_image(view.example, [image.tokens for image in view.images])
     return {
         "index": view.index,
@@ -148,7 +148,7 @@ def describe(view: View, processor: LlavaProcessor, style: Style, files: Sequenc
         f"{example.num_supervised} trained",
     ]
     if view.dropped:
-        lines.append(f"  the last {view.dropped} turns do not fit and are left out")
+        lines.append(f"  the last {view.dropped} turns do not fit and are dropped")
     for image, file in itertools.zip_longest(view.images, files):
         written = f"; tiles in {file}" if file is not None else ""
         tiles = f"{image.tiles} tile{'s' * (image.tiles > 1)}"
@@ -161,7 +161,7 @@ def describe(view: View, processor: LlavaProcessor, style: Style, files: Sequenc
 def write_pictures(
     view: View, processor: LlavaProcessor, settings: ImageSettings, target: tuple[Path, bool]
 ) -> list[Path]:
-    """Writes a PNG of the tiles of each image into a folder, which is made where it is missing.
+    """Writes a PNG of the tiles of each image into a folder, which is made if missing.
 
     Args:
         target: the folder, and whether another file of a picture's name there is replaced.
@@ -191,7 +191,7 @@ def _save(picture: Image.Image, path: Path, overwrite: bool) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not overwrite and path.read_bytes() != encoded.getvalue():
             raise UserError(
-                f"--output: {path} exists and is another picture; choose another folder, or give --overwrite"
+                f"--output: {path} exists and is a different picture; choose another folder, or give --overwrite"
             )
         if path.exists():
             check_not_in_model(Output("--output", path, "file"))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paddlemix.errors import UserError, cut, did_you_mean
-from paddlemix.memory import out_of_memory_explained
+from paddlemix.out_of_memory import out_of_memory_explained
 from paddlemix.outputs import Needed, Output, check_output
 from paddlemix.paths import is_address, user_path, user_place
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from paddlemix.generation.history import Picture
 
 HELP = """\
-/image PATH_OR_URL  show another image with the next question; <image> in it says where
+/image PATH_OR_URL  show another image with the next question; <image> in the question marks its place
 /back [N]           forget the last round, or the last N, with their images
-/reset              begin again with the images of the command line
-/save FILE          write the conversation as a JSON record that training reads
-/help               these lines
-//...               a question that begins with a slash
+/reset              start over with the images of the command line
+/save FILE          write the conversation as a JSON record for training
+/help               show this help
+//...               ask a question that begins with a slash
 Ctrl-C stops an answer; an empty line ends the chat."""
 
 _MOST_DIGITS = 6  # of a number of rounds
@@ -36,15 +36,15 @@ _MOST_DIGITS = 6  # of a number of rounds
 
 @dataclass(frozen=True, kw_only=True)
 class TerminalOptions:
-    """How a chat is held.
+    """Options of a chat.
 
     Args:
         stream: show an answer while it is made.
         debug: print prompt and answer of each round as a line of JSON.
-        interactive: somebody types: what is wrong with a line is said and the chat goes on.  Piped questions end with
-            it.
-        less_memory: what to do where memory runs out.
-        needed: gives what a saved conversation may not be written into.
+        interactive: somebody is typing: a faulty line is reported and the chat continues.  With piped questions the
+            chat ends.
+        less_memory: what to do if memory runs out.
+        needed: returns what a saved conversation may not overwrite.
     """
 
     stream: bool = True
@@ -55,11 +55,11 @@ class TerminalOptions:
 
 
 class Terminal:
-    """One chat.
+    """A chat session in the terminal.
 
     Args:
         session: without a round.
-        images: names of those to show with the first question, paths or http(s) addresses, and what they are.
+        images: to show with the first question: the path or http(s) address of each, and the picture.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Terminal:
         """Reads lines until an empty one or the end of the input.
 
         Raises:
-            UserError: a line cannot be used, where nobody is there to type another.
+            UserError: a line cannot be used and nobody is there to type another.
         """
         for line in _lines():
             try:
@@ -102,7 +102,7 @@ class Terminal:
         if name not in self._commands:
             hint = did_you_mean(name, self._commands)
             raise UserError(
-                f"'{name}' is not one of {', '.join(self._commands)}{hint}; // begins a question with a slash"
+                f"'{name}' is not one of {', '.join(self._commands)}{hint}; write // to begin a question with a slash"
             )
         return self._commands[name](rest.strip())
 
@@ -138,7 +138,7 @@ class Terminal:
         name = user_place(name, "/image")
         image = load_image(name)
         if self._session.model.config.vision is None:
-            raise UserError("the model has no vision tower, so it cannot see an image")
+            raise UserError("the model has no vision tower, so it cannot see images")
         picture = Picture(image, image.size)
         self._names[picture.number] = name
         self._waiting.append((name, picture))
@@ -146,7 +146,7 @@ class Terminal:
 
     def _back(self, rest: str) -> None:
         if rest and not (rest.isdecimal() and len(rest) <= _MOST_DIGITS):
-            raise UserError(f"/back takes a number of rounds, not '{cut(rest, 40)}'")
+            raise UserError(f"/back expects a number of rounds, not '{cut(rest, 40)}'")
         self._session.back(int(rest or 1))
         if not self._session.rounds:
             self._waiting = [*self._first, *(image for image in self._waiting if image not in self._first)]
@@ -166,7 +166,7 @@ class Terminal:
             raise UserError("/save needs a file name" if not name else "there is nothing to save yet")
         path = user_path(name, "/save").absolute()
         if path.exists() and path not in self._saved:
-            raise UserError(f"{path} exists and is not overwritten; take another name")
+            raise UserError(f"{path} exists and is not overwritten; choose another name")
         check_output(Output("/save", path, "file"), self._options.needed())
         pictures = [picture for item in self._session.rounds for picture in item.pictures]
         images = tuple(_kept_name(self._names[picture.number]) for picture in pictures)
@@ -184,15 +184,15 @@ def _later(session: ChatSession, question: str, pictures: Sequence[Picture]) -> 
 
 
 def _kept_name(name: str) -> str:
-    """A name that still means the file when it is read from another folder."""
+    """A name that is still valid when it is read from another folder."""
     return name if is_address(name) else os.path.abspath(name)
 
 
 def _lines() -> Iterator[str]:
-    """What is typed, up to an empty line or the end.
+    """The lines typed, up to an empty one or the end.
 
     Raises:
-        UserError: it is no text.
+        UserError: it is not UTF-8 text.
     """
     while True:
         try:

@@ -148,7 +148,7 @@ def item(begin: int, end: int, shape: str = "[1]", dtype: str = '"F32"') -> byte
         (b'{"x": %s, "y": %s}' % (item(0, 8, "[2]"), item(4, 8)), "bytes 4 to 8 of 'y' overlap"),
         (b'{"x": %s}' % item(4, 8), "bytes 4 to 8 of 'x' follow bytes of no tensor"),
         (b'{"x": %s}' % item(0, 4), "4 bytes after the last tensor belong to none"),
-        (b'{"x": %s, "x": %s}' % (item(0, 4), item(4, 8)), "the key 'x' is there twice with different values"),
+        (b'{"x": %s, "x": %s}' % (item(0, 4), item(4, 8)), "the key 'x' occurs twice with different values"),
         (b'{"x": %s}' % item(0, 8, "[2.0]"), "'x' has no dtype or no shape"),
         (b'{"x": %s}' % item(0, 8, "[true, 2]"), "'x' has no dtype or no shape"),
         (b'{"x": %s}' % item(0, 8, "[-1, -2]"), "'x' has no dtype or no shape"),
@@ -285,7 +285,7 @@ def test_a_failed_json_write_leaves_the_old_file(
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "is not JSON"), ("[1]", "holds no JSON object"), (None, "does not exist")]
+    ("text", "message"), [("{", "is not JSON"), ("[1]", "must hold a JSON object"), (None, "does not exist")]
 )
 def test_reading_what_is_no_json_object(tmp_path: Path, text: str | None, message: str) -> None:
     if text is not None:

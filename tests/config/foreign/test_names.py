@@ -15,7 +15,6 @@ import pytest
 
 from paddlemix.config.foreign.answers import VALUE, keys_written
 from paddlemix.config.foreign.flags import FOREIGN_FLAGS
-from paddlemix.config.foreign.keys import ENTRY_KEYS, VALUES
 from paddlemix.config.foreign.names import (
     FOREIGN_KEYS,
     foreign_file,
@@ -23,6 +22,7 @@ from paddlemix.config.foreign.names import (
     foreign_value,
     keys_meant,
 )
+from paddlemix.config.foreign.script_keys import ENTRY_KEYS, VALUES
 from paddlemix.config.foreign.templates import FOREIGN_RECIPES, FOREIGN_TEMPLATES
 from paddlemix.config.load import ConfigError, Fault, load_config, parse_command_line
 from paddlemix.config.schema import SPECS

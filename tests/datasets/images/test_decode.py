@@ -156,7 +156,9 @@ def test_not_an_image(tmp_path: Path, content: bytes) -> None:
 
 def test_not_there(tmp_path: Path) -> None:
     for function in (load_image, image_size):
-        with pytest.raises(MissingFileError, match="absent.png' does not exist .relative paths start from image_root"):
+        with pytest.raises(
+            MissingFileError, match="absent.png' does not exist .relative paths start from the image root"
+        ):
             function(str(tmp_path / "absent.png"))
         with pytest.raises(MissingFileError, match=re.escape(f"image '{tmp_path}' is a folder")):
             function(str(tmp_path))

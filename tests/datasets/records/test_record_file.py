@@ -321,9 +321,9 @@ def test_every_problem_is_kept(write: Callable[..., Path]) -> None:
 
 
 def test_file_that_is_not_there(tmp_path: Path, write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(MissingFileError, match=r"absent.json' does not exist \(looked in .*check dataset.data_files"):
+    with pytest.raises(MissingFileError, match=r"absent.json' does not exist \(looked in .*check its path"):
         open_records(tmp_path / "absent.json")
-    with pytest.raises(MissingFileError, match="is a folder; check dataset.data_files"):
+    with pytest.raises(MissingFileError, match="is a folder; give a file"):
         open_records(tmp_path)
     with pytest.raises(MissingFileError, match="is no regular file"):
         open_records("/dev/null")

@@ -179,3 +179,12 @@ def test_damaged_file(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"not a tokenizer")
     with pytest.raises(UserError, match="cannot be read"):
         load_tokenizer(tmp_path)
+
+
+def test_a_byte_order_mark_is_refused_in_words(tokenizer_directory: Path, tmp_path: Path) -> None:
+    """Transformers cannot read such a file, and says so in words that do not name it."""
+    folder = shutil.copytree(tokenizer_directory, tmp_path / "model")
+    content = (folder / "tokenizer_config.json").read_bytes()
+    (folder / "tokenizer_config.json").write_bytes(b"\xef\xbb\xbf" + content)
+    with pytest.raises(UserError, match=r"tokenizer_config.json' begins with a byte order mark; save it as UTF-8"):
+        load_tokenizer(folder)

@@ -98,7 +98,7 @@ def test_answers_name_flags_that_the_command_has(command: str) -> None:
                 "--bits is XTuner's; write --load-4bit",
                 "--no-streamer is XTuner's; write --no-stream",
                 "--image is XTuner's; write --image-file a",
-                "'lmsys/vicuna': no flag is before it (as XTuner's language model: --model-path names the folder that "
+                "'lmsys/vicuna': no flag before it (as XTuner's language model: --model-path names the folder that "
                 "--llava names there)",
             ],
         ),
@@ -135,7 +135,7 @@ def test_answers_name_flags_that_the_command_has(command: str) -> None:
             "LLM ADAPTER OUT --is-clip",
             [
                 "--is-clip is XTuner's; leave it out; adapters of tower and language model are merged together",
-                "'LLM', 'ADAPTER', 'OUT': no flag is before it (as XTuner's LLM ADAPTER FOLDER: write "
+                "'LLM', 'ADAPTER', 'OUT': no flag before it (as XTuner's LLM ADAPTER FOLDER: write "
                 "--model_name_or_path LLM --lora_path ADAPTER --merge_model_path FOLDER)",
                 "--lora_path must be given",
             ],

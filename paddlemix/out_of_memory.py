@@ -1,9 +1,9 @@
-"""Memory that runs out, as an error that says what was being done and what takes less.
+"""Running out of memory as an error that says what was being done and what takes less.
 
     with out_of_memory_explained("training", ["max_length 2048 -> a smaller one"]):
         ...
 
-Knows no device and no configuration: who uses it says what helps.
+Knows no device and no configuration: the caller says what helps.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Iterator
 
 from paddlemix.errors import UserError
 
-# What a device's allocator says, by part of the message, lower case. The last two are of devices behind a plugin, an
-# Ascend NPU for one: 2 is the plugin interface's "failed", which a full device gives; a board's own code is ACL's for
-# it. Sources: Paddle's phi/backends/custom/custom_device.cc and device_ext.h; Ascend's ACL error codes.
+# Parts of allocators' messages, lower case. The last two come from devices of a plugin, such as an Ascend NPU: 2 is the
+# plugin interface's "failed", which a full device returns; the other is ACL's own code for it.
+# Sources: Paddle's phi/backends/custom/custom_device.cc and device_ext.h; Ascend's ACL error codes.
 _SIGNS = (
     "resourceexhausted",
     "out of memory",
@@ -36,10 +36,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def out_of_memory_explained(doing: str | Callable[[], str], remedies: Iterable[str]) -> Iterator[None]:
-    """Makes an exception inside that says that memory ran out a message for the user; others go through.
+    """Turns an exception that means "out of memory" into a message for the user; others pass through.
 
     Args:
-        doing: what happens inside, e.g. "training", or gives it when memory has run out.
+        doing: what happens inside, e.g. "training", or a function that returns it once memory has run out.
         remedies: what takes less memory, the cheapest first.
 
     Raises:

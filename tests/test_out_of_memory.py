@@ -12,7 +12,7 @@ from paddlemix.checkpoints.files.weight_files import read_json, write_json
 from paddlemix.dry_run import report
 from paddlemix.dry_run.device import DeviceMemory
 from paddlemix.errors import MissingFileError, UserError
-from paddlemix.memory import is_out_of_memory, out_of_memory_explained
+from paddlemix.out_of_memory import is_out_of_memory, out_of_memory_explained
 from paddlemix.trainer.run_model import remedies
 from tests.tiny_world import LORA, World
 

@@ -1,4 +1,4 @@
-"""How far something is: a bar on a terminal, elsewhere a line of the log now and then; one rule for all commands.
+"""Progress of long work: a bar on a terminal, elsewhere a line of the log once a minute; one rule for all commands.
 
     with ProgressBar("answers", total=90) as bar:
         bar.update(8)
@@ -25,15 +25,15 @@ _now = time.monotonic
 
 
 class ProgressBar:
-    """What is shown of a piece of work; a context that ends it.
+    """The progress of a piece of work; a context manager that closes it.
 
     Args:
         title: what is done, e.g. "answers".
-        total: how much there is; None while that is not known.
-        initial: how much was done before.
+        total: amount of work; None while unknown.
+        initial: amount done before.
         unit: what is counted, "B" for bytes; "" to name none.
-        silent: nothing is shown; nothing is shown either by other processes than the first.
-        delay: seconds that pass before a bar appears.
+        silent: whether to show nothing; processes other than the first never show anything.
+        delay: seconds before a bar appears.
 
     Attributes:
         total: may be set later.
@@ -54,26 +54,26 @@ class ProgressBar:
         self._bar = tqdm(
             desc=title, total=total, initial=initial, delay=delay, disable=self._silent or not _is_terminal(), **scaled
         )
-        self._started = self._told = _now()
+        self._started = self._last_line = _now()
         self.total, self._done = total, initial
 
     @property
     def done(self) -> int:
-        """How much is done."""
+        """Amount done so far."""
         return self._done
 
     def update(self, count: int = 1) -> None:
-        """Notes that so much more is done."""
+        """Adds to the amount done."""
         self._done += count
         self._bar.total = self.total
         self._bar.update(count)
-        if self._bar.disable and not self._silent and _now() - self._told >= _LINE_SECONDS:
-            self._told = _now()
+        if self._bar.disable and not self._silent and _now() - self._last_line >= _LINE_SECONDS:
+            self._last_line = _now()
             logger.info("%s: %s", self._title, self._line())
 
     def _line(self) -> str:
         """E.g. "450 of 9,000 (5.0%), 2.1 per second, about 68 min left"."""
-        seconds = max(self._told - self._started, 1e-9)
+        seconds = max(self._last_line - self._started, 1e-9)
         rate = (self._done - self._first) / seconds
         parts = [self._amount(self._done)]
         if self.total:
@@ -95,7 +95,7 @@ class ProgressBar:
             self.update(1)
 
     def close(self) -> None:
-        """Ends it; a bar stays as it is."""
+        """Closes it; a bar stays on the screen."""
         self._bar.close()
 
     def __enter__(self) -> ProgressBar:

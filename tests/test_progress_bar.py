@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from paddlemix import progress
-from paddlemix.progress import ProgressBar
+from paddlemix import progress_bar
+from paddlemix.progress_bar import ProgressBar
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time, s, in a list of one; the bar sees it pass only where a test says so."""
     now = [100.0]
-    monkeypatch.setattr(progress, "_now", lambda: now[0])
+    monkeypatch.setattr(progress_bar, "_now", lambda: now[0])
     monkeypatch.delenv("PADDLE_TRAINER_ID", raising=False)
     return now
 
@@ -86,4 +86,4 @@ def test_all_bars_keep_the_rule() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "tqdm"
     }
-    assert found == {"paddlemix/progress.py", "paddlemix/trainer/callbacks/progress.py"}
+    assert found == {"paddlemix/progress_bar.py", "paddlemix/trainer/callbacks/progress.py"}
