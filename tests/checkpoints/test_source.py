@@ -140,6 +140,9 @@ def test_unknown_weights_are_listed() -> None:
         UserError, match="x holds 1 weights that a CLIP checkpoint does not have: vision_model.head.weight"
     ):
         rename(tensors, (CLIP,), Path("x"))
+    many = {f"head.{number}": array_entry(draw(2)) for number in range(9)}
+    with pytest.raises(UserError, match=r"x holds 9 weights .*: head.0, .*, head.7$"):  # the first eight
+        rename(many, (CLIP,), Path("x"))
 
 
 def test_a_missing_weight_file_is_named(original: Path) -> None:

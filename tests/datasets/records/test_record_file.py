@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -427,6 +428,21 @@ def test_without_a_cache_the_index_is_held(
     assert list(copy) == list(file) == [*TRICKY, {"id": 3}]
     assert copy.problems() == file.problems() != []
     assert len(warnings) == 1
+
+
+def test_an_index_that_another_process_made_meanwhile_is_taken(
+    write: Callable[..., Path], builds: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, one_at_a_time = write(TRICKY), record_file._one_at_a_time
+
+    def wait(store: Path) -> contextlib.AbstractContextManager[None]:
+        monkeypatch.setattr(record_file, "_one_at_a_time", one_at_a_time)
+        open_records(path)  # what happens while this process waits
+        return one_at_a_time(store)
+
+    monkeypatch.setattr(record_file, "_one_at_a_time", wait)
+    assert list(open_records(path)) == TRICKY
+    assert len(builds) == 1
 
 
 def test_a_copy_opens_the_kept_index(write: Callable[..., Path], builds: list[str]) -> None:

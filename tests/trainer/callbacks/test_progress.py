@@ -41,6 +41,7 @@ def test_every_report_has_every_number(world: World, tmp_path: Path) -> None:
     run_recipe(world.config(tmp_path, logging_steps=2))
     lines = lines_of(tmp_path)
     assert [line["step"] for line in lines] == [2, 4]
+    assert [line["epoch"] for line in lines] == [0.3333, 0.6667]  # two of six steps, then four
     for line in lines:
         assert line.keys() == {"step", "epoch", "loss", "learning_rate"} | KEYS
         assert line["grad_norm"] > 0 and line["memory_gib"] > 0 and line["tokens_per_second"] > 0
