@@ -14,7 +14,8 @@ from paddlemix.checkpoints.files.weight_files import read_json
 from paddlemix.checkpoints.hub.resolve import resolve_model
 from paddlemix.checkpoints.identity.declared_identity import declared_digests
 from paddlemix.checkpoints.identity.weight_identity import WeightFiles, cached_digests, weight_files
-from paddlemix.checkpoints.layouts.recognise import CONFIG_FILE, is_adapter
+from paddlemix.checkpoints.layouts.file_names import CONFIG_FILE
+from paddlemix.checkpoints.layouts.recognise import is_adapter
 from paddlemix.checkpoints.pretrained import load_processor
 from paddlemix.checkpoints.quantized import QUANTIZATION_KEY
 from paddlemix.checkpoints.source import Source, with_image_size

@@ -26,7 +26,8 @@ from paddlemix.checkpoints.files.weight_files import write_json, write_weights
 from paddlemix.checkpoints.identity.weight_identity import WeightFiles
 from paddlemix.checkpoints.layouts.added_rows import HF_VOCABULARY_FILE
 from paddlemix.checkpoints.layouts.config_readers import NO_TOWER
-from paddlemix.checkpoints.layouts.recognise import CONFIG_FILE, config_values
+from paddlemix.checkpoints.layouts.file_names import CONFIG_FILE
+from paddlemix.checkpoints.layouts.recognise import config_values
 from paddlemix.checkpoints.quantized import (
     quantization_values,
     stored_entries,

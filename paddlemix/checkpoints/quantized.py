@@ -15,7 +15,7 @@ from paddle import nn
 
 from paddlemix.checkpoints.files.tensors import NUMPY_TYPES, TensorEntry, Tensors
 from paddlemix.checkpoints.files.weight_files import read_json
-from paddlemix.checkpoints.layouts.recognise import CONFIG_FILE
+from paddlemix.checkpoints.layouts.file_names import CONFIG_FILE
 from paddlemix.checkpoints.weight_check import check_weights
 from paddlemix.errors import UserError
 from paddlemix.peft.quantize import QUANT_METHOD, QuantizationConfig, quantization_of, quantized_linears

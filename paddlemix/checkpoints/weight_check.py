@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 from paddlemix.checkpoints.files.tensors import Tensors
 from paddlemix.errors import UserError
+from paddlemix.identity import listed
 
 Shape = tuple[int, ...]
 _MAX_LISTED = 8
@@ -48,7 +49,7 @@ def check_weights(
             if tuple(tensors[name].shape) != tuple(expected[name])
         ],
     }
-    faults = [_list(kind, names) for kind, names in kinds.items() if names]
+    faults = [f"{len(names)} {kind}: {listed(names, _MAX_LISTED)}" for kind, names in kinds.items() if names]
     if faults:
         raise UserError(f"the weights of {source} do not fit its config.json: {'; '.join(faults)}")
     return unused
@@ -61,11 +62,6 @@ def _is_unbuilt(name: str, expected: Mapping[str, Shape]) -> bool:
         # every layer has this norm; a made-up number like "x" is an extra weight instead
         return layer.isdecimal() and f"{_TOWER_LAYERS}{layer}.layer_norm1.weight" not in expected
     return name in ("vision_tower.post_layernorm.weight", "vision_tower.post_layernorm.bias")
-
-
-def _list(kind: str, names: list[str]) -> str:
-    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
-    return f"{len(names)} {kind}: {', '.join(names[:_MAX_LISTED])}{more}"
 
 
 def check_vocabulary(num_tokens: int, vocab_size: int, source: str) -> None:

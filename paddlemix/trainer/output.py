@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from paddlemix import temporary
-from paddlemix.checkpoints.adapters.adapter import ADAPTER_WEIGHTS
 from paddlemix.checkpoints.files.directories import remove_directory, writing
 from paddlemix.checkpoints.files.weight_files import INDEX_FILE, SINGLE_FILE, read_json
-from paddlemix.checkpoints.layouts.recognise import ADAPTER_FILE, CONFIG_FILE
+from paddlemix.checkpoints.layouts.file_names import ADAPTER_FILE, ADAPTER_WEIGHTS, CONFIG_FILE
 from paddlemix.config.load import save_config
 from paddlemix.config.schema import RunConfig
 from paddlemix.errors import MissingFileError, UserError

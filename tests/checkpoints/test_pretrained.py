@@ -14,7 +14,8 @@ from paddlemix.checkpoints.base_model import BaseSpec
 from paddlemix.checkpoints.files import weight_files
 from paddlemix.checkpoints.files.tensors import TensorEntry, array_entry
 from paddlemix.checkpoints.files.weight_files import INDEX_FILE, read_weights, write_json, write_weights
-from paddlemix.checkpoints.layouts.recognise import ADAPTER_FILE, config_values
+from paddlemix.checkpoints.layouts.file_names import ADAPTER_FILE
+from paddlemix.checkpoints.layouts.recognise import config_values
 from paddlemix.checkpoints.load import load_base, load_pretrained
 from paddlemix.checkpoints.pretrained import Pretrained, build_model, fill_model, parameter_entries, save_model
 from paddlemix.errors import MissingFileError, UserError

@@ -13,7 +13,7 @@ import pytest
 
 from paddlemix.checkpoints.files.weight_files import read_json, read_weights, write_json
 from paddlemix.checkpoints.identity import declared_identity
-from paddlemix.checkpoints.layouts.recognise import CONFIG_FILE
+from paddlemix.checkpoints.layouts.file_names import CONFIG_FILE
 from paddlemix.errors import UserError
 from paddlemix.processors.text.tokenizer import load_tokenizer
 from paddlemix.trainer.recipe import run_recipe

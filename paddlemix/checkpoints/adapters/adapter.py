@@ -31,7 +31,7 @@ from paddlemix.checkpoints.files.weight_files import (
     write_safetensors,
 )
 from paddlemix.checkpoints.layouts.config_keys import FORMAT_KEY, FORMAT_VERSION, PROCESSOR_KEYS
-from paddlemix.checkpoints.layouts.recognise import ADAPTER_FILE, CONFIG_FILE, PEFT_ADAPTER_FILE
+from paddlemix.checkpoints.layouts.file_names import ADAPTER_FILE, ADAPTER_WEIGHTS, CONFIG_FILE, PEFT_ADAPTER_FILE
 from paddlemix.checkpoints.layouts.xtuner_layout import has_adapters
 from paddlemix.checkpoints.pretrained import parameter_entries, write_processor
 from paddlemix.declared import Keys, flag, integer, mapping_of, take, text
@@ -40,7 +40,6 @@ from paddlemix.peft.lora import lora_parameters, quantized_layers
 from paddlemix.peft.settings import LoRAConfig, is_adapter_weight, is_start_value, lora_config_from_dict
 from paddlemix.processors.llava import PROCESSOR_FILE, LlavaProcessor
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _DIGESTS_KEY, _VALUES_KEY = "base_digests", "base_config"
 _SAMPLED_ROWS = 64
 # The fields of `base_model.BaseSpec`, and the base's places relative to the adapter.

@@ -12,6 +12,7 @@ from paddle import nn
 
 from paddlemix.checkpoints.files.tensors import TensorEntry
 from paddlemix.errors import UserError
+from paddlemix.identity import listed
 from paddlemix.peft.linear import QuantizedBase
 from paddlemix.peft.settings import MAGNITUDE, LoRAConfig, is_adapter_weight, is_start_value
 
@@ -77,12 +78,13 @@ def check_fit(model: nn.Layer, weights: AdapterWeights, base: str) -> None:
             has_grown |= name in _VOCABULARY and max(entry.shape) > max(shape)
     faults = []
     if absent:
-        listed = _listed([f"'{weights.file_name(name)}'" for name in sorted(absent)])
-        faults.append(f"{len(absent)} of its weights are of layers that the base does not have: {listed}")
+        names = listed([f"'{weights.file_name(name)}'" for name in sorted(absent)], _MAX_LISTED)
+        faults.append(f"{len(absent)} of its weights are of layers that the base does not have: {names}")
     if missing:
-        faults.append(f"{len(missing)} missing: " + _listed([f"'{weights.file_name(name)}'" for name in missing]))
+        names = listed([f"'{weights.file_name(name)}'" for name in missing], _MAX_LISTED)
+        faults.append(f"{len(missing)} missing: {names}")
     if misshapen:
-        faults.append(_listed(misshapen))
+        faults.append(listed(misshapen, _MAX_LISTED))
     if has_grown:
         faults.append(
             "its vocabulary has more rows than the base's: use the llava-hf model that it was trained on, or, if "
@@ -138,8 +140,3 @@ def _is_tied_copy(name: str, tensors: Mapping[str, TensorEntry]) -> bool:
     if name != "lm_head.weight" or embedding is None or embedding.shape != tensors[name].shape[::-1]:
         return False
     return bool(np.array_equal(embedding.read(), tensors[name].read().T))
-
-
-def _listed(items: list[str]) -> str:
-    more = f" and {len(items) - _MAX_LISTED} more" if len(items) > _MAX_LISTED else ""
-    return ", ".join(items[:_MAX_LISTED]) + more

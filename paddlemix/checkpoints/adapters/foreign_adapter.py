@@ -21,11 +21,15 @@ from paddlemix.checkpoints.adapters.peft_settings import adapter_settings, check
 from paddlemix.checkpoints.files.tensors import TensorEntry, transposed
 from paddlemix.checkpoints.files.weight_files import read_json, read_weight_file
 from paddlemix.checkpoints.layouts.config_keys import ORIGINAL_KEYS, PROCESSOR_KEYS, TEMPLATE_KEY
-from paddlemix.checkpoints.layouts.recognise import (
+from paddlemix.checkpoints.layouts.file_names import (
     ADAPTER_FILE,
     ADAPTER_PROCESSOR_FILE,
     CONFIG_FILE,
+    PADDLEMIX_WEIGHTS,
     PEFT_ADAPTER_FILE,
+    PEFT_OTHER_WEIGHTS,
+    PEFT_WEIGHTS,
+    SWIFT_WEIGHTS,
 )
 from paddlemix.checkpoints.layouts.weight_names import HF_5, HF_NEW, HF_OLD, ORIGINAL, PADDLEMIX, KeyMap
 from paddlemix.checkpoints.source import rename
@@ -35,9 +39,7 @@ from paddlemix.errors import MissingFileError, UserError
 from paddlemix.log import logger
 from paddlemix.peft.settings import MAGNITUDE, LoRAConfig
 
-PEFT_WEIGHTS, PEFT_OTHER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin"), "non_lora_trainables.bin"
-SWIFT_WEIGHTS, SWIFT_ARGUMENTS = "vit.safetensors", "args.json"
-PADDLEMIX_WEIGHTS = "lora_model_state.pdparams"
+SWIFT_ARGUMENTS = "args.json"
 # The model that PEFT wraps is "base_model.model"; a decoder wrapped without its output layer lacks one "model".
 _WRAPPERS = ("base_model.model.", "base_model.")
 _PEFT_LAYOUTS = (HF_NEW, HF_5, HF_OLD, ORIGINAL)

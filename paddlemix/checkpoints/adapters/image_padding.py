@@ -13,8 +13,8 @@ from typing import Any
 
 from paddlemix.checkpoints.adapters.adapter import AdapterFiles
 from paddlemix.checkpoints.files.weight_files import read_json
+from paddlemix.checkpoints.layouts.file_names import CONFIG_FILE
 from paddlemix.checkpoints.layouts.image_settings import read_pixels, unpadded
-from paddlemix.checkpoints.layouts.recognise import CONFIG_FILE
 from paddlemix.log import logger
 from paddlemix.processors.llava import LlavaProcessor
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import paddle
 
-from paddlemix.checkpoints.adapters.adapter import ADAPTER_WEIGHTS, read_adapter
+from paddlemix.checkpoints.adapters.adapter import read_adapter
 from paddlemix.checkpoints.files.directories import atomic_directory, remove_directory
 from paddlemix.checkpoints.files.tensors import FLOAT_TYPES, TensorEntry, converted
 from paddlemix.checkpoints.files.weight_files import read_json, read_weights, write_json
 from paddlemix.checkpoints.hub.resolve import resolve_model
-from paddlemix.checkpoints.layouts.recognise import ADAPTER_FILE
+from paddlemix.checkpoints.layouts.file_names import ADAPTER_FILE, ADAPTER_WEIGHTS
 from paddlemix.checkpoints.layouts.xtuner_layout import is_xtuner
 from paddlemix.checkpoints.pretrained import MAX_SHARD_BYTES, Pretrained, tensor_entry, write_files
 from paddlemix.checkpoints.quantized import read_quantization

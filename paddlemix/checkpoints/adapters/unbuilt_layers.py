@@ -5,18 +5,16 @@ Outputs do not depend on them; a merged model still gets the weights that mergin
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
 import paddle
 from paddle import nn
 
-from paddlemix.checkpoints.files.tensors import TensorEntry, converted
+from paddlemix.checkpoints.files.tensors import TensorEntry, Tensors, converted
 from paddlemix.peft.lora import add_lora
 from paddlemix.peft.settings import MAGNITUDE, WEIGHTS, LoRAConfig, is_adapter_weight
-
-Tensors = Mapping[str, TensorEntry]
 
 
 def unbuilt_with_adapter(

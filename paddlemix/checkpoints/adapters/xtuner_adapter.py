@@ -16,11 +16,11 @@ from paddlemix.checkpoints.adapters.peft_settings import adapter_settings
 from paddlemix.checkpoints.files.tensors import TensorEntry
 from paddlemix.checkpoints.files.weight_files import read_json, read_weights
 from paddlemix.checkpoints.layouts.families import FAMILIES
+from paddlemix.checkpoints.layouts.file_names import PEFT_ADAPTER_FILE
 from paddlemix.checkpoints.layouts.joined_weights import split_fused
 from paddlemix.checkpoints.layouts.weight_names import CLIP, INTERNLM2, LLAMA, XTUNER_PROJECTOR, KeyMap
 from paddlemix.checkpoints.layouts.xtuner_layout import (
     LANGUAGE_ADAPTER,
-    PEFT_CONFIG,
     TOWER_ADAPTER,
     XTunerParts,
     read_xtuner,
@@ -75,7 +75,7 @@ def _read_part(name: str, path: Path, parts: XTunerParts) -> tuple[LoRAConfig, T
         keymap, text = INTERNLM2, open_language_model(parts).config.text
         split = lambda tensors: split_fused(tensors, text, FAMILIES["internlm2"].fused)  # noqa: E731
     named, names = under_our_names(keys, keymap, path)
-    config = adapter_settings(read_json(path / PEFT_CONFIG), named, keymap, path / PEFT_CONFIG)
+    config = adapter_settings(read_json(path / PEFT_ADAPTER_FILE), named, keymap, path / PEFT_ADAPTER_FILE)
     files = {ours: plain[key][0] for ours, key in names.items()}
     return (config, named, files) if split is None else (*_apart(config, named, split), files)
 

@@ -12,7 +12,7 @@ from paddlemix.checkpoints.files.weight_files import read_json
 from paddlemix.checkpoints.hub.resolve import resolve_model
 from paddlemix.checkpoints.layouts.added_rows import HfVocabulary, read_carried_vocabulary, take_off
 from paddlemix.checkpoints.layouts.families import FAMILIES
-from paddlemix.checkpoints.layouts.recognise import CONFIG_FILE
+from paddlemix.checkpoints.layouts.file_names import CONFIG_FILE
 from paddlemix.checkpoints.quantized import read_quantization
 from paddlemix.checkpoints.source import open_source
 from paddlemix.checkpoints.weight_check import check_vocabulary, check_weights

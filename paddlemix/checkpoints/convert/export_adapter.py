@@ -16,7 +16,6 @@ import numpy as np
 
 from paddlemix.checkpoints.adapters.adapter import AdapterFiles, read_adapter
 from paddlemix.checkpoints.adapters.base_places import base_of
-from paddlemix.checkpoints.adapters.foreign_adapter import PEFT_OTHER_WEIGHTS, PEFT_WEIGHTS
 from paddlemix.checkpoints.adapters.image_padding import with_adapter
 from paddlemix.checkpoints.base_model import BaseSpec
 from paddlemix.checkpoints.convert.complete_checkpoint import Checkpoint, read_checkpoint
@@ -27,7 +26,8 @@ from paddlemix.checkpoints.files.finite import all_finite, finite
 from paddlemix.checkpoints.files.tensors import FLOAT_TYPES, TensorEntry, converted, joined, transposed
 from paddlemix.checkpoints.files.weight_files import write_json, write_safetensors
 from paddlemix.checkpoints.layouts.added_rows import without_added
-from paddlemix.checkpoints.layouts.recognise import CONFIG_FILE, PEFT_ADAPTER_FILE, recognise
+from paddlemix.checkpoints.layouts.file_names import CONFIG_FILE, PEFT_ADAPTER_FILE, PEFT_OTHER_WEIGHTS, PEFT_WEIGHTS
+from paddlemix.checkpoints.layouts.recognise import recognise
 from paddlemix.checkpoints.layouts.weight_names import ORIGINAL, KeyMap, is_linear_weight
 from paddlemix.checkpoints.load import apply_adapter, load_base
 from paddlemix.checkpoints.pretrained import tensor_entry

@@ -30,9 +30,10 @@ from paddlemix.checkpoints.layouts.added_rows import (
 )
 from paddlemix.checkpoints.layouts.end_tokens import GENERATION_FILE
 from paddlemix.checkpoints.layouts.families import FAMILIES
+from paddlemix.checkpoints.layouts.file_names import CONFIG_FILE
 from paddlemix.checkpoints.layouts.image_settings import PREPROCESSOR_FILE
 from paddlemix.checkpoints.layouts.joined_weights import join_attention
-from paddlemix.checkpoints.layouts.recognise import CONFIG_FILE, config_values
+from paddlemix.checkpoints.layouts.recognise import config_values
 from paddlemix.checkpoints.layouts.towers import join_tower, tower_form
 from paddlemix.checkpoints.layouts.weight_names import HF_OLD, OURS, XTUNER_PROJECTOR, KeyMap, is_linear_weight
 from paddlemix.checkpoints.layouts.xtuner_layout import PROJECTOR, TOWER, log_template

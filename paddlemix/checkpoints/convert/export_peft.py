@@ -9,7 +9,6 @@ Source: peft 0.21.2 utils/other.py (ModulesToSaveWrapper); transformers' LlavaFo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import numpy as np
 
 from paddlemix.checkpoints.adapters.adapter import AdapterFiles, read_adapter
 from paddlemix.checkpoints.adapters.base_places import base_of
-from paddlemix.checkpoints.adapters.foreign_adapter import PEFT_WEIGHTS, to_transformers_5
+from paddlemix.checkpoints.adapters.foreign_adapter import to_transformers_5
 from paddlemix.checkpoints.adapters.image_padding import with_adapter
 from paddlemix.checkpoints.convert.complete_checkpoint import Checkpoint, read_checkpoint
 from paddlemix.checkpoints.convert.declared_files import check_hf
@@ -33,15 +32,14 @@ from paddlemix.checkpoints.convert.export_adapter import (
 from paddlemix.checkpoints.convert.export_model import check_target
 from paddlemix.checkpoints.files.directories import atomic_directory
 from paddlemix.checkpoints.files.finite import all_finite
-from paddlemix.checkpoints.files.tensors import TensorEntry, converted, transposed
+from paddlemix.checkpoints.files.tensors import TensorEntry, Tensors, converted, transposed
 from paddlemix.checkpoints.files.weight_files import write_json, write_safetensors
 from paddlemix.checkpoints.layouts.added_rows import choose_vocabulary, put_back
-from paddlemix.checkpoints.layouts.recognise import ADAPTER_PROCESSOR_FILE, PEFT_ADAPTER_FILE
+from paddlemix.checkpoints.layouts.file_names import ADAPTER_PROCESSOR_FILE, PEFT_ADAPTER_FILE, PEFT_WEIGHTS
 from paddlemix.checkpoints.layouts.weight_names import HF_NEW, is_linear_weight
 from paddlemix.errors import UserError
 
 _PROJECTOR, _EMBEDDINGS, _TOWER = "multi_modal_projector", "embeddings", "model.vision_tower.vision_model."
-Tensors = Mapping[str, TensorEntry]
 
 
 def export_peft_adapter(source: str | Path, target: str | Path, dtype: str | None = None) -> int:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from paddlemix.checkpoints.adapters.adapter import AdapterFiles, read_adapter
 from paddlemix.checkpoints.adapters.base_places import base_of
-from paddlemix.checkpoints.adapters.foreign_adapter import PEFT_WEIGHTS
 from paddlemix.checkpoints.base_model import BaseSpec, attach_tower
 from paddlemix.checkpoints.convert.declared_files import Facts, check_xtuner, xtuner_projector_config
 from paddlemix.checkpoints.convert.export_adapter import (
@@ -28,17 +27,16 @@ from paddlemix.checkpoints.files.finite import all_finite
 from paddlemix.checkpoints.files.tensors import FLOAT_TYPES, TensorEntry, converted
 from paddlemix.checkpoints.files.weight_files import write_json, write_safetensors
 from paddlemix.checkpoints.hub.resolve import resolve_model
+from paddlemix.checkpoints.layouts.config_keys import TEMPLATE_KEY
 from paddlemix.checkpoints.layouts.families import FAMILIES
+from paddlemix.checkpoints.layouts.file_names import CONFIG_FILE, PEFT_ADAPTER_FILE, PEFT_WEIGHTS
 from paddlemix.checkpoints.layouts.towers import CLIP_FORM, tower_form
 from paddlemix.checkpoints.layouts.weight_names import XTUNER_PROJECTOR, KeyMap
 from paddlemix.checkpoints.layouts.xtuner_layout import (
-    CONFIG,
     LANGUAGE_ADAPTER,
     LANGUAGE_MODEL_KEY,
-    PEFT_CONFIG,
     PROJECTOR,
     RUN_FILE,
-    TEMPLATE,
     TOWER_ADAPTER,
     TOWER_KEY,
     log_template,
@@ -93,8 +91,8 @@ def export_xtuner_adapter(source: str | Path, target: str | Path, dtype: str | N
         lines = [f"{key} = {place!r}\n" for key, place in places.items()]
         (temporary / RUN_FILE).write_text("".join(lines), encoding="utf-8")
         (temporary / PROJECTOR).mkdir()
-        template = {TEMPLATE: adapter.processor["chat_template"]} if "chat_template" in adapter.processor else {}
-        write_json(temporary / PROJECTOR / CONFIG, {**xtuner_projector_config(facts), **template})
+        template = {TEMPLATE_KEY: adapter.processor["chat_template"]} if "chat_template" in adapter.processor else {}
+        write_json(temporary / PROJECTOR / CONFIG_FILE, {**xtuner_projector_config(facts), **template})
         write_safetensors(
             temporary / PROJECTOR / _WEIGHTS, all_finite(to_layout(projector, XTUNER_PROJECTOR)), {"format": "pt"}
         )
@@ -153,5 +151,5 @@ def _write_part(
     settings = peft_settings(adapter, modules, keymap) | {"base_model_name_or_path": place_of(base)}
     # PEFT wraps by task: a tower has none
     task = "CAUSAL_LM" if prefix == "language_model." else None
-    write_json(directory / PEFT_CONFIG, {**settings, "task_type": task})
+    write_json(directory / PEFT_ADAPTER_FILE, {**settings, "task_type": task})
     write_safetensors(directory / PEFT_WEIGHTS[0], all_finite(dict(peft_lora(plain, keymap))), {"format": "pt"})

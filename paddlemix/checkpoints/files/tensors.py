@@ -142,6 +142,16 @@ def selected(entry: TensorEntry, columns: np.ndarray | slice, axis: int) -> Tens
     return TensorEntry(entry.dtype, shape, lambda: np.ascontiguousarray(entry.read()[where]), origin=entry.origin)
 
 
+def selected_outputs(entry: TensorEntry, columns: np.ndarray | slice) -> TensorEntry:
+    """Some outputs of a linear weight [in, out] or bias [out], as `selected`.
+
+    Of a weight that was transposed on reading they are rows of the file, so that no others are read.
+    """
+    if entry.turned_from is not None:
+        return transposed(selected(entry.turned_from, columns, 0))
+    return selected(entry, columns, len(entry.shape) - 1)
+
+
 def joined(first: TensorEntry, second: TensorEntry, axis: int) -> TensorEntry:
     """Two tensors of one dtype, concatenated along `axis`."""
     shape = list(first.shape)

@@ -65,6 +65,7 @@ _KINDS: tuple[tuple[str, str, Callable[[Path], dict[str, TensorEntry]]], ...] = 
 )
 
 
+WEIGHT_FILES = tuple(single for _, single, _ in _KINDS)
 _SHARD = re.compile(r".+-\d+-of-\d+\.(safetensors|bin|pdparams)")
 
 

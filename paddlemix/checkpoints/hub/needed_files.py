@@ -16,7 +16,16 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from paddlemix.checkpoints.files.weight_files import WEIGHT_FILES
 from paddlemix.checkpoints.hub.model_names import NAME_PATTERN, ModelName
+from paddlemix.checkpoints.layouts.file_names import (
+    ADAPTER_FILE,
+    CONFIG_FILE,
+    PADDLEMIX_WEIGHTS,
+    PEFT_ADAPTER_FILE,
+    PEFT_OTHER_WEIGHTS,
+    PEFT_WEIGHTS,
+)
 from paddlemix.errors import UserError
 from paddlemix.network.client import Client, length_of
 from paddlemix.network.failures import UnreachableError
@@ -26,17 +35,15 @@ from paddlemix.network.transfer import MODEL_DOWNLOADS, RemoteFile, expect_found
 
 Result = TypeVar("Result")
 
-# Single weight files, best first; "x.index.json" beside one names the shards it was split into.
-WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model_state.pdparams")
 # Those of an adapter: one of the first three, and what may be beside it.
-ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "lora_model_state.pdparams")
-_BESIDE_ADAPTER = ("non_lora_trainables.bin", "mm_projector.bin")
+ADAPTER_WEIGHT_FILES = (*PEFT_WEIGHTS, PADDLEMIX_WEIGHTS)
+_BESIDE_ADAPTER = (PEFT_OTHER_WEIGHTS, "mm_projector.bin")
 # One of these makes a directory a model or an adapter; it is the last to be moved into place.
-DECLARATIONS = ("config.json", "adapter_config.json", "lora_config.json")
+DECLARATIONS = (CONFIG_FILE, PEFT_ADAPTER_FILE, ADAPTER_FILE)
 SMALL_FILE = re.compile(r"[^/]+\.(json|model|txt|jinja|tiktoken)|processor/(train|eval)/[^/]+\.json")
 # What a PaddleMIX model may have beside its weights; its server has no list.
 _PADDLEMIX_SMALL = (
-    *("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"),
+    *(CONFIG_FILE, "generation_config.json", "preprocessor_config.json", "processor_config.json"),
     *("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("processor/train/preprocessor_config.json", "processor/eval/preprocessor_config.json"),
 )
@@ -96,12 +103,12 @@ def choose_files(paths: list[str], name: str) -> list[str]:
             `DECLARATIONS`).
     """
     # one format is enough: repositories often hold the same weights as safetensors and as .bin
-    chosen = next((found for weights in WEIGHTS if (found := _of_format(paths, weights))), [])
+    chosen = next((found for weights in WEIGHT_FILES if (found := _of_format(paths, weights))), [])
     declared: tuple[str, ...] = DECLARATIONS[:1]
     if not chosen:  # not a whole model, so an adapter?
-        chosen, declared = [path for path in paths if path in (*ADAPTER_WEIGHTS, *_BESIDE_ADAPTER)], DECLARATIONS
+        chosen, declared = [path for path in paths if path in (*ADAPTER_WEIGHT_FILES, *_BESIDE_ADAPTER)], DECLARATIONS
     if not chosen or not any(declaration in paths for declaration in declared):
-        wanted = f"weights ({', '.join(WEIGHTS)})" if not chosen else " or ".join(declared)
+        wanted = f"weights ({', '.join(WEIGHT_FILES)})" if not chosen else " or ".join(declared)
         raise UnreachableError(f"{name} has no {wanted}; it holds {', '.join(sorted(paths)[:8]) or 'nothing'}")
     small = [path for path in paths if SMALL_FILE.fullmatch(path) and not path.endswith(".index.json")]
     return [*small, *chosen]
@@ -143,7 +150,7 @@ class PaddlemixModel:
         with Client(MODEL_DOWNLOADS) as client:
             files = [self._find(client, path) for path in _PADDLEMIX_SMALL]
             if files[0] is None:  # config.json, the first of `_PADDLEMIX_SMALL`
-                raise UnreachableError(f"{self._base}/config.json does not exist")
+                raise UnreachableError(f"{self._base}/{CONFIG_FILE} does not exist")
             return [file for file in (*files, *self._weights(client)) if file is not None]
 
     def receive(self, file: RemoteFile, directory: Path) -> None:
@@ -151,7 +158,7 @@ class PaddlemixModel:
         receive_file(file, directory / file.path)
 
     def _weights(self, client: Client) -> list[RemoteFile | None]:
-        for weights in WEIGHTS:
+        for weights in WEIGHT_FILES:
             index = self._find(client, f"{weights}.index.json")
             if index is not None:
                 shards = self._ask_shards(client, index.url)
@@ -159,7 +166,7 @@ class PaddlemixModel:
             single = self._find(client, weights)
             if single is not None:
                 return [single]
-        raise UnreachableError(f"{self._base} has no weights ({', '.join(WEIGHTS)})")
+        raise UnreachableError(f"{self._base} has no weights ({', '.join(WEIGHT_FILES)})")
 
     def _find(self, client: Client, path: str, required: bool = False) -> RemoteFile | None:
         url = f"{self._base}/{path}"

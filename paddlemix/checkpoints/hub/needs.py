@@ -15,7 +15,7 @@ from paddlemix.checkpoints.files.weight_files import read_json
 from paddlemix.checkpoints.hub.model_names import is_model_name
 from paddlemix.checkpoints.hub.part_places import local_part
 from paddlemix.checkpoints.hub.resolve import local_model
-from paddlemix.checkpoints.layouts.recognise import ADAPTER_FILE, CONFIG_FILE, PEFT_ADAPTER_FILE
+from paddlemix.checkpoints.layouts.file_names import ADAPTER_FILE, CONFIG_FILE, PEFT_ADAPTER_FILE
 from paddlemix.checkpoints.layouts.xtuner_layout import LANGUAGE_ADAPTER, TOWER_ADAPTER, is_xtuner, read_xtuner
 from paddlemix.errors import UserError
 from paddlemix.outputs import Needed

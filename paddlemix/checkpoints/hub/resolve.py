@@ -15,10 +15,11 @@ import shutil
 from pathlib import Path
 
 from paddlemix.checkpoints.files.directories import writing
-from paddlemix.checkpoints.files.weight_files import read_json
+from paddlemix.checkpoints.files.weight_files import WEIGHT_FILES, read_json
 from paddlemix.checkpoints.hub.download import download_model
 from paddlemix.checkpoints.hub.model_names import ModelName, candidates
-from paddlemix.checkpoints.hub.needed_files import ADAPTER_WEIGHTS, DECLARATIONS, SMALL_FILE, WEIGHTS, shards_of
+from paddlemix.checkpoints.hub.needed_files import ADAPTER_WEIGHT_FILES, DECLARATIONS, SMALL_FILE, shards_of
+from paddlemix.checkpoints.layouts.file_names import CONFIG_FILE
 from paddlemix.checkpoints.layouts.xtuner_layout import conversion_hint
 from paddlemix.errors import MissingFileError, UserError, did_you_mean
 from paddlemix.models.presets import PUBLISHED_NAMES
@@ -88,7 +89,7 @@ def local_model(name: str) -> Path | None:
     places = parsed.places()
     if parsed.hub != "modelscope":
         weights, rest = places[:2]  # of PaddleMIX, of PaddleNLP
-        if _lacks(weights) == "config.json" and (rest / "config.json").is_file():
+        if _lacks(weights) == CONFIG_FILE and (rest / CONFIG_FILE).is_file():
             _copy_small_files(rest, weights)  # PaddleMIX keeps weights in the first, all else in the second
     return next((path for path in places if _lacks(path) is None), None)
 
@@ -99,8 +100,8 @@ def _lacks(directory: Path) -> str | None:
         return "no such directory"
     # a model is declared by config.json, an adapter by any of the three
     declared: tuple[str, ...] = DECLARATIONS[:1]
-    if not any(_holds(directory, name) for name in WEIGHTS):
-        if not any((directory / name).is_file() for name in ADAPTER_WEIGHTS):
+    if not any(_holds(directory, name) for name in WEIGHT_FILES):
+        if not any((directory / name).is_file() for name in ADAPTER_WEIGHT_FILES):
             return "weights"
         declared = DECLARATIONS
     return None if any((directory / name).is_file() for name in declared) else declared[0]
@@ -118,7 +119,7 @@ def _copy_small_files(source: Path, target: Path) -> None:
     """Copies every missing file that is not a weight, `config.json` last: it completes the directory."""
     names = [path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()]
     with writing(target):
-        for name in sorted(filter(SMALL_FILE.fullmatch, names), key=lambda name: name == "config.json"):
+        for name in sorted(filter(SMALL_FILE.fullmatch, names), key=lambda name: name == CONFIG_FILE):
             if not (target / name).exists() and not name.endswith(".index.json"):
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
                 # under a name of its own: several processes may complete the same directory

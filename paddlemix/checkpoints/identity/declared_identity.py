@@ -16,7 +16,7 @@ from typing import Any
 
 from paddlemix.checkpoints.files.weight_files import read_json
 from paddlemix.checkpoints.layouts.config_keys import PROCESSOR_KEYS
-from paddlemix.checkpoints.layouts.recognise import CONFIG_FILE
+from paddlemix.checkpoints.layouts.file_names import CONFIG_FILE
 from paddlemix.declared import take
 from paddlemix.errors import UserError
 from paddlemix.identity import file_digest, listed, text_digest

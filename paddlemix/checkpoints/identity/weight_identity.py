@@ -27,7 +27,7 @@ from paddlemix.cached_table import CachedTable, TableLayout
 from paddlemix.checkpoints.files.tensors import TensorEntry, transposed
 from paddlemix.checkpoints.files.weight_files import read_json, write_json
 from paddlemix.checkpoints.layouts.added_rows import take_off
-from paddlemix.checkpoints.layouts.recognise import CONFIG_FILE
+from paddlemix.checkpoints.layouts.file_names import CONFIG_FILE
 from paddlemix.checkpoints.layouts.weight_names import is_linear_weight
 from paddlemix.checkpoints.projector_file import read_projector_file
 from paddlemix.checkpoints.source import Source, open_source

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from paddlemix.checkpoints.files.tensors import TensorEntry, selected, transposed
+from paddlemix.checkpoints.files.tensors import TensorEntry, selected_outputs, transposed
 from paddlemix.errors import UserError
 from paddlemix.models.configuration import DecoderConfig
 
@@ -40,7 +40,7 @@ def split_fused(
             continue
         marker, parts = rule
         for part, columns in parts(entry.shape[-1], text, name):
-            result[name.replace(marker, part)] = _outputs(entry, columns)
+            result[name.replace(marker, part)] = selected_outputs(entry, columns)
     return result
 
 
@@ -60,13 +60,6 @@ def join_attention(tensors: Mapping[str, TensorEntry], text: DecoderConfig) -> d
         elif key not in name and value not in name:
             result[name] = entry
     return result
-
-
-def _outputs(entry: TensorEntry, columns: np.ndarray) -> TensorEntry:
-    """Some outputs of a linear weight [in, out] or bias [out]; of a transposed one as rows, which are cheap to read."""
-    if entry.turned_from is not None:
-        return transposed(selected(entry.turned_from, columns, 0))
-    return selected(entry, columns, len(entry.shape) - 1)
 
 
 def _joined_outputs(parts: list[TensorEntry], text: DecoderConfig, name: str) -> TensorEntry:

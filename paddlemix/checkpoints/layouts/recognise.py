@@ -20,15 +20,13 @@ from paddlemix.checkpoints.layouts.config_readers import (
     read_tower,
 )
 from paddlemix.checkpoints.layouts.families import FAMILIES, LLAVA_ARCHITECTURES
+from paddlemix.checkpoints.layouts.file_names import ADAPTER_FILE, CONFIG_FILE, PEFT_ADAPTER_FILE
 from paddlemix.checkpoints.layouts.towers import TOWER_FORMS
 from paddlemix.checkpoints.layouts.xtuner_layout import conversion_hint, has_adapters
 from paddlemix.declared import Keys, items, take
 from paddlemix.declared import text as text_rule
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.models.configuration import LlavaConfig
-
-CONFIG_FILE, ADAPTER_FILE, PEFT_ADAPTER_FILE = "config.json", "lora_config.json", "adapter_config.json"
-ADAPTER_PROCESSOR_FILE = "paddlemix_processor.json"  # ours beside another program's adapter: template and pixels
 
 
 def recognise(directory: Path) -> Layout:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from paddlemix.checkpoints.files.tensors import TensorEntry, Tensors, joined, selected, transposed
+from paddlemix.checkpoints.files.tensors import TensorEntry, Tensors, joined, selected_outputs
 from paddlemix.checkpoints.layouts.config_keys import VISION_KEYS
 from paddlemix.checkpoints.layouts.tower_positions import resized_positions, table_side
 from paddlemix.checkpoints.layouts.weight_names import (
@@ -198,14 +198,9 @@ def _split(name: str, entry: TensorEntry) -> dict[str, TensorEntry]:
     if entry.shape[-1] % 3:
         raise UserError(f"the joined weight '{name}' is {entry.shape[-1]} wide, expected three parts of one width")
     slices = (slice(part * width, (part + 1) * width) for part in range(3))
-    return {name.replace(_JOINED, part): _outputs(entry, where) for part, where in zip(_PARTS, slices, strict=True)}
-
-
-def _outputs(entry: TensorEntry, where: slice) -> TensorEntry:
-    """Some outputs of a weight [in, out] or bias [out]; of a transposed weight as rows, so that no others are read."""
-    if entry.turned_from is not None:
-        return transposed(selected(entry.turned_from, where, 0))
-    return selected(entry, where, len(entry.shape) - 1)
+    return {
+        name.replace(_JOINED, part): selected_outputs(entry, where) for part, where in zip(_PARTS, slices, strict=True)
+    }
 
 
 def join_tower(tensors: Tensors, vision: VisionConfig | None) -> dict[str, TensorEntry]:

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.checkpoints.files.weight_files import read_json
-from paddlemix.checkpoints.layouts.config_keys import XTUNER_PROJECTOR_KEYS
+from paddlemix.checkpoints.layouts.config_keys import TEMPLATE_KEY, XTUNER_PROJECTOR_KEYS
+from paddlemix.checkpoints.layouts.file_names import CONFIG_FILE, PEFT_ADAPTER_FILE
 from paddlemix.config.foreign.templates import XTUNER_TEMPLATES, Named
 from paddlemix.declared import integer, take
 from paddlemix.errors import MissingFileError, UserError
@@ -26,11 +27,9 @@ from paddlemix.log import logger
 
 PROJECTOR, TOWER, RUN_FILE = "projector", "visual_encoder", "xtuner_config.py"
 LANGUAGE_ADAPTER, TOWER_ADAPTER = "llm_adapter", "visual_encoder_adapter"
-CONFIG, PEFT_CONFIG = "config.json", "adapter_config.json"
 LANGUAGE_MODEL_KEY, TOWER_KEY = "llm_name_or_path", "visual_encoder_name_or_path"  # in the run's file
 MODEL_TYPE = "projector"
 SELECT_LAYER = -2  # Source: LLaVAModel's default; none of its configurations says otherwise
-TEMPLATE = "chat_template_name"  # our own key in the projector's config.json, which XTuner ignores
 _warned: set[Path] = set()  # directories whose warning was logged in this process
 
 
@@ -69,7 +68,7 @@ class XTunerParts:
 
 def is_xtuner(directory: Path) -> bool:
     """Whether a directory is XTuner's, by what its projector's `config.json` says."""
-    path = directory / PROJECTOR / CONFIG
+    path = directory / PROJECTOR / CONFIG_FILE
     return path.is_file() and read_json(path).get("model_type") == MODEL_TYPE
 
 
@@ -80,7 +79,7 @@ def has_adapters(directory: Path) -> bool:
 
 def _adapters(directory: Path) -> dict[str, Path]:
     places = {name: directory / name for name in (LANGUAGE_ADAPTER, TOWER_ADAPTER)}
-    return {name: path for name, path in places.items() if (path / PEFT_CONFIG).is_file()}
+    return {name: path for name, path in places.items() if (path / PEFT_ADAPTER_FILE).is_file()}
 
 
 def read_xtuner(directory: Path) -> XTunerParts:
@@ -91,13 +90,15 @@ def read_xtuner(directory: Path) -> XTunerParts:
         UserError: the projector is of a kind that we do not have, or a file cannot be understood.
     """
     adapters, run = _adapters(directory), _read_run_file(directory / RUN_FILE)
-    bases = {name: read_json(path / PEFT_CONFIG).get("base_model_name_or_path") for name, path in adapters.items()}
+    bases = {
+        name: read_json(path / PEFT_ADAPTER_FILE).get("base_model_name_or_path") for name, path in adapters.items()
+    }
     # | part           | inside                | else named by, the first that does         |
     # |----------------|-----------------------|--------------------------------------------|
     # | language model | config.json           | its adapter, the run's file                |
     # | tower          | visual_encoder/       | its adapter, the run's file                |
-    language_model = str(directory) if (directory / CONFIG).is_file() else None
-    tower = str(directory / TOWER) if (directory / TOWER / CONFIG).is_file() else None
+    language_model = str(directory) if (directory / CONFIG_FILE).is_file() else None
+    tower = str(directory / TOWER) if (directory / TOWER / CONFIG_FILE).is_file() else None
     language_model = language_model or bases.get(LANGUAGE_ADAPTER) or run.get(LANGUAGE_MODEL_KEY)
     tower = tower or bases.get(TOWER_ADAPTER) or run.get(TOWER_KEY)
     found = {
@@ -107,16 +108,16 @@ def read_xtuner(directory: Path) -> XTunerParts:
     for part, (place, adapter, key) in found.items():
         if not place:
             raise MissingFileError(
-                f"{directory} does not say where its {part} is: it is not inside, {adapter}/{PEFT_CONFIG} names no "
-                f"base_model_name_or_path, and there is no {RUN_FILE} with its name; copy that file from the run, or "
-                f"write one with the line {key} = 'FOLDER OR NAME'"
+                f"{directory} does not say where its {part} is: it is not inside, {adapter}/{PEFT_ADAPTER_FILE} has no "
+                f"base_model_name_or_path, and no {RUN_FILE} names it; copy that file from the run, or write one with "
+                f"the line {key} = 'FOLDER OR NAME'"
             )
     return XTunerParts(
         directory=directory,
         language_model=str(language_model),
         tower=str(tower),
         adapters=adapters,
-        mm_projector_type=_projector_type(directory / PROJECTOR / CONFIG),
+        mm_projector_type=_projector_type(directory / PROJECTOR / CONFIG_FILE),
         mm_vision_select_layer=int(run.get("visual_select_layer", SELECT_LAYER)),
         chat_template=_declared_template(directory, run.get("prompt_template")),
     )
@@ -145,8 +146,8 @@ def _projector_type(path: Path) -> str:
 
 def _declared_template(directory: Path, run_template: str | None) -> Any:
     """The template that a directory's files declare: our own key's, else that of the run; None without either."""
-    own = [directory / PROJECTOR / CONFIG, directory / CONFIG]
-    found = next((value for path in own if path.is_file() and (value := read_json(path).get(TEMPLATE))), None)
+    own = [directory / PROJECTOR / CONFIG_FILE, directory / CONFIG_FILE]
+    found = next((value for path in own if path.is_file() and (value := read_json(path).get(TEMPLATE_KEY))), None)
     if found is not None:
         return found
     if run_template is None and directory not in _warned:

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from paddlemix.checkpoints.adapters.adapter import ADAPTER_WEIGHTS
 from paddlemix.checkpoints.files.tensors import TensorEntry
 from paddlemix.checkpoints.files.weight_files import read_json, read_safetensors, read_weights
+from paddlemix.checkpoints.layouts.file_names import ADAPTER_WEIGHTS
 from paddlemix.errors import UserError
 
 STATE_FILE, PROGRESS_FILE, CHECKSUMS_FILE = "training_state.json", "trainer_state.json", "checksums.json"

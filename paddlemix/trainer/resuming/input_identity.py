@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from paddlemix.checkpoints.adapters.adapter import ADAPTER_WEIGHTS, read_adapter
+from paddlemix.checkpoints.adapters.adapter import read_adapter
 from paddlemix.checkpoints.adapters.base_check import changed_weights, describe_weights
 from paddlemix.checkpoints.files.tensors import array_entry
 from paddlemix.checkpoints.files.weight_files import read_metadata, read_safetensors, write_safetensors
 from paddlemix.checkpoints.identity.declared_identity import changed_config, changed_processor, computed_values
+from paddlemix.checkpoints.layouts.file_names import ADAPTER_WEIGHTS
 from paddlemix.checkpoints.pretrained import Pretrained
 from paddlemix.checkpoints.source import open_source
 from paddlemix.datasets.data_identity import (

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from paddlemix.checkpoints.adapters.adapter import ADAPTER_WEIGHTS, AdapterFiles, read_adapter
+from paddlemix.checkpoints.adapters.adapter import AdapterFiles, read_adapter
 from paddlemix.checkpoints.adapters.base_check import check_base, describe_weights
 from paddlemix.checkpoints.adapters.base_places import base_of
 from paddlemix.checkpoints.convert.export_model import convert_checkpoint
@@ -22,6 +22,7 @@ from paddlemix.checkpoints.files.weight_files import (
     write_json,
     write_safetensors,
 )
+from paddlemix.checkpoints.layouts.file_names import ADAPTER_WEIGHTS
 from paddlemix.checkpoints.load import load_base
 from paddlemix.checkpoints.pretrained import Pretrained
 from paddlemix.errors import UserError

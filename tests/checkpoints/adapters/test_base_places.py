@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from paddlemix.checkpoints.adapters.adapter import ADAPTER_WEIGHTS, read_adapter
+from paddlemix.checkpoints.adapters.adapter import read_adapter
 from paddlemix.checkpoints.adapters.base_places import base_of
 from paddlemix.checkpoints.files.weight_files import (
     read_json,
@@ -21,7 +21,7 @@ from paddlemix.checkpoints.files.weight_files import (
 )
 from paddlemix.checkpoints.hub.part_places import searched
 from paddlemix.checkpoints.layouts.config_keys import FORMAT_KEY
-from paddlemix.checkpoints.layouts.recognise import ADAPTER_FILE
+from paddlemix.checkpoints.layouts.file_names import ADAPTER_FILE, ADAPTER_WEIGHTS
 from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.processors.llava import PROCESSOR_FILE

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from paddlemix.checkpoints.adapters.adapter import ADAPTER_WEIGHTS
 from paddlemix.checkpoints.files.weight_files import read_safetensors, write_safetensors
+from paddlemix.checkpoints.layouts.file_names import ADAPTER_WEIGHTS
 from paddlemix.datasets import data_identity
 from paddlemix.errors import UserError
 from paddlemix.trainer.recipe import run_recipe
