@@ -26,8 +26,8 @@ class Activations:
     Args:
         vision_tower, projector, language_model: kept of each part until the backward pass.
         shared: what all decoder layers use: rotary tables and masks.
-        loss: of the output layer, besides, where all of these are there.
-        backward: of the backward pass through a decoder layer, besides; `released` are gone by then.
+        loss: of the output layer, on top of all these.
+        backward: of the backward pass through a decoder layer, on top; `released` is free by then.
         released: kept of the last decoder layer.
         block: the largest tensor that layers make and free again.
     """
@@ -64,7 +64,7 @@ def estimate_activations(
     Args:
         config: sizes.
         linears: name -> size, of every linear layer.
-        trained: names of the parameters that train; what lies before the first of them keeps nothing.
+        trained: names of the parameters that train; layers before the first of them keep nothing.
         shape: of the batch.
         computation: precision and place.
     """
@@ -151,7 +151,7 @@ def _shared_bytes(text: DecoderConfig, shape: BatchShape, computation: Computati
 
 
 def _loss_bytes(config: LlavaConfig, trained: Collection[str], rows: int, computation: Computation) -> tuple[int, int]:
-    """(kept until the backward pass, besides while the loss is computed)."""
+    """(kept until the backward pass, on top while the loss is computed)."""
     width, vocabulary = config.text.hidden_size, config.text.vocab_size
     output = "language_model.embed_tokens.weight" if config.text.tie_word_embeddings else "lm_head.weight"
     weight = computation.size * width * vocabulary if output in trained else 0

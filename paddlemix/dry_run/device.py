@@ -16,11 +16,11 @@ _CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceMemory:
-    """Bytes of a device.
+    """Memory of a device in bytes.
 
     Args:
-        total: that it has.
-        free: that is not in use; on CPU what this process holds counts as free.
+        total: what it has.
+        free: what is not in use; on CPU what this process holds counts as free.
     """
 
     total: int
@@ -43,7 +43,7 @@ def device_memory(kind: str) -> DeviceMemory | None:
 
 
 def program_bytes(on_cpu: bool) -> int:
-    """What a run takes before its model: on CPU of its libraries, all of which this loads; else of the runtime."""
+    """What a run takes before its model: on CPU its libraries, all of which this loads; elsewhere the runtime."""
     if not on_cpu:
         return _CONTEXT_BYTES
     # Measured instead of assumed: after this import the process holds what a run's process does before its model.

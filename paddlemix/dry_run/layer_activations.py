@@ -26,7 +26,7 @@ def visible_pairs(runs: Collection[int], causal: bool, blocks: bool) -> int:
     """Pairs of query and key whose probability is kept.
 
     Args:
-        runs: lengths of sequences that are computed by themselves.
+        runs: lengths of sequences that are computed one by one.
         blocks: only the blocks below the diagonal are computed.
     """
     if not (causal and blocks):
@@ -43,7 +43,7 @@ def _block_pairs(length: int) -> int:
 
 
 def runs_of(shape: BatchShape, computation: Computation) -> tuple[int, ...]:
-    """Sequences whose attention is computed by itself."""
+    """Lengths of the sequences whose attention is computed one by one."""
     return shape.runs if shape.runs and computation.on_cpu else (shape.length,) * shape.rows
 
 

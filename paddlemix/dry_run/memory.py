@@ -7,7 +7,7 @@
     activations       see `activations.py`
 
 Sharding divides by its degree: stage 1 states and master weights, stage 2 gradients too, stage 3 weights too; with
-offload, states and master weights are in host memory.  Knows no file.
+offload, states and master weights are in host memory.  It reads no file.
 
 Sources: Rajbhandari et al. 2020, "ZeRO", section 3.1 (16 bytes for each weight in mixed precision); the formulas'
 constants are those of our code, the overhead on CPU is measured by `benchmarks/memory.py`.
@@ -59,7 +59,7 @@ class Training:
         sharding_degree: devices that share one copy, >= 1.
         offload: states and master weights are in host memory.
         accumulates: gradients stay while the next micro-batch goes forward.  Else they are freed after every step, and
-            grow while the activations go.
+            grow while activations are freed.
     """
 
     master_weights: bool = False
@@ -99,7 +99,7 @@ class MemoryEstimate:
         working: what the most expensive moment of a step takes on top: logits of the loss, or a layer's backward pass;
             with sharding stage 3 also a whole layer's weights.
         wide: quantised weights of a layer that are in use, and their decoded scales; on CPU they are few at a time.
-        never_together: what activations and gradients take less than their sum.
+        never_together: by how much activations and gradients together stay below their sum.
         overhead: of the allocator.
         program: of the process without a model; of a GPU's own context.
     """
@@ -163,7 +163,7 @@ def estimate_memory(
 
 
 def _largest_group(weights: Sequence[Weight]) -> int:
-    """Bytes of the largest layer, which stage 3 puts together whenever it is used."""
+    """Bytes of the largest layer, which stage 3 gathers whenever it is used."""
     groups: dict[str, int] = {}
     for weight in weights:
         # "language_model.layers.3.mlp.up_proj.weight" belongs to the group "language_model.3"

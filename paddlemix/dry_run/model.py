@@ -32,7 +32,7 @@ _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """What an estimate needs of a model.
+    """What an estimate needs to know of a model.
 
     Args:
         weights: every parameter, and the codes of quantised layers.

@@ -1,4 +1,4 @@
-"""What a run would do and take, without doing it: `--dry-run`.
+"""What a run would do and need, without doing it: `--dry-run`.
 
 Reads the configuration, the model's declared sizes and the data's lengths; loads no weight, trains nothing and writes
 nothing but the caches of lengths and image sizes.
@@ -44,7 +44,7 @@ _ANYRES_TILES = 5  # Source: LLaVA-1.6's grids of at most four tiles, and the wh
 
 @dataclass(frozen=True, kw_only=True)
 class DryRun:
-    """What was found.
+    """The findings of a dry run.
 
     Args:
         config: of the run.
@@ -204,7 +204,7 @@ def _read_data(config: RunConfig, sizes: ModelSizes) -> _Data:
 
 
 def _count_samples(config: RunConfig) -> int | None:
-    """Samples of the training data, which no tokenizer is needed for; None where they are packed."""
+    """Number of training samples, for which no tokenizer is needed; None where they are packed."""
     if config.mixtoken:
         return None
 

@@ -19,7 +19,7 @@ def process_count() -> int:
 
 
 def check_devices(config: RunConfig, processes: int) -> None:
-    """Whether the processes can be split as the run asks.
+    """Refuses a run whose processes cannot be split as it asks.
 
     Raises:
         UserError: `sharding_parallel_degree` does not divide their number.
@@ -65,7 +65,7 @@ def check_flat_buffers(config: RunConfig, device: str) -> None:
 
 
 def check_steps(config: RunConfig, rows: int, processes: int) -> None:
-    """Whether the data fills a step, and the run is long enough for its schedule.
+    """Refuses a run whose data does not fill a step, or that is too short for its schedule.
 
     Args:
         rows: of the training set, packed ones where the run packs.

@@ -26,7 +26,7 @@ class EvaluationShare:
         rank, world_size: of the processes that share the data; sample N is that of process N % world_size.
         batch_size: >= 1.
         max_batches: of this process; <= 0 for all.
-        host_every: batches after which sums are read from the device; None for all of an evaluation.
+        host_every: batches after which sums are read from the device; None: at the end of an evaluation.
     """
 
     rank: int
@@ -80,10 +80,10 @@ class HostSums:
     """Sums of loss and right guesses over batches, read from the device together, because each read waits for it.
 
     Args:
-        every: batches after which they come at the latest; None for all of an evaluation.
+        every: batches after which they are read at the latest; None: at the end of an evaluation.
 
     Attributes:
-        waiting: float32 scalars of the batches that are on the device still.
+        waiting: float32 scalars of batches that are still on the device.
     """
 
     def __init__(self, every: int | None) -> None:

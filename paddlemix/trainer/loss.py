@@ -69,8 +69,8 @@ class LossModel(nn.Layer):
             inputs: arguments of `LlavaModel.embed`.
 
         Returns:
-            Sum of the S losses (float32 scalar) and the number of right guesses (int64 scalar).  Logits that are no
-            numbers make the sum no number.
+            Sum of the S losses (float32 scalar) and the number of right guesses (int64 scalar).  Logits that are
+            NaN make the sum NaN.
         """
         embeds, decoder = self.model.embed(**inputs), self.model.language_model
         if not len(loss_index):  # nothing to learn, but every weight gets its gradient of zeros

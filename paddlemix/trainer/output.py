@@ -111,8 +111,8 @@ def sole_writer(config: RunConfig) -> Iterator[Callable[[Path | None], None]]:
     """Keeps a second run out of `output_dir` while the block runs, from the start where the folder exists.
 
     Yields:
-        What to call with the resume point before anything is written: it takes the folder if that was not there, which
-        it is then.
+        A function to call with the resume point before anything is written.  It locks the folder, which exists
+        afterwards, if it did not exist at the start.
 
     Raises:
         UserError: a run that trains has the folder (names its process), or has written it since this one's start, or a
@@ -183,7 +183,7 @@ def _check_nothing_is_there(output_dir: Path, resume: Path | None) -> None:
 
 
 def _check_no_other_result(output_dir: Path, resume: Path) -> None:
-    """A whole model where a run leaves an adapter is a merged one: the run's end would remove it."""
+    """Refuses a folder with a whole model where the run writes an adapter: its end would remove that merged model."""
     if (resume / ADAPTER_FILE).is_file() and (output_dir / CONFIG_FILE).exists():
         raise UserError(
             f"output_dir '{output_dir}' holds a whole model ({CONFIG_FILE}), which the adapter of this run would "
@@ -225,7 +225,7 @@ def remove_leftovers(output_dir: Path) -> None:
 
 
 def clear_earlier_run(output_dir: Path) -> None:
-    """Removes what an earlier run left, and only that, so that nothing of it is taken for this run's."""
+    """Removes what an earlier run left, and only that, so that none of it is mistaken for this run's."""
     remove_leftovers(output_dir)
     with writing(output_dir):
         for path in _earlier_run(output_dir):
@@ -236,8 +236,8 @@ def begin_output(config: RunConfig, resume: Path | None) -> None:
     """Makes the folder of a training ready for its first step: free of an earlier run, with the run's settings.
 
     Args:
-        resume: the checkpoint that the run continues, if any; see `find_resume_point`, which has made sure that nothing
-            is removed here but what may go.
+        resume: the checkpoint that the run continues, if any; `find_resume_point` has made sure that only what
+            may go is removed here.
     """
     output_dir = Path(str(config.output_dir))
     remove_leftovers(output_dir)
@@ -256,7 +256,7 @@ def holds_result(directory: Path) -> bool:
 def publish(output_dir: Path, write: Callable[[Path], None]) -> None:
     """Writes a result into a hidden folder of `output_dir` and moves its files up when all are complete.
 
-    Weights and settings of an earlier model or adapter there go; other files stay.
+    Weights and settings of an earlier model or adapter are removed; other files stay.
 
     Args:
         write: writes the files into the directory it is given.

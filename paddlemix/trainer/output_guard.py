@@ -1,4 +1,4 @@
-"""What a run reads, for the guard of what it writes: models with all their parts, data files, folders of pictures."""
+"""What a run reads and therefore must not overwrite: models with all their parts, data files, folders of pictures."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _files(names: Sequence[str | None], role: str) -> Iterator[Needed]:
 
 
 def check_outputs(config: RunConfig, resume: Path | None, own_folder: bool) -> None:
-    """Whether a run leaves alone everything that it reads.
+    """Refuses a run that would write where it reads.
 
     Args:
         resume: the checkpoint that the run continues, if any.
@@ -69,7 +69,7 @@ def check_outputs(config: RunConfig, resume: Path | None, own_folder: bool) -> N
 
 
 def check_run_pictures(config: RunConfig, samples: SampleDataset, own_folder: bool) -> None:
-    """Whether a training leaves the pictures alone that its records name: its loss curve is a picture too.
+    """Refuses a training whose loss curve could replace a picture that its records name.
 
     Args:
         own_folder: whether the run continues in its `output_dir`, below which an earlier version allowed pictures.

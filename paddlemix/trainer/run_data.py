@@ -1,4 +1,4 @@
-"""The data of a run: from the configuration to rows, their order and what is known about their lengths."""
+"""The data of a run: from the configuration to rows, their order and their lengths."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _MEASURED = 1000  # samples whose lengths are known at the start although nothin
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRows:
-    """What is trained on.
+    """The training data.
 
     Args:
         rows: one sample each, or several where the run packs.
         samples: what the rows are made of.
         grouping: how an epoch's order is made.
-        lengths: int [rows], what is grouped by; None where nothing is.
+        lengths: int [rows], that rows are grouped by; None without grouping.
         left_out: samples that are in no row, because they could not be measured.
     """
 
@@ -55,7 +55,7 @@ def data_file_names(entry: Mapping[str, Any]) -> list[str]:
 
 
 def check_data_files(config: RunConfig) -> None:
-    """Whether the data files of a run are on this machine, before its model is fetched or read for nothing.
+    """Refuses a run whose data files are missing, before its model is downloaded or read in vain.
 
     Raises:
         MissingFileError: lists those that are not, with what the configuration says about them.
@@ -99,7 +99,7 @@ def read_samples(config: RunConfig, split: str, processor: LlavaProcessor, has_t
 
     Args:
         split: "train" or "eval".
-        processor: of the model; an entry's own template takes the place of its template.
+        processor: of the model; an entry's own template replaces its template.
         has_tower: whether the model can see.
 
     Raises:

@@ -28,12 +28,12 @@ from paddlemix.trainer.checks import process_count
 
 
 def compute_dtype(config: RunConfig) -> str:
-    """What products are computed in: "float32", "bfloat16" or "float16"."""
+    """The type that products are computed in: "float32", "bfloat16" or "float16"."""
     return "bfloat16" if config.bf16 else "float16" if config.fp16 else config.dtype or "float32"
 
 
 def weight_dtype(config: RunConfig) -> str:
-    """What weights are held in."""
+    """The type that weights are held in."""
     if config.dtype is not None:
         return config.dtype
     # O1 casts per operator and holds float32 weights; O2 holds them narrow.
@@ -41,7 +41,7 @@ def weight_dtype(config: RunConfig) -> str:
 
 
 def remedies(config: RunConfig) -> Iterator[str]:
-    """What would take less memory, for an error; nothing is read before the first one is used."""
+    """What would need less memory, for an error.  Nothing is read before the first line is used."""
     directory, quantization = _directory(config), None
     with contextlib.suppress(UserError):  # the run ends by another error
         quantization = None if directory is None else choose_quantization(directory, config.quantize_base)
@@ -50,7 +50,7 @@ def remedies(config: RunConfig) -> Iterator[str]:
 
 
 def base_spec(config: RunConfig) -> BaseSpec:
-    """What the model is put together from."""
+    """The parts that the model is put together from."""
     given = {
         "mm_projector_type": config.mm_projector_type,
         "mm_vision_select_layer": config.mm_vision_select_layer,
@@ -100,7 +100,7 @@ def processor_of_run(config: RunConfig, base: LlavaProcessor | None, sizes: Llav
 
 
 def required_processor(config: RunConfig, base: LlavaProcessor | None, sizes: LlavaConfig) -> LlavaProcessor:
-    """As `processor_of_run`, for those that cannot do without.
+    """As `processor_of_run`, but a model without a tokenizer is an error.
 
     Raises:
         MissingFileError, UserError: see there; or there are no tokenizer files.
@@ -120,8 +120,8 @@ def _directory(config: RunConfig) -> Path | None:
 
 
 def _warn_of_xtuner(config: RunConfig, processor: LlavaProcessor, sizes: LlavaConfig) -> None:
-    """Warns before the training of what its result could not be converted to XTuner for, where the run's template or
-    model is XTuner's."""
+    """Warns before the training if its result could not be converted back to XTuner, from where its template or model
+    comes."""
     is_xtuners = processor.template.name.startswith("xtuner_") or is_xtuner(Path(str(config.model_name_or_path)))
     if not is_xtuners or processor.template.captions or sizes.vision is None:
         return
@@ -131,7 +131,7 @@ def _warn_of_xtuner(config: RunConfig, processor: LlavaProcessor, sizes: LlavaCo
 
 
 def declared_processor(config: RunConfig) -> LlavaProcessor:
-    """The same without loading the model, whose files are found or downloaded.
+    """The processor of a run, without loading its model, whose files are found or downloaded.
 
     Raises:
         MissingFileError, UserError: see `processor_of_run`; or there are no tokenizer files.

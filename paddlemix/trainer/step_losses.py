@@ -21,7 +21,7 @@ from paddle.amp.grad_scaler import OptimizerState
 from paddlemix.errors import UserError
 from paddlemix.trainer.optim import MeasuredNorm
 
-_LEAST_SCALE = 1.0  # gradients that are not even scaled fit float16, or the run is broken
+_SMALLEST_SCALE = 1.0  # gradients that are not even scaled fit float16, or the run is broken
 
 
 class StepLosses:
@@ -167,7 +167,7 @@ class StepScaler(paddle.amp.GradScaler):
         """One step of the optimiser, or none where a gradient overflowed.
 
         Raises:
-            UserError: a loss is NaN or infinite, or a gradient is at the least scale.
+            UserError: a loss is NaN or infinite, or a gradient is so at the smallest scale.
         """
         if not self._enable:
             optimizer.step()
@@ -186,7 +186,7 @@ class StepScaler(paddle.amp.GradScaler):
                 clip.use(norm, value)
             optimizer.step()
         # Paddle would halve the scale for ever and skip every step.
-        elif float(self._scale) <= _LEAST_SCALE:
+        elif float(self._scale) <= _SMALLEST_SCALE:
             raise self._losses.no_scale_left(float(self._scale))
         self._optimizer_states[id(optimizer)]["state"] = OptimizerState.STEPPED
 

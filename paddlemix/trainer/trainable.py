@@ -34,7 +34,7 @@ class TrainingPlan:
     Args:
         policies: "frozen", "lora" or "full" for each part.
         lora_modules: names of the linear layers that get an adapter.
-        lora_bias: biases that train beside it: "none", "lora_only" or "all", see `LoRAConfig`.
+        lora_bias: biases that train with it: "none", "lora_only" or "all", see `LoRAConfig`.
     """
 
     policies: dict[str, str]
@@ -60,7 +60,7 @@ def plan_training(model: nn.Layer, config: RunConfig) -> TrainingPlan:
     """Resolves the keys `vision_tower`, `projector`, `language_model`, `lora` and `lora_target_modules`.
 
     Raises:
-        UserError: a LoRA pattern matches no linear layer, or LoRA is asked for and adapts nothing.
+        UserError: a LoRA pattern matches no linear layer, or LoRA is asked for and has nothing to adapt.
     """
     # Defaults are LLaVA's second stage: tower frozen, projector trained, language model full or adapted.
     policies = {
@@ -120,7 +120,7 @@ def plan_of_adapter(plan: TrainingPlan, modules: Sequence[str], bias: str = "non
 
 
 def check_adapter_keys(config: RunConfig, adapter: LoRAConfig) -> None:
-    """Whether the kind of adapter that a run asks for is that of the adapter it continues.
+    """Refuses keys that ask for another kind of adapter than the one that a run continues.
 
     Raises:
         UserError: a key was set to something else.
@@ -178,7 +178,7 @@ def set_trainable(model: nn.Layer, plan: TrainingPlan, config: RunConfig) -> Non
     """Marks every parameter as trained or frozen.  A policy decides first, then the freeze patterns.
 
     Raises:
-        UserError: a freeze pattern matches no parameter, biases are to train and there are none, or nothing is left to
+        UserError: a freeze pattern matches no parameter, biases should train and there are none, or nothing is left to
             train.
     """
     names = [name for name, _ in model.named_parameters()]
@@ -207,7 +207,7 @@ def set_trainable(model: nn.Layer, plan: TrainingPlan, config: RunConfig) -> Non
 
 
 def _trained_biases(names: Sequence[str], plan: TrainingPlan) -> set[str]:
-    """The biases that train beside an adapter."""
+    """The biases that train with an adapter."""
     if plan.lora_bias == "none" or not plan.lora_modules:
         return set()
     # "lora_only": biases of adapted layers; "all": every bias of a part that is adapted.

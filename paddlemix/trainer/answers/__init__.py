@@ -1,1 +1,1 @@
-"""Answers of the model while it trains: which questions, and how they are answered."""
+"""Answers of the model while it trains: which prompts, and how they are answered."""

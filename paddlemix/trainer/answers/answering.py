@@ -19,11 +19,11 @@ from paddlemix.trainer.answers.prompts import Prompt, prompt_of_record
 
 
 class Answerer:
-    """Answers questions with the weights of the moment.
+    """Answers questions with the model's current weights.
 
     Args:
         model: may be in training mode.
-        max_new_tokens: most tokens of an answer, >= 1.
+        max_new_tokens: limit of an answer's length, >= 1.
         precision: returns the context in which the model computes.
     """
 
@@ -61,7 +61,7 @@ class AnswerScores:
         answerer: answers.
         data: the evaluation set.
         batch_size: questions that are answered together, >= 1.
-        max_batches: most of those for each process; <= 0 for all.
+        max_batches: limit for each process; <= 0 for all.
     """
 
     def __init__(self, answerer: Answerer, data: SampleDataset, batch_size: int, max_batches: int) -> None:
@@ -69,7 +69,7 @@ class AnswerScores:
         self._batch_size, self._max_batches = batch_size, max_batches
 
     def sums(self, rank: int, world_size: int) -> tuple[float, float, float]:
-        """Summed exact matches and ROUGE-L over one process's share of the samples, and how many those are."""
+        """Summed exact matches and ROUGE-L over one process's share of the samples, and their number."""
         # Every world_size-th sample, so that the processes have equally many of each kind.
         rows = range(rank, len(self._data), world_size)
         batches = [rows[start : start + self._batch_size] for start in range(0, len(rows), self._batch_size)]

@@ -1,6 +1,6 @@
-"""A batch's arrays as tensors on the current device, in as few copies as there can be.
+"""A batch's arrays as tensors on the current device, in as few copies as possible.
 
-Off the CPU every copy from ordinary memory waits for it, and on a GPU for all that the device still has to do.  So the
+On an accelerator every copy from ordinary memory is waited for, and on a GPU everything queued before it too.  So the
 whole numbers of a batch go as one array and are split where they arrive, pixels as another; on a GPU both through
 pinned memory, which the device reads while the host continues.
 """

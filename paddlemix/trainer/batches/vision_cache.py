@@ -1,4 +1,4 @@
-"""The frozen tower's features, computed once and kept: between the batches and the model of a run."""
+"""The frozen tower's features, computed once and kept, and put into batches in place of pixels."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class ShowAnswers(TrainerCallback):
 
     Args:
         prompts: the same every time.
-        answerer: answers with the weights of the moment.
+        answerer: answers with the current weights.
         every: steps, >= 1.
         output_dir: where the files go.
         report: the time is not counted as training.
@@ -70,7 +70,7 @@ class ShowAnswers(TrainerCallback):
             self._samples.truncate_after(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Asks, where it is time."""
+        """Asks every `every` steps."""
         step = state.global_step
         # The other processes wait at their next common operation; answers are short.
         if process_rank() == 0 and (step % self._every == 0 or step >= state.max_steps):

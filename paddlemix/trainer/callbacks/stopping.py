@@ -19,8 +19,8 @@ _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP
 class StopOnSignal(TrainerCallback):
     """Saves a checkpoint and ends the run in order on SIGTERM, SIGHUP or Ctrl-C; a second signal ends it at once.
 
-    A signal that the process was started with as ignored stays ignored: a script's background job leaves the
-    terminal's Ctrl-C to others.
+    A signal that the process was started with as ignored stays ignored: a background job of
+    a script is not ended by the terminal's Ctrl-C.
 
     Attributes:
         received: the signal that came, None while there was none.
@@ -62,7 +62,7 @@ class StopOnSignal(TrainerCallback):
 
 
 class StopEarly(TrainerCallback):
-    """Ends the run when evaluations stop getting better.
+    """Ends the run when evaluations no longer improve.
 
     Args:
         config: `early_stopping_patience` evaluations without a gain above `early_stopping_threshold` end the run.

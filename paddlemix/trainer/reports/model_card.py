@@ -1,4 +1,4 @@
-"""The `README.md` that a run leaves beside its result: what was trained, on what, with which outcome, how to use it.
+"""The `README.md` that a run writes with its result: what was trained, on what, with what result, how to use it.
 
 The form of its head is that of model hubs (YAML between two lines of dashes).
 """
@@ -42,7 +42,7 @@ class CardFacts:
         config: the run.
         parts: part -> (trained, all) parameters.
         adapter: what kind of adapter the result is, in words; None for a whole model.
-        has_tower: whether the result sees.
+        has_tower: whether the result reads images.
         files: (split, path, samples taken of it).
         skipped: training samples left out.
         results: `train_loss` and `steps`.
@@ -89,7 +89,7 @@ def is_own_card(path: Path) -> bool:
 
 
 def write_model_card(facts: CardFacts, metrics_path: Path, samples_path: Path) -> None:
-    """Writes the card into the run's output_dir; somebody else's README.md stays, and the log says so.
+    """Writes the card into the run's output_dir; a README.md of another origin is kept, and the log says so.
 
     Args:
         metrics_path, samples_path: the run's reports and answers; either may be missing.

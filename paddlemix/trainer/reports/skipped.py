@@ -1,4 +1,4 @@
-"""The record of what training left out: counted, named in `skipped.jsonl`, and stopped where it is too much."""
+"""The record of what training left out: counted and named in `skipped.jsonl`; too much of it ends the run."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What a run reports before its first step: environment, kernels, what trains, a sample as the model will see it.
 
-Only reports; what is reported was decided before.
+It only reports what was decided before.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def report_sample(data: SampleDataset) -> None:
 
 
 def describe_sample(data: SampleDataset, style: Style) -> Iterator[str]:
-    """The same as lines; none where the first samples are all left out.
+    """The lines of `report_sample`; none where the first samples are all left out.
 
     Args:
         style: marks of trained text and images.

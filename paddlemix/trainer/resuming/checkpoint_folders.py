@@ -50,7 +50,7 @@ def completed_steps(checkpoint: Path) -> int:
 
 
 def saved_recipe(checkpoint: Path) -> dict[str, Any]:
-    """The keys and values that decided what the checkpoint's run computed; {} where it did not say."""
+    """The keys and values that decided what the checkpoint's run computed; {} where it does not record them."""
     return dict(read_json(checkpoint / STATE_FILE).get("recipe", {}))
 
 

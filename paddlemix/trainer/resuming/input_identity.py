@@ -1,6 +1,8 @@
-"""What a run reads besides its configuration: data, pictures, declared files, an adapter's base; same on resuming?
+"""What a run reads besides its configuration, and whether it is the same on resuming.
 
-Data files are hashed before the first step.  Pictures are hashed beside the training, by a thread: reading all of them
+Data, pictures, declared files, an adapter's base.
+
+Data files are hashed before the first step.  Pictures are hashed during the training, by a thread: reading all of them
 first may take long, and nothing needs their digests before a checkpoint is saved.  One that was not hashed when its
 checkpoint was saved is recognised by size and time of its file alone.
 """
@@ -68,7 +70,7 @@ class InputIdentity:
         self._thread = threading.Thread(target=self._hash_pictures, daemon=True, name="picture digests")
 
     def differences(self, checkpoint: Path) -> list[str]:
-        """What has changed since a checkpoint was saved, in words; nothing of what it does not say.
+        """What has changed since a checkpoint was saved, in words; without what it does not record.
 
         Raises:
             UserError: the checkpoint is damaged.
@@ -80,7 +82,7 @@ class InputIdentity:
         return found
 
     def _changed_declared(self, checkpoint: Path) -> list[str]:
-        """Compares tokenizer, processor and what the model computes with to what the checkpoint holds of them."""
+        """Compares tokenizer, processor and the sizes that the model computes with to those of the checkpoint."""
         adapter = (checkpoint / ADAPTER_WEIGHTS).is_file()
         # An adapter stores what its base computes with; a whole model has its own config.json.
         if adapter:
@@ -136,11 +138,11 @@ class InputIdentity:
         return [f"{'picture' if len(wrong) == 1 else 'pictures'} {listed(list(wrong))}"] if wrong else []
 
     def start(self) -> None:
-        """Begins to hash pictures beside the training."""
+        """Starts to hash pictures during the training."""
         self._thread.start()
 
     def close(self) -> None:
-        """Ends that."""
+        """Stops hashing."""
         self._closed.set()
 
     def _blocks(self) -> Iterator[list[str]]:

@@ -25,7 +25,7 @@ _SCALARS = re.compile(r"(.+)_(beta[12]_pow_acc|moment[12]|moment2_max)_0")
 
 
 def optimizer_entries(trainer: Any) -> dict[str, TensorEntry]:
-    """The optimiser's tensors as `<our parameter name>|<kind>`; paddle's own names differ from process to process."""
+    """The optimiser's tensors as `<our parameter name>|<kind>`."""
     ours = {parameter.name: name for name, parameter in trainer.model.model.named_parameters()}
     state = trainer.optimizer.state_dict()
     entries = {}
@@ -108,7 +108,7 @@ def _start_state(
 ) -> Iterator[tuple[str, paddle.Tensor]]:
     """State of the weights that had no gradient yet, as of a projector when every sample so far was text.
 
-    Paddle makes it at the first gradient, but not any more in an optimiser that was given a state.
+    Paddle makes it at the first gradient, but no longer in an optimiser that was given a state.
     """
     begun = {key.split("|")[0] for key in saved}
     for name, parameter in parameters.items():

@@ -36,12 +36,12 @@ RECIPE_KEYS = tuple(
 
 
 def recipe_values(config: RunConfig) -> dict[str, Any]:
-    """The keys whose change makes a resumed run end elsewhere than an undisturbed one."""
+    """The keys whose change would make a resumed run end differently from an undisturbed one."""
     return _without_remarks({name: getattr(config, name) for name in RECIPE_KEYS})
 
 
 def _without_remarks(values: dict[str, Any]) -> dict[str, Any]:
-    """Without what entries of `dataset` say for readers alone."""
+    """Without `about`, which entries of `dataset` have for people."""
     # `about` tells people what to download; changing it changes no sample.
     dataset = {
         split: [{key: item for key, item in entry.items() if key != "about"} for entry in entries]

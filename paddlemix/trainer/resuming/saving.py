@@ -76,7 +76,7 @@ def _write_checkpoint(trainer: Any, directory: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def what_is_left(name: str, trainer: Any) -> Iterator[None]:
-    """Adds to an error of saving what was not saved, after which step, and which checkpoint there is instead.
+    """Adds to an error while saving: what was not saved, after which step, and which checkpoint remains.
 
     Args:
         name: what is saved: a checkpoint's name, or "the result".
@@ -93,7 +93,7 @@ def what_is_left(name: str, trainer: Any) -> Iterator[None]:
 
 
 def broken_by_a_step(trainer: Any, tensor: str, found: str) -> str:
-    """What to report of a tensor that a step of the run made NaN or infinite, and which checkpoint there is instead."""
+    """What to report of a tensor that a step of the run made NaN or infinite, and which checkpoint remains."""
     config = trainer.config
     return (
         f"{tensor} holds {found} after step {trainer.state.global_step}, made so by a step since the last checkpoint; "
@@ -139,7 +139,7 @@ def _rotate(own: Sequence[Path], limit: int | None, kept: set[Path]) -> None:
     """Removes the oldest checkpoints until `limit` are left; those of `kept`, the best and the new one, always stay.
 
     Args:
-        own: those that the run wrote, oldest first; others in the folder are not its to remove.
+        own: those that the run wrote, oldest first; it removes no others.
     """
     checkpoints = [path for path in own if (path / STATE_FILE).is_file()]
     # The best and the newest may be more than `limit` allows; they stay all the same.
