@@ -103,7 +103,7 @@ def plan_run(config: RunConfig, devices: int | None = None) -> DryRun:
         UserError: the run trains nothing, or its model or data cannot be used.
     """
     if not config.do_train:
-        raise UserError("a dry run is of training, but do_train is false; set do_train to true")
+        raise UserError("a dry run plans a training, but do_train is false; set do_train to true")
     for warning in config.warnings:
         logger.warning(warning)
     devices = devices or process_count()

@@ -108,7 +108,7 @@ def required_processor(config: RunConfig, base: LlavaProcessor | None, sizes: Ll
     processor = processor_of_run(config, base, sizes)
     if processor is None:
         raise UserError(
-            f"{config.model_name_or_path} has no tokenizer files; copy tokenizer.model from the model it was made of"
+            f"{config.model_name_or_path} has no tokenizer files; copy tokenizer.model from the model it was made from"
         )
     return processor
 

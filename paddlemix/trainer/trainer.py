@@ -262,7 +262,7 @@ class LlavaTrainer(Trainer):
         """
         before = completed_steps(resume) if resume is not None else 0
         if resume is not None and before >= self._total_steps():  # PaddleNLP's loop would make one step more
-            logger.info("%s is the end of this run, nothing is left to train", resume)
+            logger.info("%s is the end of this run: nothing is left to train", resume)
             load_weights(self.model.model, resume)
             self.state = TrainerState.load_from_json(str(resume / PROGRESS_FILE))
             self.own_checkpoints = own_checkpoints(resume, Path(str(self.config.output_dir)))

@@ -119,11 +119,13 @@ def _own_prompt(
         encoded = processor.encode_prompt([Message(role="user", content=content)], pictures)
     except UserError as error:
         raise type(error)(f"{name}: {error}") from error
+    # Shortened, because a data URI holds a whole picture.
     shown = None if path is None else _shown(path)
     return Prompt(encoded=encoded, processor=processor, ending=ending_of(processor), text=text, image=shown)
 
 
 def _below(image: str, image_root: str | None) -> str:
+    # Neither an address nor a data URI starts from a folder.
     if is_url(image) or is_data_uri(image) or image_root is None:
         return image
     return str(Path(image_root) / image)  # an absolute path stays as it is

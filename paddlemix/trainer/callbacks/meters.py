@@ -84,6 +84,7 @@ class StepReport:
         now = time.monotonic()
         # Pauses are left out of the speed but not of the time left: evaluations and checkpoints will come again.
         seconds = max(now - self._last - self._paused, 1e-9)
+        # Tokens are those of all processes, positions those of this one: asking the others would stop the step.
         tokens, positions = float(self._meters.tokens_seen()), self._meters.positions().since(self._positions)
         # Taken even where it is not shown, so that the next report does not get an old one.
         norm = self._meters.take_norm()

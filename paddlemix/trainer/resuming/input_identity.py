@@ -1,6 +1,4 @@
-"""What a run reads besides its configuration, and whether it is the same on resuming.
-
-Data, pictures, declared files, an adapter's base.
+"""What a run reads (data, pictures, declared files, an adapter's base), and whether it is the same on resuming.
 
 Data files are hashed before the first step.  Pictures are hashed during the training, by a thread: reading all of them
 first may take long, and nothing needs their digests before a checkpoint is saved.  One that was not hashed when its

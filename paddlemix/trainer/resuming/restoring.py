@@ -53,11 +53,11 @@ def load_weights(model: paddle.nn.Layer, checkpoint: Path) -> None:
             if tuple(parameter.shape) != entries[name].shape:
                 raise UserError(
                     f"{checkpoint}: {name} is {list(entries[name].shape)}, the run's is {list(parameter.shape)}; "
-                    "resume needs the settings of the run that saved it"
+                    "resuming needs the settings of the run that saved it"
                 )
             copy_into(parameter, finite(entries[name], f"'{name}' of {checkpoint}"))
         # A frozen weight comes from the base and may be missing; a trained one is nowhere else.
         elif not parameter.stop_gradient:
             raise UserError(
-                f"{checkpoint} has no weight '{name}', which trains in this run; resume needs the same settings"
+                f"{checkpoint} has no weight '{name}', which trains in this run; resuming needs the same settings"
             )

@@ -275,7 +275,7 @@ def test_a_part_that_had_no_gradient_yet_goes_on_as_if_nothing_had_happened(
 
 def test_an_adapter_of_another_rank_cannot_go_on(world: World, tmp_path: Path) -> None:
     run_recipe(world.config(tmp_path, **{**EVERY, "max_steps": 2}, **LORA))
-    with pytest.raises(UserError, match=r"lora_A is \[32, 4\], the run's is \[32, 2\]; resume needs the settings"):
+    with pytest.raises(UserError, match=r"lora_A is \[32, 4\], the run's is \[32, 2\]; resuming needs the settings"):
         run_recipe(world.config(tmp_path, **EVERY, **{**LORA, "lora_rank": 2}, allow_changed_recipe=True))
 
 
