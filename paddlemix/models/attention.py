@@ -151,12 +151,6 @@ def attention_mask(
 ) -> AttentionMask:
     """The mask of a batch, in the form that all layers compute with.
 
-    rows                                          kernel that needs no matrix   form
-    packed, their lengths known to the host      for runs                      CausalMask
-    packed, their lengths known to the host      none, or a window is shorter  SegmentedMask
-    one sample each, no cache                     for rows                      CausalMask
-    any others                                    -                             DenseMask
-
     Args:
         query_segments, key_segments: int64 [B, L] and [B, S], or twice the same `SegmentLengths`, of rows without a
             cache; a query sees only keys of its own segment.  None where every row is one sample that begins at
@@ -166,6 +160,11 @@ def attention_mask(
     Raises:
         ValueError: only one of the two is `SegmentLengths`, or they differ.
     """
+    # rows                                      a kernel without a matrix      form
+    # packed, their lengths known to the host   has runs, no shorter window    CausalMask
+    # packed, their lengths known to the host   else                           SegmentedMask
+    # one sample each, no cache                 has rows, no shorter window    CausalMask
+    # any others                                -                              DenseMask
     if isinstance(query_segments, SegmentLengths) or isinstance(key_segments, SegmentLengths):
         if not isinstance(query_segments, SegmentLengths) or query_segments is not key_segments:
             raise ValueError("SegmentLengths are of whole rows without a cache; give segment ids as a tensor")
@@ -184,12 +183,14 @@ def _causal(length: int, segments: SegmentLengths | None, window: int | None) ->
         return None
     if (window is not None and window < longest) or (segments is None and length == 1):
         return None
+    # made here and not per layer, because it is a copy from the host
     starts = None if segments is None else paddle.to_tensor(np.cumsum((0, *segments.lengths)), dtype="int32")
     return CausalMask(length, segments, starts)
 
 
 def _segmented(segments: SegmentLengths, window: int | None) -> SegmentedMask:
     """One matrix for each length among the runs."""
+    # runs of equal length share a matrix
     biases = {length: attention_bias(length, length, None, None, window) for length in set(segments.lengths)}
     return SegmentedMask(segments.lengths, biases)
 
@@ -213,6 +214,7 @@ def attention_bias(
     allowed = None
     limited = window is not None and window < key_length
     if query_length > 1 or limited:
+        # Queries are the last of the keys: the cache holds those before.
         queries = cached_range(key_length - query_length, key_length).unsqueeze(-1)
         keys = cached_range(key_length).unsqueeze(0)
         allowed = keys <= queries  # [L, S]
@@ -240,6 +242,7 @@ def packed_segments(segment_ids: np.ndarray) -> SegmentLengths | np.ndarray | No
         return None
     if not formulas.prefers_segment_lengths():
         return segment_ids
+    # A run begins at the start of every row, so that no run crosses into the next, and where the number changes.
     first = np.ones(segment_ids.shape, dtype=bool)
     first[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
     starts = np.flatnonzero(first)

@@ -180,6 +180,7 @@ class _CachedLayer:
 
     def run_compiled(self, hidden: paddle.Tensor, step: _CompiledStep) -> paddle.Tensor:
         """As a call."""
+        # Norms, attention and gates are written into tensors that exist already.
         normed = _normalise_into(step.normed, self._norms[0], hidden)
         queries, keys, values = self._queries(normed), self._keys(normed), self._values(normed)
         merged = cpu.attend_cached_(step.tokens, queries, keys, values, step.cache.buffers(self._number))
@@ -213,6 +214,7 @@ class _CachedLayer:
 
 def _linear(layer: nn.Layer) -> Callable[[paddle.Tensor], paddle.Tensor]:
     """A layer over [n, in]; a plain one as its product alone, since a call of a layer costs as much as a small one."""
+    # The weight is bound here, so a layer must not be replaced afterwards; its numbers may change in place.
     if type(layer) is nn.Linear and layer.bias is None:
         return functools.partial(product, weight=layer.weight)
     return layer
@@ -271,6 +273,7 @@ def _hidden(position_ids: np.ndarray, held: int, room: int, groups: int, window:
     CPU a matrix is added several times faster than the same with leading axes of 1."""
     places = np.arange(room)
     length = position_ids.shape[1]
+    # Token i of these is written at place held + i and sees the places up to its own.
     last = held + np.arange(length)[None, :, None]  # [1, L, 1]: each token's own place
     hidden = places > last
     if window is not None:

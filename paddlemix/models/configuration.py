@@ -71,6 +71,7 @@ class DecoderConfig:
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}; "
                 "give head_dim"
             )
+        # Rotary positions turn pairs: the two halves of a head.
         if self.head_size % 2:
             raise UserError(f"head width {self.head_size} is odd; rotary positions need an even head_dim")
         if self.hidden_act != "silu":
@@ -204,6 +205,7 @@ class LlavaConfig:
     def num_tower_layers(self) -> int:
         """Tower layers up to the selected hidden state; later ones are neither built nor run."""
         assert self.vision is not None
+        # -1 is the last of n + 1 hidden states, which all n layers compute; -2 needs n - 1 of them.
         selected = self.mm_vision_select_layer
         return selected if selected >= 0 else self.vision.num_hidden_layers + 1 + selected
 
@@ -235,6 +237,7 @@ class LlavaConfig:
 
 def pick_fields(config_class: type[ConfigType], values: Mapping[str, Any]) -> ConfigType:
     """Builds a configuration from those keys of a `config.json` that are its fields."""
+    # a null of the file is the default
     names = {item.name for item in fields(config_class)}
     return config_class(**{key: value for key, value in values.items() if key in names and value is not None})
 

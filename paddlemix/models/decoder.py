@@ -45,7 +45,9 @@ class DecoderAttention(nn.Layer):
     ) -> paddle.Tensor:
         """[B, L, D] -> [B, L, D], or [S, D] of the output positions."""
         batch, length, _ = normed.hidden.shape
-        first = outputs.first if outputs is not None else 0  # of every row, the queries before it are not needed
+        # In the last layer nobody reads what leading queries of a row attend to, e.g. those of an image before its
+        # answer; their keys and values are needed by the others.
+        first = outputs.first if outputs is not None else 0
         if first:
             queries = self.q_proj(normed.computed(first))
             keys, values = normed.linears(self.k_proj, self.v_proj)
@@ -53,10 +55,12 @@ class DecoderAttention(nn.Layer):
         else:
             queries, keys, values = normed.linears(self.q_proj, self.k_proj, self.v_proj)
 
+        # [B, L, heads * E] -> [B, L, heads, E]
         queries = queries.reshape([batch, length - first, self.heads, self.head_size])
         keys = keys.reshape([batch, length, self.key_value_heads, self.head_size])
         values = values.reshape([batch, length, self.key_value_heads, self.head_size])
 
+        # The cache holds keys that are already turned: a position never changes.
         queries, keys = rotary.turn(queries, keys)
         if cache is not None:
             keys, values = cache.append(self.layer, keys, values)
@@ -150,6 +154,7 @@ class Decoder(nn.Layer):
         segments = segment_ids, segment_ids
         if cache is not None:
             segments = cache.extend_segments(segment_ids, embeds.shape[:2])
+        # Mask and rotary positions depend on positions alone, so all layers share them.
         mask = attention_mask(length, seen + length, *segments, config.sliding_window)
         heads = config.num_attention_heads, config.key_value_heads
         rotary = RotaryPositions.of(position_ids, *heads, config.rope, embeds.dtype)
@@ -159,6 +164,7 @@ class Decoder(nn.Layer):
 
         hidden = embeds
         for number, layer in enumerate(self.layers, start=1):
+            # Every other layer computes all positions, because the next one attends to them.
             wanted = outputs if number == len(self.layers) else None
             if self.enable_recompute and self.training and cache is None:
                 # the reentrant form returns no gradient at all where the embeddings are frozen, as with LoRA

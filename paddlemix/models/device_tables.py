@@ -77,11 +77,13 @@ class DeviceTables:
 
     def _positions(self, first: np.ndarray, length: int) -> paddle.Tensor:
         """int64 [B, L]."""
+        # The differences between rows stay the same from token to token; only their common start moves.
         start = int(first.min())
         return self._send("first", first - start).unsqueeze(1) + cached_range(start, start + length).unsqueeze(0)
 
     def _send(self, name: str, numbers: np.ndarray) -> paddle.Tensor:
         """int64 [B] on the device: a number of each row that stays the same from token to token."""
+        # Compared on the host: asking the device would wait for all that it has been given.
         key = numbers.tobytes()
         if name not in self._sent or self._sent[name][0] != key:
             self._sent[name] = key, paddle.to_tensor(numbers)

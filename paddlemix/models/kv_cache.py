@@ -65,6 +65,7 @@ class KVCache:
 
     def append(self, layer: int, keys: paddle.Tensor, values: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
         """Adds [B, L, K, E] keys and values to a layer and returns all of them, [B, S, K, E]."""
+        # The first call of a layer returns what it was given: nothing is copied back for a prompt.
         added = keys.shape[1]
         if layer == len(self._layers):
             self._begin(keys, values)
@@ -181,6 +182,7 @@ class KVCache:
         """int64 [B * K * count]: the rows of the buffers that these positions have; equal for all layers."""
         key = (start, count, self.room)
         if self._rows is None or self._rows[0] != key:
+            # On CPU a copy from the host is free; a card adds the start to row numbers that it holds already.
             if paddle.get_device() == "cpu":
                 rows = paddle.to_tensor(self._rows_from(start, count))
             else:

@@ -88,6 +88,7 @@ class DeferredNorm:
 
     def linears(self, *layers: nn.Layer) -> list[paddle.Tensor]:
         """Linear layers of norm(hidden), [..., out] each."""
+        # Only plain products: a layer with an adapter, a bias or quantised weights has a forward pass of its own.
         matrices = [layer.weight for layer in layers if _is_product(layer)]
         norm, hidden = self.norm, self.hidden
         if len(matrices) == len(layers) and formulas.supports_rms_norm_linears(hidden, norm.weight, matrices):

@@ -28,6 +28,7 @@ class LlavaModel(nn.Layer):
         super().__init__()
         self.config = config
         text = config.text
+        # Names of parts are those of the weights in a checkpoint of ours.
         if config.vision is not None:
             self.vision_tower = VisionTower(
                 config.vision, config.num_tower_layers, config.mm_vision_select_feature == "cls_patch"
@@ -72,6 +73,7 @@ class LlavaModel(nn.Layer):
     ) -> paddle.Tensor:
         """What the decoder reads, [B, L, D]; arguments as in `paddlemix.sample.Batch`, `pixel_values` or
         `tile_features`."""
+        # A frozen tower's features may come from disk instead.
         if pixel_values is not None:
             tile_features = self.vision_tower(pixel_values)
         return self.merge(input_ids, None if tile_features is None else self.project(tile_features), merge_index)
@@ -82,7 +84,8 @@ class LlavaModel(nn.Layer):
 
     def project(self, tile_features: paddle.Tensor) -> paddle.Tensor:
         """The tower's features [N, P, C] -> [N * P, D]."""
-        features = run_projector(self.projector, tile_features)
+        features = run_projector(self.projector, tile_features)  # [N, P, D]
+        # Tiles are one list of rows: which sample a tile belongs to is only in `merge_index`.
         return features.reshape([-1, features.shape[-1]])
 
     def merge(
@@ -143,7 +146,7 @@ def build_projector(mm_projector_type: str, in_size: int, out_size: int, std: fl
     depth = projector_depth(mm_projector_type)
     layers: list[nn.Layer] = []
     for number in range(depth):
-        if number:
+        if number:  # at odd places of the sequence, so that linear layers are 0, 2, ... as in the reference
             layers.append(nn.GELU())
         layers.append(linear(in_size if number == 0 else out_size, out_size, std, bias=True))
     return nn.Sequential(*layers)

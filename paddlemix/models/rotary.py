@@ -153,6 +153,10 @@ def rotary_tables(position_ids: paddle.Tensor, heads: int, rope: Rope, dtype: pa
 
 def _frequencies(position_ids: paddle.Tensor, rope: Rope) -> paddle.Tensor:
     """Radians per position, float32 [E/2], or [B, 1, E/2] where they depend on the highest position of each row."""
+    # when                            frequencies
+    # "dynamic" scaling               of each row, by its highest position
+    # "linear" or "llama3" scaling    of the model, multiplied by its slowdown
+    # none                            of the model
     exponents = cached_constant(_exponents, rope.head_size)
     if rope.scaling is not None and rope.dynamic:
         length = (position_ids.max(axis=-1) + 1).astype("float32").reshape([-1, 1, 1])

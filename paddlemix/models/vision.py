@@ -141,6 +141,7 @@ class VisionTower(nn.Layer):
         return hidden if self.keep_class_token else hidden[:, 1:]
 
     def _embed(self, pixel_values: paddle.Tensor) -> paddle.Tensor:
+        # An image size that is not a multiple of the patch leaves a margin, which a convolution would not reach either.
         tiles, channels = pixel_values.shape[:2]
         patch, side = self.config.patch_size, self.config.image_size // self.config.patch_size
         cut = pixel_values[:, :, : side * patch, : side * patch]
@@ -152,5 +153,6 @@ class VisionTower(nn.Layer):
         patches = paddle.matmul(cells.astype(kernel.dtype), kernel, transpose_y=True)
         if self.patch_bias is not None:
             patches = patches + self.patch_bias
+        # The class token is first; `forward` leaves it out again unless it was asked for.
         first = self.class_embedding.reshape([1, 1, -1]).expand([tiles, 1, -1])
         return paddle.concat([first, patches], axis=1) + self.position_embedding

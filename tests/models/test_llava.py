@@ -1,8 +1,9 @@
-"""The merge as one gather, and whole models against the reference's golden logits."""
+"""The merge as one gather, every projector type, and whole models against the reference's golden logits."""
 
 from __future__ import annotations
 
 import json
+import math
 from functools import cache
 from typing import Any
 
@@ -12,13 +13,14 @@ import pytest
 
 from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.datasets.collate import collate
+from paddlemix.errors import UserError
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.models.kv_cache import KVCache
-from paddlemix.models.llava import LlavaModel
+from paddlemix.models.llava import LlavaModel, build_projector
 from paddlemix.processors.images.image_spec import ImageSpec
 from paddlemix.processors.images.visual_tokens import visual_token_index
 from paddlemix.sample import IGNORE_INDEX, IMAGE_TOKEN_INDEX, Batch, Example
-from tests.tiny_models import GOLDEN, GOLDEN_MODELS, draw, tiny_llava, tiny_model, tiny_text
+from tests.tiny_models import GOLDEN, GOLDEN_MODELS, draw, randomise, tiny_llava, tiny_model, tiny_text, weights_of
 
 PINPOINTS = ((28, 56), (56, 28), (56, 56), (84, 28), (28, 84))
 ASPECTS: dict[str, dict[str, Any]] = {
@@ -160,3 +162,38 @@ def test_an_identity_projector_feeds_the_tower_straight_in() -> None:
         np.testing.assert_array_equal(
             model.encode_images(tiles).numpy(), model.vision_tower(tiles).numpy().reshape(8, 10)
         )
+
+
+# ---- projectors ----
+
+
+def gelu(states: np.ndarray) -> np.ndarray:
+    return states * 0.5 * (1 + np.vectorize(math.erf)(states / math.sqrt(2)))
+
+
+# names as in original LLaVA: a linear projector is the layer itself, the others a sequence with GELU between
+@pytest.mark.parametrize(
+    ("kind", "layers"),
+    [("linear", [""]), ("mlp1x_gelu", ["0."]), ("mlp2x_gelu", ["0.", "2."]), ("mlp3x_gelu", ["0.", "2.", "4."])],
+)
+def test_projector_numbers_and_names(kind: str, layers: list[str]) -> None:
+    projector = randomise(build_projector(kind, 5, 7))
+    weights = weights_of(projector)
+    assert sorted(weights) == sorted(f"{layer}{part}" for layer in layers for part in ("weight", "bias"))
+    states = draw(2, 3, 5)
+    wanted = states.astype("float64")
+    for number, layer in enumerate(layers):
+        wanted = (gelu(wanted) if number else wanted) @ weights[f"{layer}weight"] + weights[f"{layer}bias"]
+    np.testing.assert_allclose(projector(paddle.to_tensor(states)).numpy(), wanted, atol=1e-5)
+
+
+def test_an_identity_projector_has_no_weights_and_changes_nothing() -> None:
+    projector, states = build_projector("identity", 5, 5), draw(2, 3, 5)
+    assert weights_of(projector) == {}
+    np.testing.assert_array_equal(projector(paddle.to_tensor(states)).numpy(), states)
+
+
+@pytest.mark.parametrize("kind", ["mlp0x_gelu", "mlp2x_relu", "resampler", ""])
+def test_an_unknown_projector_type_is_refused(kind: str) -> None:
+    with pytest.raises(UserError, match=f"mm_projector_type '{kind}' is not one of linear, mlpNx_gelu"):
+        build_projector(kind, 5, 7)

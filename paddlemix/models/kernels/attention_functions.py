@@ -48,6 +48,7 @@ class AttentionFunction(PyLayer):
         if ctx.compiled:
             ctx.save_for_backward(queries, keys, values, *([] if bias is None else [bias]))
             return cpu.attention(queries, keys, values, bias, ctx.causal)
+        # The mask of a block is cut once for all heads; a bias for every row of the batch comes with one block alone.
         length, key_length, heads = queries.shape[1], keys.shape[1], queries.shape[2]
         ctx.blocks = _causal_blocks(length, key_length, block)
         ctx.heads = _share_heads(heads, queries.shape[0] * length * key_length)
@@ -107,6 +108,7 @@ def _attend(
             in the backward pass are subnormal numbers, and a matrix product over these takes twenty times as long.
     """
     # [B, H, L or S, E]; copies, because recomputation returns saved views without their strides
+    # Scaling the queries costs L * E products where scaling the scores would cost L * S.
     scaled = queries.transpose([0, 2, 1, 3]).contiguous() * (1.0 / math.sqrt(queries.shape[-1]))
     keys, values = (part.transpose([0, 2, 1, 3]).contiguous() for part in (keys, values))
     weights, merged = [], []
@@ -142,6 +144,7 @@ def _attend_backward(
             scores_grad.subtract_(means[:, :, start:stop]).multiply_(weight.astype("float32"))
         else:
             _center_(scores_grad, weight.astype("float32"))
+        # in the type of the products that follow; the softmax itself stays in float32
         scores_grad = scores_grad.astype(queries.dtype)
         parts[0].append(paddle.matmul(scores_grad, keys[:, :, :end]))
         parts[1].append(paddle.matmul(scores_grad, queries[:, :, start:stop], transpose_x=True))
@@ -163,6 +166,7 @@ def _center_(grads: paddle.Tensor, weights: paddle.Tensor) -> None:
 
 def _causal_blocks(length: int, key_length: int, block: int | None) -> list[tuple[int, int, int]]:
     """(first query, query after the last, keys that the last sees) of each block; all blocks of nearly one size."""
+    # A query in the last block sees all keys; the first block sees those before the rows plus its own.
     count = 1 if block is None else max(1, round(length / block))
     stops = [length * number // count for number in range(count + 1)]
     seen = key_length - length
@@ -173,6 +177,7 @@ def _causal_blocks(length: int, key_length: int, block: int | None) -> list[tupl
 
 def _sum_prefixes(parts: list[paddle.Tensor]) -> paddle.Tensor:
     """Sum of [B, H, s, E] of growing s, each aligned with the beginning of the last."""
+    # Block i sees the first keys only: its share is added to the beginning of the longest, the last.
     total = parts[-1]
     for part in parts[:-1]:
         missing = total.shape[2] - part.shape[2]

@@ -17,6 +17,7 @@ _COUNTED = 4096  # numbers kept at first; then twice as many
 
 def cached_constant(make: Callable[..., np.ndarray], *arguments: Hashable) -> paddle.Tensor:
     """`make(*arguments)` as a tensor on the current device; only to be read."""
+    # the device is part of the key: a process may compute on several, as the doctor does
     return _kept(paddle.get_device(), make, arguments)
 
 
@@ -31,6 +32,7 @@ def cached_range(start: int, stop: int | None = None) -> paddle.Tensor:
     start, stop = (0, start) if stop is None else (start, stop)
     if paddle.get_device() == "cpu":
         return paddle.arange(start, stop)
+    # a slice of one tensor that grows by doubling, since lengths differ from batch to batch
     size = _COUNTED
     while size < stop:
         size *= 2

@@ -14,7 +14,7 @@ import paddle
 
 from paddlemix.models.kernels import cpu_library
 
-_MOST_FEW_ROWS = 16
+_MOST_FEW_ROWS = 16  # above, a library's product is faster, although it copies the weight first
 _BLOCK, _LEAST_BLOCK, _SCORES = 128, 16, 1 << 17  # queries of an attention's block; a block's scores stay in the cache
 
 
@@ -52,6 +52,7 @@ class CachedTokens:
         window: int | None,
     ) -> None:
         batch, self.count, _, width = angles[0].shape
+        # Structures are passed by address, so they live as long as this object does.
         self.sizes = _CachedSizes(batch, self.count, *heads, width, room, held, window or room)
         self.angles, self.hidden, self.scale = angles, hidden, width**-0.5
         self.threads = cpu_library.threads(batch * self.count * heads[0] * width * (held + self.count))
@@ -169,6 +170,7 @@ def attention(
     """
     sizes, outputs = _attention_sizes(queries, keys, bias, causal), _empty(queries.shape)
     threads = cpu_library.threads(sizes.batch * sizes.heads * sizes.queries * sizes.keys)
+    # one block of scores for each thread, never [H, L, S]
     scratch = _empty([threads, sizes.block, sizes.keys])
     tensors = queries, keys, values, bias, sizes.width**-0.5, outputs, scratch
     cpu_library.call("attention", threads, cpu_library.gemm(), ctypes.addressof(sizes), *tensors)
@@ -186,7 +188,9 @@ def attention_backward(
     """Gradients of queries, keys and values, from that of `attention`'s output."""
     sizes = _attention_sizes(queries, keys, bias, causal)
     threads = cpu_library.threads(sizes.batch * sizes.heads * sizes.queries * sizes.keys)
+    # weights and their gradients of one block for each thread: the weights are computed again
     scratch = _empty([threads, 2, sizes.block, sizes.keys])
+    # Gradients of keys and values are sums over query blocks, hence begin as zeros.
     outputs = _empty(queries.shape), *(paddle.zeros(keys.shape, dtype="float32") for _ in range(2))
     tensors = grads, queries, keys, values, bias, sizes.width**-0.5, *outputs, scratch
     cpu_library.call("attention_backward", threads, cpu_library.gemm(), ctypes.addressof(sizes), *tensors)
@@ -210,6 +214,7 @@ def attend_cached_(
     Returns:
         [B * L, H * E].
     """
+    # The result takes the place of the queries: each of them is read once, before its own result is written.
     tensors = queries, keys, values, *tokens.angles, *buffers, tokens.hidden, tokens.scale, tokens.scratch
     cpu_library.call("attend_cached", tokens.threads, ctypes.addressof(tokens.sizes), *tensors)
     return queries
@@ -244,6 +249,7 @@ def cross_entropy_(logits: paddle.Tensor, targets: paddle.Tensor) -> tuple[paddl
         ValueError: a target is not one of the V classes.
     """
     rows, size = logits.shape
+    # C would read outside the row.
     if int(targets.min()) < 0 or int(targets.max()) >= size:
         raise ValueError(
             f"targets between {int(targets.min())} and {int(targets.max())} must be within 0 to {size - 1}"
@@ -259,6 +265,7 @@ def _attention_sizes(
     (batch, length, heads, width), (_, key_length, key_heads, _) = queries.shape, keys.shape
     # scores of a block stay in the cache: fewer queries at a time, the more keys there are
     block = max(_LEAST_BLOCK, min(_BLOCK, _SCORES // key_length))
+    # floats from one row's bias to the next; 0 where all rows share one
     step = 0 if bias is None or len(bias.shape) == 2 or bias.shape[0] == 1 else length * key_length
     return _AttentionSizes(batch, length, key_length, heads, key_heads, width, block, int(causal), step)
 

@@ -152,6 +152,7 @@ def _load() -> tuple[dict[str, Callable[..., None]] | None, str | None]:
     has_all = all(hasattr(library, name) for name in ("kernels_version", *_ARGUMENTS))
     if not has_all or library.kernels_version() != _VERSION:
         return None, f"{path.name} is of another version of paddlemix; {_AGAIN}"
+    # ctypes passes Python numbers as int unless it is told: a long or a pointer would be cut to 32 bits
     functions = {}
     for name, arguments in _ARGUMENTS.items():
         function = functions[name] = getattr(library, name)

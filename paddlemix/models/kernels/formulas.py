@@ -52,6 +52,8 @@ def linear(inputs: paddle.Tensor, weight: paddle.Tensor, bias: paddle.Tensor | N
 
 def product(inputs: paddle.Tensor, weight: paddle.Tensor) -> paddle.Tensor:
     """[..., in] times [in, out], without a gradient."""
+    # A library's product copies the weight before it multiplies, which does not pay for few rows, as of several answers
+    # decoded side by side; the kernel in C reads the weight in order.
     if cpu.supports_few_rows(math.prod(inputs.shape[:-1])) and cpu_library.is_supported(inputs, weight):
         return cpu.matmul_few(inputs, weight)
     return paddle.matmul(inputs, weight)
@@ -108,6 +110,8 @@ def swiglu_linear(gate: paddle.Tensor, up: paddle.Tensor, matrix: paddle.Tensor)
 
 
 def _trains_in_c(*tensors: paddle.Tensor) -> bool:
+    # Under autocast the products would be in half precision, which the kernels in C do not support; without a gradient
+    # nothing is kept, so that there is nothing to save.
     return paddle.is_grad_enabled() and not paddle.amp.is_autocast_enabled() and cpu_library.is_supported(*tensors)
 
 
@@ -127,6 +131,7 @@ def rotate(
 
     The half turn is a product, whose gradient is one too: slicing and concatenating takes four times as long on CPU.
     """
+    # A fused kernel reads two tables in the type of the states and needs no half turn.
     kernel = selected_kernels().rotary
     if kernel is not None and fused.is_supported(states):
         return kernel(states, cosines.astype(states.dtype), sines.astype(states.dtype))
@@ -194,9 +199,12 @@ def masked_attention(
     Args:
         bias: float32 [L, S], causal and the same for all rows, or [B, 1, L, S]; None adds nothing.
     """
+    # C reads a shared key head in place; paddle's batched products want as many heads on both sides.
     groups = queries.shape[2] // keys.shape[2]
     if groups > 1 and not cpu.supports_attention(queries, keys, values, bias):
         keys, values = (repeat_heads(states, groups) for states in (keys, values))
+    # Only a causal matrix hides blocks of keys altogether, and only a CPU gains by leaving them out: elsewhere few
+    # large products are faster.
     causal = bias is not None and bias.ndim == 2
     block = _CAUSAL_BLOCK if causal and paddle.get_device() == "cpu" else None
     return AttentionFunction.apply(queries, keys, values, bias, block)

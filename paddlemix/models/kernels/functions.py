@@ -78,7 +78,7 @@ class RMSNormFunction(PyLayer):
         # in float32 whatever the inputs are: a sum of squares overflows in float16 and loses digits in bfloat16
         flat = inputs.reshape([-1, width]).astype("float32")
         scale = paddle.rsqrt(row_sums(flat * flat) * (1.0 / width) + epsilon)  # [rows, 1]
-        normalised = flat * _spread(scale, width)
+        normalised = flat * _spread(scale, width)  # kept in place of the inputs: the backward pass needs nothing else
         ctx.save_for_backward(normalised, scale, weight)
         ctx.shape, ctx.dtype = inputs.shape, inputs.dtype
         return (normalised.astype(inputs.dtype) * _repeat(weight, len(flat))).reshape(inputs.shape)
@@ -119,6 +119,7 @@ class GatedFunction(PyLayer):
     def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
         """Gradients of gate and up."""
         gate, up = ctx.saved_tensor()
+        # Asked for again: a gradient may come in another layout than the inputs.
         if cpu_library.is_supported(grad, gate, up):
             return only(ctx.trains, *cpu.gated_backward(grad, gate, up))
         sigmoid = functional.sigmoid(gate)
@@ -126,6 +127,7 @@ class GatedFunction(PyLayer):
         up_grad = grad * active
         # silu'(x) = sigmoid * (1 + x * (1 - sigmoid)); x * (1 - sigmoid) is x - active, but NPU subtracts no bfloat16
         left = gate - active if on_cpu(gate) else gate * sigmoid.scale(-1.0, 1.0)
+        # in place, since nothing reads `left` any more: sigmoid * (1 + left)
         slope = left.scale_(1.0, 1.0).multiply_(sigmoid)
         return only(ctx.trains, slope.multiply_(grad).multiply_(up), up_grad)
 
@@ -138,6 +140,7 @@ class RotaryFunction(PyLayer):
         ctx: Any, states: paddle.Tensor, cosines: paddle.Tensor, sines: paddle.Tensor, half_turn: paddle.Tensor
     ) -> paddle.Tensor:
         """[B, L, H, E] three times and [E, E] -> [B, L, H, E]."""
+        # The rotation is linear: its gradient needs no states.
         ctx.save_for_backward(cosines, sines, half_turn)
         if cpu.supports_rotation(states, cosines, sines):
             return cpu.rotate(states, cosines, sines)

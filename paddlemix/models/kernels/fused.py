@@ -22,7 +22,7 @@ from paddlemix.models.kernels.operators import repeat_heads
 PRECISIONS = ("bfloat16", "float16")  # what paddle's flash attention takes
 _TOLERANCE = {"bfloat16": 4e-2, "float16": 5e-3, "float32": 1e-4}  # of the largest number, for values and gradients
 _EPSILON = 1e-5
-_LENGTHS = (37, 20, 7)
+_LENGTHS = (37, 20, 7)  # no multiples of a kernel's blocks, where a mistake would not show
 
 Kernel = Callable[..., paddle.Tensor]
 
@@ -118,6 +118,11 @@ def choose_kernels(wanted: bool | None, device: str, dtype: str, sizes: KernelSi
         The decision in words: a line for each kernel, or one where the plain forms are used for all; on NPU also one
         for a plugin's library without operators, on CPU `cpu_kernels`.
     """
+    # when                                       which
+    # cpu                                        those in C, whatever is wanted
+    # `wanted` is False                          plain
+    # a device or a precision without any        plain
+    # else                                       each that computes what its plain form does
     global _chosen
     _chosen = _NONE
     kind = device.partition(":")[0]
@@ -177,6 +182,7 @@ def _why_not(name: str, kernel: Kernel, dtype: str, sizes: KernelSizes) -> str |
         found = _values_and_gradients(kernel, shapes, more, dtype)
     except Exception as error:  # whatever a build that lacks the kernel raises
         return f"{type(error).__name__}: {str(error).strip().rpartition(chr(10))[2]}"
+    # The plain form computes in float32, so that the tolerance is that of the kernel's precision alone.
     expected = _values_and_gradients(plain, shapes, more, "float32")
     for is_value, other in zip(found, expected, strict=True):
         difference = float(np.abs(is_value - other).max()) / max(float(np.abs(other).max()), 1e-6)

@@ -73,6 +73,7 @@ def _weight_grads(
     """inputs^T grad for each matrix that trains; the inputs are made only where there is one."""
     if not any(wanted):
         return [None] * len(wanted)
+    # one product over all rows: [..., in] -> [rows, in]
     inputs = make_inputs()
     flat = inputs.reshape([-1, inputs.shape[-1]])
     return [
@@ -99,6 +100,7 @@ class LowRankLinearFunction(PyLayer):
         """[..., in], [in, out], [in, r], [r, out] -> [..., out]."""
         ctx.save_for_backward(inputs, weight, first, second)
         ctx.scaling, ctx.trains = scaling, trains(inputs, weight, first, second)
+        # the sum of weight and update is made again in the backward pass, instead of being kept for every layer
         return paddle.matmul(inputs, paddle.matmul(first * scaling, second).add_(weight))
 
     @staticmethod

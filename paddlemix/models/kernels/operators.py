@@ -25,6 +25,7 @@ def on_cpu(tensor: paddle.Tensor) -> bool:
 
 def row_sums(numbers: paddle.Tensor) -> paddle.Tensor:
     """float32 [..., n] -> [..., 1], in float32 whatever autocast does."""
+    # with ones [n, 1]; paddle's sum over the last axis runs on one thread on CPU
     if on_cpu(numbers):
         return paddle.matmul(numbers, paddle.ones([numbers.shape[-1], 1]))
     return numbers.sum(axis=-1, keepdim=True)

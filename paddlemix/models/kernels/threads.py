@@ -72,8 +72,9 @@ def map_rows(
 def _run(function: Callable[..., T], threads: int, row: tuple[Any, ...]) -> T:
     library = openmp()
     assert library is not None
-    library.omp_set_num_threads(threads)  # of this thread alone
-    with paddle.no_grad():  # so is this
+    # Both settings are of this thread alone; the caller's stay as they are.
+    library.omp_set_num_threads(threads)
+    with paddle.no_grad():
         return function(*row)
 
 
@@ -88,6 +89,7 @@ def _threads() -> int:
 def openmp() -> ctypes.CDLL | None:
     """The runtime that paddle's kernels use, its names given to libraries that are loaded later; None where it is
     another one."""
+    # paddle has loaded it already; RTLD_GLOBAL lets libraries that are linked with none find its names
     path = Path(paddle.__file__).parent / "libs" / "libiomp5.so"
     try:
         return ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL) if path.exists() else None
