@@ -18,6 +18,7 @@ _MODULE_OF = {
 }
 
 
+# A module may define this function (PEP 562): it is asked for names that the module does not have.
 def __getattr__(name: str) -> object:
     """The public name, from the module that defines it.
 

@@ -78,6 +78,7 @@ def _dispatch(argv: list[str]) -> int:
             f"(commands: {', '.join(COMMANDS)}; `paddlemix --help` describes them)"
         )
     sys.argv[0] = f"paddlemix {name}"  # argparse uses this as the program's name in its usage lines
+    # Only now: importing every command would load paddle, which takes seconds, for `paddlemix --help` too.
     module = importlib.import_module(COMMANDS[name].module)
     return module.main(rest)
 

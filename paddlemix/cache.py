@@ -29,6 +29,7 @@ def cache_directory(kind: str) -> Path:
         UserError: the folder cannot be made.
     """
     own = os.environ.get("PADDLEMIX_CACHE")
+    # PADDLEMIX_CACHE is the folder itself; in the shared places of the XDG specification ours is a folder among others.
     base = user_path(own or os.environ.get("XDG_CACHE_HOME") or "~/.cache", "the cache folder (PADDLEMIX_CACHE)")
     directory = (base if own else base / "paddlemix") / kind
     try:
@@ -42,6 +43,7 @@ def cache_directory(kind: str) -> Path:
 
 def cache_key(*parts: object) -> str:
     """A file name's stem, 32 hexadecimal digits, that differs where any part's text differs."""
+    # 128 bits of SHA-256: equal keys by chance are out of the question, and the name stays short.
     return hashlib.sha256("\0".join(map(str, parts)).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 

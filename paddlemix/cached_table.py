@@ -71,6 +71,7 @@ class CachedTable:
         """The rows of some paths, without the path; missing ones are omitted."""
         if not keys:
             return {}
+        # The database may have given way to memory at any earlier call, of this table in this process.
         rows: list[tuple[Any, ...]] | None = self._run(lambda database: select_rows(database, keys))
         if rows is None:
             memory = self._memory or {}
@@ -91,6 +92,10 @@ class CachedTable:
                 return None
             try:
                 return action(self._database())
+            # error                      -> what happens
+            # busy, read-only, full      -> memory takes over for this process
+            # not a database, malformed  -> rebuilt once, then memory
+            # no cache folder            -> memory
             except sqlite3.OperationalError as error:  # locked for too long, read-only, full, no such folder
                 self._forsake(error)
             except sqlite3.DatabaseError as error:
@@ -162,6 +167,7 @@ class CachedTable:
 def select_rows(database: sqlite3.Connection, keys: Sequence[bytes]) -> list[tuple[Any, ...]]:
     """The rows of some paths, the path first."""
     rows: list[tuple[Any, ...]] = []
+    # One statement for many paths: a query for each of 600,000 pictures would take longer than hashing small ones.
     for start in range(0, len(keys), _VARIABLES):
         some = keys[start : start + _VARIABLES]
         marks = ",".join("?" * len(some))
@@ -175,6 +181,7 @@ def store_rows(database: sqlite3.Connection, statement: str, rows: Mapping[bytes
     Returns:
         True.
     """
+    # IMMEDIATE takes the write lock now and waits for it; a transaction that begins as a reader would fail instead.
     database.execute("BEGIN IMMEDIATE")
     try:
         database.executemany(statement, [(key, *row) for key, row in rows.items()])

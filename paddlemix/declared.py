@@ -50,6 +50,8 @@ def integer(low: int, high: int) -> Rule:
     """A whole number in a range; 4096.0 is one, "4096" and true are not."""
 
     def read(value: Any) -> int:
+        # In Python true is an int, 1.  Infinity and NaN raise in `int`, as OverflowError and ValueError: both are "not
+        # allowed".
         if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
             _refuse()
         return int(value) if low <= value <= high else _refuse()
@@ -97,6 +99,7 @@ def choice(*allowed: Any, because: str = "") -> Rule:
     """
 
     def read(value: Any) -> Any:
+        # Equality alone would accept true where 1 is allowed, and 0 where false is.
         same = [item for item in allowed if item == value and isinstance(item, bool) == isinstance(value, bool)]
         return same[0] if same else _refuse()
 
@@ -188,9 +191,12 @@ def take(values: Any, keys: Keys, where: str = "", tell: bool = True) -> dict[st
     found: dict[str, Any] = {}
     faults, unknown = [], []
     for key, value in values.items():
+        # transformers writes null for "not set"; it counts as absent unless the key gives null a meaning of its own.
         if value is None:
             found |= {key: None} if key in keys.nullable else {}
             continue
+        # Refused keys are checked like read ones but not returned: a value that changes nothing passes, any other is an
+        # error.
         rule = keys.read.get(key) or keys.refused.get(key)
         if rule is None:
             unknown += [key] if key not in keys.harmless else []

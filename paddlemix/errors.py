@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable
 
 _USER = re.compile(r"(?<=://)[^/?#\s]*@")
+# Parameters whose names say that they are secret: AWS and Azure signatures, api_key=, access_token=, sig=.  A parameter
+# that merely contains "key", such as keyword=, is not one.
 _SECRET = re.compile(
     r"(?i)([?&;](?:[\w.\-]*(?:token|secret|signature|passw|credential|accesskey|session)[\w.\-]*"
     r"|(?:[\w.]*[_\-])?(?:api-?key|key|sig|sign|sas|pwd|pass|auth\w*))=)[^&;#\s'\"]+"
@@ -66,9 +68,8 @@ def cut(text: str, limit: int) -> str:
 
 def fit_to_show(message: str) -> str:
     """A message without secrets, endless words and what is not text."""
-    message = message.encode(
-        "utf-8", "backslashreplace"
-    ).decode()  # half a surrogate, which no log could be written with
+    # Half a surrogate becomes its escape: a log with one in it could not be written.
+    message = message.encode("utf-8", "backslashreplace").decode()
     if len(message) <= _LONG_WORD:
         return without_secrets(message)
     return without_secrets(re.sub(rf"\S{{{_LONG_WORD},}}", lambda word: cut(word[0], _SHOWN_OF_IT), message))
@@ -87,6 +88,8 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     names = list(allowed)
     closeness = _CLOSENESS if len(name) != 3 else 0.66  # one wrong letter of three is near too: 'nf5'
     nearest = difflib.get_close_matches(name, names, n=1, cutoff=closeness)
+    # No whole name is near: compare single words, since users leave a prefix out ("accuracy" for "token_accuracy").
+    # The first name with a word wins, hence reversed.
     if not nearest:
         words = {word: one for one in reversed(names) for word in one.split("_")}
         nearest = [words[word] for word in difflib.get_close_matches(name, words, n=1, cutoff=_CLOSE_WORD)]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from paddlemix.errors import UserError
 
+# What file systems without locks return; EBADF and EINVAL come from NFS for folders, EPERM from some FUSE mounts.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL, errno.EPERM)
 _open: set[int] = set()  # descriptors of this process that may hold a lock
 

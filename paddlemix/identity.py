@@ -83,6 +83,7 @@ def file_states(paths: Sequence[str | Path]) -> list[FileState | None]:
 
 def is_settled(state: FileState, now_ns: int) -> bool:
     """Whether a change from `now_ns` (`time.time_ns`) on would change the state of a file."""
+    # Git has the same problem ("racy git") and solves it the same way: a file as new as its record is not trusted.
     return state.ctime_ns + _GRANULARITY_NS < now_ns
 
 
@@ -150,6 +151,8 @@ def known_digests(paths: Sequence[str | Path], states: Sequence[FileState | None
         keys = _keys(paths[start : start + _BLOCK])
         rows = _table.read(list(dict.fromkeys(keys)))
         for key, state in zip(keys, states[start : start + _BLOCK], strict=True):
+            # The checksum protects against a damaged database, which would otherwise vouch for weights that have
+            # changed.
             row = rows.get(key)
             good = row is not None and state == row[:4] and row[5] == _checksum(key, row[:5])
             found.append(row[4].hex() if good and row is not None else None)
@@ -167,6 +170,8 @@ def _digests_of_block(paths: Sequence[str | Path], bar: ProgressBar, threads: in
     digests = _hash_files(chosen, bar, threads)
     keys, rows = _keys([path for path, _ in chosen]), {}
     for key, (path, state), digest in zip(keys, chosen, digests, strict=True):
+        # Kept only if the file cannot have changed while it was hashed: it was settled before, and has the same state
+        # after.
         if digest is not None and is_settled(state, started) and file_state(path) == state:
             row = (*state, bytes.fromhex(digest))
             rows[key] = (*row, _checksum(key, row))
@@ -198,6 +203,8 @@ def _checksum(key: bytes, row: Sequence[object]) -> int:
 def _hash_files(files: Sequence[tuple[str | Path, FileState]], bar: ProgressBar, threads: int) -> list[str | None]:
     """The digests of files, small ones in groups and large ones in pieces side by side."""
     found: list[str | None] = [None] * len(files)
+    # Small files: a task for each would cost more than hashing it, so one thread takes a group.  Large files: one at a
+    # time, its pieces side by side, so that the disk reads in order and a single 10 GB file still uses all cores.
     small = [place for place, (_, state) in enumerate(files) if state.size <= _PIECE]
     groups = [small[start : start + _GROUP] for start in range(0, len(small), _GROUP)]
 
@@ -228,6 +235,7 @@ def _hash_file(path: str | Path, state: FileState, pool: ThreadPoolExecutor | No
     except (OSError, ValueError):
         return None
     try:
+        # An empty file has one empty piece, so that its digest is a digest too.
         starts = range(0, max(state.size, 1), _PIECE)
         run: Callable[..., Iterable[bytes]] = map if pool is None else pool.map
         return combined(run(lambda start: _hash_piece(descriptor, start), starts))
@@ -240,6 +248,7 @@ def _hash_file(path: str | Path, state: FileState, pool: ThreadPoolExecutor | No
 def _hash_piece(descriptor: int, start: int) -> bytes:
     hashed = hashlib.blake2b(digest_size=DIGEST_BYTES)
     offset, end = start, start + _PIECE
+    # `pread` takes the offset with it, so that threads share the descriptor; hashing releases the interpreter lock.
     while offset < end and (data := os.pread(descriptor, min(_BUFFER, end - offset), offset)):
         hashed.update(data)
         offset += len(data)  # a network may return less than requested
@@ -256,6 +265,7 @@ def combined(pieces: Iterable[bytes]) -> str:
 
 def text_digest(*parts: object) -> str:
     """The digest of some texts; differs if any of them differs."""
+    # The separator keeps ("ab", "c") and ("a", "bc") apart.
     encoded = "\0".join(map(str, parts)).encode("utf-8", "surrogatepass")
     return hashlib.blake2b(encoded, digest_size=DIGEST_BYTES).hexdigest()
 

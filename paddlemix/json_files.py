@@ -60,6 +60,7 @@ def read_text(path: Path, limit: int = MAX_BYTES) -> str:
 def _read_limited(descriptor: int, limit: int, path: Path) -> bytes:
     mode = os.fstat(descriptor).st_mode
     waits = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+    # Sizes are counted while reading: a pipe has none, and a file may grow meanwhile.
     pieces: list[bytes] = []
     size = 0
     while size <= limit:
@@ -85,6 +86,7 @@ def parse_json(text: str, repeats: bool = False) -> Any:
             thousands of digits.
     """
     try:
+        # Python takes the last of two equal keys.  In a hand-edited config.json the first one is as likely to be meant.
         value = json.loads(text, object_pairs_hook=None if repeats else _without_repeats)
     except json.JSONDecodeError:
         raise
@@ -108,6 +110,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_depth(value: Any) -> None:
+    # Level by level instead of by recursion, which would fail on the very files that this refuses.
     level = [value]
     for _ in range(MAX_DEPTH):
         inner: list[Any] = []

@@ -25,6 +25,7 @@ def refuse_pointer(path: str | Path, what: str) -> None:
         UserError: it is a pointer.
     """
     try:
+        # Size first, so that a file of gigabytes is not opened for this; a pointer is about 130 bytes.
         if os.path.isfile(path) and os.stat(path).st_size < _LONGEST:
             with open(path, "rb") as file:
                 refuse_pointer_content(file.read(len(_BEGINNING)), what)

@@ -52,6 +52,9 @@ class Locked:
     def _take(self, busy: Callable[[Any], str], wait: bool) -> None:
         path = self.path
         while True:
+            # Open first, lock second: between the two the holder may finish and remove the file.  What this process
+            # then locks is a file that has no name any more, which excludes nobody; `is_at` sees that, and the loop
+            # takes the new one.
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             remember(descriptor)
             self._hold(descriptor)
@@ -85,6 +88,8 @@ class Locked:
             try:
                 while data:
                     data = data[os.write(descriptor, data) :]
+                # The data must be on the disk before the name points to it: after a power loss the file has the old
+                # value or the new one, never an empty one.
                 os.fsync(descriptor)
                 os.replace(temporary, self.path)
             except BaseException:
@@ -131,11 +136,15 @@ def locked_output(path: Path, what: str, inside: bool = True) -> Iterator[None]:
                 f"{what} '{path}' (its lock, {place.name})",
                 lambda value: f"{what} '{path}' is being written by {_writer(value)}; wait for it, or choose another",
             )
+        # Some network file systems lock nothing.  Refusing to run there would help nobody, so the user is warned
+        # instead.
         except LockingUnavailableError as error:
             _remove(place.unlink)
             logging.getLogger("paddlemix").warning("%s: start nothing else that writes %s", error, path)
             yield
             return
+        # An exit stack runs these in reverse: the file is removed first and unlocked second.  The other way round, a
+        # process that got the lock in between would have its file removed.
         stack.callback(lock.close)
         stack.callback(_remove, place.unlink)  # while it is held
         lock.write({"pid": os.getpid(), "host": socket.gethostname()})
@@ -145,6 +154,7 @@ def locked_output(path: Path, what: str, inside: bool = True) -> Iterator[None]:
 @contextlib.contextmanager
 def made_folder(folder: Path) -> Iterator[None]:
     """Makes a folder and its parents; new ones that are still empty when the block ends are removed again."""
+    # Only folders that this call makes may be removed again; an empty one that the user made stays.
     made = [missing for missing in (folder, *folder.parents) if not os.path.exists(missing)]
     with contextlib.ExitStack() as stack:
         for directory in reversed(made):
@@ -168,6 +178,7 @@ def _writer(value: Any) -> str:
 
 def _release(descriptor: int, path: Path, owner: int) -> None:
     """Closes a lock; its file goes where it has no value."""
+    # A forked child inherits the descriptor, and its exit also runs this; the lock is its parent's to remove.
     if os.getpid() == owner and not os.fstat(descriptor).st_size and is_at(descriptor, path):
         _remove(path.unlink)
     close_file(descriptor, owner)

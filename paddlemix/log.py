@@ -22,6 +22,7 @@ def process_rank() -> int:
 
 class _RankZero(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
+        # Errors of any rank: the rank that fails is often the only one that knows why.
         return process_rank() == 0 or record.levelno >= logging.ERROR
 
 
@@ -52,6 +53,7 @@ def _build_logger() -> logging.Logger:
         handler.addFilter(_RankZero())
         built.addHandler(handler)
         built.setLevel(logging.INFO)
+        # PaddleNLP configures the root logger; without this every line would appear twice.
         built.propagate = False
     return built
 
@@ -92,6 +94,7 @@ class MetricsWriter:
         if not self.path.is_file():
             return
         kept = [line for line in _read_lines(self.path) if line.get("step", 0) <= step]
+        # Written beside and renamed: a kill in between leaves the old lines, which the next resume cuts again.
         temporary = self.path.with_suffix(".tmp")
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
         try:

@@ -31,6 +31,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError):
         return True
     text = " ".join(str(error).lower().split())
+    # A UserError about "memory" in a user's text, or a KeyError, is not one: only the types that allocators raise.
     return isinstance(error, RuntimeError | OSError) and any(sign in text for sign in _SIGNS)
 
 

@@ -20,6 +20,8 @@ _LINK_DEPTH = 3  # folders below a model's own in which links that lead out of i
 _JSON_STARTS = (b"[", b"{")
 _MODEL_FILES = {"config.json", "adapter_config.json", "lora_config.json"}  # in a folder beside weights
 _WEIGHTS = (".safetensors", ".bin", ".pdparams", ".pth", ".pt")
+# Paths are compared by device and inode, since two spellings, a bind mount or a file system that ignores case can name
+# the same place.
 FileId = tuple[int, int]  # device and inode
 
 
@@ -99,6 +101,8 @@ def check_replaceable(output: Output, overwrite: bool, own: bool = False, flag: 
     check_not_in_model(output)
     try:
         with path.open("rb") as file:
+            # A byte order mark and blank lines may come before the first bracket; 4 KiB of them are more than any
+            # writer adds.
             start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
     except OSError as error:
         raise UserError(
@@ -117,6 +121,7 @@ def check_not_in_model(output: Output) -> None:
         UserError: beside it are the settings and the weights of a model or an adapter.
     """
     path = output.path
+    # Both where the name is and where a link leads: replacing the file would change either folder.
     for folder in dict.fromkeys((path.absolute().parent, Path(os.path.realpath(path)).parent)):
         names = set(os.listdir(folder)) if folder.is_dir() else set()
         if names & _MODEL_FILES and any(name.endswith(_WEIGHTS) for name in names):
@@ -199,6 +204,7 @@ def _check_place(output: Output) -> None:
     is_folder = os.path.isdir(path)  # unlike the methods of Path it fails in no folder that may not be looked into
     if os.path.exists(path) and is_folder is (output.kind == "file"):
         raise UserError(f"{what} '{path}' is a {'folder' if is_folder else 'file'}; name a {output.noun}")
+    # The nearest folder that exists decides about permission: the ones below it are made by the command.
     existing = path.absolute()
     while not os.path.exists(existing):
         existing = existing.parent
@@ -213,6 +219,13 @@ def _check_place(output: Output) -> None:
 def _relation(output: Output, item: Needed) -> str:
     """How an output would touch something needed, as a verb for the message; "" where it would not."""
     own, theirs = _file_id(output.path), _file_id(item.path)
+    # output                     needed              -> relation
+    # missing place              the same place      -> is
+    # additions                  pictures            -> none: new names beside pictures harm nothing
+    # any                        the same inode      -> is
+    # any                        a model above it    -> is inside: a model folder is read whole
+    # folder                     anything below it   -> contains: the content of the folder may be replaced
+    # file                       a file of a model   -> is a file of
     if theirs is None:  # whoever reads it says that it is missing, unless the output would come there
         return "is" if os.path.realpath(output.path) == os.path.realpath(item.path) else ""
     if output.kind == "additions" and item.kind == "pictures":
@@ -255,6 +268,7 @@ def _linked(item: Needed) -> Iterator[Needed]:
         return
     root = Path(os.path.realpath(item.path))
     for parent, folders, names in os.walk(root):
+        # Emptying the list in place is how `os.walk` is told not to go deeper.
         if len(Path(parent).relative_to(root).parts) >= _LINK_DEPTH:
             folders.clear()
         for name in (*folders, *names):

@@ -60,6 +60,8 @@ def _expanded(text: str, what: str) -> str:
         raise UserError(f"{what} is empty; name a path ('.' is the working folder)")
     if "\0" in text:
         raise UserError(f"{what} '{shown_path(text)}' has a NUL byte, which no path may have; correct it")
+    # Python keeps bytes that are not UTF-8 as lone surrogates.  Such a path works on the disk, but no JSON file and no
+    # log could repeat it.
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -68,6 +70,7 @@ def _expanded(text: str, what: str) -> str:
             "that is not UTF-8); rename it, or correct the text"
         ) from None
     path = os.path.expanduser(text)
+    # `expanduser` returns a name without a home folder unchanged, and a folder called "~name" would be made silently.
     if text.startswith("~") and path == text:
         raise UserError(
             f"{what} '{shown_path(text)}': {text.partition('/')[0]} has no home folder; write "

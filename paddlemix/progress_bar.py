@@ -65,8 +65,10 @@ class ProgressBar:
     def update(self, count: int = 1) -> None:
         """Adds to the amount done."""
         self._done += count
+        # Hubs report the size of a download only with its first bytes, so the total may come after the bar.
         self._bar.total = self.total
         self._bar.update(count)
+        # A log file gets a line now and then: a bar would leave thousands of carriage returns in it.
         if self._bar.disable and not self._silent and _now() - self._last_line >= _LINE_SECONDS:
             self._last_line = _now()
             logger.info("%s: %s", self._title, self._line())

@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+# Ids of no vocabulary: negative, so that no tokenizer can produce them and a forgotten one fails in the embedding.
 IMAGE_TOKEN = "<image>"
 IMAGE_TOKEN_INDEX = -200  # Source: haotian-liu/LLaVA llava/constants.py
 IGNORE_INDEX = -100  # label of a position that is not trained; same source

@@ -34,6 +34,8 @@ def temporary_directory(folder: Path, name: str, replaced: bool = False) -> Iter
     prefix = f".{name[:NAME_LENGTH]}{_REPLACED if replaced else '.'}"
     while True:
         path = Path(tempfile.mkdtemp(prefix=prefix, suffix=_MARK, dir=folder))
+        # A new folder is unlocked for a moment, so that another process may remove it as a leftover; then make another
+        # one.
         with contextlib.suppress(FileNotFoundError):  # removed as a leftover before it could be held
             descriptor = os.open(path, os.O_RDONLY)
             if _hold_temporary(descriptor, path):
@@ -43,6 +45,10 @@ def temporary_directory(folder: Path, name: str, replaced: bool = False) -> Iter
         yield path
         whole = True
     finally:
+        # when                           -> what becomes of the folder
+        # the block ended well           -> removed: what it held has been replaced, or moved to its place
+        # it failed, holds new files     -> removed: they are incomplete
+        # it failed, holds replaced ones -> kept if anything is in it; `remove_leftovers` puts it back
         if whole or not replaced:
             shutil.rmtree(path, ignore_errors=True)
         else:  # it may hold the only copy
@@ -121,10 +127,13 @@ def is_temporary(path: Path) -> bool:
 
 def _remove_unheld(path: Path) -> bool:
     try:
+        # Never through a link: what it leads to was not made by us.  Locks on network file systems need write access,
+        # hence O_RDWR for files; folders cannot be opened for writing.
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW if path.is_file() else os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
         return False
     try:
+        # A live process holds its lock until it is done, so a free lock means that the process was killed.
         if not lock_file(descriptor, path, wait=False) or not is_at(descriptor, path):
             return False
         if not path.is_dir():
