@@ -5,7 +5,7 @@
         --image-root runs/demo/data                      error of logits, perplexity, right answers
     python benchmarks/quantize.py 7b                     14 GB of random weights on the disk, removed afterwards
 
-Each part stands in a file of `quantizing/`.
+Each part has a file in `quantizing/`.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
     python benchmarks/train.py --peers paddlenlp      needs no torch
 
 Every library runs in a process of its own, with as many threads, and they take turns: one step each, round by round,
-while the others sleep.  What a step is stands in `training/workload.py`.
+while the others sleep.  `training/workload.py` defines a step.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class Workload:
 
     @property
     def image_token(self) -> int:
-        """The id that stands where transformers puts image features; occurs nowhere else."""
+        """The id at the positions where transformers inserts image features; occurs nowhere else."""
         return self.vocab_size - 1
 
 
@@ -59,7 +59,7 @@ class RawBatch:
     """One batch before any library's own form.
 
     Args:
-        input_ids: int64 [B, L]; `image_token` where a visual token stands.
+        input_ids: int64 [B, L]; `image_token` at the positions of visual tokens.
         supervised: bool [L], positions whose own token is trained.
         pixel_values: float32 [B, 3, H, W], None without tower.
     """
