@@ -21,7 +21,7 @@ from paddlemix.checkpoints.adapters.unbuilt_layers import unbuilt_with_adapter
 from paddlemix.checkpoints.base_model import BaseSpec, attach_tower, check_tower, open_weights
 from paddlemix.checkpoints.hub.resolve import resolve_model
 from paddlemix.checkpoints.layouts.recognise import is_adapter
-from paddlemix.checkpoints.new_projector import lacks_projector, load_projector, start_new_parts
+from paddlemix.checkpoints.new_projector import initialise_new_parts, lacks_projector, load_projector
 from paddlemix.checkpoints.pretrained import (
     Pretrained,
     build_model,
@@ -47,7 +47,7 @@ def load_pretrained(
     """Loads a model directory of any layout, or an adapter directory together with its base.
 
     Args:
-        path: the directory, or a name, see `hub.resolve_model`.
+        path: the directory, or a name, see `hub.resolve.resolve_model`.
         dtype: "float32", "float16" or "bfloat16", of the weights in memory.
         base: an adapter's base model; None for the one that it names.
         quantize: "int8", "nf4", "bfloat16" or "float16": how the language model's linear layers are stored, quantised
@@ -156,7 +156,7 @@ def load_base(spec: BaseSpec, dtype: str = "float32") -> Pretrained:
     model = build_model(source.config, dtype, quantization=quantization)
     unused = fill_model(model, tensors, spec.model, may_miss)
     if begins:
-        start_new_parts(model, dtype)
+        initialise_new_parts(model, dtype)
     if spec.projector_file is not None:
         load_projector(model, Path(spec.projector_file))
     model.eval()

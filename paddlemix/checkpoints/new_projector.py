@@ -33,7 +33,7 @@ def _is_new_part(name: str) -> bool:
     return name.startswith(NEW_PARTS)
 
 
-def start_new_parts(model: LlavaModel, dtype: str) -> None:
+def initialise_new_parts(model: LlavaModel, dtype: str) -> None:
     """Initialises the projector and the newline vector of a model that was filled without them."""
     config = model.config
     assert config.vision is not None

@@ -10,7 +10,7 @@ import pytest
 
 from paddlemix.checkpoints.files.tensors import array_entry
 from paddlemix.checkpoints.files.weight_files import write_safetensors
-from paddlemix.checkpoints.new_projector import lacks_projector, load_projector, start_new_parts
+from paddlemix.checkpoints.new_projector import initialise_new_parts, lacks_projector, load_projector
 from paddlemix.checkpoints.pretrained import build_model, parameter_entries
 from paddlemix.checkpoints.projector_file import NEW_PARTS, read_projector_file
 from paddlemix.checkpoints.source import Source
@@ -37,7 +37,7 @@ def test_a_projector_is_missing_only_if_no_weight_of_it_is_there() -> None:
 def test_only_the_new_parts_are_initialised() -> None:
     model = build_model(tiny_llava())
     before = {name: value.numpy() for name, value in model.named_parameters()}
-    start_new_parts(model, "float32")
+    initialise_new_parts(model, "float32")
     changed = {name for name, value in model.named_parameters() if (value.numpy() != before[name]).any()}
     assert changed == {"projector.0.weight", "projector.2.weight", "image_newline"}  # biases begin as zeros
 

@@ -10,7 +10,7 @@ from paddlemix.checkpoints.convert import declared_files
 from paddlemix.checkpoints.files.tensors import FLOAT_TYPES, TensorEntry, converted
 from paddlemix.checkpoints.files.weight_files import read_json
 from paddlemix.checkpoints.hub.resolve import resolve_model
-from paddlemix.checkpoints.layouts.added_rows import HfVocabulary, read_carried_vocabulary, take_off
+from paddlemix.checkpoints.layouts.added_rows import HfVocabulary, read_carried_vocabulary, split_added_rows
 from paddlemix.checkpoints.layouts.families import FAMILIES
 from paddlemix.checkpoints.layouts.file_names import CONFIG_FILE
 from paddlemix.checkpoints.quantized import read_quantization
@@ -69,7 +69,7 @@ def read_checkpoint(directory: Path, dtype: str | None = None) -> Checkpoint:
     # | anything else                           | none yet, see `added_rows.choose_vocabulary` |
     added = read_carried_vocabulary(directory, config.text.vocab_size)
     if source.kind == "hf":
-        tensors, added = take_off(raw, directory, tensors, config.text.vocab_size)
+        tensors, added = split_added_rows(raw, directory, tensors, config.text.vocab_size)
         config = replace(config, text=replace(config.text, vocab_size=added.base))
     if dtype is not None:
         tensors = {name: converted(entry, FLOAT_TYPES[dtype]) for name, entry in tensors.items()}

@@ -25,7 +25,7 @@ from paddlemix.checkpoints.files.directories import atomic_directory
 from paddlemix.checkpoints.files.finite import all_finite, finite
 from paddlemix.checkpoints.files.tensors import FLOAT_TYPES, TensorEntry, converted, joined, transposed
 from paddlemix.checkpoints.files.weight_files import write_json, write_safetensors
-from paddlemix.checkpoints.layouts.added_rows import without_added
+from paddlemix.checkpoints.layouts.added_rows import without_added_rows
 from paddlemix.checkpoints.layouts.file_names import CONFIG_FILE, PEFT_ADAPTER_FILE, PEFT_OTHER_WEIGHTS, PEFT_WEIGHTS
 from paddlemix.checkpoints.layouts.recognise import recognise
 from paddlemix.checkpoints.layouts.weight_names import ORIGINAL, KeyMap, is_linear_weight
@@ -62,7 +62,7 @@ def export_adapter(source: str | Path, target: str | Path, dtype: str | None = N
     lora, other = split_adapter(adapter, dtype)
     # an embedding that trained on a llava-hf base has rows that original LLaVA has no tokens for
     if base.added is not None:
-        other = without_added(other, base.added)
+        other = without_added_rows(other, base.added)
     with atomic_directory(target) as temporary:
         write_json(temporary / PEFT_ADAPTER_FILE, peft_settings(adapter, adapted_modules(lora)))
         write_json(temporary / CONFIG_FILE, _config(base, adapter))

@@ -25,8 +25,8 @@ from paddlemix.checkpoints.hub.needs import needed_by_model
 from paddlemix.checkpoints.identity.weight_identity import ORIGIN_FILE, source_digests, write_origin
 from paddlemix.checkpoints.layouts.added_rows import (
     HF_VOCABULARY_FILE,
+    append_added_rows,
     choose_vocabulary,
-    put_back,
 )
 from paddlemix.checkpoints.layouts.end_tokens import GENERATION_FILE
 from paddlemix.checkpoints.layouts.families import FAMILIES
@@ -140,7 +140,7 @@ def _write_hf(checkpoint: Checkpoint, directory: Path, conversion: Conversion) -
     if "image_newline" in tensors and not facts.anyres:
         logger.warning("image_newline is left out: without tiles no image uses it, and llava-hf has no place for it")
         tensors = {name: entry for name, entry in tensors.items() if name != "image_newline"}
-    return write_verified({directory: to_layout(put_back(tensors, vocabulary), HF_OLD)}, "pt", conversion)
+    return write_verified({directory: to_layout(append_added_rows(tensors, vocabulary), HF_OLD)}, "pt", conversion)
 
 
 def _write_language(checkpoint: Checkpoint, directory: Path, conversion: Conversion) -> Report:

@@ -34,7 +34,7 @@ from paddlemix.checkpoints.files.directories import atomic_directory
 from paddlemix.checkpoints.files.finite import all_finite
 from paddlemix.checkpoints.files.tensors import TensorEntry, Tensors, converted, transposed
 from paddlemix.checkpoints.files.weight_files import write_json, write_safetensors
-from paddlemix.checkpoints.layouts.added_rows import choose_vocabulary, put_back
+from paddlemix.checkpoints.layouts.added_rows import append_added_rows, choose_vocabulary
 from paddlemix.checkpoints.layouts.file_names import ADAPTER_PROCESSOR_FILE, PEFT_ADAPTER_FILE, PEFT_WEIGHTS
 from paddlemix.checkpoints.layouts.weight_names import HF_NEW, is_linear_weight
 from paddlemix.errors import UserError
@@ -113,11 +113,11 @@ def _saved_modules(
         UserError: PEFT cannot hold a weight, or the vocabulary has other rows.
     """
     vocabulary = base.added or choose_vocabulary(base.directory, base.tensors, base.facts.config.text.vocab_size)
-    full = put_back(base.tensors, vocabulary)
+    full = append_added_rows(base.tensors, vocabulary)
     own = _without_newline(whole, full, adapter.directory)
     # an embedding or output layer without the rows that llava-hf adds to a vocabulary gets the base's
     short = {name: own[name] for name in own.keys() & vocabulary.rows if own[name].shape == base.tensors[name].shape}
-    own |= put_back(short, vocabulary)
+    own |= append_added_rows(short, vocabulary)
     written, modules = dict[str, TensorEntry](), set[str]()
     for name, entry in own.items():
         module, _, part = name.rpartition(".")

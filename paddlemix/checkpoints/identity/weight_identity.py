@@ -26,7 +26,7 @@ from paddlemix.cache import cache_directory, cache_key
 from paddlemix.cached_table import CachedTable, TableLayout
 from paddlemix.checkpoints.files.tensors import TensorEntry, transposed
 from paddlemix.checkpoints.files.weight_files import read_json, write_json
-from paddlemix.checkpoints.layouts.added_rows import take_off
+from paddlemix.checkpoints.layouts.added_rows import split_added_rows
 from paddlemix.checkpoints.layouts.file_names import CONFIG_FILE
 from paddlemix.checkpoints.layouts.weight_names import is_linear_weight
 from paddlemix.checkpoints.projector_file import read_projector_file
@@ -112,7 +112,7 @@ def _comparable(source: Source) -> dict[str, TensorEntry]:
     tensors = source.tensors()
     if source.kind == "hf":
         raw = read_json(source.directory / CONFIG_FILE)
-        tensors, _ = take_off(raw, source.directory, tensors, source.config.text.vocab_size)
+        tensors, _ = split_added_rows(raw, source.directory, tensors, source.config.text.vocab_size)
     return tensors
 
 

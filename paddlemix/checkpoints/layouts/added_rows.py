@@ -54,7 +54,7 @@ class HfVocabulary:
         return {"base": str(self.base), "image_token": str(self.image_token)}
 
 
-def take_off(
+def split_added_rows(
     config: Mapping[str, Any], directory: Path, tensors: Mapping[str, TensorEntry], vocab_size: int
 ) -> tuple[dict[str, TensorEntry], HfVocabulary]:
     """Separates a llava-hf checkpoint's added rows, where its files declare that there are some.
@@ -81,7 +81,7 @@ def take_off(
     return kept, HfVocabulary(base, image_token, rows)
 
 
-def without_added(tensors: Mapping[str, TensorEntry], added: HfVocabulary) -> dict[str, TensorEntry]:
+def without_added_rows(tensors: Mapping[str, TensorEntry], added: HfVocabulary) -> dict[str, TensorEntry]:
     """Some of a checkpoint's weights; an embedding or output layer among them loses the rows that llava-hf added."""
     return {
         name: selected(entry, slice(0, added.base), _TOKEN_AXES[name])
@@ -197,7 +197,7 @@ def _mean_rows(entry: TensorEntry, axis: int, count: int) -> TensorEntry:
     return array_entry(np.repeat(narrow, count, axis=axis), entry.dtype)
 
 
-def put_back(tensors: Mapping[str, TensorEntry], added: HfVocabulary) -> dict[str, TensorEntry]:
+def append_added_rows(tensors: Mapping[str, TensorEntry], added: HfVocabulary) -> dict[str, TensorEntry]:
     """Tensors with the added rows after their own."""
     return {
         name: joined(entry, converted(added.rows[name], entry.dtype), _TOKEN_AXES[name])

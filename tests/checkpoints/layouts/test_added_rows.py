@@ -15,7 +15,7 @@ from paddlemix.checkpoints.layouts.added_rows import (
     choose_vocabulary,
     read_added_tokens,
     read_carried_vocabulary,
-    take_off,
+    split_added_rows,
 )
 from paddlemix.errors import UserError
 
@@ -71,7 +71,7 @@ def test_the_tokenizer_tells_what_was_added(
 ) -> None:
     write_json(tmp_path / "vocab.json", {str(number): number for number in range(pieces)})
     write_json(tmp_path / "added_tokens.json", {"<image>": image, "<pad>": image + 1})
-    _, found = take_off({"image_token_index": image}, tmp_path, {}, vocab_size)
+    _, found = split_added_rows({"image_token_index": image}, tmp_path, {}, vocab_size)
     assert (found.base, found.image_token) == (base, image)
 
 
