@@ -72,6 +72,7 @@ def _dispatch(argv: list[str]) -> int:
         print(f"paddlemix {__version__}")
         return 0
     if name not in COMMANDS:
+        # Another program's command is not a misspelling of ours.
         hint = foreign_command(name) or did_you_mean(name, COMMANDS)
         raise UserError(
             f"'{name}' is not a paddlemix command{hint} "

@@ -72,6 +72,7 @@ def fit_to_show(message: str) -> str:
     message = message.encode("utf-8", "backslashreplace").decode()
     if len(message) <= _LONG_WORD:
         return without_secrets(message)
+    # A word without end is data, a picture in base64 for example.
     return without_secrets(re.sub(rf"\S{{{_LONG_WORD},}}", lambda word: cut(word[0], _SHOWN_OF_IT), message))
 
 
@@ -86,11 +87,13 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
         "; did you mean 'x'?" for the nearest allowed name, or "" when none is near.
     """
     names = list(allowed)
+    # Long names need more in common than short ones, which have fewer letters to share.
     closeness = _CLOSENESS if len(name) != 3 else 0.66  # one wrong letter of three is near too: 'nf5'
     nearest = difflib.get_close_matches(name, names, n=1, cutoff=closeness)
     # No whole name is near: compare single words, since users leave a prefix out ("accuracy" for "token_accuracy").
     # The first name with a word wins, hence reversed.
     if not nearest:
+        # No near name: perhaps one of its words, as in 'acuracy'.
         words = {word: one for one in reversed(names) for word in one.split("_")}
         nearest = [words[word] for word in difflib.get_close_matches(name, words, n=1, cutoff=_CLOSE_WORD)]
     return f"; did you mean '{nearest[0]}'?" if nearest else ""

@@ -62,9 +62,11 @@ class Locked:
                 if not lock_file(descriptor, path, wait):
                     raise UserError(busy(self.read()))
             except BaseException:
+                # The lock is another process's: its file must stay.
                 self._release.detach()  # it may be another process's, empty for a moment
                 close_file(descriptor, os.getpid())
                 raise
+            # The file may have been removed and made anew between open and lock.
             if is_at(descriptor, path):
                 return
             self.close()  # who had it has removed it meanwhile
@@ -147,6 +149,7 @@ def locked_output(path: Path, what: str, inside: bool = True) -> Iterator[None]:
         # process that got the lock in between would have its file removed.
         stack.callback(lock.close)
         stack.callback(_remove, place.unlink)  # while it is held
+        # For the message of whoever comes second.
         lock.write({"pid": os.getpid(), "host": socket.gethostname()})
         yield
 

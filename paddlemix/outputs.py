@@ -18,6 +18,7 @@ from paddlemix.errors import UserError
 
 _LINK_DEPTH = 3  # folders below a model's own in which links that lead out of it are looked for
 _JSON_STARTS = (b"[", b"{")
+# Any of them beside weights makes a folder a model's or an adapter's.
 _MODEL_FILES = {"config.json", "adapter_config.json", "lora_config.json"}  # in a folder beside weights
 _WEIGHTS = (".safetensors", ".bin", ".pdparams", ".pth", ".pt")
 # Paths are compared by device and inode, since two spellings, a bind mount or a file system that ignores case can name
@@ -96,6 +97,7 @@ def check_replaceable(output: Output, overwrite: bool, own: bool = False, flag: 
         return
     if not path.is_file():
         raise UserError(f"{output.what} '{path}' exists and is not a regular file; choose another name")
+    # Reports of the same command may be replaced without a flag.
     if not (overwrite or own):
         raise UserError(f"{output.what} '{path}' exists; choose another name, or give {flag} to replace it")
     check_not_in_model(output)

@@ -56,6 +56,7 @@ def is_address(text: str) -> bool:
 
 
 def _expanded(text: str, what: str) -> str:
+    # An empty path would mean the working folder.
     if not text:
         raise UserError(f"{what} is empty; name a path ('.' is the working folder)")
     if "\0" in text:
@@ -69,6 +70,7 @@ def _expanded(text: str, what: str) -> str:
             f"{what} '{shown_path(text)}' is not valid Unicode (character {error.start} is half of a pair, or a byte "
             "that is not UTF-8); rename it, or correct the text"
         ) from None
+    # Unchanged for a name that has no home folder.
     path = os.path.expanduser(text)
     # `expanduser` returns a name without a home folder unchanged, and a folder called "~name" would be made silently.
     if text.startswith("~") and path == text:

@@ -139,6 +139,7 @@ def _remove_unheld(path: Path) -> bool:
         if not path.is_dir():
             path.unlink()
             return True
+        # Holds the only copy of what was there: put back before the rest is removed.
         if _REPLACED in path.name:
             for entry in path.iterdir():
                 if not (path.parent / entry.name).exists():

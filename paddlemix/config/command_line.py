@@ -22,6 +22,7 @@ from paddlemix.config.values import parse_any
 from paddlemix.errors import UserError, cut, did_you_mean
 from paddlemix.paths import user_path
 
+# `key=value`; a path has a slash or a dot before any equals sign.
 _ASSIGNMENT = re.compile(r"\w+=")
 _BOOLEAN_WORDS = ("true", "false", "0", "1")
 _TYPE_NAMES = {
@@ -48,6 +49,7 @@ def split_dry_run(argv: list[str]) -> tuple[list[str], bool, int | None]:
     """
     if "--dry-run" not in argv and "--dry_run" not in argv:
         return argv, False, None
+    # Taken out before keys are parsed: it is not a key, and no file can set it.
     rest = [item for item in argv if item not in ("--dry-run", "--dry_run")]
     place = next((number for number, item in enumerate(rest) if item.partition("=")[0] == "--devices"), None)
     if place is None:
@@ -103,6 +105,7 @@ def parse_command_line(
     while rest:
         item = rest.pop(0)
         if item.startswith("--"):
+            # A flag may take several of the following words, so it removes them itself.
             taken = _take_flag(item[2:], rest, path is None)
             if isinstance(taken, Fault):
                 found.append(taken)
@@ -169,6 +172,7 @@ def _take_flag(flag: str, rest: list[str], may_be_file: bool) -> str | Fault:
     if equals:
         return f"{name}={text}"
     kinds = SPECS[name].kinds
+    # `--bf16` alone is true, `--bf16 false` is false; any other word belongs to what follows.
     if "bool" in kinds:
         return f"{name}={rest.pop(0) if rest and rest[0].lower() in _BOOLEAN_WORDS else 'true'}"
     values = _take_values(rest, 1 if "list[str]" not in kinds else len(rest))
@@ -205,6 +209,7 @@ def _take_values(rest: list[str], most: int, of_unknown: bool = False) -> list[s
     values: list[str] = []
     while rest and len(values) < most and not rest[0].startswith("--"):
         name, equals, _ = rest[0].partition("=")
+        # `--finetuning_type lora lora_rank=4`: the second one is an assignment, the first a value.
         if equals and (name in SPECS or (of_unknown and _ASSIGNMENT.match(rest[0]))):
             break
         values.append(rest.pop(0))

@@ -16,6 +16,7 @@ from paddlemix.errors import MissingFileError, UserError, cut, did_you_mean
 from paddlemix.json_files import parse_json, read_text
 
 _SHOWN = 300  # characters of a line in an error
+# Enough to walk over JSON that is known to be valid: strings and brackets; numbers and words are skipped.
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],]')
 
 
@@ -57,6 +58,7 @@ def read_document(path: Path) -> Document:
     lines: dict[str, int] = {}
     repeated = []
     for key_path, line in locate_keys(text):
+        # The first line is reported as the original, later ones as repetitions.
         if key_path in lines:
             repeated.append((key_path, line, lines[key_path]))
         else:
@@ -110,6 +112,7 @@ def locate_keys(text: str) -> list[tuple[str, int]]:
             levels[-1].index += 1
             levels[-1].name = None
         elif levels and levels[-1].is_object and levels[-1].name is None:
+            # A string where a key is expected; decoded, since keys may be escaped.
             levels[-1].name = json.loads(mark)
             found.append((levels[-1].value_path(), line))
     return found
@@ -123,6 +126,7 @@ def _read_text(path: Path) -> str:
     except MissingFileError as error:
         if path.exists():
             raise MissingFileError(f"configuration file {error}") from None
+        # A wrong name is most often a spelling of a file beside it.
         siblings = [item.name for item in path.parent.glob("*.json")] if path.parent.is_dir() else []
         hint = did_you_mean(path.name, siblings) or foreign_file(path, "; ")
         raise MissingFileError(f"configuration file {path} does not exist{hint}") from None

@@ -101,6 +101,7 @@ def key(  # noqa: PLR0913 - one argument per fact of a key, always given by name
         "path": path,
     }
     if isinstance(default, list):
+        # A shared list could be changed by one configuration for all.
         return dataclasses.field(default_factory=lambda: list(default), metadata=facts)
     return dataclasses.field(default=default, metadata=facts)
 
@@ -115,6 +116,7 @@ def read_specs(config_class: type) -> dict[str, KeySpec]:
         Name -> spec, by group in the order of `GROUPS`, inside a group as declared.  Fields without `key` are skipped.
     """
     specs = [_read_spec(field) for field in dataclasses.fields(config_class) if "group" in field.metadata]
+    # Stable, so that keys stay in the order of their declaration inside a group.
     specs.sort(key=lambda spec: GROUPS.index(spec.group))
     return {spec.name: spec for spec in specs}
 
@@ -123,5 +125,6 @@ def _read_spec(field: dataclasses.Field[Any]) -> KeySpec:
     default = field.default
     if field.default_factory is not dataclasses.MISSING:
         default = field.default_factory()
+    # Annotations are text because of `from __future__ import annotations`.
     kinds = tuple(part.strip() for part in str(field.type).split("|"))
     return KeySpec(name=field.name, kinds=kinds, default=default, **field.metadata)

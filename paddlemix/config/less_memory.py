@@ -23,6 +23,7 @@ def less_memory_in_run(config: RunConfig, is_quantized: bool = False, devices: i
     Returns:
         One text per key, "recompute false -> true" for example; those that change the result least come first.
     """
+    # Cheapest first: what changes speed only, then precision, then the result.
     return [*_passes(config), *_precision(config), *_evaluation(config), *_model(config, is_quantized, devices)]
 
 
@@ -55,6 +56,7 @@ def _model(config: RunConfig, is_quantized: bool, devices: int) -> Iterator[str]
     trains_all = (config.language_model or ("lora" if adapts else "full")) == "full"
     if config.do_train and not adapts and trains_all:
         yield "lora false -> true"
+    # Codes do not train, PiSSA changes its base: neither can use a quantised one.
     if not is_quantized and config.quantize_base is None and not config.pissa and not (config.do_train and trains_all):
         yield 'quantize_base null -> "nf4"'
     if devices == 1:
@@ -73,6 +75,7 @@ def less_memory_in_answers(arguments: argparse.Namespace, dtype: str) -> list[st
         dtype: that the model is computed in.
     """
     found = []
+    # The chat has no batch.
     size = getattr(arguments, "batch_size", 1)
     if size > 1:
         found.append(f"--batch-size {size} -> a smaller one")

@@ -25,6 +25,7 @@ from paddlemix.temporary import temporary_file
 __all__ = ["ConfigError", "Fault", "format_help", "load_config", "parse_command_line", "save_config", "split_dry_run"]
 
 COMMAND_LINE = "command line"
+# sorts after every line of the file
 _WHOLE = 10**9  # line of what concerns a whole file
 _FREE_TEXTS = ("lora_target_modules", "resume_from_checkpoint")  # any text, but not the words of other programs
 
@@ -36,6 +37,7 @@ _STRUCTURES: dict[str, Callable[[Any], tuple[Any, list[InnerFault]]]] = {
 }
 
 
+# A broken generator of configurations may write thousands of unknown keys.
 _SHOWN_FAULTS = 50
 
 
@@ -93,6 +95,7 @@ class _Draft:
         if name not in SPECS:
             self.refuse(name, value, place)
             return
+        # One value at a time here; rules between keys follow when all values are known.
         checked, messages = check_value(SPECS[name], value)
         foreign = foreign_value(name, value, place.rank == 1) if messages or name in _FREE_TEXTS else ""
         if foreign:
@@ -104,6 +107,7 @@ class _Draft:
         if faults:
             self.faulty.add(name)
             self.faults += faults
+        # Also after a fault: the default stands in, so that further faults can still be found.
         self.values[name] = checked
         self.places[name] = place
 
@@ -137,6 +141,7 @@ def load_config(
         MissingFileError: there is no such file.
         UserError: the file is not a JSON object.
     """
+    # Order decides precedence: what is put later replaces what was put earlier.
     document = Document(values={}, lines={})
     draft = _Draft(whole=_Place(1, _WHOLE, COMMAND_LINE))
     faults = list(faults)
@@ -175,6 +180,7 @@ def save_config(config: RunConfig, path: str | os.PathLike[str]) -> None:
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        # Renamed at the end: a reader finds the old file or the new one.
         with temporary_file(target) as temporary:
             with temporary.open("w", encoding="utf-8") as file:
                 file.write(text)
@@ -214,6 +220,7 @@ def _finish(draft: _Draft) -> RunConfig:
     config = RunConfig(**draft.values, given=frozenset(given))
     notes = _without_evaluation(config, given)
     for conflict in find_conflicts(config):
+        # A conflict between a faulty key and another would be a second message about one mistake.
         if draft.faulty.isdisjoint(conflict.keys):  # a wrong value was reported already; its default may break rules
             place = next((given[name] for name in conflict.keys if name in given), draft.whole)
             draft.faults.append((place, conflict.message))

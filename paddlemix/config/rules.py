@@ -65,6 +65,7 @@ def _best_model(config: RunConfig) -> list[Conflict]:
         keys = ("load_best_model_at_end", "evaluation_strategy", "save_strategy")
         message = f'needs save_strategy ("{saving}") equal to evaluation_strategy ("{evaluation}")'
         return [Conflict(keys, f"load_best_model_at_end {message}")]
+    # As PaddleNLP does; otherwise a saved checkpoint may have no evaluation to compare.
     every = config.eval_steps or config.logging_steps
     if evaluation == "steps" and config.save_steps % every:
         keys = ("save_steps", "eval_steps", "load_best_model_at_end")
@@ -90,6 +91,7 @@ def _answers(config: RunConfig) -> list[Conflict]:
         message = "sample_prompts needs sample_steps, the interval at which they are answered"
         found.append(Conflict(("sample_prompts", "sample_steps"), message))
     for key in ("eval_with_do_generation", "sample_steps"):
+        # Answers need whole weights on one process, which stage 3 never has.
         if getattr(config, key) and config.sharding.startswith("stage3"):
             message = f'{key} cannot be used with sharding "{config.sharding}": no process has the whole model'
             found.append(Conflict((key, "sharding"), message))
@@ -133,6 +135,7 @@ def _optimiser(config: RunConfig) -> list[Conflict]:
 
 
 def _policies(config: RunConfig) -> list[Conflict]:
+    # `lora` left out is not a contradiction: a policy then decides.
     if config.lora or "lora" not in config.given:
         return []
     return [
@@ -155,6 +158,7 @@ def _adapters(config: RunConfig) -> list[Conflict]:
     found: list[Conflict] = []
     if config.use_dora and config.pissa:
         found.append(Conflict(("pissa", "use_dora"), "use_dora and pissa are both true; choose one"))
+    # An adapter may come from any of three keys.
     policies = (config.vision_tower, config.projector, config.language_model)
     if not (config.lora or config.lora_path or "lora" in policies):
         keys = [name for name, plain in _ADAPTER_KEYS.items() if getattr(config, name) != plain]
@@ -172,6 +176,7 @@ def _quantized_base(config: RunConfig) -> list[Conflict]:
     if config.quantize_base is None:
         return []
     said, found = f'quantize_base "{config.quantize_base}"', []
+    # What the language model does when no policy is given, see trainer/trainable.py.
     if (config.language_model or ("lora" if config.lora or config.lora_path else "full")) == "full":
         message = (
             f"{said} holds the language model in codes, which do not train; set lora true, or language_model frozen"
@@ -200,6 +205,7 @@ _ADAPTER_KEYS = {
     "vision_lora_alpha": None,
 }
 
+# Order is that of messages; no rule depends on another.
 RULES: tuple[Callable[[RunConfig], list[Conflict]], ...] = (
     _required,
     _precision,

@@ -32,17 +32,21 @@ class TrainingKeys:
     output_dir: str | None = _training(
         None, help="Folder for checkpoints and the trained model; required.", path="local"
     )
+    # Without it a run resumes from the newest checkpoint, so that a restarted job continues by itself.
     overwrite_output_dir: bool = _training(False, help="Start from scratch although output_dir holds a checkpoint.")
     resume_from_checkpoint: str | None = _training(
         None, help="Checkpoint folder to resume from; null: the newest in output_dir.", path="local"
     )
     do_train: bool = _training(False, help="Train.")
     do_eval: bool = _training(False, help="Evaluate; an evaluation_strategy other than no does the same.")
+    # PaddleNLP's default is 1, transformers' 3.
     num_train_epochs: float = _training(1.0, help="Passes over the training data.", unit="epochs", min=0)
     max_steps: int = _training(-1, help="Optimiser steps; above 0 it replaces num_train_epochs.", unit="steps", min=-1)
     per_device_train_batch_size: int = _training(8, help="Rows per device and pass.", unit="samples", min=1)
     per_device_eval_batch_size: int = _training(8, help="Rows per device in evaluation.", unit="samples", min=1)
     gradient_accumulation_steps: int = _training(1, help="Passes per optimiser step.", unit="passes", min=1)
+    # The mean over a whole step does not depend on how samples fall into passes; the mean of means
+    # does, and is there to reproduce LLaVA's curves.
     loss_reduction: str = _training_own(
         "tokens",
         help="A step's loss: tokens, the mean over all its supervised tokens; micro_batch, the mean of the means of "
@@ -51,8 +55,11 @@ class TrainingKeys:
     )
     neftune: bool = _training_own(False, help="NEFTune: uniform noise on the embeddings in training.")
     neftune_noise_alpha: float = _training_own(5.0, help="NEFTune's strength; needs neftune true.", min=0)
+    # Off as in PaddleNLP: it costs a third more time.
     recompute: bool = _training(False, help="Recompute activations in the backward pass, to save memory.")
+    # numpy accepts 32 bits only.
     seed: int = _training(42, help="Random seed of weights, shuffling and dropout.", min=0, max=2**32 - 1)
+    # A pattern, because the number of cards is not known here; device/choice.py refuses missing ones.
     device: str | None = _training(
         None,
         help="Device, or one card of it; null: an available accelerator, otherwise the CPU.",
@@ -61,20 +68,24 @@ class TrainingKeys:
     )
 
     learning_rate: float = _training(5e-5, help="Peak learning rate.", min=0)
+    # LLaVA's keys for rates by part.
     mm_projector_lr: float | None = _training_own(
         None, help="The projector's learning rate; null: learning_rate.", min=0
     )
     mm_vision_tower_lr: float | None = _training_own(
         None, help="The vision tower's learning rate; null: learning_rate.", min=0
     )
+    # Own key: PaddleMIX's eta_min has no effect on its schedule.
     min_learning_rate: float = _training_own(0.0, help="Lower bound of the schedule.", min=0)
     lr_scheduler_type: str = _training("linear", help="Shape of the schedule after warm-up.", choices=SCHEDULES)
+    # Both as in transformers, where the number of steps wins too.
     warmup_ratio: float = _training(0.0, help="Warm-up as a share of all steps.", min=0, max=1)
     warmup_steps: int = _training(0, help="Warm-up steps; above 0 they override warmup_ratio.", unit="steps", min=0)
     num_cycles: float = _training(0.5, help="Number of cosine waves in the schedule.", min=0)
     lr_end: float = _training(1e-7, help="Final learning rate of the polynomial schedule.", min=0)
     power: float = _training(1.0, help="Power of the polynomial schedule.", min=0)
 
+    # One optimiser; other programs' names of AdamW lead here, see config/foreign.
     optim: str = _training("adamw", help="Optimiser.", choices=OPTIMIZERS)
     weight_decay: float = _training(0.0, help="Weight decay; biases and norms have none.", min=0)
     adam_beta1: float = _training(0.9, help="Decay rate of the gradient's running mean.", min=0, max=1)
@@ -85,12 +96,14 @@ class TrainingKeys:
     offload_optim: bool | None = _training(False, help="Keep optimiser states in host memory between steps.")
     release_grads: bool | None = _ignored(False, help="Gradients are freed after every step anyway.")
 
+    # O1 keeps float32 weights and lets autocast choose; O2 also holds weights in half precision.
     bf16: bool = _training(False, help="Compute in bfloat16.")
     fp16: bool = _training(False, help="Compute in float16 with loss scaling.")
     fp16_opt_level: str = _training(
         "O1", help="O1: float32 weights, O2: weights in bf16 or fp16 too, O0: off.", choices=("O0", "O1", "O2")
     )
     amp_master_grad: bool = _training(False, help="With O2: float32 gradients for clipping and the update.")
+    # PaddleNLP's initial scale; it is halved whenever a gradient is not finite.
     scale_loss: float = _training(32768.0, help="Initial loss scale of fp16.", min=0)
     bf16_full_eval: bool = _ignored(False, help="Evaluation computes as training does; set bf16.")
     fp16_full_eval: bool = _ignored(False, help="Evaluation computes as training does; set fp16.")
@@ -103,6 +116,7 @@ class TrainingKeys:
         None, help="Operators that autocast always computes in low precision, by paddle's old names."
     )
 
+    # "no" or a strategy; do_eval alone means "steps", see RunConfig.resolved_evaluation_strategy.
     evaluation_strategy: str = _training("no", help="When to evaluate.", choices=STRATEGIES)
     eval_steps: int | None = _training(None, help="Interval for steps; null: logging_steps.", unit="steps", min=1)
     eval_accumulation_steps: int | None = _training(
@@ -126,11 +140,13 @@ class TrainingKeys:
     )
     early_stopping_threshold: float = _training_own(0.0, help="Smallest improvement that counts.", min=0)
 
+    # Checkpoints hold optimiser states, so save_total_limit matters for disks.
     save_strategy: str = _training("steps", help="When to save a checkpoint.", choices=STRATEGIES)
     save_steps: int = _training(500, help="Interval for steps.", unit="steps", min=1)
     save_total_limit: int | None = _training(None, help="Number of checkpoints to keep; null or 0: all.", min=0)
     ignore_save_lr_and_optim: bool | None = _training(False, help="Do not save the optimiser state.")
     ignore_load_lr_and_optim: bool | None = _training(False, help="Resume without the optimiser state.")
+    # A changed recipe is refused by default: the curve of a resumed run would not be one run's.
     allow_changed_recipe: bool = _training_own(
         False, help="Resume although keys, data, pictures or base that change the result differ from the checkpoint's."
     )
@@ -146,6 +162,7 @@ class LoggingKeys:
     """What is reported, where and how often."""
 
     logging_strategy: str = _logging("steps", help="When to log.", choices=STRATEGIES)
+    # PaddleNLP's 500 hides the first minutes, in which most mistakes show.
     logging_steps: int = _logging(10, help="Interval for steps.", unit="steps", min=1)
     logging_first_step: bool = _logging(False, help="Log the first step too.")
     logging_dir: str | None = _logging(None, help="Folder for logs; null: inside output_dir.", path="local")
@@ -153,6 +170,7 @@ class LoggingKeys:
     disable_tqdm: bool | None = _logging(
         None, help="One line per report in place of a bar; null: if there is no terminal."
     )
+    # None by default: nothing is sent anywhere unasked.
     report_to: str | list[str] = _logging([], help="Trackers that also get the numbers.", choices=REPORTERS)
     sample_steps: int | None = _logging_own(
         None, help="Interval at which sample_prompts are answered, in the log and samples.jsonl.", unit="steps", min=1
@@ -161,6 +179,7 @@ class LoggingKeys:
         None, help='[{"image": path, "question": text}, ...]; null: the first two records of eval, otherwise of train.'
     )
     run_name: str | None = _logging(None, help="Name of the run for trackers; null: output_dir.")
+    # Written by no saved configuration; better exported as WANDB_API_KEY.
     wandb_api_key: str | None = _logging(None, help="Key of the wandb tracker; never written to a file.", secret=True)
     wandb_http_proxy: str | None = _logging(None, help="Proxy of the wandb tracker.")
     skip_memory_metrics: bool = _logging(True, help="Do not log memory use.")
@@ -176,12 +195,14 @@ class LoggingKeys:
 class DistributedKeys:
     """How a run is distributed over devices; without a launcher these have no effect."""
 
+    # The launcher's own; kept because scripts pass it on.
     local_rank: int = _distributed(-1, help="Set by the launcher; do not set it.", min=-1)
     sharding: str = _distributed(
         "",
         help="What is sharded: stage1 optimiser states, stage2 also gradients, stage3 also weights.",
         choices=SHARDING,
     )
+    # PaddleNLP's names; its TrainingArguments sets Fleet up from them.
     sharding_parallel_degree: int = _distributed(-1, help="Devices that share one copy; -1: all.", min=-1)
     sharding_degree: int = _distributed(-1, help="Old name of sharding_parallel_degree.", min=-1)
     sharding_comm_buffer_size_MB: int = _distributed(-1, help="Fused gradient buffer; -1: all.", unit="MB", min=-1)
@@ -215,6 +236,7 @@ class CompatibilityKeys:
     Source: PaddleMIX 6afaf05d `paddlemix/trainer/argument.py`, PaddleNLP 3.0.0b4 `TrainingArguments`.
     """
 
+    # Declared so that PaddleMIX's files load; each says in its help what to set instead.
     text_model_name_or_path: str | None = _ignored(None, help="LLaVA's language model is part of model_name_or_path.")
     prefix_tuning: bool = _ignored(False, help="Prefix tuning was never built for LLaVA; set lora.")
     num_prefix_tokens: int = _ignored(128, help="Prefix tuning was never built for LLaVA.")

@@ -18,6 +18,7 @@ InnerFault = tuple[str, str]  # path, message
 
 SPLITS = ("train", "eval")
 DEFAULT_DATASET_NAME = "chatml_dataset"
+# A share with % or a number of records.
 _BOUND = r"(?:\d+(?:\.\d+)?%|\d+)"
 SLICE = re.compile(rf"\w*\[(?P<first>{_BOUND})?:(?P<last>{_BOUND})?\]")  # of an entry's `split`: "[:90%]"
 _REMARK = "about"  # for readers; decides nothing
@@ -49,6 +50,7 @@ def check_dataset(value: dict[str, Any]) -> tuple[dict[str, Any], list[InnerFaul
     faults: list[InnerFault] = []
     for split, entries in value.items():
         path = f"dataset.{split}"
+        # Unknown splits are faults, not ignored: a misspelt "eval" would mean a run without evaluation.
         if split not in SPLITS:
             faults.append((path, f"{path} is not a known key{did_you_mean(split, SPLITS)} (allowed: train, eval)"))
         elif not isinstance(entries, list):
@@ -56,6 +58,7 @@ def check_dataset(value: dict[str, Any]) -> tuple[dict[str, Any], list[InnerFaul
         else:
             results = [_check_entry(f"{path}[{index}]", path, entry) for index, entry in enumerate(entries)]
             faults += [fault for _, found in results for fault in found]
+            # Entries with faults are kept as they are: the run stops anyway, and later checks see all keys.
             checked[split] = [
                 _with_places(entry, f"{path}[{index}]", faults) if isinstance(entry, dict) and not found else entry
                 for index, (entry, found) in enumerate(results)
@@ -151,6 +154,7 @@ def _check_entry(path: str, parent: str, entry: object) -> tuple[dict[str, Any],
 def _check_entry_key(path: str, key: str, value: object) -> list[InnerFault]:
     if key not in _ENTRY_KINDS:
         allowed = ", ".join(name for name in _ENTRY_KINDS if name != _REMARK)
+        # Before the spelling hint: another program's key is never a misspelling of ours.
         foreign = foreign_entry_key(key, value)
         if foreign:
             return [(path, f"{path}: {foreign}")]
@@ -161,6 +165,7 @@ def _check_entry_key(path: str, key: str, value: object) -> list[InnerFault]:
         return [(path, f"{path}: expected {wanted}, got {describe(value)}")]
     if isinstance(value, list) and not all(isinstance(item, str) for item in value):
         return [(path, f"{path}: expected a list of texts, got {value!r}")]
+    # Infinite weights pass JSON's reader.
     if key == "weight" and isinstance(value, int | float) and not 0 < value < float("inf"):
         return [(path, f"{path}: {value} is not above 0; 0.5 takes half of the records, 2 takes each twice")]
     if key == "split" and isinstance(value, str) and not SLICE.fullmatch(value):

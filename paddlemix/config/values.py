@@ -24,6 +24,7 @@ _KIND_NAMES = {
     "dict": "an object",
     "None": "null",
 }
+# A float64 above it would become infinite on the device, without an error.
 LARGEST_NUMBER = 3.4028234e38  # of float32, in which everything is computed
 _BOOLEAN_TEXTS = {"true": True, "false": False}
 
@@ -43,6 +44,7 @@ def check_value(spec: KeySpec, value: object) -> tuple[Any, list[str]]:
     if not _fits(spec.kinds, value):
         return spec.default, [f"{spec.name}: expected {_wanted(spec)}, got {describe(value)}{_hint(spec, value)}"]
     converted = _convert(spec, value)
+    # Paths have a rule of their own, shared with flags and with paths inside data files.
     if spec.path is not None and isinstance(converted, str) and converted:
         return _read_path(spec, converted)
     faults = _range_faults(spec, converted) + _choice_faults(spec, converted)
@@ -78,6 +80,7 @@ def parse_text(spec: KeySpec, text: str) -> object:
         value = json.loads(text)
     except (ValueError, RecursionError):
         value = _parse_plain(spec, text)
+    # `run_name=2024` is text although JSON reads a number there.
     return text if "str" in spec.kinds and not _fits(spec.kinds, value) else value
 
 
@@ -117,6 +120,7 @@ def _fits(kinds: tuple[str, ...], value: object) -> bool:
     if isinstance(value, bool):
         return "bool" in kinds
     if isinstance(value, int):
+        # Python's whole numbers are unlimited, paddle's are not.
         fits = -(2**63) <= value < 2**63
         return fits and ("int" in kinds or "float" in kinds or ("bool" in kinds and value in (0, 1)))
     if isinstance(value, float):
@@ -148,6 +152,7 @@ def _hint(spec: KeySpec, value: object) -> str:
     return "; put it in quotes" if "str" in spec.kinds and isinstance(value, (int, float)) else ""
 
 
+# Distinguishes '2e-4' in quotes, where the quotes are the mistake, from other text.
 def _is_number(text: str) -> bool:
     try:
         return math.isfinite(float(text))

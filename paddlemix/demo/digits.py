@@ -92,6 +92,7 @@ def write_digits(directory: Path, held_out_count: int = 360, seed: int = 0) -> D
     files = digit_files(directory)
     clear_previous(directory, files.lists, "digit_[0-9]*.png")
 
+    # Held-out pictures come first, so that they do not depend on the other counts.
     held_out, evaluation, train = split_scans(scans, held_out_count, rng)
     held_out_records = []
     for index in held_out:
@@ -148,6 +149,7 @@ def split_scans(scans: np.ndarray, held_out_count: int, rng: random.Random) -> t
     order = rng.sample(range(len(scans)), len(scans))
     distinct: dict[str, int] = {}
     for index in order:
+        # Some scans occur twice in the data set.
         distinct.setdefault(hashlib.sha256(scans[index].tobytes()).hexdigest(), index)
     kept = list(distinct.values())
     split = held_out_count + EVAL_COUNT
@@ -156,6 +158,7 @@ def split_scans(scans: np.ndarray, held_out_count: int, rng: random.Random) -> t
 
 def enlarge(scan: np.ndarray) -> np.ndarray:
     """Bicubic enlargement: uint8 [8, 8] of 0 to 16 becomes uint8 [32, 32, 3] of 0 (paper) to 255 (ink)."""
+    # Ink is bright on a dark ground, as scikit-learn has it.
     grey = Image.fromarray((scan.astype(np.float32) * (255 / 16)).round().astype(np.uint8))
     return np.asarray(grey.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC).convert("RGB"))
 
@@ -189,5 +192,6 @@ def _record(name: str, digit: int, rng: random.Random) -> dict[str, Any]:
     language = int(rng.random() < CHINESE_SHARE)
     which = [_phrase(DIGIT_PHRASES[language], rng), str(digit)]
     even = [_phrase(EVEN_PHRASES[language], rng), YES_NO[language][digit % 2]]
+    # Mostly the question that is asked at the end, so that few steps are enough.
     turns = rng.choices(([which, even], [which], [even]), weights=(3, 6, 1))[0]
     return {"image": name, "conversations": [_pair(*turns[0]), *turns[1:]]}

@@ -26,6 +26,7 @@ def tiny_config(vocab_size: int) -> LlavaConfig:
             vocab_size=vocab_size,
             hidden_size=WIDTH,
             intermediate_size=2 * WIDTH,
+            # Sizes that learn the scenes in minutes on two cores.
             num_hidden_layers=3,
             num_attention_heads=4,
             max_position_embeddings=512,
@@ -40,6 +41,7 @@ def tiny_config(vocab_size: int) -> LlavaConfig:
             patch_size=PATCH_SIZE,
             initializer_range=_INITIALIZER_RANGE,
         ),
+        # The last layer: a tower of four has none to spare.
         mm_vision_select_layer=-1,
     )
 
@@ -51,6 +53,7 @@ def write_start_model(tokenizer_directory: Path, directory: Path, seed: int = 0)
         tokenizer_directory: holds the tokenizer's files.
         directory: replaced if it exists.
     """
+    # Weights are drawn from paddle's generator.
     set_seed(seed)
     tokenizer = load_tokenizer(tokenizer_directory)
     processor = LlavaProcessor(

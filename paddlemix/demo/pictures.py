@@ -29,6 +29,7 @@ def clear_previous(directory: Path, lists: Iterable[Path], pattern: str) -> None
     """
     try:
         (directory / "images").mkdir(parents=True, exist_ok=True)
+        # Lists first: a killed run must not leave a list that names missing pictures.
         for path in (*lists, *(directory / "images").glob(pattern)):
             path.unlink(missing_ok=True)
     except OSError as error:
@@ -55,6 +56,7 @@ def pixel_digest(path: Path) -> str:
     """
     try:
         with Image.open(path) as image:
+            # Pixels, not bytes: equal pictures may be compressed differently.
             pixels = image.convert("RGB")
     except OSError as error:
         raise MissingFileError(f"cannot read the image {path}: {error}; make the demo data again") from error

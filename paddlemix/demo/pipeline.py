@@ -29,6 +29,7 @@ from paddlemix.temporary import is_temporary
 PACKAGE = Path(paddlemix.__file__).parent
 RECIPES = PACKAGE / "config" / "llava" / "tiny"
 DEFAULT_FOLDER = Path("runs/demo")
+# By it a later demo recognises its own folder.
 _MARK = ".paddlemix-demo"  # file in a demo's folder
 _FINETUNE = "tools/supervised_finetune.py"
 CHAT_QUESTIONS = ("What digit is this?", "Is it even?")
@@ -111,6 +112,7 @@ def run_demo(folder: DemoFolder) -> dict[str, object]:
     train(folder, _FINETUNE, "sft_argument.json", folder.pretrained, folder.scenes)
     scene_verdicts = answer_questions(folder.scenes, scenes.held_out, folder.data)
     say(f"held-out scenes: {accuracy(scene_verdicts):.1%} of {len(scene_verdicts)} questions answered exactly")
+    # The same questions before and after, so that the gain is the adapter's.
     before = answer_questions(folder.scenes, digits.held_out, folder.data)
     train(folder, _FINETUNE, "lora_sft_argument.json", folder.scenes, folder.digits)
     after = answer_questions(folder.digits, digits.held_out, folder.data)
@@ -139,6 +141,7 @@ def run_demo(folder: DemoFolder) -> dict[str, object]:
 def train(folder: DemoFolder, command: str, recipe: str, model: Path, output: Path) -> None:
     """Runs a training command with a shipped recipe, on the demo's folder."""
     overrides = [f"model_name_or_path={model}", f"output_dir={output}"]
+    # The recipes name the default folder; elsewhere paths are overridden as a user would.
     if folder.root != DEFAULT_FOLDER:
         overrides += [f"image_root={folder.data}", f"dataset={json.dumps(_moved(recipe, folder))}"]
     run_command_line([command, str(RECIPES / recipe), *overrides])
@@ -172,6 +175,7 @@ def run_command_line(arguments: Sequence[str], typed: str | None = None) -> None
     """
     shown = shlex.join(["python", f"paddlemix/{arguments[0]}", *map(_short, arguments[1:])])
     say(shown if typed is None else f"printf {shlex.quote(typed)} | {shown}")
+    # A process of its own: a command must work from a shell, with nothing loaded before.
     command = [sys.executable, str(PACKAGE / arguments[0]), *arguments[1:]]
     status = subprocess.run(command, input=typed, text=True, check=False).returncode
     if status:

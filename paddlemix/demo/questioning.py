@@ -14,6 +14,7 @@ from paddlemix.generation.ending import ending_of
 from paddlemix.generation.generate import generate
 from paddlemix.generation.sampling import GenerationSettings
 
+# Bounds the memory of pictures and key/value cache.
 _BATCH_SIZE = 60
 _MAX_NEW_TOKENS = 32
 

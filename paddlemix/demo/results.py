@@ -74,6 +74,7 @@ def format_table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> st
     for number, row in enumerate(rows):
         if len(row) != len(header):
             raise ValueError(f"row {number} has {len(row)} cells, the header {len(header)}: {row}")
+    # By terminal columns, not characters: Chinese ones are twice as wide.
     widths = [max(_columns(cell) for cell in column) for column in zip(header, *rows, strict=True)]
     lines = [header, tuple("-" * width for width in widths), *rows]
     return "\n".join(
@@ -134,6 +135,7 @@ def draw_verdicts(items: Sequence[Verdict], title: str) -> Any:
 
     rows = -(-len(items) // COLUMNS)
     padded = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)  # inches around each picture with its texts
+    # No pyplot: it would choose a window system.
     figure = Figure(figsize=(2.4 * COLUMNS, 2.75 * rows + 0.6), dpi=100, layout=padded)
     FigureCanvasAgg(figure)
     figure.suptitle(title, parse_math=False)
@@ -177,6 +179,7 @@ def write_result(path: Path, result: dict[str, Any] | list[Any]) -> None:
         UserError: the file cannot be written.
         ValueError: a number is NaN or infinite.
     """
+    # A list of records may have thousands; one per line keeps it readable.
     if isinstance(result, list):  # one record per line: easy to read and to compare
         lines = ",\n".join(json.dumps(record, ensure_ascii=False, allow_nan=False) for record in result)
         text = f"[\n{lines}\n]"
@@ -188,6 +191,7 @@ def write_result(path: Path, result: dict[str, Any] | list[Any]) -> None:
         with partial.open("w", encoding="utf-8") as file:
             file.write(text + "\n")
             file.flush()
+            # On the disk before the rename, or a power cut could leave an empty file.
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:

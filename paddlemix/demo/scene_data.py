@@ -85,6 +85,7 @@ def write_scenes(directory: Path, train_count: int = 8000, held_out_count: int =
     files = scene_files(directory)
     clear_previous(directory, files.lists, "scene_" + "[0-9]" * 5 + ".png")
 
+    # Drawn first from the seed, so that other counts do not change them.
     held_out = scenes_outside(set(), held_out_count, rng)
     held_out_records = _write_part(directory, 0, held_out, (1,), rng)
     evaluation = scenes_outside(set(held_out), EVAL_COUNT, rng)
@@ -117,6 +118,7 @@ def _write_part(
 def _record(name: str, scene: Scene, turns: int, rng: random.Random) -> dict[str, Any]:
     """A record with `turns` different questions, all in one language; one fewer if one of them asks for a box:
     that answer is long, and records of similar length need little padding."""
+    # One language per record, as in a conversation.
     language = int(rng.random() < CHINESE_SHARE)
     found = questions(scene, language)
     boxes = found.pop("box", None)
@@ -125,6 +127,7 @@ def _record(name: str, scene: Scene, turns: int, rng: random.Random) -> dict[str
     asked = [(kind, *item) for kind, items in found.items() for item in items]
     asked = rng.sample(asked, min(turns, len(asked)))
     if turns > 1 and boxes and rng.random() < BOX_SHARE:
+        # Takes the place of a question; the last one is then dropped.
         asked[rng.randrange(len(asked) - 1)] = ("box", *rng.choice(boxes))
         asked = asked[: turns - 1]
     pairs = [[rng.choice(PHRASES[kind][language]).format(**words), answer] for kind, words, answer in asked]

@@ -26,6 +26,7 @@ POSITIONS = (("top left", "左上角"), ("top right", "右上角"), ("bottom lef
 NONE = ("none", "没有")
 
 # (left, top, size) in pixels inside a cell: one large or four small places, so that a box has few distinct values
+# Two pixels between shape and cell, so that shapes never touch.
 PLACES = ((2, 2, 12), (2, 2, 8), (6, 2, 8), (2, 6, 8), (6, 6, 8))
 
 PHRASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -114,6 +115,7 @@ def draw_scene(scene: Scene, rng: random.Random) -> np.ndarray:
         tint = np.clip([channel + rng.randint(-15, 15) for channel in COLOUR_RGB[item.colour]], 0, 255)
         cover = _cover(item.shape, item.size)
         area = pixels[item.top : item.top + item.size, item.left : item.left + item.size]
+        # Blends by coverage: edges are smooth as in a photograph.
         area += cover * (tint - area)
     return pixels.round().astype(np.uint8)
 
@@ -121,6 +123,7 @@ def draw_scene(scene: Scene, rng: random.Random) -> np.ndarray:
 @cache
 def _cover(shape: int, size: int) -> np.ndarray:
     """Part of each pixel that a shape covers: float32 [size, size, 1], 0 to 1; drawn 8 times larger, then averaged."""
+    # Pillow draws without anti-aliasing.
     scale, end = 8, 8 * size - 1
     canvas = Image.new("L", (size * scale, size * scale))
     pencil = ImageDraw.Draw(canvas)
@@ -152,6 +155,7 @@ def questions(scene: Scene, language: int) -> dict[str, list[tuple[dict[str, str
 
     kinds = [(item.colour, item.shape) for item in scene.items]
     for position, item in zip(POSITIONS, scene.cells, strict=True):
+        # A shape with a twin has two right positions.
         if item is None or kinds.count((item.colour, item.shape)) > 1:
             continue
         words = {"colour": COLOURS[item.colour][language], "shape": SHAPES[item.shape][language]}

@@ -62,6 +62,7 @@ def train_tokenizer(texts: Iterable[str], directory: Path, vocab_size: int = VOC
             written.
     """
     lines = [line for text in texts for line in text.splitlines() if line]
+    # 3 special pieces and 256 bytes.
     smallest = 259 + len({character for line in lines for character in line}) + 1  # and the space mark
     if not lines:
         raise UserError("there are no texts to train a tokenizer on; give at least one line")
@@ -93,6 +94,7 @@ def _train(lines: list[str], vocab_size: int) -> bytes:
     except ImportError as error:
         raise UserError("sentencepiece is not installed; run: pip install sentencepiece") from error
     model = io.BytesIO()
+    # The same texts give the same bytes.
     sentencepiece.set_random_generator_seed(0)
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
@@ -105,6 +107,7 @@ def _train(lines: list[str], vocab_size: int) -> bytes:
         bos_id=1,
         eos_id=2,
         pad_id=-1,
+        # Llama's settings: unknown characters become bytes, digits stand alone.
         byte_fallback=True,
         split_digits=True,
         allow_whitespace_only_pieces=True,

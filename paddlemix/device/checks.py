@@ -18,6 +18,7 @@ _TRUE_LETTERS = "tTyY1"
 _PLAIN_FALSE, _PLAIN_TRUE = ("0", "false", "f", "n", "no", "off"), ("1", "true", "t", "y", "yes")
 _FLAG_VALUES = ("0", "1", "true", "false")
 _STRATEGIES = ("auto_growth", "naive_best_fit", "thread_local")
+# Paddle's names of operators in kernels, which its lists compare with; users know those of the API.
 _OLD_NAMES = {
     "matmul": "matmul_v2",
     "add": "elementwise_add",
@@ -71,6 +72,7 @@ def check_names(environment: Mapping[str, str]) -> list[Problem]:
     known = sorted({setting.name for setting in SETTINGS if setting.form != "call"})
     found: list[Problem] = []
     for name in sorted(environment.keys() - set(known)):
+        # Only names with our or paddle's prefixes: the environment is full of others.
         near = difflib.get_close_matches(name, known, n=1, cutoff=_NEARLY)
         if near and name.startswith(_PREFIXES) and not name.startswith(_LAUNCHED):
             what = f"{name} is not a known setting, and {near[0]} is not set by it"
@@ -82,6 +84,7 @@ def _first_letter(setting: Setting, value: str) -> list[Problem]:
     unset = f"export {setting.name}=0 or =1, or unset it"
     if not value:
         return [Problem(f"{setting.name} is empty, and the plugin reads an empty text as true", unset)]
+    # "no" and "off" begin with a letter that reads as false, so they are right by chance.
     if value.lower() in (*_PLAIN_FALSE, *_PLAIN_TRUE):
         return []
     read = "true" if value[0] in _TRUE_LETTERS else "false"
@@ -104,6 +107,7 @@ def _switch(setting: Setting, value: str) -> list[Problem]:
     try:
         is_on(setting.name, {setting.name: value})
     except UserError as error:  # the one that `prepare_environment` stops with
+        # Errors of ours have the form "what; what to do".
         what, _, fix = str(error).partition("; ")
         return [Problem(what, fix)]
     return []
@@ -168,6 +172,7 @@ def check_cards(kind: str, count: int, environment: Mapping[str, str]) -> list[P
     """
     name = f"FLAGS_selected_{kind}s"
     chosen = [part.strip() for part in environment.get(name, "").split(",") if part.strip()]
+    # Numbers count the visible cards, not those of the machine.
     wrong = [part for part in chosen if not part.isdigit() or int(part) >= count]
     if not wrong:
         return []
@@ -183,6 +188,7 @@ def no_card_left(kind: str, plugin: str, environment: Mapping[str, str]) -> Prob
     """
     name, tool = _VISIBLE.get(kind, ""), _LISTS.get(kind, "the vendor's tool")
     loaded = f"paddle loaded {plugin}" if plugin else f"paddle was built for {kind}"
+    # The usual cause: a list copied from a machine with other cards.
     if name in environment:
         what = f"{loaded}, but no card: {name}={environment[name]} leaves none of this machine's visible"
         fix = f"unset {name}, or export numbers of cards that {tool} lists (they count from 0: 0 to 7 on a host of 8)"
@@ -211,10 +217,12 @@ def check_late(
     """
     found: list[Problem] = []
     for setting in settings_of(kind):
+        # Settings that are read at first use may still be changed.
         if setting.form == "call" or setting.when != "before paddle is imported":
             continue
         now, before, known = environment.get(setting.name), state.environment.get(setting.name), flags or {}
         if setting.name in known:
+            # paddle's own value is certain; without it the two environments are compared.
             late = now is not None and _differs(now, known[setting.name])
         else:
             late = now is not None and now != before

@@ -30,6 +30,7 @@ def select_device(name: str | None = None) -> str:
 
     if name is None:
         name = available_kinds()[0]
+        # Silently computing on the CPU of a machine with cards would cost days.
         problem = missing_card() if name == "cpu" else None
         if problem is not None:
             logger.warning("computing on CPU: %s", problem)
@@ -74,8 +75,10 @@ def _check_card(name: str) -> None:
     problem = missing_card()
     if problem is not None and kind == expected_kind():
         raise UserError(f"device='{name}' cannot be used here: {problem}")
+    # No card at all is reported by select_device, with what is available.
     if kind == "cpu" or not count:
         return
+    # paddle would count cards of the machine and fail later.
     if number.isdigit() and int(number) >= count:
         raise UserError(f"device='{name}' is not there: {card_advice(kind, count)}")
     if not number:  # paddle then uses the first card that the launcher names
@@ -93,6 +96,7 @@ def device_count(kind: str) -> int:
         return int(paddle.device.cuda.device_count()) if paddle.device.is_compiled_with_cuda() else 0
     if kind == "xpu" and paddle.device.is_compiled_with_xpu():
         return int(paddle.device.xpu.device_count())
+    # Plugin devices are named "npu:0", "npu:1".
     names = paddle.device.get_available_custom_device() or []
     return sum(kind_of(name) == kind for name in names)
 
@@ -102,6 +106,7 @@ def available_kinds() -> list[str]:
     import paddle
 
     kinds = [kind for kind in paddle.device.get_all_custom_device_type() or [] if device_count(kind)]
+    # Kinds that are built into paddle come before those of a plugin.
     found = [kind for kind in ("gpu", "xpu") if kind not in kinds and device_count(kind)]
     return [*found, *kinds, "cpu"]
 
@@ -125,6 +130,7 @@ def supported_dtypes(device: str) -> tuple[str, ...]:
 def default_dtype(device: str) -> str:
     """The precision in which a model is best used: bfloat16, float16 on a GPU that lacks it, float32 on CPU."""
     supported = supported_dtypes(device)
+    # bfloat16 first: it needs no loss scaling.
     return next(dtype for dtype in (*LOW_PRECISION, "float32") if dtype in supported)
 
 

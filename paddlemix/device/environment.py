@@ -24,6 +24,7 @@ from paddlemix.errors import UserError
 
 Source = Literal["user", "ours", "default"]
 _PLUGIN_ROOT = "CUSTOM_DEVICE_ROOT"
+# Not in any Python module.  Source: glibc malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4  # glibc mallopt parameters
 _MIB = 1024 * 1024
 
@@ -69,8 +70,10 @@ def prepare_environment() -> None:
     """
     global _prepared
     for setting in SETTINGS:
+        # Before anything is set, so that a wrong switch changes nothing.
         if setting.form == "switch":
             is_on(setting.name, os.environ)
+    # Too late to set anything; what was set by others is still recorded for the report.
     if "paddle" in sys.modules:
         if _prepared is None:
             _prepared = Prepared(expected_kind(), {}, _environment_at_start(), in_time=False)
@@ -78,6 +81,7 @@ def prepare_environment() -> None:
     kind, ours = expected_kind(), {}
     for setting in settings_of(kind):
         value = value_of(setting, _is_amd())
+        # An exported value always wins, an empty one too.
         if value is None or setting.name in os.environ:
             continue
         if setting.form == "call":
@@ -87,6 +91,7 @@ def prepare_environment() -> None:
             os.environ[setting.name] = value
         ours[setting.name] = value
     _prepared = Prepared(kind, ours, dict(os.environ), in_time=True)
+    # Here and not at first use, so that paddle's notices cannot appear in the middle of output.
     _import_quietly()
 
 
@@ -135,6 +140,7 @@ def current_environment() -> dict[str, str]:
     """This process's variables, without the one that paddle itself writes while it loads."""
     own = dict(os.environ)
     folder = plugin_folder()
+    # paddle writes this variable itself; reported as the user's it would confuse.
     if own.get(_PLUGIN_ROOT) in ("", str(folder)) and _PLUGIN_ROOT not in prepared().environment:
         del own[_PLUGIN_ROOT]
     return own
@@ -143,6 +149,7 @@ def current_environment() -> dict[str, str]:
 def expected_kind() -> str:
     """Device kind that paddle will find here, determined without loading it: "npu" or "xpu" if a plugin is installed,
     "gpu" if paddle's GPU build finds a card, else "cpu"."""
+    # A plugin wins over a GPU build: paddle loads every plugin it finds.
     libraries = plugin_libraries()
     if libraries:
         return "npu" if any("npu" in library.name.lower() for library in libraries) else "xpu"
@@ -156,6 +163,7 @@ def plugin_folder() -> Path | None:
     if os.environ.get(_PLUGIN_ROOT):
         return Path(os.environ[_PLUGIN_ROOT])
     loaded = sys.modules.get("paddle")
+    # Finds the package without importing it.
     found = importlib.util.find_spec("paddle") if loaded is None else getattr(loaded, "__spec__", None)
     if found is None or not found.submodule_search_locations:
         return None
@@ -193,6 +201,7 @@ def _import_quietly() -> None:
         UserError: a variable names a card that does not exist, which makes paddle fail while it loads, or its folder in
             the home directory cannot be made.
     """
+    # paddle warns of a tool that only its own developers need.
     warnings.filterwarnings("ignore", message="No ccache found")
     notices = io.StringIO()
     try:
@@ -200,6 +209,7 @@ def _import_quietly() -> None:
             import paddle  # noqa: F401
     except ValueError as error:
         chosen = [f"{name}={value}" for name, value in os.environ.items() if name.startswith("FLAGS_selected_")]
+        # Only this combination is known; anything else is not ours to explain.
         if not chosen or not any(words in str(error) for words in ("wrong place", "invalid literal for int")):
             raise
         raise UserError(
@@ -208,6 +218,7 @@ def _import_quietly() -> None:
         ) from error
     except OSError as error:
         home = os.path.expanduser("~")
+        # paddle makes ~/.cache/paddle while it loads.
         if error.filename is None or not str(error.filename).startswith(home):
             raise
         raise UserError(
@@ -228,6 +239,7 @@ def _is_amd() -> bool:
 
 def _keep_freed_memory() -> bool:
     """Lets glibc keep freed blocks; False if the C library is not glibc."""
+    # MMAP_MAX 0: large blocks come from the heap; TRIM -1: the heap never shrinks.
     return _set_malloc({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1, _M_TOP_PAD: 64 * _MIB})
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 
 DEVICE_KINDS = ("gpu", "npu", "xpu", "cpu")
 
+# How a value is read decides how it can be wrong; checks.py has a check for each.
 Form = Literal["text", "count", "flag", "switch", "first letter", "cards", "names", "strategy", "folder", "call"]
 When = Literal["before paddle is imported", "before the first operator"]
 
@@ -49,6 +50,7 @@ class Setting:
     upstream: str | None = None
 
 
+# By device: all, CPU, GPU, NPU. A name may occur once per device, with different values.
 SETTINGS = (
     Setting(
         name="OMP_NUM_THREADS",
@@ -105,6 +107,7 @@ SETTINGS = (
         "instead of keeping 100 MB of its own",
     ),
     Setting(
+        # Not a variable, but part of the same story: listed so that the report shows it.
         name="mallopt",
         kinds=("cpu",),
         value="M_MMAP_MAX 0, M_TRIM_THRESHOLD -1, M_TOP_PAD 64 MiB",
@@ -125,6 +128,7 @@ SETTINGS = (
         "results agree to rounding, and a training step of a small LLaVA takes about 1.25 times as long (2 cores)",
     ),
     Setting(
+        # Nothing is set for GPUs: paddle's defaults are right there.
         name="CUDA_VISIBLE_DEVICES",
         kinds=("gpu",),
         value=None,

@@ -49,6 +49,7 @@ def environment_problems(kind: str, state: Prepared, environment: Mapping[str, s
         + check_names(environment)
         + check_late(kind, state, environment, _own_flags(kind))
     )
+    # A wrong CUSTOM_DEVICE_ROOT is why the device is the CPU.
     if kind == "cpu":
         return found + check_plugin_root(environment)
     return found + check_cards(kind, device_count(kind), environment)
@@ -60,6 +61,7 @@ def _own_flags(kind: str) -> dict[str, object]:
 
     flags: dict[str, object] = {}
     for setting in settings_of(kind):
+        # Forms that paddle itself parses; a plugin's flags are unknown to get_flags.
         if setting.name.startswith("FLAGS_") and setting.form in ("flag", "strategy"):
             flags |= paddle.get_flags(setting.name)
     return flags
@@ -69,6 +71,7 @@ def settings_table(kinds: tuple[str, ...]) -> str:
     """Rows of some device kinds as a Markdown table, as `docs/devices.md` shows them."""
     lines = ["| setting | value | otherwise | to be set | why |", "|---|---|---|---|---|"]
     for setting in SETTINGS:
+        # A table per set of kinds, so that settings for all devices are listed once.
         if setting.kinds != kinds:
             continue
         value = "not set" if setting.value is None else f"`{setting.value.format(cores='number of cores')}`"

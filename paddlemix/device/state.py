@@ -31,6 +31,7 @@ def set_seed(seed: int) -> None:
     import paddle
 
     random.seed(seed)
+    # numpy accepts 32 bits, paddle 63.
     np.random.seed(seed % 2**32)
     paddle.seed(seed)
 
@@ -40,6 +41,7 @@ def random_state() -> RandomState:
     import numpy as np
     import paddle
 
+    # paddle's own function returns the cards' generators only while a card is current.
     devices = [] if paddle.get_device() == "cpu" else paddle.get_rng_state()
     host = paddle.base.core.default_cpu_generator().get_state()
     return RandomState(random.getstate(), np.random.get_state(), host, devices)
@@ -57,6 +59,7 @@ def restore_random_state(state: RandomState) -> None:
     random.setstate(state.python)
     np.random.set_state(state.numpy)
     paddle.base.core.default_cpu_generator().set_state(state.host)
+    # Empty on CPU, which has no generators of cards.
     if state.devices:
         paddle.set_rng_state(state.devices)
 
@@ -67,6 +70,7 @@ def peak_memory_bytes(device: str) -> int:
 
     if not device.startswith("cpu"):
         try:
+            # Plugins may lack the counter, or raise on being asked.
             return int(paddle.device.max_memory_allocated())
         except (AttributeError, ValueError, RuntimeError):
             logger.debug("no memory figures on %s", device)
@@ -75,4 +79,5 @@ def peak_memory_bytes(device: str) -> int:
         import resource
     except ImportError:  # not a POSIX system
         return 0
+    # Linux counts in KiB.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -17,6 +17,7 @@ from pathlib import Path
 from paddlemix.doctor.card_checks import MARK
 from paddlemix.doctor.slow import slow_parts
 
+# A driver that hangs never returns.
 _LIMIT = 300  # seconds
 _MISSING = re.compile(r"missing \w+ kernel: (\w+), expected_kernel_key:\(\w+, \S+, (\w+)\), fallbacking")
 # At this level paddle logs the kernels for which it falls back to the CPU.  The pattern is short on purpose: paddle
@@ -67,6 +68,7 @@ def check_card(device: str, limit: float = _LIMIT) -> CardReport:
     """
     root = str(Path(__file__).parents[2])
     paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    # Its own process: the logging level has to be set before paddle loads, and a plugin may abort.
     command = [sys.executable, "-m", "paddlemix.doctor.card_checks", device]
     environment = {**os.environ, **_VERBOSE, "PYTHONPATH": paths}
     ended = ""
@@ -92,6 +94,7 @@ def _report(out: str, log: str, ended: str) -> CardReport:
             report.numbers[row["check"]] = row["number"]
         if row["wrong"]:
             report.wrong.append(f"{row['check']}: {row['wrong']}")
+    # Which check an operator belongs to is told by the marks between the lines.
     check, found = "start", dict[str, set[str]]()
     for line in log.splitlines():
         if line.startswith(MARK):

@@ -38,6 +38,7 @@ def fused(device: str) -> Iterator[Row]:
     for dtype in ("bfloat16", "float16"):
         for line in choose_kernels(None, device, dtype):
             yield {"check": f"fused, {dtype}", "result": line, "wrong": None}
+    # The next checks start without them.
     use_plain_kernels()
 
 
@@ -48,6 +49,7 @@ def products(device: str) -> Iterator[Row]:
 
     random = np.random.default_rng(0)
     left, right = (random.standard_normal([_PRODUCT, _PRODUCT]).astype(np.float32) for _ in range(2))
+    # Eight rows are enough for an error, and float64 is slow.
     exact = left[:8].astype(np.float64) @ right.astype(np.float64)
     found = paddle.matmul(paddle.to_tensor(left), paddle.to_tensor(right))[:8].numpy()
     error = float(np.linalg.norm(found - exact) / np.linalg.norm(exact))
@@ -70,6 +72,7 @@ def losses(device: str) -> Iterator[Row]:
     from paddlemix.doctor.self_test import start_weights
     from paddlemix.doctor.tiny_runs import loss_and_gradient, sharpened
 
+    # Plain random weights give even scores, whose loss hides rounding.
     weights = sharpened(start_weights())  # the CPU is the current device
     wanted = loss_and_gradient(weights, "float32")
     select_device(device)
@@ -190,6 +193,7 @@ def _seconds(call: Callable[[], Any]) -> float:
         return (time.perf_counter() - start) / times
 
     call()
+    # A slow call is timed once: 20 of them would take minutes.
     once = several(1)
     return once if once > _SLOW else several(20)
 

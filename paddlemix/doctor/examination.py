@@ -34,6 +34,7 @@ from paddlemix.device.settings_text import environment_problems
 from paddlemix.doctor.packages import INSTALL, PADDLE_BUILDS, PLUGIN, check_packages, installed_packages, requirements
 from paddlemix.errors import UserError
 
+# Device files of the drivers: they show cards even where paddle is missing.
 _NVIDIA, _ASCEND = Path("/dev/nvidiactl"), Path("/dev/davinci_manager")
 _SHOWN = (*PADDLE_BUILDS, PLUGIN, "paddlenlp", "numpy", "transformers", "safetensors")
 _SOURCES = {"user": "yours", "ours": "set by paddlemix", "default": "default"}
@@ -75,6 +76,7 @@ def examine(device: str | None = None, self_test: bool = True, packages: dict[st
     found.sections["packages"] = [f"paddlemix {__version__}"]
     found.sections["packages"] += [f"{name} {packages[name]}" for name in _SHOWN if name in packages]
     found.add(check_packages(packages, requirements(), _ASCEND.exists()))
+    # Before paddle is loaded, since a wrong value may be why it fails to load.
     for kind in DEVICE_KINDS:
         found.add(check_values(kind, os.environ))
     if _loads_paddle(found):
@@ -138,6 +140,7 @@ def _devices(found: Examination, device: str | None) -> list[str]:
         found.add([problem])
         if device is not None and kind_of(device) == expected_kind():
             return []
+    # The first card of each kind; the CPU first, whose numbers the others are compared with.
     if device is None:
         return [kind if kind == "cpu" else f"{kind}:0" for kind in reversed(kinds)]
     try:

@@ -63,6 +63,7 @@ def _check_paddle(packages: Mapping[str, str]) -> list[Problem]:
     builds = [name for name in PADDLE_BUILDS if name in packages]
     if not builds:
         return [Problem("paddle is not installed", f"for a CPU: {INSTALL['cpu']}")]
+    # Both builds install into the same folder, so the second one overwrites half of the first.
     if len(builds) > 1:
         what = f"{' and '.join(f'{name} {packages[name]}' for name in builds)} are both installed, in one folder"
         again = INSTALL["gpu"] if "paddlepaddle-gpu" in builds else INSTALL["cpu"]
@@ -89,6 +90,7 @@ def _check_plugin(packages: Mapping[str, str], npu: bool) -> list[Problem]:
         others = " ".join(name for name in PADDLE_BUILDS if name in packages)
         remove = f"pip uninstall -y {others}, then " if others else ""
         return [Problem(what, f"{remove}pip install paddlepaddle=={'.'.join(map(str, series(plugin)))}.*")]
+    # A plugin is built against the C interface of one minor version.
     if series(host) != series(plugin) or ("dev" in host) != ("dev" in plugin):
         what = f"{PLUGIN} {plugin} was built for another paddle than {host}, which loads it nevertheless"
         fix = f'take both from one place: pip install {PLUGIN}=={host} -i "$PADDLE_INDEX/stable/npu/"'

@@ -69,6 +69,7 @@ def run_self_test(device: str) -> SelfTest:
     Raises:
         Exception: whatever the device raises.
     """
+    # The test must leave no trace in the process that runs it.
     before, state = paddle.get_device(), random_state()
     try:
         weights = start_weights()
@@ -90,9 +91,11 @@ def compare(found: SelfTest, reference: SelfTest) -> str | None:
     """
     if not np.isfinite(found.losses).all():
         return f"the loss is not a number from step {int(np.argmin(np.isfinite(found.losses)))} on"
+    # Only the first steps: later losses differ by amplified rounding.
     gaps = [abs(a - b) / b for a, b in zip(found.losses[:_COMPARED], reference.losses, strict=False)]
     if max(gaps) > MAX_GAP:
         return f"losses differ from the CPU's by up to {max(gaps):.1%} in the first {_COMPARED} steps"
+    # Equal losses that do not fall would mean a broken optimiser on both.
     if found.losses[-1] > _LEARNED * found.losses[0]:
         return f"the loss fell from {found.losses[0]:.2f} to {found.losses[-1]:.2f} only"
     if not np.array_equal(found.answers, _targets()):
@@ -114,6 +117,7 @@ def computes_in(device: str, dtype: str) -> str | None:
         (grad,) = paddle.grad([result], [values])
         right = abs(float(result.astype("float32")) - 8.0) < 0.1 and np.isfinite(grad.astype("float32").numpy()).all()
         return None if right else "wrong numbers"
+    # A missing kernel is an answer here, not a failure.
     except (RuntimeError, ValueError, OSError) as error:  # what paddle raises where it has no kernel
         return str(error).strip().rpartition("\n")[2]
 
@@ -127,6 +131,7 @@ def start_weights() -> dict[str, np.ndarray]:
 
 def build(weights: dict[str, np.ndarray]) -> LlavaModel:
     """The tiny model with these weights, on the current device."""
+    # The weights are given, so nothing is drawn.
     with skip_initialisation():
         model = LlavaModel(CONFIG)
     for name, weight in model.named_parameters():

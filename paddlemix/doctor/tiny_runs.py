@@ -54,6 +54,7 @@ def adapter_step(weights: Weights, kind: str | None) -> tuple[float, float]:
     model = build(weights)
     if kind is not None:
         quantize_model(model, QuantizationConfig(kind=kind))
+    # As in a run with LoRA: the base is frozen before adapters are added.
     for weight in model.parameters():
         weight.stop_gradient = True
     names = tuple(name for name in linear_names(model) if name.startswith("language_model."))
@@ -66,6 +67,7 @@ def adapter_step(weights: Weights, kind: str | None) -> tuple[float, float]:
     optimizer = paddle.optimizer.AdamW(0.01, parameters=trained, multi_precision=True)
     wrapped, inputs, start, loss = LossModel(model), _inputs(), 0.0, paddle.zeros([])
     wrapped.train()
+    # The same dropout on every device.
     set_seed(0)
     for number in range(_STEPS + 1):
         if number == 1:  # the first prepares operators

@@ -75,6 +75,7 @@ def main(argv: list[str]) -> int:
     arguments = build_parser().parse_args(argv)
     for name in ("max_length", "workers", "limit"):
         value = getattr(arguments, name)
+        # argparse knows no lower bound.
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
     from paddlemix.datasets.checking.good_records import check_fix_target, write_good_records
@@ -90,6 +91,7 @@ def main(argv: list[str]) -> int:
     plan = make_plan(arguments.inputs, options)
     _check_outputs(arguments, plan)
     if arguments.fix:
+        # Mixed splits would train on evaluation data.
         if len(plan.splits) > 1:
             raise UserError("--fix would mix training and evaluation data in one file; name the data files instead")
         check_fix_target(arguments.fix, plan.files)
@@ -115,6 +117,7 @@ def _check_outputs(arguments: argparse.Namespace, plan: CheckPlan) -> None:
     outputs = {"--fix": arguments.fix, "--report": arguments.report}
     if arguments.fix and arguments.report and os.path.realpath(arguments.fix) == os.path.realpath(arguments.report):
         raise UserError(f"--fix and --report are both '{arguments.fix}'; give two names")
+    # What a model needs is only looked up if something is written.
     if not any(outputs.values()):
         return
     needed = _files("one of the files that are checked", [file.path for file in plan.files])
@@ -129,6 +132,7 @@ def _check_outputs(arguments: argparse.Namespace, plan: CheckPlan) -> None:
     for flag, path in outputs.items():
         if path is not None:
             output = Output(flag, path, "file")
+            # An own report may be replaced, anything else needs --overwrite.
             check_output(output, needed)
             check_replaceable(output, arguments.overwrite, own=flag == "--report" and is_report(path))
 
@@ -148,11 +152,13 @@ def _check(plan: CheckPlan, arguments: argparse.Namespace) -> CheckReport:
         max_length=plan.max_length,
         on_too_long=plan.on_too_long,
         limit=arguments.limit,
+        # More processes than this wait for the disk rather than for the CPU.
         workers=arguments.workers or min(os.cpu_count() or 1, _MOST_WORKERS),
     )
     with ProgressBar("check", unit=" records") as bar:
 
         def show(done: int, total: int) -> None:
+            # The number of records is known only when all files are indexed.
             bar.total = total
             bar.update(done - bar.done)
 

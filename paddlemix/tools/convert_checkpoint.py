@@ -24,6 +24,7 @@ from paddlemix.tools.common.command import path_argument, place_argument, run_co
 
 _UNITS = {"": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "KIB": 1024, "MIB": 1024**2, "GIB": 1024**3}
 
+# Larger numbers are infinite or do not fit an offset of a file.
 _LARGEST_SIZE = 2.0**63
 
 
@@ -70,6 +71,7 @@ def main(argv: list[str]) -> int:
     from paddlemix.checkpoints.convert.export_model import check_target
     from paddlemix.checkpoints.hub.resolve import resolve_model
 
+    # Resolved once: a name may be downloaded here.
     arguments.input = resolve_model(arguments.input)
     check_target(arguments.output, arguments.input)
     with locked_output(arguments.output, "--output", inside=False):
@@ -82,6 +84,7 @@ def _convert(arguments: argparse.Namespace, max_shard_bytes: int) -> int:
     from paddlemix.checkpoints.layouts.recognise import is_adapter
     from paddlemix.progress_bar import ProgressBar
 
+    # Adapters have writers of their own, which build no whole model.
     if is_adapter(arguments.input):
         return _convert_adapter(arguments)
     if arguments.to == "peft":
@@ -92,6 +95,7 @@ def _convert(arguments: argparse.Namespace, max_shard_bytes: int) -> int:
             bar.total = total
             bar.update(done - bar.done)
 
+        # Verifying is part of it: every weight is read back and compared.
         conversion = Conversion(
             to=arguments.to, dtype=arguments.dtype, max_shard_bytes=max_shard_bytes, on_progress=show
         )

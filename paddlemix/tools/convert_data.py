@@ -31,6 +31,7 @@ from paddlemix.tools.common.arguments import CommandParser
 from paddlemix.tools.common.command import path_argument, place_argument, run_command, seed_argument
 
 _TABLES = (".csv", ".tsv")
+# Thousands of bad rows usually have one cause.
 _SHOWN = 20  # bad rows that are listed
 Converted = Iterator[tuple[str, dict[str, Any] | UserError]]  # its place, and the record or what is wrong with it
 
@@ -119,6 +120,7 @@ def _convert_records(arguments: argparse.Namespace) -> Converted:
     from paddlemix.datasets.forms.vqa_table import ImageFinder
     from paddlemix.datasets.records.record_file import open_records
 
+    # Looks every image up, so that a record of a missing one is bad here and not in training.
     finder = ImageFinder(arguments.image_root)
     records = open_records(arguments.input, arguments.form)
     problems = dict(records.problems())
@@ -229,6 +231,7 @@ def _write(converted: Converted, paths: list[Path], arguments: argparse.Namespac
             if isinstance(record, UserError):
                 bad.append(f"{where}: {record}")
             else:
+                # Written as they come: a file may have more records than memory holds.
                 outputs[choose(record, where)].add(record)
         _print_bad(bad, arguments.skip_bad)
         # each takes its place when the block ends: by then all of them are on the disk, so that a full disk leaves none
@@ -245,6 +248,7 @@ def _chooser(fraction: float | None, seed: int) -> Callable[[dict[str, Any], str
     def choose(record: dict[str, Any], where: str) -> int:
         if fraction is None:
             return 0
+        # By image, not by record: a picture must not be in both parts.
         key = "\0".join([str(seed), *(_images_of(record) or [where])])
         number = int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8], "big")
         return int(number < fraction * 2**64)

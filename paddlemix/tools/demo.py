@@ -40,6 +40,7 @@ def main(argv: list[str]) -> int:
     from paddlemix.demo.pipeline import DemoFolder, check_folder, prepare, run_demo
 
     folder = DemoFolder(arguments.output)
+    # Before the lock, whose file would count as content.
     check_folder(folder, arguments.overwrite)
     with locked_output(folder.root, "--output"):
         if arguments.prepare_only:

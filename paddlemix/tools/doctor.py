@@ -52,6 +52,7 @@ def format_examination(found: Examination) -> str:
         return "\n".join([*lines, "nothing is wrong"])
     lines.append("what is wrong" if not found.healthy else "nothing is wrong that stops a run, but")
     for number, problem in enumerate(found.problems, start=1):
+        # Problems that are not serious do not change the exit status.
         mark = "" if problem.serious else " (still works)"
         lines += [f"  {number}. {problem.what}{mark}", f"     to do: {problem.fix}"]
     return "\n".join(lines)

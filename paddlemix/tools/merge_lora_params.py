@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from paddlemix.checkpoints.pretrained import Pretrained
 
 # largest difference of a logit after merging, as a share of the largest logit
+# Rounding of the weights alone: bfloat16 keeps 8 bits, and a logit sums thousands of products.
 MOST_DIFFERENT = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.15}
 
 
@@ -91,10 +92,12 @@ def _check_target(target: Path, arguments: argparse.Namespace) -> None:
 
     adapter, base = arguments.lora_path, arguments.model_name_or_path
     needed = [*(needed_by_model(base, "the base model") if base else ()), *needed_by_model(adapter, "the adapter")]
+    # PaddleMIX's default: the result replaces the adapter, which moves to a subfolder.
     in_place = target.resolve() == adapter.resolve()
     if in_place:
         needed = [item for item in needed if item.path.resolve() != target.resolve()]
     check_output(Output("merge_model_path", target), needed)
+    # A checkpoint's adapter is part of its state.
     if in_place and (target / STATE_FILE).is_file():
         raise UserError(
             f"lora_path '{target}' is a checkpoint, from which its run could not resume after a merge in place; give "
@@ -153,12 +156,14 @@ def _write_and_compare(loaded: list[Pretrained], directory: Path, dtype: str) ->
     from paddlemix.checkpoints.load import load_pretrained
     from paddlemix.tools.common.sample_logits import sample_logits
 
+    # With the adapter still separate, so that merging itself is what is tested.
     before = sample_logits(loaded[0])
     count = write_merged(loaded.pop(), directory, dtype)
     after = sample_logits(load_pretrained(directory, quantize=exact_storage(str(directory))))
     difference, largest = float(np.abs(after - before).max()), float(np.abs(before).max())
     most = MOST_DIFFERENT[dtype] * largest
     compared = f"logits of an example differ by at most {difference:.1e}, {dtype} allows {most:.1e}"
+    # Nothing is published yet, so an error leaves the target as it was.
     if not difference <= most:  # also false for NaN
         what = "choose --dtype float32" if dtype != "float32" else "check that base and adapter are complete"
         raise UserError(f"the merged model does not answer like the adapter: {compared}. Nothing was written; {what}")

@@ -80,12 +80,14 @@ def main(argv: list[str]) -> int:
         UserError: the model, the input, the output or an argument cannot be used.
     """
     arguments = build_parser().parse_args(argv)
+    # Before anything is loaded: wrong flags should show at once.
     chunk, settings = _chunk(arguments), generation_settings(arguments)
     from paddlemix.checkpoints.load import load_pretrained
     from paddlemix.generation.predict_file import predict_file
     from paddlemix.generation.predict_job import PredictJob
     from paddlemix.tools.common.processor import named_template
 
+    # Before the model: a wrong name should not cost minutes of loading.
     template = named_template(arguments.conv_mode, arguments.model_path) if arguments.conv_mode else None
     device, dtype = select_precision(arguments)
     job = PredictJob(
@@ -109,6 +111,7 @@ def main(argv: list[str]) -> int:
     with out_of_memory_explained(f"answering with {job.model} on {device}", less_memory_in_answers(arguments, dtype)):
         outcome = predict_file(job, lambda: load_pretrained(job.model, job.dtype, job.base, job.quantize))
     _report(job, outcome, time.monotonic() - start)
+    # Launched processes: only the one that completes the output reports failures.
     return STATUS_FAILED_QUESTIONS if outcome.failed and outcome.complete else 0
 
 
@@ -116,10 +119,12 @@ def _chunk(arguments: argparse.Namespace) -> Chunk:
     """The share of this process: from the two flags, or its rank under `paddle.distributed.launch`."""
     from paddlemix.generation.predict_job import Chunk
 
+    # As in LLaVA's scripts, which start one process per card.
     if (arguments.num_chunks is None) != (arguments.chunk_idx is None):
         raise UserError("--num-chunks and --chunk-idx must be given together")
     if arguments.num_chunks is not None:
         return Chunk(index=arguments.chunk_idx, count=arguments.num_chunks)
+    # Launched processes write one output together; chunks by flags have their own.
     count = int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
     return Chunk(index=int(os.environ.get("PADDLE_TRAINER_ID", "0")), count=count, joined=count > 1)
 

@@ -73,17 +73,20 @@ def _quantize(arguments: argparse.Namespace) -> int:
 
     source = open_source(arguments.model_path)
     declared = read_quantization(source.directory)
+    # Quantising codes again would add a second rounding.
     if declared is not None:
         raise UserError(
             f"{arguments.model_path} is already quantised ({declared.kind}); start from the model it was made from"
         )
     embedding = source.tensors().get("language_model.embed_tokens.weight")
+    # safetensors' short names, "BF16", to ours.
     names = {short: name for name, short in FLOAT_TYPES.items()}
     dtype = arguments.dtype or names.get(embedding.dtype if embedding is not None else "", "float32")
     select_device("cpu")  # nothing is computed, and the model need not fit into a device's memory
     loaded = load_base(BaseSpec(model=arguments.model_path, quantize=arguments.kind), dtype)
     with atomic_directory(arguments.output) as temporary:
         write_model(loaded, temporary)
+        # So that an adapter of the unquantised model is accepted on this one.
         write_origin(temporary, WeightFiles(source).digests())
     layers = quantized_linears(loaded.model).values()
     weights = sum(layer.weight_shape[0] * layer.weight_shape[1] for layer in layers)

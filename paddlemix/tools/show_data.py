@@ -74,6 +74,7 @@ def main(argv: list[str]) -> int:
         _check_output(arguments)
     processor = open_processor(arguments.model_path, arguments.conv_mode)
     records = open_records(arguments.data)
+    # Only then can a picture of a record be replaced.
     if arguments.output and arguments.overwrite:
         _check_pictures(arguments, records)
     style = Style.of_stream(sys.stdout)
@@ -87,6 +88,7 @@ def main(argv: list[str]) -> int:
             if arguments.output:
                 files = write_pictures(view, processor, settings, (arguments.output, arguments.overwrite))
         except UserError as error:
+            # The other records are still shown: this is a command for looking around.
             num_bad += 1
             print(json.dumps({"index": index, "error": str(error)}) if arguments.json else f"\n{error}")
             continue

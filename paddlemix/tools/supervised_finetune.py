@@ -23,8 +23,10 @@ def main(argv: list[str]) -> int:
     faults: list[Fault] = []
     description = "Fine-tune a LLaVA model, whole or with LoRA, as one JSON file says."
     path, overrides = parse_command_line(rest, "supervised_finetune.py", description, faults)
+    # Faults of the command line are reported together with the file's.
     config = load_config(path, overrides, faults=faults)
     if is_dry:
+        # Loads paddle only now: faults of a configuration appear at once.
         from paddlemix.dry_run.report import dry_run
 
         print(*dry_run(config, devices), sep="\n")

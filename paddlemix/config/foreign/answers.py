@@ -15,7 +15,9 @@ from typing import Any
 
 from paddlemix.errors import cut
 
+# A list of files may be long; the message stays readable.
 _SHOWN = 300  # characters of a value that is written back
+# Not a brace: the text around it is JSON.
 VALUE = "$"  # in a `write`: the value that was given, as JSON
 
 
@@ -82,6 +84,7 @@ def explain(answer: Answer, value: object, on_command_line: bool = False) -> str
         E.g. 'write "lora": true' or "leave it out".
     """
     chosen, remark = choose(answer, value), answer.says
+    # The value is none of those listed: all cases are shown, so that the reader can pick one.
     if chosen is None:
         words, remark = _cases(answer, on_command_line), answer.otherwise or answer.says
     else:
@@ -111,6 +114,7 @@ def explain_flag(answer: Answer, value: str | None) -> str:
         words = ", ".join(f"{text} for {case}" for case, text in answer.values.items() if text and case)
         words, remark = f"write {words}" if words else "", answer.otherwise or answer.says
     else:
+        # Pasted into a shell as it is shown.
         written = chosen.replace(VALUE, "..." if value is None else shlex.quote(value))
         words = f"write {written}" if chosen else "leave it out"
     return f"{words} ({remark})" if words and remark else words or remark
@@ -120,6 +124,7 @@ def choose(answer: Answer, value: object) -> str | None:
     """What to write for a value; "" to leave the name out, None where the answer does not say for this value."""
     text = value if isinstance(value, str) else json.dumps(value)
     for pattern, written in answer.values.items():
+        # Lower case on both sides: shells and YAML write True, true and TRUE.
         if fnmatch.fnmatchcase(text.lower(), pattern.lower()):
             return written
     return answer.write or None
@@ -127,6 +132,7 @@ def choose(answer: Answer, value: object) -> str | None:
 
 def knows_value(answer: Answer, value: object) -> bool:
     """Whether a value is one of those that an answer lists, not only let through by it."""
+    # Without `write`, which accepts every value.
     return choose(replace(answer, write=""), value) is not None
 
 
@@ -141,5 +147,6 @@ def _spell(written: str, value: object, on_command_line: bool) -> str:
 
 
 def _parsed(written: str, value: object) -> dict[str, Any]:
+    # Entries are stored as JSON without braces, so they are valid by construction.
     found: dict[str, Any] = json.loads("{" + written.replace(VALUE, json.dumps(value)) + "}")
     return found

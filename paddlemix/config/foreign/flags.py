@@ -14,10 +14,12 @@ from collections.abc import Mapping
 from paddlemix.config.foreign.answers import Answer, each, explain_flag, knows_value, of_programs, says
 from paddlemix.config.foreign.templates import LLAMA_FACTORY_TEMPLATES, SWIFT_TEMPLATES, XTUNER_TEMPLATES, Named
 
+# Shared by several programs below; `$` is the value given.
 _MODEL = Answer(write="--model-path $")
 _ADAPTER = Answer(write="--model-path $", says="an adapter's folder names its base")
 _NOTHING = says("there is nothing like it here; leave it out")
 _LOADED_FROM_FOLDER = says("leave it out; the folder says what it is")
+# Every program stores its template differently; here it is part of the checkpoint.
 _STORED = "left out, the template stored with the checkpoint is taken"
 
 
@@ -26,6 +28,7 @@ def _template(names: Mapping[str, Named], write: str = "") -> Answer:
     return Answer(values=values, write=write, says=_STORED)
 
 
+# 16 and 32 bits are the default here, so nothing is written for them.
 _BITS = Answer(values={"4": "--load-4bit", "8": "--load-8bit", "16": "", "32": ""})
 _DTYPE = Answer(
     values={
@@ -38,6 +41,7 @@ _DTYPE = Answer(
         "auto": "",
     }
 )
+# Commands that have no flag for it, but another command.
 _MERGE = says("`paddlemix merge-lora` folds an adapter into its model; here an adapter is read as it is")
 _PREDICT = says("`paddlemix predict --input QUESTIONS --output ANSWERS` answers a file of questions")
 _STREAM = Answer(values={"true": "", "false": "--no-stream", "": ""})
@@ -54,6 +58,7 @@ _XTUNER_MODEL = {
     "stop_words": Answer(write="--stop $"),
     **each("bot_name offload_folder", _NOTHING),
 }
+# ms-swift renamed arguments between versions 2 and 4; both names are listed.
 _SWIFT_MODEL = {
     **each("model model_id_or_path", _MODEL),
     **each("ckpt_dir adapters", _ADAPTER),

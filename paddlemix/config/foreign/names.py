@@ -43,11 +43,13 @@ def foreign_key(name: str, value: object, on_command_line: bool = False) -> str:
     found = _programs_of(name)
     if not found:
         return ""
+    # Where two programs share a name, a value that only one of them knows decides.
     sure = {program: answer for program, answer in found.items() if knows_value(answer, value)}
     found = sure or found
     by_answer: dict[str, list[str]] = {}
     for program, answer in found.items():
         by_answer.setdefault(explain(answer, value, on_command_line), []).append(program)
+    # Programs that agree are named together, otherwise each case is listed.
     if len(by_answer) == 1:
         ((words, programs),) = by_answer.items()
         return f"{name} is {of_programs(programs)}; {words}"
@@ -67,6 +69,7 @@ def foreign_value(key: str, value: object, on_command_line: bool = False) -> str
         'transformers\': write "optim": "adamw"'; "" for a value that the table does not know.
     """
     program, answer = script_keys.VALUES.get(key, ("", None))
+    # Empty values are nobody's; a table of values answers only for those that it lists.
     if answer is None or value in ([], "", None) or (answer.values and choose(answer, value) is None):
         return ""
     return f"{of_programs([program])}: {explain(answer, value, on_command_line)}"
@@ -120,6 +123,7 @@ def other_templates(name: str, ours: str) -> str:
 def foreign_file(path: str | os.PathLike[str], before: str = "") -> str:
     """What to use instead of another program's recipe or configuration file, after `before`; "" if it is none."""
     file = PurePath(path)
+    # By name, not by content: the file may not exist here.
     for program, recipes in FOREIGN_RECIPES.items():
         if file.stem in recipes or file.name in recipes:
             ours, beside = recipes.get(file.stem) or recipes[file.name]

@@ -17,7 +17,9 @@ from paddlemix.config.foreign.templates import LLAVA_TEMPLATES, Named
 
 TRAIN_FILES = '"dataset": {"train": [{"data_files": $}]}'
 EVAL_FILES = '"dataset": {"eval": [{"data_files": $}]}'
+# 8 and 4 bits mean QLoRA there; 16 and 32 are no quantisation, the default here.
 BITS = Answer(values={"4": '"quantize_base": "nf4"', "8": '"quantize_base": "int8"', "16": "", "32": "", "null": ""})
+# Values are names of DeepSpeed's files, so patterns find the stage in a path; order matters.
 SHARDING = Answer(
     values={
         "*zero1*": '"sharding": "stage1"',
@@ -28,19 +30,24 @@ SHARDING = Answer(
     },
     says="sharding splits over cards what DeepSpeed's stages split; on one card leave it out",
 )
+# Answers that several keys share have names, so that their words stay the same.
 RECOMPUTE = same("recompute")
+# For switches that have no counterpart and change nothing that is trained.
 NOT_HERE = says("there is nothing like it here; leave it out")
 ALWAYS = says("leave it out, it is always so here")
 NOTHING_UPLOADED = says("nothing is uploaded; use the hub's own tool on output_dir")
+# Several programs shrink large images first, which loses detail for anyres.
 NO_RESIZING = says("images are never shrunk before they are cut into tiles; leave it out")
 
 
 def template_answer(names: Mapping[str, Named]) -> Answer:
     """The answer for a key that names a template by another program's names."""
+    # Names whose text has no counterpart here are left to the template's own error.
     values = {name: f'"chat_template": "{named.ours}"' for name, named in names.items() if named.ours}
     return Answer(values=values, write='"chat_template": $')
 
 
+# LLaVA's dataclasses ModelArguments, DataArguments and TrainingArguments.
 LLAVA = {
     "lora_enable": same("lora"),
     "lora_r": same("lora_rank"),
@@ -93,6 +100,7 @@ _PLAIN_TRANSFORMERS = """dataloader_pin_memory dataloader_persistent_workers dat
         include_tokens_per_second use_reentrant_gc eval_use_gather_object restore_callback_states_from_checkpoint
     full_determinism fsdp_config fsdp_min_num_params fsdp_transformer_layer_cls_to_wrap liger_kernel_config
     eval_delay torchdynamo torch_compile torch_compile_backend torch_compile_mode"""
+# TrainingArguments of transformers, which all these scripts build on.
 TRANSFORMERS = {
     "deepspeed": SHARDING,
     "fsdp": Answer(values={"": "", "false": "", "[]": "", "*": '"sharding": "stage3"'}),
@@ -121,6 +129,7 @@ TRANSFORMERS = {
     ),
 }
 
+# InternVL freezes and unfreezes parts by switches of its own.
 INTERNVL = {
     "vision_path": same("mm_vision_tower"),
     "llm_path": same("model_name_or_path"),
@@ -166,7 +175,7 @@ VALUES = {
     "resume_from_checkpoint": (
         "transformers",
         Answer(
-            values={"[Tt]rue": "", "[Ff]alse": '"overwrite_output_dir": true'},
+            values={"true": "", "false": '"overwrite_output_dir": true'},
             says="a run resumes from the newest checkpoint in output_dir without being asked",
         ),
     ),

@@ -26,9 +26,11 @@ class Named:
 
 
 def _none(names: str) -> dict[str, Named]:
+    # Known names without a near relative, so that the answer can say so.
     return {name: Named(None) for name in names.split()}
 
 
+# Many of XTuner's texts differ from LLaVA's in a space or a line break: those have templates of their own here.
 XTUNER_TEMPLATES = {
     "internlm_chat": Named("xtuner_internlm_chat"),
     "internlm2_chat": Named("xtuner_internlm2_chat"),
@@ -47,6 +49,7 @@ XTUNER_TEMPLATES = {
         "deepseekcoder deepseek_moe deepseek_v2 minicpm cohere_chat"
     ),
 }
+# ms-swift names templates after models, in two generations.
 SWIFT_TEMPLATES = {
     "llava1_5_hf": Named("vicuna_v1", exact=False),  # no system text, a line break before ASSISTANT
     "llava1_5": Named("vicuna_v1", exact=False),
@@ -68,6 +71,7 @@ SWIFT_TEMPLATES = {
     "internvl": Named("internlm2_chat", exact=False),
     **_none("default internlm internlm2 chatml llama llama3 qwen2_5"),
 }
+# LLaMA-Factory's names, where the same word often means another text.
 LLAMA_FACTORY_TEMPLATES = {
     "llava": Named("vicuna_v1"),
     "llava_next": Named("vicuna_v1"),
@@ -78,6 +82,7 @@ LLAMA_FACTORY_TEMPLATES = {
     "llava_next_yi": Named("xtuner_internlm2_chat"),
     **_none("default empty intern2 llama2 llama3 mistral qwen yi"),
 }
+# InternVL's file is a copy of LLaVA's with names of its own.
 INTERNVL_TEMPLATES = {
     "internlm2-chat": Named("internlm2_chat"),
     "phi3-chat": Named("phi3_chat"),
@@ -106,6 +111,7 @@ FOREIGN_TEMPLATES = {
 _INTERN_VIT_448 = "mm_vision_tower=OpenGVLab/InternViT-6B-448px-V1-0 mm_vision_select_layer=-4"
 _VICUNA_7B = "model_name_or_path=lmsys/vicuna-7b-v1.5"
 _PRETRAINED = "model_name_or_path=FOLDER_OF_THE_PRETRAINED_MODEL"
+# Recipe files by their stem, with ours and what differs.
 FOREIGN_RECIPES = {
     "XTuner": {
         "llava_v15_7b_pretrain": ("pretrain.json", "model_name_or_path=lmsys/vicuna-7b-v1.5"),

@@ -19,18 +19,23 @@ from paddlemix.config.foreign.script_keys import (
 )
 from paddlemix.config.foreign.templates import LLAMA_FACTORY_TEMPLATES, SWIFT_TEMPLATES, XTUNER_TEMPLATES
 
+# Sampling and mixing are properties of an entry here, not of the run.
 _SOME = says('"data_files": "PATH#N" takes N records of a file')
 _SPLIT = says('give "split": "[:99%]" to the entry of train and "[99%:]" to that of eval')
 _WEIGHTS = says("give each entry of dataset a weight")
 _ONE_FORM = says("quantize_base has one form of nf4 and one of int8; leave it out")
+# Ours are regular expressions over whole names, theirs are endings.
 _TARGETS = Answer(
     values={"all": '"lora_target_modules": "all-linear"', "all-linear": '"lora_target_modules": "all-linear"'},
     otherwise='lora_target_modules are regular expressions of whole names, e.g. [".*q_proj", ".*v_proj"]',
 )
+# What is trained is not a switch here: every answer and its end token.
 _ANSWERS_ALONE = says("answers alone are trained, and all of them; leave it out")
 _SYSTEM = says("a record's own system turn, or a chat_template of yours, sets the system text")
 _LORA_MATRICES = says("only LoRA and its kinds are built here; set lora true")
+# Memory is why these optimisers are chosen there, so the answer names what saves memory here.
 _OPTIMISERS = says('"optim": "adamw" is the one optimiser; LoRA or quantize_base take less memory')
+# Their dtype is that of the weights, which is O2 here.
 _PRECISION = {
     "*bfloat16": '"bf16": true, "fp16_opt_level": "O2"',
     "*float16": '"fp16": true, "fp16_opt_level": "O2"',
@@ -41,11 +46,13 @@ _PRECISION = {
     "auto": "",
 }
 _BY_ADAPTERS = '"lora" trains adapters on it'
+# Their word for how a model is trained.
 _ADAPTER = Answer(
     values={"lora": '"lora": true', "full": '"lora": false'}, otherwise="only LoRA and full training are built here"
 )
 
 
+# ms-swift: both generations of names, with underscores.
 SWIFT = {
     **each("sft_type train_type tuner_type", _ADAPTER),
     "model_type": says("leave it out; the checkpoint's config.json says what it is"),
@@ -127,6 +134,7 @@ SWIFT = {
     ),
 }
 
+# XTuner has no flat keys: these are names inside its Python configurations.
 XTUNER = {
     "llm_name_or_path": same("model_name_or_path"),
     "visual_encoder_name_or_path": same("mm_vision_tower"),
@@ -161,6 +169,7 @@ XTUNER = {
     "param_scheduler": says("lr_scheduler_type, warmup_ratio and warmup_steps are keys"),
 }
 
+# LLaMA-Factory: YAML keys, which its command line accepts too.
 LLAMA_FACTORY = {
     "stage": Answer(
         values={"sft": ""},
@@ -211,6 +220,7 @@ LLAMA_FACTORY = {
     ),
 }
 
+# Names of LoraConfig, which users copy from Python code.
 PEFT = {
     "r": same("lora_rank"),
     "bias": same("lora_bias"),

@@ -36,6 +36,7 @@ def main(argv: list[str]) -> int:
     faults: list[Fault] = []
     description = "Train the projector on captions, as one JSON file says."
     path, overrides = parse_command_line(rest, "pretrain.py", description, faults)
+    # Defaults only: the file and the command line override them.
     config = load_config(path, overrides, DEFAULTS, faults)
     if is_dry:
         from paddlemix.dry_run.report import dry_run

@@ -118,6 +118,7 @@ def _open_session(arguments: argparse.Namespace) -> ChatSession:
         f"loading {arguments.model_path} on {device}", less_memory_in_answers(arguments, dtype)
     ):
         loaded = load_pretrained(arguments.model_path, dtype, arguments.model_base, quantization_kind(arguments))
+    # A wrong template still produces fluent answers, only worse ones.
     if template is not None and loaded.processor is not None and template.name != loaded.processor.template.name:
         print(
             f"note: --conv-mode {template.name} replaces the checkpoint's template {loaded.processor.template.name}",

@@ -39,6 +39,7 @@ class CommandParser(argparse.ArgumentParser):
             SystemExit: with status 0, after the help.
         """
         argv, faults = self._separate(list(sys.argv[1:] if args is None else args))
+        # argparse would stop at the first missing flag.
         required = [action for action in self._actions if action.required]
         for action in required:  # so that a missing flag hides no other fault
             action.required = False
@@ -80,6 +81,7 @@ class CommandParser(argparse.ArgumentParser):
                 continue
             name = flag[2:].replace("-", "_")
             most = len(argv) if name in WORD_LISTS else 1
+            # An unknown flag's values go with it; otherwise they would be reported as stray words.
             if equals or name in SWITCHES or (has_words and not foreign_flag(self._command, name, None)):
                 most = 0
             words = _take_words(argv, most)
@@ -107,9 +109,11 @@ class CommandParser(argparse.ArgumentParser):
         while True:
             try:
                 found, words = super().parse_known_args(argv, namespace)
+            # argparse stops at the first fault: the flag is removed and the rest parsed again.
             except (argparse.ArgumentError, _Refused) as error:
                 names = (getattr(error, "argument_name", None) or "").split("/")
                 faults.append(str(error).removeprefix("argument "))
+                # The fault is not about a flag that can be removed: parsing again would not end.
                 if not _remove(argv, names):
                     return None, faults, wrong
                 wrong |= set(names)
@@ -144,6 +148,7 @@ def _take_words(argv: list[str], most: int) -> list[str]:
 
 def _remove(argv: list[str], options: list[str]) -> bool:
     """Removes the last of some flags, with its value; returns whether there was one."""
+    # The last one: argparse lets it win, so it is the one that was wrong.
     for place in reversed(range(len(argv))):
         flag, equals, _ = argv[place].partition("=")
         if flag in options:

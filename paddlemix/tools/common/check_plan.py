@@ -22,6 +22,7 @@ from paddlemix.processors.llava import LlavaProcessor
 from paddlemix.processors.text.chat_template import resolve_template
 from paddlemix.tools.common.processor import open_processor, processor_of_run
 
+# Either of them; records of any form have neither.
 _RUN_KEYS = {"dataset", "model_name_or_path"}
 _LARGEST_CONFIG = 4 * 1024**2  # bytes; a larger file is data
 
@@ -86,6 +87,7 @@ def make_plan(inputs: Sequence[str], options: CheckOptions) -> CheckPlan:
         if processor is None and options.chat_template:
             raise UserError("--chat-template needs --model-path: templates are checked with a tokenizer")
         plan.files += [DataFile(path=path, image_root=options.image_root, processor=processor) for path in rest]
+    # A file that is listed twice and read alike is checked once.
     plan.files = list(dict.fromkeys(plan.files))
     return plan
 
@@ -93,6 +95,7 @@ def make_plan(inputs: Sequence[str], options: CheckOptions) -> CheckPlan:
 def is_run_file(path: str) -> bool:
     """Whether a file is a run's JSON: an object with `dataset` or `model_name_or_path`."""
     file = Path(path)
+    # Data files may be gigabytes; no configuration is.
     if not file.is_file() or file.stat().st_size > _LARGEST_CONFIG:
         return False
     try:
@@ -125,10 +128,12 @@ def _plan_run(plan: CheckPlan, config: RunConfig, path: str, options: CheckOptio
     except UserError as error:
         if options.model:
             raise
+        # Records and images can still be checked without a tokenizer.
         plan.notes.append(f"lengths and templates are not checked: {error}")
 
     @cache
     def processor_for(template: str | None) -> LlavaProcessor | None:
+        # An entry's own template comes before the run's, the flag's before both.
         if own is None or template is None or options.chat_template:
             return own
         return replace(own, template=resolve_template(template, own.template))

@@ -44,6 +44,7 @@ def measure_statistics(report: CheckReport, max_length: int | None) -> Lengths |
     lengths = report.lengths
     if not len(lengths):
         return None
+    # A row holds at least the longest sample.
     capacity = max(max_length or _DEFAULT_LENGTH, int(lengths[:, 0].max()))
     padding = {
         "plain": padding_share(lengths, _BATCH_SIZE),
@@ -104,6 +105,7 @@ def _kinds(title: str, problems: list[Problem]) -> Iterator[str]:
 
 
 def _short(text: str) -> str:
+    # Messages quote data: control characters must not reach the terminal.
     line = " ".join("".join(character if character.isprintable() else " " for character in text).split())
     return line if len(line) <= _WIDTH else f"{line[:_WIDTH]}..."
 
@@ -170,5 +172,6 @@ def write_report(path: Path, report: CheckReport, lengths: Lengths | None, plan:
     text = json.dumps(report_values(report, lengths, plan), indent=2)
     if not path.parent.is_dir():
         raise UserError(f"--report {path}: the folder {path.parent} does not exist")
+    # Checked here again: the folder may have gone while data were checked.
     with replacing(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")

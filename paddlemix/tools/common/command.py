@@ -36,6 +36,7 @@ from typing import TextIO
 from paddlemix.errors import UserError, cut
 from paddlemix.paths import user_path, user_place
 
+# int64, as paddle's generator takes it.
 _LARGEST_SEED = 2**63 - 1  # paddle's
 STATUS_USER_ERROR = 2
 STATUS_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
@@ -62,6 +63,7 @@ def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None 
         return status
     except BrokenPipeError:
         closed = [stream for stream in (sys.stdout, sys.stderr) if _lost_its_reader(stream)]
+        # Only our own output's reader makes a broken pipe harmless.
         if not closed:  # some other pipe, e.g. a data worker's: that must not be silent
             raise
         for stream in closed:
@@ -95,6 +97,7 @@ def seed_argument(text: str) -> int:
     Raises:
         argparse.ArgumentTypeError: it is not one.
     """
+    # Length first: int() of a million digits takes seconds.
     digits = text.strip().removeprefix("+")
     if not (digits.isdecimal() and len(digits) < 30 and int(digits) <= _LARGEST_SEED):
         raise argparse.ArgumentTypeError(
@@ -116,6 +119,7 @@ def _run(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
     try:
         return main(argv) or 0
     except UserError as error:
+        # stdout may be buffered while stderr is not.
         sys.stdout.flush()  # what was printed before the error also appears before it
         if os.environ.get("PADDLEMIX_TRACEBACK") == "1":
             traceback.print_exc()

@@ -47,6 +47,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser, max_new_tokens: int, tem
         max_new_tokens: default of `--max-new-tokens`.
         temperature: default of `--temperature` without beam search; beam search has 0.
     """
+    # Beam search is deterministic, so chat's default temperature must not apply to it.
     beams = "" if temperature == 0 else "; 0 with --num-beams"
     parser.add_argument(
         "--max-new-tokens",
@@ -79,6 +80,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser, max_new_tokens: int, tem
         "--stop", action="append", default=[], metavar="TEXT", help="text that ends an answer; repeat for several"
     )
     parser.add_argument("--seed", type=seed_argument, default=0, help="random seed for sampling (default 0)")
+    # Kept apart from the flag's value, so that "not given" can be distinguished.
     parser.set_defaults(default_temperature=temperature)
 
 

@@ -128,6 +128,7 @@ def _open_ours(directory: Path) -> LlavaProcessor | None:
     path = directory / PROCESSOR_FILE
     if not path.is_file():
         return None
+    # llava-hf has a file of this name too, without our keys.
     values = without_null(read_object(path))
     return processor_from_dict(values, directory) if values.keys() >= _OURS else None
 
@@ -144,6 +145,7 @@ def _open_any(path: str) -> LlavaProcessor:
     if not is_adapter(directory):
         return _declared(BaseSpec(model=str(directory)))
     adapter = read_adapter(directory)
+    # An adapter may bring its own tokenizer and template; the rest is its base's.
     processor = adapter_processor(_declared(base_of(adapter)), adapter)
     assert processor is not None
     return processor

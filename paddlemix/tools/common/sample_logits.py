@@ -35,9 +35,11 @@ def sample_logits(loaded: Pretrained) -> np.ndarray:
 
 
 def _example(processor: LlavaProcessor, with_image: bool) -> Example:
+    # An image alone is a question too: the answer then depends on the tower.
     question = (0,) if with_image else ("What is 2 and 3?",)
     messages = (Message(role="user", content=question), Message(role="assistant", content=("Five red circles.",)))
     size = processor.image_spec.tile_size
+    # Noise, because a plain picture makes all patches alike.
     noise = np.random.RandomState(0).randint(0, 256, (size, size, 3)).astype(np.uint8)
     images = [Image.fromarray(noise)] if with_image else []
     sample = Sample(messages=messages, images=("noise",) * len(images), source="the example of the comparison")

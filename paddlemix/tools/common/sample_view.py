@@ -120,6 +120,7 @@ def _fitting(
     tokens, _ = processor.measure(sample, sizes, max_length)
     messages: Sequence[Message] = sample.messages
     example = processor.encode_text(messages, sizes)
+    # `measure` counts without encoding; here the messages themselves are needed.
     while len(example.input_ids) > tokens:
         messages = messages[:-2]
         example = processor.encode_text(messages, sizes)
@@ -189,6 +190,7 @@ def _save(picture: Image.Image, path: Path, overwrite: bool) -> None:
     picture.save(encoded, "PNG")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # The same picture again is not a conflict, so the command can be repeated.
         if path.exists() and not overwrite and path.read_bytes() != encoded.getvalue():
             raise UserError(
                 f"--output: {path} exists and is a different picture; choose another folder, or give --overwrite"

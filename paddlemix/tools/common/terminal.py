@@ -31,6 +31,7 @@ HELP = """\
 //...               ask a question that begins with a slash
 Ctrl-C stops an answer; an empty line ends the chat."""
 
+# int() of a long line of digits would take seconds.
 _MOST_DIGITS = 6  # of a number of rounds
 
 
@@ -88,6 +89,7 @@ class Terminal:
             try:
                 self._take(line)
             except UserError as error:
+                # Piped questions: the ones after a faulty line would be asked in the wrong context.
                 if not self._options.interactive:
                     raise
                 print(f"error: {error}", file=sys.stderr)
@@ -108,6 +110,7 @@ class Terminal:
 
     def _ask(self, question: str) -> None:
         session, pictures = self._session, [picture for _, picture in self._waiting]
+        # To find out whether the round was kept after Ctrl-C.
         before = session.rounds[-1:]
         pieces = session.ask(question, pictures) if self._options.stream else iter(_later(session, question, pictures))
         print("ASSISTANT: ", end="", flush=True)
@@ -117,6 +120,7 @@ class Terminal:
                     print(piece, end="", flush=True)
             print(flush=True)
         except KeyboardInterrupt:
+            # Lets the session forget or keep the round cleanly.
             pieces.close()  # type: ignore[attr-defined]
             print(" [stopped]", flush=True)
         except UserError:
@@ -148,6 +152,7 @@ class Terminal:
         if rest and not (rest.isdecimal() and len(rest) <= _MOST_DIGITS):
             raise UserError(f"/back expects a number of rounds, not '{cut(rest, 40)}'")
         self._session.back(int(rest or 1))
+        # All rounds are gone: the images of the command line are shown again.
         if not self._session.rounds:
             self._waiting = [*self._first, *(image for image in self._waiting if image not in self._first)]
         print(f"{len(self._session.rounds)} rounds left")
@@ -165,10 +170,12 @@ class Terminal:
         if not name or not self._session.rounds:
             raise UserError("/save needs a file name" if not name else "there is nothing to save yet")
         path = user_path(name, "/save").absolute()
+        # A conversation may be saved again to the file it was saved to.
         if path.exists() and path not in self._saved:
             raise UserError(f"{path} exists and is not overwritten; choose another name")
         check_output(Output("/save", path, "file"), self._options.needed())
         pictures = [picture for item in self._session.rounds for picture in item.pictures]
+        # Absolute, since the record is read from elsewhere.
         images = tuple(_kept_name(self._names[picture.number]) for picture in pictures)
         sample = Sample(messages=tuple(self._session.messages), images=images, source=str(path))
         record = llava_record(sample, "0")
