@@ -166,6 +166,15 @@ def test_every_file_of_a_room_is_on_the_architecture_page() -> None:
     assert [place.as_posix() for place in expected if place.as_posix() not in named] == []
 
 
+def test_the_architecture_page_has_one_row_for_each_room_and_sub_room() -> None:
+    """Tables that name folders below the package; `examples/` shares the row of `tools/`."""
+    page = read_page(ROOT / "docs" / "architecture.md")
+    rows = re.findall(r"^\| `([\w/]+)/`[^|]*\|", page, re.MULTILINE)
+    folders = {path.parent.relative_to(ROOT / "paddlemix") for path in (ROOT / "paddlemix").rglob("*.py")}
+    rooms = [folder.as_posix() for folder in folders if folder.parts and folder.parts[0] != "examples"]
+    assert sorted(rows) == sorted(rooms)
+
+
 def test_the_architecture_page_shows_the_table_that_is_tested() -> None:
     tables = {"errors": LEVELS, "weight_check": CHECKPOINT_LEVELS}
     for name, levels in tables.items():

@@ -23,15 +23,12 @@ SAME_NAMES = {
     "checks.py": "device/: of the environment; trainer/: of a run's keys",
     "llava.py": "processors/: what prepares its input; models/: the model",
     "load.py": "config/: a run's file; checkpoints/: a model",
-    "memory.py": "the error where memory runs out; dry_run/: the memory that a run needs",
     "model.py": "demo/: the demo's; dry_run/: one without weights",
     "predict.py": "generation/: the work; tools/: its command",
-    "progress.py": "the bar; trainer/callbacks/: what shows a run's",
     "quantize.py": "peft/: the work; tools/: its command",
     "settings.py": "peft/: of adapters; device/: of the environment",
     "sizes.py": "checkpoints/: of a model; datasets/images/: of pictures",
 }
-SAME_NAMES_IN_A_ROOM = {"config/keys.py"}  # being renamed
 
 # Files that no test names: who tests them.
 UNNAMED = {
@@ -69,7 +66,7 @@ UNNAMED = {
 }
 
 # The least share of the lines of *.py that carry a comment: they say why, at the hard lines.
-MIN_COMMENTS = 0.033
+MIN_COMMENTS = 0.04
 
 # Words of other languages' word order: after, is, is not a, N, available.
 GLOSSARY = re.compile(r"behind|stands|is no |so many|that is there")
@@ -125,8 +122,7 @@ def test_no_file_is_long() -> None:
 
 def test_in_a_room_no_two_files_share_a_name() -> None:
     found = Counter((room(file), Path(file).name) for file in package_files(*SOURCES))
-    shared = {"/".join(place) for place, count in found.items() if count > 1 and place[1] != "__init__.py"}
-    assert shared - SAME_NAMES_IN_A_ROOM == set()
+    assert ["/".join(place) for place, count in found.items() if count > 1 and place[1] != "__init__.py"] == []
 
 
 def test_across_rooms_a_name_is_shared_only_where_it_is_plain_which_is_which() -> None:
@@ -135,6 +131,13 @@ def test_across_rooms_a_name_is_shared_only_where_it_is_plain_which_is_which() -
         rooms[Path(file).name].add(room(file))
     shared = {name: where for name, where in rooms.items() if len(where) > 1 and name != "__init__.py"}
     assert {name: where for name, where in shared.items() if name not in SAME_NAMES} == {}
+
+
+def test_files_of_the_tables_exist() -> None:
+    """A file that moved or went takes its reason along."""
+    assert [file for file in UNNAMED if file not in package_files(".py")] == []
+    names = [Path(file).name for file in package_files(*SOURCES)]
+    assert [name for name in SAME_NAMES if names.count(name) < 2] == []
 
 
 def test_every_source_file_is_named_by_a_test() -> None:
