@@ -187,11 +187,13 @@ def test_a_file_that_is_missing(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["fixed.json", "fixed.jsonl"])
 def test_good_records_are_written_unchanged(folder: Path, name: str) -> None:
     odd = {"id": "\ud800", "extra": [1e22, None, "是"], "conversations": [["Q", "A"]]}
+    plain = {"id": "é", "conversations": [["问", "A"]]}
     with (folder / "mixed.jsonl").open("a") as file:
-        file.write("\n" + json.dumps(odd) + "\n")
+        file.write("\n" + json.dumps(odd) + "\n" + json.dumps(plain) + "\n")
     report = check(folder, "good.json", "mixed.jsonl")
-    assert write_good_records(report, folder / name) == 9
+    assert write_good_records(report, folder / name) == 10
     text = (folder / name).read_text(encoding="utf-8")
+    assert '"问"' in text and r"\ud800" in text  # as it is, where UTF-8 can write it
     written = json.loads(text) if name.endswith(".json") else [json.loads(line) for line in text.splitlines()]
     before = json.loads((folder / "good.json").read_text())
     before += [json.loads(line) for line in (folder / "mixed.jsonl").read_text().splitlines()]

@@ -365,6 +365,7 @@ def test_data_uri(uri: str) -> None:
         ("data:image/png;base64,aGVsbG8=", "is not an image file that can be read"),
         (data_uri(picture=noise_picture(60, 60))[:-400], "is broken: "),
         (data_uri(picture=noise_picture(90, 90)), "is larger than 20000 bytes: 2.,... bytes"),
+        ("data:image/png;base64," + "!" * 40_000, "is larger than 20000 bytes: 29,998 bytes"),  # before it is decoded
     ],
 )
 def test_broken_data_uri(uri: str, expected: str) -> None:
