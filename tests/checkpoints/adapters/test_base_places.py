@@ -134,6 +134,11 @@ def test_of_two_models_with_the_same_weights_the_one_that_computes_alike_is_take
     assert place(root / "runs" / "ad") == made / "models" / "base"
 
 
+def test_of_two_places_one_that_cannot_be_read_is_not_taken(made: Path, root: Path) -> None:
+    (root / "models" / "base" / "config.json").write_text("{", encoding="utf-8")
+    assert place(root / "runs" / "ad") == made / "models" / "base"
+
+
 def test_a_link_to_the_folder_of_a_run_does_not_shift_the_place(world: World, tmp_path: Path) -> None:
     from paddlemix.checkpoints.adapters.base_places import base_reference
     from paddlemix.checkpoints.base_model import BaseSpec

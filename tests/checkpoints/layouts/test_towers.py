@@ -249,3 +249,14 @@ def test_only_a_table_of_positions_is_fitted() -> None:
     assert towers.fit_positions({}, VISION) == {}
     table = array_entry(np.zeros((1, 10, 4), np.float32))
     assert towers.fit_positions({towers.POSITIONS: table}, VISION) == {towers.POSITIONS: table}
+
+
+def test_towers_of_another_form_keep_their_parts_apart() -> None:
+    part = {"vision_tower.layers.0.self_attn.q_proj.weight": array_entry(np.zeros((2, 2), np.float32))}
+    assert towers.join_tower(part, tiny_vision()) == towers.join_tower(part, None) == part
+
+
+def test_a_published_language_model_alone_has_no_sizes_of_a_projector() -> None:
+    spec = BaseSpec(model="lmsys/vicuna-7b-v1.5", starts_projector=True)
+    with pytest.raises(UserError, match="mm_vision_tower is missing: lmsys/vicuna-7b-v1.5 is a language model alone"):
+        read_sizes(spec)
