@@ -45,3 +45,9 @@ def test_a_quantised_model_is_not_converted(copy: Path) -> None:
     write_json(copy / "config.json", {**read_json(copy / "config.json"), "quantization_config": config})
     with pytest.raises(UserError, match="is quantised; convert the model that it was made from"):
         read_checkpoint(copy)
+
+
+def test_a_tokenizer_with_more_tokens_than_rows_is_an_error(copy: Path, tokenizer_directory: Path) -> None:
+    shutil.copytree(tokenizer_directory, copy, dirs_exist_ok=True)
+    with pytest.raises(UserError, match=r"the tokenizer of \S+ has \d+ tokens, but the embedding only \d+ rows"):
+        read_checkpoint(copy)
