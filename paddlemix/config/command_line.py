@@ -55,8 +55,10 @@ def split_dry_run(argv: list[str]) -> tuple[list[str], bool, int | None]:
     if place is None:
         return rest, True, None
     flag, equals, text = rest.pop(place).partition("=")
+    # the flag was just removed, so its value has moved to the flag's own place
     if not equals:
         text = rest.pop(place) if place < len(rest) else ""
+    # the length is checked before `int`, which raises on a text of more than 4,300 digits
     if not text.isdecimal() or len(text) > _MOST_DIGITS or int(text) < 1:
         raise UserError(f"command line: {flag} '{cut(text, 40)}' is not a number of devices; give 1 or more")
     return rest, True, int(text)
@@ -95,6 +97,7 @@ def parse_command_line(
         UserError: nothing given; without `faults`, everything it would receive.
         SystemExit: with status 0, after printing the help that `-h` or `--help` asked for.
     """
+    # before anything is parsed: help is wanted most when the rest of the line is wrong
     if "-h" in argv or "--help" in argv:
         sys.stdout.write(_format_usage(prog, description) + "\n\n" + format_help() + "\n")
         raise SystemExit(0)
@@ -102,6 +105,11 @@ def parse_command_line(
     overrides: list[str] = []
     found: list[Fault] = []
     rest = list(argv)
+    # what an item is, in this order:
+    #   --name ...   a flag; it takes its values off the front of `rest`
+    #   word=...     a key; `runs/a=b.json` and `./a=b.json` do not begin with a word and =, so they are files
+    #   first other  the configuration file
+    #   any further  a fault
     while rest:
         item = rest.pop(0)
         if item.startswith("--"):
@@ -164,6 +172,8 @@ def _take_flag(flag: str, rest: list[str], may_be_file: bool) -> str | Fault:
     """
     name, equals, text = flag.partition("=")
     name = name.replace("-", "_")
+    # The values of an unknown flag are taken too: as words of their own each would be reported as a second file.
+    # A flag without any is a switch of that program, so its answer is looked up for true.
     if name not in SPECS:
         given = text if equals else " ".join(_values_of_unknown(name, rest, may_be_file)) or "true"
         foreign = foreign_key(name, parse_any(given), on_command_line=True)
@@ -178,6 +188,7 @@ def _take_flag(flag: str, rest: list[str], may_be_file: bool) -> str | Fault:
     values = _take_values(rest, 1 if "list[str]" not in kinds else len(rest))
     if not values:
         return Fault(f"--{name} needs a value after it", frozenset([name]))
+    # several words become one JSON text; a list that is written as JSON already stays as it is
     if "list[str]" in kinds and not values[0].startswith("["):
         return f"{name}={json.dumps(values, ensure_ascii=False)}"
     return f"{name}={values[0]}"
@@ -189,6 +200,12 @@ def _values_of_unknown(name: str, rest: list[str], may_be_file: bool) -> list[st
     A `.json` after a name that nobody has is the configuration file, whether it exists or not; after another program's
     switch, or after such a flag's first word, only if it exists: `--fsdp_config fsdp.json` has a file of its own.
     """
+    # first word after the flag                                         what the flag takes
+    #   a .json, and no program of the tables has the flag              nothing
+    #   a .json that exists, and the flag has no counterpart of ours    nothing
+    #   anything else, the configuration file already named             all words up to the next flag
+    #   anything else, the flag's counterpart is `dataset`              all words: its .json files are data
+    #   anything else                                                   words up to the first .json that exists
     meant = keys_meant(name)
     first = rest[0] if rest and may_be_file and not meant else ""
     if first.endswith(".json") and (os.path.isfile(first) or not foreign_key(name, first)):
@@ -208,6 +225,8 @@ def _take_values(rest: list[str], most: int, of_unknown: bool = False) -> list[s
     """
     values: list[str] = []
     while rest and len(values) < most and not rest[0].startswith("--"):
+        # `a=b` ends the values of a known flag only where `a` is a key: texts and patterns may contain = too.
+        # A single dash does not end them, so negative numbers are values.
         name, equals, _ = rest[0].partition("=")
         # `--finetuning_type lora lora_rank=4`: the second one is an assignment, the first a value.
         if equals and (name in SPECS or (of_unknown and _ASSIGNMENT.match(rest[0]))):

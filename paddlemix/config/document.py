@@ -48,6 +48,7 @@ def read_document(path: Path) -> Document:
     """
     text = _read_text(path)
     try:
+        # with `repeats`: a repeated key is reported later, with both lines and together with all other faults
         values = parse_json(text, repeats=True)
     except json.JSONDecodeError as error:
         raise UserError(_explain_syntax(path, text, error)) from None
@@ -102,6 +103,7 @@ def locate_keys(text: str) -> list[tuple[str, int]]:
     levels: list[_Level] = []
     line, position = 1, 0
     for token in _TOKEN.finditer(text):
+        # counted from token to token, not from the start: linear in the length of the file
         line, position = line + text.count("\n", position, token.start()), token.start()
         mark = token.group()
         if mark in "{[":
@@ -124,6 +126,7 @@ def _read_text(path: Path) -> str:
     try:
         return read_text(path)
     except MissingFileError as error:
+        # unreadable, not missing: similar names in the folder would mislead
         if path.exists():
             raise MissingFileError(f"configuration file {error}") from None
         # A wrong name is most often a spelling of a file beside it.
@@ -140,12 +143,15 @@ def _explain_syntax(path: Path, text: str, error: json.JSONDecodeError) -> str:
     shown = lines[min(error.lineno, len(lines)) - 1].strip()
     here = text[error.pos : error.pos + 1]
     hint = ""
+    # first: a YAML or Python file fails at some character that the other hints would misread
     if foreign_file(path):
         hint = foreign_file(path, "; ")
     elif here in ("/", "#"):
         hint = "; JSON has no comments, remove it"
+    # Python 3.13 names the trailing comma and points at it, earlier versions at the bracket after it
     elif text[: error.pos].rstrip().endswith(",") or "trailing comma" in error.msg:
         hint = "; remove the comma before the closing bracket"
+    # the parser stops at the next key, below the line whose comma is missing
     elif error.msg.startswith("Expecting ',' delimiter") and shown.startswith('"') and error.lineno > 1:
         hint = "; is the comma missing at the end of the line before?"
     return (

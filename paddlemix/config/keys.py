@@ -14,6 +14,7 @@ Group = Literal["model", "lora", "data", "training", "logging", "distributed", "
 Status = Literal["used", "ignored"]
 PathKind = Literal["local", "place"]
 
+# This order is the one of the help and of saved files.
 GROUPS: tuple[Group, ...] = (
     "model",
     "lora",
@@ -115,6 +116,7 @@ def read_specs(config_class: type) -> dict[str, KeySpec]:
     Returns:
         Name -> spec, by group in the order of `GROUPS`, inside a group as declared.  Fields without `key` are skipped.
     """
+    # `warnings` and `given` of RunConfig have no group, so they are not keys
     specs = [_read_spec(field) for field in dataclasses.fields(config_class) if "group" in field.metadata]
     # Stable, so that keys stay in the order of their declaration inside a group.
     specs.sort(key=lambda spec: GROUPS.index(spec.group))

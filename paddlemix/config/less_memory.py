@@ -23,7 +23,12 @@ def less_memory_in_run(config: RunConfig, is_quantized: bool = False, devices: i
     Returns:
         One text per key, "recompute false -> true" for example; those that change the result least come first.
     """
-    # Cheapest first: what changes speed only, then precision, then the result.
+    # what changes             what it costs
+    #   batch size, recompute    time; the result stays the same
+    #   precision                rounding
+    #   evaluation's batch size  time, in evaluations only
+    #   length, LoRA, codes      another training run
+    #   sharding                 more cards
     return [*_passes(config), *_precision(config), *_evaluation(config), *_model(config, is_quantized, devices)]
 
 
@@ -39,6 +44,7 @@ def _passes(config: RunConfig) -> Iterator[str]:
 
 
 def _precision(config: RunConfig) -> Iterator[str]:
+    # three states: float32, autocast over float32 weights (O1), weights in half precision too (O2)
     if not (config.bf16 or config.fp16):
         yield 'bf16 false -> true with fp16_opt_level "O2" (GPU and NPU)'
     elif config.fp16_opt_level != "O2":
@@ -52,6 +58,7 @@ def _evaluation(config: RunConfig) -> Iterator[str]:
 
 def _model(config: RunConfig, is_quantized: bool, devices: int) -> Iterator[str]:
     yield f"max_length {config.max_length} -> a smaller one"
+    # as training resolves it: the key `language_model` decides, otherwise whether adapters train
     adapts = config.lora or config.lora_path is not None
     trains_all = (config.language_model or ("lora" if adapts else "full")) == "full"
     if config.do_train and not adapts and trains_all:
@@ -81,6 +88,7 @@ def less_memory_in_answers(arguments: argparse.Namespace, dtype: str) -> list[st
         found.append(f"--batch-size {size} -> a smaller one")
     if dtype == "float32":
         found.append("--dtype bfloat16 (GPU and NPU)")
+    # from 8 bits there is one step left, from none there are two
     if not arguments.load_4bit:
         found.append("--load-4bit" if arguments.load_8bit else "--load-8bit or --load-4bit")
     return [*found, f"--max-new-tokens {arguments.max_new_tokens} -> a smaller one"]

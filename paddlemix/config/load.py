@@ -27,6 +27,8 @@ __all__ = ["ConfigError", "Fault", "format_help", "load_config", "parse_command_
 COMMAND_LINE = "command line"
 # sorts after every line of the file
 _WHOLE = 10**9  # line of what concerns a whole file
+# Other keys refuse a foreign value by their type or their choices.  These two accept any text, so that
+# resume_from_checkpoint=True, which transformers knows, would be taken for a folder's name.
 _FREE_TEXTS = ("lora_target_modules", "resume_from_checkpoint")  # any text, but not the words of other programs
 
 _STRUCTURES: dict[str, Callable[[Any], tuple[Any, list[InnerFault]]]] = {
@@ -95,12 +97,16 @@ class _Draft:
         if name not in SPECS:
             self.refuse(name, value, place)
             return
-        # One value at a time here; rules between keys follow when all values are known.
+        # value            is a foreign one looked up?
+        #   refused          yes: it may be another program's word
+        #   accepted, free   yes, and refused if the table has it
+        #   accepted, other  no: it is ours, whatever others mean by it
         checked, messages = check_value(SPECS[name], value)
         foreign = foreign_value(name, value, place.rank == 1) if messages or name in _FREE_TEXTS else ""
         if foreign:
             messages = [f"{(messages or [f'{name}: {describe(value)}'])[0]}; this is {foreign}"]
         faults = [(place, message) for message in messages]
+        # inner faults have paths and lines of their own, but the command line has no lines
         if not faults and checked is not None and name in _STRUCTURES:
             checked, inner = _STRUCTURES[name](checked)
             faults = [(self.line_of(path) if place.rank == 0 else place, message) for path, message in inner]
@@ -148,6 +154,7 @@ def load_config(
     if path is not None:
         document = _read(Path(path), faults)
         draft = _Draft(whole=_Place(0, _WHOLE, os.fspath(path)), lines=document.lines)
+    # lowest precedence first: what is put later replaces the value and its place
     for name, value in (defaults or {}).items():
         draft.put(name, value, _Place(2, _WHOLE, "default of the command"))
     for name, value in document.values.items():
@@ -159,6 +166,7 @@ def load_config(
         _put_override(draft, override)
     for fault in faults:
         draft.faults.append((_Place(1, _WHOLE, COMMAND_LINE), fault.message))
+        # the key that a bad flag would have set is not also reported as missing
         draft.faulty |= fault.keys
     return _finish(draft)
 
@@ -175,6 +183,7 @@ def save_config(config: RunConfig, path: str | os.PathLike[str]) -> None:
     Raises:
         UserError: the place cannot be written to.
     """
+    # without ignored keys: reading the file again does not repeat their warnings
     values = {name: getattr(config, name) for name, spec in SPECS.items() if spec.status == "used" and not spec.secret}
     text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     target = Path(path)
@@ -184,6 +193,7 @@ def save_config(config: RunConfig, path: str | os.PathLike[str]) -> None:
         with temporary_file(target) as temporary:
             with temporary.open("w", encoding="utf-8") as file:
                 file.write(text)
+                # the bytes are on the disk before the name is: after a power cut the old file is there, or the new one
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, target)
@@ -216,8 +226,10 @@ def _finish(draft: _Draft) -> RunConfig:
     Raises:
         ConfigError: there are faults, of single values or between keys.
     """
+    # the command's own defaults are not "given": nobody is warned of a key that they did not write
     given = {name: place for name, place in draft.places.items() if place.rank < 2}
     config = RunConfig(**draft.values, given=frozenset(given))
+    # before the rules, which would report the missing evaluation data as a fault
     notes = _without_evaluation(config, given)
     for conflict in find_conflicts(config):
         # A conflict between a faulty key and another would be a second message about one mistake.

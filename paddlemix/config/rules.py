@@ -45,6 +45,7 @@ def _precision(config: RunConfig) -> list[Conflict]:
     if config.bf16_full_eval and config.fp16_full_eval:
         message = "bf16_full_eval and fp16_full_eval are both true; choose one"
         found.append(Conflict(("fp16_full_eval", "bf16_full_eval"), message))
+    # O2 alone switches nothing on: it says how bf16 or fp16 is done, not whether
     if config.fp16_opt_level == "O2" and not (config.bf16 or config.fp16):
         message = 'fp16_opt_level "O2" needs bf16 or fp16 true; otherwise set "O1"'
         found.append(Conflict(("fp16_opt_level", "bf16", "fp16"), message))
@@ -60,6 +61,8 @@ def _precision(config: RunConfig) -> list[Conflict]:
 def _best_model(config: RunConfig) -> list[Conflict]:
     if not config.load_best_model_at_end:
         return []
+    # The best checkpoint can only be found if every saved step was evaluated.
+    # Source: PaddleNLP 3.0.0b4, `TrainingArguments.__post_init__`, which raises in the same two cases.
     evaluation, saving = config.resolved_evaluation_strategy, config.save_strategy
     if evaluation != saving:
         keys = ("load_best_model_at_end", "evaluation_strategy", "save_strategy")
@@ -104,6 +107,7 @@ def _data_is_there(config: RunConfig) -> list[Conflict]:
     if config.do_train and not dataset.get("train"):
         found.append(Conflict(("dataset", "do_train"), "dataset.train is missing; do_train needs at least one entry"))
     if config.resolved_evaluation_strategy != "no" and not dataset.get("eval"):
+        # names the key that switched evaluation on, since either does (see `resolved_evaluation_strategy`)
         reason = "do_eval true" if config.do_eval else f'evaluation_strategy "{config.evaluation_strategy}"'
         keys = ("dataset", "do_eval" if config.do_eval else "evaluation_strategy")
         off = "do_eval false" if config.do_eval else 'evaluation_strategy "no"'
@@ -112,6 +116,7 @@ def _data_is_there(config: RunConfig) -> list[Conflict]:
 
 
 def _something_to_train(config: RunConfig) -> list[Conflict]:
+    # max_steps -1, the default, and 0 both mean "by epochs"
     if config.max_steps > 0 or config.num_train_epochs > 0:
         return []
     message = f"max_steps {config.max_steps} and num_train_epochs {config.num_train_epochs:g}: there would be no step"
@@ -135,7 +140,8 @@ def _optimiser(config: RunConfig) -> list[Conflict]:
 
 
 def _policies(config: RunConfig) -> list[Conflict]:
-    # `lora` left out is not a contradiction: a policy then decides.
+    # lora false as the default says nothing: a part with policy "lora" then has adapters without it.
+    # Only a false that somebody wrote contradicts the policy.
     if config.lora or "lora" not in config.given:
         return []
     return [
@@ -161,6 +167,7 @@ def _adapters(config: RunConfig) -> list[Conflict]:
     # An adapter may come from any of three keys.
     policies = (config.vision_tower, config.projector, config.language_model)
     if not (config.lora or config.lora_path or "lora" in policies):
+        # compared with the defaults, not with `given`: a file that states a default asks for nothing
         keys = [name for name, plain in _ADAPTER_KEYS.items() if getattr(config, name) != plain]
         message = "needs lora true, or a part with policy lora"
         found += [Conflict((name, "lora"), f"{name} {message}; add that or remove {name}") for name in keys]
@@ -195,6 +202,7 @@ def _noise(config: RunConfig) -> list[Conflict]:
     return [Conflict(("neftune_noise_alpha", "neftune"), message)]
 
 
+# Key of an adapter's kind or form -> the value that asks for nothing.
 _ADAPTER_KEYS = {
     "lora_bias": "none",
     "rslora": False,

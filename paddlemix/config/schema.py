@@ -16,8 +16,10 @@ from paddlemix.config.schema_training import CompatibilityKeys, DistributedKeys,
 _model = partial(key, group="model")
 _lora = partial(key, group="lora")
 _data = partial(key, group="data")
+# PaddleMIX's GenerateArgument parses these keys, and its LLaVA code never reads them
 _generation = partial(key, group="generation", status="ignored")
 
+# of a part of the model: no weight trains, adapters train, every weight trains
 POLICIES = ("frozen", "lora", "full")
 
 
@@ -91,6 +93,7 @@ class ModelKeys:
     pretrain_mm_mlp_adapter: str | None = _model(
         None, help="File with a trained projector to start from.", path="local"
     )
+    # Ours are policies.  LLaVA's key `vision_tower` is the name of a model, which is mm_vision_tower here.
     vision_tower: str | None = _model(
         None, help="How the vision tower trains; null: frozen unless freeze patterns say otherwise.", choices=POLICIES
     )
@@ -117,6 +120,7 @@ class LoraKeys:
     lora_path: str | None = _lora(
         None, help="Adapter directory to continue training; its own settings then apply.", path="local"
     )
+    # PaddleMIX's defaults.  LLaVA's own scripts train with rank 128 and alpha 256, as our recipes for it do.
     lora_rank: int = _lora(8, help="Rank of each adapter.", min=1)
     # PEFT's scaling, so that adapters mean the same there.
     lora_alpha: int = _lora(16, help="Scale: an adapter's output is multiplied by lora_alpha / lora_rank.", min=1)

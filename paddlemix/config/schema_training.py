@@ -11,6 +11,7 @@ from functools import partial
 
 from paddlemix.config.keys import key
 
+# with target "trainer" PaddleNLP's TrainingArguments gets the key; without, only our own code reads it
 _training = partial(key, group="training", target="trainer")
 _training_own = partial(key, group="training")
 _logging = partial(key, group="logging", target="trainer")
@@ -20,6 +21,7 @@ _ignored = partial(key, group="compatibility", status="ignored")
 
 STRATEGIES = ("no", "steps", "epoch")
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
+# PaddleNLP names five (adafactor, adamw_mini, ...); here there is one
 OPTIMIZERS = ("adamw",)
 SHARDING = ("", "stage1", "stage2", "stage3", "stage1 offload", "stage2 offload", "stage3 offload")
 REPORTERS = ("none", "all", "visualdl", "tensorboard", "wandb")
@@ -81,6 +83,7 @@ class TrainingKeys:
     # Both as in transformers, where the number of steps wins too.
     warmup_ratio: float = _training(0.0, help="Warm-up as a share of all steps.", min=0, max=1)
     warmup_steps: int = _training(0, help="Warm-up steps; above 0 they override warmup_ratio.", unit="steps", min=0)
+    # half a wave: the rate falls once, from its peak to 0
     num_cycles: float = _training(0.5, help="Number of cosine waves in the schedule.", min=0)
     lr_end: float = _training(1e-7, help="Final learning rate of the polynomial schedule.", min=0)
     power: float = _training(1.0, help="Power of the polynomial schedule.", min=0)

@@ -20,8 +20,10 @@ SPLITS = ("train", "eval")
 DEFAULT_DATASET_NAME = "chatml_dataset"
 # A share with % or a number of records.
 _BOUND = r"(?:\d+(?:\.\d+)?%|\d+)"
+# the syntax of Hugging Face datasets, "train[:90%]"; the word before the bracket decides nothing
 SLICE = re.compile(rf"\w*\[(?P<first>{_BOUND})?:(?P<last>{_BOUND})?\]")  # of an entry's `split`: "[:90%]"
 _REMARK = "about"  # for readers; decides nothing
+# where None is listed, null counts as "not given"
 _ENTRY_KINDS: dict[str, tuple[type, ...]] = {
     "name": (str,),
     "data_files": (str, list),
@@ -76,6 +78,7 @@ def _with_places(entry: dict[str, Any], path: str, faults: list[InnerFault]) -> 
             faults.append((f"{path}.{key}", str(error)))
             return text
 
+    # an empty or missing path is not a place; a missing `data_files` was reported before
     found = {key: entry[key] for key in _PLACES if entry.get(key)}
     places = {
         key: [read(key, text) for text in value] if isinstance(value, list) else read(key, value)
@@ -113,6 +116,7 @@ def check_prompts(name: str, value: list[Any]) -> tuple[list[Any], list[InnerFau
         The same with the images' paths as the rule for paths reads them; one fault per item that is not such an object,
         one for an empty list.
     """
+    # null asks for the default records; an empty list could mean that too, or no questions at all
     if not value:
         return value, [(name, f"{name} is an empty list; remove it, or add an object with question and image")]
     checked, faults = [], list[InnerFault]()
@@ -137,6 +141,7 @@ def _is_prompt(item: object) -> bool:
 
 
 def _is_pair(item: object, least: int) -> bool:
+    # `type`, not `isinstance`: True is an int in Python, but not a side of a grid
     return isinstance(item, list) and len(item) == 2 and all(type(side) is int and side >= least for side in item)
 
 
@@ -146,6 +151,7 @@ def _check_entry(path: str, parent: str, entry: object) -> tuple[dict[str, Any],
         return {}, [(parent, f"{path}: expected an object, got {describe(entry)}")]
     faults = [fault for key, value in entry.items() for fault in _check_entry_key(f"{path}.{key}", key, value)]
     if not entry.get("data_files") and not any(place == f"{path}.data_files" for place, _ in faults):
+        # the line of the entry's first key: an entry without a key has no line, then it is the split's
         place = next((f"{path}.{key}" for key in entry), parent)
         faults.append((place, f"{path}: data_files is missing; give the JSON file or a list of them"))
     return {"name": DEFAULT_DATASET_NAME, **entry}, faults
@@ -159,6 +165,7 @@ def _check_entry_key(path: str, key: str, value: object) -> list[InnerFault]:
         if foreign:
             return [(path, f"{path}: {foreign}")]
         return [(path, f"{path}: {key} is not a known key{did_you_mean(key, _ENTRY_KINDS)} (allowed: {allowed})")]
+    # bool apart, since it passes for an int: weight true is a mistake, not 1
     if not isinstance(value, _ENTRY_KINDS[key]) or isinstance(value, bool):
         kinds = _ENTRY_KINDS[key]
         wanted = "text or a list of texts" if list in kinds else "a number" if float in kinds else "text"

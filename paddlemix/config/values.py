@@ -39,6 +39,11 @@ def check_value(spec: KeySpec, value: object) -> tuple[Any, list[str]]:
     Returns:
         The converted value and []; or the key's default and one text per fault.
     """
+    # The order matters:
+    #   not finite     first, or NaN would be reported as a wrong type
+    #   type           before the conversion, which relies on it
+    #   path           no text that names a place has choices
+    #   range, choice  of the converted value
     if isinstance(value, float) and not math.isfinite(value) and {"int", "float"} & set(spec.kinds):
         return spec.default, [f"{spec.name}: {_not_finite(value)}"]  # JSON has no infinity: 1e999 becomes one
     if not _fits(spec.kinds, value):
@@ -77,6 +82,7 @@ def parse_text(spec: KeySpec, text: str) -> object:
         The value, not yet checked.
     """
     try:
+        # JSON first, then what Python and shells write: True, None, .5
         value = json.loads(text)
     except (ValueError, RecursionError):
         value = _parse_plain(spec, text)
@@ -117,6 +123,7 @@ def _fits(kinds: tuple[str, ...], value: object) -> bool:
     """Whether a value is of one of the kinds, or is accepted for one."""
     if value is None:
         return "None" in kinds
+    # before int: True is an int in Python, and lora_rank true must not be 1
     if isinstance(value, bool):
         return "bool" in kinds
     if isinstance(value, int):
@@ -131,6 +138,7 @@ def _fits(kinds: tuple[str, ...], value: object) -> bool:
 
 
 def _convert(spec: KeySpec, value: Any) -> Any:
+    # 0 and 1 for a key that is a switch, whole numbers for one that is a number
     if isinstance(value, int) and "int" not in spec.kinds:
         return bool(value) if "bool" in spec.kinds else float(value)
     return value
@@ -144,9 +152,11 @@ def _hint(spec: KeySpec, value: object) -> str:
     """What to do about a value of the wrong type, or ""."""
     numeric = "int" in spec.kinds or "float" in spec.kinds
     if isinstance(value, str):
+        # "2e-4" is text in JSON; the quotes are the usual slip
         if (numeric and _is_number(value)) or ("bool" in spec.kinds and value.lower() in _BOOLEAN_TEXTS):
             return "; remove the quotes"
         return f"; write {json.dumps([value], ensure_ascii=False)}" if "list[str]" in spec.kinds else ""
+    # 1e3 is a float in JSON even though it is whole
     if isinstance(value, float) and "int" in spec.kinds and value.is_integer():
         return f"; write {int(value)}"
     return "; put it in quotes" if "str" in spec.kinds and isinstance(value, (int, float)) else ""
@@ -161,6 +171,7 @@ def _is_number(text: str) -> bool:
 
 
 def _range_faults(spec: KeySpec, value: object) -> list[str]:
+    # a bool passes, but no switch has bounds
     if not isinstance(value, (int, float)):
         return []
     if abs(value) > LARGEST_NUMBER:
@@ -187,4 +198,5 @@ def _choice_faults(spec: KeySpec, value: object) -> list[str]:
 
 
 def _is_choice(spec: KeySpec, text: str) -> bool:
+    # with a pattern `choices` are examples for the message, not the whole list
     return re.fullmatch(spec.pattern, text) is not None if spec.pattern else text in spec.choices

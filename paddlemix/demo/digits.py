@@ -37,6 +37,7 @@ EVEN_PHRASES = (
     ("Is it even?", "Is this an even number?", "Is the digit even?"),
     ("这是偶数吗?", "它是偶数吗？"),
 )
+# the answer for an even digit, then the one for an odd digit
 YES_NO = (("yes", "no"), ("是", "不是"))
 
 
@@ -108,8 +109,10 @@ def write_digits(directory: Path, held_out_count: int = 360, seed: int = 0) -> D
         for copy, pixels in enumerate(pictures):
             if pixels.tobytes() not in apart:
                 train_records.append(_record(_save(directory, index, pixels, copy), digits[index], rng))
+    # last: a directory that has its lists has all their pictures
     for path, records in zip(files.lists, (train_records, eval_records, held_out_records), strict=True):
         write_result(path, records)
+    # by pixels as they are on disk, not by what this function believes it wrote
     check_disjoint(files.train, files.held_out)
     check_disjoint(files.evaluation, files.held_out)
     return files

@@ -59,6 +59,7 @@ def write_start_model(tokenizer_directory: Path, directory: Path, seed: int = 0)
     processor = LlavaProcessor(
         tokenizer=tokenizer,
         template=get_template(TEMPLATE),
+        # every picture is square and of the tile's size, so nothing is padded or resized
         image_spec=ImageSpec(tile_size=IMAGE_SIZE, patch_size=PATCH_SIZE, aspect_mode="pad"),
     )
     model = build_model(tiny_config(len(tokenizer)), initialise=True)

@@ -60,6 +60,7 @@ def pixel_digest(path: Path) -> str:
             pixels = image.convert("RGB")
     except OSError as error:
         raise MissingFileError(f"cannot read the image {path}: {error}; make the demo data again") from error
+    # with the size: 2x8 and 4x4 pixels can have the same bytes
     return hashlib.sha256(repr(pixels.size).encode() + pixels.tobytes()).hexdigest()
 
 
@@ -73,6 +74,7 @@ def check_disjoint(train: Path, held_out: Path) -> None:
         UserError: two pictures have the same pixels; both are named.
         MissingFileError: a list or a picture cannot be read.
     """
+    # the smaller list is held in memory
     seen = {pixel_digest(path): path for path in listed_pictures(held_out)}
     for path in listed_pictures(train):
         if twin := seen.get(pixel_digest(path)):

@@ -78,6 +78,7 @@ def check_folder(folder: DemoFolder, overwrite: bool = False) -> None:
         UserError: it has other content and `overwrite` is not set, or cannot be written.
     """
     check_output(Output("--output", folder.root), ())
+    # a temporary file of an interrupted run is not content of the user's
     content = [path for path in folder.root.iterdir() if not is_temporary(path)] if folder.root.is_dir() else []
     if content and not (overwrite or (folder.root / _MARK).is_file()):
         raise UserError(
@@ -89,9 +90,11 @@ def check_folder(folder: DemoFolder, overwrite: bool = False) -> None:
 def prepare(folder: DemoFolder) -> tuple[SceneFiles, DigitFiles]:
     """Writes data, tokenizer and untrained model."""
     folder.root.mkdir(parents=True, exist_ok=True)
+    # first of all: an interrupted demo is then recognised as one, and can be run again
     (folder.root / _MARK).touch()
     say("drawing 8,500 scenes and 1,797 handwritten digits")
     scenes, digits = write_scenes(folder.data), write_digits(folder.data)
+    # from all lists, held-out ones too: it learns spellings, never which answer belongs to which picture
     train_tokenizer(corpus((*scenes.lists, *digits.lists)), folder.root / "tokenizer")
     write_start_model(folder.root / "tokenizer", folder.start)
     return scenes, digits
@@ -134,6 +137,7 @@ def run_demo(folder: DemoFolder) -> dict[str, object]:
     print(format_table(rows, ("", "images", "exact answers")))
     print(f"loss curves: {folder.scenes / 'loss.png'}, {folder.digits / 'loss.png'}")
     print(f"pictures: {folder.root / 'digits.png'}, {folder.root / 'scenes.png'}")
+    # last: the numbers are printed and result.json is written, whatever becomes of the chat
     chat(folder, after[0].image_path)
     return result
 
@@ -173,6 +177,7 @@ def run_command_line(arguments: Sequence[str], typed: str | None = None) -> None
     Raises:
         UserError: its exit status was not 0.
     """
+    # what a user would type in a checkout; what runs is the same file with this Python
     shown = shlex.join(["python", f"paddlemix/{arguments[0]}", *map(_short, arguments[1:])])
     say(shown if typed is None else f"printf {shlex.quote(typed)} | {shown}")
     # A process of its own: a command must work from a shell, with nothing loaded before.

@@ -40,6 +40,7 @@ def answer_questions(model_directory: Path, questions: Path, image_root: Path) -
     for start in range(0, len(samples), _BATCH_SIZE):
         chosen = samples[start : start + _BATCH_SIZE]
         prompts = [
+            # the question alone: the second message is the expected answer
             processor.encode_prompt(sample.messages[:1], [load_image(path) for path in sample.images])
             for sample in chosen
         ]

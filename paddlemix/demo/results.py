@@ -112,6 +112,7 @@ def write_picture(path: Path, items: Sequence[Verdict], title: str) -> int:
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # the format is given, since the ending .partial names none
         figure.savefig(partial, format="png")
         os.replace(partial, path)
     except OSError as error:
@@ -158,12 +159,14 @@ def _draw_verdict(axes: Any, item: Verdict) -> None:
     lines = [f"ok: {answer}"] if item.correct else [f"wrong: {answer}", f"right: {item.expected}"]
     verdict = "\n".join(map(_shown, lines))
     axes.set_xlabel(verdict, fontsize=9, color="green" if item.correct else "red", parse_math=False)
+    # the grid's axes are off, so that unused places stay empty; the label below needs them on, without ticks
     axes.axis("on")
     axes.set(xticks=[], yticks=[])
 
 
 def _shown(text: str) -> str:
     """Text as the font can draw it: at most two lines, characters outside ASCII and line ends as escapes."""
+    # what a model answers can be any text, also line ends and other scripts
     plain = text.strip().encode("unicode_escape").decode("ascii")
     return "\n".join(textwrap.wrap(plain, LINE_WIDTH, max_lines=2, placeholder="..."))
 

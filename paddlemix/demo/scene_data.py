@@ -90,6 +90,7 @@ def write_scenes(directory: Path, train_count: int = 8000, held_out_count: int =
     held_out_records = _write_part(directory, 0, held_out, (1,), rng)
     evaluation = scenes_outside(set(held_out), EVAL_COUNT, rng)
     eval_records = _write_part(directory, held_out_count, evaluation, TURNS, rng)
+    # outside both others, by description: see `scenes_outside`
     train = scenes_outside({*held_out, *evaluation}, train_count, rng)
     train_records = _write_part(directory, held_out_count + EVAL_COUNT, train, TURNS, rng)
     captions = [
@@ -131,5 +132,6 @@ def _record(name: str, scene: Scene, turns: int, rng: random.Random) -> dict[str
         asked[rng.randrange(len(asked) - 1)] = ("box", *rng.choice(boxes))
         asked = asked[: turns - 1]
     pairs = [[rng.choice(PHRASES[kind][language]).format(**words), answer] for kind, words, answer in asked]
+    # the image belongs to the first question; later turns refer to it
     pairs[0][0] = "<image>\n" + pairs[0][0]
     return {"image": name, "conversations": pairs}

@@ -94,6 +94,7 @@ def scenes_outside(taken: set[Scene], count: int, rng: random.Random) -> list[Sc
     scenes: list[Scene] = []
     while len(scenes) < count:
         scene = random_scene(rng)
+        # repeats inside the list are allowed; only the other parts must not have the scene
         if scene not in taken:
             scenes.append(scene)
     return scenes
@@ -120,6 +121,7 @@ def draw_scene(scene: Scene, rng: random.Random) -> np.ndarray:
     return pixels.round().astype(np.uint8)
 
 
+# six in all: three shapes in two sizes
 @cache
 def _cover(shape: int, size: int) -> np.ndarray:
     """Part of each pixel that a shape covers: float32 [size, size, 1], 0 to 1; drawn 8 times larger, then averaged."""

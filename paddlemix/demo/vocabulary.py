@@ -74,6 +74,7 @@ def train_tokenizer(texts: Iterable[str], directory: Path, vocab_size: int = VOC
     model = _train(lines, vocab_size)
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        # written beside it and renamed: a tokenizer that exists is whole
         partial = directory / "tokenizer.model.partial"
         partial.write_bytes(model)
         os.replace(partial, directory / "tokenizer.model")
@@ -101,11 +102,13 @@ def _train(lines: list[str], vocab_size: int) -> bytes:
         model_writer=model,
         model_type="bpe",
         vocab_size=vocab_size,
+        # fewer pieces than wanted are no error: the texts have few words
         hard_vocab_limit=False,
         character_coverage=1.0,
         unk_id=0,
         bos_id=1,
         eos_id=2,
+        # no piece of its own: padding is <unk>, as LLaVA has it
         pad_id=-1,
         # Llama's settings: unknown characters become bytes, digits stand alone.
         byte_fallback=True,
@@ -114,6 +117,7 @@ def _train(lines: list[str], vocab_size: int) -> bytes:
         normalization_rule_name="identity",
         add_dummy_prefix=True,
         remove_extra_whitespaces=False,
+        # with several threads the pieces could depend on their order
         num_threads=1,
         minloglevel=2,
     )

@@ -14,7 +14,9 @@ from paddlemix.device.environment import Prepared, is_on
 from paddlemix.device.settings import SETTINGS, Setting, settings_of
 from paddlemix.errors import UserError
 
+# first characters that the NPU plugin reads as true; an empty text is true for it as well
 _TRUE_LETTERS = "tTyY1"
+# words whose first letter means what the word means; "on" is not among them: o is read as false
 _PLAIN_FALSE, _PLAIN_TRUE = ("0", "false", "f", "n", "no", "off"), ("1", "true", "t", "y", "yes")
 _FLAG_VALUES = ("0", "1", "true", "false")
 _STRATEGIES = ("auto_growth", "naive_best_fit", "thread_local")
@@ -69,6 +71,7 @@ def check_values(kind: str, environment: Mapping[str, str]) -> list[Problem]:
 
 def check_names(environment: Mapping[str, str]) -> list[Problem]:
     """Variables whose name is nearly that of a setting, and which nobody reads."""
+    # a call is not an environment variable, so no name can be a misspelling of it
     known = sorted({setting.name for setting in SETTINGS if setting.form != "call"})
     found: list[Problem] = []
     for name in sorted(environment.keys() - set(known)):
@@ -105,6 +108,7 @@ def _flag(setting: Setting, value: str) -> list[Problem]:
 
 def _switch(setting: Setting, value: str) -> list[Problem]:
     try:
+        # asked with this value alone, so that there is one rule for a switch, and one text
         is_on(setting.name, {setting.name: value})
     except UserError as error:  # the one that `prepare_environment` stops with
         # Errors of ours have the form "what; what to do".
@@ -114,6 +118,7 @@ def _switch(setting: Setting, value: str) -> list[Problem]:
 
 
 def _count(setting: Setting, value: str) -> list[Problem]:
+    # OpenMP takes a list, one number per level of nesting: "4,2"
     parts = value.split(",")
     if all(part.strip().isdigit() and int(part) > 0 for part in parts):
         return []
@@ -160,6 +165,7 @@ _CHECKS: dict[str, Callable[[Setting, str], list[Problem]]] = {
 
 def check_plugin_root(environment: Mapping[str, str]) -> list[Problem]:
     """A `CUSTOM_DEVICE_ROOT` without a plugin, which nothing else would notice: paddle then has only the CPU."""
+    # the CPU's settings do not have it: without its plugin a machine with an NPU looks like one without
     root = next(setting for setting in settings_of("npu") if setting.form == "folder")
     return _folder(root, environment[root.name]) if root.name in environment else []
 
@@ -170,6 +176,7 @@ def check_cards(kind: str, count: int, environment: Mapping[str, str]) -> list[P
     Args:
         count: cards of that kind that it sees.
     """
+    # paddle uses the first of these numbers where a device is named without one
     name = f"FLAGS_selected_{kind}s"
     chosen = [part.strip() for part in environment.get(name, "").split(",") if part.strip()]
     # Numbers count the visible cards, not those of the machine.
@@ -239,5 +246,6 @@ def check_late(
 def _differs(text: str, flag: object) -> bool:
     """Whether a variable differs from the value of paddle's flag of that name."""
     if isinstance(flag, bool):
+        # a text that paddle does not understand is reported by `_flag`, not as late
         return text.lower() in _FLAG_VALUES and (text.lower() in ("1", "true")) != flag
     return text != str(flag)

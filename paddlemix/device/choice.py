@@ -37,6 +37,8 @@ def select_device(name: str | None = None) -> str:
     kind = kind_of(name)
     if kind not in DEVICE_KINDS:
         raise UserError(f"device='{name}' is not one of {', '.join(DEVICE_KINDS)}{did_you_mean(kind, DEVICE_KINDS)}")
+    # From the most exact message to the least: not a kind at all; no card of this number; no card of the kind; whatever
+    # paddle raises.
     _check_card(name)
     if not device_count(kind):  # paddle's own error would quote a regular expression's match
         raise _unusable(name, f"paddle finds no {kind}")
@@ -60,6 +62,7 @@ def missing_card() -> Problem | None:
     kind = expected_kind()
     if kind == "cpu" or device_count(kind):
         return None
+    # a plugin that was found is named: the driver or the visible cards are at fault then, not the installation
     libraries = plugin_libraries()
     return no_card_left(kind, libraries[0].name if libraries else "", os.environ)
 
@@ -73,6 +76,7 @@ def _check_card(name: str) -> None:
     kind, _, number = name.partition(":")
     count = device_count(kind)
     problem = missing_card()
+    # only of the kind that paddle was built for: the others are missing by design
     if problem is not None and kind == expected_kind():
         raise UserError(f"device='{name}' cannot be used here: {problem}")
     # No card at all is reported by select_device, with what is available.
@@ -92,6 +96,7 @@ def device_count(kind: str) -> int:
 
     if kind == "cpu":
         return 1
+    # paddle's own builds answer by their modules, a plugin's devices are listed by name: "npu:0", "npu:1"
     if kind == "gpu":
         return int(paddle.device.cuda.device_count()) if paddle.device.is_compiled_with_cuda() else 0
     if kind == "xpu" and paddle.device.is_compiled_with_xpu():
@@ -122,6 +127,7 @@ def supported_dtypes(device: str) -> tuple[str, ...]:
     kind = kind_of(device)
     if kind == "cpu":
         return ("float32",)
+    # asked of GPUs only: of an NPU `is_bfloat16_supported` raises
     if kind == "gpu" and not paddle.amp.is_bfloat16_supported(device):
         return ("float32", "float16")
     return ("float32", *LOW_PRECISION)

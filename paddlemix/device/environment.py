@@ -90,6 +90,7 @@ def prepare_environment() -> None:
         else:
             os.environ[setting.name] = value
         ours[setting.name] = value
+    # the copy is taken before the import, in which paddle itself writes CUSTOM_DEVICE_ROOT
     _prepared = Prepared(kind, ours, dict(os.environ), in_time=True)
     # Here and not at first use, so that paddle's notices cannot appear in the middle of output.
     _import_quietly()
@@ -128,6 +129,7 @@ def in_force(kind: str, state: Prepared, environment: Mapping[str, str]) -> list
     """
     found = []
     for setting in settings_of(kind):
+        # a value that was changed after we had set it is the user's
         ours, value = state.ours.get(setting.name), environment.get(setting.name)
         if setting.form == "call":
             value = ours
@@ -140,7 +142,7 @@ def current_environment() -> dict[str, str]:
     """This process's variables, without the one that paddle itself writes while it loads."""
     own = dict(os.environ)
     folder = plugin_folder()
-    # paddle writes this variable itself; reported as the user's it would confuse.
+    # paddle writes its folder or an empty text; a value that was there before the import is the user's and stays
     if own.get(_PLUGIN_ROOT) in ("", str(folder)) and _PLUGIN_ROOT not in prepared().environment:
         del own[_PLUGIN_ROOT]
     return own
@@ -153,6 +155,7 @@ def expected_kind() -> str:
     libraries = plugin_libraries()
     if libraries:
         return "npu" if any("npu" in library.name.lower() for library in libraries) else "xpu"
+    # the build alone is not enough: without a driver paddle finds no card
     if Path("/dev/nvidiactl").exists() and _is_installed("paddlepaddle-gpu"):
         return "gpu"
     return "xpu" if _is_installed("paddlepaddle-xpu") else "cpu"
@@ -162,6 +165,7 @@ def plugin_folder() -> Path | None:
     """The folder in which paddle looks for plugins; None where paddle is not installed."""
     if os.environ.get(_PLUGIN_ROOT):
         return Path(os.environ[_PLUGIN_ROOT])
+    # `find_spec` raises for a loaded module without a spec, so a loaded one is asked directly
     loaded = sys.modules.get("paddle")
     # Finds the package without importing it.
     found = importlib.util.find_spec("paddle") if loaded is None else getattr(loaded, "__spec__", None)
@@ -187,6 +191,7 @@ def _is_installed(package: str) -> bool:
 def _environment_at_start() -> dict[str, str]:
     """The variables that this process was started with; {} where the system does not say."""
     try:
+        # the kernel's copy from the start of the process; os.environ has later changes too
         entries = Path("/proc/self/environ").read_bytes().split(b"\0")
     except OSError:
         return {}
@@ -225,6 +230,7 @@ def _import_quietly() -> None:
             f"paddle cannot make {error.filename} ({error.strerror}), a folder that it needs while it loads; export "
             f"HOME as a writable folder (it is {home})"
         ) from error
+    # what else was said on standard error is shown after all, in one piece
     rest = [line for line in notices.getvalue().splitlines() if "OMP_NUM_THREADS" not in line]
     if rest:
         sys.stderr.write("\n".join(rest) + "\n")
@@ -239,7 +245,10 @@ def _is_amd() -> bool:
 
 def _keep_freed_memory() -> bool:
     """Lets glibc keep freed blocks; False if the C library is not glibc."""
-    # MMAP_MAX 0: large blocks come from the heap; TRIM -1: the heap never shrinks.
+    # MMAP_MAX 0         large blocks come from the heap, whose pages stay mapped
+    #  TRIM_THRESHOLD -1 the top of the heap is never returned
+    #  TOP_PAD            it grows by 64 MiB at once
+    # The gain is in the table of settings, row mallopt.
     return _set_malloc({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1, _M_TOP_PAD: 64 * _MIB})
 
 
@@ -249,6 +258,7 @@ def return_freed_memory() -> None:
     For when the host's memory matters more than time: the opposite of what `prepare_environment` asks for, and slower
     by the cost of mapping new pages.
     """
+    # only if we asked for the opposite: other settings of malloc are the user's
     if _prepared is not None and "mallopt" in _prepared.ours:
         _set_malloc({_M_MMAP_MAX: 1 << 20, _M_MMAP_THRESHOLD: _MIB, _M_TRIM_THRESHOLD: 128 * _MIB})
 

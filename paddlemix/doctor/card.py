@@ -66,6 +66,7 @@ def check_card(device: str, limit: float = _LIMIT) -> CardReport:
         device: of the card, as `select_device` takes it.
         limit: seconds after which they are ended.
     """
+    # a checkout that was never installed is not on the path of another process
     root = str(Path(__file__).parents[2])
     paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     # Its own process: the logging level has to be set before paddle loads, and a plugin may abort.
@@ -73,6 +74,7 @@ def check_card(device: str, limit: float = _LIMIT) -> CardReport:
     environment = {**os.environ, **_VERBOSE, "PYTHONPATH": paths}
     ended = ""
     try:
+        # a bad driver can hang or abort the whole process; the report is then still written, by this one
         done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", timeout=limit)
         out, log = done.stdout, done.stderr
         if done.returncode:
@@ -86,6 +88,7 @@ def check_card(device: str, limit: float = _LIMIT) -> CardReport:
 def _report(out: str, log: str, ended: str) -> CardReport:
     report = CardReport()
     for line in out.splitlines():
+        # a plugin may print lines of its own among the rows
         if not line.startswith('{"check"'):
             continue
         row = json.loads(line)
@@ -111,6 +114,7 @@ def _report(out: str, log: str, ended: str) -> CardReport:
 
 
 def _text(part: str | bytes | None) -> str:
+    # after a timeout the outputs are bytes even with text=True
     return part.decode("utf-8", "replace") if isinstance(part, bytes) else part or ""
 
 

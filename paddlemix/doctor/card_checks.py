@@ -18,6 +18,7 @@ from typing import Any
 from paddlemix.doctor.slow import OPERATOR
 
 MARK = "paddlemix check: "
+# side of a product and of a layer, rows of the layer's input, decoded tokens
 _PRODUCT, _ROWS, _TOKENS = 1024, 64, 16
 _SLOW = 0.02  # seconds of a call that is timed alone
 _TF32 = 1e-5  # relative error of such a product above which operands were rounded; float32 stays under 1e-6
@@ -58,6 +59,7 @@ def products(device: str) -> Iterator[Row]:
     for dtype in ("float32", "bfloat16", "float16"):
         a, b = (paddle.to_tensor(values).astype(dtype) for values in (left, right))
         seconds = _seconds(functools.partial(paddle.matmul, a, b))
+        # a multiplication and an addition for each of the n**3 terms
         rate = 2 * _PRODUCT**3 / seconds / 1e12
         result = f"{rate:.2f} TFLOP/s at {_PRODUCT}"
         yield {"check": f"products, {dtype}", "result": result, "wrong": None, "number": rate}
@@ -94,6 +96,7 @@ def repeated_rows(device: str) -> Iterator[Row]:
     table.stop_gradient = False
     take_rows(table, paddle.to_tensor([0, 4, 1, 4, 2, 4])).sum().backward()
     found = table.grad.astype("float32").numpy()[4].tolist()
+    # row 4 is taken three times, and 3 is exact in bfloat16: any other value is a lost addition
     wrong = None if found == [3.0] * 4 else "gradients of repeated rows are not summed: image_newline trains wrongly"
     yield {"check": "gradient of a repeated row", "result": f"{found[0]:g} of 3", "wrong": wrong}
 
@@ -112,6 +115,7 @@ def quantized(device: str) -> Iterator[Row]:
     for kind in ("nf4", "int8"):
         layer = QuantizedLinear(kind, (_PRODUCT, _PRODUCT))
         layer.fill(quantize_weight(weight, kind))
+        # the layer's own codes made wide: the rounding to codes is not part of the error
         wanted = paddle.matmul(inputs, layer.dequantized().astype("bfloat16")).astype("float32").numpy()
         found = layer(inputs).astype("float32").numpy()
         error = float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
@@ -135,6 +139,7 @@ def training(device: str) -> Iterator[Row]:
     kernels = _as_users_run(select_device(device))
     for kind in (None, "nf4", "int8"):
         seconds, loss = adapter_step(weights, kind)
+        # NaN is the only number that differs from itself
         wrong = None if loss == loss else "the loss is not a number"
         result = f"{seconds * 1e3:.0f} ms, {kernels}"
         yield {"check": f"LoRA step, {kind or 'plain'}", "result": result, "wrong": wrong, "number": seconds}
@@ -192,6 +197,7 @@ def _seconds(call: Callable[[], Any]) -> float:
         paddle.device.synchronize()
         return (time.perf_counter() - start) / times
 
+    # the first call also compiles or loads the operator
     call()
     # A slow call is timed once: 20 of them would take minutes.
     once = several(1)

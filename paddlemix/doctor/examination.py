@@ -79,6 +79,7 @@ def examine(device: str | None = None, self_test: bool = True, packages: dict[st
     # Before paddle is loaded, since a wrong value may be why it fails to load.
     for kind in DEVICE_KINDS:
         found.add(check_values(kind, os.environ))
+    # all below needs paddle; what to install is shown in either case
     if _loads_paddle(found):
         names = _devices(found, device)
         for name in names:
@@ -87,6 +88,7 @@ def examine(device: str | None = None, self_test: bool = True, packages: dict[st
             _cpu_kernels(found, noted=names == ["cpu"])
         if self_test and names:
             _test_all(found, names)
+            # minutes long, so only for a card that was asked for by name
             if device is not None and kind_of(names[0]) != "cpu":
                 _check_card(found, names[0])
     if _NVIDIA.exists() and "paddlepaddle-gpu" not in packages:
@@ -138,6 +140,7 @@ def _devices(found: Examination, device: str | None) -> list[str]:
     problem = missing_card()
     if problem is not None:
         found.add([problem])
+        # nothing to examine: the missing card is the finding
         if device is not None and kind_of(device) == expected_kind():
             return []
     # The first card of each kind; the CPU first, whose numbers the others are compared with.
@@ -197,6 +200,7 @@ def _test_all(found: Examination, names: list[str]) -> None:
 
     lines: list[str] = found.sections.setdefault("self-test: 40 steps of a tiny model, then its answers", [])
     reference: SelfTest | None = None
+    # the CPU first, whether asked for or not: its result is the reference
     for name in ["cpu", *(name for name in names if name != "cpu")]:
         try:
             test = run_self_test(name)
@@ -205,6 +209,7 @@ def _test_all(found: Examination, names: list[str]) -> None:
             fix = "see docs/devices.md, errors by their text"
             found.add([Problem(f"the self-test on {name} stops ({reason})", fix)])
             continue
+        # if the test on the CPU stops, the first card's result is compared with itself, and only its learning is judged
         reference = reference or test
         wrong = compare(test, reference)
         memory = f", at most {test.peak_bytes / 2**20:.0f} MiB" if test.peak_bytes else ""
@@ -219,5 +224,6 @@ def _test_all(found: Examination, names: list[str]) -> None:
                 found.add([Problem(what, "use another precision (bf16, fp16), or update driver and plugin")])
         if kind_of(name) != "cpu":
             lines += [f"{name}: {line}" for line in choose_kernels(None, name, "float16")]
+            # only the report was wanted; the next device starts from the plain forms
             use_plain_kernels()
     select_device("cpu")

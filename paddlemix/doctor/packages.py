@@ -31,6 +31,7 @@ def installed_packages() -> dict[str, str]:
     for distribution in distributions():
         name = distribution.metadata["Name"]
         if name:
+            # the first on the path is the one that is imported
             found.setdefault(normalise(name), distribution.version)
     return found
 
@@ -99,6 +100,7 @@ def _check_plugin(packages: Mapping[str, str], npu: bool) -> list[Problem]:
 
 
 def _check_required(packages: Mapping[str, str], required: Sequence[str]) -> list[Problem]:
+    # missing is serious; another version of a pinned package is only worth knowing
     missing, other = [], []
     for text in required:
         name = _NAME.match(text)

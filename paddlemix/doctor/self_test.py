@@ -89,6 +89,8 @@ def compare(found: SelfTest, reference: SelfTest) -> str | None:
     Args:
         reference: the CPU's.
     """
+    # From the plainest fault to the subtlest: NaN; other numbers from the start; no learning; wrong answers, which
+    # after good losses point at the cache.
     if not np.isfinite(found.losses).all():
         return f"the loss is not a number from step {int(np.argmin(np.isfinite(found.losses)))} on"
     # Only the first steps: later losses differ by amplified rounding.
@@ -124,6 +126,7 @@ def computes_in(device: str, dtype: str) -> str | None:
 
 def start_weights() -> dict[str, np.ndarray]:
     """Name -> initial weight of the tiny model; makes the CPU the current device."""
+    # drawn on the CPU, since each kind of device has a generator of its own
     select_device("cpu")
     set_seed(0)
     return {name: weight.numpy() for name, weight in LlavaModel(CONFIG).named_parameters()}
@@ -142,6 +145,7 @@ def build(weights: dict[str, np.ndarray]) -> LlavaModel:
 def _train(model: LlavaModel) -> list[float]:
     clip = paddle.nn.ClipGradByGlobalNorm(1.0)
     optimizer = paddle.optimizer.AdamW(0.01, parameters=model.parameters(), weight_decay=0.0, grad_clip=clip)
+    # one batch, used in every step: the model is to learn four answers by heart
     batch = collate(examples(), model.config.tokens_per_tile)
     inputs, count = batch_inputs(batch), len(batch.loss_index)
     inputs = {name: value for name, value in inputs.items() if isinstance(value, paddle.Tensor)}
@@ -151,6 +155,7 @@ def _train(model: LlavaModel) -> list[float]:
         loss.backward()
         optimizer.step()
         optimizer.clear_grad()
+        # read after the loop: `float` waits for the device
         losses.append(loss.detach())
     return [float(loss) for loss in losses]
 

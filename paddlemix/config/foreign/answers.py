@@ -46,6 +46,7 @@ def same(key: str, says: str = "") -> Answer:
 
 def policy(part: str, frozen_when: bool = True, says: str = "") -> Answer:
     """A switch that freezes a part of the model, or trains it."""
+    # `frozen_when`: LLaVA's unfreeze_mm_vision_tower has the opposite sense of the freeze_* switches
     frozen, full = f'"{part}": "frozen"', f'"{part}": "full"'
     values = {"true": frozen, "false": full} if frozen_when else {"true": full, "false": frozen}
     return Answer(values=values, says=says)
@@ -53,6 +54,7 @@ def policy(part: str, frozen_when: bool = True, says: str = "") -> Answer:
 
 def switch(true: str, false: str = "", says: str = "") -> Answer:
     """A switch whose two states are written as other keys."""
+    # false is "" by default: a switch that is off asks for nothing, so it is left out
     return Answer(values={"true": true, "false": false}, says=says)
 
 
@@ -83,6 +85,10 @@ def explain(answer: Answer, value: object, on_command_line: bool = False) -> str
     Returns:
         E.g. 'write "lora": true' or "leave it out".
     """
+    # `chosen`  what the message says
+    #   None      the values that the table knows, since this one is not among them
+    #   ""        leave it out
+    #   text      what to write
     chosen, remark = choose(answer, value), answer.says
     # The value is none of those listed: all cases are shown, so that the reader can pick one.
     if chosen is None:
@@ -104,6 +110,7 @@ def _cases(answer: Answer, on_command_line: bool) -> str:
 
 def keys_written(answer: Answer) -> set[str]:
     """The keys of ours that an answer names."""
+    # parsed with null as the value: only the names are wanted
     return {key for text in (answer.write, *answer.values.values()) for key in _parsed(text, None)}
 
 
@@ -122,7 +129,9 @@ def explain_flag(answer: Answer, value: str | None) -> str:
 
 def choose(answer: Answer, value: object) -> str | None:
     """What to write for a value; "" to leave the name out, None where the answer does not say for this value."""
+    # true and "true", 4 and "4" are the same here: a shell script cannot tell them apart
     text = value if isinstance(value, str) else json.dumps(value)
+    # the first pattern that matches: "*zero2*offload*" comes before "*zero2*" in the tables
     for pattern, written in answer.values.items():
         # Lower case on both sides: shells and YAML write True, true and TRUE.
         if fnmatch.fnmatchcase(text.lower(), pattern.lower()):
@@ -139,6 +148,7 @@ def knows_value(answer: Answer, value: object) -> bool:
 def _spell(written: str, value: object, on_command_line: bool) -> str:
     if not on_command_line:
         return written.replace(VALUE, cut(json.dumps(value, ensure_ascii=False), _SHOWN))
+    # key=value takes plain text without JSON's quotes; the shell's own quoting is added instead
     pairs = _parsed(written, value).items()
     return " ".join(
         shlex.quote(f"{key}={item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)}")

@@ -30,6 +30,7 @@ def _template(names: Mapping[str, Named], write: str = "") -> Answer:
 
 # 16 and 32 bits are the default here, so nothing is written for them.
 _BITS = Answer(values={"4": "--load-4bit", "8": "--load-8bit", "16": "", "32": ""})
+# torch's names with or without "torch." before them, and the short ones of LLaMA-Factory and ms-swift
 _DTYPE = Answer(
     values={
         "bf16": "--dtype bfloat16",
@@ -58,7 +59,7 @@ _XTUNER_MODEL = {
     "stop_words": Answer(write="--stop $"),
     **each("bot_name offload_folder", _NOTHING),
 }
-# ms-swift renamed arguments between versions 2 and 4; both names are listed.
+# ms-swift: InferArguments; 2.6.1 has ckpt_dir, model_id_or_path, sft_type, 4.6.0 adapters, model, tuner_type.
 _SWIFT_MODEL = {
     **each("model model_id_or_path", _MODEL),
     **each("ckpt_dir adapters", _ADAPTER),
@@ -71,6 +72,7 @@ _SWIFT_MODEL = {
     "stop_words": Answer(write="--stop $"),
     "do_sample": Answer(values={"false": "--temperature 0", "*": ""}, says="a temperature above 0 samples"),
 }
+# LLaMA-Factory: ModelArguments, DataArguments and FinetuningArguments, as in training.
 _FACTORY_MODEL = {
     "model_name_or_path": _MODEL,
     "adapter_name_or_path": _ADAPTER,
@@ -84,6 +86,7 @@ _FACTORY_MODEL = {
 
 # Command -> program -> flag -> answer.
 FOREIGN_FLAGS: Mapping[str, Mapping[str, Mapping[str, Answer]]] = {
+    # LLaVA: llava/serve/cli.py and the one-question llava/eval/run_llava.py, which has query and sep
     "chat": {
         "LLaVA": {
             "query": says("type the question at `USER: `, or pipe it into the command"),
@@ -103,6 +106,7 @@ FOREIGN_FLAGS: Mapping[str, Mapping[str, Mapping[str, Answer]]] = {
         },
         "LLaMA-Factory": {**_FACTORY_MODEL, "default_system": Answer(write="--system $")},
     },
+    # LLaVA: llava/eval/model_vqa*.py, one parser in each file; what only one of them has is here too
     "predict": {
         "LLaVA": {
             "question_file": Answer(write="--input $"),
@@ -136,6 +140,7 @@ FOREIGN_FLAGS: Mapping[str, Mapping[str, Mapping[str, Answer]]] = {
         },
         "PaddleMIX": {"image_file": says("`paddlemix chat` talks about one image; --input names a file of questions")},
     },
+    # LLaVA: scripts/merge_lora_weights.py, whose model_path is the adapter and model_base the model
     "merge-lora": {
         "LLaVA": {
             "model_path": Answer(write="--lora_path $"),
@@ -160,6 +165,7 @@ FOREIGN_FLAGS: Mapping[str, Mapping[str, Mapping[str, Answer]]] = {
             **each("export_size export_legacy_format template finetuning_type trust_remote_code", _NOTHING),
         },
     },
+    # XTuner: convert pth_to_hf; ms-swift and LLaMA-Factory: export, which merges as well
     "convert": {
         "XTuner": {
             "save_format": Answer(values={"xtuner": "--to xtuner", "official": "--to llava", "huggingface": "--to hf"}),
@@ -230,6 +236,8 @@ def foreign_flag(command: str, name: str, value: str | None) -> str:
     programs = {program: flags[name] for program, flags in FOREIGN_FLAGS.get(command, {}).items() if name in flags}
     if not programs:
         return ""
+    # Several programs can have a flag.  Those that know this very value answer alone; one whose answer fits any value
+    # is asked only if none does.  Equal answers are said once, with all their owners.
     sure = {program: answer for program, answer in programs.items() if knows_value(answer, value or "")}
     programs = sure or programs
     by_words: dict[str, list[str]] = {}

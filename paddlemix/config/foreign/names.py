@@ -40,6 +40,12 @@ def foreign_key(name: str, value: object, on_command_line: bool = False) -> str:
     Returns:
         'lora_enable is LLaVA's; write "lora": true'; "" for a name that no program of the tables has.
     """
+    # programs that have the name           answer
+    #   none                                  "", and the caller looks for a similar key of ours
+    #   some of which know the value          theirs alone
+    #   several, all with the same answer     one sentence with all owners
+    #   several, with different answers       a sentence each: LLaVA's freeze_backbone is the language model,
+    #                                         InternVL's the tower
     found = _programs_of(name)
     if not found:
         return ""
@@ -69,7 +75,8 @@ def foreign_value(key: str, value: object, on_command_line: bool = False) -> str
         'transformers\': write "optim": "adamw"'; "" for a value that the table does not know.
     """
     program, answer = script_keys.VALUES.get(key, ("", None))
-    # Empty values are nobody's; a table of values answers only for those that it lists.
+    # nothing to say of an unset value, nor of one that the table's patterns do not match: it may be ours.
+    # An answer without patterns holds for every value.
     if answer is None or value in ([], "", None) or (answer.values and choose(answer, value) is None):
         return ""
     return f"{of_programs([program])}: {explain(answer, value, on_command_line)}"
@@ -89,6 +96,9 @@ def foreign_template(name: str) -> str:
     Returns:
         "XTuner's is xtuner_vicuna; LLaMA-Factory's is vicuna_v1"; "" for a name that no program of the tables has.
     """
+    # ours is None    the text is not among ours at all
+    #   exact           the same text
+    #   otherwise       the nearest, said to be that: a silent replacement would train on another text
     said = []
     for program, named in _templates_called(name).items():
         owner = of_programs([program])
@@ -116,6 +126,7 @@ def other_templates(name: str, ours: str) -> str:
         for program, named in _templates_called(name).items()
         if named.ours != ours
     ]
+    # whose template ours is: the program with an exact entry for it, LLaVA where none has one
     owners = (program for program, names in FOREIGN_TEMPLATES.items() if Named(ours) in names.values())
     return "; ".join([f"{of_programs([next(owners, 'LLaVA')])} here", *others]) if others else ""
 
@@ -125,6 +136,7 @@ def foreign_file(path: str | os.PathLike[str], before: str = "") -> str:
     file = PurePath(path)
     # By name, not by content: the file may not exist here.
     for program, recipes in FOREIGN_RECIPES.items():
+        # by the name without its ending (finetune_lora.sh), or by all of it
         if file.stem in recipes or file.name in recipes:
             ours, beside = recipes.get(file.stem) or recipes[file.name]
             return f"{before}{of_programs([program])} {file.stem} is paddlemix/config/llava/{ours} {beside}".rstrip()

@@ -15,11 +15,13 @@ from collections.abc import Mapping
 from paddlemix.config.foreign.answers import Answer, each, policy, same, says, switch
 from paddlemix.config.foreign.templates import LLAVA_TEMPLATES, Named
 
+# Answers that several programs share; `toolchain_keys.py` takes them from here.
 TRAIN_FILES = '"dataset": {"train": [{"data_files": $}]}'
 EVAL_FILES = '"dataset": {"eval": [{"data_files": $}]}'
 # 8 and 4 bits mean QLoRA there; 16 and 32 are no quantisation, the default here.
 BITS = Answer(values={"4": '"quantize_base": "nf4"', "8": '"quantize_base": "int8"', "16": "", "32": "", "null": ""})
-# Values are names of DeepSpeed's files, so patterns find the stage in a path; order matters.
+# Recognised by the file's name, as DeepSpeed's files are usually called (zero3_offload.json): the file itself is not
+# read.  Offload first, because the shorter pattern matches those names too.
 SHARDING = Answer(
     values={
         "*zero1*": '"sharding": "stage1"',
@@ -47,7 +49,9 @@ def template_answer(names: Mapping[str, Named]) -> Answer:
     return Answer(values=values, write='"chat_template": $')
 
 
-# LLaVA's dataclasses ModelArguments, DataArguments and TrainingArguments.
+# Declared in LLaVA's train.py: freeze_backbone, tune_mm_mlp_adapter and mm_use_* by ModelArguments; data_path,
+# image_folder, lazy_preprocess and is_multimodal by DataArguments; lora_*, bits, quant_type, double_quant,
+# model_max_length, freeze_mm_mlp_adapter and cache_dir by TrainingArguments.
 LLAVA = {
     "lora_enable": same("lora"),
     "lora_r": same("lora_rank"),
@@ -60,6 +64,7 @@ LLAVA = {
     "lazy_preprocess": ALWAYS,
     "is_multimodal": says("leave it out; each record says whether it has an image"),
     "model_max_length": same("max_length", "visual tokens included"),
+    # false is left out: language_model null already means lora or full
     "freeze_backbone": switch('"language_model": "frozen"'),
     "tune_mm_mlp_adapter": switch(
         '"language_model": "frozen", "vision_tower": "frozen", "projector": "full"', says="`pretrain` sets these itself"
@@ -74,6 +79,7 @@ LLAVA = {
     "mpt_attn_impl": says("MPT models are not read"),
     "group_by_varlen": same("group_by_length"),
 }
+# Declared in LLaVA-NeXT's train.py: mm_* by ModelArguments, the rest by DataArguments.
 LLAVA_NEXT = {
     "mm_tunable_parts": Answer(
         values={
@@ -90,6 +96,8 @@ LLAVA_NEXT = {
     "mm_resampler_type": says("there is no resampler between tower and projector"),
 }
 
+# TrainingArguments of transformers 4.55.4 that PaddleNLP's lacks.  A name that both have is a key of ours and must not
+# be here: it would never be looked up.
 _PLAIN_TRANSFORMERS = """dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor ddp_backend
     ddp_bucket_cap_mb ddp_broadcast_buffers ddp_timeout save_safetensors logging_nan_inf_filter eval_do_concat_batches
     batch_eval_metrics include_inputs_for_metrics include_for_metrics log_level log_level_replica tf32
@@ -103,6 +111,7 @@ _PLAIN_TRANSFORMERS = """dataloader_pin_memory dataloader_persistent_workers dat
 # TrainingArguments of transformers, which all these scripts build on.
 TRANSFORMERS = {
     "deepspeed": SHARDING,
+    # any other text switches FSDP on; full_shard, the usual one, splits the weights as stage3 does
     "fsdp": Answer(values={"": "", "false": "", "[]": "", "*": '"sharding": "stage3"'}),
     "gradient_checkpointing": RECOMPUTE,
     "eval_strategy": same("evaluation_strategy"),
@@ -112,6 +121,7 @@ TRANSFORMERS = {
     "per_gpu_eval_batch_size": same("per_device_eval_batch_size"),
     "save_only_model": same("ignore_save_lr_and_optim"),
     "include_num_input_tokens_seen": same("count_trained_tokens"),
+    # true is the mean over the tokens of all devices, false the mean of the devices' means
     "average_tokens_across_devices": switch('"loss_reduction": "tokens"', '"loss_reduction": "micro_batch"'),
     "lr_scheduler_kwargs": says("num_cycles, lr_end, power and min_learning_rate are keys of their own"),
     "optim_args": says("adam_beta1, adam_beta2 and adam_epsilon are keys of their own"),
@@ -129,7 +139,8 @@ TRANSFORMERS = {
     ),
 }
 
-# InternVL freezes and unfreezes parts by switches of its own.
+# Declared in internvl_chat_finetune.py: paths, freeze_*, unfreeze_*, use_*_lora, vision_select_layer, grad_checkpoint
+# and drop_path_rate by ModelArguments; sizes, conv_style, meta_path, tiles and packing by DataTrainingArguments.
 INTERNVL = {
     "vision_path": same("mm_vision_tower"),
     "llm_path": same("model_name_or_path"),
@@ -140,6 +151,7 @@ INTERNVL = {
     "unfreeze_vit_layers": says('the tower trains whole ("vision_tower": "full") or not at all'),
     "unfreeze_lm_head": says('the output layer trains with "language_model": "full"'),
     "tune_vit_pos_embedding": says('positions train with the whole tower: "vision_tower": "full"'),
+    # 0 is off, any other number the rank
     "use_llm_lora": Answer(values={"0": "", "*": '"lora": true, "lora_rank": $'}, says="its number is the rank"),
     "use_backbone_lora": Answer(
         values={"0": "", "*": '"vision_tower": "lora", "vision_lora_rank": $'}, says="its number is the rank"
@@ -179,6 +191,7 @@ VALUES = {
             says="a run resumes from the newest checkpoint in output_dir without being asked",
         ),
     ),
+    # a policy here, a model's name in LLaVA; reached only by a value that is not a policy
     "vision_tower": ("LLaVA", same("mm_vision_tower")),
     "optim": ("transformers", Answer(values={"adamw_*": '"optim": "adamw"', "paged_adamw*": '"optim": "adamw"'})),
     "dataset": ("ms-swift and LLaMA-Factory", Answer(write=TRAIN_FILES)),

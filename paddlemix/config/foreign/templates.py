@@ -34,6 +34,7 @@ def _none(names: str) -> dict[str, Named]:
 XTUNER_TEMPLATES = {
     "internlm_chat": Named("xtuner_internlm_chat"),
     "internlm2_chat": Named("xtuner_internlm2_chat"),
+    # qwen_chat has the text of internlm2_chat and one more stop word; wizardlm has that of vicuna
     "qwen_chat": Named("xtuner_internlm2_chat"),
     "llama3_chat": Named("xtuner_llama3_chat"),
     "phi3_chat": Named("xtuner_phi3_chat"),
@@ -49,7 +50,7 @@ XTUNER_TEMPLATES = {
         "deepseekcoder deepseek_moe deepseek_v2 minicpm cohere_chat"
     ),
 }
-# ms-swift names templates after models, in two generations.
+# Names of 4.6.0 have underscores (llava1_6_mistral_hf), those of 2.6.1 dashes (llava-mistral).
 SWIFT_TEMPLATES = {
     "llava1_5_hf": Named("vicuna_v1", exact=False),  # no system text, a line break before ASSISTANT
     "llava1_5": Named("vicuna_v1", exact=False),
@@ -71,7 +72,7 @@ SWIFT_TEMPLATES = {
     "internvl": Named("internlm2_chat", exact=False),
     **_none("default internlm internlm2 chatml llama llama3 qwen2_5"),
 }
-# LLaMA-Factory's names, where the same word often means another text.
+# Names of `register_template` in llamafactory/data/template.py.
 LLAMA_FACTORY_TEMPLATES = {
     "llava": Named("vicuna_v1"),
     "llava_next": Named("vicuna_v1"),
@@ -89,6 +90,7 @@ INTERNVL_TEMPLATES = {
     "Hermes-2": Named("chatml_direct"),
     **_none("internvl2_5"),
 }
+# Keys of conv_templates in llava/conversation.py; ours have their names, only v1 is vicuna_v1 here.
 LLAVA_TEMPLATES = {
     "v1": Named("vicuna_v1"),
     "v0": Named("v0"),
@@ -114,6 +116,7 @@ _PRETRAINED = "model_name_or_path=FOLDER_OF_THE_PRETRAINED_MODEL"
 # Recipe files by their stem, with ours and what differs.
 FOREIGN_RECIPES = {
     "XTuner": {
+        # configs/llava/official: LLaVA's own recipes; our pretrain.json names 13B, so 7B has to be set
         "llava_v15_7b_pretrain": ("pretrain.json", "model_name_or_path=lmsys/vicuna-7b-v1.5"),
         "llava_v15_13b_pretrain": ("pretrain.json", ""),
         "llava_v15_7b_finetune": ("v1_5/sft_argument.json", _PRETRAINED),

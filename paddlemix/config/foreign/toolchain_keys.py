@@ -52,7 +52,8 @@ _ADAPTER = Answer(
 )
 
 
-# ms-swift: both generations of names, with underscores.
+# 2.6.1 declares its keys in SftArguments of argument.py; 4.6.0 splits them over the files of swift/arguments/.
+# Where a key changed its name, both are here: sft_type and train_type became tuner_type.
 SWIFT = {
     **each("sft_type train_type tuner_type", _ADAPTER),
     "model_type": says("leave it out; the checkpoint's config.json says what it is"),
@@ -85,8 +86,10 @@ SWIFT = {
     ),
     **each("lorap_lr_ratio lora_lr_ratio", same("lora_plus_scale")),
     "use_rslora": same("rslora"),
+    # true and gaussian both begin with B at zero, so training starts from the same model as here
     **each("init_weights init_lora_weights", Answer(values={"true": "", "gaussian": "", "pissa*": '"pissa": true'})),
     "lora_dtype": says("adapters are held in the precision of the run; leave it out"),
+    # false trains the part whole, or puts adapters on it where the run is a LoRA run; hence the remark
     "freeze_vit": policy("vision_tower", says=_BY_ADAPTERS),
     "freeze_aligner": policy("projector", says=_BY_ADAPTERS),
     "freeze_llm": policy("language_model", says=_BY_ADAPTERS),
@@ -134,7 +137,8 @@ SWIFT = {
     ),
 }
 
-# XTuner has no flat keys: these are names inside its Python configurations.
+# Variables of a configuration in Python, fields of its `model`, and flags of `xtuner train`: work_dir, resume,
+# launcher, cfg_options.
 XTUNER = {
     "llm_name_or_path": same("model_name_or_path"),
     "visual_encoder_name_or_path": same("mm_vision_tower"),
@@ -169,7 +173,9 @@ XTUNER = {
     "param_scheduler": says("lr_scheduler_type, warmup_ratio and warmup_steps are keys"),
 }
 
-# LLaMA-Factory: YAML keys, which its command line accepts too.
+# Declared below llamafactory/hparams/ in ModelArguments (quantization_*, flash_attn, compute_dtype, image_*_pixels),
+# DataArguments (template, cutoff_len, *_dir, val_size, packing) and FinetuningArguments (stage, lora_*, freeze_*,
+# pissa_init, early_stopping_steps).
 LLAMA_FACTORY = {
     "stage": Answer(
         values={"sft": ""},
