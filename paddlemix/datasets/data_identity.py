@@ -117,7 +117,7 @@ def record_digests(records: RecordFile, content: str) -> np.ndarray:
         UserError: the file has changed since it was opened, or the cache cannot be written.
     """
     # by the file's content: a copy, or a file that was moved, is not read again
-    kept = kept_record_digests(content)
+    kept = cached_record_digests(content)
     if kept is not None and len(kept) == len(records):
         return kept
     found = np.fromiter(map(_record_entry, records.raw()), np.uint64, len(records))
@@ -133,7 +133,7 @@ def _record_entry(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=_DIGEST).digest(), "big")
 
 
-def kept_record_digests(content: str) -> np.ndarray | None:
+def cached_record_digests(content: str) -> np.ndarray | None:
     """The digests of the records of a file that held `content`; None where the cache has none."""
     try:
         found = np.load(_place(content))

@@ -47,7 +47,7 @@ def check_answer_outputs(output: Path, shares: Sequence[Path], inputs: AnswerInp
         shares: the files of processes that write one output together.
 
     Raises:
-        UserError: one of them is an input or a part of the model, or `overwrite` would replace what is no file of
+        UserError: one of them is an input or a part of the model, or `overwrite` would replace what is not a file of
             answers.
     """
     # the file itself, what is written beside it, and the shares of other processes

@@ -133,7 +133,7 @@ class ChatSession:
             The new answer, piece by piece.
 
         Raises:
-            UserError: there is no such round; and as `ask`.
+            UserError: the round does not exist; and as `ask`.
         """
         if not 1 <= number <= len(self.rounds):
             raise UserError(f"there is no round {number} to edit; the conversation has {len(self.rounds)}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from paddlemix.cache import cache_key
-from paddlemix.datasets.forms.dialects import is_alone
+from paddlemix.datasets.forms.dialects import is_bare_question
 from paddlemix.datasets.forms.parse import parse_question
 from paddlemix.datasets.images.decode import load_image
 from paddlemix.datasets.images.sizes import ImageSizes
@@ -123,7 +123,7 @@ class QuestionList:
     def _words(self, index: int, message: Message) -> str:
         """Source: haotian-liu/LLaVA llava/eval/model_vqa.py, model_vqa_science.py (commit c121f04)."""
         record, text = self._records[index], message.text.strip()
-        if isinstance(record, dict) and is_alone(record, self._settings.form) and not record.get("objects"):
+        if isinstance(record, dict) and is_bare_question(record, self._settings.form) and not record.get("objects"):
             return "\n".join(part for part in (record["text"].strip(), self._settings.suffix) if part)
         return f"{IMAGE_TOKEN}\n" * len(message.image_indices) + text
 

@@ -19,7 +19,7 @@ _IMAGE_KEYS = ("image_aspect_ratio", "image_grid_pinpoints", "mm_patch_merge_typ
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sight:
+class VisionSizes:
     """What a model's own sizes say about the images that it reads.
 
     Args:
@@ -31,7 +31,7 @@ class Sight:
     image_newline: bool
 
 
-def run_processor(processor: LlavaProcessor, config: RunConfig, sight: Sight | None = None) -> LlavaProcessor:
+def run_processor(processor: LlavaProcessor, config: RunConfig, sight: VisionSizes | None = None) -> LlavaProcessor:
     """The processor that a run uses.
 
     Args:

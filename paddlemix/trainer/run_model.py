@@ -23,7 +23,7 @@ from paddlemix.errors import UserError
 from paddlemix.log import logger
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.processors.llava import LlavaProcessor
-from paddlemix.processors.run_processor import Sight, run_processor
+from paddlemix.processors.run_processor import VisionSizes, run_processor
 from paddlemix.trainer.checks import process_count
 
 
@@ -89,7 +89,7 @@ def processor_of_run(config: RunConfig, base: LlavaProcessor | None, sizes: Llav
     if processor is None:
         return None
     vision = sizes.vision
-    sight = Sight(image_size=None if vision is None else vision.image_size, image_newline=sizes.image_newline)
+    sight = VisionSizes(image_size=None if vision is None else vision.image_size, image_newline=sizes.image_newline)
     result = run_processor(processor, config, sight)
     _warn_of_xtuner(config, result, sizes)
     directory = _directory(config)

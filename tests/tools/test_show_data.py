@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from paddlemix.errors import UserError
-from paddlemix.processors.run_processor import Sight
+from paddlemix.processors.run_processor import VisionSizes
 from paddlemix.processors.text.tokenizer import Tokenizer
 from paddlemix.tools import show_data
 from paddlemix.tools.common.command import run_command
@@ -193,7 +193,7 @@ def test_wrong_arguments(
 
 def test_a_damaged_config_is_told(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"vision_config": {"image_size": None}, "image_newline": None}))
-    assert _sight(tmp_path) == Sight(image_size=None, image_newline=False)
+    assert _sight(tmp_path) == VisionSizes(image_size=None, image_newline=False)
     for values in ({"vision_config": "x"}, {"vision_config": {"image_size": "336"}}, {"image_newline": "false"}):
         (tmp_path / "config.json").write_text(json.dumps(values))
         with pytest.raises(UserError, match=r"config\.json.* is .*; allowed: "):

@@ -134,7 +134,7 @@ def _changed_tokenizer(checkpoint: Path, tokenizer: Tokenizer) -> list[str]:
         return []
     changed = _changed_tokenizer_files(checkpoint, directory)
     # other versions write the same tokenizer into other files, so files that differ are only a reason to compare ids
-    return changed if changed and not load_tokenizer(checkpoint).gives_the_ids_of(tokenizer) else []
+    return changed if changed and not load_tokenizer(checkpoint).encodes_like(tokenizer) else []
 
 
 def _changed_tokenizer_files(checkpoint: Path, directory: Path) -> list[str]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paddlemix.datasets.forms.annotations import FORM_READERS
-from paddlemix.datasets.forms.image_keys import PLACE, Shown, image_address, image_addresses
+from paddlemix.datasets.forms.image_keys import PLACE, PlacedImage, image_address, image_addresses
 from paddlemix.datasets.forms.turns import (
     TOOLS,
     Record,
@@ -64,7 +64,7 @@ def read_turns(record: Record, form: str | None = None) -> list[Turn]:
         form: `name` of its data set; one of `FORM_READERS` fixes the form, anything else leaves it to the record.
 
     Returns:
-        Roles and contents in order, not yet checked for alternation; a `Shown` where an image is placed.
+        Roles and contents in order, not yet checked for alternation; a `PlacedImage` where an image is placed.
 
     Raises:
         UserError: the record has no known form, or two at once, or breaks the rules of its form.
@@ -94,7 +94,7 @@ def read_open_turns(record: Record, form: str | None = None) -> list[Turn]:
     Returns:
         As `read_turns`, without an empty last answer.
     """
-    alone = is_alone(record, form)
+    alone = is_bare_question(record, form)
     if alone and record.get("text") is not None:
         turns = read_turns({**record, "conversations": [{"from": "human", "value": _question_text(record)}]})
     elif alone:
@@ -104,11 +104,11 @@ def read_open_turns(record: Record, form: str | None = None) -> list[Turn]:
         # A question may lack the answer that the readers demand: an empty one is put in and dropped again below.
         turns = read_turns({"response": "", "answer": "", "caption": "", **record}, form)
     role, content = turns[-1]
-    answered = any(isinstance(piece, Shown) or piece.strip() for piece in content)
+    answered = any(isinstance(piece, PlacedImage) or piece.strip() for piece in content)
     return turns if role != "assistant" or answered else turns[:-1]
 
 
-def is_alone(record: Record, form: str | None = None) -> bool:
+def is_bare_question(record: Record, form: str | None = None) -> bool:
     """Whether a record holds no conversation, like those of LLaVA's question files."""
     return form not in FORM_READERS and all(record.get(dialect.key) is None for dialect in DIALECTS)
 
@@ -196,7 +196,7 @@ def _message_turn(message: dict[str, Any], number: int) -> Turn:
     return role, tuple(_part(part, role, number) for part in content)
 
 
-def _part(part: dict[str, Any], role: Role, number: int) -> str | Shown:
+def _part(part: dict[str, Any], role: Role, number: int) -> str | PlacedImage:
     """One content part; `<image>` in the text of a part is text, for images have parts of their own."""
     kind = part.get("type")
     if kind == "text":
@@ -212,7 +212,7 @@ def _part(part: dict[str, Any], role: Role, number: int) -> str | Shown:
     # {"type": "image"} alone: the next image of the record's own list
     if value is None and kind == "image":
         return PLACE
-    return Shown(image_address(value, f"turn {number}: {kind}"))
+    return PlacedImage(image_address(value, f"turn {number}: {kind}"))
 
 
 def _read_query(record: Record) -> list[Turn]:

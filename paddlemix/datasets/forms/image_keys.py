@@ -20,7 +20,7 @@ _KEYS = ("image", "images")
 
 
 @dataclass(frozen=True)
-class Shown:
+class PlacedImage:
     """An image in a turn.
 
     Args:
@@ -30,7 +30,7 @@ class Shown:
     address: str | None = None
 
 
-PLACE = Shown()
+PLACE = PlacedImage()
 
 
 def image_addresses(record: Mapping[str, Any]) -> list[str]:

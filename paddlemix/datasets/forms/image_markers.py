@@ -1,6 +1,6 @@
 """The places of pictures in a text: our `<image>`, and what other programs write for it.
 
-    split_text("What is <img>a.png</img> doing?")  # ("What is ", Shown("a.png"), " doing?")
+    split_text("What is <img>a.png</img> doing?")  # ("What is ", PlacedImage("a.png"), " doing?")
 
 What is read is a place; what looks like a picture and is not read is reported by `unread_picture`, because it would be
 trained as words.  Knows no record and opens no picture.
@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from paddlemix.datasets.forms.image_keys import PLACE, Shown, image_address
+from paddlemix.datasets.forms.image_keys import PLACE, PlacedImage, image_address
 from paddlemix.errors import cut
 from paddlemix.sample import IMAGE_TOKEN, Message
 
@@ -37,9 +37,9 @@ _MARKUP = re.compile(
 _SHOWN = 80  # characters
 
 
-def split_text(text: str) -> tuple[str | Shown, ...]:
+def split_text(text: str) -> tuple[str | PlacedImage, ...]:
     """A user's text with a place for each `<image>`, and for each `<img>PATH</img>` with its path."""
-    pieces: list[str | Shown] = []
+    pieces: list[str | PlacedImage] = []
     end = 0
     for found in _READ.finditer(text):
         shown = PLACE if found[1] is None else _address(found[1].strip())
@@ -49,14 +49,16 @@ def split_text(text: str) -> tuple[str | Shown, ...]:
     return tuple(piece for piece in (*pieces, text[end:]) if piece) if pieces else (text,)
 
 
-def _address(text: str) -> Shown | None:
+def _address(text: str) -> PlacedImage | None:
     """The picture that a tag names; None for words that are not an address."""
     if not text or "\n" in text or len(text) > _LONGEST_ADDRESS:
         return None
-    return Shown(image_address(text, "<img>"))
+    return PlacedImage(image_address(text, "<img>"))
 
 
-def place_tokens(contents: Sequence[tuple[str | Shown, ...]], count: int) -> list[tuple[str | Shown, ...]] | None:
+def place_tokens(
+    contents: Sequence[tuple[str | PlacedImage, ...]], count: int
+) -> list[tuple[str | PlacedImage, ...]] | None:
     """Users' texts with places where another program's image tokens are.
 
     Args:
@@ -75,10 +77,10 @@ def place_tokens(contents: Sequence[tuple[str | Shown, ...]], count: int) -> lis
     return [tuple(part for piece in pieces for part in _split_at_tokens(piece)) for pieces in contents]
 
 
-def _split_at_tokens(piece: str | Shown) -> list[str | Shown]:
+def _split_at_tokens(piece: str | PlacedImage) -> list[str | PlacedImage]:
     if not isinstance(piece, str):
         return [piece]
-    parts: list[str | Shown] = []
+    parts: list[str | PlacedImage] = []
     for number, part in enumerate(_TOKENS.split(piece)):
         parts += [PLACE] * (number > 0) + [part] * bool(part)
     return parts

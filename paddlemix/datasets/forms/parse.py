@@ -13,7 +13,7 @@ from typing import Any
 from paddlemix.datasets.forms.annotations import FORM_READERS
 from paddlemix.datasets.forms.dialects import read_open_turns, read_turns
 from paddlemix.datasets.forms.grounding import place_objects, read_objects
-from paddlemix.datasets.forms.image_keys import Shown, image_addresses, locate
+from paddlemix.datasets.forms.image_keys import PlacedImage, image_addresses, locate
 from paddlemix.datasets.forms.turns import Turn
 from paddlemix.errors import UserError
 from paddlemix.sample import IMAGE_TOKEN, Message, Sample
@@ -126,7 +126,7 @@ def _place_images(turns: Sequence[Turn], listed: Sequence[str]) -> tuple[tuple[M
     for role, content in turns:
         placed: list[str | int] = []
         for piece in content:
-            if not isinstance(piece, Shown):
+            if not isinstance(piece, PlacedImage):
                 placed += [piece] if piece else []
                 continue
             places += piece.address is None

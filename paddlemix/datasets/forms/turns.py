@@ -9,13 +9,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from paddlemix.datasets.forms.image_keys import PLACE, Shown, image_addresses
+from paddlemix.datasets.forms.image_keys import PLACE, PlacedImage, image_addresses
 from paddlemix.datasets.forms.image_markers import place_tokens, split_text
 from paddlemix.errors import UserError
 from paddlemix.sample import Role
 
 Record = Mapping[str, Any]
-Turn = tuple[Role, tuple[str | Shown, ...]]
+Turn = tuple[Role, tuple[str | PlacedImage, ...]]
 
 # roles as OpenAI, LLaVA and ShareGPT write them -> ours
 _ROLES: dict[str, Role] = {
@@ -36,7 +36,7 @@ _REFUSED_ROLES = dict.fromkeys(
 )
 
 
-def text_content(role: Role, text: str) -> tuple[str | Shown, ...]:
+def text_content(role: Role, text: str) -> tuple[str | PlacedImage, ...]:
     """The content of a turn that is a text; in a user's, each picture that it names becomes a place."""
     return split_text(text) if role == "user" else (text,)
 
@@ -87,7 +87,7 @@ def images_first(record: Record, turns: list[Turn]) -> list[Turn]:
     # other programs' tokens, one for each image -> the tokens decide
     # neither                                    -> all images before the first question
     turns = images_at_tokens(record, turns)
-    placed = any(isinstance(piece, Shown) for _, content in turns for piece in content)
+    placed = any(isinstance(piece, PlacedImage) for _, content in turns for piece in content)
     count = 0 if placed else len(image_addresses(record))
     first = next((number for number, (role, _) in enumerate(turns) if role == "user"), None)
     if not count or first is None:
@@ -98,7 +98,7 @@ def images_first(record: Record, turns: list[Turn]) -> list[Turn]:
 def images_at_tokens(record: Record, turns: list[Turn]) -> list[Turn]:
     """The turns with a place at each image token of another program, if there are as many tokens as images and no other
     place."""
-    if any(isinstance(piece, Shown) for _, content in turns for piece in content):
+    if any(isinstance(piece, PlacedImage) for _, content in turns for piece in content):
         return turns
     users = [number for number, (role, _) in enumerate(turns) if role == "user"]
     contents = place_tokens([turns[number][1] for number in users], len(image_addresses(record)))

@@ -61,7 +61,7 @@ def read_table(path: Path, columns: Columns) -> Iterator[tuple[int, TableRow | U
         The line where a row begins, and the row or what is wrong with it.
 
     Raises:
-        MissingFileError: there is no such file, or it cannot be read.
+        MissingFileError: the file does not exist or cannot be read.
         UserError: it is not UTF-8, has no header or not the columns, or its quotation marks are broken.
     """
     # a limit for the whole process, the only way that `csv` offers
@@ -141,7 +141,7 @@ class ImageFinder:
         root: folder that they are in, its subfolders too; None where names are used as they are.
 
     Raises:
-        MissingFileError: there is no such folder.
+        MissingFileError: the folder does not exist.
     """
 
     def __init__(self, root: Path | None) -> None:

@@ -46,7 +46,7 @@ def open_records(path: str | Path, form: str | None = None, remote: RemoteSettin
         remote: how a URL is fetched; None allows 64 GiB.
 
     Raises:
-        MissingFileError: there is no such file, or it cannot be read.
+        MissingFileError: the file does not exist or cannot be read.
         UserError: it is neither kind of file, is broken or holds no record; or a URL cannot be fetched.  A record that
             cannot be used raises nothing here: see `RecordFile.problems`.
     """
@@ -214,7 +214,7 @@ def _identity(path: str, local: str) -> tuple[int, int]:
     """Size and time of change, ns.
 
     Raises:
-        MissingFileError: there is no such file.
+        MissingFileError: the file does not exist.
     """
     try:
         status = os.stat(local)

@@ -31,7 +31,7 @@ _AHEAD = 4  # blocks that wait for each process
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedRecords:
     """What became of the records of one `Spans`.
 
     Args:
@@ -67,7 +67,7 @@ class Task:
     form: str | None
 
 
-def check_records(task: Task) -> Checked:
+def check_records(task: Task) -> CheckedRecords:
     """Decodes and parses records.
 
     Raises:
@@ -86,7 +86,7 @@ def check_records(task: Task) -> Checked:
         source = f"record {number}" if spans.lines is None else f"record {number} (line {spans.lines[index]})"
         # between two items exactly one comma; anything else means that the brackets were misread
         if spans.lines is None and data[before:start].strip(WHITE) != (b"," if number else b""):
-            return Checked(words, problems, doubts, folders, number)
+            return CheckedRecords(words, problems, doubts, folders, number)
         try:
             sample = _sample_of(data[start:end], source, task.form)
             words[index] = count_words(sample)
@@ -96,12 +96,12 @@ def check_records(task: Task) -> Checked:
             doubts += [(number, f"{source}: {doubt}")] if doubt is not None else []
         except (JSONDecodeError, UnicodeDecodeError, TypeError) as error:
             if spans.lines is None:
-                return Checked(words, problems, doubts, folders, number)
+                return CheckedRecords(words, problems, doubts, folders, number)
             problems.append((number, f"{source}: {_explain(error)}"))
         except UserError as error:
             problems.append((number, str(error)))
         before = end
-    return Checked(words, problems, doubts, folders)
+    return CheckedRecords(words, problems, doubts, folders)
 
 
 def _read(path: str, start: int, end: int) -> bytes:
@@ -136,7 +136,7 @@ def _explain(error: Exception) -> str:
     return str(error)
 
 
-def check_all(tasks: Iterable[Task], parallel: bool) -> Iterator[tuple[Spans, Checked]]:
+def check_all(tasks: Iterable[Task], parallel: bool) -> Iterator[tuple[Spans, CheckedRecords]]:
     """Checks tasks in order.
 
     Args:
@@ -153,11 +153,11 @@ def check_all(tasks: Iterable[Task], parallel: bool) -> Iterator[tuple[Spans, Ch
     return ((task.spans, check_records(task)) for task in tasks)
 
 
-def _by_processes(tasks: Iterable[Task]) -> Iterator[tuple[Spans, Checked]]:
+def _by_processes(tasks: Iterable[Task]) -> Iterator[tuple[Spans, CheckedRecords]]:
     workers = min(_num_processors(), _MOST_PROCESSES)
     # "spawn": a fork of a process whose paddle threads are running can hang
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
-    waiting: deque[tuple[Task, Future[Checked]]] = deque()
+    waiting: deque[tuple[Task, Future[CheckedRecords]]] = deque()
     left = iter(tasks)
     task: Task | None = None  # the one that is being handed over
     try:
@@ -185,7 +185,7 @@ def _num_processors() -> int:
     return os.cpu_count() or 1
 
 
-def _finished(waiting: deque[tuple[Task, Future[Checked]]]) -> tuple[Spans, Checked]:
+def _finished(waiting: deque[tuple[Task, Future[CheckedRecords]]]) -> tuple[Spans, CheckedRecords]:
     """Takes the first one away, once it has a result."""
     task, future = waiting[0]
     checked = future.result()

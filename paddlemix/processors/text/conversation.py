@@ -122,7 +122,7 @@ def _check_caption(template: Template, turns: Sequence[Message]) -> None:
 
 
 def _write_pair(template: Template, system: str, turns: Sequence[Message], first: bool) -> Iterator[Piece]:
-    # what LLaMA-2 writes between rounds belongs to the second of them, so that the first pair stands on its own
+    # what LLaMA-2 writes between rounds belongs to the second of them, so that the first pair is complete without it
     if not first:
         yield from _fixed(template.between)
     yield from _question(template, system, turns[0])

@@ -65,7 +65,7 @@ def one_token_an_image(example: Example, image_tokens: Sequence[int]) -> tuple[l
     kept, position, counts = [], 0, iter(image_tokens)
     ids = example.input_ids
     while position < len(ids):
-        # the first token of an image stands for all of them
+        # the first token of an image, for all of them
         kept.append(position)
         position += next(counts) if ids[position] == IMAGE_TOKEN_INDEX else 1
     return ids[kept].tolist(), example.labels[kept].tolist()
@@ -100,7 +100,7 @@ def _marked(example: Example, image_tokens: Sequence[int], tokenizer: Tokenizer,
             # the text after an image is tokenised as a beginning, so it is decoded as one
             before = None
             continue
-        text = harmless(_decode(members, before, tokenizer))
+        text = escape_control(_decode(members, before, tokenizer))
         start, end = style.trained if trained else ("", "")
         # a colour that runs over a line break would colour what a pager shows beside it
         yield "\n".join(f"{start}{line}{end}" if line else line for line in text.split("\n"))
@@ -116,6 +116,6 @@ def _decode(ids: list[int], before: int | None, tokenizer: Tokenizer) -> str:
     return both[len(own) :] if both.startswith(own) else tokenizer.decode(ids, skip_special_tokens=False)
 
 
-def harmless(text: str) -> str:
+def escape_control(text: str) -> str:
     """A text whose control characters, line breaks and tabs apart, are written out."""
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)

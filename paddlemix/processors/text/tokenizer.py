@@ -110,7 +110,7 @@ class Tokenizer:
         files = [self.directory / name for name in TOKENIZER_FILES]
         return cache_key(*(hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()))
 
-    def gives_the_ids_of(self, other: Tokenizer) -> bool:
+    def encodes_like(self, other: Tokenizer) -> bool:
         """Whether both have the same vocabulary, rules and special tokens, however their files say it."""
         return self._rules() == other._rules()
 

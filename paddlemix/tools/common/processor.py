@@ -19,7 +19,7 @@ from paddlemix.declared import Keys, flag, integer, mapping, take, without_null
 from paddlemix.errors import UserError
 from paddlemix.json_files import read_object
 from paddlemix.processors.llava import PROCESSOR_FILE, LlavaProcessor, processor_from_dict
-from paddlemix.processors.run_processor import Sight, run_processor
+from paddlemix.processors.run_processor import VisionSizes, run_processor
 from paddlemix.processors.text.chat_template import resolve_template
 from paddlemix.processors.text.known_templates import choose_template
 from paddlemix.processors.text.template import Template
@@ -114,14 +114,14 @@ def _without_paddle(config: RunConfig) -> LlavaProcessor | None:
     return None if processor is None else run_processor(processor, config, sight)
 
 
-def _sight(directory: Path) -> Sight | None:
+def _sight(directory: Path) -> VisionSizes | None:
     """What the `config.json` of our own layout says about images; None if there is none."""
     path = directory / "config.json"
     if not path.is_file():
         return None
     sizes = take(read_object(path), _SIGHT_KEYS, str(path), tell=False)
     vision = take(sizes.get("vision_config", {}), _VISION_KEYS, f"{path}: vision_config", tell=False)
-    return Sight(image_size=vision.get("image_size"), image_newline=sizes.get("image_newline", False))
+    return VisionSizes(image_size=vision.get("image_size"), image_newline=sizes.get("image_newline", False))
 
 
 def _open_ours(directory: Path) -> LlavaProcessor | None:

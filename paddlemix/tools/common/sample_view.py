@@ -29,7 +29,7 @@ from paddlemix.processors.images.tiles import preprocess_image
 from paddlemix.processors.images.visual_tokens import count_tiles, count_visual_tokens, grid_shape
 from paddlemix.processors.llava import LlavaProcessor
 from paddlemix.processors.text.conversation import prompt_text, render
-from paddlemix.processors.text.example_text import Style, harmless, marked_text, one_token_an_image
+from paddlemix.processors.text.example_text import Style, escape_control, marked_text, one_token_an_image
 from paddlemix.processors.text.template import with_image_markers
 from paddlemix.sample import Example, Message, Sample
 
@@ -156,7 +156,7 @@ def describe(view: View, processor: LlavaProcessor, style: Style, files: Sequenc
         name = image.path if len(image.path) <= 200 else f"{image.path[:40]}..."
         lines.append(f"  {name}: {image.size[0]}x{image.size[1]}, {tiles}, {image.tokens} tokens{written}")
     text = marked_text(example, [image.tokens for image in view.images], processor.tokenizer, style)
-    return "\n".join([*map(harmless, lines), *(f"  | {line}" for line in text.split("\n"))])
+    return "\n".join([*map(escape_control, lines), *(f"  | {line}" for line in text.split("\n"))])
 
 
 def write_pictures(

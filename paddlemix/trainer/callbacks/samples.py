@@ -16,7 +16,7 @@ from paddlemix.config.schema import RunConfig
 from paddlemix.datasets.mixture import SampleDataset
 from paddlemix.log import MetricsWriter, logger, process_rank
 from paddlemix.processors.llava import LlavaProcessor
-from paddlemix.processors.text.example_text import harmless
+from paddlemix.processors.text.example_text import escape_control
 from paddlemix.trainer.answers.answering import Answerer
 from paddlemix.trainer.answers.prompts import Prompt, first_prompts, own_prompts
 from paddlemix.trainer.callbacks.meters import StepReport
@@ -87,7 +87,7 @@ class ShowAnswers(TrainerCallback):
         with tqdm.external_write_mode(file=sys.stderr):  # a bar gives way
             for line in lines:
                 self._samples.write({"step": step, **line})
-                logger.info("step %d sample: %s", step, harmless(_described(line)))
+                logger.info("step %d sample: %s", step, escape_control(_described(line)))
         self._metrics.write({"step": step, "samples": lines})
 
 

@@ -26,9 +26,9 @@ from paddlemix.checkpoints.source import open_source
 from paddlemix.datasets.data_identity import (
     UNKNOWN,
     Pictures,
+    cached_record_digests,
     describe_records,
     hashed,
-    kept_record_digests,
     picture_blocks,
     record_digests,
     states_of,
@@ -110,7 +110,7 @@ class InputIdentity:
             for records, before, content in zip(samples.record_files, old, now, strict=True):
                 if before != content:
                     digests = record_digests(records, content)
-                    wrong.append(describe_records(records.path, kept_record_digests(before), digests))
+                    wrong.append(describe_records(records.path, cached_record_digests(before), digests))
         return list(filter(None, wrong))
 
     def _record_files(self) -> list[RecordFile]:

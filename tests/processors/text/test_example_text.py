@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from paddlemix.processors.text.example_text import Style, harmless, image_runs, marked_text, one_token_an_image
+from paddlemix.processors.text.example_text import Style, escape_control, image_runs, marked_text, one_token_an_image
 from paddlemix.processors.text.tokenizer import Tokenizer
 from paddlemix.sample import IMAGE_TOKEN_INDEX, Example
 from tests.tiny import make_processor, make_sample
@@ -62,4 +62,4 @@ def test_colours_are_for_terminals_that_want_them(monkeypatch: pytest.MonkeyPatc
 
 
 def test_nothing_that_a_terminal_obeys_is_left() -> None:
-    assert harmless("a\x1b[31m\x07\nb\tc") == "a\\x1b[31m\\x07\nb\tc"
+    assert escape_control("a\x1b[31m\x07\nb\tc") == "a\\x1b[31m\\x07\nb\tc"

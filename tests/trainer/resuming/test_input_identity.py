@@ -160,8 +160,8 @@ def test_a_checkpoint_of_an_earlier_version(place: World, tmp_path: Path) -> Non
 
 
 def test_without_the_cache_the_file_is_named(place: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_identity, "kept_record_digests", lambda content: None)
-    monkeypatch.setattr(input_identity, "kept_record_digests", lambda content: None)
+    monkeypatch.setattr(data_identity, "cached_record_digests", lambda content: None)
+    monkeypatch.setattr(input_identity, "cached_record_digests", lambda content: None)
     edit(place.data / "train.json", replace_answer)
     with pytest.raises(UserError, match=r"changed since: \S+/train\.json\. Put it back"):
         go_on(place, tmp_path / "again")
