@@ -66,7 +66,7 @@ def _dispatch(argv: list[str]) -> int:
     """
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(format_help())
-        return 0 if argv else 2
+        return 0 if argv else 2  # help that was asked for is a success, a missing command is not
     name, rest = argv[0], argv[1:]
     if name in ("-V", "--version"):
         print(f"paddlemix {__version__}")

@@ -42,11 +42,12 @@ class _CurrentStderr(logging.StreamHandler):
 
     @stream.setter
     def stream(self, value: Any) -> None:
-        pass
+        pass  # StreamHandler assigns the stream of its start, which is not to be kept
 
 
 def _build_logger() -> logging.Logger:
     built = logging.getLogger("paddlemix")
+    # The logger outlives this module where it is loaded twice: a second handler would print every line twice.
     if not built.handlers:
         handler = _CurrentStderr()
         handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
@@ -93,6 +94,7 @@ class MetricsWriter:
         """
         if not self.path.is_file():
             return
+        # A line without a step belongs to the run as a whole and is not written again.
         kept = [line for line in _read_lines(self.path) if line.get("step", 0) <= step]
         # Written beside and renamed: a kill in between leaves the old lines, which the next resume cuts again.
         temporary = self.path.with_suffix(".tmp")

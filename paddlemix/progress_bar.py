@@ -76,6 +76,7 @@ class ProgressBar:
     def _line(self) -> str:
         """E.g. "450 of 9,000 (5.0%), 2.1 per second, about 68 min left"."""
         seconds = max(self._last_line - self._started, 1e-9)
+        # What an earlier start did took none of these seconds.
         rate = (self._done - self._first) / seconds
         parts = [self._amount(self._done)]
         if self.total:
@@ -94,7 +95,7 @@ class ProgressBar:
         """The items one by one, each counted when the next one is asked for."""
         for item in items:
             yield item
-            self.update(1)
+            self.update(1)  # after the caller is done with it, so that the rate is that of the work
 
     def close(self) -> None:
         """Closes it; a bar stays on the screen."""
@@ -110,4 +111,5 @@ class ProgressBar:
 
 
 def _is_terminal() -> bool:
+    # Without a console (pythonw, some services) there is no stderr at all.
     return sys.stderr is not None and sys.stderr.isatty()
