@@ -19,3 +19,13 @@ def test_every_step_of_every_process_has_its_own(monkeypatch: pytest.MonkeyPatch
         callback.on_step_begin(args, state, None)
     assert seeds[: len(places)] == seeds[len(places) :]
     assert len(set(seeds)) == len(places) and all(0 <= seed < 2**31 for seed in seeds)
+
+
+def test_a_step_is_seeded_as_it_always_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints store no random state: another formula would change what a resumed run draws."""
+    seeds: list[int] = []
+    monkeypatch.setattr(seeding, "set_seed", seeds.append)
+    for seed, step, rank in ((0, 0, 0), (1, 2, 3), (2**31 - 1, 5, 0)):
+        args, state = SimpleNamespace(seed=seed, dataset_rank=rank), SimpleNamespace(global_step=step)
+        seeding.SeedEachStep().on_step_begin(args, state, None)
+    assert seeds == [0, 1_008_198, 2_146_504_125] and all(isinstance(seed, int) for seed in seeds)
