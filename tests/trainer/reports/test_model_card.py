@@ -113,7 +113,7 @@ def test_somebody_elses_readme_stays(
     with caplog.at_level(logging.WARNING, logger="paddlemix"):
         run_recipe(world.config(tmp_path, max_steps=1, overwrite_output_dir=True))
     assert card_of(tmp_path) == "mine"
-    assert "README.md was not written by a run and stays" in caplog.text
+    assert "README.md was not written by a run and is kept" in caplog.text
 
 
 def test_a_runs_own_card_is_replaced_and_an_edited_one_without_the_mark_is_not(world: World, tmp_path: Path) -> None:
