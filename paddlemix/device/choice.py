@@ -82,7 +82,7 @@ def _check_card(name: str) -> None:
     # No card at all is reported by select_device, with what is available.
     if kind == "cpu" or not count:
         return
-    # paddle would count cards of the machine and fail later.
+    # Numbers count the cards that this process sees, which the message has to explain.
     if number.isdigit() and int(number) >= count:
         raise UserError(f"device='{name}' is not there: {card_advice(kind, count)}")
     if not number:  # paddle then uses the first card that the launcher names

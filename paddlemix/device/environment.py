@@ -246,8 +246,8 @@ def _is_amd() -> bool:
 def _keep_freed_memory() -> bool:
     """Lets glibc keep freed blocks; False if the C library is not glibc."""
     # MMAP_MAX 0         large blocks come from the heap, whose pages stay mapped
-    #  TRIM_THRESHOLD -1 the top of the heap is never returned
-    #  TOP_PAD            it grows by 64 MiB at once
+    # TRIM_THRESHOLD -1  the top of the heap is never returned
+    # TOP_PAD            the heap grows by 64 MiB at once
     # The gain is in the table of settings, row mallopt.
     return _set_malloc({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1, _M_TOP_PAD: 64 * _MIB})
 

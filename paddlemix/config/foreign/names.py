@@ -96,9 +96,10 @@ def foreign_template(name: str) -> str:
     Returns:
         "XTuner's is xtuner_vicuna; LLaMA-Factory's is vicuna_v1"; "" for a name that no program of the tables has.
     """
-    # ours is None    the text is not among ours at all
-    #   exact           the same text
-    #   otherwise       the nearest, said to be that: a silent replacement would train on another text
+    # an entry       what the message says
+    #   ours is None   the text is not among ours
+    #   exact          the same text, by our name
+    #   otherwise      that it differs, and the nearest: a silent replacement would train on another text
     said = []
     for program, named in _templates_called(name).items():
         owner = of_programs([program])
