@@ -32,11 +32,19 @@ from paddlemix.models.kernels import cpu_library
 from paddlemix.peft.wide_weights import bytes_besides
 from paddlemix.sample import Batch
 from paddlemix.trainer.checks import check_devices, check_steps, process_count
+from paddlemix.trainer.optim import keeps_master_weights
 from paddlemix.trainer.output import continues_in, find_resume_point
 from paddlemix.trainer.output_guard import check_run_pictures
 from paddlemix.trainer.resuming.checkpoint_folders import saved_recipe
 from paddlemix.trainer.resuming.same_recipe import check_same_recipe
-from paddlemix.trainer.run_data import check_data_files, data_settings, grouping_of, read_samples, steps_per_epoch
+from paddlemix.trainer.run_data import (
+    check_data_files,
+    data_settings,
+    grouping_of,
+    loading_settings,
+    read_samples,
+    steps_per_epoch,
+)
 from paddlemix.trainer.run_model import base_spec, compute_dtype, processor_of_run, weight_dtype
 
 _ANYRES_TILES = 5  # Source: LLaVA-1.6's grids of at most four tiles, and the whole image
@@ -195,11 +203,7 @@ def _read_data(config: RunConfig, sizes: ModelSizes) -> _Data:
         packs = pack_rows(lengths[:, 0], config.max_length, config.seed)
         rows = PackedDataset(samples, packs)
         row_lengths = np.array([lengths[pack].sum(axis=0) for pack in packs])
-    loading = LoadingSettings(
-        tokens_per_tile=processor.image_spec.tokens_per_tile,
-        pad_to_multiple_of=config.pad_to_multiple_of,
-        pad_tiles_to_multiple_of=config.pad_tiles_to_multiple_of,
-    )
+    loading = loading_settings(config, processor)
     return _Data(len(rows), statistics, tuple(_largest_shapes(rows, row_lengths, size, loading)), samples)
 
 
@@ -280,13 +284,13 @@ def _computation(config: RunConfig, on_cpu: bool) -> Computation:
 
 
 def _training(config: RunConfig, devices: int) -> Training:
-    level_2 = config.fp16_opt_level == "O2" and (config.bf16 or config.fp16)
+    has_masters = keeps_master_weights(config)
     # "stage2 offload" is one text of several words.
     stage = next((number for number in (1, 2, 3) if f"stage{number}" in config.sharding), 0)
     degree = max(config.sharding_parallel_degree, config.sharding_degree)
     return Training(
-        master_weights=level_2,
-        float32_gradients=level_2 and config.amp_master_grad,
+        master_weights=has_masters,
+        float32_gradients=has_masters and config.amp_master_grad,
         sharding_stage=stage,
         sharding_degree=devices if degree < 1 else min(degree, devices),
         offload="offload" in config.sharding or bool(config.offload_optim),

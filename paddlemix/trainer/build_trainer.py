@@ -6,7 +6,6 @@ import os
 from typing import Any
 
 from paddlemix.config.schema import RunConfig, trainer_keys
-from paddlemix.datasets.batches import LoadingSettings
 from paddlemix.trainer.answers.answering import Answerer, AnswerScores
 from paddlemix.trainer.batches.vision_cache import VisionCache, open_store
 from paddlemix.trainer.callbacks.progress import Progress, shows_bar
@@ -19,6 +18,7 @@ from paddlemix.trainer.paddlenlp_trainer import PrinterCallback, ProgressCallbac
 from paddlemix.trainer.reports.skipped import SkipLog
 from paddlemix.trainer.reports.trackers import TrackedArguments
 from paddlemix.trainer.run import Run, RunData
+from paddlemix.trainer.run_data import loading_settings
 from paddlemix.trainer.trainer import LlavaTrainer
 
 
@@ -57,17 +57,10 @@ def _run_data(run: Run, world_size: int) -> RunData:
     # Of several processes all have to run the tower in each step, or those that do wait for its gradients for ever:
     # a batch without an image gets a tile that nothing reads.
     dummy_tile = (1, 3, spec.tile_size, spec.tile_size) if has_tower and world_size > 1 else None
-    loading = LoadingSettings(
-        tokens_per_tile=spec.tokens_per_tile,
-        dummy_tile=dummy_tile,
-        num_workers=config.dataloader_num_workers,
-        pad_to_multiple_of=config.pad_to_multiple_of,
-        pad_tiles_to_multiple_of=config.pad_tiles_to_multiple_of,
-    )
     return RunData(
         train=run.train,
         evaluation=run.evaluation,
-        loading=loading,
+        loading=loading_settings(config, run.processor, dummy_tile),
         skips=SkipLog(run.output_dir, run.train) if run.train else None,
         vision_cache=VisionCache(store, run.loaded.model.vision_tower) if store is not None else None,
     )

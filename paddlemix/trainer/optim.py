@@ -52,6 +52,11 @@ def undecayed(model: nn.Layer) -> set[str]:
     }
 
 
+def keeps_master_weights(config: RunConfig) -> bool:
+    """Whether trained weights are held in half precision, with a float32 copy that the optimiser changes."""
+    return config.fp16_opt_level == "O2" and (config.bf16 or config.fp16)
+
+
 def build_optimizer(
     model: nn.Layer, config: RunConfig, schedule: paddle.optimizer.lr.LRScheduler, is_sharded: bool = False
 ) -> paddle.optimizer.Optimizer:
@@ -62,7 +67,6 @@ def build_optimizer(
         is_sharded: several processes share the optimiser's states; `sharding` in a run of one process does nothing.
     """
     without_decay = undecayed(model)
-    low_precision = config.fp16_opt_level == "O2" and (config.bf16 or config.fp16)
     parameters = [parameter for parameter in model.parameters() if not parameter.stop_gradient]
     optimizer = paddle.optimizer.AdamW(
         learning_rate=schedule,
@@ -73,7 +77,7 @@ def build_optimizer(
         weight_decay=config.weight_decay,
         apply_decay_param_fun=lambda name: name not in without_decay,
         grad_clip=gradient_clip(config.max_grad_norm, is_sharded=is_sharded),
-        multi_precision=low_precision,
+        multi_precision=keeps_master_weights(config),
     )
     # A sharded optimiser makes the states of its own share, later.
     if paddle.get_device() == "cpu" and not is_sharded:

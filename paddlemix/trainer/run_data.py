@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from paddlemix.config.schema import RunConfig
-from paddlemix.datasets.batches import RowDataset
+from paddlemix.datasets.batches import LoadingSettings, RowDataset
 from paddlemix.datasets.data_settings import DataSettings
 from paddlemix.datasets.images.sources import ImageSettings
 from paddlemix.datasets.length_statistics import describe_lengths
@@ -154,6 +154,23 @@ def arrange(config: RunConfig, samples: SampleDataset) -> TrainingRows:
     # Grouping by modality uses signed word counts, which need no tokenizer.
     by = {"length": lengths[:, 0], "modality": samples.words, "none": None}[grouping]
     return TrainingRows(rows=samples, samples=samples, grouping=grouping, lengths=by)
+
+
+def loading_settings(
+    config: RunConfig, processor: LlavaProcessor, dummy_tile: tuple[int, int, int, int] | None = None
+) -> LoadingSettings:
+    """How batches are made of rows.
+
+    Args:
+        dummy_tile: see `LoadingSettings`.
+    """
+    return LoadingSettings(
+        tokens_per_tile=processor.image_spec.tokens_per_tile,
+        dummy_tile=dummy_tile,
+        num_workers=config.dataloader_num_workers,
+        pad_to_multiple_of=config.pad_to_multiple_of,
+        pad_tiles_to_multiple_of=config.pad_tiles_to_multiple_of,
+    )
 
 
 def batch_sampler(config: RunConfig, data: TrainingRows, rank: int, world_size: int) -> EpochBatchSampler:

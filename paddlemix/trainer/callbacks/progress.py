@@ -119,7 +119,7 @@ def draw_loss_curve(metrics_path: Path, picture_path: Path) -> None:
         label: [(item["step"], item[key]) for item in reports if key in item]
         for key, label in (("loss", "training"), ("eval_loss", "evaluation"))
     }
-    # An evaluation alone, or a run that ended before its first report.
+    # A run that ended before its first report.
     if not any(curves.values()):
         return
     import matplotlib
