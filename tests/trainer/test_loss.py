@@ -156,3 +156,10 @@ def test_logits_that_are_no_numbers_show_in_the_sum(tokenizer: Tokenizer, value:
     model.lm_head.weight.set_value(weight)
     loss, _ = LossModel(model)(**model_inputs(batch_inputs(collate(examples, 4))))
     assert not np.isfinite(loss.item())
+
+
+def test_how_many_logits_exist_together() -> None:
+    """2**26 numbers off the CPU; there 2**24 where gradients of parts are added up, else 2**22; never no row."""
+    ways = ((False, False), (True, False), (True, True), (False, True))  # whether parts are added up, on CPU
+    found = [loss_module.head_rows_at_once(2**15, adds_parts, on_cpu) for adds_parts, on_cpu in ways]
+    assert found == [2**11, 2**11, 2**9, 2**7] and loss_module.head_rows_at_once(2**30, True, False) == 1
