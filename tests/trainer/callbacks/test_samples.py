@@ -89,7 +89,7 @@ def test_only_a_path_is_looked_for_below_the_image_root(world: World, loaded: An
     below, inside = own_prompts(prompts, loaded.processor, str(world.data / "images"), ImageSettings())
     assert below.image == str(world.data / "images" / "1.png")
     assert inside.image is not None and inside.image.startswith("data:image/png;base64,")
-    np.testing.assert_array_equal(below.prompt.pixel_values, inside.prompt.pixel_values)
+    np.testing.assert_array_equal(below.encoded.pixel_values, inside.encoded.pixel_values)
 
 
 def test_without_an_evaluation_set_the_training_set_is_asked(world: World, tmp_path: Path) -> None:
