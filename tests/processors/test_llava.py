@@ -241,7 +241,7 @@ def test_only_the_first_truncations_are_told(processor: LlavaProcessor, warnings
 def test_first_pair_that_is_too_long(processor: LlavaProcessor, policy: str) -> None:
     sample, images = make_sample("<image>\nOne?", "1", "Two?", "2"), [noise_picture(30, 40)]
     length = len(processor.encode(make_sample("<image>\nOne?", "1"), images).input_ids)
-    expected = rf"^test.json record 0: .* take {length} tokens \(4 of them visual\), max_length is {length - 1}; raise"
+    expected = rf"^test.json record 0: .* have {length} tokens \(4 of them visual\), max_length is {length - 1}; raise"
     with pytest.raises(TooLongError, match=expected):
         processor.encode(sample, images, length - 1, policy)
     with pytest.raises(TooLongError, match=expected):
