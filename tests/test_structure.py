@@ -52,7 +52,7 @@ MIN_COMMENTS = 0.05
 # Words of other languages' word order: after, is, is not a, N, available.
 GLOSSARY = re.compile(r"behind|stands|is no |so many|that is there")
 MAX_GLOSSARY = 100
-PAGES = ("README.md", "README_zh.md", "docs/*.md", f"{PACKAGE}/**/*.py")
+PAGES = ("README.md", "README_zh.md", "docs/*.md", "benchmarks/**/*.md", "benchmarks/**/*.py")  # and the package
 
 
 def package_files(*kinds: str) -> list[str]:
@@ -143,6 +143,7 @@ def test_lines_have_comments() -> None:
 
 def test_texts_use_plain_words() -> None:
     files = [path for pattern in PAGES for path in sorted(ROOT.glob(pattern))]
+    files += [ROOT / PACKAGE / file for file in package_files(*SOURCES, ".md")]
     counts = {str(path.relative_to(ROOT)): len(GLOSSARY.findall(path.read_text(encoding="utf-8"))) for path in files}
     found = {name: count for name, count in counts.items() if count}
     assert sum(found.values()) <= MAX_GLOSSARY, found
