@@ -208,7 +208,7 @@ def _claim(
         return None
     found = lock.read()
     if not isinstance(found, dict):
-        raise UserError(f"{path} is there and was not written by this command; choose another name, or --overwrite")
+        raise UserError(f"{path} exists and was not written by this command; choose another name, or --overwrite")
     changed = compare_headers(found, header)
     if changed:
         raise UserError(

@@ -76,7 +76,7 @@ def fetch(url: str, settings: RemoteSettings | None = None) -> Path:
         raise UserError(f"'{shown}' cannot be fetched: {error}") from error
     switch = offline_switch(settings.offline)
     if switch is not None:
-        raise UserError(f"'{shown}' is not in the cache, and {switch} forbids to ask its server")
+        raise UserError(f"'{shown}' is not in the cache, and {switch} forbids asking its server")
     path = _place(url)
     try:
         path.parent.mkdir(exist_ok=True)

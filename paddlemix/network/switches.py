@@ -25,7 +25,7 @@ _CHOICES: dict[str, tuple[Hub, Hub | None]] = {
 
 
 def offline_switch(setting: bool | None = None) -> str | None:
-    """What forbids to ask servers, as the user knows it, or None.
+    """What forbids asking servers, as the user knows it, or None.
 
     Args:
         setting: True or False decides; None leaves it to the environment.

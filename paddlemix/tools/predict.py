@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--image-root", type=place_argument, help="folder of relative image paths; default: the working directory"
     )
     parser.add_argument(
-        "--form", choices=FORMS, help="form of the records; needed only where PaddleMIX goes by a data set's name"
+        "--form", choices=FORMS, help="form of the records; needed only for the data sets that PaddleMIX knows by name"
     )
     parser.add_argument("--single-pred-prompt", action="store_true", help=f"append to each question: {ASKS_FOR_LETTER}")
     parser.add_argument("--batch-size", type=int, default=8, help="questions answered in one batch (default 8)")

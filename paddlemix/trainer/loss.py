@@ -27,7 +27,7 @@ _LOGITS_AT_ONCE, _LOGITS_WITHOUT_GRADIENT, _LOGITS_OFF_CPU = 2**24, 2**22, 2**26
 def head_rows_at_once(vocab_size: int, adds_parts: bool, on_cpu: bool) -> int:
     """Positions whose logits exist together.
 
-        off the CPU                                  2**26 numbers: a card would rather read the output layer seldom
+        off the CPU                                  2**26 numbers: on a card, few large products are fastest
         on CPU, gradients of parts are added up      2**24: each part costs a sum of the size of the output layer
         on CPU, else                                 2**22: logits stay near the processor
 
@@ -77,21 +77,21 @@ class LossModel(nn.Layer):
             rows = decoder(embeds, position_ids, segment_ids)[:, 0]
             return self.model.logits(rows).astype("float32").sum() * 0.0, paddle.zeros([], dtype="int64")
         # The last decoder layer computes the supervised positions alone.
-        chosen = decoder(embeds, position_ids, segment_ids, output_index=loss_index)
+        supervised = decoder(embeds, position_ids, segment_ids, output_index=loss_index)
         weights = [weight for weight in self.model.output_weights() if not weight.stop_gradient]
-        # How the output layer's gradient comes about:
+        # How the gradient of the output layer is computed:
         #   frozen, or no gradient wanted     not at all
-        #   plain layer, C kernel takes it    added up in place, part by part (`total`)
+        #   plain layer, supported in C       added up in place, part by part (`total`)
         #   plain layer                       a product per part, the parts added
         #   anything else (adapter, tied)     paddle's own gradient per part, the parts added
         plain, with_gradient = self._plain_head(), paddle.is_grad_enabled()
         total = None
-        if plain is not None and weights and with_gradient and cpu_library.supports_products(plain, chosen):
+        if plain is not None and weights and with_gradient and cpu_library.supports_products(plain, supervised):
             total = paddle.zeros(plain.shape, dtype="float32")
         adds_parts = bool(weights) and total is None
-        rows_at_once = head_rows_at_once(self.model.config.text.vocab_size, adds_parts, on_cpu(chosen))
+        rows_at_once = head_rows_at_once(self.model.config.text.vocab_size, adds_parts, on_cpu(supervised))
         head = _Head(self.model.logits, rows_at_once, with_gradient, plain, total)
-        return _SummedCrossEntropy.apply(chosen, loss_targets, head, *weights)
+        return _SummedCrossEntropy.apply(supervised, loss_targets, head, *weights)
 
     def _plain_head(self) -> paddle.Tensor | None:
         """The output layer's weight, where its logits and gradients are products with it and no more."""

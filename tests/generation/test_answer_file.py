@@ -123,7 +123,7 @@ def test_a_file_of_somebody_else_stays(tmp_path: Path) -> None:
     out = tmp_path / "a.jsonl"
     out.write_text("mine\n")
     for _ in range(2):
-        with pytest.raises(UserError, match="is there and was not written by this command"):
+        with pytest.raises(UserError, match="exists and was not written by this command"):
             open_file(out)
     assert out.read_text() == "mine\n" and [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
     file = open_file(out, range(1), overwrite=True)

@@ -423,7 +423,7 @@ def test_offline(
     if switch is None:
         assert fetch(f"{server.address}/picture.png", settings).is_file()
         return
-    with pytest.raises(UserError, match=f"picture.png' is not in the cache, and {switch} forbids to ask its server"):
+    with pytest.raises(UserError, match=f"picture.png' is not in the cache, and {switch} forbids asking its server"):
         fetch(f"{server.address}/picture.png", settings)
     fetch(f"{server.address}/picture.png", RemoteSettings(allow_local_network=True, offline=False))
     assert fetch(f"{server.address}/picture.png", settings).is_file()

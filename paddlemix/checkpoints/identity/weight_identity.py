@@ -259,8 +259,8 @@ def _read_origin(path: Path) -> tuple[dict[str, str], dict[str, str]]:
         return dict(values["stored"]), dict(values["origin"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"'{path}' cannot be understood ({error!r}); copy it again, or remove it: adapters of the model that this "
-            "one was made from are then refused"
+            f"'{path}' cannot be understood ({error!r}); copy it again, or remove it; without it, adapters of the "
+            "model that this one was made from are refused"
         ) from error
 
 

@@ -129,7 +129,7 @@ def check_cost(image: Image.Image, file: BinaryIO | IO[bytes], name: str, max_pi
     if image.format in ("JPEG", "MPO") and pixels > _CHEAP_PIXELS and _is_progressive(image):
         scans = _count_scans(file)
         if scans > _SCANS:
-            raise UserError(f"image '{name}' is a JPEG of {scans} scans, {_SCANS} are allowed; save it anew")
+            raise UserError(f"image '{name}' is a JPEG of {scans} scans, {_SCANS} are allowed; save it again")
 
 
 def _is_progressive(image: Image.Image) -> bool:

@@ -54,7 +54,7 @@ def with_tile_size(values: Mapping[str, Any], tile_size: int) -> dict[str, Any]:
         The values; what pictures are resized to follows the tile.
 
     Raises:
-        UserError: pictures are resized to another size than the tile's, so nothing says what becomes of it.
+        UserError: pictures are resized to another size than the tile's, so the new size is unknown.
     """
     old, size = values.get("image_size"), values.get("size")
     if size is None or old == tile_size:
@@ -66,9 +66,9 @@ def with_tile_size(values: Mapping[str, Any], tile_size: int) -> dict[str, Any]:
     side = size.get("height") or size.get("shortest_edge")
     if "height" not in size or side != (old or side):
         raise UserError(
-            f"pictures are resized to {side} pixels before a tile of {old} is cut out, so nothing says what they are "
-            f"resized to for tiles of {tile_size} (vision_image_size); write equal size and crop_size into "
-            "preprocessor_config.json, or leave vision_image_size out"
+            f"pictures are resized to {side} pixels before a tile of {old} is cut out, which does not say what "
+            f"they are resized to for tiles of {tile_size} (vision_image_size); set size and crop_size in "
+            "preprocessor_config.json to the same value, or leave vision_image_size out"
         )
     return {**values, "image_size": tile_size, "size": {"height": tile_size, "width": tile_size}}
 

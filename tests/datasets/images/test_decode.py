@@ -412,7 +412,7 @@ def test_url_that_gives_no_image(server: FaultyServer) -> None:
 def test_url_offline(server: FaultyServer) -> None:
     url = f"{server.address}/picture.png"
     for function in (load_image, image_size):
-        with pytest.raises(UserError, match="image '.*' is not in the cache, and the setting offline forbids to ask"):
+        with pytest.raises(UserError, match="image '.*' is not in the cache, and the setting offline forbids asking"):
             function(url, ImageSettings(offline=True, allow_local_network=True))
     load_image(url, ImageSettings(allow_local_network=True))
     assert load_image(url, ImageSettings(offline=True)).size == PICTURE.size
