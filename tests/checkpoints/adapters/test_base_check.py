@@ -198,7 +198,7 @@ def test_of_two_bases_the_one_that_computes_alike(world: World, tmp_path: Path) 
     model = Path(shutil.copytree(world.model, tmp_path / "then" / "base"))
     run_recipe(world.config(tmp_path / "then" / "run", model_name_or_path=str(model), max_steps=1, **LORA))
     shutil.copytree(tmp_path / "then", tmp_path / "copy")
-    assert base_of(read_adapter(tmp_path / "copy" / "run")).model.endswith("copy/run/../base")
+    assert base_of(read_adapter(tmp_path / "copy" / "run")).model.endswith("copy/base")
     values = read_json(model / "config.json")
     other = {**values, "text_config": {**values["text_config"], "rope_theta": 50000.0}}
     write_json(tmp_path / "copy" / "base" / "config.json", other)

@@ -168,7 +168,7 @@ def test_damaged_index(tmp_path: Path, cache: Path, read: list[str], warnings: l
     cache.mkdir(parents=True)
     (cache / "sizes-3.sqlite3").write_bytes(b"this is no database, and long enough to be none " * 100)
     assert ImageSizes().get(path) == (3, 4)
-    assert len(warnings) == 1 and "is damaged" in warnings[0] and "made anew" in warnings[0]
+    assert len(warnings) == 1 and "is damaged" in warnings[0] and "is rebuilt" in warnings[0]
     assert ImageSizes().get(path) == (3, 4) and len(read) == 1 and len(warnings) == 1
 
 
@@ -184,7 +184,7 @@ def test_index_damaged_while_open(tmp_path: Path, cache: Path, warnings: list[st
     content[4096:] = b"\xff" * (len(content) - 4096)
     file.write_bytes(content)
     assert ImageSizes().get_many(paths) == [(number + 1, 2) for number in range(300)]
-    assert any("made anew" in warning for warning in warnings)
+    assert any("is rebuilt" in warning for warning in warnings)
     assert sizes.get_many(paths)[7] == (8, 2)
 
 
