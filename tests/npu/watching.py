@@ -36,7 +36,7 @@ class Watch:
         """What was seen.
 
         Returns:
-            `places` of all weights and codes of every model that was built; `kernels` that ran, `*` behind those that
+            `places` of all weights and codes of every model with memory; `kernels` that ran, `*` after those that
             ran in low precision; `total` bytes and numbers of copies; `micro_steps` and `steps`, the same of each
             forward and backward pass and of each optimiser step with its report, the last one left out;
             `step_kernels`, which ran in the passes.
@@ -44,8 +44,10 @@ class Watch:
         self._take_kernels()
         steps = [_difference(*pair) for pair in zip(self._starts, self._starts[1:], strict=False)]
         tensors = [tensor for model in self._models for tensor in (*model.parameters(), *model.buffers())]
+        # a model built only for the shapes of its weights, see `parameter_shapes`, has no memory anywhere
+        placed = {str(tensor.place) for tensor in tensors if tensor._is_initialized()}
         return {
-            "places": sorted({str(tensor.place) for tensor in tensors}),
+            "places": sorted(placed),
             "kernels": sorted(self._kernels),
             "total": self._counters(),
             "micro_steps": self._micro_steps,
