@@ -123,7 +123,8 @@ def choose_place(adapter: AdapterFiles, key: str, places: list[Path]) -> Path | 
     """
     found: list[Path] = []
     for place in places:
-        if place.exists() and not any(place.samefile(other) for other in found):
+        # Unlike the method of Path, this is False for a name that no file system can hold.
+        if os.path.exists(place) and not any(place.samefile(other) for other in found):
             found.append(place)
     if len(found) < 2 or adapter.foreign is not None:
         return found[0] if found else None

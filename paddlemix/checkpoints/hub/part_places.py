@@ -59,7 +59,9 @@ def _near(directory: Path, name: str) -> list[Path]:
 def local_part(directory: Path, name: str) -> Path | None:
     """The directory of such a part near the checkpoint or in a cache; None if it is at neither place."""
     candidates = _near(directory, name)
-    near = next((candidate for candidate in candidates if candidate.is_dir()), None) or _spelt_otherwise(candidates)
+    near = next((candidate for candidate in candidates if os.path.isdir(candidate)), None) or _spelt_otherwise(
+        candidates
+    )
     return local_model(name) if near is None and is_model_name(name) else near
 
 

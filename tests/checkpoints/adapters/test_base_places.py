@@ -170,3 +170,13 @@ def test_a_base_that_is_none_is_told(tmp_path: Path, base: Any, problem: str) ->
     write_json(tmp_path / PROCESSOR_FILE, {})
     with pytest.raises(UserError, match=rf"lora_config\.json: (base: )?{problem}"):
         read_adapter(tmp_path)
+
+
+def test_a_name_that_no_file_system_can_hold_is_one_error(root: Path) -> None:
+    adapter = root / "runs" / "ad"
+    values = read_json(adapter / ADAPTER_FILE)
+    values["base"]["model"] = "a" * 300
+    values["base"].pop("relative")
+    write_json(adapter / ADAPTER_FILE, values)
+    with pytest.raises(UserError, match="the base model of the adapter .* was not found"):
+        load_pretrained(adapter)
