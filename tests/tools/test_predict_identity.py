@@ -133,14 +133,20 @@ def write_otherwise(path: Path) -> None:
     path.write_text(json.dumps(dict(reversed(values.items()))) + "\n\n", encoding="utf-8")
 
 
+def answered_by(place: Place, of: str) -> tuple[dict[str, Any], list[Any]]:
+    """The keywords and arguments of a run with the model or its adapter, which has answered all questions."""
+    if of == "model":
+        return {}, []
+    given, base = {"model": place.folder / "adapter"}, ["--model-base", place.model]
+    assert place.run("--overwrite", *base, **given) == 0
+    return given, base
+
+
 @pytest.mark.parametrize("of", ["model", "adapter"])
 def test_what_was_only_written_otherwise_is_the_same(
     place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, of: str
 ) -> None:
-    given = {} if of == "model" else {"model": place.folder / "adapter"}
-    base = [] if of == "model" else ["--model-base", place.model]
-    if of == "adapter":
-        assert place.run("--overwrite", *base, **given) == 0
+    given, base = answered_by(place, of)
     monkeypatch.setattr("paddlemix.checkpoints.load.load_pretrained", None)  # needs no model
     files = [path for path in place.folder.rglob("*.json") if path.parent.name in ("model", "adapter", "vision_tower")]
     assert {"config.json", "tokenizer_config.json", "preprocessor_config.json", "lora_config.json"} <= {
@@ -162,10 +168,7 @@ def test_answers_of_an_earlier_version(
     place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, of: str
 ) -> None:
     """It knew declared files by their bytes: the same bytes are the same model, of others nobody can tell."""
-    given = {} if of == "model" else {"model": place.folder / "adapter"}
-    base = [] if of == "model" else ["--model-base", place.model]
-    if of == "adapter":
-        assert place.run("--overwrite", *base, **given) == 0
+    given, base = answered_by(place, of)
     monkeypatch.setattr("paddlemix.checkpoints.load.load_pretrained", None)  # needs no model
     path = beside(place.output, "run.json")
     now = json.loads(path.read_text())
