@@ -1,0 +1,58 @@
+"""Which process of a run does what, and where it is."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Stage = Literal["", "stage1", "stage2", "stage3"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """The processes of a run, seen from one of them.
+
+    Args:
+        world_size, rank: of all processes.
+        data_size, data_rank: of the processes that read different samples of a step.
+        stage: what the processes of a sharding group share instead of holding it whole: "" nothing, "stage1" the
+            optimiser's states, "stage2" gradients too, "stage3" weights too.
+        sharding_group: paddle's group of the processes that share; None where nothing is shared.
+    """
+
+    world_size: int = 1
+    rank: int = 0
+    data_size: int = 1
+    data_rank: int = 0
+    stage: Stage = ""
+    sharding_group: Any = None
+
+    @property
+    def several(self) -> bool:
+        """Whether there is another process."""
+        return self.world_size > 1
+
+    @property
+    def sharding_degree(self) -> int:
+        """Processes that share one copy of what the stage shares; 1 where nothing is shared."""
+        return 1 if self.sharding_group is None else int(self.sharding_group.nranks)
+
+    @property
+    def is_first_replica(self) -> bool:
+        """Whether this process is of the first sharding group, whose shares make up one whole copy."""
+        return self.rank < self.sharding_degree
+
+
+ALONE = Layout()
+
+
+def local_rank() -> int:
+    """Number of this process on its machine, 0 when started alone."""
+    # Source: paddle.distributed.launch, controllers/collective.py
+    return int(os.environ.get("PADDLE_RANK_IN_NODE", os.environ.get("PADDLE_LOCAL_RANK", "0")))
+
+
+def local_size() -> int:
+    """Processes of the run on this machine, 1 when started alone."""
+    return int(os.environ.get("PADDLE_LOCAL_SIZE", "1"))
