@@ -65,7 +65,7 @@ def _read_limited(descriptor: int, limit: int, path: Path) -> bytes:
     size = 0
     while size <= limit:
         if waits and not select.select([descriptor], [], [], _PIPE_SECONDS)[0]:
-            raise UserError(f"'{path}' is a pipe into which nothing was written for {_PIPE_SECONDS:.0f} s")
+            raise UserError(f"'{path}' is a pipe, and nothing was written to it for {_PIPE_SECONDS:.0f} s")
         piece = os.read(descriptor, min(1 << 20, limit + 1 - size))
         if not piece:
             return b"".join(pieces)

@@ -84,7 +84,7 @@ def _check_card(name: str) -> None:
         return
     # Numbers count the cards that this process sees, which the message has to explain.
     if number.isdigit() and int(number) >= count:
-        raise UserError(f"device='{name}' is not there: {card_advice(kind, count)}")
+        raise UserError(f"device='{name}' is not available: {card_advice(kind, count)}")
     if not number:  # paddle then uses the first card that the launcher names
         for problem in check_cards(kind, count, os.environ):
             raise UserError(f"device='{name}': {problem}")

@@ -95,7 +95,7 @@ SETTINGS = (
         value="1",
         default="200",
         when=_BEFORE_IMPORT,
-        reason="milliseconds that an idle thread spins and takes a core from those that work",
+        reason="milliseconds that an idle thread keeps a core busy before it sleeps",
     ),
     Setting(
         name="MKL_DISABLE_FAST_MM",

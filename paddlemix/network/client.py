@@ -141,7 +141,7 @@ class Client:
             if not self._deadline.renew():
                 raise UnreachableError(reason) from error
         if not self._deadline.remaining:
-            raise UnreachableError(f"it has not arrived whole after {settings.seconds:g} s") from error
+            raise UnreachableError(f"it was not complete after {settings.seconds:g} s") from error
         # waiting beyond the deadline would only make the same error later
         if failures >= settings.retries or wait >= self._deadline.remaining:
             raise UnreachableError(f"{reason} (attempt {failures + 1})") from error

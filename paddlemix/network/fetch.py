@@ -89,7 +89,7 @@ def fetch(url: str, settings: RemoteSettings | None = None) -> Path:
         raise UserError(f"'{shown}' cannot be fetched: {error}") from error
     except Timeout as error:
         raise UserError(
-            f"'{shown}' cannot be fetched: another process has not finished with it in {settings.seconds:g} s"
+            f"'{shown}' cannot be fetched: another process is still fetching it after {settings.seconds:g} s"
         ) from error
     except OSError as error:
         raise UserError(f"'{shown}' cannot be kept in {path.parent}: {error}; set PADDLEMIX_CACHE") from error

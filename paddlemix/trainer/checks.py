@@ -103,5 +103,5 @@ def _check_warmup(config: RunConfig, total: int, counted: str) -> None:
         return
     raise UserError(
         f"warmup_steps {config.warmup_steps}: the run's steps are {counted}, so the rate would never reach "
-        "learning_rate; lower warmup_steps, say warmup_ratio (e.g. 0.03) instead, or raise num_train_epochs"
+        "learning_rate; lower warmup_steps, set warmup_ratio (e.g. 0.03) instead, or raise num_train_epochs"
     )

@@ -186,7 +186,7 @@ BAD_IMAGES: dict[str, tuple[Callable[[Path], str], str]] = {
     "data URI of no image": (lambda _: data_uri(b"hello"), "is not an image file that can be read"),
     "data URI truncated": (lambda _: data_uri(encoded("PNG")[:-500]), "is broken: "),
     "data URI too large": (lambda _: data_uri(bytes(MAX_BYTES + 1)), "is larger than 40000 bytes"),
-    "another scheme": (lambda _: "ftp://example.org/a.png", "ftp:// is none of http://, https:// and data:"),
+    "another scheme": (lambda _: "ftp://example.org/a.png", "ftp:// is not supported; use http://, https:// or data:"),
 }
 
 SERVERS = {

@@ -105,7 +105,9 @@ def test_peak_memory_is_of_this_process() -> None:
 @pytest.mark.parametrize("device", ["gpu", "npu"])
 def test_a_card_that_is_not_there(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     monkeypatch.setattr(choice, "device_count", lambda kind: 2)
-    with pytest.raises(UserError, match=rf"device='{device}:2' is not there: .* sees 2 \({device}:0 to {device}:1\)"):
+    with pytest.raises(
+        UserError, match=rf"device='{device}:2' is not available: .* sees 2 \({device}:0 to {device}:1\)"
+    ):
         select_device(f"{device}:2")
     monkeypatch.setenv(f"FLAGS_selected_{device}s", "5")
     with pytest.raises(UserError, match=rf"device='{device}': FLAGS_selected_{device}s=5: there is no {device} 5"):

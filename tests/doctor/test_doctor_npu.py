@@ -50,7 +50,7 @@ def test_without_exports_the_settings_are_ours(folder: Path) -> None:
     ("arguments", "script", "variables", "what", "fix"),
     [
         ((), "", {"FLAGS_npu_scale_aclnn": ""}, "reads an empty text as true", "export FLAGS_npu_scale_aclnn=0 or =1"),
-        (("--device", "npu:7"), "", {}, "device='npu:7' is not there", "this process sees 2 (npu:0 to npu:1)"),
+        (("--device", "npu:7"), "", {}, "device='npu:7' is not available", "this process sees 2 (npu:0 to npu:1)"),
         ((), "", {"FLAGS_selected_npus": "7"}, "no card of the number in FLAGS_selected_npus=7", "unset it"),
         (
             (),

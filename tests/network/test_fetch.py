@@ -148,8 +148,8 @@ FAULTS = {
     "failing": (r"cannot be fetched: 500 Internal Server Error \(attempt 3\)", 3),
     "nothing": ("cannot be fetched: 204 No Content", 1),
     "silence": (r"cannot be fetched: .*timed out.*\(attempt 3\)", None),
-    "dripping-body": ("cannot be fetched: it has not arrived whole after 0.5 s", None),
-    "dripping-headers": ("cannot be fetched: it has not arrived whole after 0.5 s", None),
+    "dripping-body": ("cannot be fetched: it was not complete after 0.5 s", None),
+    "dripping-headers": ("cannot be fetched: it was not complete after 0.5 s", None),
     "endless": (r"is larger than 1 MiB \(max_bytes=1048576\)", 1),
     "huge": (r"is larger than 1 MiB \(max_bytes=1048576\)", 1),
     "short": ("cannot be fetched: .*(bytes|IncompleteRead).*attempt 3", 3),
@@ -370,7 +370,7 @@ def test_tls_verifies_the_name(
             fetch(f"{url}/picture.png", RemoteSettings())
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate[0]))
         assert fetch(f"{url}/picture.png", RemoteSettings()).read_bytes() == picture_bytes()
-        with pytest.raises(UserError, match="cannot be fetched: it has not arrived whole after 0.6 s"):
+        with pytest.raises(UserError, match="cannot be fetched: it was not complete after 0.6 s"):
             fetch(f"{url}/dripping-headers", RemoteSettings(timeout=300, deadline=0.6))
         with pytest.raises(UserError, match=r"cannot be fetched: .*Hostname mismatch"):
             fetch(f"{url.replace('secure', 'another')}/picture.png", RemoteSettings())
@@ -443,7 +443,7 @@ def test_who_gives_up_waiting_leaves_the_lock_to_its_holder(server: FaultyServer
     with FileLock(lock):
         held = lock.stat().st_ino
         for _ in range(2):
-            with pytest.raises(UserError, match=r"another process has not finished with it in 0\.05 s"):
+            with pytest.raises(UserError, match=r"another process is still fetching it after 0\.05 s"):
                 fetch(url, replace(PATIENT, deadline=0.05))
         assert lock.stat().st_ino == held and server.asked == []
     fetch(url, PATIENT)

@@ -137,7 +137,7 @@ def test_bad_rows_are_named(
         ("", "is empty; the first line names the columns"),
         ("image,q,answer\n", "no column 'question' (columns: image, q, answer); name it with --question-column"),
         ("image,question,answers\n", "did you mean 'answers'?; name it with --answer-column"),
-        ("image,question,answer,answer\n", "the column 'answer' is there 2 times"),
+        ("image,question,answer,answer\n", "the column 'answer' appears 2 times"),
         ('image,question,answer\na.jpg,"Q,A\n', "line 2: unexpected end of data; is a quotation mark missing?"),
         (b"image,question,answer\na.jpg,\xe9,A\n", "is not UTF-8"),
         ("image,question,answer\n", "no record is left for"),

@@ -60,7 +60,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "warm-up as long as the run": (
         {**EPOCHS, "max_steps": 0, "warmup_steps": 12},
         "warmup_steps 12: the run's steps are 12 (12 rows / 2 per step = 6 per epoch, x 2 epochs), so the rate would "
-        "never reach learning_rate; lower warmup_steps, say warmup_ratio",
+        "never reach learning_rate; lower warmup_steps, set warmup_ratio",
     ),
     "less than a step": (
         {"max_steps": -1, "num_train_epochs": 0.1},

@@ -17,7 +17,7 @@ from paddlemix.config.foreign.templates import LLAMA_FACTORY_TEMPLATES, SWIFT_TE
 # Shared by several programs below; `$` is the value given.
 _MODEL = Answer(write="--model-path $")
 _ADAPTER = Answer(write="--model-path $", says="an adapter's folder names its base")
-_NOTHING = says("there is nothing like it here; leave it out")
+_NOTHING = says("paddlemix has no equivalent; leave it out")
 _LOADED_FROM_FOLDER = says("leave it out; the folder says what it is")
 # Every program stores its template differently; here it is part of the checkpoint.
 _STORED = "left out, the template stored with the checkpoint is taken"

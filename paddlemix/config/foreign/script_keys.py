@@ -35,7 +35,7 @@ SHARDING = Answer(
 # Answers that several keys share have names, so that their words stay the same.
 RECOMPUTE = same("recompute")
 # For switches that have no counterpart and change nothing that is trained.
-NOT_HERE = says("there is nothing like it here; leave it out")
+NOT_HERE = says("paddlemix has no equivalent; leave it out")
 ALWAYS = says("leave it out, it is always so here")
 NOTHING_UPLOADED = says("nothing is uploaded; use the hub's own tool on output_dir")
 # Several programs shrink large images first, which loses detail for anyres.

@@ -211,7 +211,7 @@ LLAMA_FACTORY = {
     "early_stopping_steps": same("early_stopping_patience"),
     "default_system": _SYSTEM,
     "cache_dir": LLAVA["cache_dir"],
-    **each("plot_loss compute_accuracy", says("leave it out; loss curve and share of right tokens are always made")),
+    **each("plot_loss compute_accuracy", says("leave it out: loss curve and token accuracy are always written")),
     **each("use_galore use_apollo use_badam use_muon use_adam_mini", _OPTIMISERS),
     **each("use_llama_pro oft_rank freeze_trainable_layers", _LORA_MATRICES),
     "enable_liger_kernel": same("use_flash_attention", "paddle's fused kernels"),

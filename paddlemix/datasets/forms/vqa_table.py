@@ -119,7 +119,7 @@ def _place(header: Sequence[str], key: str, choices: Sequence[str]) -> int:
             f"name it with --{key}-column"
         )
     if header.count(name) > 1:
-        raise UserError(f"the column '{name}' is there {header.count(name)} times; rename all but one")
+        raise UserError(f"the column '{name}' appears {header.count(name)} times; rename all but one")
     return header.index(name)
 
 

@@ -144,7 +144,7 @@ def _missing_file(name: str, error: OSError | ValueError) -> UserError:
     scheme = _SCHEME.search(name)
     if scheme is not None and not is_url(name):
         return UserError(
-            f"image '{shown(name)}' cannot be fetched: {scheme[1]}:// is none of http://, https:// and data:"
+            f"image '{shown(name)}' cannot be fetched: {scheme[1]}:// is not supported; use http://, https:// or data:"
         )
     if isinstance(error, (FileNotFoundError, NotADirectoryError)) or not isinstance(error, OSError):
         return MissingFileError(f"image '{shown(name)}' does not exist {_start()}")

@@ -316,7 +316,7 @@ def test_names_that_are_no_files(tmp_path: Path) -> None:
     base64_without_type = base64.b64encode(noise_picture(60, 60).tobytes()).decode()
     for name, expected in {
         base64_without_type: "[.]{3}' is too long for a path; one in base64 begins with data:image/png;base64,",
-        "s3://bucket/a.png": "s3:// is none of http://, https:// and data:",
+        "s3://bucket/a.png": "s3:// is not supported; use http://, https:// or data:",
         "ftp://example.org/a.png": "ftp:// is none of",
         "file:///a.png": "file:// is none of",
         "a\0b.png": "does not exist",
