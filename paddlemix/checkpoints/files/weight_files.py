@@ -193,7 +193,8 @@ def write_safetensors(
     """Writes a file tensor by tensor; each is read when its turn comes and released afterwards.
 
     Raises:
-        UserError: the disk is full or cannot be written.
+        UserError: the disk is full or cannot be written; or a tensor has another number of bytes than its type and
+            shape ask for, as where its numbers are on another process.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
@@ -210,11 +211,19 @@ def write_safetensors(
     with writing(path), open(path, "wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         for name, entry in tensors.items():
+            written = 0
             for piece in entry.pieces():
                 content = piece.reshape(-1).view(np.uint8).data
                 file.write(content)
+                written += len(content)
                 if on_written is not None:
                     on_written(name, content)
+            # Readers map what the header says: numbers that are missing would shift all tensors after them.
+            if written != entry.num_bytes:
+                raise UserError(
+                    f"'{name}' has {written:,} bytes, but {entry.dtype} {list(entry.shape)} are {entry.num_bytes:,}: "
+                    "its numbers are not all on this process"
+                )
         file.flush()
         os.fsync(file.fileno())
 

@@ -42,6 +42,7 @@ def save_checkpoint(trainer: Any, metrics: dict[str, float] | None) -> Path:
     Raises:
         UserError: it cannot be written; earlier checkpoints are untouched.
     """
+    _check_share(trainer)
     output_dir = Path(trainer.config.output_dir)
     target = output_dir / f"checkpoint-{trainer.state.global_step}"
     # On every process, so that all of them know which checkpoint is the best when the run ends.
@@ -58,6 +59,16 @@ def save_checkpoint(trainer: Any, metrics: dict[str, float] | None) -> Path:
         kept = {target, *([] if best is None else [best])}
         _rotate([output_dir / name for name in trainer.own_checkpoints], trainer.config.save_total_limit, kept)
     return target
+
+
+def _check_share(trainer: Any) -> None:
+    """Refuses a checkpoint of what this process has only a share of: it would resume with numbers that were lost."""
+    if trainer.args.sharding and not trainer.config.ignore_save_lr_and_optim:
+        raise UserError(
+            f'with sharding "{trainer.config.sharding}" no process has the whole state of the optimiser, and it cannot '
+            "be gathered into a checkpoint yet; set save_strategy no, or ignore_save_lr_and_optim true to save weights "
+            "alone"
+        )
 
 
 def _write_checkpoint(trainer: Any, directory: Path, target: Path) -> None:

@@ -410,3 +410,10 @@ def test_the_header_is_aligned_and_plain_json(tmp_path: Path) -> None:
     length = struct.unpack("<Q", raw[:8])[0]
     assert length % 8 == 0
     assert json.loads(raw[8 : 8 + length]) == {"layer.0": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}
+
+
+def test_a_tensor_whose_numbers_are_elsewhere_is_not_written_short(tmp_path: Path) -> None:
+    emptied = weight_files.TensorEntry("F32", (4, 2), lambda: np.zeros(0, np.float32))
+    tensors = {"whole": array_entry(np.ones(3, np.float32)), "layer.weight": emptied}
+    with pytest.raises(UserError, match=r"'layer.weight' has 0 bytes, but F32 \[4, 2\] are 32: its numbers are not"):
+        write_safetensors(tmp_path / "model.safetensors", tensors)

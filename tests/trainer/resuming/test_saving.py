@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -304,3 +305,10 @@ def test_a_checkpoint_without_optimiser_says_so(world: World, tmp_path: Path) ->
     ):
         run_recipe(world.config(tmp_path, **EVERY, model_name_or_path="/absent"))  # said before anything is loaded
     assert run_recipe(world.config(tmp_path, **EVERY, ignore_load_lr_and_optim=True))["steps"] == 6
+
+
+def test_a_share_of_the_optimiser_is_not_saved_as_the_whole(tmp_path: Path) -> None:
+    config = SimpleNamespace(output_dir=str(tmp_path), ignore_save_lr_and_optim=False, sharding="stage1")
+    trainer = SimpleNamespace(config=config, args=SimpleNamespace(sharding=["stage1"]))
+    with pytest.raises(UserError, match=r'with sharding "stage1" no process has the whole state'):
+        saving.save_checkpoint(trainer, None)
