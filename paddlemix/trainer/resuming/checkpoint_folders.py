@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.checkpoints.files.tensors import TensorEntry
-from paddlemix.checkpoints.files.weight_files import read_json, read_safetensors, read_weights
+from paddlemix.checkpoints.files.weight_files import read_json, read_safetensors, read_shards, read_weights
 from paddlemix.checkpoints.layouts.file_names import ADAPTER_WEIGHTS
 from paddlemix.errors import UserError
 from paddlemix.trainer.resuming.same_recipe import PROCESSES_KEY
 
 STATE_FILE, PROGRESS_FILE, CHECKSUMS_FILE = "training_state.json", "trainer_state.json", "checksums.json"
-OPTIMIZER_FILE = "optimizer.safetensors"
+OPTIMIZER_FILE, OPTIMIZER_INDEX = "optimizer.safetensors", "optimizer.safetensors.index.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -99,3 +99,19 @@ def checkpoint_step(path: Path) -> int | None:
 def saved_weights(checkpoint: Path) -> Mapping[str, TensorEntry]:
     is_adapter = (checkpoint / ADAPTER_WEIGHTS).is_file()
     return read_safetensors(checkpoint / ADAPTER_WEIGHTS) if is_adapter else read_weights(checkpoint)
+
+
+def has_optimizer(checkpoint: Path) -> bool:
+    """Whether a checkpoint holds the optimiser's states."""
+    return (checkpoint / OPTIMIZER_FILE).is_file() or (checkpoint / OPTIMIZER_INDEX).is_file()
+
+
+def optimizer_files(checkpoint: Path) -> Mapping[str, TensorEntry]:
+    """The optimiser's states in a checkpoint, as `<our parameter name>|<kind>`, of one file or of shards with an index.
+
+    Raises:
+        MissingFileError, UserError: there are none, or a file is missing or damaged.
+    """
+    if (checkpoint / OPTIMIZER_INDEX).is_file():
+        return read_shards(checkpoint / OPTIMIZER_INDEX)
+    return read_safetensors(checkpoint / OPTIMIZER_FILE)
