@@ -149,7 +149,7 @@ def _devices(found: Examination, device: str | None) -> list[str]:
     try:
         return [select_device(device)]
     except UserError as error:
-        what, _, fix = str(error).partition(": ") if "is not there: " in str(error) else (str(error), "", "")
+        what, _, fix = str(error).partition(": ") if "is not available: " in str(error) else (str(error), "", "")
         found.add([Problem(what, fix or f"choose one of {', '.join(kinds)}")])
         return []
 
