@@ -22,6 +22,7 @@ from tests.moments import signals_of_a_terminal
 
 if TYPE_CHECKING:
     from paddlemix.processors.text.tokenizer import Tokenizer
+    from tests.parallel.cluster import Cluster
     from tests.tiny_world import World
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,3 +104,13 @@ def adapter(tmp_path_factory: pytest.TempPathFactory, world: World) -> Path:
     directory = tmp_path_factory.mktemp("adapter") / "adapter"
     run_recipe(world.config(directory, learning_rate=0.02, **LORA))
     return directory
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Runs of several processes, on the CPU or on stand-in NPUs."""
+    from tests.parallel.cluster import Cluster
+
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
+    yield cluster
+    cluster.close()

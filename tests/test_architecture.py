@@ -67,19 +67,7 @@ ONLY_IN = {
 }
 # Importing these rooms and modules loads neither paddle nor paddlenlp, directly or through others.
 WITHOUT_PADDLE = (
-    *(
-        "processors",
-        "network",
-        "launch",
-        "datasets",
-        "config",
-        "sample",
-        "log",
-        "cache",
-        "out_of_memory",
-        "paths",
-        "errors",
-    ),
+    *("processors", "network", "datasets", "config", "sample", "log", "cache", "out_of_memory", "paths", "errors"),
     *("cached_table", "declared", "identity", "lfs", "locks", "outputs", "progress_bar"),
     *("file_locks", "json_files", "temporary"),
     *(
