@@ -1,11 +1,7 @@
-"""Our Trainer of a run: the model with its loss, the data, the callbacks, and PaddleNLP's view of the configuration."""
+"""Our Trainer of a run: the model with its loss, the data, the callbacks."""
 
 from __future__ import annotations
 
-import os
-from typing import Any
-
-from paddlemix.config.schema import RunConfig, trainer_keys
 from paddlemix.trainer.answers.answering import Answerer, AnswerScores
 from paddlemix.trainer.batches.vision_cache import VisionCache, open_store
 from paddlemix.trainer.callbacks.progress import Progress, shows_bar
@@ -14,9 +10,8 @@ from paddlemix.trainer.callbacks.seeding import SeedEachStep
 from paddlemix.trainer.callbacks.stopping import StopEarly
 from paddlemix.trainer.loss import LossModel
 from paddlemix.trainer.neftune import add_neftune
-from paddlemix.trainer.paddlenlp_trainer import PrinterCallback, ProgressCallback, TrainingArguments
+from paddlemix.trainer.paddlenlp_trainer import PrinterCallback, ProgressCallback
 from paddlemix.trainer.reports.skipped import SkipLog
-from paddlemix.trainer.reports.trackers import TrackedArguments
 from paddlemix.trainer.run import Run, RunData
 from paddlemix.trainer.run_data import loading_settings
 from paddlemix.trainer.trainer import LlavaTrainer
@@ -29,14 +24,14 @@ def build_trainer(run: Run) -> LlavaTrainer:
         UserError: `cache_vision_features` does not fit the model.
     """
     config, decoder = run.config, run.loaded.model.language_model
-    arguments = _training_arguments(config, run.device)
     decoder.enable_recompute = config.recompute
     if config.neftune:
         add_neftune(decoder, config.neftune_noise_alpha)
-    data = _run_data(run, arguments.world_size)
+    data = _run_data(run, run.layout.world_size)
     # Seeds before anything of a step draws a number.
     callbacks = [SeedEachStep(), run.stop]
-    trainer = LlavaTrainer(LossModel(run.loaded.model), config, arguments, data, run.write_result, callbacks)
+    trainer = LlavaTrainer(LossModel(run.loaded.model), config, run.arguments, data, run.write_result, callbacks)
+    trainer.layout = run.layout
     trainer.input_identity = run.inputs
     if config.early_stopping_patience is not None:
         trainer.add_callback(StopEarly(config, lambda: trainer.evaluations))
@@ -75,22 +70,3 @@ def _add_answers(run: Run, trainer: LlavaTrainer) -> None:
         trainer.answer_scores = AnswerScores(answerer, run.evaluation, batch_size, most)
     if run.prompts and config.sample_steps is not None:
         trainer.add_callback(ShowAnswers(run.prompts, answerer, config.sample_steps, run.output_dir, trainer.report))
-
-
-def _training_arguments(config: RunConfig, device: str) -> TrainingArguments:
-    """PaddleNLP's view of the run; what our Trainer does itself is switched off there."""
-    values: dict[str, Any] = {name: getattr(config, name) for name in trainer_keys()}
-    values |= {
-        "device": device.split(":")[0],
-        "remove_unused_columns": False,
-        "load_best_model_at_end": False,
-        "unified_checkpoint": False,
-        "recompute": False,
-        "evaluation_strategy": config.resolved_evaluation_strategy,
-        "resume_from_checkpoint": None,
-        "ignore_load_lr_and_optim": False,  # PaddleNLP would start counting steps at 0
-        "overwrite_output_dir": True,
-        "release_grads": True,  # zeroed ones would stay in memory while the next activations are made
-        "logging_dir": config.logging_dir or os.path.join(str(config.output_dir), "logs"),
-    }
-    return TrackedArguments(**values)

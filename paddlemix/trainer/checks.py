@@ -18,6 +18,18 @@ def process_count() -> int:
     return int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
 
 
+def check_task(config: RunConfig) -> None:
+    """Refuses a run that neither trains nor evaluates.
+
+    Raises:
+        UserError: nothing is asked for.
+    """
+    if not config.do_train and config.resolved_evaluation_strategy == "no":
+        raise UserError(
+            "there is nothing to do: do_train is false and no evaluation is asked for; set do_train to true"
+        )
+
+
 def check_devices(config: RunConfig, processes: int) -> None:
     """Refuses a run whose processes cannot be split as it asks.
 

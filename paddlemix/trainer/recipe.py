@@ -1,6 +1,6 @@
 """The one recipe, top to bottom: what happens in a run, in order.
 
-    check      keys, device, processes, trackers, data files: nothing is loaded yet
+    check      keys, device, trackers; then the processes join, and data files: nothing is loaded yet
     resume     which checkpoint the run continues, whether it is whole and of the same recipe
     prepare    model, processor, data, adapter: everything that can be wrong with the input
     report     environment, kernels, what trains, a sample as the model will see it
@@ -18,7 +18,7 @@ from paddlemix.checkpoints.pretrained import Pretrained
 from paddlemix.config.schema import RunConfig
 from paddlemix.datasets.mixture import SampleDataset
 from paddlemix.device import check_dtype, select_device, set_seed
-from paddlemix.errors import Stopped, UserError
+from paddlemix.errors import Stopped
 from paddlemix.log import logger, process_rank
 from paddlemix.models.kernels.fused import KernelSizes, choose_kernels
 from paddlemix.out_of_memory import out_of_memory_explained
@@ -26,9 +26,10 @@ from paddlemix.trainer.add_training import add_training_to_run
 from paddlemix.trainer.build_trainer import build_trainer
 from paddlemix.trainer.callbacks.progress import CURVE_FILE, METRICS_FILE, draw_loss_curve
 from paddlemix.trainer.callbacks.samples import SAMPLES_FILE, sample_prompts
-from paddlemix.trainer.checks import check_devices, check_flat_buffers, check_steps, process_count
+from paddlemix.trainer.checks import check_devices, check_flat_buffers, check_steps, check_task, process_count
 from paddlemix.trainer.output import begin_output, continues_in, find_resume_point, publish, sole_writer
 from paddlemix.trainer.output_guard import check_run_pictures
+from paddlemix.trainer.processes import Processes, begin_processes
 from paddlemix.trainer.reports.model_card import facts_of_run, write_model_card
 from paddlemix.trainer.reports.start import report_start
 from paddlemix.trainer.reports.trackers import resolve_trackers
@@ -57,6 +58,8 @@ def run_recipe(config: RunConfig) -> dict[str, float]:
         UserError: anything that is wrong with the configuration's paths, model, data or device.
     """
     device = _check(config)
+    processes = begin_processes(config, device)
+    check_data_files(config)
     with sole_writer(config) as take_folder:
         resume = find_resume_point(config)
         if resume is not None:
@@ -65,7 +68,7 @@ def run_recipe(config: RunConfig) -> dict[str, float]:
         # Before the model: a new projector and new adapters are drawn from here.
         set_seed(config.seed)
         with out_of_memory_explained(f"loading {config.model_name_or_path} on {device}", remedies(config)):
-            run = _prepare(config, device, resume)
+            run = _prepare(config, device, processes, resume)
         if resume is not None and run.inputs is not None:
             check_same_inputs(run.inputs, resume, config.allow_changed_recipe)
         sizes = KernelSizes.of(run.loaded.model.config.text)
@@ -76,38 +79,31 @@ def run_recipe(config: RunConfig) -> dict[str, float]:
 
 
 def _check(config: RunConfig) -> str:
-    """What can be refused before anything is loaded.
-
-    Returns:
-        The device, which is set.
-    """
+    """Refuses what can be refused by keys alone; returns the device, which is set."""
     for warning in config.warnings:
         logger.warning(warning)
-    if not config.do_train and config.resolved_evaluation_strategy == "no":
-        raise UserError(
-            "there is nothing to do: do_train is false and no evaluation is asked for; set do_train to true"
-        )
+    check_task(config)
     device = select_device(config.device)
     check_dtype(compute_dtype(config), device)
     check_flat_buffers(config, device)
     best_metric(config)  # only for its error
     check_devices(config, process_count())
     config.report_to = resolve_trackers(config)
-    check_data_files(config)
     return device
 
 
-def _prepare(config: RunConfig, device: str, resume: Path | None) -> Run:
+def _prepare(config: RunConfig, device: str, processes: Processes, resume: Path | None) -> Run:
     """Loads the model, reads the data, adds the adapter; writes nothing.
 
     The processor comes before the data, which it measures; the adapter after it, so that data errors come early.
     """
+    arguments, layout = processes
     spec = base_spec(config)
     loaded = load_base(spec, weight_dtype(config))
     loaded.processor = processor = required_processor(config, loaded.processor, loaded.model.config)
     train = arrange(config, _read(loaded, config, "train", resume)) if config.do_train else None
     if train is not None:
-        check_steps(config, len(train.rows), process_count())
+        check_steps(config, len(train.rows), layout.data_size)
     wants_evaluation = config.resolved_evaluation_strategy != "no"
     evaluation = _read(loaded, config, "eval", resume) if wants_evaluation else None
     prompts = sample_prompts(config, processor, evaluation or train.samples) if train is not None else []
@@ -119,6 +115,8 @@ def _prepare(config: RunConfig, device: str, resume: Path | None) -> Run:
     return Run(
         config=config,
         device=device,
+        arguments=arguments,
+        layout=layout,
         loaded=loaded,
         processor=processor,
         write_result=write_result,

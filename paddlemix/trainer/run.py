@@ -10,10 +10,12 @@ from paddlemix.checkpoints.pretrained import Pretrained
 from paddlemix.config.schema import RunConfig
 from paddlemix.datasets.batches import LoadingSettings, RowDataset
 from paddlemix.datasets.mixture import SampleDataset
+from paddlemix.parallel.layout import Layout
 from paddlemix.processors.llava import LlavaProcessor
 from paddlemix.trainer.answers.prompts import Prompt
 from paddlemix.trainer.batches.vision_cache import VisionCache
 from paddlemix.trainer.callbacks.stopping import StopOnSignal
+from paddlemix.trainer.paddlenlp_trainer import TrainingArguments
 from paddlemix.trainer.reports.skipped import SkipLog
 from paddlemix.trainer.resuming.input_identity import InputIdentity
 from paddlemix.trainer.run_data import TrainingRows
@@ -28,6 +30,7 @@ class Run:
 
     Args:
         device: as paddle names it.
+        arguments, layout: PaddleNLP's view of the run, and which process this is; see `begin_processes`.
         loaded: the model, its adapter's layers among it, with what trains marked.
         processor: of the model and the data.
         write_result: writes the model or the adapter.
@@ -39,6 +42,8 @@ class Run:
 
     config: RunConfig
     device: str
+    arguments: TrainingArguments
+    layout: Layout
     loaded: Pretrained
     processor: LlavaProcessor
     write_result: ModelWriter

@@ -1,7 +1,4 @@
-"""Our Trainer: PaddleNLP's loop with our batches, loss, schedule, evaluation and checkpoints.
-
-What PaddleNLP's own version of each overridden method does wrong for us is said there.
-"""
+"""Our Trainer: PaddleNLP's loop with parts of our own.  At each it is said what PaddleNLP's version does wrong."""
 
 from __future__ import annotations
 
@@ -16,6 +13,7 @@ from paddlemix.config.schema import RunConfig
 from paddlemix.datasets.batches import RowDataset
 from paddlemix.errors import UserError
 from paddlemix.log import logger
+from paddlemix.parallel.layout import ALONE
 from paddlemix.trainer.answers.answering import AnswerScores
 from paddlemix.trainer.batches.dataloader import BatchLoader, Inputs, model_inputs
 from paddlemix.trainer.callbacks.meters import Meters, StepReport
@@ -74,6 +72,7 @@ class LlavaTrainer(Trainer):
         )
         self.report = StepReport(meters, arguments.device)
         self.answer_scores: AnswerScores | None = None  # set where evaluations let the model answer
+        self.layout = ALONE  # which process of the run this is
         self.input_identity: InputIdentity | None = None  # set where checkpoints say what the run reads
         self.evaluations: list[float] = []  # of the metric that decides which checkpoint is best, oldest first
         super().__init__(

@@ -1,4 +1,4 @@
-"""PaddleNLP's view of a run: what our Trainer does itself is switched off there."""
+"""PaddleNLP's view of a run, as paddlemix.trainer.build_trainer takes it: what our Trainer does itself is off there."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.config.load import load_config
-from paddlemix.trainer.build_trainer import _training_arguments
+from paddlemix.trainer.processes import begin_processes
 
 
 def arguments(output_dir: Path, **values: Any) -> Any:
     given = {"model_name_or_path": "model", "output_dir": str(output_dir), "recompute": True, **values}
-    return _training_arguments(load_config(None, [f"{key}={json.dumps(item)}" for key, item in given.items()]), "cpu")
+    config = load_config(None, [f"{key}={json.dumps(item)}" for key, item in given.items()])
+    return begin_processes(config, "cpu")[0]
 
 
 def test_what_our_trainer_does_itself_is_off(tmp_path: Path) -> None:

@@ -1,0 +1,96 @@
+"""How a run begins: its processes find each other, before anything is read.
+
+PaddleNLP's `TrainingArguments` does it: making them starts the process group, and Fleet where something is shared.
+This comes first because a process that waits for another one's model or data would reach the limit for joining, which
+is 15 minutes.  What our Trainer does itself is switched off in them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import paddle.distributed as dist
+from paddle.distributed import fleet
+
+from paddlemix.config.schema import RunConfig, trainer_keys
+from paddlemix.parallel.layout import ALONE, Layout, Stage
+from paddlemix.trainer.paddlenlp_trainer import TrainingArguments
+from paddlemix.trainer.reports.trackers import TrackedArguments
+
+Processes = tuple[TrainingArguments, Layout]
+
+
+def begin_processes(config: RunConfig, device: str) -> Processes:
+    """Joins the processes of a run; returns when all have come.
+
+    Args:
+        config: checked, `report_to` among it.
+        device: as paddle names it, and set.
+
+    Returns:
+        PaddleNLP's view of the run, and which process this is.
+    """
+    with _groups_in_turn() if device == "cpu" else contextlib.nullcontext():
+        arguments = TrackedArguments(**_argument_values(config, device))
+    return arguments, _layout(arguments)
+
+
+def _argument_values(config: RunConfig, device: str) -> dict[str, Any]:
+    values: dict[str, Any] = {name: getattr(config, name) for name in trainer_keys()}
+    return values | {
+        "device": device.split(":")[0],
+        "remove_unused_columns": False,
+        "load_best_model_at_end": False,
+        "unified_checkpoint": False,
+        "recompute": False,
+        "evaluation_strategy": config.resolved_evaluation_strategy,
+        "resume_from_checkpoint": None,
+        "ignore_load_lr_and_optim": False,  # PaddleNLP would start counting steps at 0
+        "overwrite_output_dir": True,
+        "release_grads": True,  # zeroed ones would stay in memory while the next activations are made
+        "logging_dir": config.logging_dir or os.path.join(str(config.output_dir), "logs"),
+    }
+
+
+@contextlib.contextmanager
+def _groups_in_turn() -> Iterator[None]:
+    """Within this block groups of more than two processes are not connected anew, and others one after the other.
+
+    Paddle's groups on CPU (gloo) lose connections while they are made, "Connection refused": one in ten with four
+    processes, one in three where two groups are made at once.  The group of all processes is connected once, before
+    them; Fleet asks for it again under several names.
+    """
+    new_group = dist.new_group
+
+    def made_in_turn(ranks: list[int] | None = None, **named: Any) -> Any:
+        everybody = dist.get_world_size()
+        is_everybody = ranks is None or len(ranks) == everybody > 2
+        group = dist.get_group(0) if is_everybody else new_group(ranks, **named)
+        dist.barrier()
+        return group
+
+    dist.new_group = made_in_turn
+    try:
+        yield
+    finally:
+        dist.new_group = new_group
+
+
+def _layout(arguments: TrainingArguments) -> Layout:
+    if arguments.world_size == 1:
+        return ALONE
+    # PaddleNLP empties `sharding` where one process would share with itself.
+    asked = {option.value for option in arguments.sharding}
+    stages: list[Stage] = ["stage1", "stage2", "stage3"]
+    stage: Stage = next((name for name in stages if name in asked), "")
+    return Layout(
+        world_size=arguments.world_size,
+        rank=dist.get_rank(),
+        data_size=arguments.dataset_world_size,
+        data_rank=arguments.dataset_rank,
+        stage=stage,
+        sharding_group=fleet.get_hybrid_communicate_group().get_sharding_parallel_group() if stage else None,
+    )
