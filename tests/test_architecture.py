@@ -67,7 +67,19 @@ ONLY_IN = {
 }
 # Importing these rooms and modules loads neither paddle nor paddlenlp, directly or through others.
 WITHOUT_PADDLE = (
-    *("processors", "network", "datasets", "config", "sample", "log", "cache", "out_of_memory", "paths", "errors"),
+    *(
+        "processors",
+        "network",
+        "launch",
+        "datasets",
+        "config",
+        "sample",
+        "log",
+        "cache",
+        "out_of_memory",
+        "paths",
+        "errors",
+    ),
     *("cached_table", "declared", "identity", "lfs", "locks", "outputs", "progress_bar"),
     *("file_locks", "json_files", "temporary"),
     *(

@@ -21,6 +21,7 @@ import paddle
 
 from paddlemix.checkpoints.files.directories import atomic_directory
 from paddlemix.checkpoints.files.finite import finite
+from paddlemix.checkpoints.files.shards import MAX_SHARD_BYTES
 from paddlemix.checkpoints.files.tensors import FLOAT_TYPES, NUMPY_TYPES, TensorEntry, array_entry, converted
 from paddlemix.checkpoints.files.weight_files import write_json, write_weights
 from paddlemix.checkpoints.identity.weight_identity import WeightFiles
@@ -43,8 +44,6 @@ from paddlemix.peft.lora import LoRAConfig
 from paddlemix.peft.quantize import QuantizationConfig, prepare_quantized
 from paddlemix.processors.llava import PROCESSOR_FILE, LlavaProcessor, processor_from_dict
 from paddlemix.processors.text.tokenizer import has_tokenizer
-
-MAX_SHARD_BYTES = 5 * 1024**3
 
 
 @dataclass

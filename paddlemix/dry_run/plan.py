@@ -122,7 +122,7 @@ def plan_run(config: RunConfig, devices: int | None = None) -> DryRun:
     model = describe_model(config, sizes.config, sizes.quantization)
     device, notes = _choose_device(config)
     data = _read_data(config, sizes)
-    notes += _refusals(config, data.samples)
+    notes += _refusals(config, data.samples, devices)
     if data.rows is not None:
         check_steps(config, data.rows, devices)
     if data.statistics is None:
@@ -150,12 +150,12 @@ def plan_run(config: RunConfig, devices: int | None = None) -> DryRun:
     )
 
 
-def _refusals(config: RunConfig, samples: SampleDataset | None) -> Iterator[str]:
+def _refusals(config: RunConfig, samples: SampleDataset | None, devices: int) -> Iterator[str]:
     """Why the run could not use its `output_dir` or resume the checkpoint there, if so."""
     try:
         resume = find_resume_point(config)
         if resume is not None:
-            check_same_recipe(resume, saved_recipe(resume), config)
+            check_same_recipe(resume, saved_recipe(resume), config, devices)
         if samples is not None:
             check_run_pictures(config, samples, resume is not None and continues_in(config, resume))
     except UserError as error:

@@ -64,7 +64,7 @@ def run_recipe(config: RunConfig) -> dict[str, float]:
         resume = find_resume_point(config)
         if resume is not None:
             check_checkpoint(resume, with_optimizer=not config.ignore_load_lr_and_optim)
-            check_same_recipe(resume, saved_recipe(resume), config)
+            check_same_recipe(resume, saved_recipe(resume), config, process_count())
         # Before the model: a new projector and new adapters are drawn from here.
         set_seed(config.seed)
         with out_of_memory_explained(f"loading {config.model_name_or_path} on {device}", remedies(config)):

@@ -9,12 +9,14 @@ from typing import Any, cast
 
 import pytest
 
+from paddlemix.checkpoints.files.weight_files import write_json
 from paddlemix.config.schema import SPECS
 from paddlemix.datasets.data_settings import DataSettings
 from paddlemix.errors import UserError
 from paddlemix.sample import Skip
 from paddlemix.trainer.reports.skipped import SKIPPED_FILE, SkipLog
-from paddlemix.trainer.resuming.same_recipe import check_same_recipe, recipe_values
+from paddlemix.trainer.resuming.checkpoint_folders import PROGRESS_FILE, STATE_FILE, saved_recipe
+from paddlemix.trainer.resuming.same_recipe import PROCESSES_KEY, check_same_recipe, recipe_values
 from paddlemix.trainer.run_data import TrainingRows
 from tests.tiny_world import World
 
@@ -55,7 +57,8 @@ def test_each_key_that_decides_a_step_is_compared(world: World, tmp_path: Path, 
     saved = json.loads(json.dumps(recipe_values(config)))
     check_same_recipe(tmp_path, saved, config)
     changed = {**saved, name: other(name, getattr(config, name))}
-    with pytest.raises(UserError, match=f"was saved by a run with other settings: {name} "):
+    counted = name in ("per_device_train_batch_size", "gradient_accumulation_steps")
+    with pytest.raises(UserError, match=f"with other settings: {'global batch .*' * counted}{name} "):
         check_same_recipe(tmp_path, changed, config)
 
 
@@ -68,6 +71,70 @@ def test_a_constant_rate_may_end_later(world: World, tmp_path: Path, name: str) 
     config = world.config(tmp_path)  # its rate is constant
     saved = recipe_values(config)
     check_same_recipe(tmp_path, {**saved, name: saved[name] + 1}, config)
+
+
+def resumed_by(world: World, before: tuple[int, int, int], now: tuple[int, int, int], **keys: Any) -> None:
+    """Compares runs of (samples at once, passes, processes)."""
+    factors = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    saved, config = (
+        world.config(Path("out"), **dict(zip(factors, run, strict=False)), **keys) for run in (before, now)
+    )
+    check_same_recipe(Path("checkpoint-2"), recipe_values(saved, before[2]), config, now[2])
+
+
+@pytest.mark.parametrize("now", [(2, 4, 1), (1, 4, 2), (4, 2, 1), (1, 1, 8), (1, 2, 4)])
+def test_the_samples_of_a_step_may_be_shared_out_anew(world: World, now: tuple[int, int, int]) -> None:
+    resumed_by(world, (2, 2, 2), now)
+    with pytest.raises(UserError, match="other settings: seed"):
+        check_same_recipe(
+            Path("checkpoint-2"),
+            {**recipe_values(world.config(Path("out")), 2), "seed": 9},
+            world.config(Path("out")),
+            2,
+        )
+
+
+@pytest.mark.parametrize(
+    ("now", "advice"),
+    [
+        ((2, 2, 1), "with 1 process set gradient_accumulation_steps 4"),
+        ((2, 2, 4), "with 4 processes set gradient_accumulation_steps 1"),
+        ((3, 1, 2), "with 2 processes set per_device_train_batch_size 2 and gradient_accumulation_steps 2"),
+        ((1, 1, 3), "only a number of processes that divides 8 can make that"),
+    ],
+)
+def test_another_number_of_samples_per_step_is_refused_with_the_values_to_set(
+    world: World, now: tuple[int, int, int], advice: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        resumed_by(world, (2, 2, 2), now)
+    expected = f"-> {now[0] * now[1] * now[2]} (per_device_train_batch_size {now[0]} x "
+    assert (
+        "global batch 8 (per_device_train_batch_size 2 x gradient_accumulation_steps 2 x 2 processes)"
+        in f"{caught.value}"
+    )
+    assert expected in f"{caught.value}" and advice in f"{caught.value}"
+    resumed_by(world, (2, 2, 2), now, allow_changed_recipe=True)
+
+
+def test_means_of_micro_batches_keep_their_size(world: World) -> None:
+    """They weigh a token by its company, so that other micro-batches of the same step are another loss."""
+    means = {"loss_reduction": "micro_batch"}
+    resumed_by(world, (2, 2, 2), (2, 4, 1), **means)
+    with pytest.raises(UserError, match="other settings: per_device_train_batch_size 2 -> 4"):
+        resumed_by(world, (2, 2, 2), (4, 2, 1), **means)
+    with pytest.raises(UserError, match="set per_device_train_batch_size 2 and gradient_accumulation_steps 4"):
+        resumed_by(world, (2, 2, 2), (4, 4, 1), **means)
+
+
+def test_processes_of_an_earlier_version_are_counted_from_its_samples(world: World, tmp_path: Path) -> None:
+    recipe = {name: value for name, value in recipe_values(world.config(tmp_path)).items() if name != PROCESSES_KEY}
+    write_json(tmp_path / STATE_FILE, {"recipe": recipe})
+    assert saved_recipe(tmp_path) == recipe  # nothing counts them: each factor is compared
+    with pytest.raises(UserError, match="other settings: per_device_train_batch_size 2 -> 1"):
+        check_same_recipe(tmp_path, recipe, world.config(tmp_path, per_device_train_batch_size=1), 2)
+    write_json(tmp_path / PROGRESS_FILE, {"global_step": 3, "consumed_samples": 3 * 2 * 4})
+    assert saved_recipe(tmp_path) == {**recipe, PROCESSES_KEY: 4}
 
 
 # ---- what is left out ----

@@ -23,6 +23,7 @@ from paddlemix.checkpoints.files.directories import writing
 from paddlemix.checkpoints.files.finite import all_finite
 from paddlemix.checkpoints.files.header import TensorRange, read_header
 from paddlemix.checkpoints.files.pickles import read_paddle, read_torch
+from paddlemix.checkpoints.files.shards import index_values, shard_files
 from paddlemix.checkpoints.files.tensors import NUMPY_TYPES, TensorEntry, Tensors
 from paddlemix.checkpoints.files.tensors import array_entry as array_entry
 from paddlemix.errors import MissingFileError, UserError
@@ -82,7 +83,7 @@ def read_weights(directory: Path) -> dict[str, TensorEntry]:
     found: list[tuple[str, Callable[[], dict[str, TensorEntry]]]] = []
     for index, single, read in _KINDS:
         if (directory / index).is_file():
-            found.append((index, lambda index=index, read=read: _read_shards(directory / index, read)))  # type: ignore[misc]
+            found.append((index, lambda index=index, read=read: read_shards(directory / index, read)))  # type: ignore[misc]
         if (directory / single).is_file():
             found.append((single, lambda single=single, read=read: read(directory / single)))  # type: ignore[misc]
     if not found:
@@ -123,7 +124,18 @@ def read_weight_file(path: Path) -> dict[str, TensorEntry]:
     return kinds[path.suffix](path)
 
 
-def _read_shards(index_path: Path, read: Callable[[Path], dict[str, TensorEntry]]) -> dict[str, TensorEntry]:
+def read_shards(
+    index_path: Path, read: Callable[[Path], dict[str, TensorEntry]] = read_safetensors
+) -> dict[str, TensorEntry]:
+    """Lists the tensors of the shards that an index names.
+
+    Args:
+        read: lists those of one shard.
+
+    Raises:
+        MissingFileError: the index or a shard is missing.
+        UserError: a file is damaged, or no shard holds a tensor that the index promises.
+    """
     directory = index_path.parent
     try:
         weight_map = read_object(index_path).get("weight_map")
@@ -240,25 +252,12 @@ def write_weights(
     Raises:
         UserError: the disk is full or cannot be written; or a weight holds NaN or infinity.
     """
-    tensors = all_finite(tensors)
-    shards: list[dict[str, TensorEntry]] = [{}]
-    used = 0
-    for name, entry in tensors.items():
-        if shards[-1] and used + entry.num_bytes > max_shard_bytes:
-            shards.append({})
-            used = 0
-        shards[-1][name] = entry
-        used += entry.num_bytes
-    if len(shards) == 1:
-        write_safetensors(directory / SINGLE_FILE, shards[0], metadata, on_written)
-        return
-    names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
-    named = dict(zip(names, shards, strict=True))
-    for shard_name, shard in named.items():
-        write_safetensors(directory / shard_name, shard, metadata, on_written)
-    weight_map = {name: shard_name for shard_name, shard in named.items() for name in shard}
-    total = sum(entry.num_bytes for entry in tensors.values())
-    write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    files = shard_files("model", all_finite(tensors), max_shard_bytes, metadata)
+    for file in files:
+        write_safetensors(directory / file.name, file.tensors, file.metadata, on_written)
+    index = index_values(files)
+    if index is not None:
+        write_json(directory / INDEX_FILE, index)
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -21,6 +21,7 @@ from paddlemix.trainer.resuming.checkpoint_folders import (
     PROGRESS_FILE,
     STATE_FILE,
     checkpoint_step,
+    has_optimizer,
 )
 
 _MOST = 2**53  # of a counter
@@ -52,7 +53,7 @@ def check_checkpoint(checkpoint: Path, with_optimizer: bool = True) -> None:
     problem = find_damage(checkpoint)
     if problem is not None:
         raise damaged(checkpoint, problem)
-    if with_optimizer and not (checkpoint / OPTIMIZER_FILE).is_file():
+    if with_optimizer and not has_optimizer(checkpoint):
         raise UserError(
             f"{checkpoint} has no {OPTIMIZER_FILE}, as where it was saved with ignore_save_lr_and_optim; set "
             "ignore_load_lr_and_optim true to resume with a new optimiser and schedule, or overwrite_output_dir true "

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.checkpoints.files.tensors import TensorEntry
-from paddlemix.checkpoints.files.weight_files import read_json, read_safetensors, read_weights
+from paddlemix.checkpoints.files.weight_files import read_json, read_safetensors, read_shards, read_weights
 from paddlemix.checkpoints.layouts.file_names import ADAPTER_WEIGHTS
 from paddlemix.errors import UserError
+from paddlemix.trainer.resuming.same_recipe import PROCESSES_KEY
 
 STATE_FILE, PROGRESS_FILE, CHECKSUMS_FILE = "training_state.json", "trainer_state.json", "checksums.json"
-OPTIMIZER_FILE = "optimizer.safetensors"
+OPTIMIZER_FILE, OPTIMIZER_INDEX = "optimizer.safetensors", "optimizer.safetensors.index.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -51,7 +52,22 @@ def completed_steps(checkpoint: Path) -> int:
 
 def saved_recipe(checkpoint: Path) -> dict[str, Any]:
     """The keys and values that decided what the checkpoint's run computed; {} where it does not record them."""
-    return dict(read_json(checkpoint / STATE_FILE).get("recipe", {}))
+    recipe = dict(read_json(checkpoint / STATE_FILE).get("recipe", {}))
+    if recipe and PROCESSES_KEY not in recipe:
+        processes = _counted_processes(checkpoint, recipe)
+        return recipe if processes is None else {**recipe, PROCESSES_KEY: processes}
+    return recipe
+
+
+def _counted_processes(checkpoint: Path, recipe: Mapping[str, Any]) -> int | None:
+    """How many processes shared the data of a run that did not say so, from the samples that it counted."""
+    try:
+        progress = read_json(checkpoint / PROGRESS_FILE)
+        samples = progress["consumed_samples"] / progress["global_step"]
+        processes = samples / (recipe["per_device_train_batch_size"] * recipe["gradient_accumulation_steps"])
+    except (UserError, KeyError, TypeError, ZeroDivisionError):
+        return None
+    return int(processes) if processes >= 1 and processes == int(processes) else None
 
 
 def own_checkpoints(checkpoint: Path, output_dir: Path) -> list[str]:
@@ -69,7 +85,7 @@ def own_checkpoints(checkpoint: Path, output_dir: Path) -> list[str]:
     found = []
     for path in list_checkpoints(output_dir):
         with contextlib.suppress(UserError, KeyError, ValueError, TypeError):  # a damaged one is nobody's
-            if completed_steps(path) <= values["global_step"] and saved_recipe(path) == values.get("recipe", {}):
+            if completed_steps(path) <= values["global_step"] and saved_recipe(path) == saved_recipe(checkpoint):
                 found.append(path.name)
     return found
 
@@ -83,3 +99,19 @@ def checkpoint_step(path: Path) -> int | None:
 def saved_weights(checkpoint: Path) -> Mapping[str, TensorEntry]:
     is_adapter = (checkpoint / ADAPTER_WEIGHTS).is_file()
     return read_safetensors(checkpoint / ADAPTER_WEIGHTS) if is_adapter else read_weights(checkpoint)
+
+
+def has_optimizer(checkpoint: Path) -> bool:
+    """Whether a checkpoint holds the optimiser's states."""
+    return (checkpoint / OPTIMIZER_FILE).is_file() or (checkpoint / OPTIMIZER_INDEX).is_file()
+
+
+def optimizer_files(checkpoint: Path) -> Mapping[str, TensorEntry]:
+    """The optimiser's states in a checkpoint, as `<our parameter name>|<kind>`, of one file or of shards with an index.
+
+    Raises:
+        MissingFileError, UserError: there are none, or a file is missing or damaged.
+    """
+    if (checkpoint / OPTIMIZER_INDEX).is_file():
+        return read_shards(checkpoint / OPTIMIZER_INDEX)
+    return read_safetensors(checkpoint / OPTIMIZER_FILE)

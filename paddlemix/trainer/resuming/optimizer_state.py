@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import paddle
 
-from paddlemix.checkpoints.files.tensors import TensorEntry, converted
-from paddlemix.checkpoints.files.weight_files import read_safetensors
+from paddlemix.checkpoints.files.tensors import TensorEntry, Tensors, converted
 from paddlemix.checkpoints.pretrained import copy_into, tensor_entry
 from paddlemix.config.schema import RunConfig
 from paddlemix.errors import UserError
-from paddlemix.trainer.resuming.checkpoint_folders import OPTIMIZER_FILE, saved_weights
+from paddlemix.trainer.resuming.checkpoint_folders import optimizer_files, saved_weights
 
 _MASTER = "_fp32_master_0"  # what paddle adds to a weight's name for its float32 copy
 _SCALARS = re.compile(r"(.+)_(beta[12]_pow_acc|moment[12]|moment2_max)_0")
@@ -46,13 +45,12 @@ def _parameter_name(name: str, known: dict[str, str]) -> str:
 
 
 def load_optimizer(trainer: Any, checkpoint: Path) -> None:
-    path = checkpoint / OPTIMIZER_FILE
-    saved = read_safetensors(path)
+    saved = optimizer_files(checkpoint)
     parameters = dict(trainer.model.model.named_parameters())
     # State for a weight that is not here means another model or another set of trained parts.
     unknown = sorted({key.split("|")[0] for key in saved} - parameters.keys())
     if unknown:
-        raise UserError(f"{path} holds the optimiser's state of '{unknown[0]}', which this run does not have")
+        raise UserError(f"{checkpoint} holds the optimiser's state of '{unknown[0]}', which this run does not have")
     masters = _master_weights(saved, parameters, checkpoint)
     state: dict[str, Any] = {
         **dict(_optimizer_state(saved, parameters)),
@@ -65,9 +63,7 @@ def load_optimizer(trainer: Any, checkpoint: Path) -> None:
     trainer.optimizer.set_state_dict(state)
 
 
-def _master_weights(
-    saved: dict[str, TensorEntry], parameters: dict[str, Any], checkpoint: Path
-) -> dict[str, paddle.Tensor]:
+def _master_weights(saved: Tensors, parameters: dict[str, Any], checkpoint: Path) -> dict[str, paddle.Tensor]:
     """The float32 copies of weights that are held in half precision, by paddle's names.
 
     A run of another precision (`allow_changed_recipe`) resumes from the same float32 numbers: its copies are the
@@ -95,7 +91,7 @@ def _has_master(parameter: paddle.Tensor) -> bool:
     return parameter.dtype in (paddle.float16, paddle.bfloat16)
 
 
-def _optimizer_state(saved: dict[str, TensorEntry], parameters: dict[str, Any]) -> Iterator[tuple[str, paddle.Tensor]]:
+def _optimizer_state(saved: Tensors, parameters: dict[str, Any]) -> Iterator[tuple[str, paddle.Tensor]]:
     for key, entry in saved.items():
         name, kind = key.split("|")
         if kind != "master_weight":
@@ -103,9 +99,7 @@ def _optimizer_state(saved: dict[str, TensorEntry], parameters: dict[str, Any]) 
             yield f"{parameters[name].name}{master}_{kind}_0", paddle.to_tensor(np.ascontiguousarray(entry.read()))
 
 
-def _start_state(
-    saved: dict[str, TensorEntry], parameters: dict[str, Any], config: RunConfig
-) -> Iterator[tuple[str, paddle.Tensor]]:
+def _start_state(saved: Tensors, parameters: dict[str, Any], config: RunConfig) -> Iterator[tuple[str, paddle.Tensor]]:
     """State of the weights that had no gradient yet, as of a projector when every sample so far was text.
 
     Paddle makes it at the first gradient, but no longer in an optimiser that was given a state.

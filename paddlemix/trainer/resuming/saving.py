@@ -129,7 +129,7 @@ def _state_values(trainer: Any) -> dict[str, Any]:
         "tokens_seen": trainer.tokens_seen,
         "evaluations": trainer.evaluations,
         "own_checkpoints": trainer.own_checkpoints,
-        "recipe": recipe_values(trainer.config),
+        "recipe": recipe_values(trainer.config, trainer.args.dataset_world_size),
     }
 
 

@@ -11,12 +11,18 @@ import paddle
 import pytest
 from paddle import nn
 
+from paddlemix.checkpoints.files.shards import index_values, shard_files
 from paddlemix.checkpoints.files.tensors import array_entry
-from paddlemix.checkpoints.files.weight_files import SINGLE_FILE, write_safetensors
+from paddlemix.checkpoints.files.weight_files import SINGLE_FILE, write_json, write_safetensors
 from paddlemix.checkpoints.pretrained import tensor_entry
 from paddlemix.errors import UserError
 from paddlemix.trainer.resuming import optimizer_state
-from paddlemix.trainer.resuming.checkpoint_folders import OPTIMIZER_FILE
+from paddlemix.trainer.resuming.checkpoint_folders import (
+    OPTIMIZER_FILE,
+    OPTIMIZER_INDEX,
+    has_optimizer,
+    optimizer_files,
+)
 from paddlemix.trainer.resuming.optimizer_state import load_optimizer, optimizer_entries
 from paddlemix.trainer.resuming.restoring import load_weights
 
@@ -47,6 +53,7 @@ def step(trainer: Any, both: bool) -> None:
 
 
 def saved(folder: Path, trainer: Any) -> Path:
+    folder.mkdir(exist_ok=True)
     weights = {name: tensor_entry(value) for name, value in trainer.model.model.named_parameters()}
     write_safetensors(folder / SINGLE_FILE, weights)
     write_safetensors(folder / OPTIMIZER_FILE, optimizer_entries(trainer))
@@ -68,6 +75,25 @@ def test_a_restored_optimiser_makes_the_same_steps(tmp_path: Path, both: bool) -
         step(trainer, both=True)
     for name, value in first.model.model.named_parameters():
         np.testing.assert_array_equal(value.numpy(), dict(second.model.model.named_parameters())[name].numpy())
+
+
+def test_states_in_shards_are_those_of_one_file(tmp_path: Path) -> None:
+    trainer = trainer_of(Pair())
+    step(trainer, both=True)
+    checkpoint = saved(tmp_path / "one", trainer)
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    assert has_optimizer(checkpoint) and not has_optimizer(shards)
+    files = shard_files("optimizer", optimizer_entries(trainer), 40)
+    for file in files:
+        write_safetensors(shards / file.name, file.tensors)
+    assert len(files) > 2 and not has_optimizer(shards)  # shards without their index are not whole
+    write_json(shards / OPTIMIZER_INDEX, index_values(files))
+    assert has_optimizer(shards)
+    one, several = optimizer_files(checkpoint), optimizer_files(shards)
+    assert list(one) == list(several)
+    for key, entry in one.items():
+        np.testing.assert_array_equal(entry.read(), several[key].read())
 
 
 def test_a_state_of_a_weight_that_is_not_here_is_refused(tmp_path: Path) -> None:
