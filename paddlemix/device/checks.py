@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from paddlemix.device.environment import Prepared, is_on
-from paddlemix.device.settings import SETTINGS, Setting, settings_of
+from paddlemix.device.environment import Prepared, check_duration, is_on
+from paddlemix.device.setting_row import Setting
+from paddlemix.device.settings import SETTINGS, settings_of
 from paddlemix.errors import UserError
 
 # first characters that the NPU plugin reads as true; an empty text is true for it as well
@@ -30,7 +31,7 @@ _OLD_NAMES = {
     "sum": "reduce_sum",
     "mean": "reduce_mean",
 }
-_PREFIXES = ("FLAGS_", "ASCEND_", "CUDA_", "CUSTOM_DEVICE_", "PADDLEMIX_")
+_PREFIXES = ("FLAGS_", "ASCEND_", "CUDA_", "CUSTOM_DEVICE_", "PADDLEMIX_", "PADDLE_PG_", "NCCL_", "HCCL_")
 _LAUNCHED = "FLAGS_selected_"  # which the launcher sets, for kinds that have no row too
 _NEARLY = 0.93  # similarity, 0..1: one or two letters differ; the plugin's own flags are below 0.9 to each other
 _VISIBLE = {"gpu": "CUDA_VISIBLE_DEVICES", "npu": "ASCEND_RT_VISIBLE_DEVICES"}
@@ -107,10 +108,19 @@ def _flag(setting: Setting, value: str) -> list[Problem]:
 
 
 def _switch(setting: Setting, value: str) -> list[Problem]:
+    # asked with this value alone, so that there is one rule for a switch, and one text
+    return _refusal(lambda: is_on(setting.name, {setting.name: value}))
+
+
+def _duration(setting: Setting, value: str) -> list[Problem]:
+    return _refusal(lambda: check_duration(setting, value))
+
+
+def _refusal(check: Callable[[], object]) -> list[Problem]:
+    """The error that `prepare_environment` would stop with, as a problem."""
     try:
-        # asked with this value alone, so that there is one rule for a switch, and one text
-        is_on(setting.name, {setting.name: value})
-    except UserError as error:  # the one that `prepare_environment` stops with
+        check()
+    except UserError as error:
         # Errors of ours have the form "what; what to do".
         what, _, fix = str(error).partition("; ")
         return [Problem(what, fix)]
@@ -156,6 +166,7 @@ _CHECKS: dict[str, Callable[[Setting, str], list[Problem]]] = {
     "first letter": _first_letter,
     "flag": _flag,
     "switch": _switch,
+    "duration": _duration,
     "count": _count,
     "strategy": _strategy,
     "names": _names,

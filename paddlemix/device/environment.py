@@ -19,7 +19,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
-from paddlemix.device.settings import SETTINGS, Setting, settings_of, value_of
+from paddlemix.device.setting_row import Setting
+from paddlemix.device.settings import SETTINGS, settings_of, value_of
+from paddlemix.device.started import how_started
 from paddlemix.errors import UserError
 
 Source = Literal["user", "ours", "default"]
@@ -66,21 +68,25 @@ def prepare_environment() -> None:
     """Sets what paddle reads while it loads.  Values that the user exported win; a second call changes nothing.
 
     Raises:
-        UserError: a switch of our own is neither 0 nor 1, or a variable names a card that does not exist.
+        UserError: a switch of our own is neither 0 nor 1, a time-out between several processes is none, or a variable
+            names a card that does not exist.
     """
     global _prepared
+    kind, started = expected_kind(), how_started(os.environ)
     for setting in SETTINGS:
-        # Before anything is set, so that a wrong switch changes nothing.
+        # Before anything is set, so that a wrong value changes nothing.
         if setting.form == "switch":
             is_on(setting.name, os.environ)
+        if setting.form == "duration" and started.several and {kind} & set(setting.kinds):
+            check_duration(setting, os.environ.get(setting.name, setting.several or ""))
     # Too late to set anything; what was set by others is still recorded for the report.
     if "paddle" in sys.modules:
         if _prepared is None:
-            _prepared = Prepared(expected_kind(), {}, _environment_at_start(), in_time=False)
+            _prepared = Prepared(kind, {}, _environment_at_start(), in_time=False)
         return
-    kind, ours = expected_kind(), {}
+    ours: dict[str, str] = {}
     for setting in settings_of(kind):
-        value = value_of(setting, _is_amd())
+        value = value_of(setting, _is_amd(), started)
         # An exported value always wins, an empty one too.
         if value is None or setting.name in os.environ:
             continue
@@ -110,6 +116,21 @@ def is_on(switch: str, environment: Mapping[str, str]) -> bool:
     if value not in ("0", "1"):
         raise UserError(f"{switch}={value} is neither 0 nor 1; export {switch}=0 or =1, or unset it")
     return value == "1"
+
+
+def check_duration(setting: Setting, value: str) -> None:
+    """Checks a time-out before a library reads it.
+
+    Raises:
+        UserError: it is not a whole number within the setting's limits.
+    """
+    assert setting.limits is not None
+    first, last = setting.limits
+    if not (value.isascii() and value.isdigit() and first <= int(value) <= last):
+        raise UserError(
+            f"{setting.name}={value} is not a whole number from {first} to {last}; export {setting.name}="
+            f"{setting.several}, or unset it"
+        )
 
 
 def prepared() -> Prepared:

@@ -8,47 +8,10 @@ when; measurements with paddle 3.3.1 for the CPU settings and for the moment at 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import Literal
 
-DEVICE_KINDS = ("gpu", "npu", "xpu", "cpu")
-
-# How a value is read decides how it can be wrong; checks.py has a check for each.
-Form = Literal["text", "count", "flag", "switch", "first letter", "cards", "names", "strategy", "folder", "call"]
-When = Literal["before paddle is imported", "before the first operator"]
-
-_BEFORE_IMPORT: When = "before paddle is imported"
-_BEFORE_USE: When = "before the first operator"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """One row.
-
-    Args:
-        name: of the environment variable; of a call for `form` "call".
-        kinds: devices that it concerns, of `DEVICE_KINDS`.
-        value: what is set if the user exported nothing; None leaves it alone.  "{cores}" is replaced by their number.
-        default: what holds if nobody sets it.
-        when: until when it can be set.
-        reason: why it has our value, or what it is for.
-        form: how its reader takes it: a number of at least 1; a "flag" of paddle's own (0, 1, true, false); a "switch"
-            of ours (0, 1; another value is an error); by "first letter" alone (the NPU plugin: t, T, y, Y and 1 are
-            true, so is an empty text); numbers of cards; operator names; an allocator; a folder.
-        only: processors that it is set on; None for all.
-        upstream: the value in PaddleMIX's NPU instructions, None where they have none.
-    """
-
-    name: str
-    kinds: tuple[str, ...]
-    value: str | None
-    default: str
-    when: When
-    reason: str
-    form: Form = "text"
-    only: Literal["AMD"] | None = None
-    upstream: str | None = None
-
+from paddlemix.device.setting_row import BEFORE_IMPORT, BEFORE_USE, DEVICE_KINDS, Setting
+from paddlemix.device.settings_of_processes import PROCESS_SETTINGS
+from paddlemix.device.started import Started
 
 # By device: all, CPU, GPU, NPU. A name may occur once per device, with different values.
 SETTINGS = (
@@ -57,17 +20,29 @@ SETTINGS = (
         kinds=DEVICE_KINDS,
         value="{cores}",
         default="1 in paddle's CPU kernels",
-        when=_BEFORE_IMPORT,
+        when=BEFORE_IMPORT,
         form="count",
-        reason="threads of work on the host; on CPU all of the computation (a product of matrices: 31 ms with one "
-        "thread, 16 with two)",
+        reason="threads of work on the host, divided by the processes on it; on CPU all of the computation (a product "
+        "of matrices: 31 ms with one thread, 16 with two)",
+    ),
+    Setting(
+        # With several processes on CPU paddle's last words before it ends the process itself, "Unknown DataType" of a
+        # collective, are such a line.
+        name="GLOG_minloglevel",
+        kinds=("cpu",),
+        value="1",
+        several="0",
+        default="0",
+        when=BEFORE_IMPORT,
+        reason="no INFO lines among the output; with several processes they are shown (three at the start), because "
+        "paddle says there alone why it ends a process in a collective on CPU",
     ),
     Setting(
         name="GLOG_minloglevel",
-        kinds=DEVICE_KINDS,
+        kinds=("gpu", "npu", "xpu"),
         value="1",
         default="0",
-        when=_BEFORE_IMPORT,
+        when=BEFORE_IMPORT,
         reason="no INFO lines of a plugin or an allocator among the output; 0 shows them",
     ),
     Setting(
@@ -75,7 +50,7 @@ SETTINGS = (
         kinds=DEVICE_KINDS,
         value="5",
         default="chosen by maker",
-        when=_BEFORE_IMPORT,
+        when=BEFORE_IMPORT,
         only="AMD",
         reason="the math library's AVX2 code, which it keeps from AMD processors otherwise; about 3 times faster",
     ),
@@ -84,7 +59,7 @@ SETTINGS = (
         kinds=("cpu",),
         value="0",
         default="1",
-        when=_BEFORE_IMPORT,
+        when=BEFORE_IMPORT,
         form="flag",
         reason="slices and transposes are copies, which are faster to read than views (an attention's transpose: 0.14 "
         "ms instead of 7.3); results are the same with 1",
@@ -94,7 +69,7 @@ SETTINGS = (
         kinds=("cpu",),
         value="1",
         default="200",
-        when=_BEFORE_IMPORT,
+        when=BEFORE_IMPORT,
         reason="milliseconds that an idle thread keeps a core busy before it sleeps",
     ),
     Setting(
@@ -102,7 +77,7 @@ SETTINGS = (
         kinds=("cpu",),
         value="1",
         default="0",
-        when=_BEFORE_IMPORT,
+        when=BEFORE_IMPORT,
         reason="the math library takes its working memory from the heap that everything uses and gives it back, "
         "instead of keeping 100 MB of its own",
     ),
@@ -112,7 +87,7 @@ SETTINGS = (
         kinds=("cpu",),
         value="M_MMAP_MAX 0, M_TRIM_THRESHOLD -1, M_TOP_PAD 64 MiB",
         default="the C library's",
-        when=_BEFORE_IMPORT,
+        when=BEFORE_IMPORT,
         form="call",
         reason="a call, no variable (glibc only): freed blocks are kept, so that a large activation is not mapped and "
         "zeroed anew for each operator (a softmax: 5.4 ms instead of 19)",
@@ -122,7 +97,7 @@ SETTINGS = (
         kinds=("cpu",),
         value=None,
         default="1",
-        when=_BEFORE_USE,
+        when=BEFORE_USE,
         form="switch",
         reason="0 computes everything with paddle's own operators, without the compiled kernels, to compare the two: "
         "results agree to rounding, and a training step of a small LLaVA takes about 1.25 times as long (2 cores)",
@@ -133,7 +108,7 @@ SETTINGS = (
         kinds=("gpu",),
         value=None,
         default="all cards",
-        when=_BEFORE_IMPORT,
+        when=BEFORE_IMPORT,
         form="cards",
         reason="yours: which cards the process sees; gpu:0 is the first of them",
     ),
@@ -142,7 +117,7 @@ SETTINGS = (
         kinds=("gpu",),
         value=None,
         default="0",
-        when=_BEFORE_USE,
+        when=BEFORE_USE,
         form="cards",
         reason="set by paddle.distributed.launch for each process; leave it to that",
     ),
@@ -151,7 +126,7 @@ SETTINGS = (
         kinds=("gpu",),
         value=None,
         default="auto_growth",
-        when=_BEFORE_IMPORT,
+        when=BEFORE_IMPORT,
         form="strategy",
         reason="memory is taken as it is needed; naive_best_fit takes 92 % of the card at once",
     ),
@@ -160,7 +135,7 @@ SETTINGS = (
         kinds=("npu",),
         value=None,
         default="paddle_custom_device beside paddle",
-        when=_BEFORE_IMPORT,
+        when=BEFORE_IMPORT,
         form="folder",
         reason="the folder of the plugin; needed only where pip did not install it",
     ),
@@ -169,7 +144,7 @@ SETTINGS = (
         kinds=("npu",),
         value="0",
         default="0",
-        when=_BEFORE_IMPORT,
+        when=BEFORE_IMPORT,
         form="first letter",
         upstream="0",
         reason="plain layouts; 1 keeps private ones for convolutions and some float16 products, and those then fall "
@@ -180,7 +155,7 @@ SETTINGS = (
         kinds=("npu",),
         value="0",
         default="1",
-        when=_BEFORE_IMPORT,
+        when=BEFORE_IMPORT,
         form="flag",
         upstream="0",
         reason="slices are copies, and a weight that is not contiguous in memory is not copied wrongly to the card "
@@ -192,7 +167,7 @@ SETTINGS = (
         kinds=("npu",),
         value="0",
         default="1",
-        when=_BEFORE_IMPORT,
+        when=BEFORE_IMPORT,
         form="first letter",
         upstream="0",
         reason="ready-made operators instead of one compiled for every new length of a batch",
@@ -202,7 +177,7 @@ SETTINGS = (
         kinds=("npu",),
         value="True",
         default="0",
-        when=_BEFORE_IMPORT,
+        when=BEFORE_IMPORT,
         form="first letter",
         upstream="True",
         reason="scale in the tensor's own precision, not as a power in float32",
@@ -212,7 +187,7 @@ SETTINGS = (
         kinds=("npu",),
         value="True",
         default="0",
-        when=_BEFORE_IMPORT,
+        when=BEFORE_IMPORT,
         form="first letter",
         upstream="True",
         reason="the newer operator for split",
@@ -222,7 +197,7 @@ SETTINGS = (
         kinds=("npu",),
         value="auto_growth",
         default="auto_growth",
-        when=_BEFORE_IMPORT,
+        when=BEFORE_IMPORT,
         form="strategy",
         upstream="auto_growth",
         reason="memory is taken as it is needed; naive_best_fit, which Paddle's docker image exports, takes 92 % of "
@@ -233,7 +208,7 @@ SETTINGS = (
         kinds=("npu",),
         value=None,
         default="no operator",
-        when=_BEFORE_USE,
+        when=BEFORE_USE,
         form="names",
         upstream="set_value,set_value_with_tensor",
         reason="operators that run on the host instead. Not needed: nothing here writes into a tensor in a step, so "
@@ -244,7 +219,7 @@ SETTINGS = (
         kinds=("npu",),
         value=None,
         default="all cards",
-        when=_BEFORE_IMPORT,
+        when=BEFORE_IMPORT,
         form="cards",
         upstream="8",
         reason="yours: which cards the process sees, as npu-smi info counts them; npu:0 is the first of them. "
@@ -255,7 +230,7 @@ SETTINGS = (
         kinds=("npu",),
         value=None,
         default="0",
-        when=_BEFORE_USE,
+        when=BEFORE_USE,
         form="cards",
         reason="set by paddle.distributed.launch for each process; leave it to that",
     ),
@@ -264,7 +239,7 @@ SETTINGS = (
         kinds=("npu",),
         value=None,
         default="0",
-        when=_BEFORE_IMPORT,
+        when=BEFORE_IMPORT,
         form="first letter",
         reason="for finding errors: every operator waits for the card, which is slow",
     ),
@@ -273,10 +248,11 @@ SETTINGS = (
         kinds=("npu",),
         value=None,
         default="0",
-        when=_BEFORE_IMPORT,
+        when=BEFORE_IMPORT,
         form="first letter",
         reason="for finding errors: every result is searched for NaN and infinity, which is slow",
     ),
+    *PROCESS_SETTINGS,
 )
 
 
@@ -285,8 +261,15 @@ def settings_of(kind: str) -> list[Setting]:
     return [setting for setting in SETTINGS if kind in setting.kinds]
 
 
-def value_of(setting: Setting, is_amd: bool) -> str | None:
-    """What is set on this machine if the user exported nothing; None leaves the setting alone."""
-    if setting.value is None or (setting.only == "AMD" and not is_amd):
+def value_of(setting: Setting, is_amd: bool, started: Started | None = None) -> str | None:
+    """What is set on this machine if the user exported nothing; None leaves the setting alone.
+
+    Args:
+        is_amd: whether the processor is AMD's.
+        started: None for a process alone.
+    """
+    started = started or Started()
+    value = setting.several if started.several and setting.several is not None else setting.value
+    if value is None or (setting.only == "AMD" and not is_amd):
         return None
-    return setting.value.format(cores=os.cpu_count() or 1)
+    return value.format(cores=max(1, (os.cpu_count() or 1) // started.local))

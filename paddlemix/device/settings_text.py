@@ -11,6 +11,7 @@ from paddlemix.device.checks import Problem, check_cards, check_late, check_name
 from paddlemix.device.choice import device_count, kind_of
 from paddlemix.device.environment import InForce, Prepared, current_environment, in_force, prepared
 from paddlemix.device.settings import SETTINGS, settings_of
+from paddlemix.device.settings_of_processes import PROCESS_SETTINGS
 from paddlemix.log import logger
 
 _SOURCES = {"user": "yours", "ours": "set here", "default": "default"}
@@ -67,15 +68,21 @@ def _own_flags(kind: str) -> dict[str, object]:
     return flags
 
 
-def settings_table(kinds: tuple[str, ...]) -> str:
-    """Rows of some device kinds as a Markdown table, as `docs/devices.md` shows them."""
+def settings_table(kinds: tuple[str, ...], processes: bool = False) -> str:
+    """Rows of some device kinds as a Markdown table, as `docs/devices.md` and `docs/scaling.md` show them.
+
+    Args:
+        processes: those about several processes; else all others.
+    """
     lines = ["| setting | value | otherwise | to be set | why |", "|---|---|---|---|---|"]
     for setting in SETTINGS:
         # A table per set of kinds, so that settings for all devices are listed once.
-        if setting.kinds != kinds:
+        if setting.kinds != kinds or (setting in PROCESS_SETTINGS) != processes:
             continue
         value = "not set" if setting.value is None else f"`{setting.value.format(cores='number of cores')}`"
         value += f", on {setting.only}" if setting.only else ""
+        if setting.several is not None:
+            value = f"`{setting.several}`" if processes else f"{value}; `{setting.several}` with several processes"
         if setting.upstream is not None:
             value += "; PaddleMIX too" if setting.upstream == setting.value else f"; PaddleMIX: `{setting.upstream}`"
         lines.append(f"| `{setting.name}` | {value} | {setting.default} | {setting.when} | {setting.reason} |")

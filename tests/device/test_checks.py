@@ -40,6 +40,7 @@ def prepared(in_time: bool = True, **environment: str) -> Prepared:
         ("PADDLEMIX_CPU_KERNELS", "", "= is neither 0 nor 1; export"),
         ("OMP_NUM_THREADS", "all", "OMP_NUM_THREADS=all is not a number of at least 1"),
         ("OMP_NUM_THREADS", "0", "is not a number of at least 1"),
+        ("HCCL_CONNECT_TIMEOUT", "2h", "=2h is not a whole number from 120 to 7200; export HCCL_CONNECT_TIMEOUT=7200"),
         ("CUSTOM_DEVICE_BLACK_LIST", "matmul,set_value,mean", "names matmul, mean, .*; write matmul_v2, reduce_mean"),
     ],
 )
@@ -60,6 +61,7 @@ def test_a_value_that_is_read_otherwise_is_named(name: str, value: str, message:
         ("FLAGS_allocator_strategy", ("auto_growth",)),
         ("OMP_NUM_THREADS", ("1", "16", "4,2")),
         ("PADDLEMIX_CPU_KERNELS", ("0", "1")),
+        ("HCCL_EXEC_TIMEOUT", ("0", "1836", "7200")),
         ("CUSTOM_DEVICE_BLACK_LIST", ("set_value,set_value_with_tensor", "matmul_v2", "")),
     ],
 )

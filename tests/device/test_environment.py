@@ -14,12 +14,16 @@ import pytest
 
 from paddlemix.device import environment as module
 from paddlemix.device.environment import Prepared, expected_kind, in_force, is_on, plugin_folder, prepare_environment
-from paddlemix.device.settings import DEVICE_KINDS, SETTINGS, settings_of, value_of
+from paddlemix.device.setting_row import DEVICE_KINDS
+from paddlemix.device.settings import SETTINGS, settings_of, value_of
+from paddlemix.device.settings_of_processes import PROCESS_SETTINGS
 from paddlemix.device.settings_text import settings_table
+from paddlemix.device.started import Started
 from paddlemix.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NAMES = sorted({setting.name for setting in SETTINGS if setting.form != "call"})
+LAUNCHED = {"PADDLE_TRAINERS_NUM": "4", "PADDLE_LOCAL_SIZE": "2"}
 # Source: PaddleMIX 6afaf05d, the NPU section of paddlemix/examples/llava/README.md
 UPSTREAM = {
     "ASCEND_RT_VISIBLE_DEVICES": "8",
@@ -42,7 +46,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def prepared(monkeypatch: pytest.MonkeyPatch, kind: str = "cpu", amd: bool = False, **exported: str) -> dict[str, str]:
     """What `prepare_environment` leaves as long as paddle is not loaded."""
-    for name in NAMES:
+    for name in (*NAMES, *LAUNCHED):
         monkeypatch.delenv(name, raising=False)
     os.environ.update(exported)
     monkeypatch.setattr(module, "_is_amd", lambda: amd)
@@ -74,6 +78,38 @@ def test_npu_settings_are_those_of_paddlemix_but_for_the_list_that_is_not_needed
 
 def test_a_gpu_keeps_its_views_and_its_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
     assert prepared(monkeypatch, "gpu").keys() == {"OMP_NUM_THREADS", "GLOG_minloglevel"}
+
+
+def test_several_processes_share_the_cores_and_wait_longer_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paddle's gloo ends a process with a line of level INFO as its only words, so these are shown on CPU."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    here, gpu, npu = (prepared(monkeypatch, kind, **LAUNCHED) for kind in ("cpu", "gpu", "npu"))
+    assert (here["OMP_NUM_THREADS"], here["GLOG_minloglevel"], gpu["GLOG_minloglevel"]) == ("4", "0", "1")
+    assert gpu.keys() == {"OMP_NUM_THREADS", "GLOG_minloglevel", "PADDLE_PG_TIMEOUT"}
+    assert (gpu["PADDLE_PG_TIMEOUT"], npu["HCCL_CONNECT_TIMEOUT"]) == ("7200000", "7200")
+    alone = prepared(monkeypatch, "npu", PADDLE_TRAINERS_NUM="1")
+    assert set(npu) - set(alone) == {"HCCL_CONNECT_TIMEOUT", "HCCL_EXEC_TIMEOUT"}
+    longer = prepared(monkeypatch, "npu", **LAUNCHED, HCCL_EXEC_TIMEOUT="17340")
+    assert longer["HCCL_EXEC_TIMEOUT"] == "17340"
+    (row,) = (row for row in in_force("npu", module.prepared(), os.environ) if row.setting.name == "HCCL_EXEC_TIMEOUT")
+    assert (row.value, row.source) == ("17340", "user")
+
+
+@pytest.mark.parametrize(
+    ("kind", "exported", "message"),
+    [
+        ("gpu", {"PADDLE_PG_TIMEOUT": "30min"}, "PADDLE_PG_TIMEOUT=30min is not a whole number from 1 to 2147483647"),
+        ("npu", {"HCCL_CONNECT_TIMEOUT": "60"}, "HCCL_CONNECT_TIMEOUT=60 is not a whole number from 120 to 7200; ex"),
+    ],
+)
+def test_a_time_out_that_is_none_stops_before_paddle_loads(
+    monkeypatch: pytest.MonkeyPatch, kind: str, exported: dict[str, str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        prepared(monkeypatch, kind, **LAUNCHED, **exported)
+    assert "OMP_NUM_THREADS" not in os.environ
+    for other, started in ((kind, {}), ("cpu", LAUNCHED)):  # nobody reads it there
+        assert prepared(monkeypatch, other, **started, **exported).items() >= exported.items()
 
 
 def test_what_the_user_exported_wins(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,13 +193,22 @@ def test_every_row_is_of_a_known_kind_and_once_per_kind() -> None:
 def test_a_setting_for_one_make_is_left_alone_on_others() -> None:
     row = next(row for row in SETTINGS if row.only == "AMD")
     assert (value_of(row, is_amd=True), value_of(row, is_amd=False)) == ("5", None)
+    assert value_of(row, is_amd=True, started=Started(several=True, local=2)) == "5"
 
 
-@pytest.mark.parametrize("kinds", [DEVICE_KINDS, ("cpu",), ("gpu",), ("npu",)], ids=",".join)
+@pytest.mark.parametrize("kinds", [DEVICE_KINDS, ("cpu",), ("gpu", "npu", "xpu"), ("gpu",), ("npu",)], ids=",".join)
 def test_the_devices_page_shows_the_table(kinds: tuple[str, ...]) -> None:
     page = (ROOT / "docs" / "devices.md").read_text(encoding="utf-8")
     assert settings_table(kinds) in page
-    assert len(re.findall("^\\| `", settings_table(kinds), re.MULTILINE)) >= 2
+    assert len(re.findall("^\\| `", settings_table(kinds), re.MULTILINE)) >= 1
+
+
+@pytest.mark.parametrize("kinds", [("gpu",), ("npu",)], ids=",".join)
+def test_the_scaling_page_shows_the_settings_of_several_processes(kinds: tuple[str, ...]) -> None:
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    assert settings_table(kinds, processes=True) in page
+    assert len(re.findall("^\\| `", settings_table(kinds, processes=True), re.MULTILINE)) >= 5
+    assert all(row.several is None or row.limits is not None for row in PROCESS_SETTINGS)
 
 
 @pytest.mark.parametrize(
