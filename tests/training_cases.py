@@ -63,23 +63,36 @@ class Case:
         lora: adapters and projector instead of the whole language model (and for 1.6 the tower).
         accumulation: micro-batches of an optimiser step of four samples, 1 or 2.
         loss_reduction: as in the configuration.
+        modality: steps of one modality (`group_by_modality_length`) over data that is half text, with a frozen tower.
     """
 
     any_resolution: bool = False
     lora: bool = False
     accumulation: int = 1
     loss_reduction: str = "tokens"
+    modality: bool = False
 
     @property
     def name(self) -> str:
         """As the case's golden file is called."""
         parts = ["v1_6" if self.any_resolution else "v1_5", "lora" if self.lora else "full", str(self.accumulation)]
-        return "_".join([*parts, *(["micro_batch"] if self.loss_reduction == "micro_batch" else [])])
+        parts += ["micro_batch"] if self.loss_reduction == "micro_batch" else []
+        return "_".join([*parts, *(["modality"] if self.modality else [])])
 
     @property
     def batch_size(self) -> int:
         """Samples of a micro-batch."""
         return 4 // self.accumulation
+
+    @property
+    def trains_tower(self) -> bool:
+        """Whether the vision tower trains."""
+        return self.any_resolution and not self.lora and not self.modality
+
+    @property
+    def data_file(self) -> str:
+        """The training data's name in the start's folder."""
+        return "half_text.json" if self.modality else "train.json"
 
 
 CASES = [
@@ -91,11 +104,14 @@ CASES = [
     ),
     Case(accumulation=2, loss_reduction="micro_batch"),
     Case(any_resolution=True, lora=True, accumulation=2, loss_reduction="micro_batch"),
+    Case(modality=True),
+    Case(any_resolution=True, modality=True),
 ]
 
 
 def build_start(root: Path, any_resolution: bool) -> Path:
-    """Writes `hf` (a model in llava-hf's layout), `adapter` (drawn, on that model), `train.json` and its pictures.
+    """Writes `hf` (a model in llava-hf's layout), `llava` (the same in original LLaVA's), `adapter` (drawn, on that
+    model), `train.json` and `half_text.json` with their pictures.
 
     Returns:
         `root`.
@@ -113,6 +129,7 @@ def build_start(root: Path, any_resolution: bool) -> Path:
     save_model(Pretrained(model, processor, root / "ours"), root / "ours")
     write_json(root / "ours" / "added_tokens.json", {"<image>": IMAGE_TOKEN})
     convert_checkpoint(root / "ours", root / "hf", Conversion(to="hf"))
+    convert_checkpoint(root / "ours", root / "llava", Conversion(to="llava"))
     _write_adapter(root)
     _write_data(root)
     return root
@@ -144,26 +161,31 @@ def _write_adapter(root: Path) -> None:
 
 
 def _write_data(root: Path) -> None:
-    """Every fifth record is text only, every third has two rounds; answers are of different lengths."""
+    """Every fifth or second record is text only, every third has two rounds; answers are of different lengths."""
     for number, (width, height) in enumerate(SIZES):
         draw_picture(width, height, number).save(root / f"{number}.png")
-    records = []
+    for name, text_every in (("train.json", 5), ("half_text.json", 2)):
+        write_json(root / name, _records(text_every))
+
+
+def _records(text_every: int) -> list[dict[str, Any]]:
+    records: list[dict[str, Any]] = []
     for number in range(RECORDS):
         question, answer = _QUESTIONS[number % 4]
         second = [list(_QUESTIONS[(number + 1) % 4])] if number % 3 == 0 else []
-        if number % 5 == 4:
+        if number % text_every == text_every - 1:
             records.append({"conversations": [[question, answer], *second]})
         else:
             rounds = [[f"<image>\n{question}", answer], *second]
             records.append({"image": f"{number % len(SIZES)}.png", "conversations": rounds})
-    write_json(root / "train.json", records)
+    return records
 
 
 def case_config(case: Case, start: Path, output_dir: Path) -> RunConfig:
     """The recipe of a case, as if read from a JSON file."""
     values: dict[str, Any] = {
         "model_name_or_path": str(start / "hf"),
-        "dataset": {"train": [{"data_files": str(start / "train.json")}]},
+        "dataset": {"train": [{"data_files": str(start / case.data_file)}]},
         "image_root": str(start),
         "output_dir": str(output_dir),
         "chat_template": "vicuna_v1",
@@ -186,12 +208,13 @@ def case_config(case: Case, start: Path, output_dir: Path) -> RunConfig:
         "disable_tqdm": True,
         "device": "cpu",
         "seed": SEED,
+        "group_by_modality_length": case.modality,
     }
     if case.any_resolution:
         values |= {"mm_patch_merge_type": "spatial_unpad", "image_grid_pinpoints": [list(grid) for grid in PINPOINTS]}
     if case.lora:
         values |= {"lora": True, "lora_path": str(start / "adapter")}
-    elif case.any_resolution:
+    elif case.trains_tower:
         values |= {"vision_tower": "full", "mm_vision_tower_lr": 1e-4}
     return load_config(None, [f"{key}={json.dumps(value)}" for key, value in values.items()])
 
@@ -202,6 +225,8 @@ def steps_of(case: Case, start: Path) -> Iterator[list[list[tuple[Example, list[
     processor = make_processor(load_tokenizer(TOKENIZER), ANYRES_SPEC if case.any_resolution else PAD_SPEC)
     data = read_samples(config, "train", processor, has_tower=True)
     sampler = EpochBatchSampler(len(data), case.batch_size, case.accumulation, SEED)
+    if case.modality:
+        sampler.grouping, sampler.lengths = "modality", data.words
     made = 0
     for epoch in range(STEPS):
         sampler.epoch = epoch

@@ -34,8 +34,8 @@ class LoadingSettings:
 
     Args:
         tokens_per_tile: feature rows that the tower computes for a tile.
-        dummy_tile: shape [1, 3, H, W] of an unused tile for a batch without image, so that every process of a
-            distributed run computes the same layers; None to leave such batches alone.
+        dummy_tile: shape [1, 3, H, W] of a blank tile for a batch without an image, so that every batch computes the
+            same layers; None to leave such batches alone.
         num_workers: processes that make batches; 0 uses a thread of this process.
         pad_to_multiple_of, pad_tiles_to_multiple_of: see `collate`.
     """
@@ -56,8 +56,9 @@ def make_batch(dataset: RowDataset, rows: Sequence[int], settings: LoadingSettin
         pad_to_multiple_of=settings.pad_to_multiple_of,
         pad_tiles_to_multiple_of=settings.pad_tiles_to_multiple_of,
     )
-    # A batch without an image would skip the tower and the projector.  Where processes sum their gradients, one that
-    # skipped a layer would leave the others waiting for it, so an unused tile is put in.
+    # A batch without an image would skip the tower and the projector.  With a blank tile, whose features nobody reads,
+    # they have a gradient of zero: AdamW counts the step, and of several processes none waits for the others' layers.
+    # Source: LLaVA llava/train/train.py, `LazySupervisedDataset.__getitem__`.
     if batch.merge_index is not None or settings.dummy_tile is None:
         return batch
     # position i gathers row i of the embeddings: the dummy tile's features are computed and read by nobody

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from paddlemix.trainer.answers.answering import Answerer, AnswerScores
 from paddlemix.trainer.batches.vision_cache import VisionCache, open_store
 from paddlemix.trainer.callbacks.progress import Progress, shows_bar
@@ -14,6 +16,7 @@ from paddlemix.trainer.paddlenlp_trainer import PrinterCallback, ProgressCallbac
 from paddlemix.trainer.reports.skipped import SkipLog
 from paddlemix.trainer.run import Run, RunData
 from paddlemix.trainer.run_data import loading_settings
+from paddlemix.trainer.trainable import trains_visual_parts
 from paddlemix.trainer.trainer import LlavaTrainer
 
 
@@ -27,7 +30,7 @@ def build_trainer(run: Run) -> LlavaTrainer:
     decoder.enable_recompute = config.recompute
     if config.neftune:
         add_neftune(decoder, config.neftune_noise_alpha)
-    data = _run_data(run, run.layout.world_size)
+    data = _run_data(run)
     # Seeds before anything of a step draws a number.
     callbacks = [SeedEachStep(), run.stop]
     trainer = LlavaTrainer(LossModel(run.loaded.model), config, run.arguments, data, run.write_result, callbacks)
@@ -42,20 +45,21 @@ def build_trainer(run: Run) -> LlavaTrainer:
     return trainer
 
 
-def _run_data(run: Run, world_size: int) -> RunData:
+def _run_data(run: Run) -> RunData:
     """The run's data with its limits, its record of skipped samples and its cache of tower features."""
     config, spec, has_tower = run.config, run.processor.image_spec, run.loaded.model.config.vision is not None
     store = open_store(config, run.loaded.model)
     for samples in (run.train.samples if run.train else None, run.evaluation):
         if samples is not None:
             samples.features = store
-    # Of several processes all have to run the tower in each step, or those that do wait for its gradients for ever:
-    # a batch without an image gets a tile that nothing reads.
-    dummy_tile = (1, 3, spec.tile_size, spec.tile_size) if has_tower and world_size > 1 else None
+    blank, loading = (1, 3, spec.tile_size, spec.tile_size), loading_settings(config, run.processor)
+    # Where weights are shared out (stage3) all processes have to call the same layers, or those that do wait for ever.
+    alike = replace(loading, dummy_tile=blank) if has_tower and run.layout.stage == "stage3" else loading
     return RunData(
         train=run.train,
         evaluation=run.evaluation,
-        loading=loading_settings(config, run.processor, dummy_tile),
+        loading=replace(loading, dummy_tile=blank) if trains_visual_parts(run.loaded.model) else alike,
+        evaluation_loading=alike,
         skips=SkipLog(run.output_dir, run.train) if run.train else None,
         vision_cache=VisionCache(store, run.loaded.model.vision_tower) if store is not None else None,
     )

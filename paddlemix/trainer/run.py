@@ -66,7 +66,7 @@ class RunData:
 
     Args:
         train, evaluation: rows by index; None where nothing is trained or evaluated.
-        loading: how batches are made of them.
+        loading, evaluation_loading: how batches are made of them.
         skips: records the training samples that are left out; None where nothing is trained.
         vision_cache: replaces pixels by the frozen tower's features; None runs the tower.
     """
@@ -74,5 +74,6 @@ class RunData:
     train: TrainingRows | None
     evaluation: RowDataset | None
     loading: LoadingSettings
+    evaluation_loading: LoadingSettings
     skips: SkipLog | None = None
     vision_cache: VisionCache | None = None

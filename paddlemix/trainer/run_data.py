@@ -156,17 +156,10 @@ def arrange(config: RunConfig, samples: SampleDataset) -> TrainingRows:
     return TrainingRows(rows=samples, samples=samples, grouping=grouping, lengths=by)
 
 
-def loading_settings(
-    config: RunConfig, processor: LlavaProcessor, dummy_tile: tuple[int, int, int, int] | None = None
-) -> LoadingSettings:
-    """How batches are made of rows.
-
-    Args:
-        dummy_tile: see `LoadingSettings`.
-    """
+def loading_settings(config: RunConfig, processor: LlavaProcessor) -> LoadingSettings:
+    """How batches are made of rows; one without an image is left alone."""
     return LoadingSettings(
         tokens_per_tile=processor.image_spec.tokens_per_tile,
-        dummy_tile=dummy_tile,
         num_workers=config.dataloader_num_workers,
         pad_to_multiple_of=config.pad_to_multiple_of,
         pad_tiles_to_multiple_of=config.pad_tiles_to_multiple_of,

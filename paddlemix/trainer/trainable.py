@@ -238,6 +238,12 @@ def _matching(names: Iterable[str], patterns: Sequence[str] | None, key: str) ->
     return found
 
 
+def trains_visual_parts(model: nn.Layer) -> bool:
+    """Whether anything trains that only an image's features reach: tower, projector or newline vector."""
+    names = ("vision_tower.", "projector.", "image_newline")
+    return any(name.startswith(names) and not weight.stop_gradient for name, weight in model.named_parameters())
+
+
 def count_parameters(model: nn.Layer) -> dict[str, tuple[int, int]]:
     """(trained, all) numbers of each part."""
     counts = {part: [0, 0] for part in PARTS}

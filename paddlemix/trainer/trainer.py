@@ -64,7 +64,7 @@ class LlavaTrainer(Trainer):
         self.own_checkpoints: list[str] = []  # names of those that this run wrote, also before it was resumed
         self._loader: BatchLoader | None = None
         self._step_losses = StepLosses(self._why_not_finite)
-        self._evaluator = Evaluator(self._score, data.loading)
+        self._evaluator = Evaluator(self._score, data.evaluation_loading)
         meters = Meters(
             tokens_seen=lambda: self.tokens_seen,
             positions=lambda: self.get_train_dataloader().counts,

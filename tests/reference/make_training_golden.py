@@ -25,6 +25,7 @@ def golden(case: Case, start: Path, output_dir: Path) -> dict[str, Any]:
     losses, weights = run_reference(case, start, output_dir)
     before = start_weights(case, start)
     made_by = {name: version(name) for name in ("torch", "transformers", "peft", "numpy")}
+    made_by |= {"llava-torch": version("llava-torch")} if case.modality else {}
     return {
         "made_by": {**made_by, "python": platform.python_version(), "device": "cpu", "dtype": "float32"},
         "data_sha256": data_digest(case, start),

@@ -1,7 +1,7 @@
 """LLaVA's own evaluation scripts read the files that `predict` writes, and count what is there.
 
 Run by `make reference`, which puts llava-torch 1.2.2.post1 and the scripts of its repository (commit c121f04) into
-`.venv-reference/llava`; LLAVA_PACKAGE names another folder.
+`.venv-reference/llava`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ import pytest
 
 from paddlemix.tools import predict
 from paddlemix.tools.common.command import run_command
-from tests.conftest import ROOT
+from tests.reference.llava_package import LLAVA
 from tests.tiny_world import World
 
 pytestmark = pytest.mark.reference
 
-LLAVA = Path(os.environ.get("LLAVA_PACKAGE", ROOT / ".venv-reference" / "llava"))
 LETTER = "Answer with the option's letter from the given choices directly."
 WORD = "Answer the question using a single word or phrase."
 Lines = list[dict[str, Any]]

@@ -43,5 +43,5 @@ def test_every_loss_and_every_final_weight(case: Case, starts: dict[bool, Path],
 def _trains(case: Case, name: str) -> bool:
     """Whether a case's recipe trains a weight, and it has a gradient."""
     if name.startswith("vision_tower."):  # a key's bias shifts all scores of a query alike: no gradient
-        return case.any_resolution and not case.lora and not name.endswith("k_proj.bias")
+        return case.trains_tower and not name.endswith("k_proj.bias")
     return not case.lora or name.startswith("projector.") or name.endswith((".lora_A", ".lora_B"))

@@ -1,5 +1,6 @@
 """Plain torch loops over transformers' LLaVA classes and PEFT: the runs of `tests/training_cases.py` once more.
 
+Runs with steps of text alone take LLaVA's own classes, which alone show a blank image for a text (`llava_batch`).
 Optimiser, schedule, decay rule, loss and clipping are torch's and transformers' own.
 """
 
@@ -19,11 +20,13 @@ from paddlemix.checkpoints.adapters.adapter import read_adapter
 from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.config.schema import RunConfig
 from paddlemix.sample import IGNORE_INDEX, IMAGE_TOKEN_INDEX, Example
+from tests.reference.llava_package import add_llava
+from tests.tiny import TILE
 from tests.training_cases import ALPHA, IMAGE_TOKEN, RANK, STEPS, Case, case_config, steps_of
 
 # what transformers.Trainer 4.55 leaves without decay, beside LayerNorms
 _NO_DECAY = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
-_PARTS = {"vision_tower": "vision_tower", "projector": "multi_modal_projector"}
+_PARTS = {"vision_tower": "vision_tower", "multi_modal_projector": "projector", "mm_projector": "projector"}
 
 
 def run_reference(case: Case, start: Path, output_dir: Path) -> tuple[list[float], dict[str, np.ndarray]]:
@@ -40,11 +43,12 @@ def run_reference(case: Case, start: Path, output_dir: Path) -> tuple[list[float
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     losses = []
     for step in steps_of(case, start):
-        batches = [torch_batch(batch, case.any_resolution) for batch in step]
+        make = llava_batch if case.modality else torch_batch
+        batches = [make(batch, case.any_resolution) for batch in step]
         total = sum(int((batch["labels"] != IGNORE_INDEX).sum()) for batch in batches)
         parts = []
         for batch in batches:
-            if case.loss_reduction == "tokens":
+            if case.loss_reduction == "tokens" and not case.modality:
                 loss = model(**batch, num_items_in_batch=total).loss
             else:
                 loss = model(**batch).loss / len(batches)
@@ -60,6 +64,8 @@ def run_reference(case: Case, start: Path, output_dir: Path) -> tuple[list[float
 
 def load_reference(case: Case, start: Path) -> Any:
     """The model in training mode, with the adapter where there is one; marked what trains."""
+    if case.modality:
+        return load_llava(start)
     kind = transformers.LlavaNextForConditionalGeneration if case.any_resolution else None
     kind = kind or transformers.LlavaForConditionalGeneration
     model = kind.from_pretrained(start / "hf", attn_implementation="eager").train()
@@ -71,7 +77,21 @@ def load_reference(case: Case, start: Path) -> Any:
         elif case.lora:
             parameter.requires_grad = ".lora_" in name
         elif "vision_tower" in name:
-            parameter.requires_grad = case.any_resolution
+            parameter.requires_grad = case.trains_tower
+    return model
+
+
+def load_llava(start: Path) -> Any:
+    """LLaVA's own model in training mode; its tower does not train."""
+    add_llava()
+    from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
+
+    config = LlavaConfig.from_pretrained(start / "llava")
+    config.mm_vision_tower = str(start / "llava" / config.mm_vision_tower)
+    model = LlavaLlamaForCausalLM.from_pretrained(start / "llava", config=config, attn_implementation="eager").train()
+    model.get_vision_tower().load_model()
+    # a layer that LLaVA never calls, and the checkpoint therefore lacks; it would be saved as whatever memory held
+    model.get_vision_tower().vision_tower.vision_model.post_layernorm.reset_parameters()
     return model
 
 
@@ -96,7 +116,7 @@ def build_optimizer(model: Any, config: RunConfig) -> Any:
     groups = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            part = next((ours for ours, theirs in _PARTS.items() if theirs in name), "language_model")
+            part = next((ours for theirs, ours in _PARTS.items() if theirs in name), "language_model")
             rate = rates.get(part) or config.learning_rate
             decay = config.weight_decay if name in decayed else 0.0
             groups.append({"params": [parameter], "lr": rate, "weight_decay": decay})
@@ -122,6 +142,37 @@ def torch_batch(samples: list[tuple[Example, list[Path]]], any_resolution: bool)
             pictures = [path for _, paths in samples for path in paths]
             inputs["image_sizes"] = torch.tensor([Image.open(path).size[::-1] for path in pictures])
     return inputs
+
+
+def llava_batch(samples: list[tuple[Example, list[Path]]], any_resolution: bool) -> dict[str, Any]:
+    """Padded inputs with labels, as LLaVA's own model takes them, a blank image for each text.
+
+    The model takes its images one by one, a text's like any other, and appends no row of it: the projector has a
+    gradient of zero, with which AdamW goes on.
+
+    Source: LLaVA llava/train/train.py, `LazySupervisedDataset.__getitem__`, and llava/model/llava_arch.py,
+    `prepare_inputs_labels_for_multimodal` (llava-torch 1.2.2.post1); images of any resolution come as a list, as in
+    LLaVA-NeXT's llava/train/train.py.
+    """
+    pad = torch.nn.utils.rnn.pad_sequence
+    spans = [_placeholders(example) for example, _ in samples]
+    ids = pad([torch.tensor(ids) for ids, _ in spans], batch_first=True)
+    labels = pad([torch.tensor(labels) for _, labels in spans], batch_first=True, padding_value=IGNORE_INDEX)
+    mask = pad([torch.ones(len(ids), dtype=torch.bool) for ids, _ in spans], batch_first=True)
+    tiles = [torch.tensor(example.pixel_values) for example, _ in samples]
+    images = [item if len(item) else torch.zeros(1, 3, TILE, TILE) for item in tiles]
+    sizes = [Image.open(paths[0]).size if paths else (TILE, TILE) for _, paths in samples]
+    inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels, "image_sizes": sizes}
+    return {**inputs, "images": images if any_resolution else torch.cat(images)}
+
+
+def _placeholders(example: Example) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and labels with one position for the image, which the model replaces by its features."""
+    visual = example.input_ids == IMAGE_TOKEN_INDEX
+    first = np.flatnonzero(visual)[:1]
+    kept = ~visual
+    kept[first] = True
+    return example.input_ids[kept], example.labels[kept]
 
 
 def final_weights(case: Case, model: Any, output_dir: Path) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Whole runs against the curves that torch, transformers and PEFT gave (`golden/training`).
+"""Whole runs against the curves that torch, transformers, PEFT and LLaVA's own model gave (`golden/training`).
 
 The same comparison with the reference itself is in `tests/reference/test_training_reference.py`.
 """
@@ -37,10 +37,11 @@ def golden(case: Case) -> dict[str, Any]:
     return json.loads((GOLDEN_TRAINING / f"{case.name}.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.parametrize("modality", [False, True], ids=["mixed", "modality"])
 @pytest.mark.parametrize("any_resolution", [False, True], ids=["v1_5", "v1_6"])
-def test_the_samples_are_encoded_as_they_were(any_resolution: bool, starts: dict[bool, Path]) -> None:
+def test_the_samples_are_encoded_as_they_were(any_resolution: bool, modality: bool, starts: dict[bool, Path]) -> None:
     """Where this fails, the curves below have to."""
-    cases = [case for case in CASES if case.any_resolution == any_resolution]
+    cases = [case for case in CASES if (case.any_resolution, case.modality) == (any_resolution, modality)]
     found = data_digest(cases[0], starts[any_resolution])
     assert {golden(case)["data_sha256"] for case in cases} == {found}
 
