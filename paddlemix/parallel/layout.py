@@ -39,6 +39,11 @@ class Layout:
         return 1 if self.sharding_group is None else int(self.sharding_group.nranks)
 
     @property
+    def sharding_rank(self) -> int:
+        """Place of this process in its sharding group; 0 where nothing is shared."""
+        return 0 if self.sharding_group is None else int(self.sharding_group.rank)
+
+    @property
     def is_first_replica(self) -> bool:
         """Whether this process is of the first sharding group, whose shares make up one whole copy."""
         return self.rank < self.sharding_degree

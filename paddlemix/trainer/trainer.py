@@ -25,7 +25,8 @@ from paddlemix.trainer.resuming.best_checkpoint import best_checkpoint, best_met
 from paddlemix.trainer.resuming.checkpoint_check import check_best
 from paddlemix.trainer.resuming.checkpoint_folders import PROGRESS_FILE, completed_steps, own_checkpoints
 from paddlemix.trainer.resuming.input_identity import InputIdentity
-from paddlemix.trainer.resuming.restoring import load_training_state, load_weights
+from paddlemix.trainer.resuming.loading_shares import load_weights
+from paddlemix.trainer.resuming.restoring import load_training_state
 from paddlemix.trainer.resuming.saving import broken_by_a_step, save_checkpoint
 from paddlemix.trainer.run import ModelWriter, RunData
 from paddlemix.trainer.run_data import batch_sampler
@@ -262,7 +263,7 @@ class LlavaTrainer(Trainer):
         before = completed_steps(resume) if resume is not None else 0
         if resume is not None and before >= self._total_steps():  # PaddleNLP's loop would make one step more
             logger.info("%s is the end of this run: nothing is left to train", resume)
-            load_weights(self.model.model, resume)
+            load_weights(self.model.model, resume, self.layout)
             self.state = TrainerState.load_from_json(str(resume / PROGRESS_FILE))
             self.own_checkpoints = own_checkpoints(resume, Path(str(self.config.output_dir)))
             results: dict[str, float] = {"steps": before}
@@ -276,7 +277,7 @@ class LlavaTrainer(Trainer):
         best = best_checkpoint(self) if self.config.load_best_model_at_end else None
         if best is not None:
             check_best(best)
-            load_weights(self.model.model, best)
+            load_weights(self.model.model, best, self.layout)
         return results
 
     def _total_steps(self) -> int:

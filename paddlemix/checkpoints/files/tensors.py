@@ -142,6 +142,20 @@ def selected(entry: TensorEntry, columns: np.ndarray | slice, axis: int) -> Tens
     return TensorEntry(entry.dtype, shape, lambda: np.ascontiguousarray(entry.read()[where]), origin=entry.origin)
 
 
+def flat_slice(entry: TensorEntry, start: int, stop: int, length: int) -> TensorEntry:
+    """Some of a tensor's numbers in their flat order, [length]: those from `start` to `stop`, and zeros after them.
+
+    Of a mapped file nothing else is read.
+    """
+
+    def read() -> np.ndarray:
+        part = np.zeros(length, dtype=NUMPY_TYPES[entry.dtype])
+        part[: stop - start] = entry.read().reshape(-1)[start:stop]
+        return part
+
+    return TensorEntry(entry.dtype, (length,), read, origin=entry.origin)
+
+
 def selected_outputs(entry: TensorEntry, columns: np.ndarray | slice) -> TensorEntry:
     """Some outputs of a linear weight [in, out] or bias [out], as `selected`.
 

@@ -6,15 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import paddle
 
-from paddlemix.checkpoints.files.finite import finite
 from paddlemix.checkpoints.files.weight_files import read_json
-from paddlemix.checkpoints.pretrained import copy_into
-from paddlemix.errors import UserError
 from paddlemix.log import logger
-from paddlemix.trainer.resuming.checkpoint_folders import STATE_FILE, own_checkpoints, saved_weights
-from paddlemix.trainer.resuming.optimizer_state import load_optimizer
+from paddlemix.parallel.collectives import together
+from paddlemix.trainer.resuming.checkpoint_folders import STATE_FILE, own_checkpoints
+from paddlemix.trainer.resuming.loading_shares import load_optimizer, load_weights
 
 
 def load_training_state(trainer: Any, checkpoint: Path) -> int:
@@ -24,10 +21,15 @@ def load_training_state(trainer: Any, checkpoint: Path) -> int:
         The optimiser steps done.
 
     Raises:
-        MissingFileError, UserError: the checkpoint lacks a file or does not fit the model.
+        MissingFileError, UserError: the checkpoint lacks a file or does not fit the model, on any process of the run.
     """
+    with together():  # a process that cannot read its share would leave the others waiting in the first step
+        return _load(trainer, checkpoint)
+
+
+def _load(trainer: Any, checkpoint: Path) -> int:
     values = read_json(checkpoint / STATE_FILE)
-    load_weights(trainer.model.model, checkpoint)
+    load_weights(trainer.model.model, checkpoint, trainer.layout)
     trainer.own_checkpoints = own_checkpoints(checkpoint, Path(trainer.config.output_dir))
     trainer.tokens_seen, trainer.evaluations = values["tokens_seen"], values.get("evaluations", [])
     # Otherwise optimiser, schedule and scale start fresh, on the checkpoint's weights.
@@ -39,25 +41,3 @@ def load_training_state(trainer: Any, checkpoint: Path) -> int:
             trainer.scaler.load_state_dict({key: np.asarray(item) for key, item in values["scaler"].items()})
     logger.info("resumed from %s at step %d", checkpoint, values["global_step"])
     return int(values["global_step"])
-
-
-def load_weights(model: paddle.nn.Layer, checkpoint: Path) -> None:
-    """Copies the weights of a checkpoint of this run into the model.
-
-    Raises:
-        UserError: a trained weight is not in the checkpoint.
-    """
-    entries = saved_weights(checkpoint)
-    for name, parameter in model.named_parameters():
-        if name in entries:
-            if tuple(parameter.shape) != entries[name].shape:
-                raise UserError(
-                    f"{checkpoint}: {name} is {list(entries[name].shape)}, the run's is {list(parameter.shape)}; "
-                    "resuming needs the settings of the run that saved it"
-                )
-            copy_into(parameter, finite(entries[name], f"'{name}' of {checkpoint}"))
-        # A frozen weight comes from the base and may be missing; a trained one is nowhere else.
-        elif not parameter.stop_gradient:
-            raise UserError(
-                f"{checkpoint} has no weight '{name}', which trains in this run; resuming needs the same settings"
-            )
