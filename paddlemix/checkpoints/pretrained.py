@@ -21,9 +21,17 @@ import paddle
 
 from paddlemix.checkpoints.files.directories import atomic_directory
 from paddlemix.checkpoints.files.finite import finite
-from paddlemix.checkpoints.files.shards import MAX_SHARD_BYTES
-from paddlemix.checkpoints.files.tensors import FLOAT_TYPES, NUMPY_TYPES, TensorEntry, array_entry, converted
-from paddlemix.checkpoints.files.weight_files import write_json, write_weights
+from paddlemix.checkpoints.files.joint_writing import DirectoryFiles, write_files
+from paddlemix.checkpoints.files.shards import MAX_SHARD_BYTES, shard_files
+from paddlemix.checkpoints.files.tensors import (
+    FLOAT_TYPES,
+    NUMPY_TYPES,
+    TensorEntry,
+    Tensors,
+    array_entry,
+    converted,
+)
+from paddlemix.checkpoints.files.weight_files import INDEX_FILE, write_index, write_json
 from paddlemix.checkpoints.identity.weight_identity import WeightFiles
 from paddlemix.checkpoints.layouts.added_rows import HF_VOCABULARY_FILE
 from paddlemix.checkpoints.layouts.config_readers import NO_TOWER
@@ -40,6 +48,8 @@ from paddlemix.checkpoints.weight_check import check_vocabulary, check_weights
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.models.layers import skip_initialisation
 from paddlemix.models.llava import LlavaModel
+from paddlemix.parallel.layout import ALONE, Layout
+from paddlemix.parallel.whole import WholeTensor, whole_weight
 from paddlemix.peft.lora import LoRAConfig
 from paddlemix.peft.quantize import QuantizationConfig, prepare_quantized
 from paddlemix.processors.llava import PROCESSOR_FILE, LlavaProcessor, processor_from_dict
@@ -217,11 +227,21 @@ def tensor_entry(tensor: paddle.Tensor) -> TensorEntry:
     return TensorEntry(dtype, tuple(tensor.shape), tensor.numpy)
 
 
-def parameter_entries(model: paddle.nn.Layer, names: set[str] | None = None) -> dict[str, TensorEntry]:
-    """The weights of a model, or those of `names`, as they can be written."""
+def parameter_entries(
+    model: paddle.nn.Layer, names: set[str] | None = None, layout: Layout = ALONE
+) -> dict[str, TensorEntry]:
+    """The weights of a model, or those of `names`, as they can be written: whole, whatever processes hold of them."""
     return {
-        name: tensor_entry(parameter) for name, parameter in model.named_parameters() if names is None or name in names
+        name: whole_entry(whole_weight(parameter, layout))
+        for name, parameter in model.named_parameters()
+        if names is None or name in names
     }
+
+
+def whole_entry(tensor: WholeTensor) -> TensorEntry:
+    """A tensor that processes may hold shares of, as it can be written by one of them."""
+    share = tensor.gather if tensor.is_shared else None
+    return TensorEntry(FLOAT_TYPES[tensor.dtype], tensor.shape, tensor.read, share=share)
 
 
 def save_model(loaded: Pretrained, directory: str | Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
@@ -236,32 +256,34 @@ def save_model(loaded: Pretrained, directory: str | Path, max_shard_bytes: int =
         UserError: it cannot be written; what was there before is untouched.
     """
     with atomic_directory(Path(directory)) as temporary:
-        write_model(loaded, temporary, max_shard_bytes)
+        write_files(temporary, model_files(loaded, max_shard_bytes=max_shard_bytes))
 
 
-def write_model(loaded: Pretrained, directory: Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
-    """Writes a model's files into an existing directory."""
-    tensors = {**parameter_entries(loaded.model), **stored_entries(loaded.model), **loaded.unused}
-    write_files(loaded, directory, tensors, quantization_values(loaded.model), max_shard_bytes)
+def model_files(loaded: Pretrained, layout: Layout = ALONE, max_shard_bytes: int = MAX_SHARD_BYTES) -> DirectoryFiles:
+    """A model's files, to be written by the processes of a run."""
+    weights = parameter_entries(loaded.model, layout=layout)
+    tensors = {**weights, **stored_entries(loaded.model), **loaded.unused}
+    return files_of(loaded, tensors, quantization_values(loaded.model), max_shard_bytes)
 
 
-def write_files(
-    loaded: Pretrained,
-    directory: Path,
-    tensors: Mapping[str, TensorEntry],
-    values: Mapping[str, Any],
-    max_shard_bytes: int = MAX_SHARD_BYTES,
-) -> None:
-    """Writes the files of a model with these weights into an existing directory.
+def files_of(
+    loaded: Pretrained, tensors: Tensors, values: Mapping[str, Any], max_shard_bytes: int = MAX_SHARD_BYTES
+) -> DirectoryFiles:
+    """The files of a model with these weights.
 
     Args:
         values: further keys of config.json.
     """
-    write_json(directory / CONFIG_FILE, {**config_values(loaded.model.config), **values})
-    write_processor(loaded.processor, directory)
-    for name, content in loaded.carried.items():
-        (directory / name).write_bytes(content)
-    write_weights(directory, tensors, max_shard_bytes, {"format": "paddlemix"})
+    weights = shard_files("model", tensors, max_shard_bytes, {"format": "paddlemix"})
+
+    def write_others(directory: Path) -> None:
+        write_json(directory / CONFIG_FILE, {**config_values(loaded.model.config), **values})
+        write_processor(loaded.processor, directory)
+        for name, content in loaded.carried.items():
+            (directory / name).write_bytes(content)
+        write_index(directory / INDEX_FILE, weights)
+
+    return DirectoryFiles(weights, [write_others])
 
 
 def write_processor(processor: LlavaProcessor | None, directory: Path) -> None:

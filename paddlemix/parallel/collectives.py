@@ -14,7 +14,6 @@ import paddle
 import paddle.distributed as dist
 
 from paddlemix.errors import UserError
-from paddlemix.parallel.meeting import meet
 
 
 def process_count() -> int:
@@ -48,7 +47,6 @@ def gathered_objects(value: Any) -> list[Any]:
     """A value of every process, by rank.  For small values: it is pickled between processes of the same run."""
     if process_count() == 1:
         return [value]
-    meet()  # the others may be writing or downloading
     values: list[Any] = []
     dist.all_gather_object(values, value)
     return values
@@ -62,7 +60,6 @@ def from_first(value: Any) -> Any:
 def wait_for_all() -> None:
     """Returns when every process has come here."""
     if process_count() > 1:
-        meet()
         gathered([0.0])
 
 

@@ -97,7 +97,8 @@ def states_of(adamw: Any, weight: paddle.Tensor) -> dict[str, paddle.Tensor]:
     Returns:
         Tensors of the weight's shape, or [length] where it is sliced, and [1]; nothing where there are none yet.
     """
-    sliced = getattr(weight, "fw_storage", None) is not None
+    # Also while stage3 has gathered the weight, when there is no slice of it: the states stay slices.
+    sliced = hasattr(weight, "fw_storage")
     key = _SLICE + weight.name if sliced else weight.name
     master = adamw._master_weights.get(key)
     kept = key if master is None else master.name

@@ -118,7 +118,7 @@ def _merge(target: Path, arguments: argparse.Namespace) -> int:
     from paddlemix.checkpoints.adapters.merging import exact_storage, keeping_adapter
     from paddlemix.checkpoints.load import apply_adapter, load_base
     from paddlemix.device import select_device
-    from paddlemix.trainer.output import publish
+    from paddlemix.trainer.output import publishing
 
     adapter_path: Path = arguments.lora_path
     select_device(arguments.device)
@@ -131,10 +131,11 @@ def _merge(target: Path, arguments: argparse.Namespace) -> int:
         raise UserError(
             f"{spec.model} has no tokenizer files, without which a merged model cannot be used; copy them there"
         )
-    said: list[str] = []
-    with keeping_adapter(adapter_path) if target.resolve() == adapter_path.resolve() else contextlib.nullcontext():
-        publish(target, lambda directory: said.append(_write_and_compare(loaded, directory, arguments.dtype)))
-    print(f"merged {adapter_path} into {target}: {said[0]}")
+    in_place = target.resolve() == adapter_path.resolve()
+    keeping = keeping_adapter(adapter_path) if in_place else contextlib.nullcontext()
+    with keeping, publishing(target) as directory:
+        said = _write_and_compare(loaded, directory, arguments.dtype)
+    print(f"merged {adapter_path} into {target}: {said}")
     return 0
 
 

@@ -62,10 +62,11 @@ def main(argv: list[str]) -> int:
 def _quantize(arguments: argparse.Namespace) -> int:
     from paddlemix.checkpoints.base_model import BaseSpec
     from paddlemix.checkpoints.files.directories import atomic_directory
+    from paddlemix.checkpoints.files.joint_writing import write_files
     from paddlemix.checkpoints.files.tensors import FLOAT_TYPES
     from paddlemix.checkpoints.identity.weight_identity import WeightFiles, write_origin
     from paddlemix.checkpoints.load import load_base
-    from paddlemix.checkpoints.pretrained import write_model
+    from paddlemix.checkpoints.pretrained import model_files
     from paddlemix.checkpoints.quantized import read_quantization
     from paddlemix.checkpoints.source import open_source
     from paddlemix.device import select_device
@@ -85,7 +86,7 @@ def _quantize(arguments: argparse.Namespace) -> int:
     select_device("cpu")  # nothing is computed, and the model need not fit into a device's memory
     loaded = load_base(BaseSpec(model=arguments.model_path, quantize=arguments.kind), dtype)
     with atomic_directory(arguments.output) as temporary:
-        write_model(loaded, temporary)
+        write_files(temporary, model_files(loaded))
         # So that an adapter of the unquantised model is accepted on this one.
         write_origin(temporary, WeightFiles(source).digests())
     layers = quantized_linears(loaded.model).values()

@@ -11,18 +11,20 @@ from pathlib import Path
 
 from paddle import nn
 
-from paddlemix.checkpoints.adapters.adapter import AdapterFiles, AdapterSettings, read_adapter, write_adapter
+from paddlemix.checkpoints.adapters.adapter import AdapterFiles, AdapterSettings, adapter_files, read_adapter
 from paddlemix.checkpoints.adapters.base_check import base_digests, base_mark
 from paddlemix.checkpoints.adapters.base_places import base_reference
 from paddlemix.checkpoints.base_model import BaseSpec
+from paddlemix.checkpoints.files.joint_writing import DirectoryFiles
 from paddlemix.checkpoints.identity.declared_identity import computed_values
 from paddlemix.checkpoints.load import apply_adapter
-from paddlemix.checkpoints.pretrained import Pretrained, write_model
+from paddlemix.checkpoints.pretrained import Pretrained, model_files
 from paddlemix.checkpoints.projector_file import NEW_PARTS
 from paddlemix.config.schema import RunConfig
 from paddlemix.log import process_rank
+from paddlemix.parallel.layout import Layout
 from paddlemix.peft.lora import LoRAConfig, add_lora
-from paddlemix.trainer.run import ModelWriter
+from paddlemix.trainer.run import ModelFiles
 from paddlemix.trainer.trainable import (
     adapter_config,
     check_adapter_keys,
@@ -68,7 +70,7 @@ def add_training(
     return adapter
 
 
-def add_training_to_run(config: RunConfig, spec: BaseSpec, loaded: Pretrained) -> tuple[ModelWriter, dict[str, str]]:
+def add_training_to_run(config: RunConfig, spec: BaseSpec, loaded: Pretrained) -> tuple[ModelFiles, dict[str, str]]:
     """As `add_training`, with weights.
 
     Args:
@@ -76,7 +78,7 @@ def add_training_to_run(config: RunConfig, spec: BaseSpec, loaded: Pretrained) -
         loaded: gets the adapter, in place.
 
     Returns:
-        The function that writes the result's files, and the digests of an adapter's base.
+        A function that returns the result's files, and the digests of an adapter's base.
     """
     model = loaded.model
     mark = base_mark(loaded)  # before an adapter's layers hide the base's names
@@ -91,13 +93,13 @@ def add_training_to_run(config: RunConfig, spec: BaseSpec, loaded: Pretrained) -
 
     adapter = loaded.adapter = add_training(model, config, continue_adapter, lambda new: add_lora(model, new))
     if adapter is None:
-        return lambda directory, _: write_model(loaded, directory), {}
-    digests = base_digests(loaded) if process_rank() == 0 else {}  # this rank writes
+        return lambda _, layout: model_files(loaded, layout), {}
+    digests = base_digests(loaded) if process_rank() == 0 else {}  # this process writes them
 
-    def write_result(directory: Path, place: Path) -> None:
-        # Computed when it is written: the base's place is stored relative to the adapter's.
+    def result_files(place: Path, layout: Layout) -> DirectoryFiles:
+        # Computed when they are written: the base's place is stored relative to the adapter's.
         reference, values = base_reference(spec, place), computed_values(model.config)
         settings = AdapterSettings(adapter, reference, mark, frozenset(carried), digests, values)
-        write_adapter(model, loaded.processor, settings, directory)
+        return adapter_files(model, loaded.processor, settings, layout)
 
-    return write_result, digests
+    return result_files, digests

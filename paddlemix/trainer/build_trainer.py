@@ -33,7 +33,7 @@ def build_trainer(run: Run) -> LlavaTrainer:
     data = _run_data(run)
     # Seeds before anything of a step draws a number.
     callbacks = [SeedEachStep(), run.stop]
-    trainer = LlavaTrainer(LossModel(run.loaded.model), config, run.arguments, data, run.write_result, callbacks)
+    trainer = LlavaTrainer(LossModel(run.loaded.model), config, run.arguments, data, run.result_files, callbacks)
     trainer.layout = run.layout
     trainer.input_identity = run.inputs
     if config.early_stopping_patience is not None:

@@ -248,18 +248,16 @@ def begin_output(config: RunConfig, resume: Path | None) -> None:
 
 
 def holds_result(directory: Path) -> bool:
-    """Whether `publish` would replace something there: a model's or adapter's files."""
+    """Whether `publishing` would replace something there: a model's or adapter's files."""
     names = (*_LAST, *_WEIGHTS, ADAPTER_WEIGHTS, PROCESSOR_FILE, *TOKENIZER_FILES)
     return bool(_found(directory, names))
 
 
-def publish(output_dir: Path, write: Callable[[Path], None]) -> None:
-    """Writes a result into a hidden folder of `output_dir` and moves its files up when all are complete.
+@contextlib.contextmanager
+def publishing(output_dir: Path) -> Iterator[Path]:
+    """Yields a hidden folder of `output_dir` for a result, whose files move up when the block succeeds.
 
     Weights and settings of an earlier model or adapter are removed; other files stay.
-
-    Args:
-        write: writes the files into the directory it is given.
 
     Raises:
         UserError: they cannot be written; `output_dir` is as it was.
@@ -269,7 +267,7 @@ def publish(output_dir: Path, write: Callable[[Path], None]) -> None:
         output_dir.mkdir(parents=True, exist_ok=True)
         temporary.remove_leftovers(output_dir)
         with temporary.temporary_directory(output_dir, "result") as directory:  # never on another disk
-            write(directory)
+            yield directory
             # From here to the last rename the folder holds no model: a kill leaves files that nothing takes for a
             # model.
             for name in _LAST:

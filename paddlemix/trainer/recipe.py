@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from paddlemix.checkpoints.files.joint_writing import joint_directory, write_files
 from paddlemix.checkpoints.load import load_base
 from paddlemix.checkpoints.pretrained import Pretrained
 from paddlemix.config.schema import RunConfig
@@ -27,7 +28,7 @@ from paddlemix.trainer.build_trainer import build_trainer
 from paddlemix.trainer.callbacks.progress import CURVE_FILE, METRICS_FILE, draw_loss_curve
 from paddlemix.trainer.callbacks.samples import SAMPLES_FILE, sample_prompts
 from paddlemix.trainer.checks import check_devices, check_flat_buffers, check_steps, check_task, process_count
-from paddlemix.trainer.output import begin_output, continues_in, find_resume_point, publish, sole_writer
+from paddlemix.trainer.output import begin_output, continues_in, find_resume_point, publishing, sole_writer
 from paddlemix.trainer.output_guard import check_run_pictures
 from paddlemix.trainer.processes import Processes, begin_processes
 from paddlemix.trainer.reports.model_card import facts_of_run, write_model_card
@@ -107,7 +108,7 @@ def _prepare(config: RunConfig, device: str, processes: Processes, resume: Path 
     wants_evaluation = config.resolved_evaluation_strategy != "no"
     evaluation = _read(loaded, config, "eval", resume) if wants_evaluation else None
     prompts = sample_prompts(config, processor, evaluation or train.samples) if train is not None else []
-    write_result, digests = add_training_to_run(config, spec, loaded)
+    result_files, digests = add_training_to_run(config, spec, loaded)
     inputs = None
     if train is not None and process_rank() == 0:  # the process that saves checkpoints
         data = {"train": train.samples} | ({} if evaluation is None else {"eval": evaluation})
@@ -119,7 +120,7 @@ def _prepare(config: RunConfig, device: str, processes: Processes, resume: Path 
         layout=layout,
         loaded=loaded,
         processor=processor,
-        write_result=write_result,
+        result_files=result_files,
         train=train,
         evaluation=evaluation,
         prompts=prompts,
@@ -154,19 +155,20 @@ def _train(run: Run, resume: Path | None) -> dict[str, float]:
         raise Stopped(run.stop.received)
     if trainer.skips is not None and trainer.skips.count:
         logger.warning("%d samples were left out, see %s", trainer.skips.count, trainer.skips.path)
-    if process_rank() == 0:
-        _publish(run, trainer, results)
+    _publish(run, trainer, results)
     return results
 
 
 def _publish(run: Run, trainer: LlavaTrainer, results: dict[str, float]) -> None:
-    output_dir, metrics = run.output_dir, run.output_dir / METRICS_FILE
-    if not (output_dir / CURVE_FILE).is_file():  # an earlier start was killed after the last step
+    """Called by every process: each may hold a share of the result."""
+    output_dir, metrics, layout = run.output_dir, run.output_dir / METRICS_FILE, trainer.layout
+    if layout.rank == 0 and not (output_dir / CURVE_FILE).is_file():  # an earlier start was killed after the last step
         draw_loss_curve(metrics, output_dir / CURVE_FILE)
-    with what_is_left("the result", trainer):
-        publish(output_dir, lambda directory: run.write_result(directory, output_dir))
-    skipped = trainer.skips.count if trainer.skips is not None else 0
-    write_model_card(facts_of_run(run, results, skipped, trainer.args.world_size), metrics, output_dir / SAMPLES_FILE)
+    with what_is_left("the result", trainer), joint_directory(publishing(output_dir), layout) as directory:
+        write_files(directory, run.result_files(output_dir, layout), layout)
+    if layout.rank == 0:
+        skipped = trainer.skips.count if trainer.skips is not None else 0
+        write_model_card(facts_of_run(run, results, skipped, layout.world_size), metrics, output_dir / SAMPLES_FILE)
     logger.info("saved to %s", output_dir)
 
 

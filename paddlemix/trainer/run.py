@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from paddlemix.checkpoints.files.joint_writing import DirectoryFiles
 from paddlemix.checkpoints.pretrained import Pretrained
 from paddlemix.config.schema import RunConfig
 from paddlemix.datasets.batches import LoadingSettings, RowDataset
@@ -20,8 +21,8 @@ from paddlemix.trainer.reports.skipped import SkipLog
 from paddlemix.trainer.resuming.input_identity import InputIdentity
 from paddlemix.trainer.run_data import TrainingRows
 
-# Writes a result's files.  Its arguments: the directory to write into, and the one that this becomes when it is whole.
-ModelWriter = Callable[[Path, Path], None]
+# A result's files, of the processes of a layout.  The path is where they will be when all are written.
+ModelFiles = Callable[[Path, Layout], DirectoryFiles]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class Run:
         arguments, layout: PaddleNLP's view of the run, and which process this is; see `begin_processes`.
         loaded: the model, its adapter's layers among it, with what trains marked.
         processor: of the model and the data.
-        write_result: writes the model or the adapter.
+        result_files: of the model or the adapter.
         train, evaluation: the data; None where nothing is trained or evaluated.
         prompts: asked every `sample_steps`.
         inputs: what the run reads; None on processes that save no checkpoint.
@@ -46,7 +47,7 @@ class Run:
     layout: Layout
     loaded: Pretrained
     processor: LlavaProcessor
-    write_result: ModelWriter
+    result_files: ModelFiles
     train: TrainingRows | None
     evaluation: SampleDataset | None
     prompts: list[Prompt] = field(default_factory=list)

@@ -28,7 +28,7 @@ from paddlemix.trainer.resuming.input_identity import InputIdentity
 from paddlemix.trainer.resuming.loading_shares import load_weights
 from paddlemix.trainer.resuming.restoring import load_training_state
 from paddlemix.trainer.resuming.saving import broken_by_a_step, save_checkpoint
-from paddlemix.trainer.run import ModelWriter, RunData
+from paddlemix.trainer.run import ModelFiles, RunData
 from paddlemix.trainer.run_data import batch_sampler
 from paddlemix.trainer.step_losses import StepLosses, StepScaler, broken_weight
 
@@ -41,7 +41,7 @@ class LlavaTrainer(Trainer):
         config: the run.
         arguments: PaddleNLP's view of the same run.
         data: training and evaluation set.
-        write_model: writes the model's or adapter's own files into a directory.
+        model_files: of the model's or adapter's own files.
         callbacks: PaddleNLP callbacks.
     """
 
@@ -56,10 +56,10 @@ class LlavaTrainer(Trainer):
         config: RunConfig,
         arguments: TrainingArguments,
         data: RunData,
-        write_model: ModelWriter,
+        model_files: ModelFiles,
         callbacks: list[Any],
     ) -> None:
-        self.config, self.loading, self.write_model = config, data.loading, write_model
+        self.config, self.loading, self.model_files = config, data.loading, model_files
         self.rows, self.skips, self.vision_cache = data.train, data.skips, data.vision_cache
         self.tokens_seen = 0
         self.own_checkpoints: list[str] = []  # names of those that this run wrote, also before it was resumed

@@ -12,7 +12,7 @@ import pytest
 from paddlemix.config.load import load_config
 from paddlemix.config.schema import RunConfig
 from paddlemix.errors import MissingFileError, UserError
-from paddlemix.trainer.output import clear_earlier_run, find_resume_point, publish, remove_leftovers, sole_writer
+from paddlemix.trainer.output import clear_earlier_run, find_resume_point, publishing, remove_leftovers, sole_writer
 
 
 def settings(output_dir: Path, **values: Any) -> RunConfig:
@@ -266,7 +266,8 @@ def test_a_result_replaces_an_earlier_model_and_nothing_else(tmp_path: Path) -> 
     old = ("lora_config.json", "model.safetensors.index.json", "model-00001-of-00001.safetensors", "config.json")
     for name in (*old, "metrics.jsonl", "mine.txt"):
         (out / name).write_text("old", encoding="utf-8")
-    publish(out, write_model_files)
+    with publishing(out) as directory:
+        write_model_files(directory)
     names = ["checkpoint-3", "config.json", "metrics.jsonl", "mine.txt", "model.safetensors", "tokenizer.model"]
     assert sorted(path.name for path in out.iterdir()) == names
     assert (out / "config.json").read_text(encoding="utf-8") == "new"
@@ -278,11 +279,8 @@ def test_a_result_that_cannot_be_written_changes_nothing(tmp_path: Path) -> None
     out.mkdir()
     (out / "config.json").write_text("old", encoding="utf-8")
 
-    def fail(directory: Path) -> None:
+    with pytest.raises(UserError, match="cannot write '.*out': No space left on device"), publishing(out) as directory:
         write_model_files(directory)
         raise OSError(28, "No space left on device")
-
-    with pytest.raises(UserError, match="cannot write '.*out': No space left on device"):
-        publish(out, fail)
     assert listing(tmp_path) == ["out", "out/config.json"]
     assert (out / "config.json").read_text(encoding="utf-8") == "old"

@@ -21,14 +21,14 @@ import paddle
 
 from paddlemix.checkpoints.adapters.foreign_adapter import read_foreign_adapter
 from paddlemix.checkpoints.adapters.xtuner_adapter import read_xtuner_adapter
-from paddlemix.checkpoints.files.finite import all_finite
+from paddlemix.checkpoints.files.joint_writing import DirectoryFiles, write_files
+from paddlemix.checkpoints.files.shards import TensorFile
 from paddlemix.checkpoints.files.tensors import TensorEntry, convert
 from paddlemix.checkpoints.files.weight_files import (
     read_json,
     read_metadata,
     read_safetensors,
     write_json,
-    write_safetensors,
 )
 from paddlemix.checkpoints.layouts.config_keys import FORMAT_KEY, FORMAT_VERSION, PROCESSOR_KEYS
 from paddlemix.checkpoints.layouts.file_names import ADAPTER_FILE, ADAPTER_WEIGHTS, CONFIG_FILE, PEFT_ADAPTER_FILE
@@ -36,6 +36,7 @@ from paddlemix.checkpoints.layouts.xtuner_layout import has_adapters
 from paddlemix.checkpoints.pretrained import parameter_entries, write_processor
 from paddlemix.declared import Keys, flag, integer, mapping_of, take, text
 from paddlemix.errors import UserError
+from paddlemix.parallel.layout import ALONE, Layout
 from paddlemix.peft.lora import lora_parameters, quantized_layers
 from paddlemix.peft.settings import LoRAConfig, is_adapter_weight, is_start_value, lora_config_from_dict
 from paddlemix.processors.llava import PROCESSOR_FILE, LlavaProcessor
@@ -197,24 +198,33 @@ def write_adapter(
     model: paddle.nn.Layer, processor: LlavaProcessor | None, settings: AdapterSettings, directory: Path
 ) -> None:
     """Writes an adapter's files into an existing directory: the weights that are not the base's, and the rest."""
+    write_files(directory, adapter_files(model, processor, settings))
+
+
+def adapter_files(
+    model: paddle.nn.Layer, processor: LlavaProcessor | None, settings: AdapterSettings, layout: Layout = ALONE
+) -> DirectoryFiles:
+    """An adapter's files, to be written by the processes of a run."""
     # PiSSA's start values never train and are written all the same: the adapter is the difference to them
     trained = {name for name, parameter in model.named_parameters() if not parameter.stop_gradient}
     written = trained | {name for name, _ in lora_parameters(model)} | settings.carried
-    write_processor(processor, directory)
     # In the header of the weights, not in a file beside them: a digest must not outlive the weights that it belongs to.
     noted = {_DIGESTS_KEY: settings.digests, _VALUES_KEY: settings.values}
     metadata = {"format": "paddlemix", **{key: json.dumps(dict(values)) for key, values in noted.items()}}
-    write_safetensors(directory / ADAPTER_WEIGHTS, all_finite(parameter_entries(model, written)), metadata)
-    write_json(
-        directory / ADAPTER_FILE,
-        {
+    weights = TensorFile(ADAPTER_WEIGHTS, parameter_entries(model, written, layout), metadata)
+
+    def write_others(directory: Path) -> None:
+        write_processor(processor, directory)
+        values = {
             FORMAT_KEY: FORMAT_VERSION,
             **settings.config.to_dict(),
             "base_model_name_or_path": settings.base["model"],
             "base": settings.base,
             "base_fingerprint": settings.fingerprint,
-        },
-    )
+        }
+        write_json(directory / ADAPTER_FILE, values)
+
+    return DirectoryFiles([weights], [write_others])
 
 
 def fingerprint(model: paddle.nn.Layer, stored: Mapping[str, TensorEntry] | None = None) -> str:

@@ -17,12 +17,13 @@ import paddle
 
 from paddlemix.checkpoints.adapters.adapter import read_adapter
 from paddlemix.checkpoints.files.directories import atomic_directory, remove_directory
+from paddlemix.checkpoints.files.joint_writing import write_files
 from paddlemix.checkpoints.files.tensors import FLOAT_TYPES, TensorEntry, converted
 from paddlemix.checkpoints.files.weight_files import read_json, read_weights, write_json
 from paddlemix.checkpoints.hub.resolve import resolve_model
 from paddlemix.checkpoints.layouts.file_names import ADAPTER_FILE, ADAPTER_WEIGHTS
 from paddlemix.checkpoints.layouts.xtuner_layout import is_xtuner
-from paddlemix.checkpoints.pretrained import MAX_SHARD_BYTES, Pretrained, tensor_entry, write_files
+from paddlemix.checkpoints.pretrained import MAX_SHARD_BYTES, Pretrained, files_of, tensor_entry
 from paddlemix.checkpoints.quantized import read_quantization
 from paddlemix.errors import UserError
 from paddlemix.peft.linear import LoRALinear
@@ -78,9 +79,8 @@ def write_merged(loaded: Pretrained, directory: Path, dtype: str, max_shard_byte
             tensors[f"{name}.bias"] = tensor_entry(layer.bias)
     tensors = {**tensors, **loaded.unused}
     kind = FLOAT_TYPES[dtype]
-    write_files(
-        loaded, directory, {name: converted(entry, kind) for name, entry in tensors.items()}, {}, max_shard_bytes
-    )
+    written = {name: converted(entry, kind) for name, entry in tensors.items()}
+    write_files(directory, files_of(loaded, written, {}, max_shard_bytes))
     return sum(isinstance(layer, LoRALinear) for layer in folded.values())
 
 

@@ -38,7 +38,10 @@ class NotFiniteError(UserError):
             f"{tensor} holds {found} (first at element {place:,}), so that no output would be a number; copy the file "
             "again, or take an earlier checkpoint if the training that wrote it diverged"
         )
-        self.tensor, self.found = tensor, found
+        self.tensor, self.found, self._place = tensor, found, place
+
+    def __reduce__(self) -> tuple[type[NotFiniteError], tuple[str, str, int]]:
+        return NotFiniteError, (self.tensor, self.found, self._place)  # other processes of a run raise it too
 
 
 def is_finite(values: np.ndarray, dtype: str) -> bool:

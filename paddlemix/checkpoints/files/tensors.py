@@ -45,6 +45,8 @@ class TensorEntry:
         turned_from: the matrix that this one is the transpose of, if it was made so.
         stream: yields the same numbers piece by piece, in order; each piece is valid until the next.
         origin: its own name and file, for messages, e.g. "'model.norm.weight' of vicuna-7b"; "" if unknown.
+        share: what another process calls while this one reads, where its numbers are on several; None where they are
+            here.
     """
 
     dtype: str
@@ -53,6 +55,7 @@ class TensorEntry:
     turned_from: TensorEntry | None = None
     stream: Callable[[], Iterator[np.ndarray]] | None = None
     origin: str = ""
+    share: Callable[[], object] | None = None
 
     @property
     def num_bytes(self) -> int:

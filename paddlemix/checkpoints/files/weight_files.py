@@ -12,7 +12,7 @@ import json
 import os
 import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from paddlemix.checkpoints.files.directories import writing
 from paddlemix.checkpoints.files.finite import all_finite
 from paddlemix.checkpoints.files.header import TensorRange, read_header
 from paddlemix.checkpoints.files.pickles import read_paddle, read_torch
-from paddlemix.checkpoints.files.shards import index_values, shard_files
+from paddlemix.checkpoints.files.shards import TensorFile, index_values, shard_files
 from paddlemix.checkpoints.files.tensors import NUMPY_TYPES, TensorEntry, Tensors
 from paddlemix.checkpoints.files.tensors import array_entry as array_entry
 from paddlemix.errors import MissingFileError, UserError
@@ -223,7 +223,7 @@ def write_safetensors(
     with writing(path), open(path, "wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         for name, entry in tensors.items():
-            written = 0
+            written, content, piece = 0, None, None  # the tensor before is released before the next one is read
             for piece in entry.pieces():
                 content = piece.reshape(-1).view(np.uint8).data
                 file.write(content)
@@ -255,9 +255,18 @@ def write_weights(
     files = shard_files("model", all_finite(tensors), max_shard_bytes, metadata)
     for file in files:
         write_safetensors(directory / file.name, file.tensors, file.metadata, on_written)
+    write_index(directory / INDEX_FILE, files)
+
+
+def write_index(path: Path, files: Sequence[TensorFile]) -> None:
+    """Writes which of some shards holds which tensor; nothing for a single file.
+
+    Raises:
+        UserError: the disk is full or cannot be written.
+    """
     index = index_values(files)
     if index is not None:
-        write_json(directory / INDEX_FILE, index)
+        write_json(path, index)
 
 
 def write_json(path: Path, values: Any) -> None:

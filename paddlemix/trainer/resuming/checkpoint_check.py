@@ -6,7 +6,7 @@ Checked before a run resumes from it, when nothing of the run is loaded yet.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,24 @@ _MOST = 2**53  # of a counter
 _Check = tuple[str, Callable[[Any], bool]]  # what is expected, in words, and whether a value is that
 
 
-def write_checksums(directory: Path) -> None:
-    """Writes `checksums.json`: size and digest of every other file of a finished checkpoint."""
-    files = {
-        path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "digest": fresh_digest(path)}
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
-    }
-    write_json(directory / CHECKSUMS_FILE, {"files": files})
+Digests = dict[str, dict[str, Any]]  # name of a file -> its "bytes" and "digest"
+
+
+def write_checksums(directory: Path, known: Digests) -> None:
+    """Writes `checksums.json`: size and digest of every other file of a finished checkpoint.
+
+    Args:
+        known: those that are computed already, by the processes that wrote the files.
+    """
+    names = [path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()]
+    files = known | file_digests(directory, [name for name in names if name not in known])
+    write_json(directory / CHECKSUMS_FILE, {"files": dict(sorted(files.items()))})
+
+
+def file_digests(directory: Path, names: Iterable[str]) -> Digests:
+    """Size and digest of some files of a directory."""
+    paths = {name: directory / name for name in names}
+    return {name: {"bytes": path.stat().st_size, "digest": fresh_digest(path)} for name, path in paths.items()}
 
 
 def check_checkpoint(checkpoint: Path, with_optimizer: bool = True) -> None:

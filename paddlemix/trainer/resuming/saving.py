@@ -1,12 +1,14 @@
 """Checkpoints of a run: complete or absent, enough to resume bit for bit, and usable as models themselves.
 
     checkpoint-N/  the model's or adapter's own files
-                   optimizer.safetensors   moments and master weights under our parameter names
+                   optimizer.safetensors   moments and master weights under our parameter names; above 5 GiB in shards
+                                           optimizer-0000k-of-0000n.safetensors with an index
                    training_state.json     step, schedule, loss scale, the run's configuration
                    trainer_state.json      PaddleNLP's progress record
                    checksums.json          size and digest of all of these, compared before a run resumes
                    inputs.safetensors      what the data files and pictures hold, see `input_identity`
 
+Which files there are and what is in them does not depend on how many processes wrote them, or what each held.
 Nothing is pickled.  Random numbers need no state: those of a step depend on seed and step alone.
 """
 
@@ -22,67 +24,72 @@ from typing import Any
 import numpy as np
 
 from paddlemix.checkpoints.files.directories import atomic_directory, remove_directory, writing
-from paddlemix.checkpoints.files.finite import NotFiniteError, all_finite
-from paddlemix.checkpoints.files.weight_files import (
-    write_json,
-    write_safetensors,
-)
+from paddlemix.checkpoints.files.finite import NotFiniteError
+from paddlemix.checkpoints.files.joint_writing import DirectoryFiles, alike, joint_directory, write_files
+from paddlemix.checkpoints.files.shards import shard_files
+from paddlemix.checkpoints.files.weight_files import write_index, write_json
 from paddlemix.errors import UserError
 from paddlemix.log import logger
+from paddlemix.parallel.collectives import gathered_objects
 from paddlemix.trainer.resuming.best_checkpoint import best_checkpoint, note_best
-from paddlemix.trainer.resuming.checkpoint_check import write_checksums
-from paddlemix.trainer.resuming.checkpoint_folders import OPTIMIZER_FILE, PROGRESS_FILE, STATE_FILE, list_checkpoints
+from paddlemix.trainer.resuming.checkpoint_check import file_digests, write_checksums
+from paddlemix.trainer.resuming.checkpoint_folders import OPTIMIZER_INDEX, PROGRESS_FILE, STATE_FILE, list_checkpoints
 from paddlemix.trainer.resuming.optimizer_state import optimizer_entries
 from paddlemix.trainer.resuming.same_recipe import recipe_values
 
 
 def save_checkpoint(trainer: Any, metrics: dict[str, float] | None) -> Path:
-    """Writes `checkpoint-N` of the current step and removes those beyond `save_total_limit`.
+    """Writes `checkpoint-N` of the current step and removes those beyond `save_total_limit`; called by every process.
 
     Raises:
-        UserError: it cannot be written; earlier checkpoints are untouched.
+        UserError: it cannot be written by one of the processes, on all of them; earlier checkpoints are untouched.
     """
-    _check_share(trainer)
-    output_dir = Path(trainer.config.output_dir)
+    output_dir, layout = Path(trainer.config.output_dir), trainer.layout
     target = output_dir / f"checkpoint-{trainer.state.global_step}"
     # On every process, so that all of them know which checkpoint is the best when the run ends.
     note_best(trainer, metrics, target)
-    if trainer.args.should_save:
-        with what_is_left(target.name, trainer):
-            # A checkpoint that this run did not write is kept under another name, never overwritten.
-            if target.exists() and target.name not in trainer.own_checkpoints:
-                _set_aside(target)
-            # A kill leaves a temporary name, never a checkpoint that is half written.
-            with atomic_directory(target) as temporary:
-                _write_checkpoint(trainer, temporary, target)
+    is_own = target.name in trainer.own_checkpoints
+    # Before the state is written, which lists this checkpoint too.
+    trainer.own_checkpoints = [name for name in trainer.own_checkpoints if name != target.name] + [target.name]
+    with what_is_left(target.name, trainer):
+        # A kill leaves a temporary name, never a checkpoint that is half written.
+        with joint_directory(_new_checkpoint(target, is_own), layout) as temporary:
+            written = write_files(temporary, _checkpoint_files(trainer, target), layout)
+            digests = gathered_objects(file_digests(temporary, written))
+            with alike():
+                if layout.rank == 0:  # last, because it covers every other file
+                    write_checksums(temporary, {name: item for part in digests for name, item in part.items()})
         best = best_checkpoint(trainer)
         kept = {target, *([] if best is None else [best])}
-        _rotate([output_dir / name for name in trainer.own_checkpoints], trainer.config.save_total_limit, kept)
+        with alike():
+            if layout.rank == 0:
+                own = [output_dir / name for name in trainer.own_checkpoints]
+                _rotate(own, trainer.config.save_total_limit, kept)
     return target
 
 
-def _check_share(trainer: Any) -> None:
-    """Refuses a checkpoint of what this process has only a share of: it would resume with numbers that were lost."""
-    if trainer.args.sharding and not trainer.config.ignore_save_lr_and_optim:
-        raise UserError(
-            f'with sharding "{trainer.config.sharding}" no process has the whole state of the optimiser, and it cannot '
-            "be gathered into a checkpoint yet; set save_strategy no, or ignore_save_lr_and_optim true to save weights "
-            "alone"
-        )
+@contextlib.contextmanager
+def _new_checkpoint(target: Path, is_own: bool) -> Iterator[Path]:
+    # A checkpoint that this run did not write is kept under another name, never overwritten.
+    if target.exists() and not is_own:
+        _set_aside(target)
+    with atomic_directory(target) as temporary:
+        yield temporary
 
 
-def _write_checkpoint(trainer: Any, directory: Path, target: Path) -> None:
-    # Before the state is written, which lists this checkpoint too.
-    trainer.own_checkpoints = [name for name in trainer.own_checkpoints if name != target.name] + [target.name]
-    trainer.write_model(directory, target)
-    if not trainer.config.ignore_save_lr_and_optim:
-        write_safetensors(directory / OPTIMIZER_FILE, all_finite(optimizer_entries(trainer)))
-    trainer.state.save_to_json(str(directory / PROGRESS_FILE))
-    if trainer.input_identity is not None:
-        trainer.input_identity.write(directory)
-    write_json(directory / STATE_FILE, _state_values(trainer))
-    # Last, because it covers every other file.
-    write_checksums(directory)
+def _checkpoint_files(trainer: Any, target: Path) -> DirectoryFiles:
+    model = trainer.model_files(target, trainer.layout)
+    states = [] if trainer.config.ignore_save_lr_and_optim else shard_files("optimizer", optimizer_entries(trainer))
+
+    def write_states(directory: Path) -> None:
+        if states:
+            write_index(directory / OPTIMIZER_INDEX, states)
+        trainer.state.save_to_json(str(directory / PROGRESS_FILE))
+        if trainer.input_identity is not None:
+            trainer.input_identity.write(directory)
+        write_json(directory / STATE_FILE, _state_values(trainer))
+
+    return DirectoryFiles([*model.tensors, *states], [*model.others, write_states])
 
 
 @contextlib.contextmanager

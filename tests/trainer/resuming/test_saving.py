@@ -7,12 +7,12 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from paddlemix.checkpoints.files import joint_writing
 from paddlemix.checkpoints.files.weight_files import read_safetensors
 from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.datasets.order import EpochBatchSampler
@@ -20,7 +20,6 @@ from paddlemix.errors import UserError
 from paddlemix.trainer import optim
 from paddlemix.trainer import trainer as trainer_module
 from paddlemix.trainer.recipe import run_recipe
-from paddlemix.trainer.resuming import saving
 from paddlemix.trainer.resuming.checkpoint_folders import list_checkpoints
 from paddlemix.trainer.trainer import LlavaTrainer
 from tests.tiny_world import LORA, World, changed, reports, weights
@@ -110,14 +109,14 @@ def test_a_metric_that_is_not_measured_is_refused_at_once(world: World, tmp_path
 def break_second_write(monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk is full when the second checkpoint's optimiser is written, behind its weights."""
     calls: Iterator[int] = iter(range(100))
-    write = saving.write_safetensors
+    write = joint_writing.write_safetensors
 
     def fail(*arguments: Any, **named: Any) -> None:
-        if next(calls) == 1:
+        if next(calls) == 3:  # weights, optimiser, weights, optimiser
             raise OSError(28, "No space left on device")
         write(*arguments, **named)
 
-    monkeypatch.setattr(saving, "write_safetensors", fail)
+    monkeypatch.setattr(joint_writing, "write_safetensors", fail)
 
 
 def test_a_failed_write_leaves_the_earlier_checkpoint_alone(
@@ -253,7 +252,7 @@ def test_other_settings_cannot_go_on(world: World, tmp_path: Path) -> None:
 def test_a_part_that_had_no_gradient_yet_goes_on_as_if_nothing_had_happened(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
 ) -> None:
-    """Text-only samples reach no projector, so that at the stop its optimiser state is zero, or does not exist where
+    """Text-only samples reach no projector, so that at the stop its optimiser state is zero, or as if it were where
     states are made when they are needed."""
     if not at_once:
         monkeypatch.setattr(optim, "_make_states", lambda *_: None)
@@ -269,7 +268,7 @@ def test_a_part_that_had_no_gradient_yet_goes_on_as_if_nothing_had_happened(
     run_recipe(world.config(tmp_path / "parts", **{**values, "max_steps": 2}))
     saved = read_safetensors(tmp_path / "parts" / "checkpoint-2" / "optimizer.safetensors")
     moments = [value for name, value in saved.items() if name.startswith("projector.") and "moment" in name]
-    assert bool(moments) == at_once and not any(np.any(value.read()) for value in moments)
+    assert moments and not any(np.any(value.read()) for value in moments)
     run_recipe(world.config(tmp_path / "parts", **{**values, "max_steps": 4}))
     assert not changed(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
 
@@ -305,10 +304,3 @@ def test_a_checkpoint_without_optimiser_says_so(world: World, tmp_path: Path) ->
     ):
         run_recipe(world.config(tmp_path, **EVERY, model_name_or_path="/absent"))  # said before anything is loaded
     assert run_recipe(world.config(tmp_path, **EVERY, ignore_load_lr_and_optim=True))["steps"] == 6
-
-
-def test_a_share_of_the_optimiser_is_not_saved_as_the_whole(tmp_path: Path) -> None:
-    config = SimpleNamespace(output_dir=str(tmp_path), ignore_save_lr_and_optim=False, sharding="stage1")
-    trainer = SimpleNamespace(config=config, args=SimpleNamespace(sharding=["stage1"]))
-    with pytest.raises(UserError, match=r'with sharding "stage1" no process has the whole state'):
-        saving.save_checkpoint(trainer, None)

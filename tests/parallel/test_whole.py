@@ -1,0 +1,55 @@
+"""A checkpoint of several processes is that of one, byte for byte; and all of it, or nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paddlemix.checkpoints.files.header import read_header
+from tests.parallel.cluster import Cluster
+from tests.tiny_world import World
+
+# One process adds up two micro-batches, two processes make one each: the same numbers are added.
+EQUAL = {
+    "adam_epsilon": 1e-4,
+    "max_grad_norm": 0.0,
+    "per_device_train_batch_size": 1,
+    "max_steps": 2,
+    "save_strategy": "steps",
+    "save_steps": 2,
+}
+
+
+def run(cluster: Cluster, world: World, folder: Path, ranks: int, **changes: Any) -> Path:
+    recipe = world.recipe(folder, gradient_accumulation_steps=2 // ranks, **{**EQUAL, **changes})
+    outcome = cluster.run(ranks, "tools.supervised_finetune", recipe)
+    assert outcome.ok, outcome.told()
+    return folder / "out"
+
+
+def tensor_files(directory: Path) -> dict[str, bytes]:
+    return {
+        path.name: path.read_bytes() for path in directory.glob("*.safetensors") if path.name != "inputs.safetensors"
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(cluster: Cluster, world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(cluster, world, tmp_path_factory.mktemp("alone"), 1)
+
+
+@pytest.mark.parametrize("sharding", ["", "stage1"])
+def test_two_processes_write_the_files_of_one(
+    cluster: Cluster, world: World, tmp_path: Path, alone: Path, sharding: str
+) -> None:
+    out = run(cluster, world, tmp_path, 2, sharding=sharding)
+    for name in ("", "checkpoint-2"):
+        found, expected = tensor_files(out / name), tensor_files(alone / name)
+        assert found.keys() == expected.keys()
+        for file in found:
+            header = read_header(out / name / file)
+            assert list(header.tensors.items()) == list(read_header(alone / name / file).tensors.items())
+        assert found == expected
+    assert sorted(path.name for path in out.rglob("*")) == sorted(path.name for path in alone.rglob("*"))
