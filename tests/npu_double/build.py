@@ -3,7 +3,7 @@
 A plugin of Paddle's CustomDevice interface that calls itself "npu", keeps its memory on the host and computes with the
 kernels of the CPU.  It shows that a program runs on a device, where its tensors are, and when it copies or waits.  It
 does not show how fast a real board is, how its low precision rounds, which kernels it lacks, or what its asynchronous
-work does in another order; nor several boards.
+work does in another order.  Several processes of a machine act as several boards.
 
 Paddle reads a plugin while it is imported: only child processes get one, and no test's own process does.
 """
@@ -24,8 +24,8 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).resolve().parent
-SOURCES = ("npu_double.cc", "npu_double_kernels.cc", "npu_double_fused.cc")
-HEADERS = ("numbers.h", "mirror.h", "entry.h")
+SOURCES = ("npu_double.cc", "npu_double_kernels.cc", "npu_double_fused.cc", "npu_double_ccl.cc")
+HEADERS = ("numbers.h", "mirror.h", "entry.h", "ccl_links.h")
 LIBRARY = "libpaddle-npu-double.so"
 CACHE = HERE.parent.parent / "build" / "npu_double"  # removed by `make clean`
 REQUIRED = "REQUIRE_NPU_DOUBLE"  # with 1, a machine without the double fails its tests

@@ -5,7 +5,7 @@
 // when a program waits for the device or moves data it should not.
 //
 // What it does not prove: speed, the order of asynchronous work, the numerics,
-// private memory formats and missing kernels of a real board, several boards.
+// private memory formats and missing kernels of a real board.
 // It registers none of the real plugin's flags (FLAGS_npu_*).
 //
 // Environment: NPU_DOUBLE_DEVICES (1), NPU_DOUBLE_MEM_MB (4096 per device), ASCEND_RT_VISIBLE_DEVICES.
@@ -238,8 +238,8 @@ extern "C" size_t npu_double_stat(int device, const char* what) {
   return 0;
 }
 
-// In npu_double_kernels.cc.
-void RegisterMirrors(const char* device_type);
+void RegisterMirrors(const char* device_type);       // in npu_double_kernels.cc
+void RegisterCollectives(C_DeviceInterface* api);  // in npu_double_ccl.cc
 
 extern "C" void InitPlugin(CustomRuntimeParams* params) {
   PADDLE_CUSTOM_RUNTIME_CHECK_VERSION(params);
@@ -294,6 +294,6 @@ extern "C" void InitPlugin(CustomRuntimeParams* params) {
   api.device_memory_stats = MemoryStats;
   api.device_min_chunk_size = Fixed<256>;
   LowPrecision(&api, 0);
-
+  RegisterCollectives(&api);
   RegisterMirrors(type);
 }

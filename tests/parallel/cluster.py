@@ -13,7 +13,6 @@ what it returns.  What a test does to one of the processes are `Hook`s:
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -165,5 +164,4 @@ def device_environment(where: Where) -> dict[str, str]:
     """The environment of processes on such devices, as paddle reads it while it is imported."""
     if where == "cpu":
         return environment(None)
-    plugin = Path(os.environ["NPU_PLUGIN"]) if "NPU_PLUGIN" in os.environ else built_or_skipped()
-    return environment(plugin, NPU_DOUBLE_DEVICES=str(DEVICES), FLAGS_use_stride_kernel="0")
+    return environment(built_or_skipped(), NPU_DOUBLE_DEVICES=str(DEVICES), FLAGS_use_stride_kernel="0")

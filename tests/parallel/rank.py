@@ -81,7 +81,7 @@ def _run_target(job: dict[str, Any]) -> Any:
 
 
 def _collectives() -> dict[str, list[int]]:
-    """Name -> calls and bytes of what this process took part in on the stand-in NPU."""
+    """ "name:type" -> calls and bytes of what this process took part in on the stand-in NPU."""
     library = ctypes.CDLL(str(Path(os.environ["CUSTOM_DEVICE_ROOT"]) / LIBRARY))
     library.npu_double_ccl_ran.restype = ctypes.c_char_p
     entries = filter(None, library.npu_double_ccl_ran().decode().split(","))
