@@ -31,6 +31,7 @@ class Command:
 COMMANDS = {
     "finetune": Command("paddlemix.tools.supervised_finetune", "fine-tune a model on conversations, from a JSON file"),
     "pretrain": Command("paddlemix.examples.llava.pretrain", "train the projector on captions, from a JSON file"),
+    "launch": Command("paddlemix.tools.launch", "start a command in several processes, one per card"),
     "chat": Command("paddlemix.examples.llava.run_predict_multiround", "talk with a model about an image"),
     "predict": Command("paddlemix.tools.predict", "answer a file of questions, in batches"),
     "merge-lora": Command("paddlemix.tools.merge_lora_params", "fold a LoRA adapter into the weights of its model"),

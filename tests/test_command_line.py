@@ -153,7 +153,9 @@ def test_the_documented_beginning_works_uninstalled_and_hides_no_library(folder:
     (package / "tools" / "common").mkdir(parents=True)
     (package / folder).mkdir(parents=True, exist_ok=True)
     shared = ("tools/__init__.py", "tools/common/__init__.py", "tools/common/command.py")
-    for file in ("__init__.py", "errors.py", "paths.py", *shared):
+    (package / "launch").mkdir()
+    worker = ("launch/__init__.py", "launch/variables.py", "launch/worker.py")
+    for file in ("__init__.py", "errors.py", "paths.py", *shared, *worker):
         shutil.copy(ROOT / "paddlemix" / file, package / file)
     (package / folder / "wave.py").write_text("raise SystemExit('a neighbour hides the library')\n")
     script = package / folder / "x.py"

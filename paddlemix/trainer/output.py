@@ -15,6 +15,7 @@ from paddlemix.checkpoints.layouts.file_names import ADAPTER_FILE, ADAPTER_WEIGH
 from paddlemix.config.load import save_config
 from paddlemix.config.schema import RunConfig
 from paddlemix.errors import MissingFileError, UserError
+from paddlemix.launch.rank_logs import holds_rank_logs_alone
 from paddlemix.locks import locked_output
 from paddlemix.log import logger, process_rank
 from paddlemix.outputs import Output, check_output
@@ -192,11 +193,11 @@ def _check_no_other_result(output_dir: Path, resume: Path) -> None:
 
 
 def _content(output_dir: Path) -> set[Path]:
-    """What is in the directory besides what a killed run left under temporary names."""
+    """What is in the directory besides the launcher's logs, and what a killed run left under temporary names."""
     if not output_dir.is_dir():
         return set()
     # A file that another process is writing at the moment does not make the folder used.
-    found = {path for path in output_dir.iterdir() if not is_temporary(path)}
+    found = {path for path in output_dir.iterdir() if not (is_temporary(path) or holds_rank_logs_alone(path))}
     return found - set(_found(output_dir, _LEFTOVERS))
 
 

@@ -12,6 +12,7 @@ import pytest
 from paddlemix.config.load import load_config
 from paddlemix.config.schema import RunConfig
 from paddlemix.errors import MissingFileError, UserError
+from paddlemix.launch.rank_logs import FOLDER, RankLogs
 from paddlemix.trainer.output import clear_earlier_run, find_resume_point, publishing, remove_leftovers, sole_writer
 
 
@@ -54,6 +55,15 @@ def test_the_newest_checkpoint_is_gone_on_from(tmp_path: Path) -> None:
     assert find_resume_point(settings(tmp_path, overwrite_output_dir=True)) is None
     named = settings(tmp_path, overwrite_output_dir=True, resume_from_checkpoint=str(tmp_path / "checkpoint-900"))
     assert find_resume_point(named) == tmp_path / "checkpoint-900"
+
+
+def test_logs_of_a_launcher_do_not_make_a_folder_used(tmp_path: Path) -> None:
+    logs = RankLogs(tmp_path / FOLDER)
+    logs.begin(0, "a start")
+    assert find_resume_point(settings(tmp_path)) is None
+    (tmp_path / FOLDER.parent / "mine.txt").touch()
+    with pytest.raises(UserError, match="is not empty"):
+        find_resume_point(settings(tmp_path))
 
 
 @pytest.mark.parametrize("older", [False, True])

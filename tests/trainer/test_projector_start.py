@@ -12,9 +12,9 @@ import pytest
 from paddlemix.checkpoints.files.weight_files import read_json, read_weights, write_json, write_safetensors
 from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.config.load import load_config
+from paddlemix.config.pretraining import DEFAULTS
 from paddlemix.errors import UserError
 from paddlemix.examples.llava import pretrain
-from paddlemix.examples.llava.pretrain import DEFAULTS
 from paddlemix.tools.common.command import run_command
 from paddlemix.trainer.recipe import run_recipe
 from tests.tiny_world import CLIP_TOWER, LORA, World, changed, weights

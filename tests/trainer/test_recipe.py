@@ -17,12 +17,12 @@ from paddlemix.checkpoints.files.weight_files import read_weights, write_safeten
 from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.checkpoints.pretrained import Pretrained
 from paddlemix.config.load import load_config
+from paddlemix.config.pretraining import DEFAULTS
 from paddlemix.datasets.collate import collate
 from paddlemix.datasets.data_settings import DataSettings
 from paddlemix.datasets.mixture import SampleDataset
 from paddlemix.datasets.order import EpochBatchSampler
 from paddlemix.errors import UserError
-from paddlemix.examples.llava.pretrain import DEFAULTS
 from paddlemix.peft.lora import lora_parameters
 from paddlemix.sample import IGNORE_INDEX
 from paddlemix.trainer.callbacks.progress import Progress

@@ -14,16 +14,8 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
     sys.path[:] = [str(_here.parents[3]), *(p for p in sys.path if Path(p).resolve() != _here.parent)]
 
 from paddlemix.config.load import Fault, load_config, parse_command_line, split_dry_run
+from paddlemix.config.pretraining import DEFAULTS
 from paddlemix.tools.common.command import run_command
-
-# Source: haotian-liu/LLaVA scripts/v1_5/pretrain.sh
-DEFAULTS = {
-    "chat_template": "plain",
-    "image_aspect_ratio": "square",
-    "language_model": "frozen",
-    "vision_tower": "frozen",
-    "projector": "full",
-}
 
 
 def main(argv: list[str]) -> int:

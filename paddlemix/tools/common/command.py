@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import TextIO
 
 from paddlemix.errors import UserError, cut
+from paddlemix.launch.worker import begin_worker, report_failure
 from paddlemix.paths import user_path, user_place
 
 # int64, as paddle's generator takes it.
@@ -44,7 +45,8 @@ STATUS_PIPE_CLOSED = 141  # 128 + SIGPIPE
 
 
 def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> int:
-    """Run a command and turn what a user can cause into a message and an exit status.
+    """Run a command and turn what a user can cause into a message and an exit status; a launcher that started it hears
+    why it fails.
 
     Args:
         main: the command; receives the arguments without the program's name and returns its status, None for 0.
@@ -57,6 +59,7 @@ def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None 
     Raises:
         BaseException: whatever else `main` raises; that is a defect of ours, or argparse's own exit.
     """
+    begin_worker()
     try:
         status = _run(main, sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()  # a closed pipe shows here, not while the interpreter shuts down
@@ -119,16 +122,21 @@ def _run(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
     try:
         return main(argv) or 0
     except UserError as error:
+        report_failure(error)
         # stdout may be buffered while stderr is not.
         sys.stdout.flush()  # what was printed before the error also appears before it
         if os.environ.get("PADDLEMIX_TRACEBACK") == "1":
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return STATUS_USER_ERROR
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        report_failure(error)
         sys.stdout.flush()
         print("interrupted", file=sys.stderr)
         return STATUS_INTERRUPTED
+    except Exception as error:
+        report_failure(error)
+        raise
 
 
 def _lost_its_reader(stream: TextIO) -> bool:

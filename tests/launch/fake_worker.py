@@ -1,0 +1,92 @@
+"""A worker that loads nothing: `python fake_worker.py FOLDER 'what each rank does, as JSON'`.
+
+Per rank, or "*" for the others, a list of steps; "ready" leaves its process id in FOLDER's `ready-RANK-RESTART`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from paddlemix.errors import Stopped, UserError
+from paddlemix.launch.variables import restarts
+from paddlemix.log import logger, process_rank
+from paddlemix.tools.common.command import run_command
+
+_TICK = 0.02
+
+
+class Fake:
+    """What a worker can do, each method one step."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.got = folder, []
+
+    def ready(self) -> None:
+        beside = self.folder / f"begin-{process_rank()}"
+        beside.write_text(str(os.getpid()))
+        beside.rename(self.folder / f"ready-{process_rank()}-{restarts()}")
+
+    def handle(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda number, frame: self.got.append(number))
+
+    def train(self) -> None:
+        """Until a signal; then a checkpoint, which takes as long as the test wants."""
+        while not self.got:
+            time.sleep(_TICK)
+        (self.folder / f"saving-{process_rank()}").touch()
+        while not (self.folder / "may-end").exists():
+            time.sleep(_TICK)
+        (self.folder / f"saved-{process_rank()}-{len(self.got)}").touch()
+        raise Stopped(self.got[0])
+
+    def wait(self) -> None:
+        while True:
+            time.sleep(_TICK)
+
+    def user_error(self) -> None:
+        raise UserError("lora_rank=-1 is below 1")
+
+    def crash(self) -> None:
+        raise RuntimeError("out of luck")
+
+    def crash_once(self) -> None:
+        if not restarts():
+            self.crash()
+
+    def killed(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def leave(self) -> None:
+        os._exit(7)
+
+    def hang_after_error(self) -> None:
+        from paddlemix.launch.worker import report_failure
+
+        report_failure(RuntimeError("a library hangs at the end"))
+        self.wait()
+
+    def say(self) -> None:
+        print(f"answer of {process_rank()}")  # noqa: T201
+        logger.info("rank %d, terminal %s", process_rank(), sys.stderr.isatty())
+
+    def environment(self) -> None:
+        names = ("PADDLE_", "FLAGS_selected_", "MASTER_", "PADDLEMIX_RESTART")
+        found = {name: value for name, value in os.environ.items() if name.startswith(names)}
+        (self.folder / f"environment-{process_rank()}").write_text(json.dumps(found))
+
+
+def main(argv: list[str]) -> int:
+    fake, plan = Fake(Path(argv[0])), json.loads(argv[1])
+    for step in plan.get(str(process_rank()), plan.get("*", [])):
+        getattr(fake, step)()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))
