@@ -125,7 +125,9 @@ class TrainingKeys:
     eval_accumulation_steps: int | None = _training(
         None, help="Evaluation passes after which results move to host memory.", unit="passes", min=1
     )
-    max_evaluate_steps: int = _training(-1, help="Limit of passes in one evaluation; -1: none.", unit="passes", min=-1)
+    max_evaluate_steps: int = _training(
+        -1, help="Limit of batches in one evaluation, over all processes; -1: none.", unit="batches", min=-1
+    )
     eval_with_do_generation: bool = _training_own(
         False, help="Evaluations also let the model answer, greedily, and report exact match and ROUGE-L."
     )

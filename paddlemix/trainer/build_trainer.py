@@ -70,7 +70,6 @@ def _add_answers(run: Run, trainer: LlavaTrainer) -> None:
     config = run.config
     answerer = Answerer(run.loaded.model, config.max_new_tokens, trainer.autocast_smart_context_manager)
     if config.eval_with_do_generation and run.evaluation is not None:
-        batch_size, most = config.per_device_eval_batch_size, config.max_evaluate_steps
-        trainer.answer_scores = AnswerScores(answerer, run.evaluation, batch_size, most)
+        trainer.answer_scores = AnswerScores(answerer, run.evaluation)
     if run.prompts and config.sample_steps is not None:
         trainer.add_callback(ShowAnswers(run.prompts, answerer, config.sample_steps, run.output_dir, trainer.report))

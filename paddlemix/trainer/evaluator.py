@@ -1,17 +1,19 @@
-"""Loss and right guesses of a model over one process's share of an evaluation set.
+"""Loss and right guesses of a model over an evaluation set, which several processes share.
 
-It knows neither names of metrics nor other processes: the Trainer adds the shares up and reports them.
+The set is cut into batches as for one process, and those are dealt round, so that any number of processes computes the
+same.  Knows no names of metrics.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import paddle
 
 from paddlemix.datasets.batches import BatchMaker, LoadingSettings, RowDataset
 from paddlemix.log import logger
+from paddlemix.parallel.collectives import gathered_objects
 from paddlemix.sample import Skip
 from paddlemix.trainer.batches.dataloader import Inputs, batch_inputs
 
@@ -23,9 +25,9 @@ class EvaluationShare:
     """Which batches a process evaluates.
 
     Args:
-        rank, world_size: of the processes that share the data; sample N is that of process N % world_size.
+        rank, world_size: of the processes that share the data; batch N is that of process N % world_size.
         batch_size: >= 1.
-        max_batches: of this process; <= 0 for all.
+        max_batches: of all processes together, so that any number of them evaluates the same samples; <= 0 for all.
         host_every: batches after which sums are read from the device; None: at the end of an evaluation.
     """
 
@@ -33,7 +35,21 @@ class EvaluationShare:
     world_size: int
     batch_size: int
     max_batches: int
-    host_every: int | None
+    host_every: int | None = None
+
+    def batches(self, size: int) -> list[list[int]]:
+        """This process's batches of a set of `size` samples; the last of the set may be smaller."""
+        return self._all_batches(size)[self.rank :: self.world_size]
+
+    def filling(self, size: int) -> list[list[int]]:
+        """Batches to compute besides and not to count: with them every process has equally many."""
+        found = self._all_batches(size)
+        missing = -len(found) % self.world_size  # in the last round, by the last processes
+        return found[:1] if self.rank >= self.world_size - missing else []
+
+    def _all_batches(self, size: int) -> list[list[int]]:
+        starts = range(0, size, self.batch_size)[: self.max_batches if self.max_batches > 0 else None]
+        return [list(range(start, min(start + self.batch_size, size))) for start in starts]
 
 
 class Evaluator:
@@ -50,17 +66,22 @@ class Evaluator:
         self._skipped: set[int] = set()
 
     def sums(self, dataset: RowDataset, share: EvaluationShare) -> tuple[float, float, int]:
-        """Summed loss, right guesses and supervised tokens of this process's samples."""
-        rows = list(range(share.rank, len(dataset), share.world_size))
-        batches = [rows[start : start + share.batch_size] for start in range(0, len(rows), share.batch_size)]
-        if share.max_batches > 0:
-            batches = batches[: share.max_batches]
+        """Summed loss, right guesses and supervised tokens of the samples of all processes."""
         sums, count = HostSums(share.host_every), 0
-        for batch in self._maker_of(dataset).batches(batches):
-            self._report_skipped(batch.skipped)
-            sums.add(*self._score(batch_inputs(batch)))
-            count += len(batch.loss_index)
-        return *sums.take(), count
+        skipped: list[Skip] = []
+        own, filling = share.batches(len(dataset)), share.filling(len(dataset))
+        for number, batch in enumerate(self._maker_of(dataset).batches([*own, *filling])):
+            scores = self._score(batch_inputs(batch))
+            # Where weights are shared out, a pass needs all processes: one without a batch makes it for the others.
+            if number < len(own):
+                sums.add(*scores)
+                count += len(batch.loss_index)
+                skipped += batch.skipped
+        # As Python's numbers: float32 would not hold the tokens of a large set.
+        shares = gathered_objects((*sums.take(), count, skipped))
+        self._report_skipped(skip for *_, found in shares for skip in found)
+        loss, right, counts, _ = zip(*shares, strict=True)
+        return sum(loss), sum(right), sum(counts)
 
     def _maker_of(self, dataset: RowDataset) -> BatchMaker:
         """One for all evaluations of a set: starting worker processes takes seconds."""
@@ -68,7 +89,7 @@ class Evaluator:
             self._maker = (dataset, BatchMaker(dataset, self._loading))
         return self._maker[1]
 
-    def _report_skipped(self, skipped: Sequence[Skip]) -> None:
+    def _report_skipped(self, skipped: Iterable[Skip]) -> None:
         """Names the samples that are left out, each once."""
         for skip in skipped:
             if skip.index not in self._skipped:

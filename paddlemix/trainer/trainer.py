@@ -219,16 +219,6 @@ class LlavaTrainer(Trainer):
         return metrics
 
     def _evaluation_values(self, dataset: RowDataset) -> dict[str, float]:
-        loss, right, count = self._sum_over_ranks(*self._evaluate_own_share(dataset))
-        values = {"loss": loss / max(count, 1.0), "token_accuracy": right / max(count, 1.0)}
-        if self.answer_scores is not None:
-            sums = self.answer_scores.sums(self.args.dataset_rank, self.args.dataset_world_size)
-            exact, overlap, count = self._sum_over_ranks(*sums)
-            values |= {"exact_match": exact / max(count, 1.0), "rouge_l": overlap / max(count, 1.0)}
-        return values
-
-    def _evaluate_own_share(self, dataset: RowDataset) -> tuple[float, float, float]:
-        """Summed loss, right guesses and supervised tokens of this process's samples."""
         share = EvaluationShare(
             rank=self.args.dataset_rank,
             world_size=self.args.dataset_world_size,
@@ -237,9 +227,10 @@ class LlavaTrainer(Trainer):
             host_every=self.args.eval_accumulation_steps,
         )
         self.model.eval()
-        sums = self._evaluator.sums(dataset, share)
+        loss, right, count = self._evaluator.sums(dataset, share)
         self.model.train()
-        return sums
+        values = {"loss": loss / max(count, 1), "token_accuracy": right / max(count, 1)}
+        return values | (self.answer_scores.means(share) if self.answer_scores is not None else {})
 
     def _score(self, inputs: Inputs) -> Scores:
         """Summed loss and right guesses of a batch, without gradients."""

@@ -12,6 +12,7 @@ from paddlemix.checkpoints.files.tensors import TensorEntry
 from paddlemix.checkpoints.files.weight_files import read_safetensors
 from paddlemix.errors import UserError
 from paddlemix.trainer import trainer as trainer_module
+from paddlemix.trainer.evaluator import Evaluator
 from paddlemix.trainer.recipe import run_recipe
 from paddlemix.trainer.resuming.checkpoint_folders import list_checkpoints
 from tests.tiny_world import LORA, World, changed, weights
@@ -96,9 +97,7 @@ def test_an_evaluation_that_is_no_number_is_not_the_best(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = [float("nan"), 2.0, 3.0]
-    monkeypatch.setattr(
-        trainer_module.LlavaTrainer, "_evaluate_own_share", lambda self, dataset: (losses.pop(0), 1.0, 1.0)
-    )
+    monkeypatch.setattr(Evaluator, "sums", lambda self, dataset, share: (losses.pop(0), 1.0, 1))
     evaluation = {"evaluation_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True}
     run_recipe(world.config(tmp_path, max_steps=6, **EVERY, **evaluation))
     assert not changed(weights(tmp_path / "checkpoint-4"), weights(tmp_path))

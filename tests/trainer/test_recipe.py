@@ -26,7 +26,6 @@ from paddlemix.errors import UserError
 from paddlemix.peft.lora import lora_parameters
 from paddlemix.sample import IGNORE_INDEX
 from paddlemix.trainer.callbacks.progress import Progress
-from paddlemix.trainer.evaluator import HostSums
 from paddlemix.trainer.recipe import run_recipe
 from paddlemix.trainer.trainable import part_of
 from tests.tiny_world import CLIP_TOWER, LORA, World, changed, reports, template_of, weights
@@ -95,16 +94,6 @@ def test_the_evaluation_loss_is_per_token_over_the_whole_set(
     assert results["eval_loss"] == pytest.approx(losses.mean(), rel=1e-5)
     assert f"eval_loss {losses.mean():.4f}" in caplog.text  # an evaluation alone is told to the user too
     assert not list((tmp_path / "out").glob("*")) or not (tmp_path / "out" / "config.json").exists()
-
-
-@pytest.mark.parametrize("every", [None, 1, 2, 7])
-def test_sums_of_an_evaluation_come_to_the_host_in_portions(every: int | None) -> None:
-    sums = HostSums(every)
-    for batch in range(5):
-        sums.add(paddle.full([], 1.5 * batch), paddle.full([], float(batch)))
-        waiting = batch + 1 if every is None else (batch + 1) % every
-        assert len(sums.waiting) == waiting
-    assert sums.take() == (15.0, 10.0) and not sums.waiting
 
 
 @contextlib.contextmanager

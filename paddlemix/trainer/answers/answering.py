@@ -15,7 +15,9 @@ from paddlemix.evaluation.metrics import exact_match, rouge_l
 from paddlemix.generation.generate import generate
 from paddlemix.generation.sampling import GenerationSettings
 from paddlemix.models.llava import LlavaModel
+from paddlemix.parallel.collectives import gathered_objects
 from paddlemix.trainer.answers.prompts import Prompt, prompt_of_record
+from paddlemix.trainer.evaluator import EvaluationShare
 
 
 class Answerer:
@@ -34,11 +36,13 @@ class Answerer:
         self._settings = GenerationSettings(max_new_tokens=max_new_tokens)
 
     def answer(self, questions: Sequence[Prompt]) -> list[str]:
-        """One answer for each question, all in one batch.
+        """One answer for each question, all in one batch; no question gets none.
 
         Raises:
             UserError: a question does not fit the model's context, or has an image and the model no tower.
         """
+        if not questions:
+            return []
         # One batch may mix templates, so it stops at any of their end tokens; each text is cut by its own afterwards.
         end_ids = {token for question in questions for token in question.ending.ids}
         training = self._model.training
@@ -60,25 +64,26 @@ class AnswerScores:
     Args:
         answerer: answers.
         data: the evaluation set.
-        batch_size: questions that are answered together, >= 1.
-        max_batches: limit for each process; <= 0 for all.
     """
 
-    def __init__(self, answerer: Answerer, data: SampleDataset, batch_size: int, max_batches: int) -> None:
+    def __init__(self, answerer: Answerer, data: SampleDataset) -> None:
         self._answerer, self._data = answerer, data
-        self._batch_size, self._max_batches = batch_size, max_batches
 
-    def sums(self, rank: int, world_size: int) -> tuple[float, float, float]:
-        """Summed exact matches and ROUGE-L over one process's share of the samples, and their number."""
-        # Every world_size-th sample, so that the processes have equally many of each kind.
-        rows = range(rank, len(self._data), world_size)
-        batches = [rows[start : start + self._batch_size] for start in range(0, len(rows), self._batch_size)]
+    def means(self, share: EvaluationShare) -> dict[str, float]:
+        """`exact_match` and `rouge_l`, 0..1: means over the samples of all processes.
+
+        Args:
+            share: the questions of this process.
+        """
+        sums = zip(*gathered_objects(self.sums(share)), strict=True)
+        exact, overlap, count = (sum(values) for values in sums)
+        return {"exact_match": exact / max(count, 1), "rouge_l": overlap / max(count, 1)}
+
+    def sums(self, share: EvaluationShare) -> tuple[float, float, int]:
+        """Summed exact matches and ROUGE-L over this process's share of the samples, and their number."""
+        exact, overlap, count = 0.0, 0.0, 0
         # The same samples at every evaluation, so that their metrics compare.
-        if self._max_batches > 0:
-            batches = batches[: self._max_batches]
-        # Floats, because the sums are added over processes in one float32 tensor.
-        exact = overlap = count = 0.0
-        for batch in batches:
+        for batch in share.batches(len(self._data)):
             found = [question for row in batch if (question := prompt_of_record(self._data, row)) is not None]
             for question, answer in zip(found, self._answerer.answer(found), strict=True):
                 exact += exact_match(answer, question.reference or "")

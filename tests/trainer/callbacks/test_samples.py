@@ -21,6 +21,7 @@ from paddlemix.generation.chat import ChatSession
 from paddlemix.generation.sampling import GenerationSettings
 from paddlemix.trainer.answers.answering import Answerer, AnswerScores
 from paddlemix.trainer.answers.prompts import Prompt, first_prompts, own_prompts, prompt_of_record
+from paddlemix.trainer.evaluator import EvaluationShare
 from paddlemix.trainer.recipe import run_recipe
 from paddlemix.trainer.resuming.checkpoint_folders import list_checkpoints
 from paddlemix.trainer.run_data import read_samples
@@ -43,6 +44,10 @@ def answerer(loaded: Any, max_new_tokens: int = 6) -> Answerer:
     import contextlib
 
     return Answerer(loaded.model, max_new_tokens, contextlib.nullcontext)
+
+
+def share(**values: int) -> EvaluationShare:
+    return EvaluationShare(**{"rank": 0, "world_size": 1, "batch_size": 2, "max_batches": -1, **values})
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +148,7 @@ def test_a_record_that_is_left_out_is_not_asked(world: World, loaded: Any, tmp_p
     data = read_samples(config, "eval", loaded.processor, True)
     assert prompt_of_record(data, 0) is None and prompt_of_record(data, 1) is None
     assert len(first_prompts(data, 9)) == 3
-    exact, overlap, count = AnswerScores(answerer(loaded), data, 2, -1).sums(0, 1)
+    exact, overlap, count = AnswerScores(answerer(loaded), data).sums(share())
     assert count == 3 and 0 <= exact <= overlap + 3
 
 
@@ -235,11 +240,13 @@ def test_metrics_are_means_over_the_evaluation_set(world: World, tmp_path: Path)
 
 
 def test_shares_of_processes_add_up_and_batches_are_limited(loaded: Any, evaluation: SampleDataset) -> None:
-    whole = AnswerScores(answerer(loaded), evaluation, 2, -1).sums(0, 1)
-    parts = [AnswerScores(answerer(loaded), evaluation, 2, -1).sums(rank, 2) for rank in range(2)]
+    scores = AnswerScores(answerer(loaded), evaluation)
+    whole = scores.sums(share())
+    parts = [scores.sums(share(rank=rank, world_size=2)) for rank in range(2)]
     assert whole == pytest.approx([sum(values) for values in zip(*parts, strict=True)])
     assert whole[2] == 5
-    assert AnswerScores(answerer(loaded), evaluation, 2, 1).sums(0, 1)[2] == 2
+    assert scores.sums(share(max_batches=1))[2] == 2
+    assert scores.sums(share(max_batches=1, rank=1, world_size=2)) == (0, 0, 0)
 
 
 def test_an_evaluation_alone_reports_them(world: World, tmp_path: Path) -> None:
@@ -252,7 +259,7 @@ def test_an_evaluation_alone_reports_them(world: World, tmp_path: Path) -> None:
 def test_the_best_by_answers(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Both grow with quality; the last and the best checkpoint stay."""
     scores = [1.0, 4.0, 2.0]
-    monkeypatch.setattr(AnswerScores, "sums", lambda self, rank, size: (scores[0], scores.pop(0), 5.0))
+    monkeypatch.setattr(AnswerScores, "sums", lambda self, share: (scores[0], scores.pop(0), 5))
     values = {"load_best_model_at_end": True, "save_total_limit": 1, "max_steps": 6, "save_steps": 2}
     config = world.config(tmp_path, metric_for_best_model=name, save_strategy="steps", **values, **WITH_ANSWERS)
     run_recipe(config)

@@ -19,6 +19,7 @@ from paddlemix.errors import Stopped, UserError
 from paddlemix.log import read_metrics
 from paddlemix.trainer.callbacks.progress import Progress
 from paddlemix.trainer.callbacks.stopping import StopOnSignal
+from paddlemix.trainer.evaluator import Evaluator
 from paddlemix.trainer.loss import LossModel
 from paddlemix.trainer.recipe import run_recipe
 from paddlemix.trainer.step_losses import StepLosses, StepScaler
@@ -166,7 +167,7 @@ def test_a_bad_loss_is_found_where_no_norm_follows() -> None:
 def test_stopping_early(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([3.0, 2.0, 1.995, 2.5, 1.0, 1.0])
 
-    monkeypatch.setattr(LlavaTrainer, "_evaluate_own_share", lambda self, dataset: (next(losses), 1.0, 1.0))
+    monkeypatch.setattr(Evaluator, "sums", lambda self, dataset, share: (next(losses), 1.0, 1))
     config = world.config(
         tmp_path,
         max_steps=6,

@@ -17,11 +17,11 @@ from paddlemix.checkpoints.files.weight_files import read_safetensors
 from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.datasets.order import EpochBatchSampler
 from paddlemix.errors import UserError
-from paddlemix.trainer import optim
+from paddlemix.trainer import build_trainer, optim
 from paddlemix.trainer import trainer as trainer_module
+from paddlemix.trainer.evaluator import Evaluator
 from paddlemix.trainer.recipe import run_recipe
 from paddlemix.trainer.resuming.checkpoint_folders import list_checkpoints
-from paddlemix.trainer.trainer import LlavaTrainer
 from tests.tiny_world import LORA, World, changed, reports, weights
 
 EVERY = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6}
@@ -36,9 +36,7 @@ def steps(output_dir: Path) -> list[int]:
 def scripted_losses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Evaluation losses that the next evaluations report, taken from the front."""
     losses: list[float] = []
-    monkeypatch.setattr(
-        LlavaTrainer, "_evaluate_own_share", lambda self, dataset: (losses.pop(0), 5 - len(losses), 1.0)
-    )
+    monkeypatch.setattr(Evaluator, "sums", lambda self, dataset, share: (losses.pop(0), 5 - len(losses), 1))
     return losses
 
 
@@ -252,8 +250,9 @@ def test_other_settings_cannot_go_on(world: World, tmp_path: Path) -> None:
 def test_a_part_that_had_no_gradient_yet_goes_on_as_if_nothing_had_happened(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
 ) -> None:
-    """Text-only samples reach no projector, so that at the stop its optimiser state is zero, or as if it were where
+    """Texts without a blank image reach no projector: at the stop its optimiser state is zero, or as if it were where
     states are made when they are needed."""
+    monkeypatch.setattr(build_trainer, "trains_visual_parts", lambda model: False)
     if not at_once:
         monkeypatch.setattr(optim, "_make_states", lambda *_: None)
     records = json.loads((world.data / "train.json").read_text(encoding="utf-8"))
