@@ -38,6 +38,10 @@ class MissingFileError(UserError, FileNotFoundError):
     """A path that was named does not exist or cannot be read."""
 
 
+class OtherProcessError(UserError):
+    """Another process of the run has failed and reports why; this one only ends with it."""
+
+
 class Stopped(SystemExit):
     """A run that ended cleanly because of a signal; the process's status is as in a shell, 128 + the signal.
 

@@ -11,8 +11,9 @@ from paddlemix.device.setting_row import BEFORE_IMPORT, BEFORE_USE, Setting
 
 # Longer than a download, the first measuring of a large data set's lengths, an evaluation or a save, in all of which
 # some processes wait for others: 2 hours, in the unit of each variable.
-_SECONDS = "7200"
-_MILLISECONDS = "7200000"
+PATIENCE_SECONDS = 7200
+_SECONDS = str(PATIENCE_SECONDS)
+_MILLISECONDS = str(1000 * PATIENCE_SECONDS)
 _INT32 = 2**31 - 1
 
 PROCESS_SETTINGS = (

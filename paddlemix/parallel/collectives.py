@@ -6,19 +6,27 @@ Every process has to make the same calls in the same order; one that makes a cal
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import paddle
 import paddle.distributed as dist
 
-from paddlemix.errors import UserError
+from paddlemix.errors import OtherProcessError
+from paddlemix.parallel.rendezvous import meet
+
+T = TypeVar("T")
 
 
 def process_count() -> int:
     """Processes that have joined the run; 1 before its process group begins."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def own_rank() -> int:
+    """Number of this process among those that have joined the run; 0 before its process group begins."""
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def gathered(values: Sequence[float]) -> np.ndarray:
@@ -47,6 +55,7 @@ def gathered_objects(value: Any) -> list[Any]:
     """A value of every process, by rank.  For small values: it is pickled between processes of the same run."""
     if process_count() == 1:
         return [value]
+    meet()  # the others may be writing or downloading
     values: list[Any] = []
     dist.all_gather_object(values, value)
     return values
@@ -60,6 +69,7 @@ def from_first(value: Any) -> Any:
 def wait_for_all() -> None:
     """Returns when every process has come here."""
     if process_count() > 1:
+        meet()
         gathered([0.0])
 
 
@@ -70,7 +80,8 @@ def together() -> Iterator[None]:
     The block itself must not wait for other processes: one that has failed would not come.
 
     Raises:
-        UserError: the block failed elsewhere, with the first failed rank and its error; here, its own error.
+        OtherProcessError: the block failed elsewhere, with the first failed rank and its error.  Where it failed, the
+            process's own error.
     """
     failure: Exception | None = None
     try:
@@ -86,9 +97,26 @@ def agree(failure: Exception | None) -> None:
     Args:
         failure: of this process, None where all is well.
     """
-    reports = gathered_objects(None if failure is None else f"{failure}" or type(failure).__name__)
-    if failure is not None:
+    own = None if failure is None else f"{failure}" or type(failure).__name__
+    reports = gathered_objects(own)
+    failed = [rank for rank, report in enumerate(reports) if report is not None]
+    if not failed:
+        return
+    first = failed[0]
+    # What all of them find is said once.
+    if failure is not None and (own_rank() == first or own != reports[first]):
         raise failure
-    for rank, report in enumerate(reports):
-        if report is not None:
-            raise UserError(f"process {rank} failed: {report}")
+    raise OtherProcessError(f"process {first} failed: {reports[first]}")
+
+
+def decided_by_first(decide: Callable[[], T]) -> T:
+    """What the first process decides, on every process; its error ends all of them.
+
+    Args:
+        decide: called on the first process alone; what it returns is pickled.
+    """
+    decision: T | None = None
+    with together():
+        if own_rank() == 0:
+            decision = decide()
+    return cast(T, from_first(decision))

@@ -10,6 +10,7 @@ import os
 from paddlemix.config.schema import RunConfig
 from paddlemix.errors import UserError
 from paddlemix.log import logger
+from paddlemix.trainer.resuming.best_checkpoint import best_metric
 from paddlemix.trainer.run_data import steps_per_epoch
 
 
@@ -19,15 +20,16 @@ def process_count() -> int:
 
 
 def check_task(config: RunConfig) -> None:
-    """Refuses a run that neither trains nor evaluates.
+    """Refuses a run that neither trains nor evaluates, or that cannot tell which checkpoint is the best.
 
     Raises:
-        UserError: nothing is asked for.
+        UserError: nothing is asked for, or `metric_for_best_model` is not measured.
     """
     if not config.do_train and config.resolved_evaluation_strategy == "no":
         raise UserError(
             "there is nothing to do: do_train is false and no evaluation is asked for; set do_train to true"
         )
+    best_metric(config)  # only for its error
 
 
 def check_devices(config: RunConfig, processes: int) -> None:

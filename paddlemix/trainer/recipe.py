@@ -11,6 +11,7 @@ Pretraining, full fine-tuning and LoRA differ in the configuration alone.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from paddlemix.checkpoints.files.joint_writing import joint_directory, write_files
@@ -23,22 +24,20 @@ from paddlemix.errors import Stopped
 from paddlemix.log import logger, process_rank
 from paddlemix.models.kernels.fused import KernelSizes, choose_kernels
 from paddlemix.out_of_memory import out_of_memory_explained
+from paddlemix.parallel.collectives import together
 from paddlemix.trainer.add_training import add_training_to_run
 from paddlemix.trainer.build_trainer import build_trainer
 from paddlemix.trainer.callbacks.progress import CURVE_FILE, METRICS_FILE, draw_loss_curve
 from paddlemix.trainer.callbacks.samples import SAMPLES_FILE, sample_prompts
 from paddlemix.trainer.checks import check_devices, check_flat_buffers, check_steps, check_task, process_count
-from paddlemix.trainer.output import begin_output, continues_in, find_resume_point, publishing, sole_writer
+from paddlemix.trainer.joint_start import agreed_resume_point, check_same_run
+from paddlemix.trainer.output import begin_output, continues_in, publishing, sole_writer
 from paddlemix.trainer.output_guard import check_run_pictures
 from paddlemix.trainer.processes import Processes, begin_processes
 from paddlemix.trainer.reports.model_card import facts_of_run, write_model_card
 from paddlemix.trainer.reports.start import report_start
 from paddlemix.trainer.reports.trackers import resolve_trackers
-from paddlemix.trainer.resuming.best_checkpoint import best_metric
-from paddlemix.trainer.resuming.checkpoint_check import check_checkpoint
-from paddlemix.trainer.resuming.checkpoint_folders import saved_recipe
 from paddlemix.trainer.resuming.input_identity import InputIdentity, check_same_inputs
-from paddlemix.trainer.resuming.same_recipe import check_same_recipe
 from paddlemix.trainer.resuming.saving import what_is_left
 from paddlemix.trainer.run import Run
 from paddlemix.trainer.run_data import arrange, check_data_files, read_samples
@@ -60,22 +59,24 @@ def run_recipe(config: RunConfig) -> dict[str, float]:
     """
     device = _check(config)
     processes = begin_processes(config, device)
-    check_data_files(config)
-    with sole_writer(config) as take_folder:
-        resume = find_resume_point(config)
-        if resume is not None:
-            check_checkpoint(resume, with_optimizer=not config.ignore_load_lr_and_optim)
-            check_same_recipe(resume, saved_recipe(resume), config, process_count())
+    # From here on an error of one process ends all of them, at the end of the block in which it occurs.
+    with contextlib.ExitStack() as held:
+        with together():
+            check_data_files(config)
+            take_folder = held.enter_context(sole_writer(config))
+        resume = agreed_resume_point(config, processes[1].data_size)
         # Before the model: a new projector and new adapters are drawn from here.
         set_seed(config.seed)
-        with out_of_memory_explained(f"loading {config.model_name_or_path} on {device}", remedies(config)):
+        loading = f"loading {config.model_name_or_path} on {device}"
+        with together(), out_of_memory_explained(loading, remedies(config)):
             run = _prepare(config, device, processes, resume)
-        if resume is not None and run.inputs is not None:
-            check_same_inputs(run.inputs, resume, config.allow_changed_recipe)
-        sizes = KernelSizes.of(run.loaded.model.config.text)
-        kernels = choose_kernels(config.use_flash_attention, device, compute_dtype(config), sizes)
-        report_start(run, kernels)
-        take_folder(resume)
+        check_same_run(run)
+        with together():
+            if resume is not None and run.inputs is not None:
+                check_same_inputs(run.inputs, resume, config.allow_changed_recipe)
+            sizes = KernelSizes.of(run.loaded.model.config.text)
+            report_start(run, choose_kernels(config.use_flash_attention, device, compute_dtype(config), sizes))
+            take_folder(resume)
         return _train(run, resume) if config.do_train else _evaluate(run)
 
 
@@ -87,7 +88,6 @@ def _check(config: RunConfig) -> str:
     device = select_device(config.device)
     check_dtype(compute_dtype(config), device)
     check_flat_buffers(config, device)
-    best_metric(config)  # only for its error
     check_devices(config, process_count())
     config.report_to = resolve_trackers(config)
     return device
@@ -105,8 +105,7 @@ def _prepare(config: RunConfig, device: str, processes: Processes, resume: Path 
     train = arrange(config, _read(loaded, config, "train", resume)) if config.do_train else None
     if train is not None:
         check_steps(config, len(train.rows), layout.data_size)
-    wants_evaluation = config.resolved_evaluation_strategy != "no"
-    evaluation = _read(loaded, config, "eval", resume) if wants_evaluation else None
+    evaluation = _read(loaded, config, "eval", resume) if config.resolved_evaluation_strategy != "no" else None
     prompts = sample_prompts(config, processor, evaluation or train.samples) if train is not None else []
     result_files, digests = add_training_to_run(config, spec, loaded)
     inputs = None
@@ -137,9 +136,10 @@ def _read(loaded: Pretrained, config: RunConfig, split: str, resume: Path | None
 
 def _train(run: Run, resume: Path | None) -> dict[str, float]:
     """From the first file in `output_dir` to the published result."""
-    if process_rank() == 0:
-        begin_output(run.config, resume)
-    trainer = build_trainer(run)
+    with together():
+        if process_rank() == 0:
+            begin_output(run.config, resume)
+        trainer = build_trainer(run)
     if run.inputs is not None:
         run.inputs.start()
     try:

@@ -33,8 +33,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from paddlemix.errors import UserError, cut
+from paddlemix.errors import OtherProcessError, UserError, cut
 from paddlemix.launch.worker import begin_worker, report_failure
+from paddlemix.log import process_rank
 from paddlemix.paths import user_path, user_place
 
 # int64, as paddle's generator takes it.
@@ -121,6 +122,12 @@ def _run(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
     """`run_command` without the handling of closed pipes."""
     try:
         return main(argv) or 0
+    except OtherProcessError as error:
+        sys.stdout.flush()
+        # The launcher shows the first process's log; the others need not repeat it.
+        if process_rank() == 0:
+            print(f"error: {error}", file=sys.stderr)
+        return STATUS_USER_ERROR
     except UserError as error:
         report_failure(error)
         # stdout may be buffered while stderr is not.
