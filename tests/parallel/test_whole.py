@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from paddlemix.checkpoints.files.header import read_header
-from tests.parallel.cluster import Cluster
+from tests.parallel.cluster import Circumstances, Cluster, Where
 from tests.tiny_world import World
 
 # One process adds up two micro-batches, two processes make one each: the same numbers are added.
@@ -53,3 +53,22 @@ def test_two_processes_write_the_files_of_one(
             assert list(header.tensors.items()) == list(read_header(alone / name / file).tensors.items())
         assert found == expected
     assert sorted(path.name for path in out.rglob("*")) == sorted(path.name for path in alone.rglob("*"))
+
+
+@pytest.mark.parametrize(("where", "stages"), [("cpu", ["stage1"]), ("npu", ["stage1", "stage2", "stage3"])])
+def test_states_of_every_stage_are_gathered_one_at_a_time(
+    cluster: Cluster, tmp_path: Path, where: Where, stages: list[str]
+) -> None:
+    halves = [False] if where == "cpu" else [False, True]
+    cases = [(stage, half) for stage in stages for half in halves]
+    circumstances = Circumstances(where=where)
+    outcome = cluster.call(
+        2, "tests.parallel.shared_states:write_cases", circumstances, folder=str(tmp_path), cases=cases
+    )
+    assert outcome.ok, outcome.told()
+    for name in (f"{stage}-{half}" for stage, half in cases):
+        found, expected = tensor_files(tmp_path / name), tensor_files(tmp_path / f"{name}-alone")
+        assert found == expected, name
+        (first, one), (second, other) = (result[name] for result in outcome.results)
+        assert sorted(first + second) == sorted(found) and abs(len(first) - len(second)) <= 1
+        assert (one, other) == (0, 0)
