@@ -1,0 +1,105 @@
+"""A checkpoint or result that one of several processes cannot write: all end alike, and nothing half stays."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+from paddlemix.trainer.resuming.checkpoint_check import find_damage
+from paddlemix.trainer.resuming.checkpoint_folders import list_checkpoints
+from tests.parallel.cluster import Cluster, Outcome
+from tests.parallel.rank import Hook
+from tests.tiny_world import World
+
+STAGE1 = {"sharding": "stage1", "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+
+
+def infinite_moment(step: int) -> None:
+    """A hook: one of this process's own moments is infinite when a step's checkpoint is saved."""
+    import paddle
+
+    from paddlemix.parallel.shares import adamw_of
+    from paddlemix.trainer import trainer as module
+
+    save = module.save_checkpoint
+
+    def spoilt(trainer: Any, metrics: Any) -> Path:
+        if trainer.state.global_step == step:
+            moments = adamw_of(trainer.optimizer)._accumulators["moment2"]
+            paddle.assign(next(iter(moments.values())) + float("inf"), next(iter(moments.values())))
+        return save(trainer, metrics)
+
+    module.save_checkpoint = spoilt
+
+
+def other_disk(folder: str) -> None:
+    """A hook: this process does not see the folders that another one makes, as on a machine without a shared disk."""
+    from paddlemix.checkpoints.files import joint_writing
+
+    from_first = joint_writing.from_first
+
+    def from_another_disk(value: Any) -> Path:
+        from_first(value)
+        return Path(folder)
+
+    joint_writing.from_first = from_another_disk
+
+
+def errors(outcome: Outcome) -> list[str]:
+    """The error that each process ended with."""
+    return [log.rpartition("error: ")[2].strip() for log in outcome.logs]
+
+
+def run(cluster: Cluster, recipe: Path, *hooks: Hook) -> Outcome:
+    return cluster.run(2, "tools.supervised_finetune", recipe, hooks=hooks)
+
+
+def test_a_full_disk_of_another_process(cluster: Cluster, world: World, tmp_path: Path) -> None:
+    """Process 1 writes the optimiser's file, and process 0 the weights."""
+    limit = Hook("tests.parallel.hooks:file_limit", 1, {"largest": 200_000})
+    outcome = run(cluster, world.recipe(tmp_path, **STAGE1), limit)
+    assert outcome.statuses == [2, 2], outcome.told()
+    first, second = errors(outcome)
+    assert first == second
+    assert (
+        first.startswith("checkpoint-2 was not saved: process 1: cannot write '") and "optimizer.safetensors" in first
+    )
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["metrics.jsonl", "run_config.json"]
+
+
+def test_a_state_that_is_no_number_ends_all_alike(cluster: Cluster, world: World, tmp_path: Path) -> None:
+    outcome = run(cluster, world.recipe(tmp_path, **STAGE1), Hook(f"{__name__}:infinite_moment", 1, {"step": 4}))
+    assert outcome.statuses == [2, 2], outcome.told()
+    first, second = errors(outcome)
+    assert first == second
+    assert first.startswith("checkpoint-4 was not saved: '") and "|moment2' holds infinity after step 4" in first
+    assert [path.name for path in list_checkpoints(tmp_path / "out")] == ["checkpoint-2"]
+    assert find_damage(tmp_path / "out" / "checkpoint-2") is None
+    assert not list((tmp_path / "out").glob(".checkpoint*"))
+
+
+def test_a_process_that_is_killed_while_it_writes(cluster: Cluster, world: World, tmp_path: Path) -> None:
+    moment = {"touch": "sync */.checkpoint-4.*/optimizer.safetensors", "signal": int(signal.SIGKILL)}
+    outcome = run(cluster, world.recipe(tmp_path, **STAGE1), Hook("tests.parallel.hooks:at_touch", 1, moment))
+    assert outcome.statuses[1] == -signal.SIGKILL and outcome.statuses[0] != 0, outcome.told()
+    assert [path.name for path in list_checkpoints(tmp_path / "out")] == ["checkpoint-2"]
+    assert find_damage(tmp_path / "out" / "checkpoint-2") is None
+
+
+def test_a_folder_that_another_machine_does_not_see(cluster: Cluster, world: World, tmp_path: Path) -> None:
+    elsewhere = Hook(f"{__name__}:other_disk", 1, {"folder": str(tmp_path / "not there")})
+    outcome = run(cluster, world.recipe(tmp_path, **STAGE1), elsewhere)
+    assert outcome.statuses == [2, 2], outcome.told()
+    assert "process 1: '" in errors(outcome)[0] and "need an output_dir on a file system" in errors(outcome)[0]
+    assert not list((tmp_path / "out").glob("*checkpoint*"))
+
+
+def test_a_result_that_cannot_be_written(cluster: Cluster, world: World, tmp_path: Path) -> None:
+    values = {**STAGE1, "save_strategy": "no", "max_steps": 1}
+    limit = Hook("tests.parallel.hooks:file_limit", 0, {"largest": 200_000})
+    outcome = run(cluster, world.recipe(tmp_path, **values), limit)
+    assert outcome.statuses == [2, 2], outcome.told()
+    first, second = errors(outcome)
+    assert first == second and first.startswith("the result was not saved: process 0: cannot write '")
+    assert not (tmp_path / "out" / "config.json").exists() and not list((tmp_path / "out").glob(".result*"))
