@@ -118,7 +118,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["paddlemix*"]),
-    package_data={"paddlemix": ["config/llava/**/*.json", "**/*.md", "models/kernels/*.h"]},
+    package_data={"paddlemix": ["config/llava/**/*.json", "**/*.md", "models/kernels/*.h", "tools/*.sh"]},
     ext_modules=KERNELS,
     install_requires=REQUIRED,
     extras_require=EXTRAS,

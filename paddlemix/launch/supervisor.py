@@ -175,7 +175,7 @@ class Attempt:
             logger.warning("%s: asking %d processes to save and end (again: end at once)", name, len(self._workers))
             self.nodes.tell_stop(number)
             self._pass_on_stop(number)
-        elif number == signal.SIGINT or time.monotonic() - self._stopped_at > _REPEATED:
+        elif not self._is_at_once and (number == signal.SIGINT or time.monotonic() - self._stopped_at > _REPEATED):
             logger.warning("%s again: ending at once", name)
             self._is_at_once = True
             self._kill_all()
