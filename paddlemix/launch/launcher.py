@@ -33,6 +33,7 @@ class Job:
         options: how.
         cards: what the processes of this machine compute on.
         log_dir: one log per process.
+        results: statuses other than 0 by which the command says how it went.
     """
 
     script: Path
@@ -40,6 +41,7 @@ class Job:
     options: LaunchOptions
     cards: Cards
     log_dir: Path
+    results: frozenset[int] = frozenset()
 
     @property
     def command(self) -> list[str]:
@@ -88,7 +90,7 @@ def launch(job: Job, environment: Mapping[str, str]) -> int:
             places = nodes.gather(signals)
             starts = _starts(job, logs, WorkerPlace(places, nodes.node, 0), environment, restart)
             _report_start(job, places, nodes.node, logs)
-            end = Attempt(starts, signals, nodes, restart < job.options.restarts).run()
+            end = Attempt(starts, signals, nodes, restart < job.options.restarts, job.results).run()
             # The first process's word about the user's input is on the screen already, as if it were alone.
             if end.failure is not None and (end.failure.rank or nodes.node or not end.failure.is_final):
                 _report_failure(end.failure)

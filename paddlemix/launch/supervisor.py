@@ -89,12 +89,14 @@ class Attempt:
         signals: of this process.
         nodes: the other machines' launchers.
         may_restart: whether a crash is to be followed by another start.
+        results: statuses other than 0 that are a command's result; the others are failures.
     """
 
     starts: Sequence[WorkerStart]
     signals: Signals
     nodes: Nodes
     may_restart: bool
+    results: frozenset[int] = frozenset()
     _workers: list[Worker] = field(default_factory=list)
     _relays: list[Relay] = field(default_factory=list)
     _lines: list[LogLines] = field(default_factory=list)
@@ -215,7 +217,9 @@ class Attempt:
         if left is not None or worker.code is None:
             return left is not None
         # A stop that was agreed on: asked of one worker by hand, all end with its status.
-        return worker.code not in _CLEAN_STOPS and not (self._stop is not None and worker.code == -self._stop)
+        return worker.code not in self.results.union(_CLEAN_STOPS) and not (
+            self._stop is not None and worker.code == -self._stop
+        )
 
     def _act(self, now: float) -> None:
         if self._first is None and self._noticed is not None and now - self._noticed >= _SETTLE:

@@ -27,6 +27,7 @@ from paddlemix.launch.options import take_options
 from paddlemix.launch.rank_logs import FOLDER
 from paddlemix.log import logger
 from paddlemix.tools.common.command import run_command
+from paddlemix.tools.predict import STATUS_FAILED_QUESTIONS, build_parser
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _HELP = """\
@@ -82,7 +83,7 @@ def main(argv: list[str]) -> int:
     command, arguments = _command(words)
     checked = command.check(arguments)
     cards = choose_cards(options, checked.device, os.environ)
-    job = Job(command.script, arguments, options, cards, options.log_dir or checked.logs)
+    job = Job(command.script, arguments, options, cards, options.log_dir or checked.logs, command.results)
     logger.info("the same without paddlemix launch: %s", equivalent_command(job))
     if not options.is_dry:
         return launch(job, os.environ)
@@ -99,11 +100,13 @@ class _Command:
         script: its file.
         check: reads its arguments.
         is_training: whether it has `--dry-run`.
+        results: see `Job`.
     """
 
     script: Path
     check: Callable[[list[str]], _Checked]
     is_training: bool = False
+    results: frozenset[int] = frozenset()
 
 
 def _command(words: list[str]) -> tuple[_Command, list[str]]:
@@ -141,8 +144,6 @@ def _check_run(arguments: list[str], command: str, defaults: dict[str, str] | No
 
 
 def _check_predict(arguments: list[str]) -> _Checked:
-    from paddlemix.tools.predict import build_parser
-
     parsed = build_parser().parse_args(arguments)
     return _Checked(parsed.device, parsed.output.with_name(f"{parsed.output.name}.logs"))
 
@@ -154,7 +155,9 @@ def _check_nothing(arguments: list[str]) -> _Checked:
 COMMANDS = {
     "finetune": _Command(_PACKAGE / "tools" / "supervised_finetune.py", _check_finetune, is_training=True),
     "pretrain": _Command(_PACKAGE / "examples" / "llava" / "pretrain.py", _check_pretrain, is_training=True),
-    "predict": _Command(_PACKAGE / "tools" / "predict.py", _check_predict),
+    "predict": _Command(
+        _PACKAGE / "tools" / "predict.py", _check_predict, results=frozenset([STATUS_FAILED_QUESTIONS])
+    ),
 }
 
 

@@ -36,15 +36,16 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def run_here(tmp_path: Path, impatient: None) -> Callable[..., int]:
     """Launches fake workers in this process."""
 
-    def run(plan: Plan, processes: int = 2, environment: dict[str, str] | None = None, **options: object) -> int:
+    def run(plan: Plan, processes: int = 2, results: tuple[int, ...] = (), **options: object) -> int:
         job = Job(
             FAKE,
             [str(tmp_path), json.dumps(plan)],
             LaunchOptions(**options),  # type: ignore[arg-type]
             Cards("cpu", (), (), processes),
             tmp_path / "logs",
+            frozenset(results),
         )
-        return launch(job, {**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})})
+        return launch(job, {**os.environ, "PYTHONPATH": str(ROOT)})
 
     return run
 

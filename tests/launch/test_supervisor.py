@@ -54,6 +54,11 @@ def test_the_rank_that_failed_is_shown_and_the_others_end(run_here, capfd, step,
     assert ("the end of" in told and "workerlog.1" in told) == (step in ("crash",))
 
 
+def test_a_status_that_is_a_result_is_no_failure(run_here, capfd):
+    assert run_here({"1": ["leave"], "*": ["say"]}, results=(7,)) == 7
+    assert not ranks_of(capfd.readouterr().err)
+
+
 def test_a_failure_of_the_first_rank_is_on_the_screen_already(run_here, capfd):
     assert run_here({"0": ["user_error"], "1": WAITING}) == 2
     told = capfd.readouterr().err

@@ -120,7 +120,7 @@ FOREIGN_FLAGS: Mapping[str, Mapping[str, Mapping[str, Answer]]] = {
             **_XTUNER_MODEL,
             "data_path": Answer(write="--input $"),
             "work_dir": Answer(write="--output FILE"),
-            "launcher": says("start it with `python -m paddle.distributed.launch`"),
+            "launcher": says("start it with `paddlemix launch`"),
         },
         "ms-swift": {
             **_SWIFT_MODEL,

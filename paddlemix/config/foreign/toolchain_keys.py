@@ -166,7 +166,7 @@ XTUNER = {
     "pad_image_to_square": switch('"image_aspect_ratio": "pad"', '"image_aspect_ratio": "square"'),
     "work_dir": same("output_dir"),
     "resume": same("resume_from_checkpoint"),
-    "launcher": says("start it with `python -m paddle.distributed.launch`"),
+    "launcher": says("start it with `paddlemix launch`"),
     "cfg_options": says("key=value after the file"),
     "offline_processed_text_folder": ALWAYS,
     "optim_wrapper": says("learning_rate, weight_decay, max_grad_norm and gradient_accumulation_steps are keys"),
