@@ -35,6 +35,8 @@ def build_trainer(run: Run) -> LlavaTrainer:
     callbacks = [SeedEachStep(), run.stop]
     trainer = LlavaTrainer(LossModel(run.loaded.model), config, run.arguments, data, run.result_files, callbacks)
     trainer.layout = run.layout
+    trainer.exchange.received = lambda: run.stop.received
+    run.stop.decided = lambda: trainer.exchange.stop
     trainer.input_identity = run.inputs
     if config.early_stopping_patience is not None:
         trainer.add_callback(StopEarly(config, lambda: trainer.evaluations))

@@ -13,7 +13,7 @@ import paddle
 
 from paddlemix.datasets.batches import BatchMaker, LoadingSettings, RowDataset
 from paddlemix.log import logger
-from paddlemix.parallel.collectives import gathered_objects
+from paddlemix.parallel.collectives import gathered_objects, together
 from paddlemix.sample import Skip
 from paddlemix.trainer.batches.dataloader import Inputs, batch_inputs
 
@@ -70,13 +70,14 @@ class Evaluator:
         sums, count = HostSums(share.host_every), 0
         skipped: list[Skip] = []
         own, filling = share.batches(len(dataset)), share.filling(len(dataset))
-        for number, batch in enumerate(self._maker_of(dataset).batches([*own, *filling])):
-            scores = self._score(batch_inputs(batch))
-            # Where weights are shared out, a pass needs all processes: one without a batch makes it for the others.
-            if number < len(own):
-                sums.add(*scores)
-                count += len(batch.loss_index)
-                skipped += batch.skipped
+        with together():
+            for number, batch in enumerate(self._maker_of(dataset).batches([*own, *filling])):
+                scores = self._score(batch_inputs(batch))
+                # Where weights are shared out, a pass needs all processes: one without a batch makes it for the others.
+                if number < len(own):
+                    sums.add(*scores)
+                    count += len(batch.loss_index)
+                    skipped += batch.skipped
         # As Python's numbers: float32 would not hold the tokens of a large set.
         shares = gathered_objects((*sums.take(), count, skipped))
         self._report_skipped(skip for *_, found in shares for skip in found)

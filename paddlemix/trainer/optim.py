@@ -1,9 +1,7 @@
-"""Optimiser, schedule and gradient norm: a rate per part, no decay on biases and norms, one norm over everything.
+"""Optimiser and schedule: a rate per part, no decay on biases and norms, one clip over everything.
 
 Rates of parts are set as a factor on each parameter and not as parameter groups, because paddle clips every group by
-its own norm.  Paddle's clip computes the norm and throws it away; ours keeps it for the reports.  For float32 gradients
-the arithmetic is the same, operation by operation, and so are the bits; squares of narrower ones are summed in float32
-too, because a sum above 65504 is infinite in float16.
+its own norm.
 
 Source of the schedules: transformers' optimization.py (linear, cosine, constant, polynomial with warm-up).
 """
@@ -12,17 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import paddle
 from paddle import nn
-from paddle.nn.clip import _squared_l2_norm
 
 from paddlemix.config.schema import RunConfig
+from paddlemix.parallel.layout import ALONE, Layout
 from paddlemix.peft.settings import MAGNITUDE
+from paddlemix.trainer.steps.clipping import MeasuredNorm
+from paddlemix.trainer.steps.step_losses import StepLosses
 from paddlemix.trainer.trainable import part_of
-
-Pairs = list[tuple[paddle.Tensor, paddle.Tensor | None]]  # (parameter, gradient), as paddle passes them to a clip
 
 
 def set_learning_rates(model: nn.Layer, config: RunConfig) -> None:
@@ -58,13 +55,18 @@ def keeps_master_weights(config: RunConfig) -> bool:
 
 
 def build_optimizer(
-    model: nn.Layer, config: RunConfig, schedule: paddle.optimizer.lr.LRScheduler, is_sharded: bool = False
+    model: nn.Layer,
+    config: RunConfig,
+    schedule: paddle.optimizer.lr.LRScheduler,
+    layout: Layout = ALONE,
+    losses: StepLosses | None = None,
 ) -> paddle.optimizer.Optimizer:
     """AdamW over the parameters that train.
 
     Args:
         schedule: the learning rate of each step.
-        is_sharded: several processes share the optimiser's states; `sharding` in a run of one process does nothing.
+        layout: what the processes of the run share.
+        losses: of each step, checked before weights change.
     """
     without_decay = undecayed(model)
     parameters = [parameter for parameter in model.parameters() if not parameter.stop_gradient]
@@ -76,11 +78,11 @@ def build_optimizer(
         parameters=parameters,
         weight_decay=config.weight_decay,
         apply_decay_param_fun=lambda name: name not in without_decay,
-        grad_clip=gradient_clip(config.max_grad_norm, is_sharded=is_sharded),
+        grad_clip=MeasuredNorm(config.max_grad_norm if config.max_grad_norm > 0 else None, layout, losses),
         multi_precision=keeps_master_weights(config),
     )
     # A sharded optimiser makes the states of its own share, later.
-    if paddle.get_device() == "cpu" and not is_sharded:
+    if paddle.get_device() == "cpu" and not layout.stage:
         _make_states(optimizer, parameters)
     return optimizer
 
@@ -125,83 +127,3 @@ def _shape(config: RunConfig) -> Callable[[float], float]:
         "polynomial": lambda done: (1.0 - end) * (1.0 - min(done, 1.0)) ** config.power + end,
     }
     return shapes[config.lr_scheduler_type]
-
-
-class MeasuredNorm(nn.ClipGradByGlobalNorm):
-    """Clips and keeps the norm before clipping.
-
-    The optimiser calls it with the gradients that it is about to use: summed over micro-batches and processes, and free
-    of the loss scale.
-
-    Args:
-        limit: longest gradient, > 0; None measures and clips nothing.
-
-    Attributes:
-        check: called with the norm before any weight changes, None where no weight has a gradient; returns it as a
-            number, and may raise.
-    """
-
-    def __init__(self, limit: float | None) -> None:
-        # Paddle's class wants a limit; without clipping it is never used.
-        super().__init__(limit or 1.0)
-        self._clips = limit is not None
-        self._norm: paddle.Tensor | float | None = None
-        self._ahead: paddle.Tensor | None = None
-        self.check: Callable[[paddle.Tensor | None], float | None] | None = None
-
-    def take(self) -> float | None:
-        """The norm of the last step, once; None where the optimiser made none since, as on a float16 overflow."""
-        norm, self._norm = self._norm, None
-        return None if norm is None else float(norm)
-
-    @paddle.no_grad()
-    def measure(self, gradients: list[paddle.Tensor]) -> paddle.Tensor | None:
-        """float32 scalar, the norm over some gradients; None where there are none."""
-        if not gradients:
-            return None
-        # Squares of float16 overflow above 255.
-        wide = (part if part.dtype == paddle.float32 else part.astype("float32") for part in gradients)
-        squares = [_squared_l2_norm(gradient) for gradient in wide]
-        return paddle.sqrt(paddle.stack(squares).sum())
-
-    def use(self, norm: paddle.Tensor, value: float) -> None:
-        """Takes the norm of the gradients that the optimiser is about to use, which is then not measured again.
-
-        Args:
-            norm: float32 scalar.
-            value: the same number.
-        """
-        self._ahead, self._norm = norm, value
-
-    @paddle.no_grad()
-    def _dygraph_clip(self, params_grads: Pairs) -> Pairs:
-        gradients = [gradient for _, gradient in params_grads if gradient is not None]
-        # With a float16 scaler the norm was measured already, together with the overflow.
-        norm, self._ahead = self._ahead, None
-        if norm is None:
-            norm = self.measure(gradients)
-            self._norm = norm if self.check is None else self.check(norm)
-        if self._clips and norm is not None:
-            # Paddle's formula, limit / max(norm, limit), so that the bits are Paddle's; no branch, so nothing is waited
-            # for.
-            limit = paddle.full([1], self.clip_norm, dtype="float32")
-            factor = limit / paddle.maximum(norm, limit)
-            for gradient in gradients:
-                gradient.multiply_(factor.astype(gradient.dtype))
-        return params_grads
-
-
-def gradient_clip(limit: float, is_sharded: bool) -> Any:
-    """What an optimiser gets as `grad_clip`.
-
-    Args:
-        limit: longest gradient; 0 clips nothing.
-        is_sharded: no process has all gradients: Fleet then puts its own clipping in place of Paddle's, and nothing is
-            measured.
-
-    Returns:
-        A clip, or None.
-    """
-    if is_sharded:
-        return nn.ClipGradByGlobalNorm(limit) if limit > 0 else None
-    return MeasuredNorm(limit if limit > 0 else None)

@@ -151,8 +151,8 @@ def _train(run: Run, resume: Path | None) -> dict[str, float]:
         run.stop.restore()  # also where the run ends by an error
         if run.inputs is not None:
             run.inputs.close()
-    if run.stop.received is not None:
-        raise Stopped(run.stop.received)
+    if (number := run.stop.decided()) is not None:
+        raise Stopped(number)
     if trainer.skips is not None and trainer.skips.count:
         logger.warning("%d samples were left out, see %s", trainer.skips.count, trainer.skips.path)
     _publish(run, trainer, results)

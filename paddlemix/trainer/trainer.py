@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import paddle
-import paddle.distributed as dist
 
 from paddlemix.config.schema import RunConfig
 from paddlemix.datasets.batches import RowDataset
@@ -19,7 +18,7 @@ from paddlemix.trainer.batches.dataloader import BatchLoader, Inputs, model_inpu
 from paddlemix.trainer.callbacks.meters import Meters, StepReport
 from paddlemix.trainer.evaluator import EvaluationShare, Evaluator, Scores
 from paddlemix.trainer.loss import LossModel
-from paddlemix.trainer.optim import MeasuredNorm, build_optimizer, build_schedule, set_learning_rates
+from paddlemix.trainer.optim import build_optimizer, build_schedule, set_learning_rates
 from paddlemix.trainer.paddlenlp_trainer import Trainer, TrainerState, TrainingArguments
 from paddlemix.trainer.resuming.best_checkpoint import best_checkpoint, best_metric
 from paddlemix.trainer.resuming.checkpoint_check import check_best
@@ -30,7 +29,10 @@ from paddlemix.trainer.resuming.restoring import load_training_state
 from paddlemix.trainer.resuming.saving import broken_by_a_step, save_checkpoint
 from paddlemix.trainer.run import ModelFiles, RunData
 from paddlemix.trainer.run_data import batch_sampler
-from paddlemix.trainer.step_losses import StepLosses, StepScaler, broken_weight
+from paddlemix.trainer.steps.clipping import MeasuredNorm
+from paddlemix.trainer.steps.exchange import StepExchange
+from paddlemix.trainer.steps.loss_scale import StepScaler
+from paddlemix.trainer.steps.step_losses import StepLosses, broken_weight
 
 
 class LlavaTrainer(Trainer):
@@ -61,19 +63,21 @@ class LlavaTrainer(Trainer):
     ) -> None:
         self.config, self.loading, self.model_files = config, data.loading, model_files
         self.rows, self.skips, self.vision_cache = data.train, data.skips, data.vision_cache
-        self.tokens_seen = 0
         self.own_checkpoints: list[str] = []  # names of those that this run wrote, also before it was resumed
         self._loader: BatchLoader | None = None
-        self._step_losses = StepLosses(self._why_not_finite)
+        self.layout = ALONE  # which process of the run this is
+        self.exchange = StepExchange(lambda: self.layout, self.get_train_dataloader)
+        self._step_losses = StepLosses(self._why_not_finite, self.exchange)
+        self._step_tokens = 0  # supervised ones of the step, of all processes
+        self._clip: MeasuredNorm | None = None
         self._evaluator = Evaluator(self._score, data.evaluation_loading)
         meters = Meters(
-            tokens_seen=lambda: self.tokens_seen,
-            positions=lambda: self.get_train_dataloader().counts,
-            take_norm=self._take_gradient_norm,
+            tokens_seen=lambda: self.exchange.tokens_seen,
+            positions=lambda: self.exchange.counts,
+            take_norm=lambda: None if self._clip is None else self._clip.take(),
         )
         self.report = StepReport(meters, arguments.device)
         self.answer_scores: AnswerScores | None = None  # set where evaluations let the model answer
-        self.layout = ALONE  # which process of the run this is
         self.input_identity: InputIdentity | None = None  # set where checkpoints say what the run reads
         self.evaluations: list[float] = []  # of the metric that decides which checkpoint is best, oldest first
         super().__init__(
@@ -84,6 +88,7 @@ class LlavaTrainer(Trainer):
             data_collator=list,  # batches are collated by the loader
             callbacks=callbacks,
         )
+        self.exchange.guard(self.callback_handler)
 
     # ---- data ----
 
@@ -92,18 +97,9 @@ class LlavaTrainer(Trainer):
         if self._loader is None:
             assert self.rows is not None
             sampler = batch_sampler(self.config, self.rows, self.args.dataset_rank, self.args.dataset_world_size)
-            self._loader = BatchLoader(
-                self.rows.rows, sampler, self.loading, lambda count: int(self._sum_over_ranks(count)[0])
-            )
+            others = self.exchange if self.layout.several else None
+            self._loader = BatchLoader(self.rows.rows, sampler, self.loading, others)
         return self._loader
-
-    def _sum_over_ranks(self, *values: float) -> list[float]:
-        """Sums over the processes that share the data; those that hold parts of one model count once."""
-        if self.args.dataset_world_size <= 1:
-            return list(values)
-        total = paddle.to_tensor(list(values), dtype="float32")  # integer sums are missing on some devices
-        dist.all_reduce(total)
-        return [value * self.args.dataset_world_size / dist.get_world_size() for value in total.tolist()]
 
     # ---- one step ----
 
@@ -116,33 +112,29 @@ class LlavaTrainer(Trainer):
     def create_optimizer(self, lr_scheduler: Any = None) -> paddle.optimizer.Optimizer:
         """PaddleNLP's has one rate for all parts."""
         if self.optimizer is None:
-            set_learning_rates(self.model.model, self.config)
-            schedule = lr_scheduler or self.lr_scheduler
-            is_sharded = bool(self.args.sharding)  # PaddleNLP empties it where there is nothing to share
-            self.optimizer = build_optimizer(self.model.model, self.config, schedule, is_sharded)
-            if isinstance(self.optimizer._grad_clip, MeasuredNorm):
-                self.optimizer._grad_clip.check = self._step_losses.check_gradient
-                self._step_losses.waits = True
+            model, schedule = self.model.model, lr_scheduler or self.lr_scheduler
+            set_learning_rates(model, self.config)
+            self.optimizer = build_optimizer(self.model.model, self.config, schedule, self.layout, self._step_losses)
+            self._clip = self.optimizer._grad_clip
+            if self.do_grad_scaling:
+                self.scaler.clip = self._clip
         return self.optimizer
 
     def _wrap_amp_model(self, args: Any, model: Any) -> None:
-        """PaddleNLP's, with a loss scaler that reads from the device once per step."""
+        """PaddleNLP's, with one loss scaler for every layout, that reads from the device once per step."""
         super()._wrap_amp_model(args, model)
-        if self.do_grad_scaling and type(self.scaler) is paddle.amp.GradScaler:  # not one of several processes
+        if self.do_grad_scaling:
             self.scaler = StepScaler(args.scale_loss, self._step_losses)
-            self._step_losses.waits = True
 
     def training_step(self, model: Any, inputs: Inputs, step_control: int = 0) -> paddle.Tensor:
-        """Forward and backward pass of one micro-batch.
-
-        The loss is divided by the supervised tokens of the whole optimiser step, unless `loss_reduction` asks for
-        PaddleNLP's mean of micro-batch means, which weighs a token by the company it comes in.
-        """
+        """Forward and backward pass of one micro-batch."""
         model.train()
         if self.skips is not None:
-            self.skips.add(inputs["skipped"])
+            with self.exchange.held():
+                self.skips.add(inputs["skipped"])
+        if step_control == 0:
+            self._step_tokens = self.exchange.supervised(inputs["num_supervised"])
         total = self._divisor(inputs)
-        self.tokens_seen += inputs["num_tokens"] * self.args.dataset_world_size
         with self.autocast_smart_context_manager():
             loss_sum, _ = model(**self._model_inputs(inputs))
         # Gradients are averaged over processes, so each counts its share of the sum.
@@ -156,9 +148,11 @@ class LlavaTrainer(Trainer):
         return loss.detach()
 
     def _divisor(self, inputs: Inputs) -> int:
-        """What a micro-batch's summed loss is divided by, so that those of a step add up to the step's loss."""
+        """What a micro-batch's summed loss is divided by, so that those of a step add up to the step's loss: supervised
+        tokens of all, unless `loss_reduction` asks for the mean of micro-batch means, which weighs tokens unevenly.
+        """
         if self.config.loss_reduction == "tokens":
-            return int(inputs["num_supervised"])
+            return self._step_tokens
         parts = self.args.gradient_accumulation_steps * self.args.dataset_world_size
         return int(inputs["loss_index"].shape[0]) * parts
 
@@ -170,20 +164,20 @@ class LlavaTrainer(Trainer):
 
     def _check_loss_valid(self, loss: paddle.Tensor) -> None:
         """Called before the optimiser's step; PaddleNLP's checks only where an environment variable says so."""
-        self._step_losses.check(self.state.global_step)
+        self._step_losses.end_step(self.state.global_step)
+
+    def _nested_gather(self, tensors: paddle.Tensor) -> paddle.Tensor:
+        """PaddleNLP's asks all processes for the loss to report, which they have told already."""
+        return tensors
 
     def _get_item_from_loss(self, loss: paddle.Tensor) -> float:
-        """The loss since the last report; with one process it is on the host already."""
-        return float(loss) if self.args.world_size > 1 else self._step_losses.take_total()
+        """The loss since the last report, of all processes, which is on the host already."""
+        return self._step_losses.take_total()
 
     def _why_not_finite(self) -> str | None:
         """Whether an earlier step is to blame for a loss that is NaN or infinite, in words."""
         name = broken_weight(self.model.model)
         return None if name is None else broken_by_a_step(self, f"the weight '{name}'", "NaN or infinity")
-
-    def _take_gradient_norm(self) -> float | None:
-        clip = getattr(self.optimizer, "_grad_clip", None)
-        return clip.take() if isinstance(clip, MeasuredNorm) else None
 
     def log(self, logs: dict[str, Any], **named: Any) -> None:
         """Passes a report to all callbacks, trackers among them; PaddleNLP's has its own measures of speed."""
@@ -262,9 +256,13 @@ class LlavaTrainer(Trainer):
             if self.skips is not None:
                 self.skips.start(resumed=resume is not None)
             output = self.train(resume_from_checkpoint=str(resume) if resume is not None else None)
-            # PaddleNLP divides the loss of this call by the steps of all calls
-            share = output.global_step / max(output.global_step - before, 1)
-            results = {"train_loss": output.training_loss * share, "steps": output.global_step}
+            self.exchange.settle()
+            # PaddleNLP divides the loss of this call by the steps of all calls, and has only this process's share of it
+            steps = max(output.global_step - before, 1)
+            loss = output.training_loss * (output.global_step / steps)
+            if self.layout.several:
+                loss = self._step_losses.all_steps / steps
+            results = {"train_loss": loss, "steps": output.global_step}
         best = best_checkpoint(self) if self.config.load_best_model_at_end else None
         if best is not None:
             check_best(best)

@@ -11,7 +11,9 @@ from paddle import nn
 
 from paddlemix.errors import UserError
 from paddlemix.models.attention import attend, attention_mask
-from paddlemix.trainer.step_losses import StepLosses, StepScaler
+from paddlemix.trainer.steps.clipping import MeasuredNorm
+from paddlemix.trainer.steps.loss_scale import StepScaler
+from paddlemix.trainer.steps.step_losses import StepLosses
 
 LEVELS: tuple[tuple[str, str, list[str] | None], ...] = (
     *(("bfloat16", level, None) for level in ("O1", "O2")),
@@ -79,11 +81,12 @@ def unfit_steps() -> dict[str, Any]:
     layer, scales = nn.Linear(2, 2), list[float]()
     losses = StepLosses()
     scaler = StepScaler(4.0, losses)
-    optimizer = paddle.optimizer.AdamW(parameters=layer.parameters())
+    scaler.clip = MeasuredNorm(None, losses=losses)
+    optimizer = paddle.optimizer.AdamW(parameters=layer.parameters(), grad_clip=scaler.clip)
     for step in range(10):
         scales.append(float(scaler._scale))
         losses.add(paddle.ones([]), 1.0, ["train.json record 3"])
-        losses.check(step)
+        losses.end_step(step)
         scaler.scale(layer(paddle.full([1, 2], float("nan"))).sum()).backward()
         try:
             scaler.step(optimizer)

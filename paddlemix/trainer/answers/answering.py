@@ -15,7 +15,7 @@ from paddlemix.evaluation.metrics import exact_match, rouge_l
 from paddlemix.generation.generate import generate
 from paddlemix.generation.sampling import GenerationSettings
 from paddlemix.models.llava import LlavaModel
-from paddlemix.parallel.collectives import gathered_objects
+from paddlemix.parallel.collectives import gathered_objects, together
 from paddlemix.trainer.answers.prompts import Prompt, prompt_of_record
 from paddlemix.trainer.evaluator import EvaluationShare
 
@@ -75,7 +75,9 @@ class AnswerScores:
         Args:
             share: the questions of this process.
         """
-        sums = zip(*gathered_objects(self.sums(share)), strict=True)
+        with together():
+            own = self.sums(share)
+        sums = zip(*gathered_objects(own), strict=True)
         exact, overlap, count = (sum(values) for values in sums)
         return {"exact_match": exact / max(count, 1), "rouge_l": overlap / max(count, 1)}
 

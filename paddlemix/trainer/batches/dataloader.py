@@ -5,9 +5,10 @@ Order is that of `EpochBatchSampler`, so a resumed run continues at its next bat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from paddlemix.sample import Batch
 from paddlemix.trainer.batches.device_copies import on_device, one_ahead
 
 Inputs = dict[str, Any]
+DATA_FAILED = -1  # in place of a number of tokens
 _TENSORS = (
     *("input_ids", "position_ids", "pixel_values", "tile_features", "tile_order", "merge_index"),
     *("loss_index", "loss_targets"),
@@ -55,11 +57,24 @@ class PositionCounts:
         self.tokens += int((batch.segment_ids > 0).sum())
         self.visual += batch.num_visual
 
+    def add_counts(self, other: PositionCounts) -> None:
+        """Adds what other batches held."""
+        self.positions += other.positions
+        self.tokens += other.tokens
+        self.visual += other.visual
+
     def since(self, earlier: PositionCounts) -> PositionCounts:
         """What was added since an earlier count."""
         return PositionCounts(
             self.positions - earlier.positions, self.tokens - earlier.tokens, self.visual - earlier.visual
         )
+
+
+class Others(Protocol):
+    """The other processes, as a loader needs them."""
+
+    def data_failed(self, error: Exception) -> None:
+        """Raises `error`, after they have been told."""
 
 
 class BatchLoader:
@@ -69,10 +84,13 @@ class BatchLoader:
         dataset: rows by index.
         sampler: which indices form a batch.
         settings: how batches are made.
-        total_over_ranks: turns this process's number of supervised tokens in a step into that of all processes.
+        others: the other processes of the run, which have to know of a step's tokens, or of its data's failure, before
+            it begins; None where there are none.
 
     Attributes:
         counts: positions of the micro-batches so far, on this process.
+        upcoming: supervised tokens of the steps that are made and have not begun, on this process; -1 for one whose
+            data failed.  With other processes the next step's are there before a step ends, unless its epoch does.
     """
 
     def __init__(
@@ -80,11 +98,11 @@ class BatchLoader:
         dataset: RowDataset,
         sampler: EpochBatchSampler,
         settings: LoadingSettings,
-        total_over_ranks: Callable[[int], int] = lambda count: count,
+        others: Others | None = None,
     ) -> None:
-        self.sampler, self.counts = sampler, PositionCounts()
+        self.sampler, self.counts, self.upcoming = sampler, PositionCounts(), deque[int]()
         self._maker = BatchMaker(dataset, settings)
-        self._total_over_ranks = total_over_ranks
+        self._others = others
         self._next_epoch, self._skip = 0, 0
 
     def __len__(self) -> int:
@@ -98,26 +116,44 @@ class BatchLoader:
         self._skip = in_epoch * self.sampler.accumulation
 
     def __iter__(self) -> Iterator[Inputs | None]:
-        """Model inputs of each micro-batch, with the `num_supervised` of its whole optimiser step."""
+        """Model inputs of each micro-batch, with this process's `num_supervised` of its whole optimiser step."""
         self.sampler.epoch, skip = self._next_epoch, self._skip
+        self.upcoming.clear()
         self._next_epoch, self._skip = self._next_epoch + 1, 0
         # PaddleNLP's loop counts every batch of an epoch and skips the first ones itself: nothing is read for them.
         yield from [None] * skip
-        for batch, inputs in one_ahead(self._made(skip)):
-            self.counts.add(batch)
-            yield inputs
+        try:
+            for number, (batch, inputs) in enumerate(one_ahead(self._made(skip), always=self._others is not None)):
+                if number % self.sampler.accumulation == 0:
+                    self.upcoming.popleft()
+                self.counts.add(batch)
+                yield inputs
+        except Exception as error:
+            if self._others is not None:
+                self._others.data_failed(error)
+            raise
 
     def _made(self, skip: int) -> Iterator[tuple[Batch, Inputs]]:
         """Batches after the first `skip` of an epoch, with their inputs."""
         # All micro-batches of a step are made before its first runs: the divisor of their losses is the whole step's.
+        for window in self._windows(skip):
+            total = sum(len(item.loss_index) for item in window)
+            self.upcoming.append(total)
+            for item in window:
+                yield item, {**batch_inputs(item), "num_supervised": total}
+
+    def _windows(self, skip: int) -> Iterator[list[Batch]]:
+        """The micro-batches of one step after the other."""
         window: list[Batch] = []
-        for batch in self._maker.batches(list(self.sampler)[skip:]):
-            window.append(batch)
-            if len(window) == self.sampler.accumulation:
-                total = self._total_over_ranks(sum(len(item.loss_index) for item in window))
-                for item in window:
-                    yield item, {**batch_inputs(item), "num_supervised": total}
-                window = []
+        try:
+            for batch in self._maker.batches(list(self.sampler)[skip:]):
+                window.append(batch)
+                if len(window) == self.sampler.accumulation:
+                    yield window
+                    window = []
+        except Exception:
+            self.upcoming.append(DATA_FAILED)
+            raise
 
     def close(self) -> None:
         """Ends the worker processes."""

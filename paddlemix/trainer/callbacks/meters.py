@@ -20,7 +20,7 @@ class Meters:
 
     Args:
         tokens_seen: tokens trained on so far by all processes, padding not counted.
-        positions: what the positions of this process held so far.
+        positions: what the positions of all processes held so far.
         take_norm: norm of the last step's gradient, None where it is not known.
     """
 
@@ -78,13 +78,12 @@ class StepReport:
 
         Returns:
             `grad_norm` (before clipping, of the last step; left out where it is not known), `tokens_per_second` (of all
-            processes, without padding and pauses), `image_token_share` and `padding_share` (0..1, of this process),
-            `memory_gib` (peak), `eta_seconds`.
+            processes, without padding and pauses), `image_token_share` and `padding_share` (0..1, of all processes),
+            `memory_gib` (peak of this process), `eta_seconds`.
         """
         now = time.monotonic()
         # Pauses are left out of the speed but not of the time left: evaluations and checkpoints will come again.
         seconds = max(now - self._last - self._paused, 1e-9)
-        # Tokens are those of all processes, positions those of this one: asking the others would stop the step.
         tokens, positions = float(self._meters.tokens_seen()), self._meters.positions().since(self._positions)
         # Taken even where it is not shown, so that the next report does not get an old one.
         norm = self._meters.take_norm()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
@@ -14,20 +15,28 @@ from paddlemix.trainer.resuming.best_checkpoint import best_metric, is_better
 
 # SIGHUP comes when a terminal or a connection closes; systems other than Unix have none.
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
+_SAME_SIGNAL = 5  # seconds
 
 
 class StopOnSignal(TrainerCallback):
-    """Saves a checkpoint and ends the run in order on SIGTERM, SIGHUP or Ctrl-C; a second signal ends it at once.
+    """Saves a checkpoint and ends the run in order on SIGTERM, SIGHUP or Ctrl-C; a later signal ends it at once.
 
-    A signal that the process was started with as ignored stays ignored: a background job of
-    a script is not ended by the terminal's Ctrl-C.
+    Repeats within five seconds are the same signal: Paddle's launcher sends SIGTERM three times, 0.2 seconds apart.  A
+    signal that the process was started with as ignored stays ignored: a background job of a script is not ended by the
+    terminal's Ctrl-C.
+
+    Args:
+        clock: seconds, from any beginning.
 
     Attributes:
-        received: the signal that came, None while there was none.
+        received: the signal that came to this process, None while there was none.
+        decided: returns the signal that ends the run, None for none; of several processes all know the same.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.received: int | None = None
+        self.decided: Callable[[], int | None] = lambda: self.received
+        self._clock, self._since = clock, 0.0
         self._before: dict[int, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -41,13 +50,20 @@ class StopOnSignal(TrainerCallback):
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         # A handler may run between any two instructions, so it only notes the signal; the step's end acts on it.
-        self.received = number
-        self.restore()
-        logger.warning("%s: saving after this step, then ending (again: end at once)", signal.Signals(number).name)
+        name, now = signal.Signals(number).name, self._clock()
+        if self.received is None:
+            self.received, self._since = number, now
+            logger.warning(
+                "%s: saving after this step, then ending (again after %d s: end at once)", name, _SAME_SIGNAL
+            )
+        elif now - self._since > _SAME_SIGNAL:
+            self.restore()
+            logger.warning("%s again: ending at once", name)
+            signal.raise_signal(number)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Asks the loop to save and stop."""
-        if self.received is not None:
+        if self.decided() is not None:
             control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

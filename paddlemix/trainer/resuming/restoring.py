@@ -31,7 +31,7 @@ def _load(trainer: Any, checkpoint: Path) -> int:
     values = read_json(checkpoint / STATE_FILE)
     load_weights(trainer.model.model, checkpoint, trainer.layout)
     trainer.own_checkpoints = own_checkpoints(checkpoint, Path(trainer.config.output_dir))
-    trainer.tokens_seen, trainer.evaluations = values["tokens_seen"], values.get("evaluations", [])
+    trainer.exchange.tokens_seen, trainer.evaluations = values["tokens_seen"], values.get("evaluations", [])
     # Otherwise optimiser, schedule and scale start fresh, on the checkpoint's weights.
     if not trainer.config.ignore_load_lr_and_optim:
         load_optimizer(trainer, checkpoint)

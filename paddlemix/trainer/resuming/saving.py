@@ -133,7 +133,7 @@ def _state_values(trainer: Any) -> dict[str, Any]:
         "global_step": trainer.state.global_step,
         "schedule": trainer.lr_scheduler.state_dict(),
         "scaler": {key: np.asarray(value).tolist() for key, value in scaler.items()},
-        "tokens_seen": trainer.tokens_seen,
+        "tokens_seen": trainer.exchange.tokens_seen,
         "evaluations": trainer.evaluations,
         "own_checkpoints": trainer.own_checkpoints,
         "recipe": recipe_values(trainer.config, trainer.args.dataset_world_size),

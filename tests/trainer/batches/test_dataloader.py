@@ -62,13 +62,40 @@ def test_every_micro_batch_knows_the_tokens_of_its_whole_step(world: World, toke
     assert sorted(sources) == sorted(data.sample(index).source for index in range(len(data)))
 
 
-def test_counts_are_summed_over_processes(world: World, tokenizer: Tokenizer) -> None:
-    data = dataset(world, tokenizer)
-    sampler = EpochBatchSampler(len(data), 2, 2, 7)
-    plain, summed = BatchLoader(data, sampler, SETTINGS), BatchLoader(data, sampler, SETTINGS, lambda count: 3 * count)
-    for one, three in zip(plain, summed, strict=True):
-        assert one is not None and three is not None
-        assert three["num_supervised"] == 3 * one["num_supervised"]
+class Told:
+    """The other processes, of whom there are none: notes what they would be told."""
+
+    def __init__(self) -> None:
+        self.errors: list[Exception] = []
+
+    def data_failed(self, error: Exception) -> None:
+        self.errors.append(error)
+
+
+def test_with_other_processes_the_next_steps_tokens_are_known_before_a_step_ends(
+    world: World, tokenizer: Tokenizer
+) -> None:
+    data, told = dataset(world, tokenizer), Told()
+    alone = [batch["num_supervised"] for batch in loader(data) if batch]
+    batches = BatchLoader(data, EpochBatchSampler(len(data), 2, 2, 7), SETTINGS, told)
+    for number, batch in enumerate(batches):
+        assert batch is not None and batch["num_supervised"] == alone[number]
+        ends = number % 2 == 1
+        if ends:
+            assert list(batches.upcoming) == alone[number + 1 : number + 2]
+    assert not batches.upcoming and not told.errors
+
+
+def test_other_processes_are_told_in_time_that_the_next_steps_data_failed(
+    world: World, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    data, told = dataset(world, tokenizer, with_a_cut_picture(world, tmp_path)), Told()
+    batches = BatchLoader(data, EpochBatchSampler(len(data), 1, 2, 7), SETTINGS, told)
+    seen = []
+    with pytest.raises(UserError, match="record 8"):
+        for _ in batches:
+            seen.append(list(batches.upcoming))
+    assert len(seen) % 2 == 0 and seen[-1] == [-1] and len(told.errors) == 1
 
 
 def test_text_only_batches_have_no_picture_and_tokens_exclude_padding(world: World, tokenizer: Tokenizer) -> None:
@@ -105,13 +132,19 @@ def test_going_on_at_a_step_gives_the_rest(world: World, tokenizer: Tokenizer, s
         assert_same(one, other)
 
 
-def test_worker_processes_give_the_same_batches_and_errors(world: World, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def with_a_cut_picture(world: World, folder: Path) -> Path:
+    """The training data with a picture in record 8 whose header is whole and whose pixels are not."""
     records = json.loads((world.data / "train.json").read_text(encoding="utf-8"))
-    cut = tmp_path / "cut.png"
-    cut.write_bytes(world.picture.read_bytes()[:200])  # its header is whole, its pixels are not
+    cut = folder / "cut.png"
+    cut.write_bytes(world.picture.read_bytes()[:200])
     records[8]["image"] = str(cut)
-    path = tmp_path / "train.json"
+    path = folder / "train.json"
     path.write_text(json.dumps(records), encoding="utf-8")
+    return path
+
+
+def test_worker_processes_give_the_same_batches_and_errors(world: World, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = with_a_cut_picture(world, tmp_path)
     messages, batches = [], []
     for workers in (0, 2):
         data = dataset(world, tokenizer, path)
@@ -125,7 +158,7 @@ def test_worker_processes_give_the_same_batches_and_errors(world: World, tokeniz
         messages.append(str(caught.value))
         batches.append(found)
     assert messages[0] == messages[1]
-    assert f"{path} record 8: image '{cut}' is broken" in messages[0] and "\n" not in messages[0]
+    assert f"{path} record 8: image '{tmp_path / 'cut.png'}' is broken" in messages[0] and "\n" not in messages[0]
     assert len(batches[0]) == list(np.concatenate(list(EpochBatchSampler(12, 1, 1, 7)))).index(8)
     for one, other in zip(*batches, strict=True):
         assert_same(one, other)

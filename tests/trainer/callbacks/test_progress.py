@@ -10,7 +10,6 @@ import types
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import paddle
 import pytest
 from paddle import nn
@@ -20,7 +19,6 @@ from paddlemix.processors.text.example_text import Style
 from paddlemix.trainer.batches.dataloader import PositionCounts
 from paddlemix.trainer.callbacks.meters import Meters, StepReport
 from paddlemix.trainer.callbacks.progress import describe_report, shows_bar
-from paddlemix.trainer.optim import MeasuredNorm, gradient_clip
 from paddlemix.trainer.recipe import run_recipe
 from paddlemix.trainer.reports import trackers
 from paddlemix.trainer.reports.start import describe_sample
@@ -128,67 +126,6 @@ def test_a_recipe_for_several_cards_measures_the_norm_on_one(world: World, tmp_p
         run_recipe(world.config(out, max_steps=2, sharding=sharding))
         norms.append(reports(out, "grad_norm"))
     assert norms[0] == norms[1] and sorted(norms[0]) == [1, 2]
-
-
-@pytest.mark.parametrize("scale", [1e-4, 10.0])
-def test_clipping_is_paddles_bit_for_bit_and_keeps_the_norm(scale: float) -> None:
-    found = []
-    for clip in (nn.ClipGradByGlobalNorm(0.5), MeasuredNorm(0.5)):
-        layer = layer_with_gradients(scale)
-        gradients = [parameter.grad.numpy() for parameter in layer.parameters()]
-        optimizer = paddle.optimizer.SGD(0.1, parameters=layer.parameters(), grad_clip=clip)
-        optimizer.step()
-        found.append([parameter.numpy().tobytes() for parameter in layer.parameters()])
-    assert found[0] == found[1]
-    wanted = np.sqrt(sum((gradient.astype("float64") ** 2).sum() for gradient in gradients))
-    assert clip.take() == pytest.approx(wanted, rel=1e-6)
-    assert clip.take() is None  # of that step, once
-
-
-def test_without_a_limit_the_norm_is_measured_and_nothing_clipped() -> None:
-    found = []
-    measured = gradient_clip(0.0, is_sharded=False)
-    for clip in (None, measured):
-        layer = layer_with_gradients(10.0)
-        paddle.optimizer.SGD(0.1, parameters=layer.parameters(), grad_clip=clip).step()
-        found.append([parameter.numpy().tobytes() for parameter in layer.parameters()])
-    assert found[0] == found[1]
-    assert measured.take() > 1
-
-
-def test_the_norm_is_free_of_the_loss_scale() -> None:
-    norms = []
-    for scale in (1.0, 1024.0):
-        layer, scaler = layer_with_gradients(0.0), paddle.amp.GradScaler(init_loss_scaling=scale)
-        layer.clear_gradients()
-        clip = MeasuredNorm(1.0)
-        optimizer = paddle.optimizer.SGD(0.1, parameters=layer.parameters(), grad_clip=clip)
-        scaler.scale(layer(paddle.ones([3, 5])).square().sum()).backward()
-        scaler.step(optimizer)
-        norms.append(clip.take())
-    assert norms[0] == pytest.approx(norms[1], rel=1e-6)
-
-
-def test_squares_of_narrow_gradients_are_summed_in_float32() -> None:
-    """Their sum, 1.44 million, is infinite in float16."""
-    gradients = [paddle.full([4, 4], 300.0, dtype="float16")]
-    norm = MeasuredNorm(None).measure(gradients)
-    assert norm is not None and float(norm) == pytest.approx(1200.0)
-
-
-def test_a_norm_that_is_known_is_not_measured_again() -> None:
-    layer, clip = layer_with_gradients(1.0), MeasuredNorm(1.0)
-    before = [parameter.grad.numpy() for parameter in layer.parameters()]
-    clip.use(paddle.full([], 2.0), 2.0)
-    clip([(parameter, parameter.grad) for parameter in layer.parameters()])
-    after = [parameter.grad.numpy() for parameter in layer.parameters()]
-    assert all(np.array_equal(new, old * np.float32(0.5)) for new, old in zip(after, before, strict=True))
-    assert clip.take() == 2.0
-
-
-def test_fleets_own_clipping_is_left_to_sharded_runs() -> None:
-    assert type(gradient_clip(1.0, is_sharded=True)) is nn.ClipGradByGlobalNorm
-    assert gradient_clip(0.0, is_sharded=True) is None
 
 
 # ---- before the first step ----

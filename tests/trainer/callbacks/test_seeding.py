@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from paddlemix.errors import UserError
 from paddlemix.trainer.callbacks import seeding
 
 
@@ -29,3 +30,10 @@ def test_a_step_is_seeded_as_it_always_was(monkeypatch: pytest.MonkeyPatch) -> N
         args, state = SimpleNamespace(seed=seed, dataset_rank=rank), SimpleNamespace(global_step=step)
         seeding.SeedEachStep().on_step_begin(args, state, None)
     assert seeds == [0, 1_008_198, 2_146_504_125] and all(isinstance(seed, int) for seed in seeds)
+
+
+def test_more_processes_than_seeds_of_a_step_are_refused() -> None:
+    callback = seeding.SeedEachStep()
+    callback.on_train_begin(SimpleNamespace(dataset_world_size=4096), None, None)
+    with pytest.raises(UserError, match="4097 processes that read different samples are above 4096"):
+        callback.on_train_begin(SimpleNamespace(dataset_world_size=4097), None, None)

@@ -1,0 +1,71 @@
+"""What processes tell each other of a step: with one nothing is sent; with several all take the same from a table."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import paddle
+import pytest
+
+from paddlemix.parallel import collectives
+from paddlemix.parallel.layout import ALONE, Layout
+from paddlemix.trainer.batches.dataloader import PositionCounts
+from paddlemix.trainer.steps.exchange import StepExchange
+
+PAIR = Layout(world_size=2, rank=0, data_size=2, data_rank=0)
+
+
+def exchange_of(layout: Layout, upcoming: list[int]) -> tuple[StepExchange, Any]:
+    loader: Any = SimpleNamespace(counts=PositionCounts(), upcoming=upcoming)
+    return StepExchange(lambda: layout, lambda: loader), loader
+
+
+def test_one_process_sends_nothing_and_waits_for_nothing() -> None:
+    exchange, loader = exchange_of(ALONE, [])
+    loader.counts.tokens = 40
+    assert exchange.begin(paddle.full([], 2.0)) is None and exchange.supervised(7) == 7
+    exchange.tokens_seen = 100
+    loader.counts.tokens = 45
+    assert exchange.tokens_seen == 105
+    exchange.received = lambda: 15
+    assert exchange.stop == 15
+    with pytest.raises(OSError, match="full"), exchange.held():
+        raise OSError("the disk is full")
+    exchange.settle()
+
+
+def test_several_take_the_same_from_all_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other process has the loss 6, received signal 15, and 30 supervised tokens next."""
+    exchange, loader = exchange_of(PAIR, [20])
+    loader.counts = PositionCounts(positions=64, tokens=50, visual=8)
+    other = np.array([6.0, 15, 0, 30, 64, 40, 0], dtype=np.float32)
+    monkeypatch.setattr(
+        "paddlemix.trainer.steps.exchange.gathered_tensor",
+        lambda own: paddle.stack([own, paddle.to_tensor(other)]),
+    )
+    messages = exchange.begin(paddle.full([], 2.0))
+    assert messages is not None
+    assert exchange.end(messages.numpy()).tolist() == [2.0, 6.0]
+    assert exchange.stop == 15
+    assert exchange.counts == PositionCounts(positions=128, tokens=90, visual=8) and exchange.tokens_seen == 90
+    assert exchange.supervised(20) == 50
+    exchange.tokens_seen = 1000
+    assert exchange.tokens_seen == 1000
+    message = exchange.begin(paddle.full([], 2.0))
+    assert message is not None and message.numpy()[4:7].tolist() == [0, 0, 0]  # told once
+
+
+def test_an_error_waits_for_the_next_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    exchange, _ = exchange_of(PAIR, [])
+    monkeypatch.setattr("paddlemix.trainer.steps.exchange.gathered_tensor", lambda own: paddle.stack([own, own * 0]))
+    monkeypatch.setattr(collectives, "gathered_objects", lambda value: [value, None])
+    with exchange.held():
+        raise OSError("the disk is full")
+    with exchange.held():
+        raise ValueError("and then another")
+    messages = exchange.begin(paddle.full([], 2.0))
+    assert messages is not None
+    with pytest.raises(OSError, match="full"):
+        exchange.end(messages.numpy())
