@@ -101,6 +101,14 @@ def _answers(config: RunConfig) -> list[Conflict]:
     return found
 
 
+def _kept_features(config: RunConfig) -> list[Conflict]:
+    # A process whose images are all kept would not run the tower, whose weights the others then wait for.
+    if not (config.cache_vision_features and config.sharding.startswith("stage3")):
+        return []
+    message = f'cache_vision_features cannot be used with sharding "{config.sharding}"; set sharding to stage2'
+    return [Conflict(("cache_vision_features", "sharding"), message)]
+
+
 def _data_is_there(config: RunConfig) -> list[Conflict]:
     found = []
     dataset = config.dataset or {}
@@ -220,6 +228,7 @@ RULES: tuple[Callable[[RunConfig], list[Conflict]], ...] = (
     _best_model,
     _early_stopping,
     _answers,
+    _kept_features,
     _data_is_there,
     _something_to_train,
     _rates,

@@ -38,7 +38,8 @@ class EpochBatchSampler:
     Attributes:
         epoch: which pass over the data `__iter__` and `order` return; the caller sets it.
 
-    The last step of an epoch is filled with samples from the epoch's beginning.
+    The last step of an epoch is filled with samples from the epoch's beginning.  Which samples a step has depends on
+    `batch_size` x `accumulation` x `world_size` alone, and not on its factors.
 
     Raises:
         UserError: `size` is 0.
@@ -81,13 +82,15 @@ class EpochBatchSampler:
         """int64 [len(self) * batch_size * world_size]: all ranks' samples of the current epoch, in order."""
         # A generator of its own for each epoch: nothing has to be stored to resume in the middle of one.
         random = np.random.default_rng([self.seed, self.epoch])
-        if self.lengths is not None and self.grouping != "none":
-            group = _GROUPED[self.grouping]
-            indices = group(self.lengths, self.batch_size, self.accumulation * self.world_size, random)
-        else:
-            indices = random.permutation(self.size) if self.shuffle else np.arange(self.size)
-        # `resize` repeats from the beginning, which fills the last step
         total = len(self) * self.batch_size * self.world_size
+        if self.lengths is not None and self.grouping != "none":
+            batches = self.accumulation * self.world_size
+            indices = _GROUPED[self.grouping](self.lengths, self.batch_size, batches, random)
+            # Sorted, because the order within the first step depends on the size of a batch on one rank.
+            first = np.sort(indices[: self.batch_size * batches])
+            return np.concatenate([indices, np.resize(first, total - len(indices))])
+        indices = random.permutation(self.size) if self.shuffle else np.arange(self.size)
+        # `resize` repeats from the beginning, which fills the last step
         return np.resize(indices, total)
 
 

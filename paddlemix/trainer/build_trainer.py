@@ -50,7 +50,7 @@ def build_trainer(run: Run) -> LlavaTrainer:
 def _run_data(run: Run) -> RunData:
     """The run's data with its limits, its record of skipped samples and its cache of tower features."""
     config, spec, has_tower = run.config, run.processor.image_spec, run.loaded.model.config.vision is not None
-    store = open_store(config, run.loaded.model)
+    store = open_store(config, run.loaded.model, run.layout.world_size)
     for samples in (run.train.samples if run.train else None, run.evaluation):
         if samples is not None:
             samples.features = store

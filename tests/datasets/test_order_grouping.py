@@ -96,3 +96,25 @@ def test_ranks_share_an_epoch(grouping: Grouping) -> None:
         )
         seen += [index for batch in sampler for index in batch]
     assert sorted(seen) == list(range(len(lengths)))
+
+
+@pytest.mark.parametrize("grouping", ["none", "modality", "length"])
+def test_a_step_has_the_same_samples_for_any_number_of_ranks(grouping: Grouping) -> None:
+    """Passes and ranks are interchangeable, in the last, filled step of an epoch too."""
+    lengths = np.random.default_rng(2).integers(-40, 40, 53)
+    wanted = None
+    for batch, accumulation, world in ((1, 8, 1), (1, 1, 8), (2, 4, 1), (2, 1, 4), (2, 2, 2), (8, 1, 1)):
+        ranks = [
+            EpochBatchSampler(53, batch, accumulation, 4, rank, world, grouping=grouping, lengths=lengths)
+            for rank in range(world)
+        ]
+        epochs: list[list[int]] = []
+        for epoch in range(2):
+            for sampler in ranks:
+                sampler.epoch = epoch
+            passes = [list(sampler) for sampler in ranks]
+            for start in range(0, len(passes[0]), accumulation):
+                rows = [row for own in passes for item in own[start : start + accumulation] for row in item]
+                epochs.append(sorted(rows))
+        wanted = wanted or epochs
+        assert epochs == wanted, (batch, accumulation, world)

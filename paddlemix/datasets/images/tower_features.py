@@ -34,15 +34,17 @@ class FeatureStore:
         mark: differs between towers with different features.
         limit: bytes of files; when they are reached nothing is added any more.
         shape: (P, C) of a tile's features.
+        writers: processes that add to the folder at the same time; each may fill its share of what is left.
     """
 
-    def __init__(self, directory: Path, mark: str, limit: int, shape: tuple[int, int]) -> None:
-        self.directory, self._mark, self._limit, self._shape = directory, mark, limit, shape
+    def __init__(self, directory: Path, mark: str, limit: int, shape: tuple[int, int], writers: int = 1) -> None:
+        self.directory, self._mark, self._shape = directory, mark, shape
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"the folder {directory} for vision features cannot be made: {error.strerror}") from error
         self._bytes = sum(entry.stat().st_size for folder in os.scandir(directory) for entry in _files(folder))
+        self._limit = self._bytes + (limit - self._bytes) // writers
         self._full = False
 
     def key(self, path: str, settings: ImageSettings, spec: ImageSpec) -> str:

@@ -17,8 +17,11 @@ from paddlemix.models.vision import VisionTower
 from paddlemix.trainer.batches.dataloader import Inputs
 
 
-def open_store(config: RunConfig, model: LlavaModel) -> FeatureStore | None:
+def open_store(config: RunConfig, model: LlavaModel, processes: int = 1) -> FeatureStore | None:
     """The store that a run asks for, None where it asks for none.
+
+    Args:
+        processes: of the run.
 
     Raises:
         UserError: the model has no tower, or the tower trains.
@@ -31,7 +34,7 @@ def open_store(config: RunConfig, model: LlavaModel) -> FeatureStore | None:
         raise UserError("cache_vision_features needs a tower that does not train; set vision_tower to frozen")
     folder = Path(config.vision_cache_dir) if config.vision_cache_dir else cache_directory("features")
     shape = (model.config.tokens_per_tile, model.config.vision.hidden_size)
-    return FeatureStore(folder, _mark(model.vision_tower), int(config.vision_cache_gb * 1e9), shape)
+    return FeatureStore(folder, _mark(model.vision_tower), int(config.vision_cache_gb * 1e9), shape, processes)
 
 
 def _mark(tower: VisionTower) -> str:

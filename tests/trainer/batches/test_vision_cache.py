@@ -138,6 +138,16 @@ def test_it_is_bounded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
     assert later.read("gh", 2) is None
 
 
+def test_several_writers_keep_the_bound_together(tmp_path: Path) -> None:
+    features = np.ones((1, 4, 3), dtype=np.float32)
+    make_store(tmp_path, limit=10_000).write("there", features)
+    size = next(tmp_path.rglob("*.npy")).stat().st_size
+    stores = [FeatureStore(tmp_path, "mark", 5 * size, (4, 3), writers=2) for _ in range(2)]
+    for number in range(20):
+        stores[number % 2].write(f"{number:02}x", features)
+    assert len(list(tmp_path.rglob("*.npy"))) == 5
+
+
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="for vision features cannot be made"):

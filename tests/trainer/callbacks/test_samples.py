@@ -128,6 +128,7 @@ def test_a_wrong_question_stops_before_anything_is_written(world: World, tmp_pat
         ({"sample_prompts": [{"question": "a"}]}, "sample_prompts needs sample_steps"),
         ({"eval_with_do_generation": True}, "eval_with_do_generation needs evaluations"),
         ({"sample_steps": 1, "sharding": "stage3"}, "no process has the whole model"),
+        ({"cache_vision_features": True, "sharding": "stage3"}, 'with sharding "stage3"; set sharding to stage2'),
     ],
 )
 def test_keys_that_do_not_fit(world: World, tmp_path: Path, values: dict[str, Any], message: str) -> None:
