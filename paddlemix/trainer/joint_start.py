@@ -11,17 +11,20 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 
 from paddlemix.checkpoints.identity.weight_identity import weight_files
 from paddlemix.config.schema import SPECS, RunConfig
 from paddlemix.errors import OtherProcessError, UserError
+from paddlemix.log import logger
 from paddlemix.parallel.collectives import decided_by_first, gathered_objects, own_rank, process_count, together
 from paddlemix.temporary import temporary_file
 from paddlemix.trainer.output import find_resume_point
 from paddlemix.trainer.resuming.checkpoint_check import check_checkpoint
-from paddlemix.trainer.resuming.checkpoint_folders import STATE_FILE, saved_recipe
+from paddlemix.trainer.resuming.checkpoint_folders import STATE_FILE, list_checkpoints, saved_recipe
+from paddlemix.trainer.resuming.job import Job, read_job
 from paddlemix.trainer.resuming.same_recipe import check_same_recipe
 from paddlemix.trainer.run import Run
 
@@ -45,8 +48,10 @@ def agreed_resume_point(config: RunConfig, processes: int) -> Path | None:
             does not see the first one's `output_dir` or that checkpoint.
     """
 
+    job = Job.of_all(gathered_objects(Job.of_process()))
+
     def decide() -> Path | None:
-        resume = find_resume_point(config)
+        resume = find_resume_point(_without_overwriting(config) if _is_restart(config, job) else config)
         if resume is not None:
             check_checkpoint(resume, with_optimizer=not config.ignore_load_lr_and_optim)
             check_same_recipe(resume, saved_recipe(resume), config, processes)
@@ -56,6 +61,31 @@ def agreed_resume_point(config: RunConfig, processes: int) -> Path | None:
     if config.do_train:
         _check_shared(Path(str(config.output_dir)), resume)
     return resume
+
+
+def note_job(output_dir: Path) -> None:
+    """Remembers what has started this run; called by every process when the run has its folder."""
+    job = Job.of_all(gathered_objects(Job.of_process()))
+    with together():
+        if own_rank() == 0:
+            job.write(output_dir)
+
+
+def _is_restart(config: RunConfig, job: Job) -> bool:
+    return config.do_train and job.restarts_that_of(read_job(Path(str(config.output_dir))))
+
+
+def _without_overwriting(config: RunConfig) -> RunConfig:
+    """The same run for a start that no user has made: it resumes from what the last start has saved, and removes none.
+
+    A user who starts a run may want it from scratch; a launcher that starts it again after a crash never does.
+    """
+    saved = list_checkpoints(Path(str(config.output_dir)))
+    # `resume_from_checkpoint` was where the first start resumed.
+    named = None if saved else config.resume_from_checkpoint
+    if config.overwrite_output_dir or named != config.resume_from_checkpoint:
+        logger.info("the same job has started this run before: it resumes, and overwrites nothing")
+    return replace(config, overwrite_output_dir=False, resume_from_checkpoint=named)
 
 
 def _check_shared(output_dir: Path, resume: Path | None) -> None:

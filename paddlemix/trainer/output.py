@@ -19,6 +19,7 @@ from paddlemix.launch.rank_logs import holds_rank_logs_alone
 from paddlemix.locks import locked_output
 from paddlemix.log import logger, process_rank
 from paddlemix.outputs import Output, check_output
+from paddlemix.parallel.collectives import together
 from paddlemix.processors.llava import PROCESSOR_FILE
 from paddlemix.processors.text.tokenizer import TOKENIZER_FILES
 from paddlemix.temporary import is_temporary
@@ -29,6 +30,7 @@ from paddlemix.trainer.reports.model_card import CARD_FILE, is_own_card
 from paddlemix.trainer.reports.skipped import SKIPPED_FILE
 from paddlemix.trainer.resuming.checkpoint_check import damaged
 from paddlemix.trainer.resuming.checkpoint_folders import STATE_FILE, checkpoint_folders, is_in
+from paddlemix.trainer.resuming.job import JOB_FILE
 
 RUN_CONFIG_FILE = "run_config.json"
 # what a directory is recognised by comes last, so that half a result is never taken for a model
@@ -36,7 +38,8 @@ _LAST = (CONFIG_FILE, ADAPTER_FILE)
 _WEIGHTS = (SINGLE_FILE, INDEX_FILE, "model-*-of-*.safetensors")
 _FILES = (
     *(*_LAST, *_WEIGHTS, ADAPTER_WEIGHTS, PROCESSOR_FILE, *TOKENIZER_FILES),
-    *(RUN_CONFIG_FILE, METRICS_FILE, CURVE_FILE, SAMPLES_FILE, SKIPPED_FILE, "skipped-rank*.jsonl", CARD_FILE),
+    *(RUN_CONFIG_FILE, JOB_FILE, METRICS_FILE, CURVE_FILE, SAMPLES_FILE),
+    *(SKIPPED_FILE, "skipped-rank*.jsonl", CARD_FILE),
 )
 _OWN_FILES = (*_FILES, "checkpoint-[0-9]*")
 # temporary names that only killed runs of earlier versions left; those of today tell whether anybody holds them
@@ -133,9 +136,10 @@ def sole_writer(config: RunConfig) -> Iterator[Callable[[Path | None], None]]:
             if find_resume_point(config) != resume:
                 raise UserError(f"output_dir '{output_dir}' was written by another run meanwhile; start this one again")
 
-        if writes:
-            check_output(Output("output_dir", output_dir), ())
-            check_outputs(config, None, own_folder=True)
+        with together():
+            if writes:
+                check_output(Output("output_dir", output_dir), ())
+                check_outputs(config, None, own_folder=True)
             if held_from_start:
                 stack.enter_context(locked_output(output_dir, "output_dir"))
         yield take

@@ -11,7 +11,6 @@ Pretraining, full fine-tuning and LoRA differ in the configuration alone.
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 from paddlemix.checkpoints.files.joint_writing import joint_directory, write_files
@@ -30,7 +29,7 @@ from paddlemix.trainer.build_trainer import build_trainer
 from paddlemix.trainer.callbacks.progress import CURVE_FILE, METRICS_FILE, draw_loss_curve
 from paddlemix.trainer.callbacks.samples import SAMPLES_FILE, sample_prompts
 from paddlemix.trainer.checks import check_devices, check_flat_buffers, check_steps, check_task, process_count
-from paddlemix.trainer.joint_start import agreed_resume_point, check_same_run
+from paddlemix.trainer.joint_start import agreed_resume_point, check_same_run, note_job
 from paddlemix.trainer.output import begin_output, continues_in, publishing, sole_writer
 from paddlemix.trainer.output_guard import check_run_pictures
 from paddlemix.trainer.processes import Processes, begin_processes
@@ -60,10 +59,9 @@ def run_recipe(config: RunConfig) -> dict[str, float]:
     device = _check(config)
     processes = begin_processes(config, device)
     # From here on an error of one process ends all of them, at the end of the block in which it occurs.
-    with contextlib.ExitStack() as held:
-        with together():
-            check_data_files(config)
-            take_folder = held.enter_context(sole_writer(config))
+    with together():
+        check_data_files(config)
+    with sole_writer(config) as take_folder:
         resume = agreed_resume_point(config, processes[1].data_size)
         # Before the model: a new projector and new adapters are drawn from here.
         set_seed(config.seed)
@@ -140,6 +138,7 @@ def _train(run: Run, resume: Path | None) -> dict[str, float]:
         if process_rank() == 0:
             begin_output(run.config, resume)
         trainer = build_trainer(run)
+    note_job(run.output_dir)
     if run.inputs is not None:
         run.inputs.start()
     try:

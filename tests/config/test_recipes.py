@@ -104,6 +104,15 @@ def test_the_list_of_recipes_is_complete() -> None:
     assert all(f"`{name}`" in documented for name in SHIPPED)
 
 
+def test_no_shipped_recipe_deletes_checkpoints() -> None:
+    """A cluster may start the command of a job again at any time; then it has to resume."""
+    files = list(RECIPES.parent.rglob("*.json"))
+    recipes = [
+        values for path in files if (values := json.loads(path.read_text(encoding="utf-8"))) and "output_dir" in values
+    ]
+    assert len(recipes) >= 40 and not any(values.get("overwrite_output_dir") for values in recipes)
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_recipes_load_without_warnings(name: str) -> None:
     config = load_config(RECIPES / name)

@@ -140,7 +140,10 @@ def check_same_recipe(checkpoint: Path, saved: dict[str, Any], config: RunConfig
         return
     text = f"{checkpoint} was saved by a run with other settings: {'; '.join(changed)}"
     if not config.allow_changed_recipe:
-        raise UserError(f"{text}. Set them back, choose another output_dir, or set allow_changed_recipe true")
+        raise UserError(
+            f"{text}. Set them back, choose another output_dir, set overwrite_output_dir true to start over, or "
+            "allow_changed_recipe true to go on with other settings"
+        )
     logger.warning(text)
 
 
