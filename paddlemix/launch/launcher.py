@@ -94,6 +94,8 @@ def launch(job: Job, environment: Mapping[str, str]) -> int:
             # The first process's word about the user's input is on the screen already, as if it were alone.
             if end.failure is not None and (end.failure.rank or nodes.node or not end.failure.is_final):
                 _report_failure(end.failure)
+            if end.result_log is not None:
+                sys.stderr.write("".join(f"{line}\n" for line in _end_of(end.result_log)))
             if not end.is_again:
                 break
             restart += 1
@@ -158,8 +160,12 @@ def _report_failure(failure: Failure) -> None:
     who = "" if failure.rank is None else f"rank {failure.rank} failed first, at {when}: "
     lines = [f"error: {who}{failure.message}"]
     # A fault of the user's input is told whole by its message.
-    tail = end_of_log(failure.log) if failure.rank and not failure.is_final else []
-    if tail:
-        lines += [f"the end of {_shown(Path(failure.log))}:", *(f"  {line}" for line in tail)]
+    if failure.rank and not failure.is_final:
+        lines += _end_of(Path(failure.log))
     sys.stderr.write("\n".join(lines) + "\n")
     sys.stderr.flush()
+
+
+def _end_of(log: Path) -> list[str]:
+    tail = end_of_log(str(log))
+    return [f"the end of {_shown(log)}:", *(f"  {line}" for line in tail)] if tail else []

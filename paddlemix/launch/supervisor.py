@@ -56,12 +56,14 @@ class End:
     Args:
         status: of the launcher, unless it starts again.
         failure: the first one; None where all ended as they should.
+        result_log: of the process whose result the status is, where that is not shown.
         is_again: whether the run starts again.
     """
 
     status: int
     failure: Failure | None = None
     is_again: bool = False
+    result_log: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -271,10 +273,13 @@ class Attempt:
             return End(128 + self._stop)
         if self._first is not None:
             return End(self._first.status, self._first, self._is_again and self._stop is None)
-        codes = [worker.code for worker in self._workers]
-        if self._stop is not None and any(codes):
+        told = [worker for worker in self._workers if worker.code]
+        if self._stop is not None and told:
             return End(128 + self._stop)
-        return End(next((code for code in codes if code), 0) or 0)
+        if not told:
+            return End(0)
+        is_hidden = told[0].rank > 0 and told[0].code in self.results
+        return End(told[0].code or 0, result_log=told[0].log if is_hidden else None)
 
 
 def _drain(relay: Relay) -> None:

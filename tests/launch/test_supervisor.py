@@ -55,8 +55,9 @@ def test_the_rank_that_failed_is_shown_and_the_others_end(run_here, capfd, step,
 
 
 def test_a_status_that_is_a_result_is_no_failure(run_here, capfd):
-    assert run_here({"1": ["leave"], "*": ["say"]}, results=(7,)) == 7
-    assert not ranks_of(capfd.readouterr().err)
+    assert run_here({"1": ["say", "leave"], "*": ["say"]}, results=(7,)) == 7
+    told = capfd.readouterr().err
+    assert not ranks_of(told) and "  answer of 1\n" in told
 
 
 def test_a_failure_of_the_first_rank_is_on_the_screen_already(run_here, capfd):
