@@ -6,8 +6,9 @@ Source of the normalisation: Zhang and Sennrich 2019, "Root Mean Square Layer No
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import paddle
 from paddle import nn
@@ -49,10 +50,38 @@ def linear(in_features: int, out_features: int, std: float, bias: bool = False) 
     )
 
 
+# Forward hooks may be what makes a layer's weights whole for as long as it runs: several processes that share one model
+# hold parts of them.  So a layer that has hooks is called, or its weights are used between its hooks.
+
+
 def apply_linear(layer: nn.Layer, inputs: paddle.Tensor) -> paddle.Tensor:
     """layer(inputs), [..., in] -> [..., out]."""
     # A call of a layer costs as much as a small product; one with an adapter or quantised weights is called.
-    return formulas.linear(inputs, layer.weight, layer.bias) if type(layer) is nn.Linear else layer(inputs)
+    return formulas.linear(inputs, layer.weight, layer.bias) if _is_open(layer) else layer(inputs)
+
+
+def between_hooks(layer: nn.Layer, compute: Callable[[paddle.Tensor], Any], inputs: paddle.Tensor) -> Any:
+    """compute(inputs) in place of layer.forward(inputs), between the layer's forward hooks, as if it had been called.
+
+    Args:
+        compute: may use the layer's weights, and `layer.forward`, but not call the layer.
+
+    Returns:
+        What `compute` returns, a tensor or a tuple of some, as the hooks pass it on.
+    """
+    for hook in list(layer._forward_pre_hooks.values()):
+        changed = hook(layer, (inputs,))
+        inputs = inputs if changed is None else changed[0]
+    outputs = compute(inputs)
+    for hook in list(layer._forward_post_hooks.values()):
+        changed = hook(layer, (inputs,), outputs)
+        outputs = outputs if changed is None else changed
+    return outputs
+
+
+def _is_open(layer: nn.Layer) -> bool:
+    """Whether a layer is a plain linear one whose weight may be used without calling it."""
+    return type(layer) is nn.Linear and not layer._forward_pre_hooks and not layer._forward_post_hooks
 
 
 class RMSNorm(nn.Layer):
@@ -111,4 +140,4 @@ def swiglu_linear(layer: nn.Layer, gate: paddle.Tensor, up: paddle.Tensor) -> pa
 
 def _is_product(layer: nn.Layer) -> bool:
     """Whether a layer is the product with its weight and nothing else."""
-    return type(layer) is nn.Linear and layer.bias is None
+    return _is_open(layer) and layer.bias is None

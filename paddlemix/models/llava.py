@@ -11,9 +11,10 @@ from paddle import nn
 
 from paddlemix.models.configuration import LlavaConfig, projector_depth
 from paddlemix.models.decoder import Decoder
+from paddlemix.models.kernels import formulas
 from paddlemix.models.kernels.operators import take_rows
 from paddlemix.models.kv_cache import KVCache
-from paddlemix.models.layers import apply_linear, linear, normal
+from paddlemix.models.layers import apply_linear, between_hooks, linear, normal
 from paddlemix.models.vision import VisionTower
 
 
@@ -116,11 +117,25 @@ class LlavaModel(nn.Layer):
             rows.append(self.image_newline.astype(embeds.dtype).unsqueeze(0))
         return take_rows(paddle.concat(rows), merge_index).reshape([batch, length, width])
 
+    @property
+    def output_layer(self) -> nn.Layer:
+        """The layer whose weight `logits` multiplies by: the embedding where the two are tied."""
+        return self.language_model.embed_tokens if self.config.text.tie_word_embeddings else self.lm_head
+
     def logits(self, hidden_states: paddle.Tensor) -> paddle.Tensor:
         """[..., D] -> scores over the vocabulary [..., V]."""
+        return between_hooks(self.output_layer, self.scores, hidden_states)
+
+    def scores(self, hidden_states: paddle.Tensor) -> paddle.Tensor:
+        """As `logits`, for use between the hooks of `output_layer`, see `between_hooks`."""
+        layer = self.output_layer
         if self.config.text.tie_word_embeddings:
-            return paddle.matmul(hidden_states, self.language_model.embed_tokens.weight, transpose_y=True)
-        return apply_linear(self.lm_head, hidden_states)
+            return paddle.matmul(hidden_states, layer.weight, transpose_y=True)
+        return (
+            formulas.linear(hidden_states, layer.weight, layer.bias)
+            if type(layer) is nn.Linear
+            else layer.forward(hidden_states)
+        )
 
     def output_weights(self) -> list[paddle.Tensor]:
         """The parameters that `logits` reads."""

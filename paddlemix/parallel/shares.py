@@ -22,7 +22,7 @@ import paddle
 
 MASTER = "master_weight"  # kind of the float32 copy of a weight in half precision
 FACTORS = ("beta1_pow_acc", "beta2_pow_acc")  # kinds that are one number of a weight
-_SLICE = "slice@"
+SLICE = "slice@"  # begins the name of a slice among the optimiser's parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ def make_states(adamw: Any, weight: paddle.Tensor) -> None:
     owner, held = weight, getattr(weight, "fw_storage", None)
     if held is not None:
         # As stage3 does in each step: a parameter over the slice's numbers, under its name.
-        owner = paddle.base.framework.EagerParamBase(shape=held.shape, dtype=held.dtype, name=_SLICE + weight.name)
+        owner = paddle.base.framework.EagerParamBase(shape=held.shape, dtype=held.dtype, name=SLICE + weight.name)
         held._share_buffer_to(owner)
     block = paddle.static.default_main_program().global_block()
     adamw._create_accumulators(block, [owner])
@@ -99,7 +99,7 @@ def states_of(adamw: Any, weight: paddle.Tensor) -> dict[str, paddle.Tensor]:
     """
     # Also while stage3 has gathered the weight, when there is no slice of it: the states stay slices.
     sliced = hasattr(weight, "fw_storage")
-    key = _SLICE + weight.name if sliced else weight.name
+    key = SLICE + weight.name if sliced else weight.name
     master = adamw._master_weights.get(key)
     kept = key if master is None else master.name
     states = {kind: by_name[kept] for kind, by_name in adamw._accumulators.items() if kept in by_name}

@@ -80,7 +80,9 @@ class QuantizedLinear(nn.Layer):
             raise ValueError(f"array '{name}' is {array.dtype} {list(array.shape)}, expected {expected}")
         if self.kind == "nf4" and name == "weight_codes":
             array = np.ascontiguousarray(array).view(np.int16)  # four weights are looked up at once
-        self.register_buffer(name, paddle.to_tensor(np.ascontiguousarray(array)))
+        codes = paddle.to_tensor(np.ascontiguousarray(array))
+        codes.no_sync = True  # read from the same file by every process; gloo and NCCL cannot send int16
+        self.register_buffer(name, codes)
         self.group.forget()
 
     def stored(self, name: str) -> np.ndarray:

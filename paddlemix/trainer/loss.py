@@ -19,6 +19,7 @@ from paddle.autograd import PyLayer
 from paddlemix.models.kernels import cpu, cpu_library
 from paddlemix.models.kernels.cached_constants import cached_range
 from paddlemix.models.kernels.operators import on_cpu, row_sums
+from paddlemix.models.layers import between_hooks
 from paddlemix.models.llava import LlavaModel
 
 _LOGITS_AT_ONCE, _LOGITS_WITHOUT_GRADIENT, _LOGITS_OFF_CPU = 2**24, 2**22, 2**26  # see `head_rows_at_once`
@@ -73,11 +74,21 @@ class LossModel(nn.Layer):
             NaN make the sum NaN.
         """
         embeds, decoder = self.model.embed(**inputs), self.model.language_model
-        if not len(loss_index):  # nothing to learn, but every weight gets its gradient of zeros
-            rows = decoder(embeds, position_ids, segment_ids)[:, 0]
-            return self.model.logits(rows).astype("float32").sum() * 0.0, paddle.zeros([], dtype="int64")
+        # Nothing to learn: the same way for position 0, times zero, because every weight needs its gradient of zeros.
+        learns = len(loss_index) > 0
+        if not learns:
+            loss_index, loss_targets = (paddle.zeros([1], dtype="int64") for _ in range(2))
         # The last decoder layer computes the supervised positions alone.
         supervised = decoder(embeds, position_ids, segment_ids, output_index=loss_index)
+        # One call for all parts: processes that share the output layer's weight make the same calls, however many
+        # positions each has.
+        loss_sum, right = between_hooks(
+            self.model.output_layer, lambda hidden: self._summed_loss(hidden, loss_targets), supervised
+        )
+        return (loss_sum, right) if learns else (loss_sum * 0.0, right * 0)
+
+    def _summed_loss(self, supervised: paddle.Tensor, targets: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """[S, D] and int64 [S] -> summed loss and right guesses, between the hooks of the output layer."""
         weights = [weight for weight in self.model.output_weights() if not weight.stop_gradient]
         # How the gradient of the output layer is computed:
         #   frozen, or no gradient wanted     not at all
@@ -90,8 +101,8 @@ class LossModel(nn.Layer):
             total = paddle.zeros(plain.shape, dtype="float32")
         adds_parts = bool(weights) and total is None
         rows_at_once = head_rows_at_once(self.model.config.text.vocab_size, adds_parts, on_cpu(supervised))
-        head = _Head(self.model.logits, rows_at_once, with_gradient, plain, total)
-        return _SummedCrossEntropy.apply(supervised, loss_targets, head, *weights)
+        head = _Head(self.model.scores, rows_at_once, with_gradient, plain, total)
+        return _SummedCrossEntropy.apply(supervised, targets, head, *weights)
 
     def _plain_head(self) -> paddle.Tensor | None:
         """The output layer's weight, where its logits and gradients are products with it and no more."""

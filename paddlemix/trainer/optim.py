@@ -16,6 +16,7 @@ from paddle import nn
 
 from paddlemix.config.schema import RunConfig
 from paddlemix.parallel.layout import ALONE, Layout
+from paddlemix.parallel.shares import SLICE
 from paddlemix.peft.settings import MAGNITUDE
 from paddlemix.trainer.steps.clipping import MeasuredNorm
 from paddlemix.trainer.steps.step_losses import StepLosses
@@ -77,7 +78,8 @@ def build_optimizer(
         epsilon=config.adam_epsilon,
         parameters=parameters,
         weight_decay=config.weight_decay,
-        apply_decay_param_fun=lambda name: name not in without_decay,
+        # Sharding stage 3 gives the optimiser this process's slice of a parameter, under a name of its own.
+        apply_decay_param_fun=lambda name: name.removeprefix(SLICE) not in without_decay,
         grad_clip=MeasuredNorm(config.max_grad_norm if config.max_grad_norm > 0 else None, layout, losses),
         multi_precision=keeps_master_weights(config),
     )

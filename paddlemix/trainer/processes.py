@@ -1,4 +1,4 @@
-"""How a run begins: its processes find each other, before anything is read.
+"""The processes of a run: how they find each other, before anything is read, and how they train one model together.
 
 PaddleNLP's `TrainingArguments` does it: making them starts the process group, and Fleet where something is shared.
 This comes first because a process that waits for another one's model or data would reach the limit for joining, which
@@ -17,7 +17,8 @@ from paddle.distributed import fleet
 
 from paddlemix.config.schema import RunConfig, trainer_keys
 from paddlemix.parallel.layout import ALONE, Layout, Stage
-from paddlemix.trainer.paddlenlp_trainer import TrainingArguments
+from paddlemix.parallel.stage3 import shard_weights
+from paddlemix.trainer.paddlenlp_trainer import Trainer, TrainingArguments
 from paddlemix.trainer.reports.trackers import TrackedArguments
 
 Processes = tuple[TrainingArguments, Layout]
@@ -35,7 +36,10 @@ def begin_processes(config: RunConfig, device: str) -> Processes:
     """
     with _groups_in_turn() if device == "cpu" else contextlib.nullcontext():
         arguments = TrackedArguments(**_argument_values(config, device))
-    return arguments, _layout(arguments)
+    layout = _layout(arguments)
+    # Zeroed gradients would stay in memory while the next activations are made.  Stages 2 and 3 clear their own.
+    arguments.release_grads = layout.stage not in ("stage2", "stage3")
+    return arguments, layout
 
 
 def _argument_values(config: RunConfig, device: str) -> dict[str, Any]:
@@ -50,7 +54,8 @@ def _argument_values(config: RunConfig, device: str) -> dict[str, Any]:
         "resume_from_checkpoint": None,
         "ignore_load_lr_and_optim": False,  # PaddleNLP would start counting steps at 0
         "overwrite_output_dir": True,
-        "release_grads": True,  # zeroed ones would stay in memory while the next activations are made
+        # Every trained weight has a gradient, also in a batch of texts alone; looking for those without one takes time.
+        "ddp_find_unused_parameters": bool(config.ddp_find_unused_parameters),
         "logging_dir": config.logging_dir or os.path.join(str(config.output_dir), "logs"),
     }
 
@@ -94,3 +99,28 @@ def _layout(arguments: TrainingArguments) -> Layout:
         stage=stage,
         sharding_group=fleet.get_hybrid_communicate_group().get_sharding_parallel_group() if stage else None,
     )
+
+
+class SharingTrainer(Trainer):
+    """PaddleNLP's loop over a model that several processes may train together.
+
+        layout                       what is trained
+        one process                  the model itself
+        data parallel                `paddle.DataParallel`, by PaddleNLP
+        sharding stages 1 and 2      with Fleet's optimiser or `GroupShardedStage2`, by PaddleNLP
+        sharding stage 3             `parallel.stage3.Stage3`
+
+    Attributes:
+        layout: which process of the run this is.
+    """
+
+    layout: Layout = ALONE
+    optimizer: Any
+
+    def _wrap_model(self, model: Any, training: bool = True) -> Any:
+        """PaddleNLP's stage 3 needs the whole model on every card first, and keeps frozen weights there."""
+        if self.layout.stage != "stage3":
+            return super()._wrap_model(model, training)
+        master_grad = self.amp_dtype if self.args.amp_master_grad else None
+        model, self.optimizer = shard_weights(model, self.optimizer, self.layout, master_grad)
+        return model

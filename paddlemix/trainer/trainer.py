@@ -12,14 +12,14 @@ from paddlemix.config.schema import RunConfig
 from paddlemix.datasets.batches import RowDataset
 from paddlemix.errors import UserError
 from paddlemix.log import logger
-from paddlemix.parallel.layout import ALONE
 from paddlemix.trainer.answers.answering import AnswerScores
 from paddlemix.trainer.batches.dataloader import BatchLoader, Inputs, model_inputs
 from paddlemix.trainer.callbacks.meters import Meters, StepReport
 from paddlemix.trainer.evaluator import EvaluationShare, Evaluator, Scores
 from paddlemix.trainer.loss import LossModel
 from paddlemix.trainer.optim import build_optimizer, build_schedule, set_learning_rates
-from paddlemix.trainer.paddlenlp_trainer import Trainer, TrainerState, TrainingArguments
+from paddlemix.trainer.paddlenlp_trainer import TrainerState, TrainingArguments
+from paddlemix.trainer.processes import SharingTrainer
 from paddlemix.trainer.resuming.best_checkpoint import best_checkpoint, best_metric
 from paddlemix.trainer.resuming.checkpoint_check import check_best
 from paddlemix.trainer.resuming.checkpoint_folders import PROGRESS_FILE, completed_steps, own_checkpoints
@@ -35,7 +35,7 @@ from paddlemix.trainer.steps.loss_scale import StepScaler
 from paddlemix.trainer.steps.step_losses import StepLosses, broken_weight
 
 
-class LlavaTrainer(Trainer):
+class LlavaTrainer(SharingTrainer):
     """Trains a LossModel.
 
     Args:
@@ -65,7 +65,6 @@ class LlavaTrainer(Trainer):
         self.rows, self.skips, self.vision_cache = data.train, data.skips, data.vision_cache
         self.own_checkpoints: list[str] = []  # names of those that this run wrote, also before it was resumed
         self._loader: BatchLoader | None = None
-        self.layout = ALONE  # which process of the run this is
         self.exchange = StepExchange(lambda: self.layout, self.get_train_dataloader)
         self._step_losses = StepLosses(self._why_not_finite, self.exchange)
         self._step_tokens = 0  # supervised ones of the step, of all processes

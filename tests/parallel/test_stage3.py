@@ -1,0 +1,92 @@
+"""Weights in slices on stand-in NPUs: what is whole when, and what the optimiser learns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tests.parallel.cluster import Circumstances, Cluster
+
+WIDTH, LAYERS = 32, 4
+
+
+def begin(sharding: str) -> Any:
+    """Joins the processes; returns the layout."""
+    from paddlemix.config.load import load_config
+    from paddlemix.device import select_device
+    from paddlemix.trainer.processes import begin_processes
+
+    config = load_config(None, ["model_name_or_path=model", "output_dir=unused", f"sharding={sharding}"])
+    return begin_processes(config, select_device("npu"))[1]
+
+
+def make_layers(trained: list[int]) -> Any:
+    """Linear layers in a row, drawn alike everywhere, those of `trained` with a gradient."""
+    import paddle
+
+    random = np.random.RandomState(2)
+    model = paddle.nn.Sequential(*(paddle.nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS)))
+    for number, layer in enumerate(model):
+        for parameter in layer.parameters():
+            parameter.set_value((0.3 * random.randn(*parameter.shape)).astype("float32"))
+            parameter.stop_gradient = number not in trained
+    return model
+
+
+def optimizer_of(model: Any) -> Any:
+    import paddle
+
+    trained = [parameter for parameter in model.parameters() if not parameter.stop_gradient]
+    return paddle.optimizer.AdamW(learning_rate=0.01, parameters=trained, weight_decay=0.1)
+
+
+def steps(model: Any, optimizer: Any, rows: list[Any]) -> list[list[str]]:
+    """Two steps on these rows; after each backward pass, which weights are whole."""
+    import paddle
+
+    whole = []
+    for _ in range(2):
+        loss = sum((model(paddle.to_tensor(row)) ** 2).mean() for row in rows) / len(rows)
+        loss.backward()
+        whole.append([name for name, weight in model.named_parameters() if getattr(weight, "status", "") == "all"])
+        optimizer.step()
+        optimizer.clear_grad()
+    return whole
+
+
+def learn(trained: list[int]) -> dict[str, Any]:
+    """Run on every process: two steps in slices, and in this process alone on the rows of all."""
+    import paddle
+
+    from paddlemix.parallel import stage3
+    from paddlemix.parallel.shares import slice_of
+
+    layout, stage3.LARGE = begin("stage3"), WIDTH
+    inputs = [np.random.RandomState(rank).randn(3, WIDTH).astype("float32") for rank in range(layout.world_size)]
+    alone, shared = make_layers(trained), make_layers(trained)
+    steps(alone, optimizer_of(alone), inputs)
+    model, optimizer = stage3.shard_weights(shared, optimizer_of(shared), layout, None)
+    whole = steps(model, optimizer, [inputs[layout.rank]])
+    gap, bytes_held = 0.0, 0
+    for weight, expected in zip(shared.parameters(), alone.parameters(), strict=True):
+        part = slice_of(weight, layout.rank)
+        flat = expected.numpy().reshape(-1)
+        own = weight.numpy().reshape(-1) if part is None else part.tensor.numpy()[: part.stop - part.start]
+        of_alone = flat if part is None else flat[part.start : part.stop]
+        gap = max(gap, float(np.abs(own - of_alone).max()))
+        bytes_held += own.nbytes
+    assert paddle.get_device().startswith("npu")
+    return {"whole": whole, "gap": gap, "bytes": bytes_held}
+
+
+def test_slices_learn_what_whole_weights_do(cluster: Cluster) -> None:
+    for trained in ([0, 1, 2, 3], [1, 3]):
+        outcome = cluster.call(2, f"{__name__}:learn", Circumstances(where="npu"), trained=trained)
+        assert outcome.ok, outcome.told()
+        for result in outcome.results:
+            assert result["gap"] < 1e-6
+            # Paddle's own class keeps frozen weights whole after the first backward pass.
+            assert result["whole"] == [[], []]
+            assert result["bytes"] == LAYERS * 4 * (WIDTH * WIDTH // 2 + WIDTH)  # half of each matrix, whole biases
+        assert outcome.collectives[0]["all_gather:float32"][0] > 0
