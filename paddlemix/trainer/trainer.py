@@ -20,12 +20,11 @@ from paddlemix.trainer.loss import LossModel
 from paddlemix.trainer.optim import build_optimizer, build_schedule, set_learning_rates
 from paddlemix.trainer.paddlenlp_trainer import TrainerState, TrainingArguments
 from paddlemix.trainer.processes import SharingTrainer
-from paddlemix.trainer.resuming.best_checkpoint import best_checkpoint, best_metric
-from paddlemix.trainer.resuming.checkpoint_check import check_best
+from paddlemix.trainer.resuming.best_checkpoint import best_metric
 from paddlemix.trainer.resuming.checkpoint_folders import PROGRESS_FILE, completed_steps, own_checkpoints
 from paddlemix.trainer.resuming.input_identity import InputIdentity
 from paddlemix.trainer.resuming.loading_shares import load_weights
-from paddlemix.trainer.resuming.restoring import load_training_state
+from paddlemix.trainer.resuming.restoring import load_best, load_training_state
 from paddlemix.trainer.resuming.saving import broken_by_a_step, save_checkpoint
 from paddlemix.trainer.run import ModelFiles, RunData
 from paddlemix.trainer.run_data import batch_sampler
@@ -262,10 +261,8 @@ class LlavaTrainer(SharingTrainer):
             if self.layout.several:
                 loss = self._step_losses.all_steps / steps
             results = {"train_loss": loss, "steps": output.global_step}
-        best = best_checkpoint(self) if self.config.load_best_model_at_end else None
-        if best is not None:
-            check_best(best)
-            load_weights(self.model.model, best, self.layout)
+        if self.config.load_best_model_at_end:
+            load_best(self)
         return results
 
     def _total_steps(self) -> int:

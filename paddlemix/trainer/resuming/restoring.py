@@ -10,6 +10,8 @@ import numpy as np
 from paddlemix.checkpoints.files.weight_files import read_json
 from paddlemix.log import logger
 from paddlemix.parallel.collectives import together
+from paddlemix.trainer.resuming.best_checkpoint import best_checkpoint
+from paddlemix.trainer.resuming.checkpoint_check import check_best
 from paddlemix.trainer.resuming.checkpoint_folders import STATE_FILE, own_checkpoints
 from paddlemix.trainer.resuming.loading_shares import load_optimizer, load_weights
 
@@ -25,6 +27,19 @@ def load_training_state(trainer: Any, checkpoint: Path) -> int:
     """
     with together():  # a process that cannot read its share would leave the others waiting in the first step
         return _load(trainer, checkpoint)
+
+
+def load_best(trainer: Any) -> None:
+    """Copies the weights of the best checkpoint, if there is one, into the model.
+
+    Raises:
+        MissingFileError, UserError: a file is missing, damaged or changed, on any process of the run.
+    """
+    with together():
+        best = best_checkpoint(trainer)
+        if best is not None:
+            check_best(best)
+            load_weights(trainer.model.model, best, trainer.layout)
 
 
 def _load(trainer: Any, checkpoint: Path) -> int:
