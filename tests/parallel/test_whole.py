@@ -9,7 +9,7 @@ import pytest
 
 from paddlemix.checkpoints.files.header import read_header
 from tests.parallel.cluster import Circumstances, Cluster, Where
-from tests.tiny_world import World
+from tests.tiny_world import LORA, World
 
 # One process adds up two micro-batches, two processes make one each: the same numbers are added.
 EQUAL = {
@@ -35,24 +35,27 @@ def tensor_files(directory: Path) -> dict[str, bytes]:
     }
 
 
+METHODS: dict[str, dict[str, Any]] = {"full": {}, "lora": {**LORA, "lora_dropout": 0.0}}
+
+
 @pytest.fixture(scope="module")
-def alone(cluster: Cluster, world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run(cluster, world, tmp_path_factory.mktemp("alone"), 1)
+def alone(cluster: Cluster, world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {name: run(cluster, world, tmp_path_factory.mktemp(name), 1, **values) for name, values in METHODS.items()}
 
 
-@pytest.mark.parametrize("sharding", ["", "stage1"])
+@pytest.mark.parametrize(("method", "sharding"), [("full", ""), ("full", "stage1"), ("lora", "stage1")])
 def test_two_processes_write_the_files_of_one(
-    cluster: Cluster, world: World, tmp_path: Path, alone: Path, sharding: str
+    cluster: Cluster, world: World, tmp_path: Path, alone: dict[str, Path], method: str, sharding: str
 ) -> None:
-    out = run(cluster, world, tmp_path, 2, sharding=sharding)
+    out, alone_out = run(cluster, world, tmp_path, 2, sharding=sharding, **METHODS[method]), alone[method]
     for name in ("", "checkpoint-2"):
-        found, expected = tensor_files(out / name), tensor_files(alone / name)
+        found, expected = tensor_files(out / name), tensor_files(alone_out / name)
         assert found.keys() == expected.keys()
         for file in found:
             header = read_header(out / name / file)
-            assert list(header.tensors.items()) == list(read_header(alone / name / file).tensors.items())
+            assert list(header.tensors.items()) == list(read_header(alone_out / name / file).tensors.items())
         assert found == expected
-    assert sorted(path.name for path in out.rglob("*")) == sorted(path.name for path in alone.rglob("*"))
+    assert sorted(path.name for path in out.rglob("*")) == sorted(path.name for path in alone_out.rglob("*"))
 
 
 @pytest.mark.parametrize(("where", "stages"), [("cpu", ["stage1"]), ("npu", ["stage1", "stage2", "stage3"])])
