@@ -11,6 +11,8 @@ from typing import Any
 
 # What a user or a scheduler asks a run to stop by; a terminal or a connection that closes sends SIGHUP.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# Repeats within this time are the same wish: schedulers, and Paddle's launcher, send a signal several times.
+SAME_SIGNAL = 5  # seconds
 _OTHERS = (signal.SIGCHLD, signal.SIGWINCH)  # a worker ended; the terminal's size changed
 
 Readers = Mapping[int, Callable[[], None]]

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from paddlemix.launch.events import STOP_SIGNALS, Signals
+from paddlemix.launch.events import SAME_SIGNAL, STOP_SIGNALS, Signals
 from paddlemix.launch.first_failure import Failure, failure_of, first_failure, memory_kills, read_failure_file
 from paddlemix.launch.nodes import Nodes
 from paddlemix.launch.relay import LogLines, Relay, open_relays
@@ -29,7 +29,6 @@ _TICK = 0.5  # seconds between two looks at what sends no signal
 _SETTLE = 1.0  # until it is decided who failed first: what follows from it is noticed meanwhile
 _GRACE = 3.0  # seconds that the others have to say what they saw, and to end
 _CUT_OFF_GRACE = 10.0  # the same after a stop before anything could be saved
-_REPEATED = 5.0  # seconds within which a second SIGTERM or SIGHUP is a scheduler's repetition
 _CLEAN_STOPS = tuple(128 + number for number in STOP_SIGNALS)
 
 
@@ -176,10 +175,11 @@ class Attempt:
     def _asked_to_stop(self, number: int) -> None:
         name = signal.Signals(number).name
         if self._stop is None:
-            logger.warning("%s: asking %d processes to save and end (again: end at once)", name, len(self._workers))
+            count = len(self._workers)
+            logger.warning("%s: asking %d processes to save (again after %d s: end at once)", name, count, SAME_SIGNAL)
             self.nodes.tell_stop(number)
             self._pass_on_stop(number)
-        elif not self._is_at_once and (number == signal.SIGINT or time.monotonic() - self._stopped_at > _REPEATED):
+        elif not self._is_at_once and time.monotonic() - self._stopped_at > SAME_SIGNAL:
             logger.warning("%s again: ending at once", name)
             self._is_at_once = True
             self._kill_all()

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from paddlemix.errors import Stopped, UserError
-from paddlemix.launch.variables import restarts
+from paddlemix.launch.variables import RESTART
 from paddlemix.log import logger, process_rank
 from paddlemix.tools.common.command import run_command
 
@@ -29,7 +29,7 @@ class Fake:
     def ready(self) -> None:
         beside = self.folder / f"begin-{process_rank()}"
         beside.write_text(str(os.getpid()))
-        beside.rename(self.folder / f"ready-{process_rank()}-{restarts()}")
+        beside.rename(self.folder / f"ready-{process_rank()}-{os.environ[RESTART]}")
 
     def handle(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -56,7 +56,7 @@ class Fake:
         raise RuntimeError("out of luck")
 
     def crash_once(self) -> None:
-        if not restarts():
+        if os.environ[RESTART] == "0":
             self.crash()
 
     def killed(self) -> None:

@@ -31,7 +31,8 @@ def test_each_worker_is_asked_once_and_waited_for(started, tmp_path, number, sta
     assert {path.name for path in tmp_path.glob("saved-*")} == {"saved-0-1", "saved-1-1"}
 
 
-def test_a_second_ctrl_c_ends_at_once(started, tmp_path):
+def test_a_second_ctrl_c_ends_at_once(started, tmp_path, monkeypatch):
+    monkeypatch.setattr("paddlemix.launch.supervisor.SAME_SIGNAL", 0.0)
     run = started(TRAINING, "--nproc", "2")
     run.wait_for(*READY)
     run.send(signal.SIGINT)

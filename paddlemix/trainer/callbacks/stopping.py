@@ -9,13 +9,13 @@ from types import FrameType
 from typing import Any
 
 from paddlemix.config.schema import RunConfig
+from paddlemix.launch.events import SAME_SIGNAL
 from paddlemix.log import logger
 from paddlemix.trainer.paddlenlp_trainer import TrainerCallback
 from paddlemix.trainer.resuming.best_checkpoint import best_metric, is_better
 
 # SIGHUP comes when a terminal or a connection closes; systems other than Unix have none.
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
-_SAME_SIGNAL = 5  # seconds
 
 
 class StopOnSignal(TrainerCallback):
@@ -53,10 +53,8 @@ class StopOnSignal(TrainerCallback):
         name, now = signal.Signals(number).name, self._clock()
         if self.received is None:
             self.received, self._since = number, now
-            logger.warning(
-                "%s: saving after this step, then ending (again after %d s: end at once)", name, _SAME_SIGNAL
-            )
-        elif now - self._since > _SAME_SIGNAL:
+            logger.warning("%s: saving after this step, then ending (again after %d s: end at once)", name, SAME_SIGNAL)
+        elif now - self._since > SAME_SIGNAL:
             self.restore()
             logger.warning("%s again: ending at once", name)
             signal.raise_signal(number)
