@@ -26,12 +26,13 @@ from paddlemix.dry_run.memory import MemoryEstimate, Training, estimate_memory
 from paddlemix.dry_run.model import ModelFacts, describe_model
 from paddlemix.dry_run.step_sizes import FLOAT32, BatchShape, Computation
 from paddlemix.errors import UserError
+from paddlemix.launch.process_rules import check_devices
 from paddlemix.log import logger
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.models.kernels import cpu_library
 from paddlemix.peft.wide_weights import bytes_besides
 from paddlemix.sample import Batch
-from paddlemix.trainer.checks import check_devices, check_steps, process_count
+from paddlemix.trainer.checks import check_steps, process_count
 from paddlemix.trainer.optim import keeps_master_weights
 from paddlemix.trainer.output import continues_in, find_resume_point
 from paddlemix.trainer.output_guard import check_run_pictures

@@ -20,10 +20,12 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
 
 from paddlemix.config.load import Fault, load_config, parse_command_line
 from paddlemix.config.pretraining import DEFAULTS
+from paddlemix.config.schema import RunConfig
 from paddlemix.errors import UserError
 from paddlemix.launch.cards import choose_cards
 from paddlemix.launch.launcher import Job, equivalent_command, launch
 from paddlemix.launch.options import take_options
+from paddlemix.launch.process_rules import check_devices
 from paddlemix.launch.rank_logs import FOLDER
 from paddlemix.log import logger
 from paddlemix.tools.common.command import run_command
@@ -59,10 +61,12 @@ class _Checked:
     Args:
         device: that it asks for.
         logs: where its processes' logs go.
+        config: of a training.
     """
 
     device: str | None
     logs: Path
+    config: RunConfig | None = None
 
 
 def main(argv: list[str]) -> int:
@@ -83,6 +87,9 @@ def main(argv: list[str]) -> int:
     command, arguments = _command(words)
     checked = command.check(arguments)
     cards = choose_cards(options, checked.device, os.environ)
+    # Of other machines it is not known how many processes they have; their number is checked when all have come.
+    if checked.config is not None and options.nodes == 1:
+        check_devices(checked.config, cards.processes)
     job = Job(command.script, arguments, options, cards, options.log_dir or checked.logs, command.results)
     logger.info("the same without paddlemix launch: %s", equivalent_command(job))
     if not options.is_dry:
@@ -140,7 +147,7 @@ def _check_run(arguments: list[str], command: str, defaults: dict[str, str] | No
     faults: list[Fault] = []
     path, overrides = parse_command_line(arguments, f"paddlemix {command}", "See paddlemix launch --help.", faults)
     config = load_config(path, overrides, defaults, faults)
-    return _Checked(config.device, Path(str(config.output_dir)) / FOLDER)
+    return _Checked(config.device, Path(str(config.output_dir)) / FOLDER, config)
 
 
 def _check_predict(arguments: list[str]) -> _Checked:

@@ -20,6 +20,7 @@ from paddlemix.config.schema import RunConfig
 from paddlemix.datasets.mixture import SampleDataset
 from paddlemix.device import check_dtype, select_device, set_seed
 from paddlemix.errors import Stopped
+from paddlemix.launch.process_rules import check_devices
 from paddlemix.log import logger, process_rank
 from paddlemix.models.kernels.fused import KernelSizes, choose_kernels
 from paddlemix.out_of_memory import out_of_memory_explained
@@ -28,7 +29,7 @@ from paddlemix.trainer.add_training import add_training_to_run
 from paddlemix.trainer.build_trainer import build_trainer
 from paddlemix.trainer.callbacks.progress import CURVE_FILE, METRICS_FILE, draw_loss_curve
 from paddlemix.trainer.callbacks.samples import SAMPLES_FILE, sample_prompts
-from paddlemix.trainer.checks import check_devices, check_flat_buffers, check_steps, check_task, process_count
+from paddlemix.trainer.checks import check_flat_buffers, check_steps, check_task, process_count
 from paddlemix.trainer.joint_start import agreed_resume_point, check_same_run, note_job
 from paddlemix.trainer.output import begin_output, continues_in, publishing, sole_writer
 from paddlemix.trainer.output_guard import check_run_pictures

@@ -60,6 +60,10 @@ def predict_flags(folder: Path) -> list[str]:
         (["lora_rnak=3", "learning_rate=fast"], ["'lora_rank'", "learning_rate"]),
         (["--nproc", "many"], ["--nproc=many is not a whole number"]),
         (["device=gpu:1"], ["names one card", "--devices 1"]),
+        (
+            ["--nproc", "3", "sharding=stage1", "sharding_parallel_degree=2"],
+            ["degree 2 does not divide the 3 processes"],
+        ),
         (["--devices", "0,1"], ["this run computes on CPU; write --nproc"]),
     ],
 )

@@ -19,9 +19,10 @@ from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.checkpoints.pretrained import save_model
 from paddlemix.dry_run.plan import plan_run
 from paddlemix.errors import MissingFileError, UserError
+from paddlemix.launch.process_rules import check_devices
 from paddlemix.tools import supervised_finetune
 from paddlemix.tools.common.command import run_command
-from paddlemix.trainer.checks import check_devices, check_flat_buffers, check_steps
+from paddlemix.trainer.checks import check_flat_buffers, check_steps
 from paddlemix.trainer.recipe import run_recipe
 from paddlemix.trainer.resuming.same_recipe import check_same_recipe, recipe_values
 from tests.tiny_world import LORA, World
