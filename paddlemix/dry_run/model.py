@@ -14,7 +14,7 @@ from paddle import nn
 
 from paddlemix.checkpoints.adapters.adapter import AdapterFiles
 from paddlemix.config.schema import RunConfig
-from paddlemix.dry_run.memory import Weight
+from paddlemix.dry_run.sharing import Weight
 from paddlemix.dry_run.step_sizes import LinearSize
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.models.layers import skip_initialisation
@@ -112,6 +112,7 @@ def _weights(model: nn.Layer) -> Iterator[Weight]:
             count=math.prod(layer.weight_shape),
             num_bytes=layer.num_bytes,
             trained=False,
+            coded=True,
         )
 
 

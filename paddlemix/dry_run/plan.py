@@ -21,19 +21,18 @@ from paddlemix.datasets.packing import PackedDataset, pack_rows
 from paddlemix.datasets.sample_lengths import measure_lengths
 from paddlemix.device import available_kinds, missing_card
 from paddlemix.dry_run.activations import estimate_activations
+from paddlemix.dry_run.computation import computation_of, training_of
 from paddlemix.dry_run.device import program_bytes
-from paddlemix.dry_run.memory import MemoryEstimate, Training, estimate_memory
+from paddlemix.dry_run.memory import MemoryEstimate, estimate_memory
 from paddlemix.dry_run.model import ModelFacts, describe_model
-from paddlemix.dry_run.step_sizes import FLOAT32, BatchShape, Computation
+from paddlemix.dry_run.step_sizes import BatchShape
 from paddlemix.errors import UserError
 from paddlemix.launch.process_rules import check_devices
 from paddlemix.log import logger
 from paddlemix.models.configuration import LlavaConfig
-from paddlemix.models.kernels import cpu_library
 from paddlemix.peft.wide_weights import bytes_besides
 from paddlemix.sample import Batch
 from paddlemix.trainer.checks import check_steps, process_count
-from paddlemix.trainer.optim import keeps_master_weights
 from paddlemix.trainer.output import continues_in, find_resume_point
 from paddlemix.trainer.output_guard import check_run_pictures
 from paddlemix.trainer.resuming.checkpoint_folders import saved_recipe
@@ -46,7 +45,7 @@ from paddlemix.trainer.run_data import (
     read_samples,
     steps_per_epoch,
 )
-from paddlemix.trainer.run_model import base_spec, compute_dtype, processor_of_run, weight_dtype
+from paddlemix.trainer.run_model import base_spec, compute_dtype, processor_of_run
 
 _ANYRES_TILES = 5  # Source: LLaVA-1.6's grids of at most four tiles, and the whole image
 
@@ -268,32 +267,8 @@ def _estimate(
     device, devices = place
     on_cpu = device == "cpu"
     trained = {weight.name for weight in model.weights if weight.trained}
-    computation = _computation(config, on_cpu)
+    computation = computation_of(config, on_cpu)
     activations = estimate_activations(sizes, model.linears, trained, shape, computation)
-    training = _training(config, devices)
+    training = training_of(config, devices)
     wide = 0 if on_cpu else bytes_besides(model.coded_at_once, model.coded, computation.size)
     return estimate_memory(model.weights, activations, training, on_cpu, program_bytes(on_cpu), wide)
-
-
-def _computation(config: RunConfig, on_cpu: bool) -> Computation:
-    wide = FLOAT32 if weight_dtype(config) == "float32" else 2
-    # Products run in what weights are held in, unless mixed precision is on.
-    is_off = config.fp16_opt_level == "O0" or compute_dtype(config) == "float32"
-    size = wide if is_off else 2
-    has_kernels = on_cpu and size == FLOAT32 and cpu_library.missing() is None
-    return Computation(size=size, wide=wide, on_cpu=on_cpu, recompute=config.recompute, compiled=has_kernels)
-
-
-def _training(config: RunConfig, devices: int) -> Training:
-    has_masters = keeps_master_weights(config)
-    # "stage2 offload" is one text of several words.
-    stage = next((number for number in (1, 2, 3) if f"stage{number}" in config.sharding), 0)
-    degree = max(config.sharding_parallel_degree, config.sharding_degree)
-    return Training(
-        master_weights=has_masters,
-        float32_gradients=has_masters and config.amp_master_grad,
-        sharding_stage=stage,
-        sharding_degree=devices if degree < 1 else min(degree, devices),
-        offload="offload" in config.sharding or bool(config.offload_optim),
-        accumulates=config.gradient_accumulation_steps > 1,
-    )

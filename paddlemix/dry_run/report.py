@@ -92,6 +92,8 @@ def _rest(memory: MemoryEstimate, device: str) -> Iterator[tuple[str, int]]:
     yield "working space: logits of the loss, or a layer's backward pass", memory.working
     if memory.wide:
         yield "quantised weights of the layer in use, and scales", memory.wide
+    if memory.communication:
+        yield "gradients and weights on their way between devices", memory.communication
     if memory.never_together:
         yield "minus: freed activations reused by gradients", -memory.never_together
     if memory.overhead:

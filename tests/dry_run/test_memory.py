@@ -21,10 +21,11 @@ from paddlemix.dry_run import activations, layer_activations
 from paddlemix.dry_run.activations import Activations, first_trained_layer
 from paddlemix.dry_run.device import device_memory, program_bytes
 from paddlemix.dry_run.layer_activations import visible_pairs
-from paddlemix.dry_run.memory import Training, Weight, estimate_memory
+from paddlemix.dry_run.memory import estimate_memory
 from paddlemix.dry_run.model import describe_model, linear_sizes
 from paddlemix.dry_run.plan import DryRun, plan_run
 from paddlemix.dry_run.report import report_lines
+from paddlemix.dry_run.sharing import Training, Weight
 from paddlemix.dry_run.step_sizes import BatchShape, Computation, LinearSize
 from paddlemix.errors import MissingFileError, UserError
 from paddlemix.models.attention import packed_segments
@@ -188,16 +189,6 @@ def test_bytes_of_a_trained_weight() -> None:
     assert language_model(Training()) == (280, 200, 800, 0)
     assert language_model(Training(master_weights=True)) == (280, 200, 800, 400)
     assert language_model(Training(master_weights=True, float32_gradients=True)) == (280, 400, 800, 400)
-    assert language_model(Training(master_weights=True, offload=True)) == (280, 200, 0, 0)
-
-
-def test_each_stage_of_sharding_splits_more() -> None:
-    found = [
-        language_model(Training(master_weights=True, sharding_stage=stage, sharding_degree=4)) for stage in (1, 2, 3)
-    ]
-    assert found == [(280, 200, 200, 100), (280, 50, 200, 100), (70, 50, 200, 100)]
-    whole = estimate_memory((HALF, FROZEN), Activations(), Training(sharding_stage=3, sharding_degree=4), on_cpu=False)
-    assert whole.working == 280  # the layer is put together to be used
 
 
 def test_the_heap_counts_on_cpu_alone() -> None:
