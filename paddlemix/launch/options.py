@@ -131,6 +131,8 @@ def _add_variables(given: _Given, environment: Mapping[str, str]) -> None:
     # A master on the command line, in either form, leaves those of the environment aside.
     if flags & {"master", "address"}:
         flags |= {"master", "address", "port"} - ({"port"} if "address" in flags else set())
+    # A list of cards on the command line says how many processes there are.
+    flags |= {"processes"} if "devices" in flags else set()
     for name, variables in VARIABLES.items():
         for variable in variables:
             if name not in flags and environment.get(variable):

@@ -8,13 +8,17 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import select
 import sys
 import termios
 from pathlib import Path
 from typing import BinaryIO
 
 _CHUNK = 1 << 16  # bytes
-_LONGEST_LINE = 1 << 20  # bytes; what has no end by then is written as it is
+_LONGEST_LINE = 1 << 20  # bytes; of what has no end by then the last state is kept
+_MOST_PENDING = 1 << 20  # bytes that wait for a terminal that does not read
+_ATOMIC = 4096  # bytes that a pipe takes at once when it is ready.  Source: Linux, PIPE_BUF
+_LAST_WORDS = 2.0  # seconds that a terminal has to take the rest at the end
 
 
 class LogLines:
@@ -57,10 +61,12 @@ class Relay:
     """
 
     def __init__(self, shown_on: int, log: LogLines) -> None:
-        self._shown_on, self._log = shown_on, log
+        self._log = log
         self.is_terminal = os.isatty(shown_on)
+        self._shown_on = _not_blocking(shown_on) if self.is_terminal else shown_on
+        self._is_reopened = self._shown_on != shown_on
         self.reads, self.writes = os.openpty() if self.is_terminal else os.pipe()
-        self.is_open = True
+        self.is_open, self._pending = True, b""
         if self.is_terminal:
             self._pass_through()
             self.resize()
@@ -83,7 +89,7 @@ class Relay:
         os.close(self.writes)
 
     def pump(self) -> None:
-        """Passes on what is there."""
+        """Takes what is there, for the log at once."""
         try:
             data = os.read(self.reads, _CHUNK)
         except OSError:  # a terminal whose last user is gone
@@ -91,17 +97,52 @@ class Relay:
         if not data:
             self.close()
             return
-        self._log.write(data)
-        # A reader that is gone ends what is shown, not the run.
+        # Neither a full disk nor a terminal that is gone or stopped (Ctrl-S, a lost connection) holds up the run.
         with contextlib.suppress(OSError):
-            while data:
-                data = data[os.write(self._shown_on, data) :]
+            self._log.write(data)
+        self._pending = (self._pending + data)[-_MOST_PENDING:]
+        self.show()
+
+    def show(self, seconds: float = 0.0) -> bool:
+        """Passes on as much as is taken without waiting.
+
+        Args:
+            seconds: to wait for more to be taken.
+
+        Returns:
+            Whether something is left.
+        """
+        try:
+            while self._pending and select.select([], [self._shown_on], [], seconds)[1]:
+                self._pending = self._pending[os.write(self._shown_on, self._pending[:_ATOMIC]) :]
+        except BlockingIOError:  # a terminal is ready as soon as it takes one byte
+            pass
+        except OSError:  # nobody reads any more
+            self._pending = b""
+        return bool(self._pending)
+
+    def finish(self) -> None:
+        """Passes on what a process that has ended left; one that it started may hold the other end open for ever."""
+        if self.is_open:
+            os.set_blocking(self.reads, False)
+        while self.is_open:
+            self.pump()
+        self.show(_LAST_WORDS)
+        if self._is_reopened:
+            os.close(self._shown_on)
 
     def close(self) -> None:
         """Ends it."""
         if self.is_open:
             self.is_open = False
             os.close(self.reads)
+
+
+def _not_blocking(terminal: int) -> int:
+    """The same terminal, opened anew: the shell's own descriptor, which others use too, stays as it is."""
+    with contextlib.suppress(OSError):
+        return os.open(os.ttyname(terminal), os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
+    return terminal
 
 
 def open_relays(log: Path) -> tuple[list[Relay], LogLines]:

@@ -26,6 +26,7 @@ from paddlemix.launch.worker import INTERRUPTED
 from paddlemix.log import logger
 
 _TICK = 0.5  # seconds between two looks at what sends no signal
+_SHOW_TICK = 0.02  # the same while the terminal is slow
 _SETTLE = 1.0  # until it is decided who failed first: what follows from it is noticed meanwhile
 _GRACE = 3.0  # seconds that the others have to say what they saw, and to end
 _CUT_OFF_GRACE = 10.0  # the same after a stop before anything could be saved
@@ -122,7 +123,8 @@ class Attempt:
                 for start in self.starts:
                     self._workers.append(self._start(start, Path(folder)))
                 while self._is_running():
-                    self._handle(self.signals.wait(self._readers(), _TICK))
+                    is_left = [relay.show() for relay in self._relays]
+                    self._handle(self.signals.wait(self._readers(), _SHOW_TICK if any(is_left) else _TICK))
                     self._look(memory_kills() > kills)
             finally:
                 self._kill_all()  # left only where something went wrong here
@@ -264,7 +266,7 @@ class Attempt:
         for worker in self._workers:
             worker.process.wait()
         for relay in self._relays:
-            _drain(relay)
+            relay.finish()
         for lines in self._lines:
             lines.close()
 
@@ -280,10 +282,3 @@ class Attempt:
             return End(0)
         is_hidden = told[0].rank > 0 and told[0].code in self.results
         return End(told[0].code or 0, result_log=told[0].log if is_hidden else None)
-
-
-def _drain(relay: Relay) -> None:
-    """Passes on what a process that has ended left; one that it started may hold the other end open for ever."""
-    os.set_blocking(relay.reads, False) if relay.is_open else None
-    while relay.is_open:
-        relay.pump()

@@ -52,6 +52,7 @@ def test_flags_win_over_variables():
         "MASTER_PORT": "1",
         "NODE_RANK": "3",
         "PADDLE_DEVICES": "7",
+        "NPROC_PER_NODE": "8",
     }
     argv = ["--nnodes", "2", "--master", "10.0.0.2:99", "--rank", "1", "--devices", "0"]
     options, _ = take_options(argv, environment)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import subprocess
 import sys
 import termios
@@ -88,3 +89,35 @@ def test_what_a_run_that_never_began_has_made_is_removed_and_nothing_else(tmp_pa
     (tmp_path / "run" / "logs" / "mine").touch()
     logs.remove_new()
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["logs", "mine", "run"]
+
+
+def test_a_terminal_that_does_not_read_holds_up_nothing(tmp_path):
+    ours, screen = os.openpty()
+    tty = Relay(screen, log_lines(tmp_path / "log"))
+    tty.started()
+    os.close(tty.reads)
+    tty.reads, source = os.pipe()
+    for number in range(300):  # more than any terminal buffers
+        os.write(source, b"%04d " % number + b"x" * 994 + b"\n")
+        tty.pump()
+    assert tty.show()  # the rest waits
+    shown = b""
+    while tty.show() or select.select([ours], [], [], 0)[0]:
+        shown += os.read(ours, 1 << 16)
+    assert shown.replace(b"\r\n", b"\n").count(b"\n") == 300
+    tty._log.close()
+    assert (tmp_path / "log").read_bytes().count(b"\n") == 300
+    for descriptor in (ours, screen, source, tty.reads):
+        os.close(descriptor)
+
+
+def test_a_full_disk_ends_the_log_not_what_is_shown():
+    read, write = os.pipe()
+    relay = Relay(write, LogLines(open("/dev/full", "ab", buffering=0)))  # noqa: SIM115
+    os.write(relay.writes, b"one\n")
+    relay.pump()
+    assert os.read(read, 100) == b"one\n"
+    relay.started()
+    relay.close()
+    os.close(read)
+    os.close(write)
