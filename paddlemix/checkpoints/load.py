@@ -123,8 +123,11 @@ def apply_adapter(base: Pretrained, adapter: AdapterFiles) -> Pretrained:
     )
 
 
-def load_base(spec: BaseSpec, dtype: str = "float32") -> Pretrained:
+def load_base(spec: BaseSpec, dtype: str = "float32", defers: bool = False) -> Pretrained:
     """Loads a model directory; a text-only one gets the tower of `spec` and a new projector.
+
+    Args:
+        defers: large weights are not read yet, see `parallel.deferred`.
 
     Raises:
         MissingFileError, UserError: see `load_pretrained`; also if `spec.tower` is not a vision tower.
@@ -153,7 +156,7 @@ def load_base(spec: BaseSpec, dtype: str = "float32") -> Pretrained:
 
     if read_quantization(source.directory) is None:  # before memory is allocated for wrong sizes
         check_weights(parameter_shapes(source.config), tensors, spec.model, may_miss)
-    model = build_model(source.config, dtype, quantization=quantization)
+    model = build_model(source.config, dtype, quantization=quantization, defers=defers)
     unused = fill_model(model, tensors, spec.model, may_miss)
     if begins:
         initialise_new_parts(model, dtype)

@@ -8,9 +8,9 @@ from typing import Any
 
 import paddle
 
+from paddlemix.checkpoints.files.copying import copy_into
 from paddlemix.checkpoints.files.finite import finite
 from paddlemix.checkpoints.files.tensors import TensorEntry
-from paddlemix.checkpoints.pretrained import copy_into
 from paddlemix.checkpoints.projector_file import NEW_PARTS, read_projector_file
 from paddlemix.checkpoints.source import Source
 from paddlemix.errors import UserError

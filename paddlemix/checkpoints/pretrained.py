@@ -10,7 +10,6 @@ Loading is strict (missing, extra and misshapen weights are errors, listed toget
 from __future__ import annotations
 
 import contextlib
-import ctypes
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,17 +18,16 @@ from typing import Any
 import numpy as np
 import paddle
 
+from paddlemix.checkpoints.files.copying import copy_into, reader
 from paddlemix.checkpoints.files.directories import atomic_directory
 from paddlemix.checkpoints.files.finite import finite
 from paddlemix.checkpoints.files.joint_writing import DirectoryFiles, write_files
 from paddlemix.checkpoints.files.shards import MAX_SHARD_BYTES, shard_files
 from paddlemix.checkpoints.files.tensors import (
     FLOAT_TYPES,
-    NUMPY_TYPES,
     TensorEntry,
     Tensors,
     array_entry,
-    converted,
 )
 from paddlemix.checkpoints.files.weight_files import INDEX_FILE, write_index, write_json
 from paddlemix.checkpoints.identity.weight_identity import WeightFiles
@@ -37,6 +35,7 @@ from paddlemix.checkpoints.layouts.added_rows import HF_VOCABULARY_FILE
 from paddlemix.checkpoints.layouts.config_readers import NO_TOWER
 from paddlemix.checkpoints.layouts.file_names import CONFIG_FILE
 from paddlemix.checkpoints.layouts.recognise import config_values
+from paddlemix.checkpoints.projector_file import NEW_PARTS
 from paddlemix.checkpoints.quantized import (
     quantization_values,
     stored_entries,
@@ -48,6 +47,7 @@ from paddlemix.checkpoints.weight_check import check_vocabulary, check_weights
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.models.layers import skip_initialisation
 from paddlemix.models.llava import LlavaModel
+from paddlemix.parallel.deferred import defer, has_memory, is_large
 from paddlemix.parallel.layout import ALONE, Layout
 from paddlemix.parallel.whole import WholeTensor, whole_weight
 from paddlemix.peft.lora import LoRAConfig
@@ -121,10 +121,12 @@ def build_model(
     dtype: str = "float32",
     initialise: bool = False,
     quantization: QuantizationConfig | None = None,
+    defers: bool = False,
 ) -> LlavaModel:
     """A model of the given sizes; its weights are zeros unless `initialise`.
 
     Args:
+        defers: large weights have no memory yet, see `parallel.deferred`.
         quantization: how the language model's linear layers are stored; they begin without codes, and their float
             weights are never allocated.
 
@@ -137,15 +139,22 @@ def build_model(
         if initialise:
             return LlavaModel(config)
         # Lazy where quantised: 7B in float32 would be allocated only to be replaced by codes.
-        with skip_initialisation(), contextlib.nullcontext() if quantization is None else paddle.LazyGuard():
+        is_lazy = quantization is not None or defers
+        with skip_initialisation(), paddle.LazyGuard() if is_lazy else contextlib.nullcontext():
             model = LlavaModel(config)
         if quantization is not None:
             prepare_quantized(model, quantization)
-            for parameter in model.parameters():
+        for name, parameter in model.named_parameters() if is_lazy else ():
+            if not (defers and _may_be_deferred(name, parameter)):
                 parameter.initialize()
         return model
     finally:
         paddle.set_default_dtype(before)
+
+
+def _may_be_deferred(name: str, parameter: paddle.Tensor) -> bool:
+    # New parts are drawn or read from a file of their own, and an adapter's base is known by its embedding.
+    return is_large(parameter) and not name.startswith((*NEW_PARTS, "language_model.embed_tokens"))
 
 
 def fill_model(
@@ -155,6 +164,8 @@ def fill_model(
     may_miss: Callable[[str], bool] = lambda name: False,
 ) -> dict[str, TensorEntry]:
     """Copies weights into a model, one at a time; those of quantised layers without codes are quantised on the way.
+
+    A weight that has no memory is read later, see `parallel.deferred`.
 
     Args:
         tensors: under our names.
@@ -173,52 +184,19 @@ def fill_model(
     parameters, codes = dict(model.named_parameters()), unfilled_arrays(model)
     expected = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     expected |= {name: layer.arrays[part][1] for name, (layer, part) in codes.items()}
+    as_stored = tensors
     tensors = {name: finite(entry, f"'{name}' of {source}") for name, entry in tensors.items()}
     tensors = with_codes(tensors, model, source)
     unused = check_weights(expected, tensors, source, may_miss)
     for name, entry in tensors.items():  # in the order of the file, which a disk reads fastest
-        if name in parameters:  # else an array of codes, or a weight that is not built
+        if name in parameters and not has_memory(parameters[name]):
+            defer(parameters[name], reader(as_stored[name], f"'{name}' of {source}"))
+        elif name in parameters:  # else an array of codes, or a weight that is not built
             copy_into(parameters[name], entry)
         elif name in codes:
             layer, part = codes[name]
             layer.store(part, entry.read())
     return {name: array_entry(np.array(entry.read()), entry.dtype) for name, entry in tensors.items() if name in unused}
-
-
-def copy_into(parameter: paddle.Tensor, entry: TensorEntry) -> None:
-    """Reads a weight and copies it into a parameter of the same shape, converted to the parameter's dtype.
-
-    | parameter on            | way                                                                              |
-    |-------------------------|----------------------------------------------------------------------------------|
-    | a CPU, contiguous       | piece by piece into its memory: an output layer of 7B would exist three times    |
-    | a device, transposed    | as in its file, transposed there: the host needs a minute for the matrices of 7B |
-    | anything else           | by `set_value`                                                                   |
-
-    Raises:
-        UserError: a finite number is too large for float16.
-    """
-    dtype = FLOAT_TYPES[str(parameter.dtype).rsplit(".", 1)[-1]]  # "paddle.float32" -> "F32"
-    turned_from, entry = entry.turned_from, converted(entry, dtype)
-    if not parameter.place.is_cpu_place() and turned_from is not None:
-        held = paddle.to_tensor(np.ascontiguousarray(converted(turned_from, dtype).read()))
-        with paddle.no_grad():
-            parameter.copy_(held.transpose([1, 0]).contiguous(), False)
-        return
-    if not (parameter.place.is_cpu_place() and parameter.is_contiguous()):
-        parameter.set_value(np.ascontiguousarray(entry.read()))
-        return
-    memory, start = _memory_of(parameter, NUMPY_TYPES[dtype]), 0
-    for piece in entry.pieces():
-        memory[start : start + piece.size] = piece.reshape(-1)
-        start += piece.size
-    assert start == memory.size
-
-
-def _memory_of(parameter: paddle.Tensor, dtype: np.dtype) -> np.ndarray:
-    """The numbers of a contiguous parameter on a CPU, flat, in place."""
-    # paddle has no view of a parameter for numpy: `numpy()` copies
-    size = parameter.size * np.dtype(dtype).itemsize
-    return np.frombuffer((ctypes.c_char * size).from_address(parameter.data_ptr()), dtype=dtype)
 
 
 def tensor_entry(tensor: paddle.Tensor) -> TensorEntry:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from paddlemix.config.schema import SPECS, RunConfig
+from paddlemix.config.sharing_rules import sharing_faults
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,12 @@ _ADAPTER_KEYS = {
     "vision_lora_alpha": None,
 }
 
+
 # Order is that of messages; no rule depends on another.
+def _sharing(config: RunConfig) -> list[Conflict]:
+    return [Conflict(keys, message) for keys, message in sharing_faults(config)]
+
+
 RULES: tuple[Callable[[RunConfig], list[Conflict]], ...] = (
     _required,
     _precision,
@@ -238,4 +244,5 @@ RULES: tuple[Callable[[RunConfig], list[Conflict]], ...] = (
     _adapters,
     _quantized_base,
     _noise,
+    _sharing,
 )

@@ -211,13 +211,13 @@ class DistributedKeys:
     sharding_parallel_degree: int = _distributed(-1, help="Devices that share one copy; -1: all.", min=-1)
     sharding_degree: int = _distributed(-1, help="Old name of sharding_parallel_degree.", min=-1)
     sharding_comm_buffer_size_MB: int = _distributed(-1, help="Fused gradient buffer; -1: all.", unit="MB", min=-1)
-    sharding_parallel_config: str = _distributed("", help="PaddleNLP's sharding options.")
+    sharding_parallel_config: str = _distributed("", help="Not available; do not set it.")
     save_sharded_model: bool = _ignored(False, help="The first process saves the whole model.")
     load_sharded_model: bool = _ignored(False, help="Checkpoints hold the whole model.")
     save_sharding_stage1_model_include_freeze_params: bool | None = _ignored(
         False, help="Checkpoints hold the whole model."
     )
-    data_parallel_config: str = _distributed("", help="PaddleNLP's data parallelism options.")
+    data_parallel_config: str = _distributed("", help="Not available; do not set it.")
     ddp_find_unused_parameters: bool | None = _distributed(None, help="Look for weights without a gradient.")
     tensor_parallel_config: str = _distributed("", help="PaddleNLP's tensor parallelism options.")
     pipeline_parallel_config: str = _distributed("", help="PaddleNLP's pipeline options.")
@@ -226,12 +226,12 @@ class DistributedKeys:
         None, help="Order of the process groups.", choices=("pp_first", "sharding_first")
     )
     # The decoder here does not split its layers, its stack or a sequence, and has no experts: more than 1 is an error.
-    tensor_parallel_degree: int = _distributed(-1, help="Not available; do not set it.", min=-1, max=1)
-    pipeline_parallel_degree: int = _distributed(-1, help="Not available; do not set it.", min=-1, max=1)
-    sep_parallel_degree: int = _distributed(-1, help="Not available; do not set it.", min=-1, max=1)
-    context_parallel_degree: int = _distributed(-1, help="Not available; do not set it.", min=-1, max=1)
-    expert_parallel_degree: int = _distributed(-1, help="No experts here; do not set it.", min=-1, max=1)
-    expert_tensor_parallel_degree: int = _distributed(-1, help="No experts here; do not set it.", min=-1, max=1)
+    tensor_parallel_degree: int = _distributed(-1, help="Not available; do not set it.", min=-1)
+    pipeline_parallel_degree: int = _distributed(-1, help="Not available; do not set it.", min=-1)
+    sep_parallel_degree: int = _distributed(-1, help="Not available; do not set it.", min=-1)
+    context_parallel_degree: int = _distributed(-1, help="Not available; do not set it.", min=-1)
+    expert_parallel_degree: int = _distributed(-1, help="No experts here; do not set it.", min=-1)
+    expert_tensor_parallel_degree: int = _distributed(-1, help="No experts here; do not set it.", min=-1)
 
 
 @dataclass(kw_only=True)

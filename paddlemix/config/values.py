@@ -11,6 +11,7 @@ import re
 from typing import Any
 
 from paddlemix.config.keys import KeySpec
+from paddlemix.config.sharing_rules import spelling_of
 from paddlemix.errors import UserError, did_you_mean
 from paddlemix.paths import user_path, user_place
 
@@ -191,10 +192,15 @@ def _choice_faults(spec: KeySpec, value: object) -> list[str]:
     texts = value if isinstance(value, list) else [value]
     allowed = ", ".join(choice or '""' for choice in spec.choices)
     return [
-        f"{spec.name}='{text}' is not one of {allowed}{did_you_mean(text, spec.choices)}"
+        f"{spec.name}='{text}' is not one of {allowed}{_meant(spec, text)}"
         for text in texts
         if isinstance(text, str) and not _is_choice(spec, text)
     ]
+
+
+def _meant(spec: KeySpec, text: str) -> str:
+    known = spelling_of(text) if spec.name == "sharding" else None
+    return did_you_mean(text, spec.choices) if known is None else f"; did you mean '{known}'?"
 
 
 def _is_choice(spec: KeySpec, text: str) -> bool:

@@ -115,7 +115,8 @@ def plan_run(config: RunConfig, devices: int | None = None) -> DryRun:
     for warning in config.warnings:
         logger.warning(warning)
     devices = devices or process_count()
-    check_devices(config, devices)
+    # A plan for cards is often made where there are none.
+    check_devices(config, devices, config.device or "")
     check_data_files(config)
     # The same steps as in recipe.run_recipe, as far as they need no weights.
     sizes = read_sizes(base_spec(config))

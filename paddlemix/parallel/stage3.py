@@ -19,9 +19,9 @@ from paddle.distributed import fleet
 from paddle.distributed.fleet.meta_parallel.sharding.group_sharded_stage3 import GroupShardedStage3
 from paddle.distributed.fleet.utils import mix_precision_utils
 
+from paddlemix.parallel import deferred
+from paddlemix.parallel.deferred import reader_of
 from paddlemix.parallel.layout import Layout
-
-LARGE = 2**20  # numbers of the largest weight that every process holds whole, as in Paddle
 
 
 def shard_weights(
@@ -30,7 +30,7 @@ def shard_weights(
     """Slices a model over the processes of a sharding group.
 
     Args:
-        model: its weights are equal in every process.
+        model: its weights are equal in every process; large ones may be deferred, see `parallel.deferred`.
         optimizer: over the parameters that train.
         master_grad: the type of the model's weights if their gradients are to be added up in float32, else None.
 
@@ -53,7 +53,7 @@ class Stage3(GroupShardedStage3):
             optimizer,
             group=layout.sharding_group,
             device=paddle.get_device().split(":")[0],
-            segment_size=LARGE,
+            segment_size=deferred.LARGE,
             pretrain_sync_models=False,
             dp_group=fleet.get_hybrid_communicate_group().get_data_parallel_group(),
         )
@@ -90,10 +90,16 @@ class Stage3(GroupShardedStage3):
     def _param_storage(self, param: Any, buffer_size: int) -> None:
         """Leaves this process's slice of a weight; `buffer_size` is its size with padding."""
         start, end = self._param2buffer[param.name][self._rank]
-        flat = param.detach().reshape([-1])
-        piece = flat[min(start, flat.size) : min(end, flat.size)]
-        padding = paddle.zeros([end - start - piece.size], dtype=param.dtype)
-        param.fw_storage = paddle.concat([piece, padding])
+        size, read = param._numel(), reader_of(param)
+        part = min(start, size), min(end, size)
+        if read is None:
+            piece = param.detach().reshape([-1])[part[0] : part[1]]
+            padding = paddle.zeros([end - start - piece.size], dtype=param.dtype)
+            param.fw_storage = paddle.concat([piece, padding])
+        else:  # the rest of it is never in this process
+            param.fw_storage = paddle.zeros([end - start], dtype=param.dtype)
+            read(param.fw_storage, part)
+            param.deferred = None
         param.fw_storage.name = f"slice@{param.name}"
         param.status = "part"
         if param.trainable and param.dtype in (paddle.float16, paddle.bfloat16):

@@ -89,7 +89,7 @@ def main(argv: list[str]) -> int:
     cards = choose_cards(options, checked.device, os.environ)
     # Of other machines it is not known how many processes they have; their number is checked when all have come.
     if checked.config is not None and options.nodes == 1:
-        check_devices(checked.config, cards.processes)
+        check_devices(checked.config, cards.processes, cards.kind)
     job = Job(command.script, arguments, options, cards, options.log_dir or checked.logs, command.results)
     logger.info("the same without paddlemix launch: %s", equivalent_command(job))
     if not options.is_dry:

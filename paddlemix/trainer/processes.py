@@ -16,6 +16,7 @@ import paddle.distributed as dist
 from paddle.distributed import fleet
 
 from paddlemix.config.schema import RunConfig, trainer_keys
+from paddlemix.parallel.collectives import together
 from paddlemix.parallel.layout import ALONE, Layout, Stage
 from paddlemix.parallel.stage3 import shard_weights
 from paddlemix.trainer.paddlenlp_trainer import Trainer, TrainingArguments
@@ -122,5 +123,6 @@ class SharingTrainer(Trainer):
         if self.layout.stage != "stage3":
             return super()._wrap_model(model, training)
         master_grad = self.amp_dtype if self.args.amp_master_grad else None
-        model, self.optimizer = shard_weights(model, self.optimizer, self.layout, master_grad)
+        with together():  # weights may be read only now
+            model, self.optimizer = shard_weights(model, self.optimizer, self.layout, master_grad)
         return model

@@ -14,7 +14,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from paddlemix.checkpoints.files.joint_writing import joint_directory, write_files
-from paddlemix.checkpoints.load import load_base
 from paddlemix.checkpoints.pretrained import Pretrained
 from paddlemix.config.schema import RunConfig
 from paddlemix.datasets.mixture import SampleDataset
@@ -41,7 +40,7 @@ from paddlemix.trainer.resuming.input_identity import InputIdentity, check_same_
 from paddlemix.trainer.resuming.saving import what_is_left
 from paddlemix.trainer.run import Run
 from paddlemix.trainer.run_data import arrange, check_data_files, read_samples
-from paddlemix.trainer.run_model import base_spec, compute_dtype, remedies, required_processor, weight_dtype
+from paddlemix.trainer.run_model import compute_dtype, load_start, remedies
 from paddlemix.trainer.trainer import LlavaTrainer
 
 
@@ -87,7 +86,7 @@ def _check(config: RunConfig) -> str:
     device = select_device(config.device)
     check_dtype(compute_dtype(config), device)
     check_flat_buffers(config, device)
-    check_devices(config, process_count())
+    check_devices(config, process_count(), device)
     config.report_to = resolve_trackers(config)
     return device
 
@@ -98,9 +97,7 @@ def _prepare(config: RunConfig, device: str, processes: Processes, resume: Path 
     The processor comes before the data, which it measures; the adapter after it, so that data errors come early.
     """
     arguments, layout = processes
-    spec = base_spec(config)
-    loaded = load_base(spec, weight_dtype(config))
-    loaded.processor = processor = required_processor(config, loaded.processor, loaded.model.config)
+    spec, loaded, processor = load_start(config, layout)
     train = arrange(config, _read(loaded, config, "train", resume)) if config.do_train else None
     if train is not None:
         check_steps(config, len(train.rows), layout.data_size)

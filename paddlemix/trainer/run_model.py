@@ -15,6 +15,8 @@ from paddlemix.checkpoints.convert.declared_files import xtuner_faults
 from paddlemix.checkpoints.hub.model_names import is_model_name
 from paddlemix.checkpoints.hub.resolve import local_model, resolve_model
 from paddlemix.checkpoints.layouts.xtuner_layout import is_xtuner
+from paddlemix.checkpoints.load import load_base
+from paddlemix.checkpoints.pretrained import Pretrained
 from paddlemix.checkpoints.quantized import choose_quantization
 from paddlemix.checkpoints.sizes import read_sizes
 from paddlemix.config.less_memory import less_memory_in_run
@@ -22,6 +24,7 @@ from paddlemix.config.schema import RunConfig
 from paddlemix.errors import UserError
 from paddlemix.log import logger
 from paddlemix.models.configuration import LlavaConfig
+from paddlemix.parallel.layout import Layout
 from paddlemix.processors.llava import LlavaProcessor
 from paddlemix.processors.run_processor import VisionSizes, run_processor
 from paddlemix.trainer.checks import process_count
@@ -111,6 +114,22 @@ def required_processor(config: RunConfig, base: LlavaProcessor | None, sizes: Ll
             f"{config.model_name_or_path} has no tokenizer files; copy tokenizer.model from the model it was made from"
         )
     return processor
+
+
+def load_start(config: RunConfig, layout: Layout) -> tuple[BaseSpec, Pretrained, LlavaProcessor]:
+    """What a run starts from, with its weights and its processor.
+
+    Raises:
+        MissingFileError, UserError: see `load_base` and `required_processor`.
+    """
+    spec = base_spec(config)
+    # Where processes slice the weights, none of them ever has the whole model.  A new adapter of two kinds is computed
+    # from the weights that it adapts.
+    needs_weights = config.lora_path is None and (config.use_dora or config.pissa)
+    defers = layout.stage == "stage3" and config.do_train and not needs_weights
+    loaded = load_base(spec, weight_dtype(config), defers)
+    processor = loaded.processor = required_processor(config, loaded.processor, loaded.model.config)
+    return spec, loaded, processor
 
 
 def _directory(config: RunConfig) -> Path | None:

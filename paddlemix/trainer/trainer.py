@@ -12,6 +12,7 @@ from paddlemix.config.schema import RunConfig
 from paddlemix.datasets.batches import RowDataset
 from paddlemix.errors import UserError
 from paddlemix.log import logger
+from paddlemix.parallel.deferred import fill_deferred
 from paddlemix.trainer.answers.answering import AnswerScores
 from paddlemix.trainer.batches.dataloader import BatchLoader, Inputs, model_inputs
 from paddlemix.trainer.callbacks.meters import Meters, StepReport
@@ -246,6 +247,7 @@ class LlavaTrainer(SharingTrainer):
         before = completed_steps(resume) if resume is not None else 0
         if resume is not None and before >= self._total_steps():  # PaddleNLP's loop would make one step more
             logger.info("%s is the end of this run: nothing is left to train", resume)
+            fill_deferred(self.model.model)
             load_weights(self.model.model, resume, self.layout)
             self.state = TrainerState.load_from_json(str(resume / PROGRESS_FILE))
             self.own_checkpoints = own_checkpoints(resume, Path(str(self.config.output_dir)))

@@ -221,7 +221,7 @@ def test_all_faults_come_together_in_the_order_of_the_file(tmp_path: Path) -> No
         ("fp16_opt_level", "O3", "is not one of O0, O1, O2"),
         ("report_to", ["wandbb"], "did you mean 'wandb'?"),
         ("image_grid_pinpoints", [[336, 672], [336]], "item 1 is [336]; expected two whole numbers"),
-        ("sep_parallel_degree", 2, "2 is above 1, the maximum"),
+        ("sep_parallel_degree", 2, "sep_parallel_degree 2: a sequence is not split here; set it to 1"),
     ],
 )
 def test_wrong_values(tmp_path: Path, name: str, value: object, message: str) -> None:

@@ -13,9 +13,9 @@ import numpy as np
 import paddle
 
 from paddlemix.checkpoints.files import tensors
+from paddlemix.checkpoints.files.copying import copy_into
 from paddlemix.checkpoints.files.finite import NotFiniteError, finite
 from paddlemix.checkpoints.files.tensors import array_entry, transposed
-from paddlemix.checkpoints.pretrained import copy_into
 from paddlemix.sample import Batch
 from paddlemix.trainer.batches.dataloader import batch_inputs
 from paddlemix.trainer.batches.device_copies import one_ahead

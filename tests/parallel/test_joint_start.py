@@ -34,7 +34,7 @@ def spoil_model(message: str) -> None:
     def fail(*_: Any) -> None:
         raise UserError(message)
 
-    recipe.load_base = fail
+    recipe.load_start = fail
 
 
 def agreeing(failing: dict[str, str]) -> list[str]:

@@ -59,10 +59,10 @@ def learn(trained: list[int]) -> dict[str, Any]:
     """Run on every process: two steps in slices, and in this process alone on the rows of all."""
     import paddle
 
-    from paddlemix.parallel import stage3
+    from paddlemix.parallel import deferred, stage3
     from paddlemix.parallel.shares import slice_of
 
-    layout, stage3.LARGE = begin("stage3"), WIDTH
+    layout, deferred.LARGE = begin("stage3"), WIDTH
     inputs = [np.random.RandomState(rank).randn(3, WIDTH).astype("float32") for rank in range(layout.world_size)]
     alone, shared = make_layers(trained), make_layers(trained)
     steps(alone, optimizer_of(alone), inputs)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -154,13 +155,34 @@ def test_boxes_that_are_no_numbers(world: World, tmp_path: Path, capsys: pytest.
 # ---- several processes ----
 
 
-def test_processes_that_cannot_be_split(world: World, tmp_path: Path) -> None:
-    config = world.config(tmp_path, sharding="stage2", sharding_parallel_degree=3)
-    with pytest.raises(UserError, match=r"degree 3 does not divide the 8 processes of this run; allowed: 1, 2, 4, 8"):
-        check_devices(config, 8)
-    check_devices(config, 6)
-    check_devices(config, 1)  # a recipe for eight cards is tried on one: only a warning
-    check_devices(world.config(tmp_path, sharding="stage2"), 8)
+# changes, processes, device -> what the error says, "" where the run may begin
+LAYOUTS: list[tuple[dict[str, Any], int, str, str]] = [
+    ({"sharding_parallel_degree": 3}, 8, "gpu:0", r"sharding_parallel_degree 3 .* 8 processes.*: 1, 2, 4, 8, or -1"),
+    (
+        {"sharding_degree": 8},
+        2,
+        "npu:0",
+        "sharding_degree 8 does not divide the 2 processes of this run; allowed: 1, 2",
+    ),
+    ({"sharding_parallel_degree": 3}, 6, "npu:0", ""),
+    ({"sharding_parallel_degree": 8}, 8, "npu:0", ""),  # PaddleMIX's file for eight cards
+    ({"sharding_parallel_degree": 8}, 1, "cpu", ""),  # which is tried on one: only a warning
+    ({}, 2, "cpu", 'sharding "stage2" needs accelerators.*"stage1"'),
+    ({"sharding": "stage1"}, 2, "cpu", ""),
+    ({"sharding_parallel_degree": 1}, 2, "cpu", ""),  # no sharding, as for PaddleNLP
+    ({"offload_optim": True}, 2, "npu:0", "offload_optim cannot be used"),
+    ({"bf16": True, "amp_master_grad": True, "sharding_parallel_degree": 2}, 4, "npu:0", "degree to -1, or .*stage1"),
+    ({"bf16": True, "amp_master_grad": True, "sharding_parallel_degree": 4}, 4, "npu:0", ""),
+]
+
+
+@pytest.mark.parametrize(("changes", "processes", "device", "said"), LAYOUTS)
+def test_processes_that_cannot_be_split(
+    world: World, tmp_path: Path, changes: dict[str, Any], processes: int, device: str, said: str
+) -> None:
+    config = world.config(tmp_path, **{"sharding": "stage2", **changes})
+    with pytest.raises(UserError, match=said) if said else nullcontext():
+        check_devices(config, processes, device)
 
 
 @pytest.mark.parametrize(

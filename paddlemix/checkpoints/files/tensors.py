@@ -153,7 +153,13 @@ def flat_slice(entry: TensorEntry, start: int, stop: int, length: int) -> Tensor
 
     def read() -> np.ndarray:
         part = np.zeros(length, dtype=NUMPY_TYPES[entry.dtype])
-        part[: stop - start] = entry.read().reshape(-1)[start:stop]
+        if entry.turned_from is None:
+            part[: stop - start] = entry.read().reshape(-1)[start:stop]
+        elif start < stop:  # our rows are the file's columns: no others are turned
+            width = entry.shape[1]
+            first, last = start // width, -(-stop // width)
+            rows = entry.turned_from.read()[:, first:last].T.reshape(-1)
+            part[: stop - start] = rows[start - first * width : stop - first * width]
         return part
 
     return TensorEntry(entry.dtype, (length,), read, origin=entry.origin)

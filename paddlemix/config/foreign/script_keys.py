@@ -21,13 +21,11 @@ EVAL_FILES = '"dataset": {"eval": [{"data_files": $}]}'
 # 8 and 4 bits mean QLoRA there; 16 and 32 are no quantisation, the default here.
 BITS = Answer(values={"4": '"quantize_base": "nf4"', "8": '"quantize_base": "int8"', "16": "", "32": "", "null": ""})
 # Recognised by the file's name, as DeepSpeed's files are usually called (zero3_offload.json): the file itself is not
-# read.  Offload first, because the shorter pattern matches those names too.
+# read.  There is no offload to the host here.
 SHARDING = Answer(
     values={
         "*zero1*": '"sharding": "stage1"',
-        "*zero2*offload*": '"sharding": "stage2 offload"',
         "*zero2*": '"sharding": "stage2"',
-        "*zero3*offload*": '"sharding": "stage3 offload"',
         "*zero3*": '"sharding": "stage3"',
     },
     says="sharding splits over cards what DeepSpeed's stages split; on one card leave it out",

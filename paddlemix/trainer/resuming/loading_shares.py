@@ -11,9 +11,9 @@ from typing import Any
 
 import paddle
 
+from paddlemix.checkpoints.files.copying import copy_into
 from paddlemix.checkpoints.files.finite import finite
 from paddlemix.checkpoints.files.tensors import TensorEntry, flat_slice
-from paddlemix.checkpoints.pretrained import copy_into
 from paddlemix.errors import UserError
 from paddlemix.parallel.layout import Layout
 from paddlemix.parallel.shares import FACTORS, MASTER, Slice, adamw_of, make_states, slice_of, state_holders, states_of

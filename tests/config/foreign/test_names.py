@@ -126,7 +126,7 @@ def test_recipes_of_others_are_ours_with_what_stands_beside(program: str, name: 
         ),
         ("gradient_checkpointing", True, 'gradient_checkpointing is transformers\'; write "recompute": true'),
         ("freeze_mm_mlp_adapter", True, 'freeze_mm_mlp_adapter is LLaVA\'s; write "projector": "frozen"'),
-        ("deepspeed", "./scripts/zero3_offload.json", 'transformers\'; write "sharding": "stage3 offload"'),
+        ("deepspeed", "./scripts/zero3_offload.json", 'transformers\'; write "sharding": "stage3"'),
         ("deepspeed", "default-zero2", 'write "sharding": "stage2"'),
         ("sft_type", "lora", 'sft_type is ms-swift\'s; write "lora": true'),
         ("model_type", "llava1_5", "model_type is ms-swift's; leave it out; the checkpoint's config.json"),
