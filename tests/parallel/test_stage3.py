@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from paddlemix.models.configuration import DecoderConfig, LlavaConfig
 from tests.parallel.cluster import Circumstances, Cluster
 
 WIDTH, LAYERS = 32, 4
@@ -90,3 +92,42 @@ def test_slices_learn_what_whole_weights_do(cluster: Cluster) -> None:
             assert result["whole"] == [[], []]
             assert result["bytes"] == LAYERS * 4 * (WIDTH * WIDTH // 2 + WIDTH)  # half of each matrix, whole biases
         assert outcome.collectives[0]["all_gather:float32"][0] > 0
+
+
+def load(directory: str, defers: bool) -> dict[str, int]:
+    """Run on every process: a model from its files into slices; bytes of the device at most, and of the model."""
+    import ctypes
+    import os
+
+    from paddlemix.checkpoints.base_model import BaseSpec
+    from paddlemix.checkpoints.load import load_base
+    from paddlemix.parallel import deferred, stage3
+    from tests.npu_double.build import LIBRARY
+
+    layout, deferred.LARGE = begin("stage3"), 4096
+    model = load_base(BaseSpec(model=directory), "float32", defers).model
+    expected = {name: list(weight.shape) for name, weight in model.named_parameters()}
+    stage3.shard_weights(model, optimizer_of(model), layout, None)
+    library = ctypes.CDLL(str(Path(os.environ["CUSTOM_DEVICE_ROOT"]) / LIBRARY))
+    library.npu_double_stat.restype = ctypes.c_size_t
+    peak = int(library.npu_double_stat(layout.rank, b"peak"))
+    return {"peak": peak, "all": sum(4 * int(np.prod(shape)) for shape in expected.values())}
+
+
+def test_loading_takes_a_share_and_not_the_model(cluster: Cluster, tmp_path: Path) -> None:
+    from paddlemix.checkpoints.pretrained import Pretrained, build_model, save_model
+
+    text = DecoderConfig(
+        vocab_size=300, hidden_size=256, intermediate_size=768, num_hidden_layers=8, num_attention_heads=4
+    )
+    model = build_model(LlavaConfig(text=text, vision=None), initialise=True)
+    save_model(Pretrained(model, None, tmp_path), tmp_path / "model")
+    shares = {}
+    for defers in (True, False):
+        values = {"directory": str(tmp_path / "model"), "defers": defers}
+        outcome = cluster.call(2, f"{__name__}:load", Circumstances(where="npu"), **values)
+        assert outcome.ok, outcome.told()
+        shares[defers] = [result["peak"] / result["all"] for result in outcome.results]
+    # Half of the model, and the embedding, which an adapter's base is known by.
+    assert max(shares[True]) < 0.6, shares
+    assert min(shares[False]) > 0.95, shares
