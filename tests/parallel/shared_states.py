@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,11 @@ class Model(nn.Layer):
         return self.small(self.frozen(paddle.tanh(self.wide(inputs))))
 
 
-def begin() -> Any:
-    """Joins the processes; returns the sharding group of all of them."""
+def begin(degree: int) -> Any:
+    """Joins the processes, `degree` of which share at a time; returns their sharding group."""
+    replicas = int(os.environ["PADDLE_TRAINERS_NUM"]) // degree
     strategy = fleet.DistributedStrategy()
-    strategy.hybrid_configs = {"dp_degree": 1, "mp_degree": 1, "pp_degree": 1, "sharding_degree": dist.get_world_size()}
+    strategy.hybrid_configs = {"dp_degree": replicas, "mp_degree": 1, "pp_degree": 1, "sharding_degree": degree}
     fleet.init(is_collective=True, strategy=strategy)
     return fleet.get_hybrid_communicate_group().get_sharding_parallel_group()
 
@@ -65,7 +67,8 @@ def trained(stage: str, group: Any, half: bool) -> tuple[Any, Any]:
     elif stage:
         level = {"stage2": "os_g", "stage3": "p_g_os"}[stage]
         more = {"segment_size": SEGMENT} if stage == "stage3" else {}
-        wrapped, optimizer, _ = group_sharded_parallel(model, optimizer, level, group=group, **more)
+        replicas = fleet.get_hybrid_communicate_group().get_data_parallel_group()
+        wrapped, optimizer, _ = group_sharded_parallel(model, optimizer, level, group=group, dp_group=replicas, **more)
     inputs = paddle.linspace(-1.0, 1.0, 24).reshape([2, 12]).astype(model.wide.weight.dtype)
     for _ in range(2):
         wrapped(inputs).astype("float32").sum().backward()
@@ -81,13 +84,16 @@ def files_of(model: Any, optimizer: Any, layout: Layout) -> DirectoryFiles:
     return DirectoryFiles([*weights, *shard_files("optimizer", {key: whole_entry(item) for key, item in states}, 900)])
 
 
-def write_cases(folder: str, cases: list[list[Any]]) -> dict[str, list[Any]]:
+def write_cases(folder: str, cases: list[list[Any]], degree: int) -> dict[str, list[Any]]:
     """Writes each case (stage, half) as `folder`/stage-half, and the same of one process as ...-alone.
+
+    Args:
+        degree: processes that share one copy; further ones hold another copy.
 
     Returns:
         Case -> the names of the files that this process wrote, and the most gathered tensors alive at once.
     """
-    group, told = begin(), {}
+    group, told = begin(degree), {}
     alive = watch_gathered()
     for stage, half in cases:
         layout = Layout(
@@ -105,7 +111,7 @@ def write_cases(folder: str, cases: list[list[Any]]) -> dict[str, list[Any]]:
         write_files(alone, files_of(*trained("", None, half), ALONE))
         alive.clear()
         written = write_files(Path(folder) / name, files_of(*trained(stage, group, half), layout), layout)
-        told[name] = [written, max(alive)]
+        told[name] = [written, max(alive, default=0)]
     return told
 
 
