@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 _LOADED = ("paddlemix.trainer.recipe", "paddlemix.generation.predict_file")
+_LOADED += ("transformers.models.llama.tokenization_llama", "matplotlib.pyplot")  # loaded later by every run
 _HOST = "127.0.0.1"
 
 

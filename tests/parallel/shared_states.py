@@ -91,7 +91,7 @@ def write_cases(folder: str, cases: list[list[Any]], degree: int) -> dict[str, l
         degree: processes that share one copy; further ones hold another copy.
 
     Returns:
-        Case -> the names of the files that this process wrote, and the most gathered tensors alive at once.
+        Case -> {name of each file: who wrote it}, and the most gathered tensors alive at once.
     """
     group, told = begin(degree), {}
     alive = watch_gathered()
@@ -110,8 +110,9 @@ def write_cases(folder: str, cases: list[list[Any]], degree: int) -> dict[str, l
             directory.mkdir(parents=True, exist_ok=True)
         write_files(alone, files_of(*trained("", None, half), ALONE))
         alive.clear()
-        written = write_files(Path(folder) / name, files_of(*trained(stage, group, half), layout), layout)
-        told[name] = [written, max(alive, default=0)]
+        files = files_of(*trained(stage, group, half), layout)
+        writers = write_files(Path(folder) / name, files, layout, lambda path: dist.get_rank())
+        told[name] = [writers, max(alive, default=0)]
     return told
 
 

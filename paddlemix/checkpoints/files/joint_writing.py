@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from paddlemix.checkpoints.files.shards import TensorFile
 from paddlemix.checkpoints.files.tensors import TensorEntry
 from paddlemix.checkpoints.files.weight_files import write_safetensors
 from paddlemix.errors import UserError
-from paddlemix.parallel.collectives import from_first, gathered_objects
+from paddlemix.parallel.collectives import gathered_objects
 from paddlemix.parallel.layout import ALONE, Layout
 
 _Failure = UserError | OSError  # after these a process can go on; any other error ends it at once
@@ -40,11 +41,19 @@ class DirectoryFiles:
     others: list[Callable[[Path], None]] = field(default_factory=list)
 
 
-def write_files(directory: Path, files: DirectoryFiles, layout: Layout = ALONE) -> list[str]:
+def write_files(
+    directory: Path,
+    files: DirectoryFiles,
+    layout: Layout = ALONE,
+    digest: Callable[[Path], Any] = lambda path: None,
+) -> dict[str, Any]:
     """Writes files into an existing directory; to be called by every process.
 
+    Args:
+        digest: called with each tensor file that this process has written.
+
     Returns:
-        The names of the tensor files that this process wrote.
+        Name of each tensor file, whoever wrote it -> what `digest` returned.
 
     Raises:
         UserError: a file cannot be written, or a tensor holds NaN or infinity (NotFiniteError), on any process.
@@ -57,15 +66,20 @@ def write_files(directory: Path, files: DirectoryFiles, layout: Layout = ALONE) 
                 write(directory)
         except (UserError, OSError) as error:
             failure = error
-    own = []
+    own: dict[str, Any] = {}
     for number, file in enumerate(files.tensors if layout.is_first_replica else ()):
         if number % layout.sharding_degree != layout.rank or failure is not None:
             _take_part(file.tensors.values())
             continue
-        own.append(file.name)
         failure = _write(directory, file)
-    raise_alike(failure)
-    return own
+        try:
+            own[file.name] = None if failure is not None else digest(directory / file.name)
+        except OSError as error:
+            failure = error
+    digests: dict[str, Any] = {}
+    for part in raise_alike(failure, own):
+        digests |= part
+    return digests
 
 
 def _write(directory: Path, file: TensorFile) -> _Failure | None:
@@ -110,25 +124,30 @@ def alike() -> Iterator[None]:
     raise_alike(failure)
 
 
-def raise_alike(failure: _Failure | None) -> None:
+def raise_alike(failure: _Failure | None, value: Any = None) -> list[Any]:
     """Returns on every process where none has failed; otherwise raises the first one's error on all of them.
 
     Args:
         failure: of this process.
+        value: what this process tells the others.
+
+    Returns:
+        The value of every process, by rank.
 
     Raises:
         UserError: names the process; a NotFiniteError stays one, because the tensor is no single process's.  With one
             process its own error.
     """
     report = failure if failure is None or isinstance(failure, NotFiniteError) else str(failure)
-    reports = gathered_objects(report)
-    if len(reports) == 1 and failure is not None:
+    told = gathered_objects((report, value))
+    if len(told) == 1 and failure is not None:
         raise failure
-    for rank, report in enumerate(reports):
+    for rank, (report, _) in enumerate(told):
         if isinstance(report, NotFiniteError):
             raise report from failure
         if report is not None:
             raise UserError(f"process {rank}: {report}") from failure
+    return [value for _, value in told]
 
 
 @contextlib.contextmanager
@@ -145,11 +164,13 @@ def joint_directory(make: contextlib.AbstractContextManager[Path], layout: Layou
         UserError: see `raise_alike`; or a process that writes does not see the directory.
     """
     with contextlib.ExitStack() as stack:
-        made: Path | None = None
-        with alike():
-            if layout.rank == 0:
+        made, failure = None, None
+        if layout.rank == 0:
+            try:
                 made = stack.enter_context(make)
-        directory: Path = from_first(made)
+            except (UserError, OSError) as error:
+                failure = error
+        directory: Path = raise_alike(failure, made)[0]
         with alike():
             _check_visible(directory, layout)
         yield directory

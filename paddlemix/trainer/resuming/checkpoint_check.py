@@ -6,7 +6,7 @@ Checked before a run resumes from it, when nothing of the run is loaded yet.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +37,14 @@ def write_checksums(directory: Path, known: Digests) -> None:
     Args:
         known: those that are computed already, by the processes that wrote the files.
     """
-    names = [path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()]
-    files = known | file_digests(directory, [name for name in names if name not in known])
+    paths = {path.relative_to(directory).as_posix(): path for path in directory.rglob("*") if path.is_file()}
+    files = known | {name: file_digest(path) for name, path in paths.items() if name not in known}
     write_json(directory / CHECKSUMS_FILE, {"files": dict(sorted(files.items()))})
 
 
-def file_digests(directory: Path, names: Iterable[str]) -> Digests:
-    """Size and digest of some files of a directory."""
-    paths = {name: directory / name for name in names}
-    return {name: {"bytes": path.stat().st_size, "digest": fresh_digest(path)} for name, path in paths.items()}
+def file_digest(path: Path) -> dict[str, Any]:
+    """Size and digest of a file."""
+    return {"bytes": path.stat().st_size, "digest": fresh_digest(path)}
 
 
 def check_checkpoint(checkpoint: Path, with_optimizer: bool = True) -> None:

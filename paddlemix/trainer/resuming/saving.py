@@ -25,14 +25,13 @@ import numpy as np
 
 from paddlemix.checkpoints.files.directories import atomic_directory, remove_directory, writing
 from paddlemix.checkpoints.files.finite import NotFiniteError
-from paddlemix.checkpoints.files.joint_writing import DirectoryFiles, alike, joint_directory, write_files
+from paddlemix.checkpoints.files.joint_writing import DirectoryFiles, joint_directory, write_files
 from paddlemix.checkpoints.files.shards import shard_files
 from paddlemix.checkpoints.files.weight_files import write_index, write_json
 from paddlemix.errors import UserError
 from paddlemix.log import logger
-from paddlemix.parallel.collectives import gathered_objects
 from paddlemix.trainer.resuming.best_checkpoint import best_checkpoint, note_best
-from paddlemix.trainer.resuming.checkpoint_check import file_digests, write_checksums
+from paddlemix.trainer.resuming.checkpoint_check import Digests, file_digest, write_checksums
 from paddlemix.trainer.resuming.checkpoint_folders import OPTIMIZER_INDEX, PROGRESS_FILE, STATE_FILE, list_checkpoints
 from paddlemix.trainer.resuming.optimizer_state import optimizer_entries
 from paddlemix.trainer.resuming.same_recipe import recipe_values
@@ -51,30 +50,31 @@ def save_checkpoint(trainer: Any, metrics: dict[str, float] | None) -> Path:
     is_own = target.name in trainer.own_checkpoints
     # Before the state is written, which lists this checkpoint too.
     trainer.own_checkpoints = [name for name in trainer.own_checkpoints if name != target.name] + [target.name]
-    with what_is_left(target.name, trainer):
-        # A kill leaves a temporary name, never a checkpoint that is half written.
-        with joint_directory(_new_checkpoint(target, is_own), layout) as temporary:
-            written = write_files(temporary, _checkpoint_files(trainer, target), layout)
-            digests = gathered_objects(file_digests(temporary, written))
-            with alike():
-                if layout.rank == 0:  # last, because it covers every other file
-                    write_checksums(temporary, {name: item for part in digests for name, item in part.items()})
-        best = best_checkpoint(trainer)
-        kept = {target, *([] if best is None else [best])}
-        with alike():
-            if layout.rank == 0:
-                own = [output_dir / name for name in trainer.own_checkpoints]
-                _rotate(own, trainer.config.save_total_limit, kept)
+    digests: Digests = {}
+    # A kill leaves a temporary name, never a checkpoint that is half written.
+    place = joint_directory(_new_checkpoint(trainer, target, is_own, digests), layout)
+    with what_is_left(target.name, trainer), place as temporary:
+        digests |= write_files(temporary, _checkpoint_files(trainer, target), layout, file_digest)
     return target
 
 
 @contextlib.contextmanager
-def _new_checkpoint(target: Path, is_own: bool) -> Iterator[Path]:
+def _new_checkpoint(trainer: Any, target: Path, is_own: bool, digests: Digests) -> Iterator[Path]:
+    """What the first process does before and after all have written.
+
+    Args:
+        is_own: whether the run wrote a checkpoint of that name before.
+        digests: filled until then with those of the tensor files.
+    """
     # A checkpoint that this run did not write is kept under another name, never overwritten.
     if target.exists() and not is_own:
         _set_aside(target)
     with atomic_directory(target) as temporary:
         yield temporary
+        write_checksums(temporary, digests)  # last, because it covers every other file
+    best = best_checkpoint(trainer)
+    kept = {target, *([] if best is None else [best])}
+    _rotate([target.parent / name for name in trainer.own_checkpoints], trainer.config.save_total_limit, kept)
 
 
 def _checkpoint_files(trainer: Any, target: Path) -> DirectoryFiles:
