@@ -84,6 +84,7 @@ def test_a_full_disk_at_any_file_of_a_checkpoint(
         "checkpoint-2",
         "metrics.jsonl",
         "run_config.json",
+        "started_by.json",
     ]
 
 

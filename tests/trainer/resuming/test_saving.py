@@ -124,7 +124,8 @@ def test_a_failed_write_leaves_the_earlier_checkpoint_alone(
     with pytest.raises(UserError, match="cannot write .*checkpoint-4': No space left on device; free space"):
         run_recipe(world.config(tmp_path, save_total_limit=1, **EVERY))
     assert steps(tmp_path) == [2]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "metrics.jsonl", "run_config.json"]
+    kept = ["checkpoint-2", "metrics.jsonl", "run_config.json", "started_by.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == kept
     assert load_pretrained(tmp_path / "checkpoint-2").processor is not None
     monkeypatch.undo()
     run_recipe(world.config(tmp_path, **EVERY))  # and the run goes on from there
