@@ -62,7 +62,7 @@ def _run_data(run: Run) -> RunData:
         evaluation=run.evaluation,
         loading=replace(loading, dummy_tile=blank) if trains_visual_parts(run.loaded.model) else alike,
         evaluation_loading=alike,
-        skips=SkipLog(run.output_dir, run.train) if run.train else None,
+        skips=SkipLog(run.output_dir, run.train, run.layout) if run.train else None,
         vision_cache=VisionCache(store, run.loaded.model.vision_tower) if store is not None else None,
     )
 

@@ -6,6 +6,7 @@ same.  Knows no names of metrics.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ class EvaluationShare:
         batch_size: >= 1.
         max_batches: of all processes together, so that any number of them evaluates the same samples; <= 0 for all.
         host_every: batches after which sums are read from the device; None: at the end of an evaluation.
+        passes_alone: whether a pass needs no other process; where weights are shared out it does.
     """
 
     rank: int
@@ -36,6 +38,7 @@ class EvaluationShare:
     batch_size: int
     max_batches: int
     host_every: int | None = None
+    passes_alone: bool = True
 
     def batches(self, size: int) -> list[list[int]]:
         """This process's batches of a set of `size` samples; the last of the set may be smaller."""
@@ -66,11 +69,16 @@ class Evaluator:
         self._skipped: set[int] = set()
 
     def sums(self, dataset: RowDataset, share: EvaluationShare) -> tuple[float, float, int]:
-        """Summed loss, right guesses and supervised tokens of the samples of all processes."""
+        """Summed loss, right guesses and supervised tokens of the samples of all processes.
+
+        Raises:
+            UserError: a sample cannot be used, and none may be left out; on all processes, unless their passes need
+                each other: there the one that fails ends, and the launcher ends the others.
+        """
         sums, count = HostSums(share.host_every), 0
         skipped: list[Skip] = []
         own, filling = share.batches(len(dataset)), share.filling(len(dataset))
-        with together():
+        with together() if share.passes_alone else contextlib.nullcontext():
             for number, batch in enumerate(self._maker_of(dataset).batches([*own, *filling])):
                 scores = self._score(batch_inputs(batch))
                 # Where weights are shared out, a pass needs all processes: one without a batch makes it for the others.

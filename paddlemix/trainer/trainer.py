@@ -65,7 +65,7 @@ class LlavaTrainer(SharingTrainer):
         self.rows, self.skips, self.vision_cache = data.train, data.skips, data.vision_cache
         self.own_checkpoints: list[str] = []  # names of those that this run wrote, also before it was resumed
         self._loader: BatchLoader | None = None
-        self.exchange = StepExchange(lambda: self.layout, self.get_train_dataloader)
+        self.exchange = StepExchange(lambda: self.layout, self.get_train_dataloader, self.skips)
         self._step_losses = StepLosses(self._why_not_finite, self.exchange)
         self._step_tokens = 0  # supervised ones of the step, of all processes
         self._clip: MeasuredNorm | None = None
@@ -129,8 +129,7 @@ class LlavaTrainer(SharingTrainer):
         """Forward and backward pass of one micro-batch."""
         model.train()
         if self.skips is not None:
-            with self.exchange.held():
-                self.skips.add(inputs["skipped"])
+            self.skips.add(inputs["skipped"])
         if step_control == 0:
             self._step_tokens = self.exchange.supervised(inputs["num_supervised"])
         total = self._divisor(inputs)
@@ -218,6 +217,7 @@ class LlavaTrainer(SharingTrainer):
             batch_size=self.args.per_device_eval_batch_size,
             max_batches=self.args.max_evaluate_steps,
             host_every=self.args.eval_accumulation_steps,
+            passes_alone=self.layout.stage != "stage3",
         )
         self.model.eval()
         loss, right, count = self._evaluator.sums(dataset, share)

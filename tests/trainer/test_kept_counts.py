@@ -13,7 +13,9 @@ from paddlemix.checkpoints.files.weight_files import write_json
 from paddlemix.config.schema import SPECS
 from paddlemix.datasets.data_settings import DataSettings
 from paddlemix.errors import UserError
+from paddlemix.parallel.layout import ALONE, Layout
 from paddlemix.sample import Skip
+from paddlemix.trainer.reports import skipped
 from paddlemix.trainer.reports.skipped import SKIPPED_FILE, SkipLog
 from paddlemix.trainer.resuming.checkpoint_folders import PROGRESS_FILE, STATE_FILE, saved_recipe
 from paddlemix.trainer.resuming.same_recipe import PROCESSES_KEY, check_same_recipe, recipe_values
@@ -152,10 +154,10 @@ class _Samples:
         return self.size
 
 
-def skip_log(folder: Path, size: int = 20, most: float = 0.1, unreadable: int = 0) -> SkipLog:
+def skip_log(folder: Path, size: int = 20, most: float = 0.1, unreadable: int = 0, layout: Layout = ALONE) -> SkipLog:
     samples = _Samples(size - unreadable, DataSettings(max_bad_fraction=most))
     samples.unreadable += [(f"record {number}", "no JSON") for number in range(unreadable)]
-    return SkipLog(folder, TrainingRows(rows=cast(Any, samples), samples=cast(Any, samples)))
+    return SkipLog(folder, TrainingRows(rows=cast(Any, samples), samples=cast(Any, samples)), layout)
 
 
 def test_too_long_is_not_bad(tmp_path: Path) -> None:
@@ -197,3 +199,28 @@ def test_what_was_too_long_before_a_stop_is_not_bad_after_it(tmp_path: Path) -> 
     again.start(resumed=True)
     again.add([Skip(11, "no picture", False), Skip(12, "no picture", False)])
     assert again.count == 12
+
+
+def test_several_processes_know_the_same_and_one_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logs = [skip_log(tmp_path, layout=Layout(world_size=2, rank=rank)) for rank in (1, 0)]
+    for log in logs:
+        log.start(resumed=False)
+    # 4 is met by both, as at the end of an epoch; 2 of 20 may be bad
+    met = [[Skip(7, "no picture", False), Skip(4, "no picture", False)], [Skip(4, "no picture", False)]]
+    for log, own in zip(logs, met, strict=True):
+        log.add(own)
+        log.add(own)
+    assert [len(log.waiting) for log in logs] == [2, 1] and not (tmp_path / SKIPPED_FILE).exists()
+    monkeypatch.setattr(skipped, "gathered_objects", lambda own: met)
+    for log in logs:
+        log.share()
+        log.check()
+    lines = (tmp_path / SKIPPED_FILE).read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["index"] for line in lines] == [7, 4]
+    monkeypatch.setattr(skipped, "gathered_objects", lambda own: [[], [Skip(9, "cut short", False)]])
+    for log in logs:
+        log.add(met[0])  # known
+        assert not log.waiting and log.count == 2
+        log.share()
+        with pytest.raises(UserError, match="3 of 20 samples cannot be used.*the first: cut short"):
+            log.check()

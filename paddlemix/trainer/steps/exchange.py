@@ -6,6 +6,7 @@
     supervised   supervised tokens of its next step, the divisor of the losses to come; -1 where their data failed,
                  -2 where the epoch ends
     positions, tokens, visual    what its batches held since the last message
+    skipped      samples that it has left out and the others do not know of; where there are any, all tell which
 
 All read the same table, together with the gradient's norm, so they stop after the same step, know whose loss was not a
 number, and end together where one has failed.  A process that fails goes on to the next message: the others wait for
@@ -30,8 +31,9 @@ from paddlemix.log import logger
 from paddlemix.parallel.collectives import agree, gathered, gathered_tensor
 from paddlemix.parallel.layout import Layout
 from paddlemix.trainer.batches.dataloader import DATA_FAILED, BatchLoader, PositionCounts
+from paddlemix.trainer.reports.skipped import SkipLog
 
-_COLUMNS = ("loss", "stop", "failed", "supervised", "positions", "tokens", "visual")
+_COLUMNS = ("loss", "stop", "failed", "supervised", "positions", "tokens", "visual", "skipped")
 _EPOCH_ENDS = -2  # in place of a number of tokens
 
 
@@ -41,13 +43,16 @@ class StepExchange:
     Args:
         layout: which process this is.
         loader: of the micro-batches; called when the first is needed.
+        skips: the record of samples that are left out; None where nothing is trained.
 
     Attributes:
         received: the signal that came to this process, None for none.
     """
 
-    def __init__(self, layout: Callable[[], Layout], loader: Callable[[], BatchLoader]) -> None:
-        self._layout, self._loader = layout, loader
+    def __init__(
+        self, layout: Callable[[], Layout], loader: Callable[[], BatchLoader], skips: SkipLog | None = None
+    ) -> None:
+        self._layout, self._loader, self._skips = layout, loader, skips
         self.received: Callable[[], int | None] = lambda: None
         self._agreed_stop: int | None = None
         self._supervised: np.ndarray | None = None  # [processes], of the next step
@@ -124,6 +129,7 @@ class StepExchange:
             self._failure is not None,
             ahead[0] if ahead else _EPOCH_ENDS,
             *(new.positions, new.tokens, new.visual),
+            len(self._skips.waiting) if self._skips is not None else 0,
         )
         # Made on the device: a copy from the host would be waited for, with all work that is queued.
         message = [loss.reshape([]), *(paddle.full([], float(value), dtype="float32") for value in values)]
@@ -136,7 +142,8 @@ class StepExchange:
             float32 [processes]: own sums of losses.
 
         Raises:
-            UserError: something failed on another process, which is named; here, its own error.
+            UserError: something failed on another process, which is named; here, its own error.  Or too many samples
+                are left out, which all processes find alike.
         """
         table = dict(zip(_COLUMNS, messages.reshape([-1, len(_COLUMNS)]).T, strict=True))
         if table["failed"].any():
@@ -145,6 +152,10 @@ class StepExchange:
         self._supervised = None if (table["supervised"] == _EPOCH_ENDS).any() else table["supervised"]
         new = [round(self._over_data(table[name])) for name in ("positions", "tokens", "visual")]
         self._counts.add_counts(PositionCounts(*new))
+        if self._skips is not None and table["skipped"].any():
+            with self.held():  # only one process writes the file
+                self._skips.share()
+            self._skips.check()
         return table["loss"]
 
     # ---- between steps ----

@@ -40,7 +40,7 @@ def test_several_take_the_same_from_all_messages(monkeypatch: pytest.MonkeyPatch
     """The other process has the loss 6, received signal 15, and 30 supervised tokens next."""
     exchange, loader = exchange_of(PAIR, [20])
     loader.counts = PositionCounts(positions=64, tokens=50, visual=8)
-    other = np.array([6.0, 15, 0, 30, 64, 40, 0], dtype=np.float32)
+    other = np.array([6.0, 15, 0, 30, 64, 40, 0, 0], dtype=np.float32)
     monkeypatch.setattr(
         "paddlemix.trainer.steps.exchange.gathered_tensor",
         lambda own: paddle.stack([own, paddle.to_tensor(other)]),
@@ -55,6 +55,21 @@ def test_several_take_the_same_from_all_messages(monkeypatch: pytest.MonkeyPatch
     assert exchange.tokens_seen == 1000
     message = exchange.begin(paddle.full([], 2.0))
     assert message is not None and message.numpy()[4:7].tolist() == [0, 0, 0]  # told once
+
+
+@pytest.mark.parametrize("waiting", [0, 2])
+def test_samples_that_are_left_out_are_told_where_there_are_any(monkeypatch: pytest.MonkeyPatch, waiting: int) -> None:
+    done: list[str] = []
+    skips: Any = SimpleNamespace(
+        waiting=dict.fromkeys(range(waiting)), share=lambda: done.append("share"), check=lambda: done.append("check")
+    )
+    loader: Any = SimpleNamespace(counts=PositionCounts(), upcoming=[3])
+    exchange = StepExchange(lambda: PAIR, lambda: loader, skips)
+    monkeypatch.setattr("paddlemix.trainer.steps.exchange.gathered_tensor", lambda own: paddle.stack([own * 0, own]))
+    messages = exchange.begin(paddle.full([], 2.0))
+    assert messages is not None
+    exchange.end(messages.numpy())
+    assert done == (["share", "check"] if waiting else [])  # though this process may have none
 
 
 def test_an_error_waits_for_the_next_message(monkeypatch: pytest.MonkeyPatch) -> None:
