@@ -5,9 +5,11 @@ Knows no name and no output: what is locked and why is said in `locks.py` and `t
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from paddlemix.errors import UserError
@@ -48,6 +50,27 @@ def lock_file(descriptor: int, path: Path, wait: bool) -> bool:
             raise
         raise LockingUnavailableError(f"the file system of {path} has no locks ({error.strerror})") from error
     return True
+
+
+@contextlib.contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Lets one process at a time make something that the others then find; they wait until it is done or has ended.
+
+    Without a lock where the file system has none or the file cannot be made: then each makes it.
+
+    Args:
+        path: of the lock's file, which stays.
+    """
+    owner, descriptor = os.getpid(), None
+    with contextlib.suppress(OSError, LockingUnavailableError):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        remember(descriptor)
+        lock_file(descriptor, path, wait=True)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            close_file(descriptor, owner)
 
 
 def is_at(descriptor: int, path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from paddlemix import locks
+from paddlemix import file_locks, locks
 from paddlemix.errors import UserError
 from paddlemix.file_locks import LockingUnavailableError
 from paddlemix.locks import Locked, locked_output
@@ -152,3 +153,18 @@ def test_without_locks_nothing_is_removed(
     with pytest.raises(LockingUnavailableError):
         Locked(tmp_path / "lock", "it", lambda _: "busy")
     assert not (tmp_path / LOCK_FILE).exists()
+
+
+@pytest.mark.parametrize("missing", ["locks", "the folder"])
+def test_what_cannot_be_locked_is_done_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    if missing == "locks":
+        monkeypatch.setattr(fcntl, "flock", flock)
+    before = set(file_locks._open)
+    with file_locks.one_at_a_time(tmp_path / ("" if missing == "locks" else "none") / "a.lock"):
+        pass
+    assert set(file_locks._open) == before

@@ -13,6 +13,7 @@ import numpy as np
 
 from paddlemix.cache import cache_directory, cache_key, replacing
 from paddlemix.datasets.workers import WorkerPool
+from paddlemix.file_locks import one_at_a_time
 from paddlemix.progress_bar import ProgressBar
 
 _CHUNK = 512  # samples that a process measures at a time
@@ -36,7 +37,7 @@ class MeasuredDataset(Protocol):
 
 
 def measure_lengths(dataset: MeasuredDataset, workers: int = 0) -> np.ndarray:
-    """Lengths of all samples, from the cache where they are known.
+    """Lengths of all samples, from the cache where they are known; of several processes one measures.
 
     Args:
         dataset: has to survive pickling where there are workers.
@@ -53,6 +54,13 @@ def measure_lengths(dataset: MeasuredDataset, workers: int = 0) -> np.ndarray:
     known = _read(path, len(dataset))
     if known is not None:
         return known
+    with one_at_a_time(path.with_suffix(".lock")):
+        known = _read(path, len(dataset))  # another process may have measured them meanwhile
+        return _measure_all(dataset, workers, path) if known is None else known
+
+
+def _measure_all(dataset: MeasuredDataset, workers: int, path: Path) -> np.ndarray:
+    """Measures every sample and stores the lengths."""
     lengths = np.zeros((len(dataset), 2), dtype=np.int32)
     done = 0
     with ProgressBar("measuring samples", len(dataset), silent=len(dataset) <= _CHUNK) as bar:

@@ -20,7 +20,8 @@ from paddlemix.datasets.packing import PackedDataset, pack_rows
 from paddlemix.datasets.record_selection import split_count
 from paddlemix.datasets.sample_lengths import measure_lengths
 from paddlemix.errors import MissingFileError, UserError
-from paddlemix.log import logger
+from paddlemix.log import logger, process_rank
+from paddlemix.parallel.layout import local_rank
 from paddlemix.paths import is_address, user_path
 from paddlemix.processors.llava import LlavaProcessor
 from paddlemix.processors.text.chat_template import resolve_template
@@ -119,7 +120,8 @@ def read_samples(config: RunConfig, split: str, processor: LlavaProcessor, has_t
         raise UserError(
             f"{source} has an image, but {config.model_name_or_path} has no vision tower; set mm_vision_tower"
         )
-    dataset.check()
+    if local_rank() == 0:  # once on each machine, whose disks may hold other pictures
+        dataset.check()
     return dataset
 
 
@@ -139,12 +141,11 @@ def arrange(config: RunConfig, samples: SampleDataset) -> TrainingRows:
     grouping = grouping_of(config)
     capacity = config.max_length if config.mixtoken else None
     # Packing and grouping need every length; a plain order needs none, and a sample of them for the log is cheap.
-    if config.mixtoken or grouping == "length":
-        lengths = measure_lengths(samples, config.dataloader_num_workers)
-    else:
-        lengths = _measure_some(samples, config.seed)
-    size = config.per_device_train_batch_size
-    logger.info("training data: %s", describe_lengths(lengths, size, capacity, grouping, total=len(samples)))
+    needed = config.mixtoken or grouping == "length"
+    lengths = measure_lengths(samples, config.dataloader_num_workers) if needed else np.zeros((0, 2), np.int32)
+    if process_rank() == 0:  # which writes the log
+        shown, size = lengths if needed else _measure_some(samples, config.seed), config.per_device_train_batch_size
+        logger.info("training data: %s", describe_lengths(shown, size, capacity, grouping, total=len(samples)))
     if config.mixtoken:
         packs = pack_rows(lengths[:, 0], config.max_length, config.seed)
         logger.info("%d samples are packed into %d rows of at most %d tokens", len(samples), len(packs), capacity)

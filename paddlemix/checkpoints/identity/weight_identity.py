@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 
 from paddlemix.cache import cache_directory, cache_key
 from paddlemix.cached_table import CachedTable, TableLayout
@@ -32,6 +31,7 @@ from paddlemix.checkpoints.layouts.weight_names import is_linear_weight
 from paddlemix.checkpoints.projector_file import read_projector_file
 from paddlemix.checkpoints.source import Source, open_source
 from paddlemix.errors import UserError
+from paddlemix.file_locks import one_at_a_time
 from paddlemix.identity import (
     DIGEST_BYTES,
     FileState,
@@ -133,8 +133,8 @@ def cached_digests(
         found = _read_cached(key, _text_of(files, states))
         if found is not None:
             return found
-        with suppress(OSError, UserError):  # a cache that cannot be locked is used without a lock
-            stack.enter_context(FileLock(cache_directory("digests") / f"{cache_key(key)}.lock"))
+        with suppress(UserError):  # without a folder for the cache each process computes them
+            stack.enter_context(one_at_a_time(cache_directory("digests") / f"{cache_key(key)}.lock"))
         wait_until_settled(state for state in states if state is not None)
         started, states = time.time_ns(), file_states(files)
         found = _read_cached(key, _text_of(files, states))  # another process may have computed them meanwhile

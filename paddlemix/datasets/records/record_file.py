@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
 from paddlemix.cache import cache_directory, cache_key
 from paddlemix.datasets.forms.image_keys import locate
@@ -26,6 +25,7 @@ from paddlemix.datasets.forms.parse import parse_record
 from paddlemix.datasets.records.index import INDEX_VERSION, Index, build_index, read_index, write_index
 from paddlemix.datasets.records.json_values import DECODER
 from paddlemix.errors import MissingFileError, UserError, without_secrets
+from paddlemix.file_locks import one_at_a_time
 from paddlemix.identity import file_digest
 from paddlemix.lfs import refuse_pointer
 from paddlemix.log import logger
@@ -241,11 +241,9 @@ def _read_errors(path: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _one_at_a_time(store: Path) -> Iterator[None]:
-    """Lets the processes of one run wait for the first; a cache that cannot be locked is used without."""
-    with contextlib.ExitStack() as stack:
-        # A child does not wait: its parent may hold the lock and wait for it.  While a child still imports the parent's
-        # script only its name tells it.
-        if multiprocessing.current_process().name == "MainProcess":
-            with contextlib.suppress(OSError):
-                stack.enter_context(FileLock(f"{store}.lock"))
+    """Lets the processes of one run wait for the first."""
+    # A child does not wait: its parent may hold the lock and wait for it.  While a child still imports the parent's
+    # script only its name tells it.
+    alone = multiprocessing.current_process().name == "MainProcess"
+    with one_at_a_time(store.with_name(f"{store.name}.lock")) if alone else contextlib.nullcontext():
         yield
