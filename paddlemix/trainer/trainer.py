@@ -115,6 +115,8 @@ class LlavaTrainer(SharingTrainer):
             set_learning_rates(model, self.config)
             self.optimizer = build_optimizer(self.model.model, self.config, schedule, self.layout, self._step_losses)
             self._clip = self.optimizer._grad_clip
+            if self.layout.several:
+                self.exchange.watch.look_at(model)
             if self.do_grad_scaling:
                 self.scaler.clip = self._clip
         return self.optimizer

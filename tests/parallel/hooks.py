@@ -25,7 +25,7 @@ def file_limit(largest: int) -> None:
 
 def signal_in_step(step: int, number: int) -> None:
     """Sends itself a signal in an optimiser step (1 is the first), before its first forward pass."""
-    _before_step(step, lambda: os.kill(os.getpid(), number))
+    before_step(step, lambda: os.kill(os.getpid(), number))
 
 
 def wait_in_step(step: int, until: str) -> None:
@@ -35,12 +35,12 @@ def wait_in_step(step: int, until: str) -> None:
         while not Path(until).exists():
             time.sleep(0.01)
 
-    _before_step(step, wait)
+    before_step(step, wait)
 
 
 def file_in_step(step: int, path: str) -> None:
     """Makes a file when a step begins."""
-    _before_step(step, Path(path).touch)
+    before_step(step, Path(path).touch)
 
 
 def nan_loss(step: int) -> None:
@@ -54,11 +54,29 @@ def nan_loss(step: int) -> None:
         return loss_sum * factor[0], right
 
     LossModel.forward = poisoned
-    _before_step(step, lambda: factor.__setitem__(0, math.nan))
-    _before_step(step + 1, lambda: factor.__setitem__(0, 1.0))
+    before_step(step, lambda: factor.__setitem__(0, math.nan))
+    before_step(step + 1, lambda: factor.__setitem__(0, 1.0))
 
 
-def _before_step(step: int, action: Callable[[], Any]) -> None:
+def nan_gradient(step: int) -> None:
+    """The gradient of the loss is NaN in a step, the loss itself is not."""
+    import paddle
+
+    from paddlemix.trainer.loss import LossModel
+
+    forward, spoils = LossModel.forward, [False]
+
+    def spoilt(model: Any, *arguments: Any, **named: Any) -> Any:
+        loss_sum, right = forward(model, *arguments, **named)
+        return (loss_sum + paddle.sqrt(loss_sum * 0.0) * 0.0 if spoils[0] else loss_sum), right
+
+    LossModel.forward = spoilt
+    before_step(step, lambda: spoils.__setitem__(0, True))
+    before_step(step + 1, lambda: spoils.__setitem__(0, False))
+
+
+def before_step(step: int, action: Callable[[], Any]) -> None:
+    """Calls `action` when a step begins (1 is the first), before its first forward pass."""
     from paddlemix.trainer.callbacks.seeding import SeedEachStep
 
     begin = SeedEachStep.on_step_begin

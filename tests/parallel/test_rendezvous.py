@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections import Counter
@@ -44,6 +45,24 @@ def test_nobody_goes_on_before_the_last_has_come() -> None:
 def test_who_never_comes_is_an_error() -> None:
     with pytest.raises(UserError, match="1 of 2 processes did not come within 0 seconds"):
         meet_at(Counts(), "a", 2, 0)
+
+
+def test_a_signal_waits_until_the_store_has_answered() -> None:
+    """Paddle's store ends by it: its answer is lost, and the process with it."""
+    seen = []
+
+    class Interrupted(Counts):
+        def add(self, key: str, amount: int) -> int:
+            signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+            seen.append("answer")
+            return super().add(key, amount)
+
+    before = signal.signal(signal.SIGUSR1, lambda *_: seen.append("signal"))
+    try:
+        meet_at(Interrupted(), "a", 1, 60)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert seen == ["answer", "signal"]
 
 
 def test_one_process_meets_nobody() -> None:

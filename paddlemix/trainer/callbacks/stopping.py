@@ -65,8 +65,9 @@ class StopOnSignal(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The run is over."""
-        self.restore()
+        """The run is over; repeats of a signal that ended it may still come."""
+        if self.received is None:
+            self.restore()
 
     def restore(self) -> None:
         """Puts back the handlers that were there before."""

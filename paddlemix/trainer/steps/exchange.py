@@ -1,6 +1,7 @@
 """What the processes of a run tell each other in every step: one small message, before weights change.
 
     loss         sum of a process's own losses in the step, each times its share
+    gradient     above 0 where its own gradient was no number, see `gradient_watch`
     stop         number of the signal that it received, 0 for none
     failed       1 where something between two steps failed on it, such as writing to the log
     supervised   supervised tokens of its next step, the divisor of the losses to come; -1 where their data failed,
@@ -32,8 +33,9 @@ from paddlemix.parallel.collectives import agree, gathered, gathered_tensor
 from paddlemix.parallel.layout import Layout
 from paddlemix.trainer.batches.dataloader import DATA_FAILED, BatchLoader, PositionCounts
 from paddlemix.trainer.reports.skipped import SkipLog
+from paddlemix.trainer.steps.gradient_watch import GradientWatch
 
-_COLUMNS = ("loss", "stop", "failed", "supervised", "positions", "tokens", "visual", "skipped")
+_COLUMNS = ("loss", "gradient", "stop", "failed", "supervised", "positions", "tokens", "visual", "skipped")
 _EPOCH_ENDS = -2  # in place of a number of tokens
 
 
@@ -47,6 +49,8 @@ class StepExchange:
 
     Attributes:
         received: the signal that came to this process, None for none.
+        watch: of this process's gradient.
+        bad_gradients: processes whose own gradient was no number in the last step, as far as is known.
     """
 
     def __init__(
@@ -54,6 +58,8 @@ class StepExchange:
     ) -> None:
         self._layout, self._loader, self._skips = layout, loader, skips
         self.received: Callable[[], int | None] = lambda: None
+        self.watch = GradientWatch()
+        self.bad_gradients: list[int] = []
         self._agreed_stop: int | None = None
         self._supervised: np.ndarray | None = None  # [processes], of the next step
         self._failure: Exception | None = None
@@ -132,7 +138,11 @@ class StepExchange:
             len(self._skips.waiting) if self._skips is not None else 0,
         )
         # Made on the device: a copy from the host would be waited for, with all work that is queued.
-        message = [loss.reshape([]), *(paddle.full([], float(value), dtype="float32") for value in values)]
+        message = [
+            loss.reshape([]),
+            self.watch.take(),
+            *(paddle.full([], float(value), dtype="float32") for value in values),
+        ]
         return gathered_tensor(paddle.stack(message)).reshape([-1])
 
     def end(self, messages: np.ndarray) -> np.ndarray:
@@ -148,6 +158,7 @@ class StepExchange:
         table = dict(zip(_COLUMNS, messages.reshape([-1, len(_COLUMNS)]).T, strict=True))
         if table["failed"].any():
             agree(self._failure)
+        self.bad_gradients = [int(rank) for rank in np.flatnonzero(table["gradient"])]
         self._take_in_stop(table["stop"])
         self._supervised = None if (table["supervised"] == _EPOCH_ENDS).any() else table["supervised"]
         new = [round(self._over_data(table[name])) for name in ("positions", "tokens", "visual")]

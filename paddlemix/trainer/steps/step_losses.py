@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import paddle
 
-from paddlemix.errors import UserError
+from paddlemix.errors import OtherProcessError, UserError
 from paddlemix.parallel.collectives import gathered_objects
 from paddlemix.trainer.steps.exchange import StepExchange
 
@@ -82,7 +82,7 @@ class StepLosses:
             return None
         [value] = self._read(norm)
         if not math.isfinite(value):
-            raise self._not_finite("gradient's norm", value)
+            raise self._not_finite("gradient's norm", value if self._adds_to_it() else None)
         return value
 
     def overflows(self, found: paddle.Tensor, norm: paddle.Tensor | None) -> tuple[bool, float | None]:
@@ -105,7 +105,13 @@ class StepLosses:
 
     def no_scale_left(self, scale: float) -> UserError:
         """The error where a gradient is NaN or infinite at the smallest loss scale that is tried."""
-        return self._not_finite("gradient", f"NaN or infinite at a loss scale of {scale:g}")
+        found = f"NaN or infinite at a loss scale of {scale:g}"
+        return self._not_finite("gradient", found if self._adds_to_it() else None)
+
+    def _adds_to_it(self) -> bool:
+        """Whether a gradient that is no number may come from this process: where no one is known, from all."""
+        known = [] if self._exchange is None else self._exchange.bad_gradients
+        return not known or self._exchange is None or self._exchange.layout.rank in known
 
     def take_total(self) -> float:
         """Sum of the losses of all steps since the last call: of a step the sum over all micro-batches of all
@@ -162,13 +168,14 @@ class StepLosses:
         found = f"the {what} of step {self._step} is {next(iter(bad.values()))[0]}"
         # A weight that is broken already explains the loss better than the samples do.
         broken = next((weight for _, weight in reports if weight is not None), None)
+        kind = UserError if own is not None else OtherProcessError
         if broken is not None:
-            return UserError(f"{found}, because {broken}")
+            return kind(f"{found}, because {broken}")
         if len(reports) == 1:
             of = bad[0][1]
         else:
             of = " and of ".join(f"process {rank} ({sources})" for rank, (_, sources) in bad.items())
-        return UserError(
+        return kind(
             f"{found} in the batch of {of}. No weight was changed by it and the last checkpoint is untouched: "
             "inspect these samples, lower learning_rate, or set max_grad_norm above 0"
         )

@@ -1,0 +1,31 @@
+"""float16 on several processes: a gradient that overflows on one costs all of them the same step, and no other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.parallel.cluster import Cluster
+from tests.parallel.rank import Hook
+from tests.tiny_world import World, reports
+
+SCALE = 1024.0
+
+
+@pytest.mark.parametrize(("sharding", "master_grad"), [("stage1", False), ("stage2", True)])
+def test_all_leave_out_the_step_in_which_one_overflows(
+    cluster: Cluster, world: World, tmp_path: Path, sharding: str, master_grad: bool
+) -> None:
+    values = {"fp16": True, "fp16_opt_level": "O2", "amp_master_grad": master_grad, "scale_loss": SCALE}
+    values |= {"save_strategy": "steps", "save_steps": 4, "adam_epsilon": 1e-4, "device": "npu", "sharding": sharding}
+    hook = Hook("tests.parallel.hooks:nan_gradient", rank=1, values={"step": 2})
+    recipe = world.recipe(tmp_path, **values)
+    outcome = cluster.run(2, "tools.supervised_finetune", recipe, where="npu", hooks=[hook])
+    assert outcome.ok, outcome.told()
+    assert sorted(reports(tmp_path / "out")) == [1, 2, 3, 4]
+    norms = reports(tmp_path / "out", "grad_norm")
+    assert sorted(norms) == [1, 3, 4] and all(1 < norm < 100 for norm in norms.values())  # free of the scale
+    state = json.loads((tmp_path / "out" / "checkpoint-4" / "training_state.json").read_text(encoding="utf-8"))
+    assert state["scaler"]["scale"] == [SCALE / 2] and state["scaler"]["incr_count"] == 2
