@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from paddlemix.checkpoints.files.header import read_header
+from paddlemix.trainer.resuming.checkpoint_folders import list_checkpoints
 from tests.parallel.cluster import Circumstances, Cluster, Where
 from tests.parallel.rank import Hook
 from tests.tiny_world import LORA, World
@@ -68,6 +69,31 @@ def test_two_processes_write_the_files_of_one(
             assert list(header.tensors.items()) == list(read_header(alone_out / name / file).tensors.items())
         assert found == expected
     assert sorted(path.name for path in out.rglob("*")) == sorted(path.name for path in alone_out.rglob("*"))
+
+
+def first_is_best() -> None:
+    """A hook: every evaluation is worse than the one before."""
+    from paddlemix.trainer.trainer import LlavaTrainer
+
+    losses = iter((1.0, 2.0, 3.0))
+    LlavaTrainer._evaluation_values = lambda self, dataset: {"loss": next(losses), "token_accuracy": 0.5}  # type: ignore[method-assign]
+
+
+def test_the_best_of_two_processes_stays_and_ends_the_run(cluster: Cluster, world: World, tmp_path: Path) -> None:
+    best = {"evaluation_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True, "save_total_limit": 1}
+    recipe = world.recipe(tmp_path, **{**EQUAL, "max_steps": 3, "save_steps": 1, "sharding": "stage1", **best})
+    hook = Hook(f"{__name__}:first_is_best")
+    outcome = cluster.run(2, "tools.supervised_finetune", recipe, hooks=[hook])
+    assert outcome.ok, outcome.told()
+    out = tmp_path / "out"
+    assert [path.name for path in list_checkpoints(out)] == ["checkpoint-1", "checkpoint-3"]
+    assert (out / "model.safetensors").read_bytes() == (out / "checkpoint-1" / "model.safetensors").read_bytes()
+    # A damaged best one ends both, and not the first alone, which compares the checksums.
+    weights = out / "checkpoint-1" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8] + bytes(8))
+    again = cluster.run(2, "tools.supervised_finetune", recipe, hooks=[hook])
+    assert again.statuses == [2, 2], again.told()
+    assert "the weights of the best checkpoint, " in again.logs[0] + again.logs[1]
 
 
 @pytest.mark.parametrize(
