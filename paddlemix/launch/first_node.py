@@ -68,7 +68,8 @@ class FirstNode(Meeting):
 
     def gather(self, signals: Signals) -> Places:
         own = self._hello()
-        self._hellos, self._is_done, self._is_decided = {}, False, False
+        # Not the greetings: after a failure another machine may have come to the next start before this one.
+        self._is_done = self._is_decided = False
         begin = line = time.monotonic()
         logger.info("waiting at %s:%d for %d other machines", *self._master, self._options.nodes - 1)
         while len(self._hellos) < self._options.nodes - 1:
@@ -85,9 +86,9 @@ class FirstNode(Meeting):
             if missing and now - line > _LINE_SECONDS:
                 line = now
                 logger.info("still waiting for machines %s", ", ".join(map(str, missing)))
-        # What was said about the start before is over.
-        self._done, self._messages = set(), []
         places = self._places(own)
+        # What was said about the start before is over.
+        self._done, self._messages, self._hellos = set(), [], {}
         for node, channel in self._others.items():
             channel.send(start={"node": node, "store": places.store, "endpoints": places.endpoints})
         return places
