@@ -12,20 +12,18 @@ from paddlemix.config.schema import RunConfig
 from paddlemix.datasets.batches import RowDataset
 from paddlemix.errors import UserError
 from paddlemix.log import logger
-from paddlemix.parallel.deferred import fill_deferred
 from paddlemix.trainer.answers.answering import AnswerScores
 from paddlemix.trainer.batches.dataloader import BatchLoader, Inputs, model_inputs
 from paddlemix.trainer.callbacks.meters import Meters, StepReport
 from paddlemix.trainer.evaluator import EvaluationShare, Evaluator, Scores
 from paddlemix.trainer.loss import LossModel
 from paddlemix.trainer.optim import build_optimizer, build_schedule, set_learning_rates
-from paddlemix.trainer.paddlenlp_trainer import TrainerState, TrainingArguments
+from paddlemix.trainer.paddlenlp_trainer import TrainingArguments
 from paddlemix.trainer.processes import SharingTrainer
 from paddlemix.trainer.resuming.best_checkpoint import best_metric
-from paddlemix.trainer.resuming.checkpoint_folders import PROGRESS_FILE, completed_steps, own_checkpoints
+from paddlemix.trainer.resuming.checkpoint_folders import completed_steps
 from paddlemix.trainer.resuming.input_identity import InputIdentity
-from paddlemix.trainer.resuming.loading_shares import load_weights
-from paddlemix.trainer.resuming.restoring import load_best, load_training_state
+from paddlemix.trainer.resuming.restoring import load_best, load_finished, load_training_state
 from paddlemix.trainer.resuming.saving import broken_by_a_step, save_checkpoint
 from paddlemix.trainer.run import ModelFiles, RunData
 from paddlemix.trainer.run_data import batch_sampler
@@ -249,10 +247,7 @@ class LlavaTrainer(SharingTrainer):
         before = completed_steps(resume) if resume is not None else 0
         if resume is not None and before >= self._total_steps():  # PaddleNLP's loop would make one step more
             logger.info("%s is the end of this run: nothing is left to train", resume)
-            fill_deferred(self.model.model)
-            load_weights(self.model.model, resume, self.layout)
-            self.state = TrainerState.load_from_json(str(resume / PROGRESS_FILE))
-            self.own_checkpoints = own_checkpoints(resume, Path(str(self.config.output_dir)))
+            load_finished(self, resume)
             results: dict[str, float] = {"steps": before}
         else:
             if self.skips is not None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from paddlemix.errors import OtherProcessError, UserError
+from paddlemix.trainer.recipe import run_recipe
 from tests.parallel.cluster import Cluster
 from tests.parallel.rank import Hook
 from tests.tiny_world import World
@@ -35,6 +36,16 @@ def spoil_model(message: str) -> None:
         raise UserError(message)
 
     recipe.load_start = fail
+
+
+def spoil_share(message: str) -> None:
+    """A hook: this process cannot read its share of the checkpoint."""
+    from paddlemix.trainer.resuming import restoring
+
+    def fail(*_: Any) -> None:
+        raise UserError(message)
+
+    restoring.load_weights = fail
 
 
 def agreeing(failing: dict[str, str]) -> list[str]:
@@ -115,3 +126,18 @@ def test_the_first_process_decides_where_to_resume(cluster: Cluster, world: Worl
     assert outcome.statuses == [2, 2], outcome.told()
     assert "checkpoint-2 cannot be resumed: its training_state.json is missing" in outcome.logs[0]
     assert "error" not in outcome.logs[1]
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_process_that_cannot_read_its_share_ends_all(
+    cluster: Cluster, world: World, tmp_path: Path, finished: bool
+) -> None:
+    changes = {"save_strategy": "steps", "save_steps": 1, "gradient_accumulation_steps": 2}
+    run_recipe(world.config(tmp_path / "out", **changes, max_steps=1))
+    recipe = world.recipe(tmp_path, **{**changes, "gradient_accumulation_steps": 1}, max_steps=2 - finished)
+    hook = Hook(f"{HOOKS}:spoil_share", 1, {"message": "the disk is gone"})
+    outcome = cluster.run(2, COMMAND, recipe, hooks=[hook])
+    assert outcome.statuses == [2, 2], outcome.told()
+    assert "error: process 1 failed: the disk is gone" in outcome.logs[0]
+    assert "error: the disk is gone" in outcome.logs[1]
+    assert sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-1"]

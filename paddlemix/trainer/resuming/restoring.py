@@ -10,9 +10,11 @@ import numpy as np
 from paddlemix.checkpoints.files.weight_files import read_json
 from paddlemix.log import logger
 from paddlemix.parallel.collectives import together
+from paddlemix.parallel.deferred import fill_deferred
+from paddlemix.trainer.paddlenlp_trainer import TrainerState
 from paddlemix.trainer.resuming.best_checkpoint import best_checkpoint
 from paddlemix.trainer.resuming.checkpoint_check import check_best
-from paddlemix.trainer.resuming.checkpoint_folders import STATE_FILE, own_checkpoints
+from paddlemix.trainer.resuming.checkpoint_folders import PROGRESS_FILE, STATE_FILE, own_checkpoints
 from paddlemix.trainer.resuming.loading_shares import load_optimizer, load_weights
 
 
@@ -56,3 +58,16 @@ def _load(trainer: Any, checkpoint: Path) -> int:
             trainer.scaler.load_state_dict({key: np.asarray(item) for key, item in values["scaler"].items()})
     logger.info("resumed from %s at step %d", checkpoint, values["global_step"])
     return int(values["global_step"])
+
+
+def load_finished(trainer: Any, checkpoint: Path) -> None:
+    """Restores weights and progress of a run of which nothing is left to train but whose result may be missing.
+
+    Raises:
+        MissingFileError, UserError: see `load_training_state`.
+    """
+    with together():
+        fill_deferred(trainer.model.model)
+        load_weights(trainer.model.model, checkpoint, trainer.layout)
+        trainer.state = TrainerState.load_from_json(str(checkpoint / PROGRESS_FILE))
+        trainer.own_checkpoints = own_checkpoints(checkpoint, Path(trainer.config.output_dir))

@@ -26,6 +26,7 @@ def test_schedule_and_loss_scale_go_on_unless_the_run_begins_them_anew(
     trainer = SimpleNamespace(
         model=SimpleNamespace(model=None),
         layout=None,
+        exchange=SimpleNamespace(),
         config=SimpleNamespace(output_dir=str(tmp_path), ignore_load_lr_and_optim=fresh),
         lr_scheduler=schedule,
         do_grad_scaling=True,
@@ -42,7 +43,7 @@ def test_schedule_and_loss_scale_go_on_unless_the_run_begins_them_anew(
     checkpoint.mkdir()
     write_json(checkpoint / STATE_FILE, state)
     assert restoring.load_training_state(trainer, checkpoint) == 3
-    assert (trainer.tokens_seen, trainer.own_checkpoints) == (77, ["checkpoint-3"])
+    assert (trainer.exchange.tokens_seen, trainer.own_checkpoints) == (77, ["checkpoint-3"])
     assert loaded == ["load_weights"] + ["load_optimizer"] * (not fresh)
     assert (schedule.last_epoch, schedule()) == ((0, 0.5) if fresh else (3, 0.125))  # the rate is this run's
     assert {key: value.tolist() for key, value in scales.items()} == ({} if fresh else state["scaler"])
