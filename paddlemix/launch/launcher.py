@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from paddlemix.errors import without_secrets
 from paddlemix.launch.cards import Cards
 from paddlemix.launch.events import Signals
 from paddlemix.launch.first_failure import USER_ERROR, Failure
@@ -124,7 +125,7 @@ def open_nodes(options: LaunchOptions, cards: Cards, environment: Mapping[str, s
 def _starts(
     job: Job, logs: RankLogs, first: WorkerPlace, environment: Mapping[str, str], restart: int
 ) -> list[WorkerStart]:
-    title = shlex.join(job.command) + (f" (start {restart + 1})" if restart else "")
+    title = without_secrets(shlex.join(job.command)) + (f" (start {restart + 1})" if restart else "")
     places = [WorkerPlace(first.places, first.node, local) for local in range(job.cards.processes)]
     return [
         WorkerStart(
