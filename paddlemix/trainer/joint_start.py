@@ -20,6 +20,7 @@ from paddlemix.config.schema import SPECS, RunConfig
 from paddlemix.errors import OtherProcessError, UserError
 from paddlemix.log import logger
 from paddlemix.parallel.collectives import decided_by_first, gathered_objects, own_rank, process_count, together
+from paddlemix.parallel.layout import local_rank
 from paddlemix.temporary import temporary_file
 from paddlemix.trainer.output import find_resume_point
 from paddlemix.trainer.resuming.checkpoint_check import check_checkpoint
@@ -31,7 +32,7 @@ from paddlemix.trainer.run import Run
 _PATIENCE = 5.0  # seconds in which a network file system shows what another node has written
 # Keys that a node may set for itself: they change no number and no step at which processes wait for each other.
 _OWN_KEYS = (
-    *("device", "dataset", "dataloader_num_workers", "disable_tqdm"),
+    *("device", "dataset", "dataloader_num_workers", "disable_tqdm", "report_to"),
     *("image_timeout", "image_retries", "allow_local_network", "vision_cache_gb"),
 )
 _SAMPLES, _SAMPLE_BYTES = 64, 4096  # of a file that is too long to be read whole by every process
@@ -141,8 +142,11 @@ def check_same_run(run: Run) -> None:
     """
     if process_count() == 1:
         return
-    with together():
-        own = dict(_facts(run))
+    # On each machine one process hashes the files; the others find the digests in the cache.
+    for is_turn in (local_rank() == 0, local_rank() != 0):
+        with together():
+            if is_turn:
+                own = dict(_facts(run))
     every = gathered_objects(own)
     for rank, facts in enumerate(every):
         different = [name for name in {**every[0], **facts} if every[0].get(name) != facts.get(name)]

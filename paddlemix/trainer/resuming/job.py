@@ -26,7 +26,8 @@ class Job:
     """What has started the processes of a run.
 
     Args:
-        launchers: of all nodes, each by its host, process and time of start; none where the user starts processes.
+        launchers: of all nodes, each by its host, process and time of start, or by its own name; none where the user
+            starts processes.
         queued: number of its job in SLURM; "" outside.
         restarts: how often SLURM has restarted that job.
     """
@@ -45,10 +46,15 @@ class Job:
         variables = os.environ if environment is None else environment
         # Set by Paddle's launcher and ours; the parent of any other process is the user's shell.
         launched = "PADDLE_TRAINER_ENDPOINTS" in variables
+        launchers = [f"{socket.gethostname()} {_started(os.getppid())}"] if launched else []
+        # Paddle's names itself at random, which also reaches workers that a script of the user's starts.  Without its
+        # variable for logs, such a name is that of a container of Kubernetes, in which a user may start a run twice.
+        if launched and "PADDLE_LOG_DIR" in variables and "POD_NAME" in variables:
+            launchers.append(f"pod {variables['POD_NAME']}")
         cluster, number = variables.get("SLURM_CLUSTER_NAME", ""), variables.get("SLURM_JOB_ID", "")
         count = variables.get("SLURM_RESTART_COUNT", "")
         return Job(
-            launchers=(f"{socket.gethostname()} {_started(os.getppid())}",) if launched else (),
+            launchers=tuple(launchers),
             queued=f"{cluster}/{number}" if number else "",
             restarts=int(count) if count.isdecimal() else 0,
         )

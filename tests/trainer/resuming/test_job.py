@@ -22,6 +22,9 @@ def test_a_job_is_told_by_its_launcher_or_its_number() -> None:
     one = Job.of_process(LAUNCHED)
     assert len(one.launchers) == 1 and f" {os.getppid()} " in f"{one.launchers[0]} " and one.queued == ""
     assert Job.of_process({}) == Job()
+    own = {"POD_NAME": "qwerty"}  # of a container; of Paddle's launcher only with its folder of logs
+    assert Job.of_process(own) == Job() and Job.of_process(LAUNCHED | own) == one
+    assert Job.of_process(LAUNCHED | own | {"PADDLE_LOG_DIR": "log"}).launchers == (*one.launchers, "pod qwerty")
     assert Job.of_process(QUEUED) == Job(queued="big/17")
     assert Job.of_process(QUEUED | {"SLURM_RESTART_COUNT": "2"}).restarts == 2
 
