@@ -95,7 +95,7 @@ def cut_when_training_begins(path: str) -> None:
     Progress.on_train_begin = cut  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize(("step", "accumulation"), [(1, 1), (3, 1), (2, 2)])
+@pytest.mark.parametrize(("step", "accumulation"), [(1, 1), (3, 1), pytest.param(2, 2, marks=pytest.mark.slow)])
 def test_a_bad_sample_of_one_process_ends_all_after_the_step_before(
     cluster: Cluster, world: World, tmp_path: Path, step: int, accumulation: int
 ) -> None:
@@ -125,12 +125,13 @@ def fail_to_log(step: int) -> None:
     MetricsWriter.write = failing  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("step", [2, 4])
+@pytest.mark.parametrize(("step", "answers"), [(2, 2), (4, None)], ids=["answering", "last report"])
 def test_an_error_between_two_steps_of_one_process_ends_all(
-    cluster: Cluster, world: World, tmp_path: Path, step: int
+    cluster: Cluster, world: World, tmp_path: Path, step: int, answers: int | None
 ) -> None:
     """The first process alone writes reports; the other says nothing of it, because the launcher shows the first."""
-    outcome = run(cluster, world, tmp_path, Hook(f"{__name__}:fail_to_log", rank=0, values={"step": step}))
+    hook = Hook(f"{__name__}:fail_to_log", rank=0, values={"step": step})
+    outcome = run(cluster, world, tmp_path, hook, sample_steps=answers, max_new_tokens=2)
     assert outcome.statuses == [FAILED, FAILED], outcome.told()
     assert "error: metrics.jsonl: no space left" in outcome.logs[0]
     assert saved_steps(tmp_path) == [number for number in (2, 4) if number <= step]
@@ -168,7 +169,8 @@ def at_touch(rank: int, touch: str, number: int = 0) -> Hook:
     [
         (IN_STEP, 2),
         (at_touch(0, "sync */out/.checkpoint-2*/*"), 3),  # while it saves: one step more
-        (at_touch(0, "open */out/metrics.jsonl", 3), 4),  # at a report, after the step has been agreed on
+        # at a report, after the step has been agreed on
+        pytest.param(at_touch(0, "open */out/metrics.jsonl", 3), 4, marks=pytest.mark.slow),
     ],
     ids=["step", "saving", "report"],
 )

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from paddlemix.config.schema import RunConfig
 from paddlemix.datasets.mixture import SampleDataset
 from paddlemix.log import MetricsWriter, logger, process_rank
+from paddlemix.parallel.collectives import together
 from paddlemix.processors.llava import LlavaProcessor
 from paddlemix.processors.text.example_text import escape_control
 from paddlemix.trainer.answers.answering import Answerer
@@ -72,10 +73,11 @@ class ShowAnswers(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Asks every `every` steps."""
         step = state.global_step
-        # The other processes wait at their next common operation; answers are short.
-        if process_rank() == 0 and (step % self._every == 0 or step >= state.max_steps):
-            with self._report.pause():
-                self._ask(step)
+        if step % self._every == 0 or step >= state.max_steps:
+            # The other processes wait for the answers.
+            with self._report.pause(), together():
+                if process_rank() == 0:
+                    self._ask(step)
 
     def _ask(self, step: int) -> None:
         # All in one batch: one pass over the weights for each token of the longest answer.

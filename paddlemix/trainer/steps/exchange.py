@@ -31,6 +31,7 @@ import paddle
 from paddlemix.log import logger
 from paddlemix.parallel.collectives import agree, gathered, gathered_tensor
 from paddlemix.parallel.layout import Layout
+from paddlemix.parallel.rendezvous import meet
 from paddlemix.trainer.batches.dataloader import DATA_FAILED, BatchLoader, PositionCounts
 from paddlemix.trainer.reports.skipped import SkipLog
 from paddlemix.trainer.steps.gradient_watch import GradientWatch
@@ -217,7 +218,10 @@ class StepExchange:
 
     def _known(self, own: int) -> np.ndarray:
         """Supervised tokens of the step that begins, by process; a message of their own where none told them."""
-        return gathered([own])[:, 0] if self._supervised is None else self._supervised
+        if self._supervised is None:
+            meet()  # a first batch may take long, of a file that is still downloaded
+            return gathered([own])[:, 0]
+        return self._supervised
 
     def _over_data(self, values: np.ndarray) -> float:
         """Sum over the processes that read different samples; those that hold parts of one model count once."""
