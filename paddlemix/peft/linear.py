@@ -89,7 +89,7 @@ class LoRALinear(nn.Layer):
         | base, rows, dropout                     | gradient | computed as                               |
         |-----------------------------------------|----------|-------------------------------------------|
         | float32, many rows, none                | no       | x (W + s A B), one product                |
-        | float32, many rows, none                | yes      | the same, by a function with its own pass |
+        | float32, many rows or on a card, none   | yes      | the same, by a function with its own pass |
         | any other without dropout               | any      | x W + s (x A) B                           |
         | training with dropout                   | yes      | x W + s dropout(x) A B, mask not stored   |
         """
@@ -118,8 +118,11 @@ class LoRALinear(nn.Layer):
 
     def _is_added_first(self, inputs: paddle.Tensor) -> bool:
         # under autocast the products are in low precision, and the sum with them
-        enough = self._sums_are_exact and inputs.size >= self._least_rows * self.in_features
-        return enough and not paddle.amp.is_autocast_enabled()
+        if not self._sums_are_exact or paddle.amp.is_autocast_enabled():
+            return False
+        # Processes that share gradients send them in the order of their graphs, which must not depend on the data.
+        in_one_way = paddle.is_grad_enabled() and not on_cpu(inputs)
+        return in_one_way or inputs.size >= self._least_rows * self.in_features
 
     def _plain(self, inputs: paddle.Tensor, with_bias: bool) -> paddle.Tensor:
         """The base layer's outputs."""

@@ -131,3 +131,23 @@ def test_loading_takes_a_share_and_not_the_model(cluster: Cluster, tmp_path: Pat
     # Half of the model, and the embedding, which an adapter's base is known by.
     assert max(shares[True]) < 0.6, shares
     assert min(shares[False]) > 0.95, shares
+
+
+def graphs(rows: list[int]) -> list[str]:
+    """Run on a process: how the gradient of an adapted layer is computed, for numbers of rows."""
+    import paddle
+
+    from paddlemix.peft.lora import LoRAConfig, add_lora
+
+    begin("")
+    model = paddle.nn.Sequential(paddle.nn.Linear(64, 64, bias_attr=False))
+    add_lora(model, LoRAConfig(r=2, lora_alpha=4, modules=("0",)))
+    return [model(paddle.ones([count, 64])).grad_fn.name() for count in rows]
+
+
+def test_the_order_of_gradients_does_not_depend_on_the_data(cluster: Cluster) -> None:
+    """Processes that send gradients as they come must come to them in one order."""
+    outcome = cluster.call(1, f"{__name__}:graphs", Circumstances(where="npu"), rows=[1, 100])
+    assert outcome.ok, outcome.told()
+    few, many = outcome.results[0]
+    assert few == many
