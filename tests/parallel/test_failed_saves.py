@@ -33,14 +33,6 @@ def infinite_moment(step: int) -> None:
     module.save_checkpoint = spoilt
 
 
-def other_disk(folder: str) -> None:
-    """A hook: this process does not see the folders that another one makes, as on a machine without a shared disk."""
-    from paddlemix.checkpoints.files import joint_writing
-
-    check = joint_writing._check_visible
-    joint_writing._check_visible = lambda directory, layout: check(Path(folder), layout)
-
-
 def errors(outcome: Outcome) -> list[str]:
     """The error that each process ended with."""
     return [log.rpartition("error: ")[2].strip() for log in outcome.logs]
@@ -82,14 +74,6 @@ def test_a_process_that_is_killed_while_it_writes(cluster: Cluster, world: World
     assert outcome.statuses[1] == -signal.SIGKILL and outcome.statuses[0] != 0, outcome.told()
     assert [path.name for path in list_checkpoints(tmp_path / "out")] == ["checkpoint-2"]
     assert find_damage(tmp_path / "out" / "checkpoint-2") is None
-
-
-def test_a_folder_that_another_machine_does_not_see(cluster: Cluster, world: World, tmp_path: Path) -> None:
-    elsewhere = Hook(f"{__name__}:other_disk", 1, {"folder": str(tmp_path / "not there")})
-    outcome = run(cluster, world.recipe(tmp_path, **STAGE1), elsewhere)
-    assert outcome.statuses == [2, 2], outcome.told()
-    assert "process 1: '" in errors(outcome)[0] and "need an output_dir on a file system" in errors(outcome)[0]
-    assert not list((tmp_path / "out").glob("*checkpoint*"))
 
 
 def test_a_result_that_cannot_be_written(cluster: Cluster, world: World, tmp_path: Path) -> None:
