@@ -41,7 +41,12 @@ def test_fine_tuning_is_started_unless_another_command_is_named(jobs, tmp_path):
     config = recipe(tmp_path)
     assert run_command(command.main, [config, "--nproc", "2", "lora=true"]) == 0
     assert run_command(command.main, ["pretrain", config]) == 0
-    assert run_command(command.main, ["paddlemix/tools/predict.py", *predict_flags(tmp_path), "--nproc", "3"]) == 0
+    assert (
+        run_command(
+            command.main, [str(ROOT / "paddlemix" / "tools" / "predict.py"), *predict_flags(tmp_path), "--nproc", "3"]
+        )
+        == 0
+    )
     scripts = [job.script.relative_to(ROOT / "paddlemix").as_posix() for job in jobs]
     assert scripts == ["tools/supervised_finetune.py", "examples/llava/pretrain.py", "tools/predict.py"]
     assert [job.cards.processes for job in jobs] == [2, 1, 3]
