@@ -57,12 +57,14 @@ class Case:
         words: of an answer, fewest and most.
         picture: width and height, pixels.
         grids: any-resolution grids; none: images are padded to one tile.
+        text: sizes of the language model, instead of the usual ones.
     """
 
     keys: dict[str, Any]
     words: tuple[int, int] = (60, 70)
     picture: tuple[int, int] = (320, 240)
     grids: list[list[int]] = field(default_factory=list)
+    text: dict[str, int] = field(default_factory=dict)
 
 
 _LORA = {"lora": True, "lora_rank": 16, "lora_alpha": 32, "learning_rate": 1e-4}
@@ -92,7 +94,8 @@ def write_case(case: Case, folder: Path) -> Path:
     texts = [get_template("vicuna_v1").system, *(" ".join(np.roll(_WORDS, number)) for number in range(40))]
     (folder / "tokenizer").mkdir(parents=True)
     train_tokenizer(texts, folder / "tokenizer", vocab_size=380)
-    text = DecoderConfig(hidden_size=512, intermediate_size=1376, num_hidden_layers=8, num_attention_heads=8)
+    usual = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "num_attention_heads": 8}
+    text = DecoderConfig(**{**usual, **case.text})
     vision = VisionConfig(
         hidden_size=384,
         intermediate_size=1536,

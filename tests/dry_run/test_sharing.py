@@ -19,6 +19,7 @@ from paddlemix.dry_run.activations import Activations
 from paddlemix.dry_run.computation import training_of
 from paddlemix.dry_run.memory import MemoryEstimate, estimate_memory
 from paddlemix.dry_run.plan import plan_run
+from paddlemix.dry_run.report import report_lines
 from paddlemix.dry_run.sharing import PIECE, SLICED, Training, Weight, buffers_in_passes, own_names
 from paddlemix.models.configuration import DecoderConfig
 from tests.parallel.cluster import Circumstances, Cluster
@@ -169,5 +170,7 @@ def test_the_estimate_is_what_a_device_holds(
     how = Circumstances(where="npu")
     outcome = cluster.call(2, f"{__name__}:peak_of_run", how, recipe=str(recipe), overrides=keys)
     assert outcome.ok, outcome.told()
-    estimate = plan_run(load_config(recipe, keys), devices=2).memory.tensors
-    assert estimate == pytest.approx(max(outcome.results), rel=0.15)
+    plan = plan_run(load_config(recipe, keys), devices=2)
+    assert plan.memory.tensors == pytest.approx(max(outcome.results), rel=0.15)
+    says = any("on their way between devices" in line for line in report_lines(plan, None))
+    assert says == (plan.memory.communication > 0)
