@@ -7,15 +7,15 @@ same.  Knows no names of metrics.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import paddle
 
 from paddlemix.datasets.batches import BatchMaker, LoadingSettings, RowDataset
 from paddlemix.log import logger
-from paddlemix.parallel.collectives import gathered_objects, together
-from paddlemix.sample import Skip
+from paddlemix.parallel.collectives import agree, gathered_objects, together
+from paddlemix.sample import Batch, Skip
 from paddlemix.trainer.batches.dataloader import Inputs, batch_inputs
 
 Scores = tuple[paddle.Tensor, paddle.Tensor]  # summed loss and right guesses, scalars on the device
@@ -72,14 +72,14 @@ class Evaluator:
         """Summed loss, right guesses and supervised tokens of the samples of all processes.
 
         Raises:
-            UserError: a sample cannot be used, and none may be left out; on all processes, unless their passes need
-                each other: there the one that fails ends, and the launcher ends the others.
+            UserError: a sample cannot be used, and none may be left out; on all processes.
         """
         sums, count = HostSums(share.host_every), 0
         skipped: list[Skip] = []
         own, filling = share.batches(len(dataset)), share.filling(len(dataset))
+        batches = self._maker_of(dataset).batches([*own, *filling])
         with together() if share.passes_alone else contextlib.nullcontext():
-            for number, batch in enumerate(self._maker_of(dataset).batches([*own, *filling])):
+            for number, batch in enumerate(batches if share.passes_alone else made_by_all(batches)):
                 scores = self._score(batch_inputs(batch))
                 # Where weights are shared out, a pass needs all processes: one without a batch makes it for the others.
                 if number < len(own):
@@ -104,6 +104,22 @@ class Evaluator:
             if skip.index not in self._skipped:
                 self._skipped.add(skip.index)
                 logger.warning("left out of every evaluation: %s", skip.reason)
+
+
+def made_by_all(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The same batches.  Every process must have equally many: an error while one makes a batch ends all of them there,
+    because in a pass they would wait for it."""
+    remaining = iter(batches)
+    while True:
+        batch, failure = None, None
+        try:
+            batch = next(remaining, None)
+        except Exception as error:
+            failure = error
+        agree(failure)
+        if batch is None:
+            return
+        yield batch
 
 
 class HostSums:

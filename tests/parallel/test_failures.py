@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from paddlemix.datasets.order import EpochBatchSampler
 from paddlemix.errors import UserError
 from paddlemix.trainer.resuming.checkpoint_check import check_checkpoint
 from paddlemix.trainer.resuming.checkpoint_folders import list_checkpoints
-from tests.parallel.cluster import Circumstances, Cluster, Outcome
+from tests.parallel.cluster import Circumstances, Cluster, Outcome, Where
 from tests.parallel.launched import Launched
 from tests.parallel.rank import Hook
 from tests.tiny_world import World, reports
@@ -137,13 +138,48 @@ def test_an_error_between_two_steps_of_one_process_ends_all(
     assert saved_steps(tmp_path) == [number for number in (2, 4) if number <= step]
 
 
-def test_an_error_in_the_evaluation_of_one_process_ends_all(cluster: Cluster, world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sharding", ["", pytest.param("stage3", marks=pytest.mark.slow)])
+def test_an_error_in_the_evaluation_of_one_process_ends_all(
+    cluster: Cluster, world: World, tmp_path: Path, sharding: str
+) -> None:
+    """With stage3 the others would wait for it in a pass, which runs on stand-in devices."""
+    where: Where = "npu" if sharding else "cpu"
     data, picture = with_own_picture(world, tmp_path, 2)  # of batches of two, the second is that of process 1
     files = {"train": [{"data_files": str(world.data / "train.json")}], "eval": [{"data_files": data}]}
     hook = Hook(f"{__name__}:cut_when_training_begins", rank=1, values={"path": picture})
-    outcome = run(cluster, world, tmp_path, hook, dataset=files, evaluation_strategy="steps", eval_steps=2)
+    changes = {"dataset": files, "evaluation_strategy": "steps", "eval_steps": 2, "device": where, "sharding": sharding}
+    recipe = world.recipe(tmp_path, **{**RUN, **changes})
+    outcome = cluster.run(2, COMMAND, recipe, hooks=[hook], where=where)
     assert outcome.statuses == [FAILED, FAILED], outcome.told()
     assert "record 2: image" in outcome.logs[1] and "process 1 failed: " in outcome.logs[0]
+
+
+def passes_until_one_fails() -> list[Any]:
+    """Run on every process: the second's second batch cannot be made."""
+    import paddle.distributed as dist
+
+    from paddlemix.trainer.evaluator import made_by_all
+
+    dist.init_parallel_env()
+
+    def batches() -> Iterator[Any]:
+        for number in range(3):
+            if (dist.get_rank(), number) == (1, 1):
+                raise UserError("the picture is broken")
+            yield number
+
+    passes = []
+    try:
+        for batch in made_by_all(batches()):
+            passes.append(batch)
+    except UserError as error:
+        return [passes, str(error)]
+    return [passes, ""]
+
+
+def test_no_process_begins_a_pass_that_another_cannot_make(cluster: Cluster) -> None:
+    outcome = cluster.call(2, f"{__name__}:passes_until_one_fails")
+    assert outcome.results == [[[0], "process 1 failed: the picture is broken"], [[0], "the picture is broken"]]
 
 
 def test_a_killed_process_ends_the_others(cluster: Cluster, world: World, tmp_path: Path) -> None:
