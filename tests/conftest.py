@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from paddlemix.launch.variables import FAILURE_FILE, begin_file
 from tests.forked import child as child  # a fixture
 from tests.kernels_built import need_kernels
 from tests.moments import signals_of_a_terminal
@@ -50,6 +51,15 @@ def _signals() -> Iterator[None]:
     """Whether a terminal, a script's background job or `nohup` started the tests makes no difference to them."""
     with signals_of_a_terminal():
         yield
+
+
+@pytest.fixture
+def begun(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Exists once a command that this test runs has told its launcher that its work begins."""
+    failure_file = tmp_path_factory.mktemp("launcher") / "rank-0.json"
+    monkeypatch.setattr("paddlemix.launch.worker._failure_file", None)
+    monkeypatch.setenv(FAILURE_FILE, str(failure_file))
+    return begin_file(failure_file)
 
 
 @pytest.fixture(params=["compiled", "plain"])

@@ -27,6 +27,7 @@ from paddlemix.generation.predict import Answer, answer_batches, batches_by_leng
 from paddlemix.generation.predict_job import MODEL_FILES, PredictJob, model_id
 from paddlemix.generation.questions import QuestionList, QuestionShare
 from paddlemix.identity import differences
+from paddlemix.launch.worker import report_begin
 from paddlemix.progress_bar import ProgressBar
 
 _ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"  # shortuuid's: no two look alike
@@ -138,6 +139,7 @@ def _ask(job: PredictJob, loaded: Pretrained, records: RecordFile, answers: Answ
     name = model_id(job.model)
     # one bar on a shared terminal
     silent = job.chunk.joined and job.chunk.index > 0
+    report_begin()
     done, answered = len(numbers) - len(missing), 0
     with ProgressBar("answers", len(numbers), done, silent=silent) as bar:
         for found in answer_batches(loaded.model, questions, processor, chosen, job.settings, job.workers):

@@ -35,6 +35,7 @@ class Job:
         cards: what the processes of this machine compute on.
         log_dir: one log per process.
         results: statuses other than 0 by which the command says how it went.
+        reports_begin: whether its processes say when their work begins, see `worker.report_begin`.
     """
 
     script: Path
@@ -43,6 +44,7 @@ class Job:
     cards: Cards
     log_dir: Path
     results: frozenset[int] = frozenset()
+    reports_begin: bool = False
 
     @property
     def command(self) -> list[str]:
@@ -101,7 +103,9 @@ def launch(job: Job, environment: Mapping[str, str]) -> int:
                 break
             restart += 1
             logger.warning("starting again (%d of at most %d)", restart, job.options.restarts)
-    if end.status == USER_ERROR and not restart:
+    # The same status ends a run of days whose disk is full or whose loss is NaN, and a script of the user's for reasons
+    # of its own: only of a run that is known not to have begun is nothing lost with its logs.
+    if end.status == USER_ERROR and job.reports_begin and not (restart or end.has_begun):
         logs.remove_new()
     return end.status
 

@@ -15,13 +15,14 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from paddlemix.launch.events import SAME_SIGNAL, STOP_SIGNALS, Signals
 from paddlemix.launch.first_failure import Failure, failure_of, first_failure, memory_kills, read_failure_file
 from paddlemix.launch.nodes import Nodes
 from paddlemix.launch.relay import LogLines, Relay, open_relays
+from paddlemix.launch.variables import begin_file
 from paddlemix.launch.worker import INTERRUPTED
 from paddlemix.log import logger
 
@@ -58,12 +59,14 @@ class End:
         failure: the first one; None where all ended as they should.
         result_log: of the process whose result the status is, where that is not shown.
         is_again: whether the run starts again.
+        has_begun: whether a worker of this machine has said that its work began, see `worker.report_begin`.
     """
 
     status: int
     failure: Failure | None = None
     is_again: bool = False
     result_log: Path | None = None
+    has_begun: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,8 @@ class Attempt:
             finally:
                 self._kill_all()  # left only where something went wrong here
                 self._close()
-        return self._end()
+            has_begun = any(begin_file(worker.failure_file).exists() for worker in self._workers)
+        return replace(self._end(), has_begun=has_begun)
 
     def _start(self, start: WorkerStart, folder: Path) -> Worker:
         failure_file = folder / f"rank-{start.rank}.json"

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from paddlemix.launch.variables import FAILURE_FILE, LAUNCHER
+from paddlemix.launch.variables import FAILURE_FILE, LAUNCHER, begin_file
 
 INTERRUPTED = "interrupted"  # in place of an error's kind: Ctrl-C before there was anything to save
 _PR_SET_PDEATHSIG = 1  # Source: linux/prctl.h
@@ -31,6 +31,16 @@ def begin_worker() -> None:
         return
     _end_with(int(launcher))
     sys.stdout, sys.stderr = _kept(1, sys.stdout), _kept(2, sys.stderr)
+
+
+def report_begin() -> None:
+    """Tells the launcher that all input was right and the work begins; nothing where there is none.
+
+    From here on the logs are worth keeping, however the run ends.
+    """
+    if _failure_file is not None:
+        with contextlib.suppress(OSError):
+            begin_file(Path(_failure_file)).touch()
 
 
 def report_failure(error: BaseException) -> None:

@@ -90,7 +90,15 @@ def main(argv: list[str]) -> int:
     # Of other machines it is not known how many processes they have; their number is checked when all have come.
     if checked.config is not None and options.nodes == 1:
         check_devices(checked.config, cards.processes, cards.kind)
-    job = Job(command.script, arguments, options, cards, options.log_dir or checked.logs, command.results)
+    job = Job(
+        command.script,
+        arguments,
+        options,
+        cards,
+        options.log_dir or checked.logs,
+        command.results,
+        reports_begin=command in COMMANDS.values(),
+    )
     logger.info("the same without paddlemix launch: %s", equivalent_command(job))
     if not options.is_dry:
         return launch(job, os.environ)

@@ -20,6 +20,7 @@ from paddlemix.datasets.mixture import SampleDataset
 from paddlemix.device import check_dtype, select_device, set_seed
 from paddlemix.errors import Stopped
 from paddlemix.launch.process_rules import check_devices
+from paddlemix.launch.worker import report_begin
 from paddlemix.log import logger, process_rank
 from paddlemix.models.kernels.fused import KernelSizes, choose_kernels
 from paddlemix.out_of_memory import out_of_memory_explained
@@ -137,6 +138,7 @@ def _train(run: Run, resume: Path | None) -> dict[str, float]:
             begin_output(run.config, resume)
         trainer = build_trainer(run)
     note_job(run.output_dir)
+    report_begin()
     if run.inputs is not None:
         run.inputs.start()
     try:
@@ -171,6 +173,7 @@ def _publish(run: Run, trainer: LlavaTrainer, results: dict[str, float]) -> None
 
 def _evaluate(run: Run) -> dict[str, float]:
     trainer = build_trainer(run)
+    report_begin()
     with out_of_memory_explained(f"evaluating on {run.device}", remedies(run.config)):
         results = trainer.evaluate()
     logger.info(" ".join(f"{name} {value:.4f}" for name, value in results.items()))

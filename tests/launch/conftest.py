@@ -36,7 +36,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def run_here(tmp_path: Path, impatient: None) -> Callable[..., int]:
     """Launches fake workers in this process."""
 
-    def run(plan: Plan, processes: int = 2, results: tuple[int, ...] = (), **options: object) -> int:
+    def run(
+        plan: Plan, processes: int = 2, results: tuple[int, ...] = (), reports_begin: bool = True, **options: object
+    ) -> int:
         job = Job(
             FAKE,
             [str(tmp_path), json.dumps(plan)],
@@ -44,6 +46,7 @@ def run_here(tmp_path: Path, impatient: None) -> Callable[..., int]:
             Cards("cpu", (), (), processes),
             tmp_path / "logs",
             frozenset(results),
+            reports_begin,
         )
         return launch(job, {**os.environ, "PYTHONPATH": str(ROOT)})
 

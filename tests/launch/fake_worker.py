@@ -14,6 +14,7 @@ from pathlib import Path
 
 from paddlemix.errors import Stopped, UserError
 from paddlemix.launch.variables import RESTART
+from paddlemix.launch.worker import report_begin
 from paddlemix.log import logger, process_rank
 from paddlemix.tools.common.command import run_command
 
@@ -49,6 +50,9 @@ class Fake:
         while True:
             time.sleep(_TICK)
 
+    def begin(self) -> None:
+        report_begin()
+
     def user_error(self) -> None:
         raise UserError("lora_rank=-1 is below 1")
 
@@ -68,6 +72,13 @@ class Fake:
 
     def leave(self) -> None:
         os._exit(7)
+
+    def leave_with_2(self) -> None:
+        os._exit(2)
+
+    def wait_for_0(self) -> None:
+        while not (self.folder / "ready-0-0").exists():
+            time.sleep(_TICK)
 
     def hang_after_error(self) -> None:
         from paddlemix.launch.worker import report_failure

@@ -74,6 +74,26 @@ def test_bad_input_leaves_nothing_behind(run_here, tmp_path):
     assert "answer of 0" in (tmp_path / "logs" / "workerlog.0").read_text()
 
 
+@pytest.mark.parametrize("ending", ["user_error", "leave_with_2"])
+def test_a_run_that_has_begun_keeps_every_log(run_here, tmp_path, ending):
+    # A full disk, a loss that is NaN, a sample that cannot be read: the status is that of bad input.
+    assert run_here({"0": ["say", "begin", "wait"], "1": ["say", "begin", ending]}) == 2
+    logs = [(tmp_path / "logs" / f"workerlog.{rank}").read_text() for rank in range(2)]
+    assert all(f"answer of {rank}\n" in log for rank, log in enumerate(logs))
+
+
+def test_logs_of_one_rank_s_run_are_kept_where_another_failed_first(run_here, tmp_path):
+    # The one that fails may be behind the others.
+    assert run_here({"0": ["begin", "ready", "wait"], "1": ["wait_for_0", "user_error"]}) == 2
+    assert (tmp_path / "logs" / "workerlog.1").exists()
+
+
+def test_logs_of_a_script_of_the_user_s_are_kept(run_here, tmp_path):
+    # It does not say whether it has begun, and 2 may mean anything.
+    assert run_here({"*": ["say", "leave_with_2"]}, reports_begin=False) == 2
+    assert "answer of 0" in (tmp_path / "logs" / "workerlog.0").read_text()
+
+
 def test_a_crash_is_started_again(run_here, tmp_path, capfd):
     assert run_here({"0": ["ready"], "1": ["ready", "crash_once"]}, restarts=3) == 0
     assert {path.name for path in tmp_path.glob("ready-*")} == {"ready-0-0", "ready-1-0", "ready-0-1", "ready-1-1"}

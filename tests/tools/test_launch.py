@@ -53,6 +53,7 @@ def test_fine_tuning_is_started_unless_another_command_is_named(jobs, tmp_path):
     assert jobs[0].arguments == [config, "lora=true"]
     assert jobs[0].log_dir == tmp_path / "out" / "logs" / "ranks"
     assert jobs[2].log_dir == tmp_path / "answers.jsonl.logs"
+    assert all(job.reports_begin for job in jobs)
 
 
 def predict_flags(folder: Path) -> list[str]:
@@ -87,6 +88,12 @@ def test_predict_s_flags_are_checked_too(jobs, tmp_path, capsys):
 def test_a_script_that_does_not_exist(jobs, capsys):
     assert run_command(command.main, ["nothing.py"]) == 2
     assert "'nothing.py' does not exist" in capsys.readouterr().err
+
+
+def test_a_script_of_the_user_s_says_nothing_about_its_work(jobs, tmp_path):
+    (tmp_path / "own.py").touch()
+    assert run_command(command.main, [str(tmp_path / "own.py"), "--nproc", "2"]) == 0
+    assert not jobs[0].reports_begin
 
 
 def test_a_dry_run_is_the_command_s_own_with_the_number_of_processes(jobs, tmp_path, capsys, monkeypatch):

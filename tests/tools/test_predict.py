@@ -72,7 +72,9 @@ def test_a_question_that_asks_for_a_letter_is_another_question(
     assert "added line" in capsys.readouterr().err
 
 
-def test_keys_and_order_are_llavas(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_keys_and_order_are_llavas(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], begun: Path
+) -> None:
     questions, output = write_questions(tmp_path / "q.jsonl", 10), tmp_path / "a.jsonl"
     assert run(world, questions, output) == 0
     lines = read(output)
@@ -86,6 +88,7 @@ def test_keys_and_order_are_llavas(world: World, tmp_path: Path, capsys: pytest.
     captured = capsys.readouterr()
     assert f"{output} is complete" in captured.out and "answers" not in captured.err  # no bar where nobody looks
     assert "10 of 10 questions answered in this run, " in captured.out and "failed" not in captured.out
+    assert begun.exists()
 
 
 def test_batch_size_and_threads_change_nothing(world: World, tmp_path: Path) -> None:

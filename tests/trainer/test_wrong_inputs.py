@@ -80,7 +80,9 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_one_clear_error(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
+def test_one_clear_error(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], begun: Path, case: str
+) -> None:
     values, message = WRONG[case]
     (tmp_path / "file").write_text("", encoding="utf-8")
     if "output_dir" in values:
@@ -88,6 +90,7 @@ def test_one_clear_error(world: World, tmp_path: Path, capsys: pytest.CaptureFix
     found = error_of(capsys, world.recipe(tmp_path, **values))
     assert message.format(file=tmp_path / "file") in found
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "recipe.json"]
+    assert not begun.exists()
 
 
 def test_an_adapter_for_another_base(
@@ -126,7 +129,7 @@ def test_a_resumed_run_with_another_recipe_lists_the_keys(
 
 @pytest.mark.parametrize(("part", "value"), [("lm_head.weight", "loss"), ("projector.0.weight", "gradient's norm")])
 def test_weights_that_are_no_numbers(
-    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], part: str, value: str
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], begun: Path, part: str, value: str
 ) -> None:
     """They are finite in the files, else loading would refuse them, but too large to compute with.  Two samples without
     an image come first: their blank image passes the projector, and adds nothing to the loss."""
@@ -139,6 +142,7 @@ def test_weights_that_are_no_numbers(
     assert f"the {value} of step 1 is nan in the batch of " in found and "train.json record " in found
     assert "inspect these samples" in found
     assert not (tmp_path / "out" / "lora_config.json").exists()
+    assert begun.exists()  # a launcher keeps the logs, although the status is that of bad input
 
 
 def test_boxes_that_are_no_numbers(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
