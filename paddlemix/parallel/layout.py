@@ -44,9 +44,15 @@ class Layout:
         return 0 if self.sharding_group is None else int(self.sharding_group.rank)
 
     @property
-    def is_first_replica(self) -> bool:
-        """Whether this process is of the first sharding group, whose shares make up one whole copy."""
-        return self.rank < self.sharding_degree
+    def writers(self) -> int:
+        """Processes 0 to N - 1 that write a checkpoint's files in turn: those of the first sharding group, whose shares
+        make up one whole copy; all where each holds everything."""
+        return self.sharding_degree if self.stage else self.world_size
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process is one of the writers."""
+        return self.rank < self.writers
 
 
 ALONE = Layout()

@@ -14,7 +14,7 @@ def test_one_process_gets_its_own_values() -> None:
     assert gathered_objects({"a": 1}) == [{"a": 1}]
     assert from_first("x") == "x"
     wait_for_all()
-    assert not ALONE.several and ALONE.sharding_degree == 1 and ALONE.is_first_replica
+    assert not ALONE.several and ALONE.writers == 1 and ALONE.writes
 
 
 def test_together_passes_an_own_error_on() -> None:

@@ -6,6 +6,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from paddlemix.trainer.resuming.checkpoint_check import find_damage
 from paddlemix.trainer.resuming.checkpoint_folders import list_checkpoints
 from tests.parallel.cluster import Cluster, Outcome
@@ -42,10 +44,11 @@ def run(cluster: Cluster, recipe: Path, hook: Hook, **how: Any) -> Outcome:
     return cluster.run(2, "tools.supervised_finetune", recipe, hooks=[hook], **how)
 
 
-def test_a_full_disk_of_another_process(cluster: Cluster, world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sharding", ["", "stage1"])
+def test_a_full_disk_of_another_process(cluster: Cluster, world: World, tmp_path: Path, sharding: str) -> None:
     """Process 1 writes the optimiser's file, and process 0 the weights."""
     limit = Hook("tests.parallel.hooks:file_limit", 1, {"largest": 200_000})
-    outcome = run(cluster, world.recipe(tmp_path, **STAGE1), limit)
+    outcome = run(cluster, world.recipe(tmp_path, **{**STAGE1, "sharding": sharding}), limit)
     assert outcome.statuses == [2, 2], outcome.told()
     first, second = errors(outcome)
     assert first == second

@@ -1,8 +1,8 @@
 """One directory written by several processes: each safetensors file by one of them in turn, and all of it or nothing.
 
-Every process makes the same calls.  File k is written by process k modulo their number of the first replica, which
-together hold everything; where a tensor's numbers are on several of them, the others take part as its turn comes.  A
-process that fails, as on a full disk, goes on taking part, or the others would wait for it for ever, and reports its
+Every process makes the same calls.  File k is written by process k modulo `Layout.writers`, which together hold
+everything; where a tensor's numbers are on several of them, the others take part as its turn comes.  A process that
+fails, as on a full disk, goes on taking part, or the others would wait for it for ever, and reports its
 error at the end, which then ends all of them alike.
 """
 
@@ -67,8 +67,8 @@ def write_files(
         except (UserError, OSError) as error:
             failure = error
     own: dict[str, Any] = {}
-    for number, file in enumerate(files.tensors if layout.is_first_replica else ()):
-        if number % layout.sharding_degree != layout.rank or failure is not None:
+    for number, file in enumerate(files.tensors if layout.writes else ()):
+        if number % layout.writers != layout.rank or failure is not None:
             _take_part(file.tensors.values())
             continue
         failure = _write(directory, file)
@@ -181,7 +181,7 @@ def joint_directory(make: contextlib.AbstractContextManager[Path], layout: Layou
 
 def _check_visible(directory: Path, layout: Layout) -> None:
     # Under its random name nothing else can be there.
-    if layout.is_first_replica and not directory.is_dir():
+    if layout.writes and not directory.is_dir():
         raise UserError(
             f"'{directory}', which process 0 has made, is not there on {socket.gethostname()}: several machines need "
             "an output_dir on a file system that they share"

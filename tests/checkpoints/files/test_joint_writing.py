@@ -19,8 +19,8 @@ from paddlemix.checkpoints.files.tensors import TensorEntry
 from paddlemix.errors import UserError
 from paddlemix.parallel.layout import ALONE, Layout
 
-FIRST_OF_TWO = Layout(world_size=2, rank=0, sharding_group=SimpleNamespace(nranks=2, rank=0))
-SECOND_COPY = Layout(world_size=3, rank=2, sharding_group=SimpleNamespace(nranks=2, rank=0))
+FIRST_OF_TWO = Layout(world_size=2, rank=0, stage="stage1", sharding_group=SimpleNamespace(nranks=2, rank=0))
+SECOND_COPY = Layout(world_size=3, rank=2, stage="stage1", sharding_group=SimpleNamespace(nranks=2, rank=0))
 
 
 def zeros(name: str) -> np.ndarray:
