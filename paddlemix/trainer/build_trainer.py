@@ -9,7 +9,7 @@ from paddlemix.trainer.batches.vision_cache import VisionCache, open_store
 from paddlemix.trainer.callbacks.progress import Progress, shows_bar
 from paddlemix.trainer.callbacks.samples import ShowAnswers
 from paddlemix.trainer.callbacks.seeding import SeedEachStep
-from paddlemix.trainer.callbacks.stopping import StopEarly
+from paddlemix.trainer.callbacks.stopping import CatchUp, StopEarly
 from paddlemix.trainer.loss import LossModel
 from paddlemix.trainer.neftune import add_neftune
 from paddlemix.trainer.paddlenlp_trainer import PrinterCallback, ProgressCallback
@@ -42,6 +42,7 @@ def build_trainer(run: Run) -> LlavaTrainer:
         trainer.add_callback(StopEarly(config, lambda: trainer.evaluations))
     trainer.add_callback(Progress(run.output_dir, trainer.report, shows_bar(config.disable_tqdm)))
     _add_answers(run, trainer)
+    trainer.add_callback(CatchUp(trainer))
     for callback in (PrinterCallback, ProgressCallback):  # ours shows the same and more
         trainer.remove_callback(callback)
     return trainer

@@ -6,19 +6,19 @@ same.  Knows no names of metrics.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import paddle
 
 from paddlemix.datasets.batches import BatchMaker, LoadingSettings, RowDataset
 from paddlemix.log import logger
-from paddlemix.parallel.collectives import agree, gathered_objects, together
-from paddlemix.sample import Batch, Skip
+from paddlemix.parallel.collectives import agree, gathered_objects
+from paddlemix.sample import Skip
 from paddlemix.trainer.batches.dataloader import Inputs, batch_inputs
 
 Scores = tuple[paddle.Tensor, paddle.Tensor]  # summed loss and right guesses, scalars on the device
+Between = Callable[[Exception | None], None]  # see `Evaluator`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +61,12 @@ class Evaluator:
     Args:
         score: a batch's inputs -> its summed loss and right guesses, computed without gradients.
         loading: how batches are made.
+        between: called before each batch, on every process equally often, with the error that this process has met, or
+            None; raises on all processes or on none.
     """
 
-    def __init__(self, score: Callable[[Inputs], Scores], loading: LoadingSettings) -> None:
-        self._score, self._loading = score, loading
+    def __init__(self, score: Callable[[Inputs], Scores], loading: LoadingSettings, between: Between = agree) -> None:
+        self._score, self._loading, self._between = score, loading, between
         self._maker: tuple[RowDataset, BatchMaker] | None = None
         self._skipped: set[int] = set()
 
@@ -73,19 +75,33 @@ class Evaluator:
 
         Raises:
             UserError: a sample cannot be used, and none may be left out; on all processes.
+            Exception: what `between` raises.
         """
         sums, count = HostSums(share.host_every), 0
         skipped: list[Skip] = []
         own, filling = share.batches(len(dataset)), share.filling(len(dataset))
-        batches = self._maker_of(dataset).batches([*own, *filling])
-        with together() if share.passes_alone else contextlib.nullcontext():
-            for number, batch in enumerate(batches if share.passes_alone else made_by_all(batches)):
+        batches = iter(self._maker_of(dataset).batches([*own, *filling]))
+        failure: Exception | None = None
+        for number in range(len(own) + len(filling)):
+            try:
+                batch = next(batches) if failure is None else None
+            except Exception as error:
+                failure = error
+            self._between(failure)
+            assert batch is not None
+            try:
                 scores = self._score(batch_inputs(batch))
-                # Where weights are shared out, a pass needs all processes: one without a batch makes it for the others.
-                if number < len(own):
-                    sums.add(*scores)
-                    count += len(batch.loss_index)
-                    skipped += batch.skipped
+            except Exception as error:
+                if not share.passes_alone:  # the others are in the same pass and wait there
+                    raise
+                failure = error
+                continue
+            # Where weights are shared out, a pass needs all processes: one without a batch makes it for the others.
+            if number < len(own):
+                sums.add(*scores)
+                count += len(batch.loss_index)
+                skipped += batch.skipped
+        agree(failure)
         # As Python's numbers: float32 would not hold the tokens of a large set.
         shares = gathered_objects((*sums.take(), count, skipped))
         self._report_skipped(skip for *_, found in shares for skip in found)
@@ -104,22 +120,6 @@ class Evaluator:
             if skip.index not in self._skipped:
                 self._skipped.add(skip.index)
                 logger.warning("left out of every evaluation: %s", skip.reason)
-
-
-def made_by_all(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The same batches.  Every process must have equally many: an error while one makes a batch ends all of them there,
-    because in a pass they would wait for it."""
-    remaining = iter(batches)
-    while True:
-        batch, failure = None, None
-        try:
-            batch = next(remaining, None)
-        except Exception as error:
-            failure = error
-        agree(failure)
-        if batch is None:
-            return
-        yield batch
 
 
 class HostSums:

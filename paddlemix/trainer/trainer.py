@@ -28,7 +28,7 @@ from paddlemix.trainer.resuming.saving import broken_by_a_step, save_checkpoint
 from paddlemix.trainer.run import ModelFiles, RunData
 from paddlemix.trainer.run_data import batch_sampler
 from paddlemix.trainer.steps.clipping import MeasuredNorm
-from paddlemix.trainer.steps.exchange import StepExchange
+from paddlemix.trainer.steps.exchange import EvaluationStopped, StepExchange
 from paddlemix.trainer.steps.loss_scale import StepScaler
 from paddlemix.trainer.steps.step_losses import StepLosses, broken_weight
 
@@ -67,7 +67,7 @@ class LlavaTrainer(SharingTrainer):
         self._step_losses = StepLosses(self._why_not_finite, self.exchange)
         self._step_tokens = 0  # supervised ones of the step, of all processes
         self._clip: MeasuredNorm | None = None
-        self._evaluator = Evaluator(self._score, data.evaluation_loading)
+        self._evaluator = Evaluator(self._score, data.evaluation_loading, self.exchange.between_batches)
         meters = Meters(
             tokens_seen=lambda: self.exchange.tokens_seen,
             positions=lambda: self.exchange.counts,
@@ -76,6 +76,7 @@ class LlavaTrainer(SharingTrainer):
         self.report = StepReport(meters, arguments.device)
         self.answer_scores: AnswerScores | None = None  # set where evaluations let the model answer
         self.input_identity: InputIdentity | None = None  # set where checkpoints say what the run reads
+        self.evaluation_due = False  # a signal has broken it off: the run that resumes makes it first
         self.evaluations: list[float] = []  # of the metric that decides which checkpoint is best, oldest first
         super().__init__(
             model=model,
@@ -194,14 +195,17 @@ class LlavaTrainer(SharingTrainer):
 
         Returns:
             `eval_loss`, `eval_token_accuracy` (0..1), `eval_runtime` (seconds); with `answer_scores` also
-            `eval_exact_match` and `eval_rouge_l` (0..1, means over samples).
+            `eval_exact_match` and `eval_rouge_l` (0..1, means over samples).  Nothing where a signal broke it off.
         """
         dataset = eval_dataset or self.eval_dataset
         if dataset is None:
             raise UserError("evaluation needs dataset.eval in the JSON file")
         started = time.time()
-        with self.report.pause():
-            values = self._evaluation_values(dataset)
+        try:
+            with self.report.pause():
+                values = self._evaluation_values(dataset)
+        except EvaluationStopped:
+            return self._break_off_evaluation()
         values["runtime"] = round(time.time() - started, 3)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         if metric_key_prefix == "eval":
@@ -209,6 +213,14 @@ class LlavaTrainer(SharingTrainer):
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _break_off_evaluation(self) -> dict[str, float]:
+        # An evaluation may take longer than whoever sent the signal waits: the checkpoint comes first.
+        logger.warning(
+            "the evaluation of step %d is broken off; the same command makes it first", self.state.global_step
+        )
+        self.evaluation_due = self.control.should_save = self.control.should_training_stop = True
+        return {}
 
     def _evaluation_values(self, dataset: RowDataset) -> dict[str, float]:
         share = EvaluationShare(
@@ -223,7 +235,9 @@ class LlavaTrainer(SharingTrainer):
         loss, right, count = self._evaluator.sums(dataset, share)
         self.model.train()
         values = {"loss": loss / max(count, 1), "token_accuracy": right / max(count, 1)}
-        return values | (self.answer_scores.means(share) if self.answer_scores is not None else {})
+        return values | (
+            self.answer_scores.means(share, self.exchange.between_batches) if self.answer_scores is not None else {}
+        )
 
     def _score(self, inputs: Inputs) -> Scores:
         """Summed loss and right guesses of a batch, without gradients."""

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -156,22 +157,30 @@ def test_an_error_in_the_evaluation_of_one_process_ends_all(
 
 def passes_until_one_fails() -> list[Any]:
     """Run on every process: the second's second batch cannot be made."""
+    import paddle
     import paddle.distributed as dist
 
-    from paddlemix.trainer.evaluator import made_by_all
+    from paddlemix.datasets.batches import LoadingSettings
+    from paddlemix.trainer import evaluator as module
 
     dist.init_parallel_env()
 
-    def batches() -> Iterator[Any]:
+    def batches(rows: Any) -> Iterator[Any]:
         for number in range(3):
             if (dist.get_rank(), number) == (1, 1):
                 raise UserError("the picture is broken")
-            yield number
+            yield SimpleNamespace(number=number, loss_index=[], skipped=())
 
-    passes = []
+    def score(batch: Any) -> Any:
+        passes.append(batch.number)
+        return paddle.zeros([]), paddle.zeros([])
+
+    passes: list[int] = []
+    vars(module)["batch_inputs"] = lambda batch: batch
+    vars(module)["BatchMaker"] = lambda dataset, settings: SimpleNamespace(batches=batches)
+    share = module.EvaluationShare(rank=dist.get_rank(), world_size=2, batch_size=1, max_batches=0, passes_alone=False)
     try:
-        for batch in made_by_all(batches()):
-            passes.append(batch)
+        module.Evaluator(score, LoadingSettings(4)).sums(range(6), share)  # type: ignore[arg-type]
     except UserError as error:
         return [passes, str(error)]
     return [passes, ""]

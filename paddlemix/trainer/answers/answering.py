@@ -15,9 +15,9 @@ from paddlemix.evaluation.metrics import exact_match, rouge_l
 from paddlemix.generation.generate import generate
 from paddlemix.generation.sampling import GenerationSettings
 from paddlemix.models.llava import LlavaModel
-from paddlemix.parallel.collectives import gathered_objects, together
+from paddlemix.parallel.collectives import agree, gathered_objects
 from paddlemix.trainer.answers.prompts import Prompt, prompt_of_record
-from paddlemix.trainer.evaluator import EvaluationShare
+from paddlemix.trainer.evaluator import Between, EvaluationShare
 
 
 class Answerer:
@@ -69,26 +69,31 @@ class AnswerScores:
     def __init__(self, answerer: Answerer, data: SampleDataset) -> None:
         self._answerer, self._data = answerer, data
 
-    def means(self, share: EvaluationShare) -> dict[str, float]:
+    def means(self, share: EvaluationShare, between: Between = agree) -> dict[str, float]:
         """`exact_match` and `rouge_l`, 0..1: means over the samples of all processes.
 
         Args:
             share: the questions of this process.
+            between: see `Evaluator`.
         """
-        with together():
-            own = self.sums(share)
-        sums = zip(*gathered_objects(own), strict=True)
+        sums = zip(*gathered_objects(self.sums(share, between)), strict=True)
         exact, overlap, count = (sum(values) for values in sums)
         return {"exact_match": exact / max(count, 1), "rouge_l": overlap / max(count, 1)}
 
-    def sums(self, share: EvaluationShare) -> tuple[float, float, int]:
+    def sums(self, share: EvaluationShare, between: Between = agree) -> tuple[float, float, int]:
         """Summed exact matches and ROUGE-L over this process's share of the samples, and their number."""
         exact, overlap, count = 0.0, 0.0, 0
-        # The same samples at every evaluation, so that their metrics compare.
-        for batch in share.batches(len(self._data)):
-            found = [question for row in batch if (question := prompt_of_record(self._data, row)) is not None]
-            for question, answer in zip(found, self._answerer.answer(found), strict=True):
-                exact += exact_match(answer, question.reference or "")
-                overlap += rouge_l(answer, question.reference or "")
-                count += 1
+        failure: Exception | None = None
+        # The same samples at every evaluation, so that their metrics compare; every process makes equally many rounds.
+        for batch in [*share.batches(len(self._data)), *([] for _ in share.filling(len(self._data)))]:
+            between(failure)
+            try:
+                found = [question for row in batch if (question := prompt_of_record(self._data, row)) is not None]
+                for question, answer in zip(found, self._answerer.answer(found), strict=True):
+                    exact += exact_match(answer, question.reference or "")
+                    overlap += rouge_l(answer, question.reference or "")
+                    count += 1
+            except Exception as error:
+                failure = error
+        agree(failure)
         return exact, overlap, count

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -12,7 +13,7 @@ from paddlemix.config.schema import RunConfig
 from paddlemix.launch.events import SAME_SIGNAL
 from paddlemix.log import logger
 from paddlemix.trainer.paddlenlp_trainer import TrainerCallback
-from paddlemix.trainer.resuming.best_checkpoint import best_metric, is_better
+from paddlemix.trainer.resuming.best_checkpoint import best_metric, is_better, note_best
 
 # SIGHUP comes when a terminal or a connection closes; systems other than Unix have none.
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
@@ -64,6 +65,11 @@ class StopOnSignal(TrainerCallback):
         if self.decided() is not None:
             control.should_save = control.should_training_stop = True
 
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The loop comes here from the middle of an epoch too, where no evaluation of an epoch is due."""
+        if self.decided() is not None and state.epoch % 1:
+            control.should_evaluate = False
+
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The run is over; repeats of a signal that ended it may still come."""
         if self.received is None:
@@ -74,6 +80,25 @@ class StopOnSignal(TrainerCallback):
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+
+class CatchUp(TrainerCallback):
+    """Begins a resumed run with the evaluation that a signal had broken off when its checkpoint was saved.
+
+    Args:
+        trainer: the run's.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Called when the checkpoint has been read."""
+        trainer = self._trainer
+        if trainer.evaluation_due:
+            trainer.evaluation_due = False
+            checkpoint = Path(trainer.config.output_dir) / f"checkpoint-{state.global_step}"
+            note_best(trainer, trainer.evaluate(), checkpoint)
 
 
 class StopEarly(TrainerCallback):

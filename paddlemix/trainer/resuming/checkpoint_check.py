@@ -207,6 +207,7 @@ _STATE: dict[str, _Check] = {
     "scaler": ("an object of numbers", lambda value: isinstance(value, dict) and all(map(_scale, value.values()))),
     "tokens_seen": _COUNT,
     "evaluations": ("a list of numbers", _all(_is_number)),
+    "evaluation_due": _FLAG,
     "own_checkpoints": ("a list of texts", _all(lambda item: isinstance(item, str))),
     "recipe": _OBJECT,
 }
@@ -226,4 +227,12 @@ _PROGRESS: dict[str, _Check] = {
     "trial_params": ("an object or null", _or_null(lambda value: isinstance(value, dict))),
 }
 # what earlier versions did not write
-_OPTIONAL = {"evaluations", "own_checkpoints", "recipe", "consumed_samples", "trial_name", "trial_params"}
+_OPTIONAL = {
+    "evaluations",
+    "evaluation_due",
+    "own_checkpoints",
+    "recipe",
+    "consumed_samples",
+    "trial_name",
+    "trial_params",
+}

@@ -49,6 +49,7 @@ def _load(trainer: Any, checkpoint: Path) -> int:
     load_weights(trainer.model.model, checkpoint, trainer.layout)
     trainer.own_checkpoints = own_checkpoints(checkpoint, Path(trainer.config.output_dir))
     trainer.exchange.tokens_seen, trainer.evaluations = values["tokens_seen"], values.get("evaluations", [])
+    trainer.evaluation_due = values.get("evaluation_due", False)
     # Otherwise optimiser, schedule and scale start fresh, on the checkpoint's weights.
     if not trainer.config.ignore_load_lr_and_optim:
         load_optimizer(trainer, checkpoint)

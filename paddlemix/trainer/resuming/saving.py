@@ -135,6 +135,7 @@ def _state_values(trainer: Any) -> dict[str, Any]:
         "scaler": {key: np.asarray(value).tolist() for key, value in scaler.items()},
         "tokens_seen": trainer.exchange.tokens_seen,
         "evaluations": trainer.evaluations,
+        "evaluation_due": trainer.evaluation_due,
         "own_checkpoints": trainer.own_checkpoints,
         "recipe": recipe_values(trainer.config, trainer.args.dataset_world_size),
     }

@@ -40,6 +40,10 @@ _COLUMNS = ("loss", "gradient", "stop", "failed", "supervised", "positions", "to
 _EPOCH_ENDS = -2  # in place of a number of tokens
 
 
+class EvaluationStopped(Exception):
+    """A signal ends the run: its evaluation is broken off, on all processes before the same batch."""
+
+
 class StepExchange:
     """The messages of one process and what the others told.
 
@@ -195,6 +199,22 @@ class StepExchange:
             return control
 
         callbacks.call_event = guarded
+
+    def between_batches(self, failure: Exception | None) -> None:
+        """Before each batch of an evaluation: all processes agree whether an error or a signal ends it.
+
+        Args:
+            failure: what this process has met, None for nothing.
+
+        Raises:
+            UserError: as `end`.
+            EvaluationStopped: a signal came to a process.
+        """
+        agree(failure)
+        if self.layout.several:
+            self._take_in_stop(gathered([self.received() or 0])[:, 0])
+        if self.stop is not None:
+            raise EvaluationStopped
 
     def settle(self) -> None:
         """After the last step: all processes agree whether a signal or an error ends the run.

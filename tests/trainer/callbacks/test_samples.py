@@ -260,7 +260,7 @@ def test_an_evaluation_alone_reports_them(world: World, tmp_path: Path) -> None:
 def test_the_best_by_answers(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Both grow with quality; the last and the best checkpoint stay."""
     scores = [1.0, 4.0, 2.0]
-    monkeypatch.setattr(AnswerScores, "sums", lambda self, share: (scores[0], scores.pop(0), 5))
+    monkeypatch.setattr(AnswerScores, "sums", lambda self, share, between: (scores[0], scores.pop(0), 5))
     values = {"load_best_model_at_end": True, "save_total_limit": 1, "max_steps": 6, "save_steps": 2}
     config = world.config(tmp_path, metric_for_best_model=name, save_strategy="steps", **values, **WITH_ANSWERS)
     run_recipe(config)

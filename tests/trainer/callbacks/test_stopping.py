@@ -73,6 +73,35 @@ def test_a_signal_saves_and_ends_in_order(
     assert not changed(weights(tmp_path / "whole"), weights(tmp_path / "out"))
 
 
+def test_a_signal_during_an_evaluation_saves_at_once(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An evaluation may take hours: it is broken off, and the resumed run begins with it."""
+    changes = {"evaluation_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 1, "max_steps": 4}
+    run_recipe(world.config(tmp_path / "whole", **changes, **LORA))
+    original, batches = LlavaTrainer._score, []
+
+    def score(self: LlavaTrainer, inputs: Any) -> Any:
+        batches.append(inputs)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, inputs)
+
+    monkeypatch.setattr(LlavaTrainer, "_score", score)
+    with pytest.raises(Stopped):
+        run_recipe(world.config(tmp_path / "out", **changes, **LORA))
+    assert len(batches) == 1
+    state = read_json(tmp_path / "out" / "checkpoint-2" / "training_state.json")
+    assert state["evaluation_due"] is True and state["evaluations"] == []
+    monkeypatch.undo()
+    run_recipe(world.config(tmp_path / "out", **changes, **LORA))
+    losses = [
+        [line["eval_loss"] for line in read_metrics(tmp_path / name / "metrics.jsonl") if "eval_loss" in line]
+        for name in ("whole", "out")
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == 2
+    assert not changed(weights(tmp_path / "whole"), weights(tmp_path / "out"))
+
+
 def test_a_later_signal_ends_at_once_and_a_repeat_is_the_same_one() -> None:
     """Paddle's launcher sends SIGTERM three times, 0.2 seconds apart."""
     before, now = signal.getsignal(signal.SIGINT), [100.0]
