@@ -20,6 +20,7 @@ def test_samples_left_out_by_any_process(cluster: Cluster, world: World, tmp_pat
     data.write_text(json.dumps(records), encoding="utf-8")
     for steps in (2, 5):  # an epoch has three
         values = {"on_bad_sample": "skip", "max_bad_fraction": 0.5, "save_strategy": "steps", "save_steps": 2}
+        values |= {"dataloader_num_workers": 1}
         recipe = world.recipe(
             tmp_path / "run", dataset={"train": [{"data_files": str(data)}]}, max_steps=steps, **values
         )
