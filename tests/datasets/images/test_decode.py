@@ -317,8 +317,8 @@ def test_names_that_are_no_files(tmp_path: Path) -> None:
     for name, expected in {
         base64_without_type: "[.]{3}' is too long for a path; one in base64 begins with data:image/png;base64,",
         "s3://bucket/a.png": "s3:// is not supported; use http://, https:// or data:",
-        "ftp://example.org/a.png": "ftp:// is none of",
-        "file:///a.png": "file:// is none of",
+        "ftp://example.org/a.png": "ftp:// is not supported",
+        "file:///a.png": "file:// is not supported",
         "a\0b.png": "does not exist",
         "": "does not exist",
     }.items():
