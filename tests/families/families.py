@@ -205,8 +205,12 @@ class FamilyFiles:
         )
 
 
-def build_family(case: FamilyCase, root: Path) -> FamilyFiles:
-    """Writes a family's files into an empty folder."""
+def build_family(case: FamilyCase, root: Path, image_newline: bool = False) -> FamilyFiles:
+    """Writes a family's files into an empty folder.
+
+    Args:
+        image_newline: its LLaVA model has the vector that LLaVA-1.6 adds.
+    """
     from paddlemix.checkpoints.convert.export_model import convert_checkpoint
     from paddlemix.checkpoints.convert.verify import Conversion
     from paddlemix.checkpoints.pretrained import Pretrained, build_model, save_model
@@ -220,9 +224,10 @@ def build_family(case: FamilyCase, root: Path) -> FamilyFiles:
     text = DecoderConfig(**{**_TEXT, "vocab_size": len(tokenizer), **case.text})
     vision = VisionConfig(**case.vision)
     processor = make_processor(tokenizer, template=case.template)
+    of_llava: dict[str, Any] = {"mm_vision_select_layer": -1, "image_newline": image_newline}
     for name, config, to in (
         ("language_model", LlavaConfig(text=text), "hf"),
-        ("llava", LlavaConfig(text=text, vision=vision, mm_vision_select_layer=-1), "llava"),
+        ("llava", LlavaConfig(text=text, vision=vision, **of_llava), "llava"),
     ):
         ours = root / f"{name}_ours"
         model = build_model(config, initialise=True)

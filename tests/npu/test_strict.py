@@ -37,7 +37,7 @@ ASKED: dict[str, tuple[list[Any], int, int]] = {
     "beams": (["--num-beams", 3], 12, 3),
 }
 AT_START = {("uniform", "bfloat16")}  # draws what an adapter begins with
-_MISSING = re.compile(r"missing npu kernel: (\w+), expected_kernel_key:\(npu, \S+, (\w+)\), fallbacking")
+MISSING = re.compile(r"missing npu kernel: (\w+), expected_kernel_key:\(npu, \S+, (\w+)\), fallbacking")
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_no_micro_batch_goes_to_the_host(bench: Bench, where: str, name: str) ->
 
 
 def _holds_micro_batches(outcome: Outcome) -> None:
-    missing, steps = set(_MISSING.findall(outcome.err)), outcome.report["micro_steps"]
+    missing, steps = set(MISSING.findall(outcome.err)), outcome.report["micro_steps"]
     assert [step["d2h_calls"] for step in steps] == [0] * len(steps) and steps, missing
     assert [step["h2d_calls"] for step in steps[1:]] == [0] * (len(steps) - 1), missing  # constants are there by then
     assert missing <= AT_START
@@ -72,7 +72,7 @@ def test_prediction_sends_nothing_to_the_host(bench: Bench, tmp_path: Path, name
     for tokens in (2, 6):
         more = ["--dtype", "bfloat16", "--max-new-tokens", tokens, *flags]
         answers, outcome = predict(bench, "strict", tmp_path / f"{tokens}.jsonl", *more)
-        assert len(answers) == 12 and not _MISSING.findall(outcome.err)
+        assert len(answers) == 12 and not MISSING.findall(outcome.err)
         totals.append(outcome.report["total"])
     copies = [totals[1][kind] - totals[0][kind] for kind in ("d2h_calls", "h2d_calls")]
     assert copies == [batches * (6 - 2), batches * (6 - 2) * sent]
@@ -87,7 +87,7 @@ def test_a_decoded_token_is_read_once_and_nothing_else_is_copied(bench: Bench, w
     few, many = (_chat(bench, where, tokens, *flags) for tokens in (2, 6))
     totals = [outcome.report["total"] for outcome in (few, many)]
     copies = [totals[1][name] - totals[0][name] for name in ("d2h_calls", "h2d_calls")]
-    assert copies == [2 * (6 - 2), 0], sorted(set(_MISSING.findall(many.err)))  # of two answers
+    assert copies == [2 * (6 - 2), 0], sorted(set(MISSING.findall(many.err)))  # of two answers
 
 
 def _chat(bench: Bench, where: str, tokens: int, *more: str) -> Outcome:

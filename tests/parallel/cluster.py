@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tests.conftest import HANG, ROOT
-from tests.npu_double.build import built_or_skipped, environment
+from tests.npu_double.build import PLAIN, STRICT, built_or_skipped, environment
 from tests.parallel.rank import Hook
 
-Where = Literal["cpu", "npu"]
+Where = Literal["cpu", "npu", "strict"]
 DEVICES = 8  # stand-in NPUs of the machine
 
 
@@ -60,7 +60,8 @@ class Circumstances:
     """How a job is run.
 
     Args:
-        where: on the CPU with gloo, or on stand-in NPUs.
+        where: on the CPU with gloo, or on stand-in NPUs; "strict" ones have the operators of the real plugin alone, and
+            logs name those that go to the host.
         hooks: what is done to its processes before they begin.
         variables: of their environment, set after the import of paddle; the same in all.
         limit: seconds after which all are killed.
@@ -164,4 +165,6 @@ def device_environment(where: Where) -> dict[str, str]:
     """The environment of processes on such devices, as paddle reads it while it is imported."""
     if where == "cpu":
         return environment(None)
-    return environment(built_or_skipped(), NPU_DOUBLE_DEVICES=str(DEVICES), FLAGS_use_stride_kernel="0")
+    told = {"GLOG_vmodule": "kernel_fact*=3", "GLOG_minloglevel": "0"}
+    more = {**STRICT, **PLAIN, **told} if where == "strict" else {}
+    return environment(built_or_skipped(), NPU_DOUBLE_DEVICES=str(DEVICES), FLAGS_use_stride_kernel="0", **more)

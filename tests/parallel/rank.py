@@ -60,7 +60,7 @@ def run_job(job: dict[str, Any], rank: int) -> int:
         traceback.print_exc()
         return 1
     finally:
-        report["collectives"] = _collectives() if job["where"] == "npu" else {}
+        report["collectives"] = _collectives() if job["where"] != "cpu" else {}
         (folder / f"report-{rank}.json").write_text(json.dumps(report), encoding="utf-8")
 
 

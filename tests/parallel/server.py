@@ -1,8 +1,8 @@
 """Runs jobs in several processes at once that need no time to load: one process loads paddle and forks them.
 
-Started as `python -m tests.parallel.server cpu|npu`; it computes nothing itself, because what paddle starts for that
-does not survive a fork.  Per line of its input, a job as `tests.parallel.cluster.job_of` makes it, it forks one process
-per rank with what Paddle's launcher sets, and answers with a line of exit statuses, negative for a signal.
+Started as `python -m tests.parallel.server cpu|npu|strict`; it computes nothing itself, because what paddle starts for
+that does not survive a fork.  Per line of its input, a job as `tests.parallel.cluster.job_of` makes it, it forks one
+process per rank with what Paddle's launcher sets, and answers with a line of exit statuses, negative for a signal.
 
 As the launcher does, it ends the others when one has failed; later, so that what they say about it by themselves is
 seen.
@@ -36,7 +36,7 @@ def launched_environment(where: str, rank: int, ports: list[int]) -> dict[str, s
     Source: paddle.distributed.launch, controllers/collective.py `_build_pod_with_master`.
     """
     endpoints = [f"{_HOST}:{port}" for port in ports[1:]]
-    backend = {"cpu": {"PADDLE_DISTRI_BACKEND": "gloo"}, "npu": _NPU | {"FLAGS_selected_npus": str(rank)}}[where]
+    backend = {"PADDLE_DISTRI_BACKEND": "gloo"} if where == "cpu" else _NPU | {"FLAGS_selected_npus": str(rank)}
     return backend | {
         "PADDLE_MASTER": f"{_HOST}:{ports[0]}",
         "PADDLE_GLOBAL_SIZE": str(len(endpoints)),

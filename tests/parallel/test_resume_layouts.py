@@ -16,7 +16,6 @@ from tests.parallel.curves import gaps, losses_and_weights
 from tests.parallel.rank import Hook
 from tests.tiny_world import World, changed, weights
 
-HOOKS = "tests.parallel.test_resume_layouts"
 EVERY = {
     "adam_epsilon": 1e-4,
     "per_device_train_batch_size": 1,
@@ -28,13 +27,6 @@ EVERY = {
     "load_best_model_at_end": True,
     "greater_is_better": True,
 }
-
-
-def small_slices(numbers: int) -> None:
-    """A hook: stage3 slices weights of more numbers than this."""
-    from paddlemix.parallel import stage3
-
-    stage3.LARGE = numbers
 
 
 @dataclass(frozen=True)
@@ -103,7 +95,7 @@ def train(cluster: Cluster, world: World, folder: Path, phase: Phase, steps: int
     if phase.sharding:
         changes["sharding"] = phase.sharding
     is_finished = (folder / "out" / f"checkpoint-{steps}").exists()
-    hooks = [Hook(f"{HOOKS}:small_slices", None, {"numbers": 64})] if phase.sharding == "stage3" else []
+    hooks = [Hook("tests.parallel.hooks:slice_weights", None, {"largest": 64})] if phase.sharding == "stage3" else []
     recipe = world.recipe(folder, max_steps=steps, **EVERY, **changes)
     outcome = cluster.run(phase.ranks, "tools.supervised_finetune", recipe, where=phase.where, hooks=hooks)
     assert outcome.ok, outcome.told()

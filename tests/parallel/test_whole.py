@@ -24,16 +24,9 @@ EQUAL = {
 }
 
 
-def small_slices() -> None:
-    """A hook: stage3 slices the weights of a tiny model too."""
-    from paddlemix.parallel import stage3
-
-    stage3.LARGE = 64
-
-
 def run(cluster: Cluster, world: World, folder: Path, ranks: int, **changes: Any) -> Path:
     recipe = world.recipe(folder, gradient_accumulation_steps=2 // ranks, **{**EQUAL, **changes})
-    where, hooks = changes.get("device", "cpu"), [Hook(f"{__name__}:small_slices")]
+    where, hooks = changes.get("device", "cpu"), [Hook("tests.parallel.hooks:slice_weights", values={"largest": 64})]
     outcome = cluster.run(ranks, "tools.supervised_finetune", recipe, where=where, hooks=hooks)
     assert outcome.ok, outcome.told()
     return folder / "out"

@@ -1,0 +1,81 @@
+"""PaddleMIX's files with sharding start as they are, but for their paths, on as many stand-in NPUs as they name.
+
+Source: PaddleMIX paddlemix/config/llava, v1_5/lora_sft_argument_stage2.json (commit 023a3fe) and
+pretrain_7b_benchmark.json (commit 3f8543a).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paddlemix.checkpoints.files.weight_files import write_json
+from tests.config.test_recipes import ITS_LORA_FILE
+from tests.parallel.cluster import Cluster
+from tests.parallel.curves import losses_and_weights
+from tests.tiny_world import World
+
+STAGE_2 = {"sharding": "stage2", "tensor_parallel_degree": 1, "sharding_parallel_degree": 8}
+ITS_PRETRAINING_FILE = {
+    "freeze_include": ["*llama*", "*lm_head*"],
+    "freeze_exclude": ["*llama.mm_projector*"],
+    "mixtoken": False,
+    "overwrite_output_dir": True,
+    "recompute": True,
+    "per_device_train_batch_size": 16,
+    "gradient_accumulation_steps": 1,
+    "per_device_eval_batch_size": 1,
+    "eval_accumulation_steps": 1,
+    "group_by_modality_length": False,
+    "num_train_epochs": 3,
+    "learning_rate": 1e-3,
+    "warmup_ratio": 0.03,
+    "lr_scheduler_type": "cosine",
+    "logging_steps": 1,
+    "save_steps": 100,
+    "evaluation_strategy": "no",
+    "save_strategy": "no",
+    "max_length": 2048,
+    "bf16": True,
+    "fp16_opt_level": "O2",
+    "amp_master_grad": 1,
+    "do_train": True,
+    "do_eval": False,
+    "skip_memory_metrics": False,
+    "disable_tqdm": True,
+    "save_total_limit": 1,
+    "eval_steps": 120,
+    **STAGE_2,
+    "benchmark": True,
+}
+ENTRY = {"name": "chatml_dataset"}
+FILES: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
+    "lora": ("tools.supervised_finetune", {**ITS_LORA_FILE, **STAGE_2}, {"train": "train", "eval": "eval"}),
+    "pretraining": ("examples.llava.pretrain", ITS_PRETRAINING_FILE, {"train": "captions"}),
+}
+STEPS = {"lora": 2, "pretraining": 3}  # 12 records once, 6 captions three times; eight processes share a step
+
+
+def as_it_is(world: World, folder: Path, name: str) -> Path:
+    """The file with our paths, and the device that its users give."""
+    _, values, splits = FILES[name]
+    data = {split: [{**ENTRY, "data_files": str(world.data / f"{file}.json")}] for split, file in splits.items()}
+    paths = {"model_name_or_path": str(world.model), "dataset": data, "image_root": str(world.data)}
+    path = folder / "recipe.json"
+    write_json(path, {**values, **paths, "output_dir": str(folder / "out"), "device": "npu"})
+    return path
+
+
+@pytest.mark.parametrize("name", ["lora", pytest.param("pretraining", marks=pytest.mark.slow)])
+def test_eight_processes_train(cluster: Cluster, world: World, tmp_path: Path, name: str) -> None:
+    outcome = cluster.run(8, FILES[name][0], as_it_is(world, tmp_path, name), where="npu", limit=600)
+    assert outcome.ok, outcome.told()
+    assert sorted(losses_and_weights(tmp_path / "out").losses) == list(range(1, STEPS[name] + 1))
+
+
+def test_with_fewer_the_error_names_the_key(cluster: Cluster, world: World, tmp_path: Path) -> None:
+    outcome = cluster.run(2, FILES["lora"][0], as_it_is(world, tmp_path, "lora"), where="npu")
+    assert outcome.statuses == [2, 2], outcome.told()
+    assert "sharding_parallel_degree 8" in outcome.logs[0] and not (tmp_path / "out").exists(), outcome.told()
