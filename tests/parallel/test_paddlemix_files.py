@@ -6,6 +6,7 @@ pretrain_7b_benchmark.json (commit 3f8543a).
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +56,18 @@ FILES: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
     "lora": ("tools.supervised_finetune", {**ITS_LORA_FILE, **STAGE_2}, {"train": "train", "eval": "eval"}),
     "pretraining": ("examples.llava.pretrain", ITS_PRETRAINING_FILE, {"train": "captions"}),
 }
-STEPS = {"lora": 2, "pretraining": 3}  # 12 records once, 6 captions three times; eight processes share a step
+_STEP = 8 * 16  # captions of one step
+STEPS = {"lora": 2, "pretraining": 3}  # 12 records once, a step's captions three times
 
 
 def as_it_is(world: World, folder: Path, name: str) -> Path:
     """The file with our paths, and the device that its users give."""
     _, values, splits = FILES[name]
-    data = {split: [{**ENTRY, "data_files": str(world.data / f"{file}.json")}] for split, file in splits.items()}
+    data = {}
+    for split, file in splits.items():
+        records = json.loads((world.data / f"{file}.json").read_text(encoding="utf-8"))
+        write_json(folder / f"{split}.json", (records * _STEP)[:_STEP] if file == "captions" else records)
+        data[split] = [{**ENTRY, "data_files": str(folder / f"{split}.json")}]
     paths = {"model_name_or_path": str(world.model), "dataset": data, "image_root": str(world.data)}
     path = folder / "recipe.json"
     write_json(path, {**values, **paths, "output_dir": str(folder / "out"), "device": "npu"})
