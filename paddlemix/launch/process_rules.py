@@ -2,9 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from paddlemix.config.schema import RunConfig
 from paddlemix.errors import UserError
 from paddlemix.log import logger
+
+# How other programs tell a process that they have started it several times: all variables are set, the first counts.
+# Sources: torchrun's page of torch.distributed.elastic; Open MPI's mpirun(1); MPICH's Hydra; SLURM's srun(1).
+_STARTERS = {
+    "torchrun": ("WORLD_SIZE", "LOCAL_RANK", "RANK"),
+    "mpirun": ("OMPI_COMM_WORLD_SIZE",),
+    "mpiexec": ("PMI_SIZE", "PMI_RANK"),
+    "srun": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+}
+
+
+def check_starter(environment: Mapping[str, str]) -> None:
+    """Refuses a process that is one of several, where the others would each begin a run of their own.
+
+    Args:
+        environment: of this process.
+
+    Raises:
+        UserError: a program that is not Paddle's or our launcher has started it several times.
+    """
+    if "PADDLE_TRAINERS_NUM" in environment:  # started by one of these, perhaps as the only process
+        return
+    for program, (size, *others) in _STARTERS.items():
+        count = environment.get(size, "")
+        if count.isdigit() and int(count) > 1 and all(name in environment for name in others):
+            raise UserError(
+                f"{program} has started this command {count} times ({size}={count}), but its processes do not find "
+                "each other that way: each would train alone. Start paddlemix launch CONFIG once on each machine, with "
+                f"--nproc or --devices for its processes; or, if a run of one process is meant, unset {size}"
+            )
 
 
 def check_devices(config: RunConfig, processes: int, device: str) -> None:

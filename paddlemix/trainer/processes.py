@@ -16,6 +16,7 @@ import paddle.distributed as dist
 from paddle.distributed import fleet
 
 from paddlemix.config.schema import RunConfig, trainer_keys
+from paddlemix.launch.process_rules import check_starter
 from paddlemix.parallel.collectives import together
 from paddlemix.parallel.layout import ALONE, Layout, Stage
 from paddlemix.parallel.stage3 import shard_weights
@@ -34,7 +35,11 @@ def begin_processes(config: RunConfig, device: str) -> Processes:
 
     Returns:
         PaddleNLP's view of the run, and which process this is.
+
+    Raises:
+        UserError: see `check_starter`.
     """
+    check_starter(os.environ)
     with _groups_in_turn() if device == "cpu" else contextlib.nullcontext():
         arguments = TrackedArguments(**_argument_values(config, device))
     layout = _layout(arguments)
