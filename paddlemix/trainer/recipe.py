@@ -18,7 +18,6 @@ from paddlemix.checkpoints.pretrained import Pretrained
 from paddlemix.config.schema import RunConfig
 from paddlemix.datasets.mixture import SampleDataset
 from paddlemix.device import check_dtype, select_device, set_seed
-from paddlemix.errors import Stopped
 from paddlemix.launch.process_rules import check_devices
 from paddlemix.launch.worker import report_begin
 from paddlemix.log import logger, process_rank
@@ -146,15 +145,15 @@ def _train(run: Run, resume: Path | None) -> dict[str, float]:
             lambda: f"training on {run.device}, in step {trainer.state.global_step + 1}", remedies(run.config)
         ):
             results = trainer.run(resume)
+        run.stop.check_ended()
+        if trainer.skips is not None and trainer.skips.count:
+            logger.warning("%d samples were left out, see %s", trainer.skips.count, trainer.skips.path)
+        _publish(run, trainer, results)
     finally:
         run.stop.restore()  # also where the run ends by an error
         if run.inputs is not None:
             run.inputs.close()
-    if (number := run.stop.decided()) is not None:
-        raise Stopped(number)
-    if trainer.skips is not None and trainer.skips.count:
-        logger.warning("%d samples were left out, see %s", trainer.skips.count, trainer.skips.path)
-    _publish(run, trainer, results)
+    run.stop.check_received()  # while the result was being written
     return results
 
 

@@ -124,7 +124,7 @@ class LlavaTrainer(SharingTrainer):
         """PaddleNLP's, with one loss scaler for every layout, that reads from the device once per step."""
         super()._wrap_amp_model(args, model)
         if self.do_grad_scaling:
-            self.scaler = StepScaler(args.scale_loss, self._step_losses)
+            self.scaler = StepScaler(args.scale_loss, self._step_losses, args.dataset_world_size)
 
     def training_step(self, model: Any, inputs: Inputs, step_control: int = 0) -> paddle.Tensor:
         """Forward and backward pass of one micro-batch."""
@@ -141,7 +141,7 @@ class LlavaTrainer(SharingTrainer):
         self._step_losses.add(loss_sum, share, inputs["sources"])
         loss = loss_sum * share
         if self.do_grad_scaling:
-            self.scaler.scale(loss).backward()
+            self.scaler.scale(loss_sum * self.scaler.own_share(share)).backward()
         else:
             loss.backward()
         return loss.detach()

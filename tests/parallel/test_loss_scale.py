@@ -29,3 +29,20 @@ def test_all_leave_out_the_step_in_which_one_overflows(
     assert sorted(norms) == [1, 3, 4] and all(1 < norm < 100 for norm in norms.values())  # free of the scale
     state = json.loads((tmp_path / "out" / "checkpoint-4" / "training_state.json").read_text(encoding="utf-8"))
     assert state["scaler"]["scale"] == [SCALE / 2] and state["scaler"]["incr_count"] == 2
+
+
+def test_as_many_steps_are_left_out_by_any_number_of_processes(cluster: Cluster, world: World, tmp_path: Path) -> None:
+    """The scale at which a gradient overflows does not depend on how many processes share the step."""
+    values = {"fp16": True, "fp16_opt_level": "O2", "device": "npu", "adam_epsilon": 1e-4, "max_steps": 4}
+    losses, norms = [], []
+    for processes in (1, 4):
+        out = tmp_path / str(processes)
+        factors = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4 // processes}
+        outcome = cluster.run(
+            processes, "tools.supervised_finetune", world.recipe(out, **values, **factors), where="npu"
+        )
+        assert outcome.ok, outcome.told()
+        losses.append(reports(out / "out"))
+        norms.append(sorted(reports(out / "out", "grad_norm")))
+    assert norms[0] == norms[1] and 1 not in norms[0]  # the first scale is too large for both
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)

@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 from paddlemix.config.schema import RunConfig
+from paddlemix.errors import Stopped
 from paddlemix.launch.events import SAME_SIGNAL
 from paddlemix.log import logger
 from paddlemix.trainer.paddlenlp_trainer import TrainerCallback
@@ -32,11 +33,15 @@ class StopOnSignal(TrainerCallback):
     Attributes:
         received: the signal that came to this process, None while there was none.
         decided: returns the signal that ends the run, None for none; of several processes all know the same.
+        ended_by: the signal that a checkpoint was saved for, None for none.  One that comes later, when all steps are
+            done, waits for the result.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.received: int | None = None
         self.decided: Callable[[], int | None] = lambda: self.received
+        self.ended_by: int | None = None
+        self._next = "saving after this step"
         self._clock, self._since = clock, 0.0
         self._before: dict[int, Any] = {}
 
@@ -54,7 +59,7 @@ class StopOnSignal(TrainerCallback):
         name, now = signal.Signals(number).name, self._clock()
         if self.received is None:
             self.received, self._since = number, now
-            logger.warning("%s: saving after this step, then ending (again after %d s: end at once)", name, SAME_SIGNAL)
+            logger.warning("%s: %s, then ending (again after %d s: end at once)", name, self._next, SAME_SIGNAL)
         elif now - self._since > SAME_SIGNAL:
             self.restore()
             logger.warning("%s again: ending at once", name)
@@ -70,13 +75,26 @@ class StopOnSignal(TrainerCallback):
         if self.decided() is not None and state.epoch % 1:
             control.should_evaluate = False
 
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """A checkpoint was saved."""
+        self.ended_by = self.decided()
+
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The run is over; repeats of a signal that ended it may still come."""
-        if self.received is None:
-            self.restore()
+        """All steps are done."""
+        self._next = "writing the result"
+
+    def check_ended(self) -> None:
+        """Raises Stopped where a signal has ended the run before its last step, with a checkpoint."""
+        if self.ended_by is not None:
+            raise Stopped(self.ended_by)
+
+    def check_received(self) -> None:
+        """Raises Stopped where a signal came to this process at any time."""
+        if self.received is not None:
+            raise Stopped(self.received)
 
     def restore(self) -> None:
-        """Puts back the handlers that were there before."""
+        """Puts back the handlers that were there before; to be called when the result is written."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}

@@ -58,7 +58,7 @@ class MeasuredNorm(ClipGradBase):
         pairs = [(parameter, gradient) for parameter, gradient in params_grads if gradient is not None]
         gradients = [gradient for _, gradient in pairs]
         # Divided first, so that the norm is that of the true gradient.
-        overflow = None if self.scale is None else _divided(gradients, self.scale)
+        overflow = None if self.scale is None else _divided(_summed(gradients, self._layout), self.scale)
         norm, overflow = self._measured(pairs, overflow)
         if self._checked(norm, overflow):
             return []  # the optimiser has nothing to do
@@ -111,6 +111,18 @@ def sum_of_squares(gradients: list[paddle.Tensor]) -> paddle.Tensor | None:
 
 def _or(value: paddle.Tensor | None, other: paddle.Tensor) -> paddle.Tensor:
     return other if value is None else value
+
+
+def _summed(gradients: list[paddle.Tensor], layout: Layout) -> list[paddle.Tensor]:
+    """Turns averages over processes into sums in place; returns them.
+
+    A scaled loss is not multiplied by the number of processes, or float16 would overflow at a smaller scale with each.
+    The sum overflows where that of one process, over its micro-batches, does.
+    """
+    if layout.data_size > 1:
+        for gradient in gradients:
+            gradient.scale_(float(layout.data_size))
+    return gradients
 
 
 def _divided(gradients: list[paddle.Tensor], scale: paddle.Tensor) -> paddle.Tensor:

@@ -28,6 +28,7 @@ class StepScaler(paddle.amp.GradScaler):
     Args:
         scale: the first one, > 0.
         losses: of the steps.
+        processes: that gradients are averaged over.
 
     Attributes:
         clip: of the optimiser, which divides its gradients; set before the first step.
@@ -35,9 +36,18 @@ class StepScaler(paddle.amp.GradScaler):
 
     clip: MeasuredNorm
 
-    def __init__(self, scale: float, losses: StepLosses) -> None:
+    def __init__(self, scale: float, losses: StepLosses, processes: int = 1) -> None:
         super().__init__(init_loss_scaling=scale)
-        self._losses = losses
+        self._losses, self._processes = losses, processes
+
+    def own_share(self, share: float) -> float:
+        """What a loss is multiplied by before it is scaled.
+
+        Args:
+            share: the same without a scale, which makes up for the average over processes that follows.
+        """
+        # Otherwise gradients would be larger with each process, and overflow at a smaller scale; see `_summed`.
+        return share / self._processes
 
     def step(self, optimizer: Any) -> None:
         """One step of the optimiser, which changes nothing where a gradient overflowed on any process.

@@ -16,6 +16,7 @@ from paddlemix.checkpoints.files.weight_files import read_json
 from paddlemix.dry_run.plan import plan_run
 from paddlemix.errors import Stopped, UserError
 from paddlemix.log import read_metrics
+from paddlemix.trainer import recipe
 from paddlemix.trainer.callbacks.progress import Progress
 from paddlemix.trainer.callbacks.stopping import StopOnSignal
 from paddlemix.trainer.evaluator import Evaluator
@@ -100,6 +101,23 @@ def test_a_signal_during_an_evaluation_saves_at_once(
     ]
     assert losses[0] == losses[1] and len(losses[0]) == 2
     assert not changed(weights(tmp_path / "whole"), weights(tmp_path / "out"))
+
+
+def test_a_signal_while_the_result_is_written_waits_for_it(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All steps are done, and without a checkpoint they would be lost."""
+    write = recipe.write_files
+
+    def signalled(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return write(*arguments)
+
+    monkeypatch.setattr(recipe, "write_files", signalled)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped):
+        run_recipe(world.config(tmp_path / "out", save_strategy="no", **LORA))
+    assert (tmp_path / "out" / "lora_config.json").is_file() and signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_later_signal_ends_at_once_and_a_repeat_is_the_same_one() -> None:
