@@ -23,7 +23,7 @@ STRATEGIES = ("no", "steps", "epoch")
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
 # PaddleNLP names five (adafactor, adamw_mini, ...); here there is one
 OPTIMIZERS = ("adamw",)
-SHARDING = ("", "stage1", "stage2", "stage3", "stage1 offload", "stage2 offload", "stage3 offload")
+SHARDING = ("", "stage1", "stage2", "stage3")
 REPORTERS = ("none", "all", "visualdl", "tensorboard", "wandb")
 
 
@@ -206,6 +206,7 @@ class DistributedKeys:
         "",
         help="What is sharded: stage1 optimiser states, stage2 also gradients, stage3 also weights.",
         choices=SHARDING,
+        pattern=r"(stage[123]( offload)?)?",  # offload has an error of its own, which says what to use instead
     )
     # PaddleNLP's names; its TrainingArguments sets Fleet up from them.
     sharding_parallel_degree: int = _distributed(-1, help="Devices that share one copy; -1: all.", min=-1)
