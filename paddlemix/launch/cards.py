@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from paddlemix.device.environment import expected_kind
 from paddlemix.errors import UserError
 from paddlemix.launch.options import LaunchOptions
+from paddlemix.log import logger
 
 VISIBLE = {
     "gpu": ("CUDA_VISIBLE_DEVICES",),
@@ -83,8 +84,42 @@ def choose_cards(
             )
         return Cards("cpu", (), (), options.processes or 1)
     if counts is not None and not counts.get(kind):
-        raise UserError(f"device='{kind}' cannot be used here; available: {', '.join(counts)}")
+        hint = "; write --nproc N for an estimate of N cards" if options.is_dry else ""
+        raise UserError(f"device='{kind}' cannot be used here; available: {', '.join(counts)}{hint}")
     return _chosen(kind, options, _listed(kind, environment), None if counts is None else counts[kind])
+
+
+def planned_cards(options: LaunchOptions, device: str | None, environment: Mapping[str, str]) -> Cards:
+    """The cards of a dry run: as many as the options name, whether this machine has them or not.
+
+    Without any named, those that a run would get here.
+
+    Args:
+        device, environment: see `choose_cards`.
+
+    Raises:
+        UserError: a single card is named by a number that may be meant as how many there are; see `choose_cards` too.
+    """
+    kind, colon, _ = (device or "").partition(":")
+    if options.devices is not None and options.processes is None and len(options.devices) == 1:
+        # The training commands' own --dry-run takes a number here, and one device in place of 8 is a wrong estimate.
+        name = options.devices[0]
+        if name.isdecimal() and int(name) > 1:
+            raise UserError(
+                f"--devices {name} names one card, number {name}, not {name} cards; for an estimate of {name} write "
+                f"--nproc {name} in its place, for one of a single card --nproc 1"
+            )
+    if options.devices is None and options.processes is None:
+        found = choose_cards(options, device, environment)
+        if found.kind == "cpu" and kind != "cpu":
+            logger.info("this machine has no cards: an estimate for one device; write --nproc N for one of N devices")
+        return found
+    if colon or kind == "cpu":
+        return choose_cards(options, device, environment)
+    if options.devices is not None:
+        return _chosen(kind or expected_kind(), options, None, None)
+    assert options.processes is not None
+    return Cards(kind or expected_kind(), (), (), options.processes)
 
 
 def _listed(kind: str, environment: Mapping[str, str]) -> tuple[str, ...] | None:

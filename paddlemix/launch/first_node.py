@@ -13,19 +13,23 @@ from paddlemix.launch.cards import Cards
 from paddlemix.launch.channel import Channel
 from paddlemix.launch.events import Readers, Signals
 from paddlemix.launch.first_failure import Failure
-from paddlemix.launch.meeting import JOIN_SECONDS, RETRY_SECONDS, Meeting
+from paddlemix.launch.meeting import JOIN_SECONDS, LINE_SECONDS, RETRY_SECONDS, Meeting, unreachable
 from paddlemix.launch.nodes import Message
 from paddlemix.launch.options import LaunchOptions
 from paddlemix.launch.worker_environment import Places
 from paddlemix.log import logger
 
-_LINE_SECONDS = 60.0
 _LOOPBACK = "127."
 
 
 def listen(master: tuple[str, int], must: bool) -> socket.socket | None:
-    """A socket at the meeting place; None if it is another machine's, which is an error if this `must` be the first."""
+    """A socket at the meeting place; None if it is another machine's, which is an error if this `must` be the first.
+
+    Raises:
+        UserError: the port is in use, needs a superuser or is not on this machine.
+    """
     host, port = master
+    reason = ""
     # The name of a service is no address of any machine, yet its connections arrive at the first one's port.
     for address in (host, "") if must else (host,):
         listener = socket.socket()
@@ -33,14 +37,22 @@ def listen(master: tuple[str, int], must: bool) -> socket.socket | None:
         try:
             listener.bind((address, port))
             listener.listen(128)
+            if not address:
+                logger.info("%s is not an address of this machine (%s): listening on all that it has", host, reason)
             return listener
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             listener.close()
-            if must and error.errno == errno.EADDRINUSE:
+            reason = unreachable(error)
+            number = getattr(error, "errno", None)
+            # Both are of this machine's own address alone.
+            if number == errno.EACCES:
+                raise UserError(f"--master {host}:{port}: only a superuser may use this port; choose another") from None
+            if number == errno.EADDRINUSE and must:
                 raise UserError(f"--master {host}:{port}: the port is in use on this machine; choose another") from None
-            reason = error
+            if number == errno.EADDRINUSE:  # usually by another launcher of the run, on the same machine
+                logger.info("port %d of this machine is in use: joining whoever has it as another machine", port)
     if must:
-        raise UserError(f"--master {host}:{port} cannot be used on the machine of --rank 0 ({reason.strerror})")
+        raise UserError(f"--master {host}:{port} cannot be used on the machine of --rank 0 ({reason})")
     return None
 
 
@@ -83,7 +95,7 @@ class FirstNode(Meeting):
                     f"{len(missing)} of {self._options.nodes} machines did not come to {self._master[0]}:"
                     f"{self._master[1]} within {JOIN_SECONDS / 60:.0f} minutes; start the same command on each"
                 )
-            if missing and now - line > _LINE_SECONDS:
+            if missing and now - line > LINE_SECONDS:
                 line = now
                 logger.info("still waiting for machines %s", ", ".join(map(str, missing)))
         places = self._places(own)
@@ -159,6 +171,7 @@ class FirstNode(Meeting):
         node = free[0] if wanted is None else int(wanted)
         self._new = [other for other in self._new if other is not channel]
         self._others[node], self._hellos[node] = channel, dict(hello)
+        channel.send(welcome=node)
 
     def _lost(self, channel: Channel) -> None:
         self._new = [other for other in self._new if other is not channel]

@@ -6,6 +6,8 @@ until their library's time-out, half an hour by default.
 
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,9 +17,42 @@ from paddlemix.launch.events import STOP_SIGNALS, Readers, Signals
 from paddlemix.launch.nodes import Message, Nodes
 from paddlemix.launch.options import LaunchOptions
 from paddlemix.launch.worker_environment import free_ports
+from paddlemix.log import logger
 
 JOIN_SECONDS = 1800.0  # for the slowest machine of a job to be given out
 RETRY_SECONDS = 1.0
+LINE_SECONDS = 60.0  # between two lines about what a machine still waits for
+_CHANGE_SECONDS = 5.0  # the same where it waits for something else than before
+
+
+class WaitingLines:
+    """Says what a machine waits for: at once, when that changes, and every minute."""
+
+    def __init__(self) -> None:
+        self._text, self._at = "", 0.0
+
+    def tell(self, text: str) -> None:
+        """Writes it to the log, unless it was written a short time ago; "" is nothing to wait for."""
+        now = time.monotonic()
+        is_due = now - self._at > (LINE_SECONDS if text == self._text else _CHANGE_SECONDS)
+        if text and (is_due or not self._text):
+            self._text, self._at = text, now
+            logger.info("%s", text)
+
+
+def unreachable(error: Exception) -> str:
+    """Why an address cannot be used, in words that say what to look at.
+
+    Args:
+        error: of a socket, `OSError` or `UnicodeError`.
+    """
+    if isinstance(error, (socket.gaierror, UnicodeError)):
+        return f"unknown host ({getattr(error, 'strerror', None) or error})"
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused: nothing listens at this port yet, or a firewall closes it"
+    if isinstance(error, TimeoutError):
+        return "timed out: there is no machine at this address, or a firewall drops what is sent to it"
+    return getattr(error, "strerror", None) or str(error)
 
 
 class Meeting(Nodes):

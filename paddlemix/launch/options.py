@@ -147,7 +147,7 @@ def _checked(given: _Given, is_dry: bool) -> LaunchOptions:
     devices = given.read("devices", _devices)
     processes = given.read("processes", _number(1, _MOST_PROCESSES))
     nodes = given.read("nodes", _nodes) or 1
-    master = given.read("master", _endpoint) or _address_and_port(given)
+    master = _master(given, nodes)
     # The number of a machine says nothing where there is one, and platforms set it there too.
     node = given.read("node", _number(0, nodes - 1)) if nodes > 1 else None
     if devices is not None and processes is not None and len(devices) != processes:
@@ -173,9 +173,18 @@ def _checked(given: _Given, is_dry: bool) -> LaunchOptions:
     )
 
 
-def _address_and_port(given: _Given) -> tuple[str, int] | None:
+def _master(given: _Given, nodes: int) -> tuple[str, int] | None:
+    """The meeting place, from either of its two forms; both at once have to name the same one."""
+    master = given.read("master", _endpoint)
     address, port = given.read("address", str), given.read("port", _number(1, _LAST_PORT))
-    return None if address is None else (address, port or DEFAULT_PORT)
+    if master is None:
+        return None if address is None else (address, port or DEFAULT_PORT)
+    # On a single machine, where nobody meets, a platform may set whatever it likes.
+    for name, value, own in (("address", address, master[0]), ("port", port, master[1])):
+        if nodes > 1 and value not in (None, own):
+            one, other = given.values["master"], given.values[name]
+            given.faults.append(f"{one[0]}={cut(one[1], 40)} and {other[0]}={cut(other[1], 40)} differ; give one")
+    return master
 
 
 def _number(least: int, most: int) -> Callable[[str], int]:

@@ -11,11 +11,13 @@ from paddlemix.errors import Stopped, UserError
 from paddlemix.launch.channel import Channel
 from paddlemix.launch.events import Readers, Signals
 from paddlemix.launch.first_failure import Failure
-from paddlemix.launch.meeting import JOIN_SECONDS, RETRY_SECONDS, Meeting
+from paddlemix.launch.meeting import JOIN_SECONDS, RETRY_SECONDS, Meeting, WaitingLines, unreachable
 from paddlemix.launch.nodes import Message
 from paddlemix.launch.worker_environment import Places
 from paddlemix.log import logger
 
+_CONNECT_SECONDS = 1.0  # signals wait as long
+_ANSWER_SECONDS = 3.0  # for the first machine to answer, before anything is said about it
 _VERDICT_SECONDS = 10.0  # for the first machine to say which failure came first
 
 
@@ -24,6 +26,10 @@ class OtherNode(Meeting):
 
     _channel: Channel | None = None
     _told_at: float | None = None
+    _tried_at = -RETRY_SECONDS  # to connect
+    _greeted_at: float | None = None  # over this connection, for the next start
+    _is_welcome = False
+    _reason = ""  # why there is no connection
     _is_ended = False
 
     @property
@@ -34,33 +40,56 @@ class OtherNode(Meeting):
     def gather(self, signals: Signals) -> Places:
         self._is_done = self._is_decided = self._is_ended = False
         self._told_at, self._messages = None, []
-        begin = time.monotonic()
+        self._greeted_at, self._is_welcome = None, False
+        begin, lines = time.monotonic(), WaitingLines()
         logger.info("joining the run at %s:%d", *self._master)
         started: list[Mapping[str, Any]] = []
-        is_told = False
         while not started:
-            if self._channel is None:
-                self._channel, is_told = self._connected(), False
-            if self._channel is not None and not is_told:
-                self._channel.send(hello=self._hello())
-                is_told = True
+            self._greet()
             channel = self._channel
             readers = {} if channel is None else {channel.fileno(): lambda: self._read_start(started)}
             self._wait(signals, readers, RETRY_SECONDS, self.tell_stop)
+            if started:
+                break
+            missing = self._missing()
+            lines.tell(missing and f"waiting for the run at {self._master[0]}:{self._master[1]}: {missing}")
             if time.monotonic() - begin > JOIN_SECONDS:
                 raise UserError(
-                    f"the run at {self._master[0]}:{self._master[1]} did not begin within "
-                    f"{JOIN_SECONDS / 60:.0f} minutes; start the same command on every machine"
+                    f"the run at {self._master[0]}:{self._master[1]} did not begin within {JOIN_SECONDS / 60:.0f} "
+                    f"minutes: {missing}; start the same command on every machine"
                 )
         start = started[0]
         self.node = int(start["node"])
         return Places(start["store"], start["endpoints"])
 
-    def _connected(self) -> Channel | None:
-        try:
-            return Channel(socket.create_connection(self._master, timeout=RETRY_SECONDS))
-        except OSError:  # it has not begun yet
-            return None
+    def _greet(self) -> None:
+        """Connects where that is left to do, at most once in `RETRY_SECONDS`, and says who this is."""
+        now = time.monotonic()
+        if self._channel is None:
+            if now - self._tried_at < RETRY_SECONDS:  # else what closes each connection at once is asked without end
+                return
+            self._tried_at, self._greeted_at = now, None
+            try:
+                self._channel = Channel(socket.create_connection(self._master, timeout=_CONNECT_SECONDS))
+            except (OSError, UnicodeError) as error:  # it has not begun yet, or never will
+                self._reason = unreachable(error)
+                return
+        if self._greeted_at is None:
+            self._greeted_at = now
+            self._channel.send(hello=self._hello())
+
+    def _missing(self) -> str:
+        """Why the run does not begin, as far as that is known here; "" for a moment after each connection."""
+        if self._channel is None:
+            return self._reason
+        if self._greeted_at is None or time.monotonic() - self._greeted_at < _ANSWER_SECONDS:
+            return ""
+        if self._is_welcome:
+            return "the first machine is there, others are not yet"
+        return (
+            "connected, but not answered: the first machine is still busy with a start of the run, or another program "
+            "uses this port there"
+        )
 
     def _read_start(self, started: list[Mapping[str, Any]]) -> None:
         assert self._channel is not None
@@ -69,10 +98,16 @@ class OtherNode(Meeting):
                 raise UserError(f"the first machine refuses this one: {message['refused']}")
             if "stop" in message:
                 raise Stopped(int(message["stop"]))
+            self._is_welcome |= "welcome" in message
             if "start" in message:
                 started.append(message["start"])
         if not self._channel.is_open:
             self._channel = None
+            self._reason = (
+                "the launcher there has ended"
+                if self._is_welcome
+                else "the connection was closed: what listens there is another program, or a launcher that has ended"
+            )
 
     def readers(self) -> Readers:
         return {} if self._channel is None else {self._channel.fileno(): self._read}

@@ -22,7 +22,7 @@ from paddlemix.config.load import Fault, load_config, parse_command_line
 from paddlemix.config.pretraining import DEFAULTS
 from paddlemix.config.schema import RunConfig
 from paddlemix.errors import UserError
-from paddlemix.launch.cards import choose_cards
+from paddlemix.launch.cards import choose_cards, planned_cards
 from paddlemix.launch.launcher import Job, equivalent_command, launch
 from paddlemix.launch.options import take_options
 from paddlemix.launch.process_rules import check_devices
@@ -47,7 +47,7 @@ ARGUMENTS are those of the command, `finetune` if none is named: CONFIG.json [ke
   --max-restart N    start again after a crash, at most N times (default 0); the run resumes from its last checkpoint
   --log-dir DIR      one log per process; default: logs/ranks in output_dir
   --dry-run          start nothing: print the equivalent command of Paddle's launcher, and what --dry-run of a training
-                     command prints
+                     command prints, for N devices with --nproc N, also where there are no cards
 
 NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT and NPROC_PER_NODE are read where flags are missing, and Paddle's names of
 the same: PADDLE_NNODES, PADDLE_RANK, PADDLE_MASTER, PADDLE_NPROC_PER_NODE, PADDLE_DEVICES.
@@ -86,9 +86,12 @@ def main(argv: list[str]) -> int:
     os.environ.pop("PADDLE_TRAINER_ID", None)
     command, arguments = _command(words)
     checked = command.check(arguments)
-    cards = choose_cards(options, checked.device, os.environ)
-    # Of other machines it is not known how many processes they have; their number is checked when all have come.
-    if checked.config is not None and options.nodes == 1:
+    # An estimate is often made where there are no cards.
+    is_estimate = options.is_dry and command.is_training
+    cards = (planned_cards if is_estimate else choose_cards)(options, checked.device, os.environ)
+    # Of other machines it is not known how many processes they have; their number is checked when all have come.  A
+    # dry run checks by itself.
+    if checked.config is not None and options.nodes == 1 and not is_estimate:
         check_devices(checked.config, cards.processes, cards.kind)
     job = Job(
         command.script,
@@ -102,7 +105,7 @@ def main(argv: list[str]) -> int:
     logger.info("the same without paddlemix launch: %s", equivalent_command(job))
     if not options.is_dry:
         return launch(job, os.environ)
-    if command.is_training:
+    if is_estimate:
         return _dry_run(command.script, arguments, cards.processes * options.nodes)
     return 0
 

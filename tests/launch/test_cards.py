@@ -6,7 +6,7 @@ import pytest
 
 from paddlemix.errors import UserError
 from paddlemix.launch import cards
-from paddlemix.launch.cards import Cards, choose_cards
+from paddlemix.launch.cards import Cards, choose_cards, planned_cards
 from paddlemix.launch.options import LaunchOptions
 
 
@@ -47,6 +47,44 @@ def test_on_cpu_there_are_processes(monkeypatch):
 def test_a_build_for_cards_that_sees_none_computes_on_cpu(monkeypatch):
     monkeypatch.setattr(cards, "ask_paddle", lambda: {"cpu": 1})
     assert choose(processes=2) == Cards("cpu", (), (), 2)
+
+
+def plan(device=None, **options):
+    return planned_cards(LaunchOptions(is_dry=True, **options), device, {})
+
+
+@pytest.mark.parametrize("expected", ["gpu", "cpu"])
+def test_an_estimate_is_for_as_many_cards_as_are_named_even_where_there_are_none(monkeypatch, expected):
+    monkeypatch.setattr(cards, "expected_kind", lambda: expected)
+    monkeypatch.setattr(cards, "ask_paddle", lambda: pytest.fail("nobody needs to be asked"))
+    for device in (None, "gpu", "npu"):
+        assert plan(device, processes=8).processes == 8
+        assert plan(device, devices=("0", "1", "5")).names == ("0", "1", "5")
+    assert plan("gpu", devices=("0",)).processes == plan("gpu", devices=("8",), processes=1).processes == 1
+    assert plan("cpu", processes=3) == Cards("cpu", (), (), 3)
+
+
+def test_without_a_number_an_estimate_is_for_the_cards_of_a_run(monkeypatch, capsys):
+    assert plan().processes == 4
+    monkeypatch.setattr(cards, "ask_paddle", lambda: {"cpu": 1})
+    assert plan().processes == 1
+    assert "write --nproc N" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("device", "options", "parts"),
+    [
+        ("gpu", {"devices": ("8",)}, ["--devices 8 names one card", "--nproc 8", "--nproc 1"]),
+        (None, {"devices": ("8",)}, ["--devices 8 names one card"]),
+        ("gpu", {"devices": ("a", "b")}, ["no gpu a"]),
+        ("gpu:1", {"processes": 2}, ["'gpu:1' names one card"]),
+        ("npu", {}, ["'npu' cannot be used", "--nproc N"]),
+    ],
+)
+def test_an_estimate_of_another_number_than_was_meant_is_refused(device, options, parts):
+    with pytest.raises(UserError) as error:
+        plan(device, **options)
+    assert all(part in str(error.value) for part in parts), str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -7,16 +7,25 @@ The two sides are `paddlemix/launch/first_node.py` and `paddlemix/launch/other_n
 from __future__ import annotations
 
 import json
+import select
 import signal
 import socket
+import threading
 
 import pytest
 
 from paddlemix.errors import UserError
+from paddlemix.launch import other_node
+from paddlemix.launch.cards import Cards
 from paddlemix.launch.channel import Channel
-from paddlemix.launch.first_node import listen
+from paddlemix.launch.first_node import FirstNode, listen
+from paddlemix.launch.meeting import WaitingLines
+from paddlemix.launch.options import LaunchOptions
+from paddlemix.launch.other_node import OtherNode
 from paddlemix.launch.worker_environment import free_ports
+from tests.conftest import HANG
 
+CPU = Cards("cpu", (), (), 1)
 TRAINING = ["handle", "ready", "train"]
 
 
@@ -113,10 +122,112 @@ def test_the_meeting_place_is_the_first_machine_s():
     behind.close()
 
 
-def test_a_message_may_come_in_pieces():
+class Stop(Exception):
+    """Ends the waiting."""
+
+
+@pytest.fixture
+def told_while_waiting(monkeypatch, capsys):
+    """What the launcher of a machine that is not the first says in so many rounds of waiting."""
+    monkeypatch.setattr(other_node, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(other_node, "_ANSWER_SECONDS", 0.0)
+
+    def wait(host, port, rounds=1, patience=0.0):
+        node = OtherNode(LaunchOptions(nodes=2, master=(host, port), node=1), CPU, {})
+        left = [rounds]
+
+        def once(signals, readers, seconds, closing):
+            left[0] -= 1
+            if left[0] < 0:
+                raise Stop
+            for descriptor in select.select(list(readers), [], [], patience)[0] if readers else ():
+                readers[descriptor]()
+
+        monkeypatch.setattr(node, "_wait", once)
+        with pytest.raises(Stop):
+            node.gather(None)
+        node.close()
+        return [line for line in capsys.readouterr().err.splitlines() if "waiting for the run" in line]
+
+    return wait
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (socket.gaierror(-2, "Name or service not known"), "unknown host (Name or service not known)"),
+        (UnicodeError("label empty or too long"), "unknown host (label empty"),
+        (ConnectionRefusedError(111, "Connection refused"), "connection refused: nothing listens"),
+        (TimeoutError("timed out"), "timed out: there is no machine at this address, or a firewall"),
+        (OSError(113, "No route to host"), "No route to host"),
+    ],
+)
+def test_why_the_master_cannot_be_reached_is_said_at_once(told_while_waiting, monkeypatch, error, words):
+    def refuse(*arguments, **values):
+        raise error
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    (told,) = told_while_waiting("nosuch.host.invalid", 29722, rounds=5)  # and not in every round
+    assert f"nosuch.host.invalid:29722: {words}" in told
+
+
+def test_what_is_still_missing_is_said_every_minute(monkeypatch, capsys):
+    now = [100.0]
+    monkeypatch.setattr("paddlemix.launch.meeting.time.monotonic", lambda: now[0])
+    lines = WaitingLines()
+    for _ in range(125):  # seconds
+        lines.tell("refused")
+        now[0] += 1
+    now[0] += 5
+    lines.tell("timed out")  # something else, sooner
+    told = capsys.readouterr().err.splitlines()
+    assert [line.partition("refused")[1] for line in told[:-1]] == ["refused"] * 3 and "timed out" in told[-1]
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"", "another program uses this port there"),
+        (b"HTTP/1.0 400 Bad Request\r\n\r\n", "the connection was closed: what listens there is another program"),
+        (b'{"welcome": 1}\n', "the first machine is there, others are not yet"),
+    ],
+    ids=["silent", "web server", "launcher"],
+)
+def test_a_port_of_another_program_is_told_from_the_first_machine_s(told_while_waiting, answer, words):
+    held = []
+
+    def serve():
+        held.append(listening.accept()[0])
+        held[0].sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = threading.Thread(target=serve)
+        server.start()
+        told = told_while_waiting(*listening.getsockname(), patience=HANG if answer else 0.0)
+        server.join()
+        held[0].close()
+    assert len(told) == 1 and words in told[0]
+
+
+def test_a_machine_that_has_come_is_welcomed():
+    first = FirstNode(LaunchOptions(nodes=3, master=("10.0.0.1", 99)), CPU, {}, socket.socket())
     ours, theirs = socket.socketpair()
+    first._heard(channel_of(ours), {"hello": {"nodes": 3, "kind": "cpu", "ports": [1, 2]}})
+    assert theirs.recv(100) == b'{"welcome": 1}\n'
+    first.close()
+    theirs.close()
+
+
+def channel_of(ours):
+    """Without the options of a connection between machines."""
     channel = Channel.__new__(Channel)
     channel._socket, channel._rest, channel.is_open = ours, b"", True
+    return channel
+
+
+def test_a_message_may_come_in_pieces():
+    ours, theirs = socket.socketpair()
+    channel = channel_of(ours)
     theirs.sendall(b'{"stop": 15}\n{"do')
     assert channel.receive() == [{"stop": 15}]
     theirs.sendall(b'ne": true}\n')

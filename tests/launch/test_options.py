@@ -59,6 +59,15 @@ def test_flags_win_over_variables():
     assert (options.nodes, options.master, options.node, options.devices) == (2, ("10.0.0.2", 99), 1, ("0",))
 
 
+def test_both_forms_of_a_master_may_say_the_same():
+    both = {"NNODES": "2", "PADDLE_MASTER": "10.0.0.1:99", "MASTER_ADDR": "10.0.0.1"}
+    for environment in (both, both | {"MASTER_PORT": "99"}):
+        assert take_options([], environment)[0].master == ("10.0.0.1", 99)
+    # A flag leaves the environment's aside, and one machine meets nobody.
+    assert take_options(["--master", "a:1"], both)[0].master == ("a", 1)
+    assert take_options([], both | {"NNODES": "1", "MASTER_ADDR": "localhost"})[0].master is None
+
+
 def test_one_machine_needs_no_master_and_heeds_no_number():
     # A script of several machines that is run on one exports all of them.
     options, _ = take_options([], {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500", "NODE_RANK": "3"})
@@ -81,6 +90,17 @@ def test_one_machine_needs_no_master_and_heeds_no_number():
         (["--devices"], {}, ["--devices needs a value"]),
         (["--nproc", "0", "--max-restart", "x"], {}, ["--nproc=0 is not", "--max-restart=x is not"]),
         ([], {"NNODES": "2", "PADDLE_NNODES": "4", "PADDLE_MASTER": "a:1"}, ["PADDLE_NNODES=4 and NNODES=2 differ"]),
+        (
+            [],
+            {"NNODES": "2", "MASTER_ADDR": "1.2.3.4", "PADDLE_MASTER": "127.0.0.1:29731"},
+            ["PADDLE_MASTER=127.0.0.1:29731 and MASTER_ADDR=1.2.3.4 differ"],
+        ),
+        (
+            ["--nnodes", "2", "--master", "127.0.0.1:29732", "--master-addr", "10.0.0.9", "--master-port", "5"],
+            {},
+            ["--master=127.0.0.1:29732 and --master-addr=10.0.0.9 differ", "and --master-port=5 differ"],
+        ),
+        (["--nnodes", "2"], {"PADDLE_MASTER": "a:1", "MASTER_PORT": "2"}, ["PADDLE_MASTER=a:1 and MASTER_PORT=2"]),
     ],
 )
 def test_wrong_options_are_named_with_what_is_allowed(argv, environment, parts):

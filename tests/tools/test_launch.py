@@ -108,6 +108,22 @@ def test_a_dry_run_is_the_command_s_own_with_the_number_of_processes(jobs, tmp_p
     assert not jobs
 
 
+@pytest.mark.parametrize(
+    "options", [["--nproc", "8", "device=gpu", "sharding=stage3"], ["--devices", "0,1,2,3,4,5,6,7"]]
+)
+def test_a_dry_run_estimates_cards_that_this_machine_does_not_have(jobs, tmp_path, monkeypatch, options):
+    replaced: list[list[str]] = []
+    monkeypatch.setattr(command.os, "execv", lambda program, words: replaced.append(words))
+    run_command(command.main, [recipe(tmp_path), "--dry-run", *options])
+    assert replaced[0][-3:] == ["--dry-run", "--devices", "8"]
+
+
+def test_a_dry_run_of_one_card_s_number_is_refused(jobs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command.os, "execv", lambda program, words: pytest.fail("an estimate of one device"))
+    assert run_command(command.main, [recipe(tmp_path), "--dry-run", "--devices", "8"]) == 2
+    assert "write --nproc 8" in capsys.readouterr().err
+
+
 def test_a_platform_s_number_of_the_machine_does_not_silence_it(jobs, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PADDLE_TRAINER_ID", "1")
     options = ["--nnodes", "2", "--master", "10.0.0.1:99"]
