@@ -14,12 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.errors import fit_to_show
+from paddlemix.launch.events import STOP_SIGNALS
+from paddlemix.launch.worker import INTERRUPTED
 
 USER_ERROR = 2  # the exit status of a `UserError`, which the same command would meet again
 # A kill from outside follows from no other failure, so it comes before errors that were noticed up to this long before
 # it: a busy machine may see it only after what it caused.
 _KILLED_FIRST = 5.0  # seconds
 _COUNTERS = Path("/proc/vmstat")
+STOPPED = tuple(128 + number for number in STOP_SIGNALS)  # statuses of a process that was asked to stop
+_SENT = tuple(
+    -number for number in (signal.SIGKILL, *STOP_SIGNALS)
+)  # as `Popen.returncode`; none is a crash of its own
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ class Failure:
         status: as a shell reports it; 128 + the signal.
         rank: of the process; None for a whole machine that is gone.
         message: its error.
-        is_killed: whether it was ended by SIGKILL, and not by us.
+        is_killed: whether a signal ended it that somebody sent: SIGKILL, or one that asks to stop; and not we.
         log: where its output is.
     """
 
@@ -46,6 +52,11 @@ class Failure:
     def is_final(self) -> bool:
         """Whether starting again would only fail again."""
         return self.status == USER_ERROR
+
+    @property
+    def is_crash(self) -> bool:
+        """Whether starting again may help, and nobody has asked for an end."""
+        return not self.is_final and self.status not in STOPPED
 
     def to_message(self) -> dict[str, Any]:
         """For another machine, whose clock may differ: its age in place of its time."""
@@ -85,14 +96,21 @@ def failure_of(rank: int, code: int | None, file: Path, seen: float, log: str, o
             status=status,
             rank=rank,
             message=_ending(code, out_of_memory),
-            is_killed=code == -signal.SIGKILL,
+            is_killed=code in _SENT,
             log=log,
         )
     is_users = left["kind"] in ("UserError", "MissingFileError")
     message = str(left["message"]) if is_users else f"{left['kind']}: {left['message']}".rstrip(": ")
     default = USER_ERROR if is_users else 1
     status = code if code is not None and code > 0 else default
-    return Failure(time=min(seen, float(left["time"])), status=status, rank=rank, message=fit_to_show(message), log=log)
+    return Failure(
+        time=min(seen, float(left["time"])),
+        status=status,
+        rank=rank,
+        message=fit_to_show(message),
+        is_killed=left["kind"] == INTERRUPTED,
+        log=log,
+    )
 
 
 def read_failure_file(file: Path) -> dict[str, Any] | None:

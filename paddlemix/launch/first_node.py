@@ -204,7 +204,7 @@ class FirstNode(Meeting):
             self._tell_others(None, end=True)
 
     def decide(self, failure: Failure, may_restart: bool) -> tuple[Failure, bool] | None:
-        is_again = may_restart and not failure.is_final
+        is_again = may_restart and failure.is_crash
         self._is_decided = True
         self._tell_others(None, failed=failure.to_message(), again=is_again)
         return failure, is_again

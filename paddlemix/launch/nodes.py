@@ -85,7 +85,7 @@ class Nodes:
         Returns:
             None until it is known; to be asked again.
         """
-        return failure, may_restart and not failure.is_final
+        return failure, may_restart and failure.is_crash
 
     def close(self) -> None:
         """Ends all connections."""

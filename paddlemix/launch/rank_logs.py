@@ -49,20 +49,23 @@ class RankLogs:
             UserError: it cannot be written.
         """
         path = self.folder / _NAME.format(rank=rank)
-        is_new = not path.exists()
         try:
+            # The system says who has made the file: another launcher may be started for the same folder at this moment.
+            with contextlib.suppress(FileExistsError), open(path, "xb"):
+                self._new.append(path)
             with open(path, "a", encoding="utf-8") as file:
                 file.write(f"{_BEGIN}{time.strftime('%Y-%m-%d %H:%M:%S')} rank {rank}: {title}\n")
         except OSError as error:
             raise UserError(f"log '{path}' cannot be written ({error.strerror}); name another --log-dir") from error
-        self._new += [path] if is_new else []
         return path
 
     def remove_new(self) -> None:
         """Removes what this run alone has made, for a run that never began: bad input leaves nothing behind."""
         for path in self._new:
             with contextlib.suppress(OSError):
-                path.unlink()
+                # Another launcher may have added its start meanwhile, and its processes go on.
+                if path.read_bytes().count(b"\n" + _BEGIN.encode()) == 0:
+                    path.unlink()
         for path in reversed(self._made):
             # Whatever else is in a folder keeps it.
             with contextlib.suppress(OSError):

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from paddlemix.launch.events import SAME_SIGNAL, STOP_SIGNALS, Signals
-from paddlemix.launch.first_failure import Failure, failure_of, first_failure, memory_kills, read_failure_file
+from paddlemix.launch.first_failure import STOPPED, Failure, failure_of, first_failure, memory_kills, read_failure_file
 from paddlemix.launch.nodes import Nodes
 from paddlemix.launch.relay import LogLines, Relay, open_relays
 from paddlemix.launch.variables import begin_file
@@ -31,7 +31,6 @@ _SHOW_TICK = 0.02  # the same while the terminal is slow
 _SETTLE = 1.0  # until it is decided who failed first: what follows from it is noticed meanwhile
 _GRACE = 3.0  # seconds that the others have to say what they saw, and to end
 _CUT_OFF_GRACE = 10.0  # the same after a stop before anything could be saved
-_CLEAN_STOPS = tuple(128 + number for number in STOP_SIGNALS)
 
 
 @dataclass
@@ -225,7 +224,7 @@ class Attempt:
         if left is not None or worker.code is None:
             return left is not None
         # A stop that was agreed on: asked of one worker by hand, all end with its status.
-        return worker.code not in self.results.union(_CLEAN_STOPS) and not (
+        return worker.code not in self.results.union(STOPPED) and not (
             self._stop is not None and worker.code == -self._stop
         )
 

@@ -22,6 +22,15 @@ def test_a_kill_comes_before_what_it_caused_though_noticed_later():
     assert first_failure([peer, Failure(10.0, 137, 3, is_killed=True)]) is peer
 
 
+def test_a_stop_of_one_process_comes_before_what_it_caused(tmp_path):
+    peer = Failure(2.9, 1, 0, "RuntimeError: connection reset by peer")
+    for found in (
+        failure_of(1, -signal.SIGTERM, tmp_path / "none", seen=3.0, log="", out_of_memory=False),
+        failure_of(1, 130, left(tmp_path, kind="interrupted", message=""), seen=9.0, log="", out_of_memory=False),
+    ):
+        assert first_failure([peer, found]) is found and not found.is_crash
+
+
 def test_what_all_find_is_the_first_rank_s():
     found = [Failure(4.0 - rank, 2, rank, "no such file") for rank in range(3)]
     assert first_failure(found).rank == 0
@@ -59,7 +68,8 @@ def test_a_worker_that_does_not_end_has_the_status_of_its_error(tmp_path):
 def test_a_worker_that_left_no_word_is_told_by_its_end(tmp_path, code, out_of_memory, status, words):
     found = failure_of(1, code, tmp_path / "none", seen=9.0, log="", out_of_memory=out_of_memory)
     assert found.status == status and words in found.message and found.time == 9.0
-    assert found.is_killed == (code == -signal.SIGKILL)
+    assert found.is_killed == (code in (-signal.SIGKILL, -signal.SIGTERM))
+    assert found.is_crash == (code != -signal.SIGTERM)
 
 
 def test_another_machine_s_clock_may_differ(monkeypatch):

@@ -71,6 +71,15 @@ def test_an_agreed_stop_of_one_worker_is_no_failure(started, tmp_path):
     assert "failed" not in run.told()
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=str)
+def test_a_stop_of_one_worker_before_its_first_step_is_not_started_again(started, tmp_path, number, status):
+    run = started({"*": ["ready", "wait"]}, "--nproc", "2", "--max-restart", "1")
+    run.wait_for(*READY)
+    os.kill(int((tmp_path / READY[1]).read_text()), number)
+    assert run.status() == status, run.told()
+    assert not (tmp_path / "ready-0-1").exists() and "rank 1 failed first" in run.told()
+
+
 def job(options: LaunchOptions, cards: Cards) -> Job:
     return Job(
         Path("paddlemix/tools/supervised_finetune.py").absolute(), ["a b.json"], options, cards, Path("out/logs")

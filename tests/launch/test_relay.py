@@ -8,6 +8,8 @@ import subprocess
 import sys
 import termios
 
+import pytest
+
 from paddlemix.launch.rank_logs import RankLogs, end_of_log
 from paddlemix.launch.relay import LogLines, Relay
 
@@ -89,6 +91,15 @@ def test_what_a_run_that_never_began_has_made_is_removed_and_nothing_else(tmp_pa
     (tmp_path / "run" / "logs" / "mine").touch()
     logs.remove_new()
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["logs", "mine", "run"]
+
+
+@pytest.mark.parametrize("first", ["stays", "fails"])
+def test_a_launcher_removes_no_log_of_another_that_was_started_at_the_same_time(tmp_path, first):
+    both = [RankLogs(tmp_path / "logs") for _ in range(2)]  # neither has found a folder
+    path = both[0].begin(0, "one")
+    both[1].begin(0, "another")
+    both[1 if first == "stays" else 0].remove_new()
+    assert "one" in path.read_text() and "another" in path.read_text()
 
 
 def test_a_terminal_that_does_not_read_holds_up_nothing(tmp_path):
