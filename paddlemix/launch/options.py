@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from paddlemix.errors import UserError, cut
+from paddlemix.launch.process_rules import how_often_started
 from paddlemix.paths import user_path
 
 # Flag -> what it sets; a dash and an underscore are the same.
@@ -120,6 +121,7 @@ def take_options(argv: list[str], environment: Mapping[str, str]) -> tuple[Launc
         else:
             given.put(FLAGS[name], flag, text if equals else words.pop(0))
     _add_variables(given, environment)
+    _check_starts(given, environment)
     options = _checked(given, is_dry)
     if given.faults:
         raise UserError("\n".join(f"command line: {fault}" for fault in given.faults))
@@ -141,6 +143,19 @@ def _add_variables(given: _Given, environment: Mapping[str, str]) -> None:
         for name, variable in SLURM.items():
             if name not in given.values and environment.get(variable):
                 given.put(name, variable, environment[variable])
+
+
+def _check_starts(given: _Given, environment: Mapping[str, str]) -> None:
+    """Refuses a launcher that is one of several which do not know of each other: each would begin a run of its own."""
+    nodes = given.values.get("nodes")
+    # A number of machines that the user gives is meant, 1 too; SLURM's own 1 is that of several launchers on one.
+    if nodes is not None and nodes != (SLURM["nodes"], "1"):
+        return
+    if (told := how_often_started(environment)) is not None:
+        given.faults.append(
+            f"{told.how}, and each launcher would begin a run of its own; for one run of several machines start it "
+            "once on each, with --nnodes N --master IP:PORT, for several runs give --nnodes 1"
+        )
 
 
 def _checked(given: _Given, is_dry: bool) -> LaunchOptions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from paddlemix.config.schema import RunConfig
 from paddlemix.errors import UserError
@@ -29,14 +30,38 @@ def check_starter(environment: Mapping[str, str]) -> None:
     """
     if "PADDLE_TRAINERS_NUM" in environment:  # started by one of these, perhaps as the only process
         return
+    if (told := how_often_started(environment)) is not None:
+        raise UserError(
+            f"{told.how}, but its processes do not find each other that way: each would train alone. Start paddlemix "
+            "launch CONFIG once on each machine, with --nproc or --devices for its processes; or, if a run of one "
+            f"process is meant, unset {told.variable}"
+        )
+
+
+@dataclass(frozen=True)
+class Started:
+    """A program that has started a command several times.
+
+    Args:
+        how: program and number, in words.
+        variable: that says the number.
+    """
+
+    how: str
+    variable: str
+
+
+def how_often_started(environment: Mapping[str, str]) -> Started | None:
+    """Which program of others has started this process as one of several; None where it is the only one.
+
+    Args:
+        environment: of this process.
+    """
     for program, (size, *others) in _STARTERS.items():
         count = environment.get(size, "")
         if count.isdigit() and int(count) > 1 and all(name in environment for name in others):
-            raise UserError(
-                f"{program} has started this command {count} times ({size}={count}), but its processes do not find "
-                "each other that way: each would train alone. Start paddlemix launch CONFIG once on each machine, with "
-                f"--nproc or --devices for its processes; or, if a run of one process is meant, unset {size}"
-            )
+            return Started(f"{program} has started this command {count} times ({size}={count})", size)
+    return None
 
 
 def check_devices(config: RunConfig, processes: int, device: str) -> None:

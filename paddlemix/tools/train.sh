@@ -16,6 +16,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 port=36677
 
 nodes=${PADDLE_TRAINERS_NUM:-${nnode_set:-${OMPI_COMM_WORLD_SIZE:-1}}}
+said=${PADDLE_TRAINERS_NUM:-${nnode_set:-}}
 rank=${PADDLE_TRAINER_ID:-$((${OMPI_COMM_WORLD_RANK:-0} + ${offset:-0}))}
 
 # What a platform sets for its own way of starting; a worker's own variables come from the launcher.
@@ -45,6 +46,8 @@ command -v python >/dev/null || python=python3
 # One machine needs no meeting place.
 if [ "$nodes" != 1 ]; then
     set -- "$@" --nnodes "$nodes" --master "${master:-localhost}:$port" --rank "$rank"
+elif [ -n "$said" ]; then
+    set -- "$@" --nnodes 1
 fi
 # In place of this shell, so that signals reach the launcher.
 exec "$python" "$here/launch.py" "${script:-$here/supervised_finetune.py}" "$@"

@@ -59,6 +59,32 @@ def test_flags_win_over_variables():
     assert (options.nodes, options.master, options.node, options.devices) == (2, ("10.0.0.2", 99), 1, ("0",))
 
 
+SRUN = {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NODEID": "1", "SLURM_PROCID": "1"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "environment", "words"),
+    [
+        ([], SRUN, "srun has started this command 2 times (SLURM_STEP_NUM_TASKS=2)"),
+        ([], SRUN | {"SLURM_STEP_NUM_NODES": "1", "MASTER_ADDR": "a"}, "srun has started this command 2 times"),
+        ([], {"OMPI_COMM_WORLD_SIZE": "2"}, "mpirun has started this command 2 times"),
+        (["--master", "a:1"], {"OMPI_COMM_WORLD_SIZE": "2"}, "mpirun has started this command 2 times"),
+    ],
+)
+def test_launchers_that_do_not_know_of_each_other_are_refused(argv, environment, words):
+    with pytest.raises(UserError, match="--nnodes N --master IP:PORT, for several runs give --nnodes 1") as error:
+        take_options(argv, environment)
+    assert words in str(error.value)
+
+
+def test_launchers_that_are_told_how_many_machines_there_are_may_be_started_by_any_program():
+    assert take_options(["--master", "a:1"], SRUN)[0].nodes == 2
+    assert take_options(["--nnodes", "1"], SRUN)[0].nodes == 1  # a run on each
+    assert take_options([], {"OMPI_COMM_WORLD_SIZE": "2", "NNODES": "2", "MASTER_ADDR": "a"})[0].nodes == 2
+    # One task of an allocation of several nodes.
+    assert take_options([], SRUN | {"SLURM_STEP_NUM_TASKS": "1"})[0].nodes == 1
+
+
 def test_both_forms_of_a_master_may_say_the_same():
     both = {"NNODES": "2", "PADDLE_MASTER": "10.0.0.1:99", "MASTER_ADDR": "10.0.0.1"}
     for environment in (both, both | {"MASTER_PORT": "99"}):

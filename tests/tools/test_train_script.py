@@ -43,8 +43,12 @@ def site_packages() -> str:
     return os.pathsep.join([str(ROOT), *(path for path in sys.path if path.endswith("site-packages"))])
 
 
-def test_one_machine_has_no_master(tmp_path):
-    assert run_script(tmp_path, "a b.json", "x=1") == "--nproc_per_node 2 --log_dir logs/ranks other.py 'a b.json' x=1"
+@pytest.mark.parametrize(
+    "variables", [{}, {"nnode_set": "1", "OMPI_COMM_WORLD_SIZE": "2"}], ids=["by itself", "one of several runs"]
+)
+def test_one_machine_has_no_master(tmp_path, variables):
+    told = run_script(tmp_path, "a b.json", "x=1", **variables)
+    assert told == "--nproc_per_node 2 --log_dir logs/ranks other.py 'a b.json' x=1"
 
 
 @pytest.mark.parametrize(
