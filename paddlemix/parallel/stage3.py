@@ -93,9 +93,11 @@ class Stage3(GroupShardedStage3):
         size, read = param._numel(), reader_of(param)
         part = min(start, size), min(end, size)
         if read is None:
-            piece = param.detach().reshape([-1])[part[0] : part[1]]
-            padding = paddle.zeros([end - start - piece.size], dtype=param.dtype)
-            param.fw_storage = paddle.concat([piece, padding])
+            padding = paddle.zeros([end - start - (part[1] - part[0])], dtype=param.dtype)
+            # The last processes may have nothing but padding.
+            has_piece = part[0] < part[1]
+            pieces = [param.detach().reshape([-1])[part[0] : part[1]], padding] if has_piece else [padding]
+            param.fw_storage = paddle.concat(pieces)
         else:  # the rest of it is never in this process
             param.fw_storage = paddle.zeros([end - start], dtype=param.dtype)
             read(param.fw_storage, part)
