@@ -88,6 +88,7 @@ def launch(job: Job, environment: Mapping[str, str]) -> int:
         nodes = open_nodes(job.options, job.cards, environment)
         stack.callback(nodes.close)
         logs = RankLogs(job.log_dir)
+        stack.callback(logs.remove_empty)
         restart = 0
         while True:
             places = nodes.gather(signals)

@@ -50,6 +50,8 @@ class RankLogs:
         """
         path = self.folder / _NAME.format(rank=rank)
         try:
+            # Again: another launcher that gave up, perhaps on another machine, may have taken it for its own.
+            self.folder.mkdir(parents=True, exist_ok=True)
             # The system says who has made the file: another launcher may be started for the same folder at this moment.
             with contextlib.suppress(FileExistsError), open(path, "xb"):
                 self._new.append(path)
@@ -66,6 +68,10 @@ class RankLogs:
                 # Another launcher may have added its start meanwhile, and its processes go on.
                 if path.read_bytes().count(b"\n" + _BEGIN.encode()) == 0:
                     path.unlink()
+        self.remove_empty()
+
+    def remove_empty(self) -> None:
+        """Removes those folders that this run has made and that hold nothing: no process was started, for example."""
         for path in reversed(self._made):
             # Whatever else is in a folder keeps it.
             with contextlib.suppress(OSError):

@@ -89,7 +89,7 @@ def test_a_machine_that_is_gone_ends_the_others(pair, tmp_path, lost):
     assert "is gone" in runs[0].told()
 
 
-def test_machines_that_do_not_fit_are_refused(started):
+def test_machines_that_do_not_fit_are_refused(started, tmp_path):
     port = free_ports(1, {})[0]
     first = started({"*": []}, "--nnodes", "2", "--master", f"127.0.0.1:{port}", "--rank", "0")
     other = started({"*": []}, "--nnodes", "3", "--master", f"127.0.0.1:{port}", "--rank", "1")
@@ -104,6 +104,7 @@ def test_machines_that_do_not_fit_are_refused(started):
     assert first.is_running()
     first.send(signal.SIGTERM)
     assert first.status() == 143
+    assert not (tmp_path / "logs").exists()  # nothing was started
 
 
 def test_the_meeting_place_is_the_first_machine_s():
