@@ -99,7 +99,7 @@ def failure_of(rank: int, code: int | None, file: Path, seen: float, log: str, o
             is_killed=code in _SENT,
             log=log,
         )
-    is_users = left["kind"] in ("UserError", "MissingFileError")
+    is_users = bool(left["is_users"])
     message = str(left["message"]) if is_users else f"{left['kind']}: {left['message']}".rstrip(": ")
     default = USER_ERROR if is_users else 1
     status = code if code is not None and code > 0 else default
@@ -119,7 +119,7 @@ def read_failure_file(file: Path) -> dict[str, Any] | None:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return values if isinstance(values, dict) and {"time", "kind", "message"} <= set(values) else None
+    return values if isinstance(values, dict) and {"time", "kind", "is_users", "message"} <= set(values) else None
 
 
 def _ending(code: int | None, out_of_memory: bool) -> str:

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
+from paddlemix.errors import UserError
 from paddlemix.launch.variables import FAILURE_FILE, LAUNCHER, begin_file
 
 INTERRUPTED = "interrupted"  # in place of an error's kind: Ctrl-C before there was anything to save
@@ -51,7 +52,9 @@ def report_failure(error: BaseException) -> None:
         kind, message = INTERRUPTED, ""
     else:
         kind, message = type(error).__name__, str(error)[:_LONGEST_MESSAGE]
-    text = json.dumps({"time": time.time(), "kind": kind, "message": message})
+    # By its class, since a user can cause more than the errors of that very name.
+    is_users = isinstance(error, UserError)
+    text = json.dumps({"time": time.time(), "kind": kind, "is_users": is_users, "message": message})
     # Renamed, so that the launcher never reads half; without it, it has the exit status.
     with contextlib.suppress(OSError):
         beside = Path(_failure_file + ".tmp")

@@ -39,20 +39,27 @@ def test_what_all_find_is_the_first_rank_s():
 
 def left(tmp_path, **values):
     path = tmp_path / "failure.json"
-    path.write_text(json.dumps({"time": 3.0, "kind": "UserError", "message": "no"} | values))
+    path.write_text(json.dumps({"time": 3.0, "kind": "ConfigError", "is_users": True, "message": "no"} | values))
     return path
 
 
 def test_a_worker_s_own_word_has_its_own_time(tmp_path):
     found = failure_of(2, 2, left(tmp_path), seen=9.0, log="x", out_of_memory=False)
     assert found == Failure(3.0, 2, 2, "no", log="x") and found.is_final
-    found = failure_of(2, 1, left(tmp_path, kind="KeyError", message="'a'"), seen=9.0, log="x", out_of_memory=False)
+    found = failure_of(
+        2, 1, left(tmp_path, kind="KeyError", is_users=False, message="'a'"), seen=9.0, log="x", out_of_memory=False
+    )
     assert (found.status, found.message, found.is_final) == (1, "KeyError: 'a'", False)
 
 
 def test_a_worker_that_does_not_end_has_the_status_of_its_error(tmp_path):
     assert failure_of(0, None, left(tmp_path), seen=9.0, log="", out_of_memory=False).status == 2
-    assert failure_of(0, None, left(tmp_path, kind="OSError"), seen=9.0, log="", out_of_memory=False).status == 1
+    assert (
+        failure_of(
+            0, None, left(tmp_path, kind="OSError", is_users=False), seen=9.0, log="", out_of_memory=False
+        ).status
+        == 1
+    )
 
 
 @pytest.mark.parametrize(

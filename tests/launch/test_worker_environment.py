@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import socket
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from paddlemix.errors import UserError
+from paddlemix.errors import MissingFileError, OtherProcessError, UserError
+from paddlemix.launch import worker
 from paddlemix.launch.cards import Cards
 from paddlemix.launch.worker import begin_worker, report_failure
 from paddlemix.launch.worker_environment import Places, WorkerPlace, free_ports, worker_environment
@@ -81,6 +83,16 @@ def test_without_a_launcher_nothing_changes(monkeypatch):
     begin_worker()
     report_failure(ValueError("x"))
     assert (sys.stdout, sys.stderr) == streams
+
+
+@pytest.mark.parametrize(
+    ("error", "is_users"), [(MissingFileError("x"), True), (OtherProcessError("x"), True), (OSError("x"), False)]
+)
+def test_a_worker_says_whether_the_user_caused_its_error(tmp_path, monkeypatch, error, is_users):
+    """Of whichever class it is: the same command would meet it again."""
+    monkeypatch.setattr(worker, "_failure_file", str(tmp_path / "why"))
+    report_failure(error)
+    assert json.loads((tmp_path / "why").read_text())["is_users"] is is_users
 
 
 def test_a_worker_whose_terminal_is_gone_goes_on(tmp_path):
