@@ -54,7 +54,7 @@ def test_a_file_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(json_files, "_PIPE_SECONDS", 0.01)
     keeper = os.open(tmp_path / "silent.json", os.O_RDWR)  # a writer that never writes
     try:
-        with pytest.raises(UserError, match="is a pipe into which nothing was written"):
+        with pytest.raises(UserError, match="is a pipe, and nothing was written to it"):
             read_object(tmp_path / "silent.json")
     finally:
         os.close(keeper)

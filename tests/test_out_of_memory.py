@@ -103,7 +103,7 @@ def test_a_base_in_few_bits_is_not_to_be_coded_again(world: World, tmp_path: Pat
     assert not [text for text in advice if "quantize_base" in text]
 
 
-@pytest.mark.parametrize("changes", [{}, LORA, {**LORA, "recompute": True}, {"sharding": "stage2"}])
+@pytest.mark.parametrize("changes", [{}, LORA, {**LORA, "recompute": True}, {"sharding": "stage1"}])
 @pytest.mark.parametrize("processes", [1, 2])
 def test_error_and_dry_run_give_the_same_advice(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], processes: int

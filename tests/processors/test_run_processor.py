@@ -21,6 +21,7 @@ from paddlemix.errors import UserError
 from paddlemix.processors.llava import PROCESSOR_FILE, LlavaProcessor
 from paddlemix.tools.common.check_plan import CheckOptions, make_plan
 from paddlemix.trainer import recipe
+from paddlemix.trainer.processes import begin_processes
 from tests.tiny import TILE
 from tests.tiny_world import CLIP_TOWER, LORA, World
 
@@ -72,7 +73,7 @@ def processors(
     plan.plan_run(config)
     [checked] = {id(file.processor): file.processor for file in make_plan([str(path)], CheckOptions()).files}.values()
     assert checked is not None
-    return recipe._prepare(config, "cpu", None).processor, seen[0], checked
+    return recipe._prepare(config, "cpu", begin_processes(config, "cpu"), None).processor, seen[0], checked
 
 
 def compare(world: World, folder: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> LlavaProcessor:
