@@ -6,10 +6,15 @@ Rules between keys alone are in `config/rules.py`; these need the data, and are 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+from paddlemix.checkpoints.convert.declared_files import xtuner_faults
+from paddlemix.checkpoints.layouts.xtuner_layout import is_xtuner
 from paddlemix.config.schema import RunConfig
 from paddlemix.errors import UserError
 from paddlemix.log import logger
+from paddlemix.models.configuration import LlavaConfig
+from paddlemix.processors.llava import LlavaProcessor
 from paddlemix.trainer.resuming.best_checkpoint import best_metric
 from paddlemix.trainer.run_data import steps_per_epoch
 
@@ -95,3 +100,14 @@ def _check_warmup(config: RunConfig, total: int, counted: str) -> None:
         f"warmup_steps {config.warmup_steps}: the run's steps are {counted}, so the rate would never reach "
         "learning_rate; lower warmup_steps, set warmup_ratio (e.g. 0.03) instead, or raise num_train_epochs"
     )
+
+
+def warn_of_xtuner(config: RunConfig, processor: LlavaProcessor, sizes: LlavaConfig) -> None:
+    """Warns before the training if its result could not be converted back to XTuner, from where its template or model
+    comes."""
+    is_xtuners = processor.template.name.startswith("xtuner_") or is_xtuner(Path(str(config.model_name_or_path)))
+    if not is_xtuners or processor.template.captions or sizes.vision is None:
+        return
+    faults = xtuner_faults(sizes, processor.to_dict())
+    if faults:
+        logger.warning("the result cannot be converted --to xtuner: its form has no place for %s", "; ".join(faults))

@@ -11,10 +11,8 @@ from paddlemix.checkpoints.adapters.adapter import read_adapter
 from paddlemix.checkpoints.adapters.adapter_processor import adapter_processor
 from paddlemix.checkpoints.adapters.image_padding import warn_of_padding
 from paddlemix.checkpoints.base_model import BaseSpec
-from paddlemix.checkpoints.convert.declared_files import xtuner_faults
 from paddlemix.checkpoints.hub.model_names import is_model_name
 from paddlemix.checkpoints.hub.resolve import local_model, resolve_model
-from paddlemix.checkpoints.layouts.xtuner_layout import is_xtuner
 from paddlemix.checkpoints.load import load_base
 from paddlemix.checkpoints.pretrained import Pretrained
 from paddlemix.checkpoints.quantized import choose_quantization
@@ -22,12 +20,11 @@ from paddlemix.checkpoints.sizes import read_sizes
 from paddlemix.config.less_memory import less_memory_in_run
 from paddlemix.config.schema import RunConfig
 from paddlemix.errors import UserError
-from paddlemix.log import logger
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.parallel.layout import Layout
 from paddlemix.processors.llava import LlavaProcessor
 from paddlemix.processors.run_processor import VisionSizes, run_processor
-from paddlemix.trainer.checks import process_count
+from paddlemix.trainer.checks import process_count, warn_of_xtuner
 
 
 def compute_dtype(config: RunConfig) -> str:
@@ -94,7 +91,7 @@ def processor_of_run(config: RunConfig, base: LlavaProcessor | None, sizes: Llav
     vision = sizes.vision
     sight = VisionSizes(image_size=None if vision is None else vision.image_size, image_newline=sizes.image_newline)
     result = run_processor(processor, config, sight)
-    _warn_of_xtuner(config, result, sizes)
+    warn_of_xtuner(config, result, sizes)
     directory = _directory(config)
     # A key that is set is a decision; only a silent difference deserves a warning.
     if directory is not None and config.image_aspect_ratio is None:
@@ -136,17 +133,6 @@ def _directory(config: RunConfig) -> Path | None:
     """Where the base model is on this machine; None where it is not yet."""
     name = str(config.model_name_or_path)
     return Path(name) if Path(name).is_dir() else local_model(name) if is_model_name(name) else None
-
-
-def _warn_of_xtuner(config: RunConfig, processor: LlavaProcessor, sizes: LlavaConfig) -> None:
-    """Warns before the training if its result could not be converted back to XTuner, from where its template or model
-    comes."""
-    is_xtuners = processor.template.name.startswith("xtuner_") or is_xtuner(Path(str(config.model_name_or_path)))
-    if not is_xtuners or processor.template.captions or sizes.vision is None:
-        return
-    faults = xtuner_faults(sizes, processor.to_dict())
-    if faults:
-        logger.warning("the result cannot be converted --to xtuner: its form has no place for %s", "; ".join(faults))
 
 
 def declared_processor(config: RunConfig) -> LlavaProcessor:
