@@ -174,6 +174,9 @@ class Attempt:
         for message in self.nodes.messages():
             if message.stop is not None and self._stop is None:
                 self._pass_on_stop(message.stop)
+                # A worker may say so much later: while it waits for others in a library, its own handler does not run.
+                name = signal.Signals(message.stop).name
+                logger.warning("%s on another machine: asked %d processes to save", name, len(self._workers))
             if message.failure is not None:
                 self._failed_elsewhere(message.failure, message.is_decided, message.is_again)
 

@@ -63,6 +63,7 @@ def test_a_stop_of_one_machine_is_one_of_all(pair, tmp_path, asked):
     runs[asked].send(signal.SIGTERM)
     assert [run.status() for run in runs] == [143, 143], runs[0].told()
     assert {path.name for path in tmp_path.glob("saved-*")} == {"saved-0-1", "saved-1-1"}
+    assert "SIGTERM on another machine" in runs[1 - asked].told()
 
 
 @pytest.mark.parametrize("failing", [0, 1])
