@@ -129,7 +129,9 @@ class BatchLoader:
                 self.counts.add(batch)
                 yield inputs
         except Exception as error:
-            if self._others is not None:
+            # Any other error, such as no memory on the device for a batch, was not announced: the others have begun the
+            # step, so telling them here would wait for messages that they do not send.
+            if self._others is not None and DATA_FAILED in self.upcoming:
                 self._others.data_failed(error)
             raise
 

@@ -20,6 +20,7 @@ from paddlemix.models.attention import SegmentLengths
 from paddlemix.processors.text.tokenizer import Tokenizer
 from paddlemix.sample import Row
 from paddlemix.trainer.batches.dataloader import BatchLoader, Inputs, PositionCounts
+from paddlemix.trainer.batches.device_copies import on_device
 from tests.rows import NumberedRows, build_example
 from tests.tiny import make_processor
 from tests.tiny_world import World
@@ -96,6 +97,28 @@ def test_other_processes_are_told_in_time_that_the_next_steps_data_failed(
         for _ in batches:
             seen.append(list(batches.upcoming))
     assert len(seen) % 2 == 0 and seen[-1] == [-1] and len(told.errors) == 1
+
+
+@pytest.mark.parametrize("failing", [2, 3])  # the first and the second micro-batch of the second step
+def test_other_processes_are_not_told_of_an_error_that_was_not_announced(
+    monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """They are in the step already: an answer to what is told would never come."""
+    copies = iter(range(8))
+
+    def copy(arrays: dict[str, np.ndarray]) -> dict[str, paddle.Tensor]:
+        if next(copies) == failing:
+            raise MemoryError("no memory for a batch")
+        return on_device(arrays)
+
+    monkeypatch.setattr("paddlemix.trainer.batches.dataloader.on_device", copy)
+    data, told = NumberedRows(np.array([3, 4, 5, 6, 7, 8])), Told()
+    batches = BatchLoader(data, EpochBatchSampler(len(data), 1, 2, 7), SETTINGS, told)
+    seen = 0
+    with pytest.raises(MemoryError, match="for a batch"):
+        for _ in batches:
+            seen += 1
+    assert seen == failing and not told.errors
 
 
 def test_text_only_batches_have_no_picture_and_tokens_exclude_padding(world: World, tokenizer: Tokenizer) -> None:
