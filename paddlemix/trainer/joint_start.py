@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 
+from paddlemix.checkpoints.files.directories import is_seen
 from paddlemix.checkpoints.identity.weight_identity import weight_files
 from paddlemix.config.schema import SPECS, RunConfig
 from paddlemix.errors import OtherProcessError, UserError
@@ -29,12 +29,12 @@ from paddlemix.trainer.resuming.job import Job, read_job
 from paddlemix.trainer.resuming.same_recipe import check_same_recipe
 from paddlemix.trainer.run import Run
 
-_PATIENCE = 5.0  # seconds in which a network file system shows what another node has written
 # Keys that a node may set for itself: they change no number and no step at which processes wait for each other.
 _OWN_KEYS = (
     *("device", "dataset", "dataloader_num_workers", "disable_tqdm", "report_to"),
     *("image_timeout", "image_retries", "allow_local_network", "vision_cache_gb"),
 )
+_OWN_PLACES = ("data_files", "image_root")  # of an entry of `dataset`
 _SAMPLES, _SAMPLE_BYTES = 64, 4096  # of a file that is too long to be read whole by every process
 
 
@@ -98,12 +98,12 @@ def _check_shared(output_dir: Path, resume: Path | None) -> None:
         # On the first process a new file, which is gone when this block ends.
         token = decided_by_first(lambda: _from(output_dir, held.enter_context(_token_near(output_dir))))
         with together():
-            if not _is_seen(Path(os.path.abspath(output_dir / token))):
+            if not is_seen(Path(os.path.abspath(output_dir / token))):
                 raise UserError(
                     f"output_dir '{output_dir}' is another folder on {host} than for process 0: a run on several nodes "
                     "needs an output_dir that all nodes share, or one node"
                 )
-            if resume is not None and not _is_seen(resume / STATE_FILE):
+            if resume is not None and not is_seen(resume / STATE_FILE):
                 raise UserError(
                     f"checkpoint '{resume}', which process 0 resumes from, does not exist on {host}: a run on several "
                     "nodes needs a place that all nodes share, or one node"
@@ -123,19 +123,20 @@ def _from(folder: Path, path: Path) -> str:
     return os.path.relpath(path, os.path.abspath(folder))
 
 
-def _is_seen(path: Path) -> bool:
-    end = time.monotonic() + _PATIENCE
-    while not path.exists():
-        if time.monotonic() > end:
-            return False
-        with contextlib.suppress(OSError):
-            os.listdir(path.parent)  # makes a network file system look again
-        time.sleep(0.1)
-    return True
+def check_same_keys(config: RunConfig) -> None:
+    """Checks that every process has the settings of the first.
+
+    Called before anything else that waits for all: by other settings the processes would wait in different places.
+
+    Raises:
+        UserError: one of them has others; names its rank and what differs, with both values.
+    """
+    if process_count() > 1:
+        _compare(dict(_keys(config)))
 
 
 def check_same_run(run: Run) -> None:
-    """Checks that every process has the settings, the data and the base model of the first.
+    """Checks that every process has the data and the base model of the first.
 
     Raises:
         UserError: one of them has others; names its rank and what differs, with both values.
@@ -147,6 +148,10 @@ def check_same_run(run: Run) -> None:
         with together():
             if is_turn:
                 own = dict(_facts(run))
+    _compare(own)
+
+
+def _compare(own: dict[str, str]) -> None:
     every = gathered_objects(own)
     for rank, facts in enumerate(every):
         different = [name for name in {**every[0], **facts} if every[0].get(name) != facts.get(name)]
@@ -161,14 +166,28 @@ def check_same_run(run: Run) -> None:
         )
 
 
-def _facts(run: Run) -> Iterator[tuple[str, str]]:
-    """Name and value of everything that has to be the same, both in words."""
+def _keys(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Name and value of every key that has to be the same, both in words."""
     for name, spec in SPECS.items():
         if spec.status == "used" and spec.path is None and name not in _OWN_KEYS and not spec.secret:
-            yield name, repr(getattr(run.config, name))
+            yield name, repr(getattr(config, name))
+    for split, entries in (config.dataset or {}).items():
+        for number, entry in enumerate(entries):
+            same = {key: value for key, value in entry.items() if key not in _OWN_PLACES}
+            if same.get("chat_template"):  # of a path only the file's name
+                same["chat_template"] = Path(str(same["chat_template"])).name
+            yield f"entry {number + 1} of dataset.{split}", repr(dict(sorted(same.items())))
+
+
+def _facts(run: Run) -> Iterator[tuple[str, str]]:
+    """Name and value of all data and weights that have to be the same, both in words."""
     data = {"train": None if run.train is None else run.train.samples, "eval": run.evaluation}
     for split, samples in data.items():
-        for number, records in enumerate([] if samples is None else samples.record_files):
+        if samples is None:
+            continue
+        # A file may be the same, and another number of its records used.
+        yield f"samples of dataset.{split}", f"{len(samples):,}"
+        for number, records in enumerate(samples.record_files):
             # A file of another content may have as many records; it is hashed once, and then in the cache.
             yield (
                 f"file {number + 1} of dataset.{split}",

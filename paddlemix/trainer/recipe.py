@@ -29,7 +29,7 @@ from paddlemix.trainer.build_trainer import build_trainer
 from paddlemix.trainer.callbacks.progress import CURVE_FILE, METRICS_FILE, draw_loss_curve
 from paddlemix.trainer.callbacks.samples import SAMPLES_FILE, sample_prompts
 from paddlemix.trainer.checks import check_flat_buffers, check_steps, check_task, process_count
-from paddlemix.trainer.joint_start import agreed_resume_point, check_same_run, note_job
+from paddlemix.trainer.joint_start import agreed_resume_point, check_same_keys, check_same_run, note_job
 from paddlemix.trainer.output import begin_output, continues_in, publishing, sole_writer
 from paddlemix.trainer.output_guard import check_run_pictures
 from paddlemix.trainer.processes import Processes, begin_processes
@@ -58,6 +58,7 @@ def run_recipe(config: RunConfig) -> dict[str, float]:
     """
     device = _check(config)
     processes = begin_processes(config, device)
+    check_same_keys(config)
     # From here on an error of one process ends all of them, at the end of the block in which it occurs.
     with together():
         check_data_files(config)

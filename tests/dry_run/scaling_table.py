@@ -140,8 +140,13 @@ def traffic_table() -> str:
         for layout in layouts:
             sent = traffic.sent(layout, 8)
             seconds = " | ".join(f"{sent / speed:.3g} s" for speed in NETWORKS.values())
-            lines.append(f"| {method}, {layout or 'data parallel'} | {sent / 1e9:.3g} GB | {seconds} |")
+            lines.append(f"| {method}, {layout or 'data parallel'} | {_three_digits(sent / 1e9)} GB | {seconds} |")
     return "\n".join(lines)
+
+
+def _three_digits(number: float) -> str:
+    """Rounded, and never with an exponent."""
+    return f"{number:.3g}" if number < 1000 else f"{float(f'{number:.3g}'):,.0f}"
 
 
 def computing_seconds(tokens: int) -> float:

@@ -22,10 +22,23 @@ HOOKS = "tests.parallel.test_joint_start"
 
 def enter(folder: str) -> None:
     """A hook: a process on a node whose disk has other files under the same relative names."""
-    from paddlemix.trainer import joint_start
+    from paddlemix.checkpoints.files import directories
 
-    joint_start._PATIENCE = 0.0
+    directories._PATIENCE = 0.0
     os.chdir(folder)
+
+
+def use(file: str) -> None:
+    """A hook: a process that was started with another `dataset`."""
+    from paddlemix.trainer import recipe
+
+    begin = recipe.begin_processes
+
+    def begin_with(config: Any, device: str) -> Any:
+        config.dataset["train"] = [{**config.dataset["train"][0], "data_files": file}]
+        return begin(config, device)
+
+    recipe.begin_processes = begin_with
 
 
 def spoil_model(message: str) -> None:
@@ -109,6 +122,52 @@ def test_nodes_need_the_same_data(cluster: Cluster, world: World, tmp_path: Path
     )
     assert expected in first and expected in second and "learning_rate" not in first
     assert not (tmp_path / "out").exists()
+
+
+def differing(changes: list[dict[str, Any]]) -> list[str]:
+    """Run on every process: the error of each pair of configurations, of the first process and of the others."""
+    import paddle.distributed as dist
+
+    from paddlemix.config.schema import RunConfig
+    from paddlemix.parallel.collectives import own_rank
+    from paddlemix.trainer.joint_start import check_same_keys
+
+    dist.init_parallel_env()
+    heard = []
+    for change in changes:
+        values: dict[str, Any] = {"dataset": {"train": [{"data_files": "a.json", "chat_template": "/0/t.json"}]}}
+        values |= change if own_rank() == 1 else {}
+        try:
+            check_same_keys(RunConfig(model_name_or_path="m", **values))
+            heard.append("")
+        except UserError as error:
+            heard.append(str(error))
+    return heard
+
+
+def test_keys_are_compared_before_anything_is_read(cluster: Cluster) -> None:
+    same = {"data_files": "/b/a.json", "image_root": "/b", "chat_template": "/1/t.json"}  # at other places of a node
+    changes: list[dict[str, Any]] = [
+        {"dataset": {"train": [same]}},
+        {"do_train": True},
+        {"dataset": {"train": [{**same, "weight": 2}]}},
+    ]
+    outcome = cluster.call(2, f"{HOOKS}:differing", changes=changes)
+    assert outcome.ok, outcome.told()
+    assert outcome.results[0] == outcome.results[1]
+    none, key, entry = outcome.results[0]
+    assert not none and "process 1 does not train what process 0 trains: do_train True, in process 0 False." in key
+    assert "trains: entry 1 of dataset.train {'chat_template': 't.json', 'weight': 2}, in process 0 {'chat" in entry
+
+
+def test_nodes_use_as_many_records(cluster: Cluster, world: World, tmp_path: Path) -> None:
+    hooks = [Hook(f"{HOOKS}:use", rank, {"file": f"{world.data / 'train.json'}#{8 + rank}"}) for rank in range(2)]
+    outcome = cluster.run(2, COMMAND, world.recipe(tmp_path, max_steps=1), hooks=hooks)
+    assert outcome.statuses == [2, 2], outcome.told()
+    for log in outcome.logs:
+        assert (
+            "error: process 1 does not train what process 0 trains: samples of dataset.train 9, in process 0 8" in log
+        )
 
 
 def test_an_error_of_one_process_ends_all(cluster: Cluster, world: World, tmp_path: Path) -> None:

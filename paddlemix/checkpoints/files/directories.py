@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from paddlemix.locks import write_errors
 from paddlemix.temporary import remove_leftovers, temporary_directory, umask
+
+_PATIENCE = 5.0  # seconds in which a network file system shows what another machine has written
 
 
 def writing(path: Path) -> contextlib.AbstractContextManager[None]:
@@ -57,6 +60,18 @@ def remove_directory(path: Path) -> None:
     with writing(path), temporary_directory(path.parent, f"{path.name}.old") as hidden:
         os.rename(path, hidden / path.name)
         shutil.rmtree(hidden)
+
+
+def is_seen(path: Path) -> bool:
+    """Whether this machine sees a file or directory that another one has made; a missing one is waited for."""
+    end = time.monotonic() + _PATIENCE
+    while not path.exists():
+        if time.monotonic() > end:
+            return False
+        with contextlib.suppress(OSError):
+            os.listdir(path.parent)  # makes a network file system look again
+        time.sleep(0.1)
+    return True
 
 
 def _exchange(temporary: Path, target: Path) -> None:

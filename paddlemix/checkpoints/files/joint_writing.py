@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from paddlemix.checkpoints.files.directories import is_seen
 from paddlemix.checkpoints.files.finite import NotFiniteError, all_finite
 from paddlemix.checkpoints.files.shards import TensorFile
 from paddlemix.checkpoints.files.tensors import TensorEntry
@@ -74,7 +75,7 @@ def write_files(
         failure = _write(directory, file)
         try:
             own[file.name] = None if failure is not None else digest(directory / file.name)
-        except OSError as error:
+        except (UserError, OSError) as error:
             failure = error
     digests: dict[str, Any] = {}
     for part in raise_alike(failure, own):
@@ -181,8 +182,8 @@ def joint_directory(make: contextlib.AbstractContextManager[Path], layout: Layou
 
 def _check_visible(directory: Path, layout: Layout) -> None:
     # Under its random name nothing else can be there.
-    if layout.writes and not directory.is_dir():
+    if layout.writes and not is_seen(directory):
         raise UserError(
-            f"'{directory}', which process 0 has made, is not there on {socket.gethostname()}: several machines need "
+            f"'{directory}', which process 0 has made, does not exist on {socket.gethostname()}: several machines need "
             "an output_dir on a file system that they share"
         )

@@ -44,8 +44,9 @@ class Job:
             environment: variables by name; None for this process's own.
         """
         variables = os.environ if environment is None else environment
-        # Set by Paddle's launcher and ours; the parent of any other process is the user's shell.
-        launched = "PADDLE_TRAINER_ENDPOINTS" in variables
+        # Set by Paddle's launcher and ours in their workers alone.  The parent of any other process is the user's
+        # shell, to which a platform may have exported endpoints and ranks.
+        launched = "PADDLE_RANK_IN_NODE" in variables
         launchers = [f"{socket.gethostname()} {_started(os.getppid())}"] if launched else []
         # Paddle's names itself at random, which also reaches workers that a script of the user's starts.  Without its
         # variable for logs, such a name is that of a container of Kubernetes, in which a user may start a run twice.

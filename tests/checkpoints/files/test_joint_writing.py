@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from paddlemix.checkpoints.files import joint_writing
+from paddlemix.checkpoints.files import directories, joint_writing
 from paddlemix.checkpoints.files.finite import NotFiniteError
 from paddlemix.checkpoints.files.joint_writing import DirectoryFiles, joint_directory, raise_alike, write_files
 from paddlemix.checkpoints.files.shards import TensorFile
@@ -86,7 +86,17 @@ def test_other_processes_errors_name_them(monkeypatch: pytest.MonkeyPatch) -> No
     assert raise_alike(None, "mine") == ["mine", None]
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    said, elsewhere = "which process 0 has made, is not there on .* file system that they share", tmp_path / "elsewhere"
+def test_a_folder_that_is_seen_later_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network file system shows it once the folder above is listed again."""
+    late = tmp_path / "late"
+    monkeypatch.setattr(directories.os, "listdir", lambda folder: late.mkdir(exist_ok=True))
+    with joint_directory(contextlib.nullcontext(late), ALONE) as directory:
+        assert directory == late and late.is_dir()
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directories, "_PATIENCE", 0.0)
+    said = "which process 0 has made, does not exist on .* file system that they share"
+    elsewhere = tmp_path / "elsewhere"
     with pytest.raises(UserError, match=said), joint_directory(contextlib.nullcontext(elsewhere), ALONE):
         raise AssertionError("nothing may be written")

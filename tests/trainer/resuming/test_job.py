@@ -14,7 +14,7 @@ from paddlemix.trainer.recipe import run_recipe
 from paddlemix.trainer.resuming.job import JOB_FILE, Job, read_job
 from tests.tiny_world import World, reports
 
-LAUNCHED = {"PADDLE_TRAINER_ENDPOINTS": "127.0.0.1:1"}
+LAUNCHED = {"PADDLE_RANK_IN_NODE": "0"}
 QUEUED = {"SLURM_CLUSTER_NAME": "big", "SLURM_JOB_ID": "17"}
 
 
@@ -22,6 +22,8 @@ def test_a_job_is_told_by_its_launcher_or_its_number() -> None:
     one = Job.of_process(LAUNCHED)
     assert len(one.launchers) == 1 and f" {os.getppid()} " in f"{one.launchers[0]} " and one.queued == ""
     assert Job.of_process({}) == Job()
+    platform = {"PADDLE_TRAINER_ENDPOINTS": "10.0.0.1:1", "PADDLE_TRAINER_ID": "0", "PADDLE_TRAINERS_NUM": "1"}
+    assert Job.of_process(platform) == Job()  # exported to the shell, in which a user may start a run twice
     own = {"POD_NAME": "qwerty"}  # of a container; of Paddle's launcher only with its folder of logs
     assert Job.of_process(own) == Job() and Job.of_process(LAUNCHED | own) == one
     assert Job.of_process(LAUNCHED | own | {"PADDLE_LOG_DIR": "log"}).launchers == (*one.launchers, "pod qwerty")
@@ -81,6 +83,6 @@ def test_a_restart_goes_on_from_its_own_newest_checkpoint(
     config = world.config(tmp_path / "out", **changes, max_steps=2)
     run_recipe(config)
     assert agreed_resume_point(config, 1) == tmp_path / "out" / "checkpoint-2"
-    monkeypatch.delenv("PADDLE_TRAINER_ENDPOINTS")
+    monkeypatch.delenv("PADDLE_RANK_IN_NODE")
     assert agreed_resume_point(config, 1) == named
     assert json.loads((tmp_path / "out" / JOB_FILE).read_text(encoding="utf-8"))["launchers"]
