@@ -176,5 +176,6 @@ def _evaluate(run: Run) -> dict[str, float]:
     report_begin()
     with out_of_memory_explained(f"evaluating on {run.device}", remedies(run.config)):
         results = trainer.evaluate()
+        trainer.exchange.settle()
     logger.info(" ".join(f"{name} {value:.4f}" for name, value in results.items()))
     return results

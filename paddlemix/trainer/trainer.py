@@ -15,6 +15,7 @@ from paddlemix.log import logger
 from paddlemix.trainer.answers.answering import AnswerScores
 from paddlemix.trainer.batches.dataloader import BatchLoader, Inputs, model_inputs
 from paddlemix.trainer.callbacks.meters import Meters, StepReport
+from paddlemix.trainer.callbacks.stopping import CatchUp
 from paddlemix.trainer.evaluator import EvaluationShare, Evaluator, Scores
 from paddlemix.trainer.loss import LossModel
 from paddlemix.trainer.optim import build_optimizer, build_schedule, set_learning_rates
@@ -262,6 +263,7 @@ class LlavaTrainer(SharingTrainer):
         if resume is not None and before >= self._total_steps():  # PaddleNLP's loop would make one step more
             logger.info("%s is the end of this run: nothing is left to train", resume)
             load_finished(self, resume)
+            CatchUp(self).on_train_begin(self.args, self.state, self.control)
             results: dict[str, float] = {"steps": before}
         else:
             if self.skips is not None:

@@ -70,5 +70,8 @@ def load_finished(trainer: Any, checkpoint: Path) -> None:
     with together():
         fill_deferred(trainer.model.model)
         load_weights(trainer.model.model, checkpoint, trainer.layout)
+        values = read_json(checkpoint / STATE_FILE)
+        trainer.evaluations = values.get("evaluations", [])
+        trainer.evaluation_due = values.get("evaluation_due", False)
         trainer.state = TrainerState.load_from_json(str(checkpoint / PROGRESS_FILE))
         trainer.own_checkpoints = own_checkpoints(checkpoint, Path(trainer.config.output_dir))

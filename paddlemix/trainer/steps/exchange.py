@@ -191,11 +191,14 @@ class StepExchange:
 
     def guard(self, callbacks: Any) -> None:
         """Makes errors of PaddleNLP's `callbacks` wait as in `held`: some write to files, and on one process only."""
-        call = callbacks.call_event
 
         def guarded(event: str, args: Any, state: Any, control: Any, **named: Any) -> Any:
-            with self.held():
-                return call(event, args, state, control, **named)
+            parts = ("model", "tokenizer", "optimizer", "lr_scheduler", "train_dataloader", "eval_dataloader")
+            values = {name: getattr(callbacks, name) for name in parts} | named
+            # Each by itself: some wait for all processes, and must not be left out for an error of another.
+            for callback in callbacks.callbacks:
+                with self.held():
+                    control = getattr(callback, event)(args, state, control, **values) or control
             return control
 
         callbacks.call_event = guarded
@@ -210,23 +213,25 @@ class StepExchange:
             UserError: as `end`.
             EvaluationStopped: a signal came to a process.
         """
-        agree(failure)
         if self.layout.several:
-            self._take_in_stop(gathered([self.received() or 0])[:, 0])
+            meet()
+            table = gathered([self.received() or 0, failure is not None])
+            if table[:, 1].any():
+                agree(failure)
+            self._take_in_stop(table[:, 0])
+        elif failure is not None:
+            raise failure
         if self.stop is not None:
             raise EvaluationStopped
 
     def settle(self) -> None:
-        """After the last step: all processes agree whether a signal or an error ends the run.
+        """After the last step: all processes agree whether an error ends the run.
 
         Raises:
             UserError: as `end`.
         """
-        if self.layout.several:
-            table = gathered([self.received() or 0, self._failure is not None])
-            if table[:, 1].any():
-                agree(self._failure)
-            self._take_in_stop(table[:, 0])
+        if self.layout.several and gathered([self._failure is not None]).any():
+            agree(self._failure)
 
     def _take_in_stop(self, numbers: np.ndarray) -> None:
         if self._agreed_stop is None and numbers.any():
