@@ -22,8 +22,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from paddlemix.dry_run.step_sizes import FLOAT32
+from paddlemix.parallel.deferred import LARGE
 
-SLICED = 2**20  # numbers of the largest weight that stage 3 leaves whole
 PIECE = 2**23  # numbers of stage 2's buffer for the gradients of one other device
 STATES = 2 * FLOAT32  # bytes of AdamW's means of gradient and squared gradient, a number
 
@@ -148,7 +148,7 @@ def held(weights: Sequence[Weight], own: frozenset[str], training: Training) -> 
 
 def _slices(weight: Weight, training: Training) -> int:
     """Devices that a weight is sliced over."""
-    sliced = training.stage == 3 and weight.count > SLICED and not weight.coded
+    sliced = training.stage == 3 and weight.count > LARGE and not weight.coded
     return training.sharding_degree if sliced else 1
 
 

@@ -91,6 +91,14 @@ def make_states(adamw: Any, weight: paddle.Tensor) -> None:
     adamw._create_accumulators(block, [owner])
 
 
+def has_master(adamw: Any, weight: paddle.Tensor) -> bool:
+    """Whether AdamW changes a float32 copy of a weight.
+
+    Paddle's stages 2 and 3 make copies of all trained weights in half precision, also where AdamW does not use them.
+    """
+    return bool(adamw._multi_precision) and weight.dtype in (paddle.float16, paddle.bfloat16)
+
+
 def states_of(adamw: Any, weight: paddle.Tensor) -> dict[str, paddle.Tensor]:
     """Kind (moment1, moment2, beta1_pow_acc, beta2_pow_acc, master_weight) -> the state that this process has.
 
@@ -100,7 +108,7 @@ def states_of(adamw: Any, weight: paddle.Tensor) -> dict[str, paddle.Tensor]:
     # Also while stage3 has gathered the weight, when there is no slice of it: the states stay slices.
     sliced = hasattr(weight, "fw_storage")
     key = SLICE + weight.name if sliced else weight.name
-    master = adamw._master_weights.get(key)
+    master = adamw._master_weights.get(key) if adamw._multi_precision else None
     kept = key if master is None else master.name
     states = {kind: by_name[kept] for kind, by_name in adamw._accumulators.items() if kept in by_name}
     return states if master is None else {**states, MASTER: master}

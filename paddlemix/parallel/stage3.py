@@ -22,6 +22,7 @@ from paddle.distributed.fleet.utils import mix_precision_utils
 from paddlemix.parallel import deferred
 from paddlemix.parallel.deferred import reader_of
 from paddlemix.parallel.layout import Layout
+from paddlemix.parallel.shares import SLICE, adamw_of, has_master
 
 
 def shard_weights(
@@ -102,9 +103,9 @@ class Stage3(GroupShardedStage3):
             param.fw_storage = paddle.zeros([end - start], dtype=param.dtype)
             read(param.fw_storage, part)
             param.deferred = None
-        param.fw_storage.name = f"slice@{param.name}"
+        param.fw_storage.name = SLICE + param.name
         param.status = "part"
-        if param.trainable and param.dtype in (paddle.float16, paddle.bfloat16):
+        if param.trainable and has_master(adamw_of(self._optim), param):
             master = param.fw_storage.astype("float32")
             master.name = param.name
             self._optim._master_weights[param.fw_storage.name] = master

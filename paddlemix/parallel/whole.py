@@ -25,7 +25,7 @@ import paddle
 import paddle.distributed as dist
 
 from paddlemix.parallel.layout import Layout
-from paddlemix.parallel.shares import FACTORS, MASTER, adamw_of, state_holders, states_of
+from paddlemix.parallel.shares import FACTORS, MASTER, adamw_of, has_master, state_holders, states_of
 
 _MOMENTS = ("moment1", "moment2")
 
@@ -82,7 +82,7 @@ def whole_states(
     for name, parameter in parameters.items():
         if parameter.stop_gradient:
             continue
-        for kind in (*_MOMENTS, *FACTORS, *((MASTER,) if _has_master(parameter) else ())):
+        for kind in (*_MOMENTS, *FACTORS, *((MASTER,) if has_master(adamw, parameter) else ())):
             yield f"{name}|{kind}", _whole_state(adamw, holders.get(parameter.name), parameter, kind, layout)
 
 
@@ -139,11 +139,6 @@ def _on_device(tensor: paddle.Tensor) -> paddle.Tensor:
     if tensor.place.is_cpu_place() and paddle.get_device() != "cpu":
         return paddle.to_tensor(tensor.numpy())
     return tensor
-
-
-def _has_master(parameter: paddle.Tensor) -> bool:
-    """Whether paddle's AdamW keeps a float32 copy of a weight."""
-    return parameter.dtype in (paddle.float16, paddle.bfloat16)
 
 
 def _is_sliced(parameter: paddle.Tensor) -> bool:

@@ -20,8 +20,9 @@ from paddlemix.dry_run.computation import training_of
 from paddlemix.dry_run.memory import MemoryEstimate, estimate_memory
 from paddlemix.dry_run.plan import plan_run
 from paddlemix.dry_run.report import report_lines
-from paddlemix.dry_run.sharing import PIECE, SLICED, Training, Weight, buffers_in_passes, own_names
+from paddlemix.dry_run.sharing import PIECE, Training, Weight, buffers_in_passes, own_names
 from paddlemix.models.configuration import DecoderConfig
+from paddlemix.parallel.deferred import LARGE as SLICED
 from tests.parallel.cluster import Circumstances, Cluster
 from tests.tiny_world import World
 

@@ -91,7 +91,10 @@ def _load_states(
         states[MASTER] = parameter if part is None else part.tensor
     for kind, entry in found.items():
         if kind not in states:
-            raise UserError(f"the optimiser's state {kind} of {what} is none that this run has")
+            raise UserError(
+                f"{what} has the optimiser's state '{kind}', which this run does not keep; "
+                "resume with the same dtype and fp16_opt_level"
+            )
         _copy(entry, states[kind], None if kind in FACTORS else part, f"{kind} of {what}")
 
 

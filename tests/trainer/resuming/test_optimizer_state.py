@@ -201,5 +201,5 @@ def test_a_state_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
     checkpoint = saved(tmp_path, trainer)
     entries = {**optimizer_files(checkpoint), "used.bias|moment3": array_entry(np.zeros(2, np.float32))}
     write_safetensors(checkpoint / OPTIMIZER_FILE, {key: array_entry(np.array(e.read())) for key, e in entries.items()})
-    with pytest.raises(UserError, match="state moment3 of 'used.bias' of .* is none that this run has"):
+    with pytest.raises(UserError, match="used.bias' of .* has the optimiser's state 'moment3', which this run"):
         load_optimizer(trainer_of(Pair()), checkpoint)
