@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 import paddlemix.models  # noqa: F401  sets the environment before paddle is imported
-from paddlemix.checkpoints.adapters.adapter import AdapterSettings, write_adapter
+from paddlemix.checkpoints.adapters.adapter import AdapterSettings, adapter_files
+from paddlemix.checkpoints.files.joint_writing import write_files
 from paddlemix.checkpoints.files.weight_files import read_safetensors
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionConfig
 from paddlemix.models.llava import LlavaModel
@@ -98,7 +99,7 @@ def draw(*shape: int, seed: int = 1) -> np.ndarray:
 def save_adapter(model: Any, processor: LlavaProcessor | None, settings: AdapterSettings, directory: Path) -> None:
     """Writes an adapter into a new directory."""
     directory.mkdir()
-    write_adapter(model, processor, settings, directory)
+    write_files(directory, adapter_files(model, processor, settings))
 
 
 def dequantize_model(model: Any, dtype: str = "float32") -> int:

@@ -223,11 +223,11 @@ _ADAPTER_KEYS = {
 }
 
 
-# Order is that of messages; no rule depends on another.
 def _sharing(config: RunConfig) -> list[Conflict]:
     return [Conflict(keys, message) for keys, message in sharing_faults(config)]
 
 
+# Order is that of messages; no rule depends on another.
 RULES: tuple[Callable[[RunConfig], list[Conflict]], ...] = (
     _required,
     _precision,

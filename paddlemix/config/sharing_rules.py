@@ -52,8 +52,8 @@ def sharing_faults(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:
     yield from _degrees(config)
     for option in config.sharding_parallel_config.replace(",", " ").split():
         reason = _OPTIONS.get(option, "it is unknown")
-        known = f"sharding_parallel_config '{option}' is not available: {reason}; leave it out"
-        yield ("sharding_parallel_config",), known
+        message = f"sharding_parallel_config '{option}' is not available: {reason}; leave it out"
+        yield ("sharding_parallel_config",), message
     if config.data_parallel_config:
         message = f"data_parallel_config '{config.data_parallel_config}' is not available; leave it out"
         yield ("data_parallel_config",), message

@@ -68,8 +68,8 @@ def prepare_environment() -> None:
     """Sets what paddle reads while it loads.  Values that the user exported win; a second call changes nothing.
 
     Raises:
-        UserError: a switch of our own is neither 0 nor 1, a time-out between several processes is none, or a variable
-            names a card that does not exist.
+        UserError: a switch of our own is neither 0 nor 1, a time-out between several processes is not a number
+            within its limits, or a variable names a card that does not exist.
     """
     global _prepared
     kind, started = expected_kind(), how_started(os.environ)

@@ -20,7 +20,7 @@ class Started:
 
 
 def how_started(environment: Mapping[str, str]) -> Started:
-    """What the launcher says of this process; what is no number there is paddle's to complain of."""
+    """What the launcher says of this process; a value that is not a number is left for paddle to report."""
 
     def number(name: str) -> int:
         value = environment.get(name, "")

@@ -62,8 +62,3 @@ def local_rank() -> int:
     """Number of this process on its machine, 0 when started alone."""
     # Source: paddle.distributed.launch, controllers/collective.py
     return int(os.environ.get("PADDLE_RANK_IN_NODE", os.environ.get("PADDLE_LOCAL_RANK", "0")))
-
-
-def local_size() -> int:
-    """Processes of the run on this machine, 1 when started alone."""
-    return int(os.environ.get("PADDLE_LOCAL_SIZE", "1"))

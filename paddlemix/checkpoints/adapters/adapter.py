@@ -21,7 +21,7 @@ import paddle
 
 from paddlemix.checkpoints.adapters.foreign_adapter import read_foreign_adapter
 from paddlemix.checkpoints.adapters.xtuner_adapter import read_xtuner_adapter
-from paddlemix.checkpoints.files.joint_writing import DirectoryFiles, write_files
+from paddlemix.checkpoints.files.joint_writing import DirectoryFiles
 from paddlemix.checkpoints.files.shards import TensorFile
 from paddlemix.checkpoints.files.tensors import TensorEntry, convert
 from paddlemix.checkpoints.files.weight_files import (
@@ -192,13 +192,6 @@ class AdapterSettings:
     carried: frozenset[str] = frozenset()
     digests: Mapping[str, str] = field(default_factory=dict)
     values: Mapping[str, Any] = field(default_factory=dict)
-
-
-def write_adapter(
-    model: paddle.nn.Layer, processor: LlavaProcessor | None, settings: AdapterSettings, directory: Path
-) -> None:
-    """Writes an adapter's files into an existing directory: the weights that are not the base's, and the rest."""
-    write_files(directory, adapter_files(model, processor, settings))
 
 
 def adapter_files(
