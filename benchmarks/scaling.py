@@ -58,6 +58,9 @@ def speed(folder: Path, rounds: int) -> list[dict[str, Any]]:
                 own = [key for key in keys if ranks > 1 or not key.startswith("sharding")]
                 outcome = _call(cluster, ranks, "timed", "cpu", recipe=recipe, overrides=[*own, batch], silent=silent)
                 seconds.setdefault((name, kind), []).extend(outcome.results[0])
+                print(
+                    f"{name}, {kind}: {[round(value, 3) for value in outcome.results[0]]}", file=sys.stderr, flush=True
+                )
             cluster.close()
     return [_speed_of(name, seconds) for name in SPEED]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 
@@ -65,8 +66,8 @@ def _silence() -> None:
     def alone(model: Any, *inputs: Any, **named: Any) -> Any:
         return model._layers(*inputs, **named)  # the reducer is not prepared, so its hooks send nothing
 
-    def nothing(*arguments: Any, **named: Any) -> None:
-        return None
+    def nothing(*arguments: Any, **named: Any) -> Any:
+        return SimpleNamespace(wait=lambda: None)  # stage 1 waits for what it has begun
 
     paddle.DataParallel.forward = alone
     paddle.distributed.reduce = nothing
