@@ -1,7 +1,8 @@
 """Weights that are not read when a model is loaded, but when it is known which part of them this process keeps.
 
-With sharding stage 3 no process ever has the whole model: a large weight has a shape and no memory until its slice is
-read.  What reads it comes from the one who loads the model.
+With sharding stage 3 no process that trains has the whole model: a large weight has a shape and no memory until its
+slice is read.  What reads it comes from the one who loads the model.  A start that finds all steps done, and only the
+result missing, reads everything.
 """
 
 from __future__ import annotations
