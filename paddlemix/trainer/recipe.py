@@ -64,10 +64,8 @@ def run_recipe(config: RunConfig) -> dict[str, float]:
         check_data_files(config)
     with sole_writer(config) as take_folder:
         resume = agreed_resume_point(config, processes[1].data_size)
-        # Before the model: a new projector and new adapters are drawn from here.
-        set_seed(config.seed)
-        loading = f"loading {config.model_name_or_path} on {device}"
-        with together(), out_of_memory_explained(loading, remedies(config)):
+        set_seed(config.seed)  # before the model: a new projector and new adapters are drawn from here
+        with together(), out_of_memory_explained(f"loading {config.model_name_or_path} on {device}", remedies(config)):
             run = _prepare(config, device, processes, resume)
         check_same_run(run)
         with together():
@@ -161,13 +159,14 @@ def _train(run: Run, resume: Path | None) -> dict[str, float]:
 def _publish(run: Run, trainer: LlavaTrainer, results: dict[str, float]) -> None:
     """Called by every process: each may hold a share of the result."""
     output_dir, metrics, layout = run.output_dir, run.output_dir / METRICS_FILE, trainer.layout
-    if layout.rank == 0 and not (output_dir / CURVE_FILE).is_file():  # an earlier start was killed after the last step
-        draw_loss_curve(metrics, output_dir / CURVE_FILE)
     with what_is_left("the result", trainer), joint_directory(publishing(output_dir), layout) as directory:
         write_files(directory, run.result_files(output_dir, layout), layout)
-    if layout.rank == 0:
-        skipped = trainer.skips.count if trainer.skips is not None else 0
-        write_model_card(facts_of_run(run, results, skipped, layout.world_size), metrics, output_dir / SAMPLES_FILE)
+    with together():
+        if layout.rank == 0:
+            if not (output_dir / CURVE_FILE).is_file():  # an earlier start was killed after the last step
+                draw_loss_curve(metrics, output_dir / CURVE_FILE)
+            skipped = trainer.skips.count if trainer.skips is not None else 0
+            write_model_card(facts_of_run(run, results, skipped, layout.world_size), metrics, output_dir / SAMPLES_FILE)
     logger.info("saved to %s", output_dir)
 
 

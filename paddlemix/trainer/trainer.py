@@ -15,7 +15,6 @@ from paddlemix.log import logger
 from paddlemix.trainer.answers.answering import AnswerScores
 from paddlemix.trainer.batches.dataloader import BatchLoader, Inputs, model_inputs
 from paddlemix.trainer.callbacks.meters import Meters, StepReport
-from paddlemix.trainer.callbacks.stopping import CatchUp
 from paddlemix.trainer.evaluator import EvaluationShare, Evaluator, Scores
 from paddlemix.trainer.loss import LossModel
 from paddlemix.trainer.optim import build_optimizer, build_schedule, set_learning_rates
@@ -263,19 +262,21 @@ class LlavaTrainer(SharingTrainer):
         if resume is not None and before >= self._total_steps():  # PaddleNLP's loop would make one step more
             logger.info("%s is the end of this run: nothing is left to train", resume)
             load_finished(self, resume)
-            CatchUp(self).on_train_begin(self.args, self.state, self.control)
+            if self.evaluation_due:  # made by `CatchUp`, and reported
+                self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
+                self.callback_handler.on_train_end(self.args, self.state, self.control)
             results: dict[str, float] = {"steps": before}
         else:
             if self.skips is not None:
                 self.skips.start(resumed=resume is not None)
             output = self.train(resume_from_checkpoint=str(resume) if resume is not None else None)
-            self.exchange.settle()
             # PaddleNLP divides the loss of this call by the steps of all calls, and has only this process's share of it
             steps = max(output.global_step - before, 1)
             loss = output.training_loss * (output.global_step / steps)
             if self.layout.several:
                 loss = self._step_losses.all_steps / steps
             results = {"train_loss": loss, "steps": output.global_step}
+        self.exchange.settle()
         if self.config.load_best_model_at_end:
             load_best(self)
         return results

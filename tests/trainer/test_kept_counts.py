@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -224,3 +226,22 @@ def test_several_processes_know_the_same_and_one_writes(tmp_path: Path, monkeypa
         log.share()
         with pytest.raises(UserError, match="3 of 20 samples cannot be used.*the first: cut short"):
             log.check()
+
+
+def test_what_cannot_be_written_at_the_start_ends_all_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first process alone writes: the others would go on into training."""
+    log = skip_log(tmp_path)
+    log._left_out = [Skip(3, "no picture", False)]
+    agreed: list[bool] = []
+
+    @contextlib.contextmanager
+    def together() -> Iterator[None]:
+        agreed.append(False)
+        yield
+        agreed[-1] = (tmp_path / SKIPPED_FILE).is_file()
+
+    monkeypatch.setattr("paddlemix.trainer.reports.skipped.together", together)
+    log.start(resumed=False)
+    assert agreed == [False, True]  # written within the second block

@@ -117,6 +117,8 @@ class CatchUp(TrainerCallback):
             trainer.evaluation_due = False
             checkpoint = Path(trainer.config.output_dir) / f"checkpoint-{state.global_step}"
             note_best(trainer, trainer.evaluate(), checkpoint)
+            if trainer.evaluation_due:  # broken off again: the checkpoint still says so
+                raise Stopped(trainer.exchange.stop)
 
 
 class StopEarly(TrainerCallback):

@@ -64,7 +64,8 @@ class SkipLog:
                 self._known.add(line["index"])
                 self._bad += not line["too_long"]
         if not goes_on:
-            self._record(self._left_out)
+            with together():  # the first process alone writes
+                self._record(self._left_out)
             self.check()
 
     def _begin_file(self, goes_on: bool) -> list[dict[str, Any]]:

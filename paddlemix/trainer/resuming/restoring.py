@@ -47,9 +47,7 @@ def load_best(trainer: Any) -> None:
 def _load(trainer: Any, checkpoint: Path) -> int:
     values = read_json(checkpoint / STATE_FILE)
     load_weights(trainer.model.model, checkpoint, trainer.layout)
-    trainer.own_checkpoints = own_checkpoints(checkpoint, Path(trainer.config.output_dir))
-    trainer.exchange.tokens_seen, trainer.evaluations = values["tokens_seen"], values.get("evaluations", [])
-    trainer.evaluation_due = values.get("evaluation_due", False)
+    _take_progress(trainer, checkpoint, values)
     # Otherwise optimiser, schedule and scale start fresh, on the checkpoint's weights.
     if not trainer.config.ignore_load_lr_and_optim:
         load_optimizer(trainer, checkpoint)
@@ -61,6 +59,12 @@ def _load(trainer: Any, checkpoint: Path) -> int:
     return int(values["global_step"])
 
 
+def _take_progress(trainer: Any, checkpoint: Path, values: dict[str, Any]) -> None:
+    trainer.own_checkpoints = own_checkpoints(checkpoint, Path(trainer.config.output_dir))
+    trainer.exchange.tokens_seen, trainer.evaluations = values["tokens_seen"], values.get("evaluations", [])
+    trainer.evaluation_due = values.get("evaluation_due", False)
+
+
 def load_finished(trainer: Any, checkpoint: Path) -> None:
     """Restores weights and progress of a run of which nothing is left to train but whose result may be missing.
 
@@ -70,8 +74,5 @@ def load_finished(trainer: Any, checkpoint: Path) -> None:
     with together():
         fill_deferred(trainer.model.model)
         load_weights(trainer.model.model, checkpoint, trainer.layout)
-        values = read_json(checkpoint / STATE_FILE)
-        trainer.evaluations = values.get("evaluations", [])
-        trainer.evaluation_due = values.get("evaluation_due", False)
         trainer.state = TrainerState.load_from_json(str(checkpoint / PROGRESS_FILE))
-        trainer.own_checkpoints = own_checkpoints(checkpoint, Path(trainer.config.output_dir))
+        _take_progress(trainer, checkpoint, read_json(checkpoint / STATE_FILE))

@@ -214,7 +214,7 @@ class StepExchange:
             EvaluationStopped: a signal came to a process.
         """
         if self.layout.several:
-            meet()
+            meet()  # the others may still read or compute their batch
             table = gathered([self.received() or 0, failure is not None])
             if table[:, 1].any():
                 agree(failure)
@@ -225,12 +225,12 @@ class StepExchange:
             raise EvaluationStopped
 
     def settle(self) -> None:
-        """After the last step: all processes agree whether an error ends the run.
+        """After the last step or evaluation: an error that waited for the next message ends all processes.
 
         Raises:
             UserError: as `end`.
         """
-        if self.layout.several and gathered([self._failure is not None]).any():
+        if self.layout.several:
             agree(self._failure)
 
     def _take_in_stop(self, numbers: np.ndarray) -> None:

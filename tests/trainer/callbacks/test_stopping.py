@@ -102,9 +102,38 @@ def test_a_signal_during_an_evaluation_saves_at_once(
         [line["eval_loss"] for line in read_metrics(tmp_path / name / "metrics.jsonl") if "eval_loss" in line]
         for name in ("whole", "out")
     ]
-    # With no step left there is no report, but the evaluation decides which checkpoint is the best.
-    assert losses[1] == (losses[0] if steps == 4 else []) and len(losses[0]) == steps // 2
+    assert losses[0] == losses[1] and len(losses[0]) == steps // 2
     assert not changed(weights(tmp_path / "whole"), weights(tmp_path / "out"))
+
+
+def test_a_last_evaluation_that_was_broken_off_is_made_before_the_result(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All steps are done then, and the last one may be the best."""
+    changes = {"evaluation_strategy": "steps", "eval_steps": 1, "max_steps": 2, "save_strategy": "steps"}
+    changes |= {"save_steps": 1, "load_best_model_at_end": True}
+    losses = [5.0, 4.0]
+    score = Evaluator.sums
+
+    def sums(self: Evaluator, dataset: Any, share: Any) -> tuple[float, float, int]:
+        if interrupts and len(losses) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            score(self, dataset, share)
+        return losses.pop(0), 1.0, 1
+
+    monkeypatch.setattr(Evaluator, "sums", sums)
+    interrupts = True
+    config = world.config(tmp_path, **changes, **LORA)
+    for _ in range(2):  # and once more while it is caught up on
+        with pytest.raises(Stopped):
+            run_recipe(config)
+    interrupts = False
+    run_recipe(config)
+    assert not losses and not (tmp_path / "checkpoint-3").exists()
+    found = [line["eval_loss"] for line in read_metrics(tmp_path / "metrics.jsonl") if "eval_loss" in line]
+    assert found == [5.0, 4.0]
+    last, result = weights(tmp_path / "checkpoint-2"), weights(tmp_path)
+    assert not changed(last, result) and changed(weights(tmp_path / "checkpoint-1"), result)
 
 
 def test_a_signal_while_the_result_is_written_waits_for_it(

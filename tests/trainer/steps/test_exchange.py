@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import paddle
 import pytest
+from paddlenlp.trainer.trainer_callback import CallbackHandler
 
+from paddlemix.errors import OtherProcessError
 from paddlemix.parallel import collectives
 from paddlemix.parallel.layout import ALONE, Layout
 from paddlemix.trainer.batches.dataloader import PositionCounts
-from paddlemix.trainer.steps.exchange import StepExchange
+from paddlemix.trainer.steps.exchange import EvaluationStopped, StepExchange
 
 PAIR = Layout(world_size=2, rank=0, data_size=2, data_rank=0)
 
@@ -84,3 +86,52 @@ def test_an_error_waits_for_the_next_message(monkeypatch: pytest.MonkeyPatch) ->
     assert messages is not None
     with pytest.raises(OSError, match="full"):
         exchange.end(messages.numpy())
+
+
+def test_an_error_of_one_callback_leaves_out_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later one may wait for all processes."""
+    exchange, _ = exchange_of(PAIR, [])
+    called: list[str] = []
+
+    def callback(name: str) -> Any:
+        def on_step_end(args: Any, state: Any, control: str, **_: Any) -> str:
+            called.append(name)
+            if name == "fails":
+                raise OSError("the disk is full")
+            return f"{control} {name}"
+
+        return SimpleNamespace(on_step_end=on_step_end)
+
+    handler: Any = CallbackHandler([], None, None, None, None)
+    handler.callbacks = [callback(name) for name in ("first", "fails", "last")]
+    exchange.guard(handler)
+    assert handler.call_event("on_step_end", None, None, "begin") == "begin first last"
+    assert called == ["first", "fails", "last"]
+    monkeypatch.setattr(collectives, "gathered_objects", lambda value: [value, None])
+    with pytest.raises(OSError, match="full"):
+        exchange.settle()
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"), [((0, 0), None), ((15, 0), EvaluationStopped), ((0, 1), OtherProcessError)]
+)
+def test_between_two_batches_one_message_is_sent(
+    monkeypatch: pytest.MonkeyPatch, other: tuple[int, int], expected: type[Exception] | None
+) -> None:
+    exchange, _ = exchange_of(PAIR, [])
+    sent: list[Any] = []
+
+    def gathered(values: Any) -> np.ndarray:
+        sent.append(list(values))
+        return np.array([values, other], dtype=np.float32)
+
+    monkeypatch.setattr("paddlemix.trainer.steps.exchange.gathered", gathered)
+    monkeypatch.setattr(
+        collectives, "gathered_objects", lambda value: [value, "no picture"] if other[1] else sent.append(value)
+    )
+    if expected is None:
+        exchange.between_batches(None)
+    else:
+        with pytest.raises(expected):
+            exchange.between_batches(None)
+    assert sent == [[0, 0]]
