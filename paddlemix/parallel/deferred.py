@@ -1,18 +1,15 @@
 """Weights that are not read when a model is loaded, but when it is known which part of them this process keeps.
 
 With sharding stage 3 no process that trains has the whole model: a large weight has a shape and no memory until its
-slice is read.  What reads it comes from the one who loads the model.  A start that finds all steps done, and only the
-result missing, reads everything.
+slice is read.  What reads it comes from the one who loads the model.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Protocol
 
 import paddle
-from paddle import nn
 
 LARGE = 2**20  # numbers of the largest weight that every process of stage 3 holds whole, as in Paddle
 
@@ -47,18 +44,3 @@ def defer(weight: paddle.Tensor, read: Reader) -> None:
 def reader_of(weight: paddle.Tensor) -> Reader | None:
     """How a weight is to be read; None where it was read."""
     return getattr(weight, "deferred", None)
-
-
-def fill_deferred(model: nn.Layer) -> None:
-    """Reads all weights that were deferred, whole."""
-    for weight, read in _deferred(model):
-        weight.initialize()
-        read(weight, None)
-        weight.deferred = None
-
-
-def _deferred(model: nn.Layer) -> Iterator[tuple[paddle.Tensor, Reader]]:
-    for weight in model.parameters():
-        read = reader_of(weight)
-        if read is not None:
-            yield weight, read

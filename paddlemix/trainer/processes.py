@@ -131,3 +131,13 @@ class SharingTrainer(Trainer):
         with together():  # weights may be read only now
             model, self.optimizer = shard_weights(model, self.optimizer, self.layout, master_grad)
         return model
+
+    def share_weights(self, steps: int) -> None:
+        """Slices the model as training does first, where stage 3 shares it and nothing is left to train.
+
+        Args:
+            steps: of the whole run.
+        """
+        if self.layout.stage == "stage3":
+            self.create_optimizer_and_scheduler(steps)
+            self.model_wrapped = self._wrap_model(self.model)

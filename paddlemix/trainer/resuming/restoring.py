@@ -10,11 +10,10 @@ import numpy as np
 from paddlemix.checkpoints.files.weight_files import read_json
 from paddlemix.log import logger
 from paddlemix.parallel.collectives import together
-from paddlemix.parallel.deferred import fill_deferred
 from paddlemix.trainer.paddlenlp_trainer import TrainerState
 from paddlemix.trainer.resuming.best_checkpoint import best_checkpoint
 from paddlemix.trainer.resuming.checkpoint_check import check_best
-from paddlemix.trainer.resuming.checkpoint_folders import PROGRESS_FILE, STATE_FILE, own_checkpoints
+from paddlemix.trainer.resuming.checkpoint_folders import PROGRESS_FILE, STATE_FILE, completed_steps, own_checkpoints
 from paddlemix.trainer.resuming.loading_shares import load_optimizer, load_weights
 
 
@@ -71,8 +70,8 @@ def load_finished(trainer: Any, checkpoint: Path) -> None:
     Raises:
         MissingFileError, UserError: see `load_training_state`.
     """
+    trainer.share_weights(completed_steps(checkpoint))  # else every card would get the whole model
     with together():
-        fill_deferred(trainer.model.model)
         load_weights(trainer.model.model, checkpoint, trainer.layout)
         trainer.state = TrainerState.load_from_json(str(checkpoint / PROGRESS_FILE))
         _take_progress(trainer, checkpoint, read_json(checkpoint / STATE_FILE))
