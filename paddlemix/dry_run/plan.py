@@ -32,7 +32,7 @@ from paddlemix.log import logger
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.peft.wide_weights import bytes_besides
 from paddlemix.sample import Batch
-from paddlemix.trainer.checks import check_steps, process_count
+from paddlemix.trainer.checks import check_steps, started_processes
 from paddlemix.trainer.output import continues_in, find_resume_point
 from paddlemix.trainer.output_guard import check_run_pictures
 from paddlemix.trainer.resuming.checkpoint_folders import saved_recipe
@@ -114,7 +114,7 @@ def plan_run(config: RunConfig, devices: int | None = None) -> DryRun:
         raise UserError("a dry run plans a training, but do_train is false; set do_train to true")
     for warning in config.warnings:
         logger.warning(warning)
-    devices = devices or process_count()
+    devices = devices or started_processes()
     # A plan for cards is often made where there are none.
     check_devices(config, devices, config.device or "")
     check_data_files(config)

@@ -66,13 +66,6 @@ def from_first(value: Any) -> Any:
     return gathered_objects(value)[0]
 
 
-def wait_for_all() -> None:
-    """Returns when every process has come here."""
-    if process_count() > 1:
-        meet()
-        gathered([0.0])
-
-
 @contextlib.contextmanager
 def together() -> Iterator[None]:
     """After this block either every process goes on or every process raises.

@@ -22,6 +22,7 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
 from paddlemix.config.less_memory import less_memory_in_answers
 from paddlemix.datasets.forms.parse import FORMS
 from paddlemix.errors import UserError
+from paddlemix.launch.process_rules import check_starter
 from paddlemix.out_of_memory import out_of_memory_explained
 from paddlemix.tools.common.arguments import CommandParser
 from paddlemix.tools.common.command import path_argument, place_argument, run_command
@@ -116,7 +117,11 @@ def main(argv: list[str]) -> int:
 
 
 def _chunk(arguments: argparse.Namespace) -> Chunk:
-    """The share of this process: from the two flags, or its rank under `paddle.distributed.launch`."""
+    """The share of this process: from the two flags, or its rank under `paddle.distributed.launch`.
+
+    Raises:
+        UserError: one flag without the other, or several processes that do not know of each other.
+    """
     from paddlemix.generation.predict_job import Chunk
 
     # As in LLaVA's scripts, which start one process per card.
@@ -124,6 +129,7 @@ def _chunk(arguments: argparse.Namespace) -> Chunk:
         raise UserError("--num-chunks and --chunk-idx must be given together")
     if arguments.num_chunks is not None:
         return Chunk(index=arguments.chunk_idx, count=arguments.num_chunks)
+    check_starter(os.environ)
     # Launched processes write one output together; chunks by flags have their own.
     count = int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
     return Chunk(index=int(os.environ.get("PADDLE_TRAINER_ID", "0")), count=count, joined=count > 1)

@@ -19,7 +19,7 @@ from paddlemix.trainer.resuming.best_checkpoint import best_metric
 from paddlemix.trainer.run_data import steps_per_epoch
 
 
-def process_count() -> int:
+def started_processes() -> int:
     """Processes of the run as `paddle.distributed.launch` sets it, 1 when started alone."""
     return int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
 

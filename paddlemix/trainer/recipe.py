@@ -28,7 +28,7 @@ from paddlemix.trainer.add_training import add_training_to_run
 from paddlemix.trainer.build_trainer import build_trainer
 from paddlemix.trainer.callbacks.progress import CURVE_FILE, METRICS_FILE, draw_loss_curve
 from paddlemix.trainer.callbacks.samples import SAMPLES_FILE, sample_prompts
-from paddlemix.trainer.checks import check_flat_buffers, check_steps, check_task, process_count
+from paddlemix.trainer.checks import check_flat_buffers, check_steps, check_task, started_processes
 from paddlemix.trainer.joint_start import agreed_resume_point, check_same_keys, check_same_run, note_job
 from paddlemix.trainer.output import begin_output, continues_in, publishing, sole_writer
 from paddlemix.trainer.output_guard import check_run_pictures
@@ -85,7 +85,7 @@ def _check(config: RunConfig) -> str:
     device = select_device(config.device)
     check_dtype(compute_dtype(config), device)
     check_flat_buffers(config, device)
-    check_devices(config, process_count(), device)
+    check_devices(config, started_processes(), device)
     config.report_to = resolve_trackers(config)
     return device
 

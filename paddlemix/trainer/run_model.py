@@ -24,7 +24,7 @@ from paddlemix.models.configuration import LlavaConfig
 from paddlemix.parallel.layout import Layout
 from paddlemix.processors.llava import LlavaProcessor
 from paddlemix.processors.run_processor import VisionSizes, run_processor
-from paddlemix.trainer.checks import process_count, warn_of_xtuner
+from paddlemix.trainer.checks import started_processes, warn_of_xtuner
 
 
 def compute_dtype(config: RunConfig) -> str:
@@ -45,7 +45,7 @@ def remedies(config: RunConfig) -> Iterator[str]:
     directory, quantization = _directory(config), None
     with contextlib.suppress(UserError):  # the run ends by another error
         quantization = None if directory is None else choose_quantization(directory, config.quantize_base)
-    yield from less_memory_in_run(config, quantization is not None, process_count())
+    yield from less_memory_in_run(config, quantization is not None, started_processes())
     yield "--dry-run shows what takes how much"
 
 

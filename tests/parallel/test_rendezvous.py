@@ -73,11 +73,11 @@ def late(seconds: float) -> list[list[int]]:
     """Run on every process; the second is late."""
     import paddle.distributed as dist
 
-    from paddlemix.parallel.collectives import gathered_objects, wait_for_all
+    from paddlemix.parallel.collectives import agree, gathered_objects
 
     dist.init_parallel_env()
     found = []
-    for collective in (lambda: gathered_objects(dist.get_rank()), wait_for_all):
+    for collective in (lambda: gathered_objects(dist.get_rank()), lambda: agree(None)):
         if dist.get_rank() == 1:
             time.sleep(seconds)
         found.append(collective() or [])

@@ -263,6 +263,18 @@ def test_what_cannot_be_used(
     assert not (tmp_path / "a.jsonl").exists()
 
 
+def test_one_of_several_that_know_nothing_of_each_other(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under torchrun each process would answer every question."""
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    questions = write_questions(tmp_path / "q.jsonl", 2)
+    assert run(world, questions, tmp_path / "a.jsonl") == 2
+    assert "torchrun has started this command 2 times" in capsys.readouterr().err
+    assert not (tmp_path / "a.jsonl").exists()
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     server = ForkServer(tmp_path_factory.mktemp("logs"), "paddlemix.tools.predict", "paddlemix.generation.predict_file")
