@@ -38,11 +38,16 @@ from paddlemix.errors import UserError
 from paddlemix.log import logger
 from paddlemix.models.kernels.fused import KernelSizes, choose_kernels
 from paddlemix.models.presets import parameter_shapes
+from paddlemix.parallel.layout import ALONE, Layout
 from paddlemix.peft.lora import add_lora, linear_names
 
 
 def load_pretrained(
-    path: str | Path, dtype: str = "float32", base: str | None = None, quantize: str | None = None
+    path: str | Path,
+    dtype: str = "float32",
+    base: str | None = None,
+    quantize: str | None = None,
+    layout: Layout = ALONE,
 ) -> Pretrained:
     """Loads a model directory of any layout, or an adapter directory together with its base.
 
@@ -52,6 +57,7 @@ def load_pretrained(
         base: an adapter's base model; None for the one that it names.
         quantize: "int8", "nf4", "bfloat16" or "float16": how the language model's linear layers are stored, quantised
             while they are read; None: as in the directory, or as an adapter was trained.
+        layout: with a tensor group this process reads its part of the model.
 
     Returns:
         The model in evaluation mode, its processor, and the adapter's settings if it has one.
@@ -73,11 +79,11 @@ def load_pretrained(
             raise UserError(
                 f"{path} is a whole model, so the base '{base}' has no use; --model-base is for adapters: leave it out"
             )
-        return _finished(load_base(BaseSpec(model=str(path), quantize=quantize), dtype), dtype)
+        return _finished(load_base(BaseSpec(model=str(path), quantize=quantize), dtype, layout=layout), dtype)
     adapter = read_adapter(directory)
     spec = base_of(adapter, base)
-    loaded = apply_adapter(load_base(replace(spec, quantize=quantize or spec.quantize), dtype), adapter)
-    return _finished(loaded, dtype)
+    base_model = load_base(replace(spec, quantize=quantize or spec.quantize), dtype, layout=layout)
+    return _finished(apply_adapter(base_model, adapter), dtype)
 
 
 def _finished(loaded: Pretrained, dtype: str) -> Pretrained:
@@ -123,11 +129,12 @@ def apply_adapter(base: Pretrained, adapter: AdapterFiles) -> Pretrained:
     )
 
 
-def load_base(spec: BaseSpec, dtype: str = "float32", defers: bool = False) -> Pretrained:
+def load_base(spec: BaseSpec, dtype: str = "float32", defers: bool = False, layout: Layout = ALONE) -> Pretrained:
     """Loads a model directory; a text-only one gets the tower of `spec` and a new projector.
 
     Args:
         defers: large weights are not read yet, see `parallel.deferred`.
+        layout: with a tensor group this process reads its part of the model.
 
     Raises:
         MissingFileError, UserError: see `load_pretrained`; also if `spec.tower` is not a vision tower.
@@ -156,7 +163,7 @@ def load_base(spec: BaseSpec, dtype: str = "float32", defers: bool = False) -> P
 
     if read_quantization(source.directory) is None:  # before memory is allocated for wrong sizes
         check_weights(parameter_shapes(source.config), tensors, spec.model, may_miss)
-    model = build_model(source.config, dtype, quantization=quantization, defers=defers)
+    model = build_model(source.config, dtype, quantization=quantization, defers=defers, layout=layout)
     unused = fill_model(model, tensors, spec.model, may_miss)
     if begins:
         initialise_new_parts(model, dtype)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import paddle
 
-from paddlemix.checkpoints.files.copying import copy_into, reader
+from paddlemix.checkpoints.files.copying import copy_into, own_part, reader
 from paddlemix.checkpoints.files.directories import atomic_directory
 from paddlemix.checkpoints.files.finite import finite
 from paddlemix.checkpoints.files.joint_writing import DirectoryFiles, write_files
@@ -49,6 +49,8 @@ from paddlemix.models.layers import skip_initialisation
 from paddlemix.models.llava import LlavaModel
 from paddlemix.parallel.deferred import defer, has_memory, is_large
 from paddlemix.parallel.layout import ALONE, Layout
+from paddlemix.parallel.tensor.model import SplitLlavaModel
+from paddlemix.parallel.tensor.parts import part_of, whole_shape
 from paddlemix.parallel.whole import WholeTensor, whole_weight
 from paddlemix.peft.lora import LoRAConfig
 from paddlemix.peft.quantize import QuantizationConfig, prepare_quantized
@@ -122,6 +124,7 @@ def build_model(
     initialise: bool = False,
     quantization: QuantizationConfig | None = None,
     defers: bool = False,
+    layout: Layout = ALONE,
 ) -> LlavaModel:
     """A model of the given sizes; its weights are zeros unless `initialise`.
 
@@ -129,9 +132,10 @@ def build_model(
         defers: large weights have no memory yet, see `parallel.deferred`.
         quantization: how the language model's linear layers are stored; they begin without codes, and their float
             weights are never allocated.
+        layout: with a tensor group the model is this process's part of it.
 
     Raises:
-        UserError: a pattern of `quantization.skip` matches nothing.
+        UserError: a pattern of `quantization.skip` matches nothing, or the heads cannot be split over the group.
     """
     before = paddle.get_default_dtype()
     paddle.set_default_dtype(dtype)
@@ -141,7 +145,7 @@ def build_model(
         # Lazy where quantised: 7B in float32 would be allocated only to be replaced by codes.
         is_lazy = quantization is not None or defers
         with skip_initialisation(), paddle.LazyGuard() if is_lazy else contextlib.nullcontext():
-            model = LlavaModel(config)
+            model = LlavaModel(config) if layout.tensor_degree == 1 else SplitLlavaModel(config, layout)
         if quantization is not None:
             prepare_quantized(model, quantization)
         for name, parameter in model.named_parameters() if is_lazy else ():
@@ -182,7 +186,7 @@ def fill_model(
     """
     # what the model calls for: its parameters, and the codes of quantised layers, which are buffers
     parameters, codes = dict(model.named_parameters()), unfilled_arrays(model)
-    expected = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    expected = {name: whole_shape(parameter) for name, parameter in parameters.items()}
     expected |= {name: layer.arrays[part][1] for name, (layer, part) in codes.items()}
     as_stored = tensors
     tensors = {name: finite(entry, f"'{name}' of {source}") for name, entry in tensors.items()}
@@ -192,7 +196,7 @@ def fill_model(
         if name in parameters and not has_memory(parameters[name]):
             defer(parameters[name], reader(as_stored[name], f"'{name}' of {source}"))
         elif name in parameters:  # else an array of codes, or a weight that is not built
-            copy_into(parameters[name], entry)
+            copy_into(parameters[name], own_part(entry, part_of(parameters[name])))
         elif name in codes:
             layer, part = codes[name]
             layer.store(part, entry.read())

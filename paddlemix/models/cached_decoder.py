@@ -32,7 +32,7 @@ from paddlemix.models.kernels.formulas import product
 from paddlemix.models.kernels.fused import is_supported, is_supported_type, selected_kernels
 from paddlemix.models.kernels.operators import on_cpu
 from paddlemix.models.kv_cache import KVCache
-from paddlemix.models.layers import RMSNorm
+from paddlemix.models.layers import RMSNorm, after_hooks
 from paddlemix.models.rotary import Rope, rotary_tables
 
 _Table = tuple[paddle.Tensor, paddle.Tensor]
@@ -167,8 +167,8 @@ class _CachedLayer:
         self._number, self._width = number, attention.head_size
         self._heads, self._key_value_heads = attention.heads, attention.key_value_heads
         self._queries, self._keys = _linear(attention.q_proj), _linear(attention.k_proj)
-        self._values, self._output = _linear(attention.v_proj), _linear(attention.o_proj)
-        self._gate, self._up, self._down = _linear(mlp.gate_proj), _linear(mlp.up_proj), _linear(mlp.down_proj)
+        self._values, self._output = _linear(attention.v_proj), _last(attention, attention.o_proj)
+        self._gate, self._up, self._down = _linear(mlp.gate_proj), _linear(mlp.up_proj), _last(mlp, mlp.down_proj)
         self._norms = layer.input_layernorm, layer.post_attention_layernorm
         self._first_norm, self._second_norm = map(_norm, self._norms)
 
@@ -218,6 +218,12 @@ def _linear(layer: nn.Layer) -> Callable[[paddle.Tensor], paddle.Tensor]:
     if type(layer) is nn.Linear and layer.bias is None:
         return functools.partial(product, weight=layer.weight)
     return layer
+
+
+def _last(block: nn.Layer, layer: nn.Layer) -> Callable[[paddle.Tensor], paddle.Tensor]:
+    """The last layer of a block, over [n, in], and the block's forward hooks on what it returns."""
+    last = _linear(layer)
+    return last if not block._forward_post_hooks else lambda inputs: after_hooks(block, inputs, last(inputs))
 
 
 def _normalise_into(outputs: paddle.Tensor, norm: RMSNorm, hidden: paddle.Tensor) -> paddle.Tensor:

@@ -72,7 +72,11 @@ def between_hooks(layer: nn.Layer, compute: Callable[[paddle.Tensor], Any], inpu
     for hook in list(layer._forward_pre_hooks.values()):
         changed = hook(layer, (inputs,))
         inputs = inputs if changed is None else changed[0]
-    outputs = compute(inputs)
+    return after_hooks(layer, inputs, compute(inputs))
+
+
+def after_hooks(layer: nn.Layer, inputs: paddle.Tensor, outputs: Any) -> Any:
+    """What a layer's forward hooks make of its outputs."""
     for hook in list(layer._forward_post_hooks.values()):
         changed = hook(layer, (inputs,), outputs)
         outputs = outputs if changed is None else changed

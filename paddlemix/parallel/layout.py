@@ -19,6 +19,8 @@ class Layout:
         stage: what the processes of a sharding group share instead of holding it whole: "" nothing, "stage1" the
             optimiser's states, "stage2" gradients too, "stage3" weights too.
         sharding_group: paddle's group of the processes that share; None where nothing is shared.
+        tensor_group: paddle's group of the processes that compute one model together, each with a part of its weights;
+            None where each computes alone.  Its processes have neighbouring ranks.
     """
 
     world_size: int = 1
@@ -27,6 +29,7 @@ class Layout:
     data_rank: int = 0
     stage: Stage = ""
     sharding_group: Any = None
+    tensor_group: Any = None
 
     @property
     def several(self) -> bool:
@@ -44,10 +47,21 @@ class Layout:
         return 0 if self.sharding_group is None else int(self.sharding_group.rank)
 
     @property
+    def tensor_degree(self) -> int:
+        """Processes that compute one model together; 1 where each computes alone."""
+        return 1 if self.tensor_group is None else int(self.tensor_group.nranks)
+
+    @property
+    def tensor_rank(self) -> int:
+        """Place of this process in its tensor group; 0 where it computes alone."""
+        return 0 if self.tensor_group is None else int(self.tensor_group.rank)
+
+    @property
     def writers(self) -> int:
-        """Processes 0 to N - 1 that write a checkpoint's files in turn: those of the first sharding group, whose shares
-        make up one whole copy; all where each holds everything."""
-        return self.sharding_degree if self.stage else self.world_size
+        """Processes 0 to N - 1 that write a checkpoint's files in turn: those whose shares make up one whole copy; all
+        where each holds everything."""
+        holders = self.sharding_degree * self.tensor_degree
+        return holders if self.stage or self.tensor_degree > 1 else self.world_size
 
     @property
     def writes(self) -> bool:

@@ -19,6 +19,7 @@ from paddlemix.models.kernels.functions import as_type
 from paddlemix.models.kernels.linear_functions import NARROW_COST, DroppedLowRankFunction, LowRankLinearFunction
 from paddlemix.models.kernels.operators import difference, on_cpu
 from paddlemix.models.layers import initialising
+from paddlemix.parallel.tensor.parts import Part, linear_part, mark, mark_partial
 from paddlemix.peft.settings import LoRAConfig
 
 
@@ -74,14 +75,32 @@ class LoRALinear(nn.Layer):
         self._sums_are_exact = not self.is_quantized and self.adapter_dtype == paddle.float32
         # For few rows, e.g. of one decoded token, the product of A and B costs more than those with the inputs.
         self._least_rows = in_features * out_features / (NARROW_COST * (in_features + out_features))
-        bound = 1 / math.sqrt(in_features)  # Kaiming uniform with a = sqrt(5)
+        part = self.tensor_part = linear_part(base)
+        rows = part if part is not None and part.axis == 0 else None
+        whole_in = in_features if rows is None else rows.size
+        bound = 1 / math.sqrt(whole_in)  # Kaiming uniform with a = sqrt(5)
         start = nn.initializer.Uniform(-bound, bound) if initialising() else nn.initializer.Constant(0.0)
-        self.lora_A = self._new([in_features, self.rank], start)
+        self.lora_A = self._new([whole_in, self.rank], start, rows)
         self.lora_B = self._new([self.rank, out_features])
+        if part is not None:
+            # Column: A is whole, and its gradient a share; B is a part.  Row: the other way round.
+            mark_partial(self.lora_B if rows is not None else self.lora_A)
+            mark(self.lora_A if rows is not None else self.lora_B, part)
 
-    def _new(self, shape: list[int], start: nn.initializer.Initializer | None = None) -> paddle.Tensor:
+    def _new(
+        self, shape: list[int], start: nn.initializer.Initializer | None = None, part: Part | None = None
+    ) -> paddle.Tensor:
+        """A parameter, or this process's part of one: the whole is drawn, so that it has the numbers of one process."""
         start = start or nn.initializer.Constant(0.0)
-        return self.create_parameter(shape, dtype=self.adapter_dtype, default_initializer=start)
+        whole = self.create_parameter(shape, dtype=self.adapter_dtype, default_initializer=start)
+        if part is None:
+            return whole
+        own = list(shape)
+        own[part.axis] = part.stop - part.start
+        parameter = self._new(own)
+        if initialising():
+            parameter.set_value(part.cut(whole))
+        return parameter
 
     def forward(self, inputs: paddle.Tensor) -> paddle.Tensor:
         """[..., in] -> [..., out].

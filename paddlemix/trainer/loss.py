@@ -21,6 +21,8 @@ from paddlemix.models.kernels.cached_constants import cached_range
 from paddlemix.models.kernels.operators import on_cpu, row_sums
 from paddlemix.models.layers import between_hooks
 from paddlemix.models.llava import LlavaModel
+from paddlemix.parallel.tensor.functions import enter
+from paddlemix.parallel.tensor.model import SplitLlavaModel
 
 _LOGITS_AT_ONCE, _LOGITS_WITHOUT_GRADIENT, _LOGITS_OFF_CPU = 2**24, 2**22, 2**26  # see `head_rows_at_once`
 
@@ -101,7 +103,10 @@ class LossModel(nn.Layer):
             total = paddle.zeros(plain.shape, dtype="float32")
         adds_parts = bool(weights) and total is None
         rows_at_once = head_rows_at_once(self.model.config.text.vocab_size, adds_parts, on_cpu(supervised))
-        head = _Head(self.model.scores, rows_at_once, with_gradient, plain, total)
+        cross_entropy = _cross_entropy
+        if isinstance(self.model, SplitLlavaModel):  # this process has the scores of some tokens
+            supervised, cross_entropy = enter(supervised, self.model.layout), self.model.cross_entropy
+        head = _Head(self.model.scores, rows_at_once, with_gradient, plain, total, cross_entropy)
         return _SummedCrossEntropy.apply(supervised, targets, head, *weights)
 
     def _plain_head(self) -> paddle.Tensor | None:
@@ -122,6 +127,7 @@ class _Head:
         with_gradient: whether a backward pass will follow.
         weight: [D, V], where the layer is the product with it alone; automatic gradients keep a copy of the logits.
         total: zeros [D, V] that the weight's gradient is added up in, where a kernel can; else parts are added.
+        cross_entropy: of logits [rows, V] and targets, see `_cross_entropy`.
     """
 
     logits: Callable[[paddle.Tensor], paddle.Tensor]
@@ -129,6 +135,7 @@ class _Head:
     with_gradient: bool
     weight: paddle.Tensor | None
     total: paddle.Tensor | None
+    cross_entropy: Callable[[paddle.Tensor, paddle.Tensor], tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]]
 
 
 class _SummedCrossEntropy(PyLayer):
@@ -178,7 +185,7 @@ def _score(head: _Head, rows: paddle.Tensor, targets: paddle.Tensor, weights: Se
     """Summed loss, right guesses and the gradients of rows, if they train, and weights: by paddle's own gradients."""
     with paddle.set_grad_enabled(head.with_gradient):
         logits = head.logits(rows)
-    loss, right, logits_grad = _cross_entropy(logits.detach(), targets)
+    loss, right, logits_grad = head.cross_entropy(logits.detach(), targets)
     sources = [*([] if rows.stop_gradient else [rows]), *weights]
     if logits.stop_gradient or not sources:
         return loss, right, []
@@ -188,7 +195,7 @@ def _score(head: _Head, rows: paddle.Tensor, targets: paddle.Tensor, weights: Se
 def _score_plain(head: _Head, rows: paddle.Tensor, targets: paddle.Tensor, weights: Sequence[paddle.Tensor]) -> _Scored:
     """As `_score`, by products with `head.weight`; `weights` is that one or empty."""
     assert head.weight is not None
-    loss, right, logits_grad = _cross_entropy(paddle.matmul(rows, head.weight), targets)
+    loss, right, logits_grad = head.cross_entropy(paddle.matmul(rows, head.weight), targets)
     grads = [] if rows.stop_gradient else [paddle.matmul(logits_grad, head.weight, transpose_y=True)]
     if head.total is not None:
         cpu.add_outer_(head.total, rows, logits_grad)

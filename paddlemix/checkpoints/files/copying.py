@@ -8,8 +8,17 @@ import numpy as np
 import paddle
 
 from paddlemix.checkpoints.files.finite import finite
-from paddlemix.checkpoints.files.tensors import FLOAT_TYPES, NUMPY_TYPES, TensorEntry, converted, flat_slice
+from paddlemix.checkpoints.files.tensors import (
+    FLOAT_TYPES,
+    NUMPY_TYPES,
+    TensorEntry,
+    converted,
+    flat_slice,
+    selected,
+    transposed,
+)
 from paddlemix.parallel.deferred import Reader
+from paddlemix.parallel.tensor.parts import Part
 
 
 def reader(entry: TensorEntry, name: str) -> Reader:
@@ -24,6 +33,15 @@ def reader(entry: TensorEntry, name: str) -> Reader:
         copy_into(target, finite(wanted, name))
 
     return read
+
+
+def own_part(entry: TensorEntry, part: Part | None) -> TensorEntry:
+    """What a process reads of a weight: its part, and no more of the file than is needed; all where `part` is None."""
+    if part is None:
+        return entry
+    if entry.turned_from is not None:  # our rows are the file's columns
+        return transposed(selected(entry.turned_from, part.places, 1 - part.axis))
+    return selected(entry, part.places, part.axis)
 
 
 def copy_into(parameter: paddle.Tensor, entry: TensorEntry) -> None:
