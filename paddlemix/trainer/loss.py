@@ -21,7 +21,7 @@ from paddlemix.models.kernels.cached_constants import cached_range
 from paddlemix.models.kernels.operators import on_cpu, row_sums
 from paddlemix.models.layers import between_hooks
 from paddlemix.models.llava import LlavaModel
-from paddlemix.parallel.tensor.functions import enter
+from paddlemix.parallel.tensor.block_edges import enter
 from paddlemix.parallel.tensor.model import SplitLlavaModel
 
 _LOGITS_AT_ONCE, _LOGITS_WITHOUT_GRADIENT, _LOGITS_OFF_CPU = 2**24, 2**22, 2**26  # see `head_rows_at_once`

@@ -1,4 +1,8 @@
-"""A model over a tensor group: the numbers and gradients of one process, part by part."""
+"""A model over a tensor group: the numbers and gradients of one process, part by part.
+
+What is tested: paddlemix/parallel/tensor/model.py, paddlemix/parallel/tensor/block_edges.py and
+paddlemix/parallel/tensor/split_vocabulary.py.
+"""
 
 from __future__ import annotations
 

@@ -17,10 +17,10 @@ from paddlemix.models.configuration import LlavaConfig
 from paddlemix.models.layers import DeferredNorm
 from paddlemix.models.llava import LlavaModel
 from paddlemix.parallel.layout import Layout
-from paddlemix.parallel.tensor.functions import enter, joined, leave
+from paddlemix.parallel.tensor.block_edges import enter, joined, leave
 from paddlemix.parallel.tensor.parts import mark, mark_linear, mark_partial
-from paddlemix.parallel.tensor.plan import linear_parts, local_sizes, vocabulary_part
-from paddlemix.parallel.tensor.vocabulary import Scored, SplitEmbedding, cross_entropy
+from paddlemix.parallel.tensor.split_plan import linear_parts, local_sizes, vocabulary_part
+from paddlemix.parallel.tensor.split_vocabulary import Scored, SplitEmbedding, cross_entropy
 
 
 class SplitLlavaModel(LlavaModel):
@@ -63,7 +63,7 @@ class SplitLlavaModel(LlavaModel):
             return joined(super().logits(hidden_states), self.config.text.vocab_size, self.layout)
 
     def cross_entropy(self, logits: paddle.Tensor, targets: paddle.Tensor) -> Scored:
-        """As `vocabulary.cross_entropy`, of this process's scores."""
+        """As `split_vocabulary.cross_entropy`, of this process's scores."""
         return cross_entropy(logits, targets, self.vocabulary, self.layout)
 
 

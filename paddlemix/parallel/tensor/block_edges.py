@@ -16,7 +16,7 @@ import paddle.distributed as dist
 from paddle.autograd import PyLayer
 
 from paddlemix.parallel.layout import Layout
-from paddlemix.parallel.tensor.plan import extent
+from paddlemix.parallel.tensor.split_plan import extent
 
 
 def enter(states: paddle.Tensor, layout: Layout) -> paddle.Tensor:
@@ -61,7 +61,7 @@ def joined(local: paddle.Tensor, size: int, layout: Layout) -> paddle.Tensor:
     """Parts along the last axis, put together on every process; for tensors without a gradient.
 
     Args:
-        local: [..., own part]; parts may be of several widths, by `plan.extent`.
+        local: [..., own part]; parts may be of several widths, by `split_plan.extent`.
         size: of the whole axis.
 
     Returns:

@@ -8,7 +8,7 @@ from paddle import nn
 
 from paddlemix.models.kernels.cached_constants import cached_range
 from paddlemix.parallel.layout import Layout
-from paddlemix.parallel.tensor.functions import leave, summed
+from paddlemix.parallel.tensor.block_edges import leave, summed
 from paddlemix.parallel.tensor.parts import Part
 
 Scored = tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]
