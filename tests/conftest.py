@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from paddlemix.launch.events import STOP_SIGNALS
 from paddlemix.launch.variables import FAILURE_FILE, begin_file
 from tests.forked import child as child  # a fixture
 from tests.kernels_built import need_kernels
@@ -51,6 +53,18 @@ def _signals() -> Iterator[None]:
     """Whether a terminal, a script's background job or `nohup` started the tests makes no difference to them."""
     with signals_of_a_terminal():
         yield
+
+
+@pytest.fixture(autouse=True)
+def _same_signals(_signals: None) -> Iterator[None]:
+    """A test leaves signals as it found them: a later one's processes would inherit what it left, and never end."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    left = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    for number, handler in before.items():
+        if left[number] is not handler:
+            signal.signal(number, handler)
+    assert left == before, "the test left other signal handlers than it found"
 
 
 @pytest.fixture

@@ -178,6 +178,7 @@ def test_an_ignored_signal_stays_ignored() -> None:
         stop.on_train_end(None, None, None)
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
+        stop.restore()
         signal.signal(signal.SIGINT, before)
 
 
