@@ -6,8 +6,10 @@
 | what stage3 does not slice; factors of the moments there |                                |                        |
 | moments, factors and master weights in stage1 and stage2 | one process, whole             | a broadcast            |
 | weights of stage3, their moments and master weights      | every process, a flat slice    | an all_gather, and cut |
+| what a tensor group splits, and the states of that       | as above, but of a part        | as above, and then an  |
+|                                                          |                                | all_gather of parts    |
 
-Nobody has to say who reads: every process of the sharding group makes the same calls in the same order, and any of them
+Nobody has to say who reads: every process of these groups makes the same calls in the same order, and any of them
 may take the result.  So a process holds one whole array at a time beyond its own share.
 
 Sources: paddle's DygraphShardingOptimizer (stage1), GroupShardedOptimizerStage2 and GroupShardedStage3.
@@ -26,6 +28,8 @@ import paddle.distributed as dist
 
 from paddlemix.parallel.layout import Layout
 from paddlemix.parallel.shares import FACTORS, MASTER, adamw_of, has_master, state_holders, states_of
+from paddlemix.parallel.tensor.parts import Part, part_of
+from paddlemix.parallel.tensor.plan import all_parts
 
 _MOMENTS = ("moment1", "moment2")
 
@@ -37,19 +41,29 @@ class WholeTensor:
     Args:
         dtype: "float32", "float16" or "bfloat16".
         shape: of the whole.
-        gather: returns its numbers, flat or in its shape, and perhaps with padding at the end.
-        is_shared: whether `gather` needs the other processes of the sharding group, which call it too.
+        gather: returns its numbers, flat or in its shape, and perhaps with padding at the end; or, where there are
+            `parts`, those of each process of the tensor group one after the other, padded to one size.
+        is_shared: whether `gather` needs the other processes of these groups, which call it too.
+        parts: what each process of the tensor group has of the whole, by rank; empty where nobody has a part.
     """
 
     dtype: str
     shape: tuple[int, ...]
     gather: Callable[[], paddle.Tensor]
     is_shared: bool = False
+    parts: tuple[Part, ...] = ()
 
     def read(self) -> np.ndarray:
         """The whole on the host; bfloat16 as uint16."""
         numbers = self.gather().numpy().reshape(-1)
-        return numbers[: math.prod(self.shape)].reshape(self.shape)
+        if not self.parts:
+            return numbers[: math.prod(self.shape)].reshape(self.shape)
+        axis, widths = self.parts[0].axis, [part.stop - part.start for part in self.parts]
+        padded = numbers.reshape([len(widths), *self.shape[:axis], max(widths), *self.shape[axis + 1 :]])
+        if axis == 0 and len(set(widths)) == 1:  # in their order already
+            return padded.reshape(self.shape)
+        cut = (np.moveaxis(held, axis, 0)[:width] for held, width in zip(padded, widths, strict=True))
+        return np.concatenate([np.moveaxis(held, 0, axis) for held in cut], axis=axis)
 
 
 def whole_weight(parameter: paddle.Tensor, layout: Layout) -> WholeTensor:
@@ -61,7 +75,8 @@ def whole_weight(parameter: paddle.Tensor, layout: Layout) -> WholeTensor:
         part = getattr(parameter, "fw_storage", None)
         return parameter if part is None else _joined(part, layout)
 
-    return WholeTensor(_dtype(parameter), tuple(parameter.shape), gather, _is_sliced(parameter))
+    own = WholeTensor(_dtype(parameter), tuple(parameter.shape), gather, _is_sliced(parameter))
+    return _of_all_parts(own, part_of(parameter), layout)
 
 
 def whole_states(
@@ -105,7 +120,34 @@ def _whole_state(adamw: Any, holder: int | None, parameter: paddle.Tensor, kind:
             return _from_holder(_on_device(own), holder, layout)
         return _joined(own, layout) if is_part else own
 
-    return WholeTensor("float32", shape, gather, is_sliced or holder is not None)
+    own = WholeTensor("float32", shape, gather, is_sliced or holder is not None)
+    return own if kind in FACTORS else _of_all_parts(own, part_of(parameter), layout)
+
+
+def _of_all_parts(own: WholeTensor, part: Part | None, layout: Layout) -> WholeTensor:
+    """The whole tensor of which the processes of the tensor group have parts.
+
+    Args:
+        own: this process's part, whole when it has been gathered from its sharding group.
+        part: which one it is; None where the tensor is whole on every process.
+    """
+    if part is None:
+        return own
+    parts = all_parts(part, layout.tensor_degree)
+    width = max(other.stop - other.start for other in parts)
+
+    def gather() -> paddle.Tensor:
+        held = own.gather().detach()
+        missing = width - held.shape[part.axis]
+        if missing:  # collectives need equal shapes
+            padding = list(held.shape)
+            padding[part.axis] = missing
+            held = paddle.concat([held, paddle.zeros(padding, dtype=held.dtype)], axis=part.axis)
+        return _one_after_the_other(held, layout.tensor_group)
+
+    return WholeTensor(
+        own.dtype, (*own.shape[: part.axis], part.size, *own.shape[part.axis + 1 :]), gather, True, parts
+    )
 
 
 def _start(adamw: Any, parameter: paddle.Tensor, kind: str) -> paddle.Tensor:
@@ -127,10 +169,14 @@ def _from_holder(tensor: paddle.Tensor, holder: int, layout: Layout) -> paddle.T
 
 def _joined(part: paddle.Tensor, layout: Layout) -> paddle.Tensor:
     """The slices of all processes of the sharding group one after the other, with stage3's padding at the end."""
-    group = layout.sharding_group
+    return _one_after_the_other(part.detach(), layout.sharding_group)
+
+
+def _one_after_the_other(own: paddle.Tensor, group: Any) -> paddle.Tensor:
+    """The numbers of tensors of one shape, flat, by the rank of their processes in a group."""
     # Into one tensor, as stage3 does it: a list of parts would have to be joined, in twice the memory.
-    whole = paddle.empty([math.prod(part.shape) * group.nranks], dtype=part.dtype)
-    group.process_group.all_gather(_on_device(part.detach()), whole).wait()
+    whole = paddle.empty([math.prod(own.shape) * group.nranks], dtype=own.dtype)
+    group.process_group.all_gather(_on_device(own).contiguous().reshape([-1]), whole).wait()
     return whole
 
 

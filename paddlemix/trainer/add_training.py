@@ -23,6 +23,7 @@ from paddlemix.checkpoints.projector_file import NEW_PARTS
 from paddlemix.config.schema import RunConfig
 from paddlemix.log import process_rank
 from paddlemix.parallel.layout import Layout
+from paddlemix.parallel.replicas import check_replicas
 from paddlemix.peft.lora import LoRAConfig, add_lora
 from paddlemix.trainer.run import ModelFiles
 from paddlemix.trainer.trainable import (
@@ -93,10 +94,16 @@ def add_training_to_run(config: RunConfig, spec: BaseSpec, loaded: Pretrained) -
 
     adapter = loaded.adapter = add_training(model, config, continue_adapter, lambda new: add_lora(model, new))
     if adapter is None:
-        return lambda _, layout: model_files(loaded, layout), {}
+
+        def whole_files(place: Path, layout: Layout) -> DirectoryFiles:
+            check_replicas(dict(model.named_parameters()), layout)
+            return model_files(loaded, layout)
+
+        return whole_files, {}
     digests = base_digests(loaded) if process_rank() == 0 else {}  # this process writes them
 
     def result_files(place: Path, layout: Layout) -> DirectoryFiles:
+        check_replicas(dict(model.named_parameters()), layout)
         # Computed when they are written: the base's place is stored relative to the adapter's.
         reference, values = base_reference(spec, place), computed_values(model.config)
         settings = AdapterSettings(adapter, reference, mark, frozenset(carried), digests, values)

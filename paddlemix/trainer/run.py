@@ -21,7 +21,8 @@ from paddlemix.trainer.reports.skipped import SkipLog
 from paddlemix.trainer.resuming.input_identity import InputIdentity
 from paddlemix.trainer.run_data import TrainingRows
 
-# A result's files, of the processes of a layout.  The path is where they will be when all are written.
+# A result's files, of the processes of a layout, all of which call it.  The path is where they will be when all are
+# written.
 ModelFiles = Callable[[Path, Layout], DirectoryFiles]
 
 

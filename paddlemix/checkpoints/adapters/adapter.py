@@ -37,6 +37,7 @@ from paddlemix.checkpoints.pretrained import parameter_entries, write_processor
 from paddlemix.declared import Keys, flag, integer, mapping_of, take, text
 from paddlemix.errors import UserError
 from paddlemix.parallel.layout import ALONE, Layout
+from paddlemix.parallel.tensor.parts import whole_shape, whole_sides
 from paddlemix.peft.lora import lora_parameters, quantized_layers
 from paddlemix.peft.settings import LoRAConfig, is_adapter_weight, is_start_value, lora_config_from_dict
 from paddlemix.processors.llava import PROCESSOR_FILE, LlavaProcessor
@@ -228,8 +229,8 @@ def fingerprint(model: paddle.nn.Layer, stored: Mapping[str, TensorEntry] | None
     not matter; new or trained projectors do not count.  A quantised model has the mark of its origin.
 
     Args:
-        stored: the weights as in their files, for a model that was loaded in float16, which rounds small numbers to
-            zero that bfloat16 has.
+        stored: the weights as in their files, for a model that has not all of their numbers: float16 rounds some to
+            zero that bfloat16 has, and a process of a tensor group has a part.
     """
     digest = hashlib.sha256()
     parameters = dict(model.named_parameters())
@@ -248,17 +249,18 @@ def fingerprint(model: paddle.nn.Layer, stored: Mapping[str, TensorEntry] | None
 
 
 def weight_shapes(model: paddle.nn.Layer) -> dict[str, list[int]]:
-    """Name -> shape of a model's own weights, without an adapter's; those of quantised layers as before quantising."""
+    """Name -> shape of a model's own weights, without an adapter's: those of quantised layers as before quantising, and
+    those that a tensor group splits as wholes."""
     found = dict(quantized_layers(model))
     inside = tuple(f"{name}." for name in found)
     shapes = {
-        name: list(parameter.shape)
+        name: list(whole_shape(parameter))
         for name, parameter in model.named_parameters()
         if not (name.startswith(inside) or is_adapter_weight(name))
     }
     for name, layer in found.items():
         plain = name.removesuffix(".base")  # its name inside an adapted layer
-        shapes[f"{plain}.weight"] = list(layer.weight_shape)
+        shapes[f"{plain}.weight"] = list(whole_sides(layer, layer.weight_shape))
         if layer.bias is not None:
-            shapes[f"{plain}.bias"] = list(layer.bias.shape)
+            shapes[f"{plain}.bias"] = list(whole_shape(layer.bias))
     return shapes

@@ -13,6 +13,7 @@ from paddle import nn
 from paddlemix.checkpoints.files.tensors import TensorEntry
 from paddlemix.errors import UserError
 from paddlemix.identity import listed
+from paddlemix.parallel.tensor.parts import whole_shape, whole_sides
 from paddlemix.peft.linear import QuantizedBase
 from paddlemix.peft.settings import MAGNITUDE, LoRAConfig, is_adapter_weight, is_start_value
 
@@ -98,12 +99,12 @@ def check_fit(model: nn.Layer, weights: AdapterWeights, base: str) -> None:
 
 
 def _linear_shapes(model: nn.Layer) -> Iterator[tuple[str, tuple[int, int]]]:
-    """(name, (in, out)) of every linear layer, quantised ones included."""
+    """(name, (in, out)) of every linear layer as a whole, quantised ones included."""
     for name, layer in model.named_sublayers():
         if isinstance(layer, QuantizedBase):
-            yield name, (layer.weight_shape[0], layer.weight_shape[1])
+            yield name, whole_sides(layer, layer.weight_shape)
         elif isinstance(layer, nn.Linear):
-            yield name, (layer.weight.shape[0], layer.weight.shape[1])
+            yield name, whole_sides(layer, layer.weight.shape)
 
 
 def _own_shapes(module: str, shape: tuple[int, int], config: LoRAConfig) -> dict[str, tuple[int, ...] | None]:
@@ -127,7 +128,7 @@ def _whole_shapes(
                 continue
             yield name, None
         elif name in parameters:
-            yield name, tuple(parameters[name].shape)
+            yield name, whole_shape(parameters[name])
         elif module in linear and name.endswith(".weight"):  # stored as codes
             yield name, linear[module]
         elif not (name.startswith(_PARTLY_BUILT) or _is_tied_copy(name, weights.tensors)):

@@ -13,14 +13,17 @@ from paddlemix.checkpoints.pretrained import Pretrained
 from paddlemix.checkpoints.source import open_source
 from paddlemix.errors import UserError
 from paddlemix.identity import listed
+from paddlemix.parallel.tensor.parts import part_of
 
 _PARTS = ("vision_tower", "projector", "language_model", "lm_head", "image_newline")
 
 
 def base_mark(base: Pretrained) -> str:
     """The fingerprint of a base that was just loaded."""
-    # float16 lacks small numbers that bfloat16 and the files have: the files are read once more
-    if base.model.language_model.embed_tokens.weight.dtype != paddle.float16:
+    # float16 lacks small numbers that bfloat16 and the files have, and a process of a tensor group has a part of the
+    # rows: the files are read once more
+    embedding = base.model.language_model.embed_tokens.weight
+    if embedding.dtype != paddle.float16 and part_of(embedding) is None:
         return fingerprint(base.model)
     return fingerprint(base.model, open_source(base.directory, inside=True).tensors())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,18 @@ def whole_shape(parameter: paddle.Tensor) -> tuple[int, ...]:
     if part is not None:
         shape[part.axis] = part.size
     return tuple(shape)
+
+
+def whole_sides(layer: nn.Layer, sides: Sequence[int]) -> tuple[int, int]:
+    """Inputs and outputs of a linear layer as a whole.
+
+    Args:
+        sides: of the weight [in, out] that this process has, in whatever form.
+    """
+    part = linear_part(layer)
+    if part is None:
+        return sides[0], sides[1]
+    return (part.size, sides[1]) if part.axis == 0 else (sides[0], part.size)
 
 
 def mark_partial(parameter: paddle.Tensor) -> None:

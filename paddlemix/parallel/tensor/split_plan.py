@@ -72,6 +72,22 @@ def linear_parts(config: DecoderConfig, degree: int, rank: int) -> dict[str, Par
     }
 
 
+def all_parts(own: Part, degree: int) -> tuple[Part, ...]:
+    """What each process of a tensor group has of a weight, by rank.
+
+    Args:
+        own: what this process has of it.
+    """
+    # Heads are divided evenly.  A width that `extent` divides evenly has the same parts, and another one has none of
+    # that size.
+    share = own.stop - own.start
+    is_even = share * degree == own.size
+    extents = [
+        (rank * share, (rank + 1) * share) if is_even else extent(own.size, degree, rank) for rank in range(degree)
+    ]
+    return tuple(Part(axis=own.axis, start=start, stop=stop, size=own.size) for start, stop in extents)
+
+
 def vocabulary_part(config: DecoderConfig, degree: int, rank: int) -> Part:
     """Which rows of the embedding a process has."""
     start, stop = extent(config.vocab_size, degree, rank)

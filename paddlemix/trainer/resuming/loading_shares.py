@@ -1,7 +1,7 @@
 """A checkpoint's weights and optimiser states into this process's share of them, whatever the layout of the run.
 
-Checkpoints hold whole tensors.  Every process maps the files and copies what it holds: all of a tensor, a slice of it,
-or nothing.
+Checkpoints hold whole tensors.  Every process maps the files and copies what it holds: all of a tensor, its rows or
+columns of it (tensor parallelism), a slice of it (stage 3), or nothing.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from typing import Any
 
 import paddle
 
-from paddlemix.checkpoints.files.copying import copy_into
+from paddlemix.checkpoints.files.copying import copy_into, own_part
 from paddlemix.checkpoints.files.finite import finite
 from paddlemix.checkpoints.files.tensors import TensorEntry, flat_slice
 from paddlemix.errors import UserError
 from paddlemix.parallel.layout import Layout
 from paddlemix.parallel.shares import FACTORS, MASTER, Slice, adamw_of, make_states, slice_of, state_holders, states_of
+from paddlemix.parallel.tensor.parts import part_of, whole_shape
 from paddlemix.trainer.resuming.checkpoint_folders import optimizer_files, saved_weights
 
 
@@ -29,13 +30,14 @@ def load_weights(model: paddle.nn.Layer, checkpoint: Path, layout: Layout) -> No
     entries = saved_weights(checkpoint)
     for name, parameter in model.named_parameters():
         if name in entries:
-            if tuple(parameter.shape) != entries[name].shape:
+            shape = whole_shape(parameter)
+            if shape != entries[name].shape:
                 raise UserError(
-                    f"{checkpoint}: {name} is {list(entries[name].shape)}, the run's is {list(parameter.shape)}; "
+                    f"{checkpoint}: {name} is {list(entries[name].shape)}, the run's is {list(shape)}; "
                     "resuming needs the settings of the run that saved it"
                 )
-            part = slice_of(parameter, layout.sharding_rank)
-            _copy(entries[name], parameter if part is None else part.tensor, part, f"'{name}' of {checkpoint}")
+            held, entry = slice_of(parameter, layout.sharding_rank), own_part(entries[name], part_of(parameter))
+            _copy(entry, parameter if held is None else held.tensor, held, f"'{name}' of {checkpoint}")
         # A frozen weight comes from the base and may be missing; a trained one is nowhere else.
         elif not parameter.stop_gradient:
             raise UserError(
@@ -95,11 +97,17 @@ def _load_states(
                 f"{what} has the optimiser's state '{kind}', which this run does not keep; "
                 "resume with the same dtype and fp16_opt_level"
             )
-        _copy(entry, states[kind], None if kind in FACTORS else part, f"{kind} of {what}")
+        shape = (1,) if kind in FACTORS else whole_shape(parameter)
+        if entry.shape != shape:
+            raise UserError(f"{kind} of {what} is {list(entry.shape)}, the run's is {list(shape)}; copy the file again")
+        if kind in FACTORS:
+            _copy(entry, states[kind], None, f"{kind} of {what}")
+        else:
+            _copy(own_part(entry, part_of(parameter)), states[kind], part, f"{kind} of {what}")
 
 
 def _copy(entry: TensorEntry, target: paddle.Tensor, part: Slice | None, name: str) -> None:
-    """Copies a tensor of a file, or a slice of it.
+    """Copies a tensor of a file, or this process's part of one, or a slice of it.
 
     Args:
         part: the slice that `target` is of the tensor; None where it is the whole.
