@@ -29,7 +29,7 @@ import paddle.distributed as dist
 from paddlemix.parallel.layout import Layout
 from paddlemix.parallel.shares import FACTORS, MASTER, adamw_of, has_master, state_holders, states_of
 from paddlemix.parallel.tensor.parts import Part, part_of
-from paddlemix.parallel.tensor.plan import all_parts
+from paddlemix.parallel.tensor.split_plan import all_parts
 
 _MOMENTS = ("moment1", "moment2")
 

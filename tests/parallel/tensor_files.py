@@ -64,7 +64,7 @@ def part_in(parameter: Any, whole: Any) -> np.ndarray:
 
 
 def trainer_of(model: Any, layout: Layout) -> Any:
-    """What saving and loading read of a Trainer; the embedding's last layer norm does not train."""
+    """What saving and loading read of a Trainer; the last norm does not train."""
     model.language_model.norm.weight.stop_gradient = True
     trained = [parameter for parameter in model.parameters() if not parameter.stop_gradient]
     optimizer = paddle.optimizer.AdamW(0.01, parameters=trained)
@@ -122,8 +122,7 @@ def write_and_read(folder: str, dtype: str) -> list[int]:
         gradients = {name: value.astype("float32") for name, value in drawn.items() if "k_proj" not in name}
         step(one, gradients)
         step(shared, gradients)
-    write_files(alone, checkpoint_files(one), ALONE) if layout.rank == 0 else None
-    dist.barrier()
+    write_files(alone, checkpoint_files(one), ALONE)
     writers = write_files(joint, checkpoint_files(shared), layout, lambda path: layout.rank)
     _check_read_back(joint, one, layout, dtype)
     return list(writers.values())
@@ -144,7 +143,7 @@ def _check_read_back(checkpoint: Path, expected: Any, layout: Layout, dtype: str
 
 
 def write_adapter(folder: str, model: str) -> None:
-    """An adapter of a base in a directory, trained split, written, loaded split; and a whole model split and written."""
+    """A base, and it with an adapter: written by all as `folder`/joint..., and by each process alone; then loaded."""
     layout, out = begin(), Path(folder)
     loaded = {kind: load_base(BaseSpec(model=model), layout=kind) for kind in (ALONE, layout)}
     marks = {base_mark(base) for base in loaded.values()}
@@ -155,23 +154,17 @@ def write_adapter(folder: str, model: str) -> None:
         (out / name).mkdir(exist_ok=True)
         dist.barrier()
         base = loaded[kind]
-        write_files(out / f"{name}-model", model_files(base, kind, 20_000), kind) if _takes_part(kind, layout) else None
-        add_lora_with_numbers(base, out / f"weights-{layout.rank}", base_of=loaded[ALONE])
+        write_files(out / f"{name}-model", model_files(base, kind, 20_000), kind)
+        add_lora_with_numbers(base, base_of=loaded[ALONE])
         settings = AdapterSettings(base.adapter, {"model": model}, next(iter(marks)), digests=base_digests(base))
-        files = adapter_files(base.model, base.processor, settings, kind)
-        write_files(out / name, files, kind) if _takes_part(kind, layout) else None
-        dist.barrier()
+        write_files(out / name, adapter_files(base.model, base.processor, settings, kind), kind)
     again = load_pretrained(out / "joint", layout=layout)
     wholes = dict(loaded[ALONE].model.named_parameters())
     for name, parameter in again.model.named_parameters():
         assert (parameter.numpy() == part_in(parameter, wholes[name].numpy())).all(), name
 
 
-def _takes_part(kind: Layout, layout: Layout) -> bool:
-    return kind is layout or layout.rank == 0
-
-
-def add_lora_with_numbers(base: Pretrained, place: Path, base_of: Pretrained) -> None:
+def add_lora_with_numbers(base: Pretrained, base_of: Pretrained) -> None:
     """Adds LoRA everywhere in the decoder with the same numbers in every layout, and trains the projector whole."""
     names = tuple(name for name in linear_names(base.model) if name.startswith("language_model"))
     base.adapter = LoRAConfig(r=3, lora_alpha=6, modules=names)
@@ -200,7 +193,7 @@ def drift() -> list[str]:
     found = []
     for changed in (None, frozen, trained):
         if changed is not None and layout.rank == 1:
-            changed[3] = float(changed[3]) * (1 + 2**-22)  # the last bits
+            changed.set_value(changed * (1 + 2**-22))  # the last bits
         try:
             check_replicas(weights, replace(layout))
             found.append("")
