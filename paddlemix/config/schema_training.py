@@ -220,14 +220,14 @@ class DistributedKeys:
     )
     data_parallel_config: str = _distributed("", help="Not available; do not set it.")
     ddp_find_unused_parameters: bool | None = _distributed(None, help="Look for weights without a gradient.")
-    tensor_parallel_config: str = _distributed("", help="PaddleNLP's tensor parallelism options.")
+    tensor_parallel_config: str = _distributed("", help="Not available; do not set it.")
     pipeline_parallel_config: str = _distributed("", help="PaddleNLP's pipeline options.")
     force_reshard_pp: bool | None = _ignored(False, help="No LLaVA decoder here is split into a pipeline.")
     hybrid_parallel_topo_order: str | None = _distributed(
         None, help="Order of the process groups.", choices=("pp_first", "sharding_first")
     )
-    # The decoder here does not split its layers, its stack or a sequence, and has no experts: more than 1 is an error.
-    tensor_parallel_degree: int = _distributed(-1, help="Not available; do not set it.", min=-1)
+    tensor_parallel_degree: int = _distributed(-1, help="Devices that each hold a part of one model; -1: 1.", min=-1)
+    # The decoder here does not spread its layers or split a sequence, and has no experts: more than 1 is an error.
     pipeline_parallel_degree: int = _distributed(-1, help="Not available; do not set it.", min=-1)
     sep_parallel_degree: int = _distributed(-1, help="Not available; do not set it.", min=-1)
     context_parallel_degree: int = _distributed(-1, help="Not available; do not set it.", min=-1)

@@ -15,11 +15,10 @@ SPELLINGS = {
     "stage2": ("2", "zero2", "zero-2", "zero_2", "zero2_offload", "os_g", "shard_grad_op"),
     "stage3": ("3", "zero3", "zero-3", "zero_3", "zero3_offload", "p_g_os", "full_shard", "fsdp"),
 }
-_SPLITS = 'sharding "stage3" splits weights, gradients and states over all processes'
+_SPLITS = 'tensor_parallel_degree splits every large weight, sharding "stage3" also gradients and states'
 _SEQUENCE = "for long rows set recompute true, or max_length lower"
 # Degree -> what is not split here, and what to use instead.
 _DEGREES = {
-    "tensor_parallel_degree": ("single weights are not split", _SPLITS),
     "pipeline_parallel_degree": ("layers are not spread over processes", _SPLITS),
     "sep_parallel_degree": ("a sequence is not split", _SEQUENCE),
     "context_parallel_degree": ("a sequence is not split", _SEQUENCE),
@@ -50,6 +49,7 @@ def sharing_faults(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:
     """(keys, message) of everything that no number of processes makes right; the first key is the one to change."""
     yield from _offload(config)
     yield from _degrees(config)
+    yield from _tensor_parallel(config)
     for option in config.sharding_parallel_config.replace(",", " ").split():
         reason = _OPTIONS.get(option, "it is unknown")
         message = f"sharding_parallel_config '{option}' is not available: {reason}; leave it out"
@@ -74,7 +74,33 @@ def _degrees(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:
     for key, (why, instead) in _DEGREES.items():
         degree = getattr(config, key)
         if degree > 1:
-            # A file of PaddleMIX for tensor parallelism has sharding_parallel_degree 1, which switches sharding off.
-            alone = max(config.sharding_parallel_degree, config.sharding_degree) == 1
-            also = " and sharding_parallel_degree to -1" if instead == _SPLITS and alone else ""
-            yield (key, "sharding"), f"{key} {degree}: {why} here; set it to 1{also}; {instead}"
+            yield (key,), f"{key} {degree}: {why} here; set it to 1; {instead}"
+
+
+def sharding_degree_key(config: RunConfig) -> str:
+    """The key that says how many processes share one copy: PaddleNLP takes the larger of two."""
+    return "sharding_degree" if config.sharding_degree > config.sharding_parallel_degree else "sharding_parallel_degree"
+
+
+def _tensor_parallel(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:
+    degree = config.tensor_parallel_degree
+    if config.tensor_parallel_config:
+        # They concern PaddleNLP's own layers, and some change how gradients are added up.
+        message = f"tensor_parallel_config '{config.tensor_parallel_config}' is not available; leave it out"
+        yield ("tensor_parallel_config",), message
+    if degree <= 1:
+        return
+    # PaddleNLP drops a sharding of degree 1: so a file of PaddleMIX means tensor parallelism alone.
+    if config.sharding.startswith("stage3") and getattr(config, sharding_degree_key(config)) != 1:
+        yield (
+            ("sharding", "tensor_parallel_degree"),
+            f'sharding "{config.sharding}" cannot be used with tensor_parallel_degree {degree}, which splits the '
+            'weights already; write "stage2" or "stage1", or set sharding_parallel_degree to 1 for tensor parallelism '
+            "alone",
+        )
+    if config.hybrid_parallel_topo_order == "sharding_first":
+        yield (
+            ("hybrid_parallel_topo_order",),
+            'hybrid_parallel_topo_order "sharding_first" is not available with tensor_parallel_degree '
+            f"{degree}: neighbouring processes compute one model; leave it out",
+        )

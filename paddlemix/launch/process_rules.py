@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from paddlemix.config.schema import RunConfig
+from paddlemix.config.sharing_rules import sharding_degree_key
 from paddlemix.errors import UserError
 from paddlemix.log import logger
 
@@ -71,34 +72,56 @@ def check_devices(config: RunConfig, processes: int, device: str) -> None:
         device: as paddle names it.
 
     Raises:
-        UserError: `sharding_parallel_degree` does not divide their number, or the layout does not exist there.
+        UserError: a degree does not divide their number, or the layout does not exist there.
     """
+    tensor = max(config.tensor_parallel_degree, 1)
+    _check_tensor_degree(tensor, processes)
     # "stage2" and "stage2 offload"
     stage = config.sharding.partition(" ")[0]
     if not stage:
         return
+    replicas = processes // tensor  # of the model, which are what processes can share
     if processes == 1:
         logger.warning(
             'sharding "%s" has no effect in one process; start several with paddlemix launch, one for each card', stage
         )
         return
-    key = "sharding_degree" if config.sharding_degree > config.sharding_parallel_degree else "sharding_parallel_degree"
+    key = sharding_degree_key(config)
     degree = getattr(config, key)  # -1 and 0 mean all processes
-    if degree > 0 and processes % degree:
-        allowed = ", ".join(str(number) for number in range(1, processes + 1) if processes % number == 0)
+    if degree > 0 and replicas % degree:
+        of = f"{processes} processes" if tensor == 1 else f"{replicas} models of tensor_parallel_degree {tensor}"
         raise UserError(
-            f"{key} {degree} does not divide the {processes} processes of this run; allowed: {allowed}, or -1 for all"
+            f"{key} {degree} does not divide the {of} of this run; allowed: {_divisors(replicas)}, or -1 for all"
         )
+    if replicas == 1:
+        logger.warning(
+            'sharding "%s" has no effect: tensor_parallel_degree %d takes all processes for one model', stage, tensor
+        )
+        return
     if degree == 1:  # PaddleNLP switches it off
         logger.warning('sharding "%s" has no effect with %s 1: every process has everything', stage, key)
         return
     if stage != "stage1":
-        _check_later_stages(config, processes, device, (key, degree))
+        _check_later_stages(config, replicas, device, (key, degree))
     if config.offload_optim:
         raise UserError(
             f'offload_optim cannot be used with sharding "{stage}" in {processes} processes, which share the states '
             "already; set it to false"
         )
+
+
+def _check_tensor_degree(degree: int, processes: int) -> None:
+    if processes % degree == 0:
+        return
+    raise UserError(
+        f"tensor_parallel_degree {degree} does not divide the {processes} process{'es' if processes > 1 else ''} of "
+        f"this run; start {degree} processes or a multiple (paddlemix launch, one for each card), or set "
+        f"tensor_parallel_degree to one of: {_divisors(processes)}"
+    )
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(part) for part in range(1, number + 1) if number % part == 0)
 
 
 def _check_later_stages(config: RunConfig, processes: int, device: str, degree: tuple[str, int]) -> None:
@@ -111,6 +134,6 @@ def _check_later_stages(config: RunConfig, processes: int, device: str, degree: 
     # Source: PaddleNLP 3.0.0b4, trainer.py, "main grad is not compatible with dp for now".
     if config.amp_master_grad and (config.bf16 or config.fp16) and 0 < degree[1] < processes:
         raise UserError(
-            f'amp_master_grad true with sharding "{config.sharding}" needs all {processes} processes to share one '
+            f'amp_master_grad true with sharding "{config.sharding}" needs all {processes} replicas to share one '
             f'copy, but {degree[0]} is {degree[1]}; set {degree[0]} to -1, or use sharding "stage1"'
         )

@@ -14,6 +14,7 @@ import paddle
 from paddlemix.datasets.batches import BatchMaker, LoadingSettings, RowDataset
 from paddlemix.log import logger
 from paddlemix.parallel.collectives import agree, gathered_objects
+from paddlemix.parallel.layout import Layout
 from paddlemix.sample import Skip
 from paddlemix.trainer.batches.dataloader import Inputs, batch_inputs
 
@@ -31,6 +32,7 @@ class EvaluationShare:
         max_batches: of all processes together, so that any number of them evaluates the same samples; <= 0 for all.
         host_every: batches after which sums are read from the device; None: at the end of an evaluation.
         passes_alone: whether a pass needs no other process; where weights are shared out it does.
+        counts: whether this process's sums count; of those that compute one model together the first's do.
     """
 
     rank: int
@@ -39,6 +41,20 @@ class EvaluationShare:
     max_batches: int
     host_every: int | None = None
     passes_alone: bool = True
+    counts: bool = True
+
+    @classmethod
+    def of(cls, layout: Layout, batch_size: int, max_batches: int, host_every: int | None) -> EvaluationShare:
+        """The share of a process of a run; see the class."""
+        return cls(
+            rank=layout.data_rank,
+            world_size=layout.data_size,
+            batch_size=batch_size,
+            max_batches=max_batches,
+            host_every=host_every,
+            passes_alone=layout.stage != "stage3" and layout.tensor_degree == 1,
+            counts=layout.tensor_rank == 0,
+        )
 
     def batches(self, size: int) -> list[list[int]]:
         """This process's batches of a set of `size` samples; the last of the set may be smaller."""
@@ -79,10 +95,10 @@ class Evaluator:
         """
         sums, count = HostSums(share.host_every), 0
         skipped: list[Skip] = []
-        own, filling = share.batches(len(dataset)), share.filling(len(dataset))
-        batches = iter(self._maker_of(dataset).batches([*own, *filling]))
+        counted, filling = share.batches(len(dataset)), share.filling(len(dataset))
+        batches = iter(self._maker_of(dataset).batches([*counted, *filling]))
         failure: Exception | None = None
-        for number in range(len(own) + len(filling)):
+        for number in range(len(counted) + len(filling)):
             try:
                 batch = next(batches) if failure is None else None
             except Exception as error:
@@ -97,13 +113,14 @@ class Evaluator:
                 failure = error
                 continue
             # Where weights are shared out, a pass needs all processes: one without a batch makes it for the others.
-            if number < len(own):
+            if number < len(counted):
                 sums.add(*scores)
                 count += len(batch.loss_index)
                 skipped += batch.skipped
         agree(failure)
         # As Python's numbers: float32 would not hold the tokens of a large set.
-        shares = gathered_objects((*sums.take(), count, skipped))
+        own = (*sums.take(), count, skipped)
+        shares = [found for found in gathered_objects(own if share.counts else None) if found is not None]
         self._report_skipped(skip for *_, found in shares for skip in found)
         loss, right, counts, _ = zip(*shares, strict=True)
         return sum(loss), sum(right), sum(counts)

@@ -20,6 +20,7 @@ from paddlemix.launch.process_rules import check_starter
 from paddlemix.parallel.collectives import together
 from paddlemix.parallel.layout import ALONE, Layout, Stage
 from paddlemix.parallel.stage3 import shard_weights
+from paddlemix.parallel.tensor.training import join_replicas
 from paddlemix.trainer.paddlenlp_trainer import Trainer, TrainingArguments
 from paddlemix.trainer.reports.trackers import TrackedArguments
 
@@ -97,6 +98,7 @@ def _layout(arguments: TrainingArguments) -> Layout:
     asked = {option.value for option in arguments.sharding}
     stages: list[Stage] = ["stage1", "stage2", "stage3"]
     stage: Stage = next((name for name in stages if name in asked), "")
+    is_split = arguments.tensor_parallel_degree > 1
     return Layout(
         world_size=arguments.world_size,
         rank=dist.get_rank(),
@@ -104,6 +106,7 @@ def _layout(arguments: TrainingArguments) -> Layout:
         data_rank=arguments.dataset_rank,
         stage=stage,
         sharding_group=fleet.get_hybrid_communicate_group().get_sharding_parallel_group() if stage else None,
+        tensor_group=fleet.get_hybrid_communicate_group().get_model_parallel_group() if is_split else None,
     )
 
 
@@ -115,6 +118,7 @@ class SharingTrainer(Trainer):
         data parallel                `paddle.DataParallel`, by PaddleNLP
         sharding stages 1 and 2      with Fleet's optimiser or `GroupShardedStage2`, by PaddleNLP
         sharding stage 3             `parallel.stage3.Stage3`
+        tensor parallel              see `parallel.tensor.training`
 
     Attributes:
         layout: which process of the run this is.
@@ -124,12 +128,15 @@ class SharingTrainer(Trainer):
     optimizer: Any
 
     def _wrap_model(self, model: Any, training: bool = True) -> Any:
-        """PaddleNLP's stage 3 needs the whole model on every card first, and keeps frozen weights there."""
-        if self.layout.stage != "stage3":
+        """PaddleNLP's stage 3 needs the whole model on every card first, and keeps frozen weights there; its tensor
+        parallelism is for its own layers, and needs a card."""
+        is_split = self.layout.tensor_degree > 1
+        if self.layout.stage != "stage3" and not is_split:
             return super()._wrap_model(model, training)
         master_grad = self.amp_dtype if self.args.amp_master_grad else None
-        with together():  # weights may be read only now
-            model, self.optimizer = shard_weights(model, self.optimizer, self.layout, master_grad)
+        with together():  # with stage 3 weights may be read only now
+            share = join_replicas if is_split else shard_weights
+            model, self.optimizer = share(model, self.optimizer, self.layout, master_grad)
         return model
 
     def share_weights(self, steps: int) -> None:

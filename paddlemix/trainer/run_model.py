@@ -124,7 +124,7 @@ def load_start(config: RunConfig, layout: Layout) -> tuple[BaseSpec, Pretrained,
     # from the weights that it adapts.
     needs_weights = config.lora_path is None and (config.use_dora or config.pissa)
     defers = layout.stage == "stage3" and config.do_train and not needs_weights
-    loaded = load_base(spec, weight_dtype(config), defers)
+    loaded = load_base(spec, weight_dtype(config), defers, layout)
     processor = loaded.processor = required_processor(config, loaded.processor, loaded.model.config)
     return spec, loaded, processor
 

@@ -223,13 +223,11 @@ class LlavaTrainer(SharingTrainer):
         return {}
 
     def _evaluation_values(self, dataset: RowDataset) -> dict[str, float]:
-        share = EvaluationShare(
-            rank=self.args.dataset_rank,
-            world_size=self.args.dataset_world_size,
+        share = EvaluationShare.of(
+            self.layout,
             batch_size=self.args.per_device_eval_batch_size,
             max_batches=self.args.max_evaluate_steps,
             host_every=self.args.eval_accumulation_steps,
-            passes_alone=self.layout.stage != "stage3",
         )
         self.model.eval()
         loss, right, count = self._evaluator.sums(dataset, share)

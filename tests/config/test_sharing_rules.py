@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 
 from paddlemix.config.load import load_config
@@ -14,8 +16,11 @@ _BASE = ["model_name_or_path=model", "output_dir=out", "do_train=false"]
     ("given", "said"),
     [
         ("sharding=stage3 offload", 'offload to the host fails or changes the numbers; write "stage3"'),
-        ("tensor_parallel_degree=8", 'single weights are not split here; set it to 1; sharding "stage3" splits'),
-        ("pipeline_parallel_degree=2", 'layers are not spread over processes here; set it to 1; sharding "stage3"'),
+        ("tensor_parallel_config=sync_grad", "tensor_parallel_config 'sync_grad' is not available; leave it out"),
+        (
+            "pipeline_parallel_degree=2",
+            'layers are not spread over processes here; set it to 1; tensor_parallel_degree splits .*"stage3"',
+        ),
         ("context_parallel_degree=2", "a sequence is not split here; set it to 1; for long rows"),
         ("expert_parallel_degree=2", "no model here has experts"),
         ("sharding_parallel_config=split_param", "'split_param' is not available: on NPU its numbers are wrong"),
@@ -32,10 +37,20 @@ def test_what_is_not_available(given: str, said: str) -> None:
         load_config(None, [*_BASE, given])
 
 
-def test_a_file_for_tensor_parallelism_is_told_both_keys() -> None:
-    keys = ["sharding=stage3", "tensor_parallel_degree=8", "sharding_parallel_degree=1"]
-    with pytest.raises(UserError, match="tensor_parallel_degree 8: .*set it to 1 and sharding_parallel_degree to -1"):
-        load_config(None, [*_BASE, *keys])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["sharding=stage3"], 'sharding "stage3" cannot be used with tensor_parallel_degree 8.*"stage2" or "stage1"'),
+        (["sharding=stage3", "sharding_parallel_degree=2"], 'write "stage2" or "stage1", or set sharding_parallel_'),
+        (["sharding=stage3", "sharding_parallel_degree=1"], None),  # PaddleMIX's file: tensor parallelism alone
+        (["sharding=stage2"], None),
+        (["hybrid_parallel_topo_order=sharding_first"], "hybrid_parallel_topo_order .* is not available with tensor_"),
+        (["hybrid_parallel_topo_order=pp_first"], None),
+    ],
+)
+def test_tensor_parallelism(given: list[str], said: str | None) -> None:
+    with nullcontext() if said is None else pytest.raises(UserError, match=said):
+        load_config(None, [*_BASE, *given, "tensor_parallel_degree=8"])
 
 
 def test_what_a_file_of_paddlemix_says_of_one_degree_is_fine() -> None:

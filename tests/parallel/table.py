@@ -54,14 +54,16 @@ class Layout:
         ranks: processes.
         sharding: as in a recipe; "" for data parallel alone.
         where: see `tests.parallel.cluster.Circumstances`.
+        tensor: processes that compute one model together.
     """
 
     ranks: int = 1
     sharding: str = ""
     where: Where = "cpu"
+    tensor: int = 1
 
     def __str__(self) -> str:
-        return f"{self.ranks} {self.where} {self.sharding or 'dp'}"
+        return f"{self.ranks} {self.where} {self.sharding or 'dp'} tp {self.tensor}"
 
 
 ALONE = Layout()
@@ -113,7 +115,8 @@ class Table:
         folder = self.folder / f"{case} {layout}"
         values = {**_ALL, **CASES[case], **self._data(case)}
         values |= {"device": "cpu" if layout.where == "cpu" else "npu", "sharding": layout.sharding}
-        values |= self._shares(values["per_device_train_batch_size"], layout.ranks)
+        values |= self._shares(values["per_device_train_batch_size"], layout.ranks // layout.tensor)
+        values |= {"tensor_parallel_degree": layout.tensor} if layout.tensor > 1 else {}
         recipe = self.world.recipe(folder, **values)
         hook = Hook("tests.parallel.hooks:slice_weights", values={"largest": SLICED})
         hooks = [hook] if layout.sharding == "stage3" else []
@@ -125,10 +128,10 @@ class Table:
         return Trained(losses_and_weights(out), _evaluations(out), outcome.collectives, outcome.logs)
 
     @staticmethod
-    def _shares(batch_size: int, ranks: int) -> dict[str, int]:
+    def _shares(batch_size: int, replicas: int) -> dict[str, int]:
         """The same four samples of a step over more or fewer processes."""
-        size = min(batch_size, SAMPLES // ranks)
-        return {"per_device_train_batch_size": size, "gradient_accumulation_steps": SAMPLES // (size * ranks)}
+        size = min(batch_size, SAMPLES // replicas)
+        return {"per_device_train_batch_size": size, "gradient_accumulation_steps": SAMPLES // (size * replicas)}
 
     def _data(self, case: str) -> dict[str, Any]:
         if case in ("modality", "texts"):

@@ -177,6 +177,17 @@ LAYOUTS: list[tuple[dict[str, Any], int, str, str]] = [
     ({"offload_optim": True}, 2, "npu:0", "offload_optim cannot be used"),
     ({"bf16": True, "amp_master_grad": True, "sharding_parallel_degree": 2}, 4, "npu:0", "degree to -1, or .*stage1"),
     ({"bf16": True, "amp_master_grad": True, "sharding_parallel_degree": 4}, 4, "npu:0", ""),
+    ({"tensor_parallel_degree": 8}, 2, "npu:0", "tensor_parallel_degree 8 .* 2 processes .*start 8 .* one of: 1, 2$"),
+    ({"tensor_parallel_degree": 2}, 1, "cpu", "tensor_parallel_degree 2 .* 1 process of .*one of: 1$"),
+    ({"sharding": "", "tensor_parallel_degree": 2}, 4, "cpu", ""),
+    ({"tensor_parallel_degree": 4}, 4, "cpu", ""),  # one model, so that nothing is shared
+    ({"tensor_parallel_degree": 4, "sharding_parallel_degree": 4}, 8, "npu:0", "4 .* the 2 models of .*: 1, 2, or -1"),
+    (
+        {"bf16": True, "amp_master_grad": True, "tensor_parallel_degree": 2, "sharding_parallel_degree": 2},
+        4,
+        "npu:0",
+        "",
+    ),
 ]
 
 

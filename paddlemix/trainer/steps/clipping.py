@@ -11,6 +11,9 @@ Paddle 3.3.1:
     nothing shared      all, the same on every process
     stage1, stage2      those of the weights that this process keeps the optimiser's states of: no other has them
     stage3              slices of large weights, each process its own; small weights whole (marked `unslice`)
+
+In a tensor group each process has parts of some weights (`parallel.tensor.parts`) and their gradients; other weights
+are whole in all of them, and their gradients the same once `partial_gradients` are added up.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ from paddle import _legacy_C_ops
 from paddle.nn.clip import ClipGradBase, _squared_l2_norm
 
 from paddlemix.parallel.layout import ALONE, Layout
+from paddlemix.parallel.tensor.parts import part_of
+from paddlemix.trainer.steps.partial_gradients import sum_partial_gradients
 from paddlemix.trainer.steps.step_losses import StepLosses
 
 Pairs = list[tuple[paddle.Tensor, paddle.Tensor | None]]  # (parameter, gradient), as paddle passes them to a clip
@@ -56,6 +61,7 @@ class MeasuredNorm(ClipGradBase):
     @paddle.no_grad()
     def _dygraph_clip(self, params_grads: Pairs) -> Pairs:
         pairs = [(parameter, gradient) for parameter, gradient in params_grads if gradient is not None]
+        sum_partial_gradients(pairs, self._layout)
         gradients = [gradient for _, gradient in pairs]
         # Divided first, so that the norm is that of the true gradient.
         overflow = None if self.scale is None else _divided(_summed(gradients, self._layout), self.scale)
@@ -75,6 +81,8 @@ class MeasuredNorm(ClipGradBase):
         self, pairs: Pairs, overflow: paddle.Tensor | None
     ) -> tuple[paddle.Tensor | None, paddle.Tensor | None]:
         """The norm (float32 scalar, None where no weight has a gradient) and the overflow, over all processes."""
+        if self._layout.tensor_degree > 1:
+            return self._measured_in_parts(pairs, overflow)
         if not self._layout.stage:
             total = sum_of_squares([gradient for _, gradient in pairs])
             return None if total is None else paddle.sqrt(total), overflow
@@ -82,12 +90,29 @@ class MeasuredNorm(ClipGradBase):
         whole = [gradient for parameter, gradient in pairs if has_slices and hasattr(parameter, "unslice")]
         parts = [gradient for parameter, gradient in pairs if not (has_slices and hasattr(parameter, "unslice"))]
         # One sum for both.  A process may have no part, where weights are fewer than processes.
-        nothing = paddle.zeros([], dtype="float32")
-        own = [_or(sum_of_squares(parts), nothing), nothing if overflow is None else overflow]
+        own = [_or_nothing(sum_of_squares(parts)), _or_nothing(overflow)]
         sums = paddle.stack(own)
         dist.all_reduce(sums, group=self._layout.sharding_group)
-        total = sums[0] + _or(sum_of_squares(whole), nothing)
+        total = sums[0] + _or_nothing(sum_of_squares(whole))
         return paddle.sqrt(total), None if overflow is None else sums[1]
+
+    def _measured_in_parts(
+        self, pairs: Pairs, overflow: paddle.Tensor | None
+    ) -> tuple[paddle.Tensor | None, paddle.Tensor | None]:
+        """As `_measured`, of a model that a tensor group shares."""
+        layout = self._layout
+        if not pairs and not layout.stage:
+            return None, overflow
+        parts = [gradient for parameter, gradient in pairs if part_of(parameter) is not None]
+        whole = [gradient for parameter, gradient in pairs if part_of(parameter) is None]
+        # What all hold counts once, by a share of each: so the sum is one number everywhere, and with it what every
+        # gradient is multiplied by.
+        squares = _or_nothing(sum_of_squares(parts)) + _or_nothing(sum_of_squares(whole)) / layout.tensor_degree
+        sums = paddle.stack([squares, _or_nothing(overflow)])
+        dist.all_reduce(sums, group=layout.tensor_group)
+        if layout.stage:
+            dist.all_reduce(sums, group=layout.sharding_group)
+        return paddle.sqrt(sums[0]), None if overflow is None else sums[1]
 
     def _checked(self, norm: paddle.Tensor | None, overflow: paddle.Tensor | None) -> bool:
         """Whether to leave the step out."""
@@ -109,8 +134,9 @@ def sum_of_squares(gradients: list[paddle.Tensor]) -> paddle.Tensor | None:
     return paddle.stack([_squared_l2_norm(gradient) for gradient in wide]).sum()
 
 
-def _or(value: paddle.Tensor | None, other: paddle.Tensor) -> paddle.Tensor:
-    return other if value is None else value
+def _or_nothing(value: paddle.Tensor | None) -> paddle.Tensor:
+    """float32 scalar; 0 for None."""
+    return paddle.zeros([], dtype="float32") if value is None else value
 
 
 def _summed(gradients: list[paddle.Tensor], layout: Layout) -> list[paddle.Tensor]:
