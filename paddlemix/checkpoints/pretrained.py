@@ -187,7 +187,7 @@ def fill_model(
     # what the model calls for: its parameters, and the codes of quantised layers, which are buffers
     parameters, codes = dict(model.named_parameters()), unfilled_arrays(model)
     expected = {name: whole_shape(parameter) for name, parameter in parameters.items()}
-    expected |= {name: layer.arrays[part][1] for name, (layer, part) in codes.items()}
+    expected |= {name: layer.arrays[part].whole for name, (layer, part) in codes.items()}
     as_stored = tensors
     tensors = {name: finite(entry, f"'{name}' of {source}") for name, entry in tensors.items()}
     tensors = with_codes(tensors, model, source)
@@ -244,7 +244,7 @@ def save_model(loaded: Pretrained, directory: str | Path, max_shard_bytes: int =
 def model_files(loaded: Pretrained, layout: Layout = ALONE, max_shard_bytes: int = MAX_SHARD_BYTES) -> DirectoryFiles:
     """A model's files, to be written by the processes of a run."""
     weights = parameter_entries(loaded.model, layout=layout)
-    tensors = {**weights, **stored_entries(loaded.model), **loaded.unused}
+    tensors = {**weights, **stored_entries(loaded.model, layout), **loaded.unused}
     return files_of(loaded, tensors, quantization_values(loaded.model), max_shard_bytes)
 
 

@@ -6,6 +6,7 @@ Our own layout with `quantization_config` in config.json; a quantised layer has 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from paddlemix.checkpoints.files.weight_files import read_json
 from paddlemix.checkpoints.layouts.file_names import CONFIG_FILE
 from paddlemix.checkpoints.weight_check import check_weights
 from paddlemix.errors import UserError
+from paddlemix.parallel.collectives import gathered_bytes
+from paddlemix.parallel.layout import ALONE, Layout
+from paddlemix.parallel.tensor.split_plan import all_parts
 from paddlemix.peft.quantize import QUANT_METHOD, QuantizationConfig, quantization_of, quantized_linears
 from paddlemix.peft.quantized_linear import QuantizedLinear
 from paddlemix.peft.quantized_weight import QuantizedWeight, quantize_weight
@@ -76,17 +80,38 @@ def quantization_values(model: nn.Layer) -> dict[str, Any]:
     return {} if config is None else {QUANTIZATION_KEY: config.to_dict()}
 
 
-def stored_entries(model: nn.Layer) -> dict[str, TensorEntry]:
-    """The codes of a model's quantised layers, as they can be written."""
+def stored_entries(model: nn.Layer, layout: Layout = ALONE) -> dict[str, TensorEntry]:
+    """The codes of a model's quantised layers, as they can be written: whole, whatever processes hold of them."""
     entries = {}
     for name, layer in quantized_linears(model).items():
-        for part, (dtype, shape) in layer.arrays.items():
+        for part, array in layer.arrays.items():
             # defaults, because a loop's variables would be those of its last round
             def read(layer: QuantizedLinear = layer, part: str = part) -> np.ndarray:
-                return layer.stored(part)
+                return _whole_array(layer, part, layout)
 
-            entries[f"{name}.{part}"] = TensorEntry(_STORED_TYPES[dtype], shape, read)
+            is_split = array.part(layer.tensor_part) is not None
+            entries[f"{name}.{part}"] = TensorEntry(
+                _STORED_TYPES[array.dtype], array.whole, read, share=read if is_split else None
+            )
     return entries
+
+
+def _whole_array(layer: QuantizedLinear, name: str, layout: Layout) -> np.ndarray:
+    """One array of a layer, of which each process of the tensor group may have a part; all of them call it."""
+    array, own = layer.arrays[name], layer.stored(name)
+    if layer.tensor_part is None or array.part(layer.tensor_part) is None:
+        return own
+    parts = all_parts(layer.tensor_part, layout.tensor_degree)
+    shapes = [array.shape(part) for part in parts]
+    sizes = [math.prod(shape) * array.dtype.itemsize for shape in shapes]
+    # As bytes: collectives have no type for some arrays, and need equal shapes.
+    padded = np.zeros(max(sizes), np.uint8)
+    padded[: own.nbytes] = own.reshape(-1).view(np.uint8)
+    pieces = [
+        held[:size].view(array.dtype).reshape(shape)
+        for held, size, shape in zip(gathered_bytes(padded, layout.tensor_group), sizes, shapes, strict=True)
+    ]
+    return array.joined(pieces, axis=1 - layer.tensor_part.axis)
 
 
 def unfilled_arrays(model: nn.Layer) -> dict[str, tuple[QuantizedLinear, str]]:
@@ -107,11 +132,11 @@ def with_codes(tensors: Tensors, model: nn.Layer, source: str) -> dict[str, Tens
     """
     waiting = {f"{name}.weight": layer for name, layer in quantized_linears(model).items() if not layer.filled}
     # shapes first, under the names that the file has: the user knows weights, not arrays of codes
-    floats = {name: layer.weight_shape for name, layer in waiting.items() if name in tensors}
+    floats = {name: layer.whole_shape for name, layer in waiting.items() if name in tensors}
     check_weights(floats, {name: tensors[name] for name in floats}, source)
     for name, (layer, part) in unfilled_arrays(model).items():
-        if name in tensors and tensors[name].dtype != _STORED_TYPES[layer.arrays[part][0]]:
-            expected = _STORED_TYPES[layer.arrays[part][0]]
+        expected = _STORED_TYPES[layer.arrays[part].dtype]
+        if name in tensors and tensors[name].dtype != expected:
             raise UserError(
                 f"'{name}' of {source} is {tensors[name].dtype}, but its config.json declares {layer.kind}, which has "
                 f"{expected} there; copy the directory again"
@@ -123,7 +148,10 @@ def with_codes(tensors: Tensors, model: nn.Layer, source: str) -> dict[str, Tens
 
 
 def _coded_entries(name: str, entry: TensorEntry, layer: QuantizedLinear) -> Mapping[str, TensorEntry]:
-    """One weight's arrays; the first that is read quantises it, and the result is released with the last."""
+    """One weight's arrays; the first that is read quantises it, and the result is released with the last.
+
+    Whole also where a process keeps a part: the steps of nf4 and of outputs are of whole weights.
+    """
     held: list[QuantizedWeight] = []
     left: set[str] = set()
 
@@ -144,9 +172,9 @@ def _coded_entries(name: str, entry: TensorEntry, layer: QuantizedLinear) -> Map
 
     return {
         f"{name.removesuffix('weight')}{part}": TensorEntry(
-            _STORED_TYPES[dtype],
-            shape,
+            _STORED_TYPES[array.dtype],
+            array.whole,
             lambda part=part: read(part),  # type: ignore[misc]
         )
-        for part, (dtype, shape) in layer.arrays.items()
+        for part, array in layer.arrays.items()
     }

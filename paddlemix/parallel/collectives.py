@@ -51,6 +51,17 @@ def gathered_tensor(own: paddle.Tensor) -> paddle.Tensor:
     return paddle.stack(parts)
 
 
+def gathered_bytes(own: np.ndarray, group: Any) -> list[np.ndarray]:
+    """An array of bytes of the same length of every process of a group, by its rank there.
+
+    Args:
+        own: uint8 [n].
+    """
+    parts: list[paddle.Tensor] = []
+    dist.all_gather(parts, paddle.to_tensor(own), group=group)
+    return [part.numpy() for part in parts]
+
+
 def gathered_objects(value: Any) -> list[Any]:
     """A value of every process, by rank.  For small values: it is pickled between processes of the same run."""
     if process_count() == 1:

@@ -16,6 +16,7 @@ from paddlemix.models.kernels.formulas import linear
 from paddlemix.models.kernels.linear_functions import NARROW_COST
 from paddlemix.models.kernels.operators import dropout
 from paddlemix.models.layers import initialising
+from paddlemix.parallel.tensor.parts import mark
 from paddlemix.peft.linear import LoRALinear
 from paddlemix.peft.settings import LoRAConfig
 
@@ -33,6 +34,8 @@ class DoRALinear(LoRALinear):
     def __init__(self, base: Any, config: LoRAConfig, name: str = "") -> None:
         super().__init__(base, config, name)
         self.lora_magnitude_vector = self._new([self.out_features])
+        if self.tensor_part is not None:  # its outputs are split, see `lora.py`: each length is of one process
+            mark(self.lora_magnitude_vector, self.tensor_part.along(0))
         if initialising():  # B is zero, so V is W
             with paddle.no_grad():
                 self.lora_magnitude_vector.set_value(_lengths(self.base_weight()).astype(self.adapter_dtype))

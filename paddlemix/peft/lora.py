@@ -15,6 +15,8 @@ from paddle import nn
 from paddlemix.errors import UserError
 from paddlemix.log import logger
 from paddlemix.models.layers import skip_initialisation
+from paddlemix.parallel.tensor.parts import linear_part, whole_sides
+from paddlemix.parallel.tensor.split_plan import AXES
 from paddlemix.peft.dora import DoRALinear
 from paddlemix.peft.linear import LoRALinear, QuantizedBase
 from paddlemix.peft.pissa import PiSSALinear
@@ -49,11 +51,14 @@ def add_lora(model: nn.Layer, config: LoRAConfig, filled: Collection[str] = ()) 
             values, which take long to compute for PiSSA.
 
     Raises:
-        UserError: a name is not a linear layer of the model, or PiSSA cannot begin from its weight; nothing is then
-            replaced.
+        UserError: a name is not a linear layer of the model, PiSSA cannot begin from its weight, or the adapter's kind
+            needs more of it than a process of a tensor group has; nothing is then replaced.
     """
     # everything is checked before anything is replaced
     found = [_find(model, name) for name in config.modules]
+    # settings allow only one of the two
+    kind = DoRALinear if config.use_dora else PiSSALinear if config.pissa else LoRALinear
+    begins = not set(filled).issuperset(_own_names(kind, config.modules))
     for name, (_, _, layer) in zip(config.modules, found, strict=True):
         if not isinstance(layer, (nn.Linear, QuantizedBase)):
             raise UserError(
@@ -61,9 +66,8 @@ def add_lora(model: nn.Layer, config: LoRAConfig, filled: Collection[str] = ()) 
             )
         if config.pissa:
             _check_pissa(name, layer, config.rank_of(name))
-    # settings allow only one of the two
-    kind = DoRALinear if config.use_dora else PiSSALinear if config.pissa else LoRALinear
-    if config.pissa and not set(filled).issuperset(_own_names(kind, config.modules)):
+        _check_part(name, layer, config, begins)
+    if config.pissa and begins:
         logger.info("PiSSA: computing the principal components of %d weights", len(found))
     # an adapter that is loaded brings all its numbers: none are computed first
     for name, (parent, child, layer) in zip(config.modules, found, strict=True):
@@ -115,10 +119,36 @@ def _check_pissa(name: str, layer: Any, rank: int) -> None:
             "or pissa false (use_dora and rslora work on a quantised base)"
         )
     # a matrix has no more components than its smaller side
-    if rank > min(layer.weight.shape):
+    sides = whole_sides(layer, layer.weight.shape)
+    if rank > min(sides):
         raise UserError(
-            f"pissa: rank {rank} is above {min(layer.weight.shape)}, the smaller side of '{name}' "
-            f"({' x '.join(map(str, layer.weight.shape))}); lower lora_rank"
+            f"pissa: rank {rank} is above {min(sides)}, the smaller side of '{name}' "
+            f"({' x '.join(map(str, sides))}); lower lora_rank"
+        )
+
+
+def _check_part(name: str, layer: nn.Layer, config: LoRAConfig, begins: bool) -> None:
+    """Refuses what needs more of a weight than the part of it that a process of a tensor group has.
+
+    Args:
+        begins: whether the adapter gets start values that are computed from weights.
+    """
+    part = linear_part(layer)
+    if part is None:
+        return
+    # A length of DoRA is a sum over all inputs of an output, and components are those of the whole weight.
+    if config.use_dora and part.axis == 0:
+        columns = "|".join(kind for kind, axis in AXES.items() if axis == 1)
+        new = f'set lora_target_modules to "language_model.*({columns})" or use_dora false (rslora works)'
+        raise UserError(
+            f"DoRA needs all inputs of '{name}', which tensor parallelism splits; "
+            f"{new if begins else 'merge the adapter (paddlemix merge-lora)'}, or use tensor_parallel_degree 1"
+        )
+    if config.pissa and begins:
+        raise UserError(
+            f"pissa begins with the components of the whole weight of '{name}', which tensor parallelism splits; "
+            "set pissa false (rslora works), or begin the adapter with tensor_parallel_degree 1 and continue it with "
+            "lora_path"
         )
 
 

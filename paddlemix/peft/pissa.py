@@ -16,6 +16,7 @@ from paddle import nn
 
 from paddlemix.models.kernels.operators import difference
 from paddlemix.models.layers import initialising
+from paddlemix.parallel.tensor.parts import mark, part_of
 from paddlemix.peft.linear import LoRALinear
 from paddlemix.peft.settings import LoRAConfig
 
@@ -33,6 +34,8 @@ class PiSSALinear(LoRALinear):
         super().__init__(base, config, name)
         self.lora_A_start, self.lora_B_start = self._new(self.lora_A.shape), self._new(self.lora_B.shape)
         self.lora_A_start.stop_gradient = self.lora_B_start.stop_gradient = True
+        mark(self.lora_A_start, part_of(self.lora_A))
+        mark(self.lora_B_start, part_of(self.lora_B))
         if initialising():
             first, second = principal_factors(self.base_weight().numpy(), self.rank)
             # scaling * A0 B0 is to be the principal part, so each factor is divided by the scaling's root

@@ -17,9 +17,12 @@ from typing import Any
 from paddle import nn
 
 from paddlemix.errors import UserError
+from paddlemix.parallel.tensor.parts import linear_part, whole_sides
+from paddlemix.parallel.tensor.split_plan import allowed_degrees, linear_parts
 from paddlemix.peft.linear import LoRALinear
 from paddlemix.peft.quantized_linear import QuantizedLinear
-from paddlemix.peft.quantized_weight import check_kind, quantize_weight
+from paddlemix.peft.quantized_weight import NF4_BLOCK, check_kind, quantize_weight
+from paddlemix.peft.weight_parts import falls_on_blocks
 from paddlemix.peft.wide_weights import WideGroup
 
 QUANT_METHOD = "paddlemix"  # of `quantization_config` in config.json
@@ -96,16 +99,48 @@ def quantize_model(model: nn.Layer, config: QuantizationConfig) -> int:
 def prepare_quantized(model: nn.Layer, config: QuantizationConfig) -> int:
     """Replaces the same layers by ones without codes, to be filled from a checkpoint.
 
-    Returns, raises: see `quantize_model`.
+    A layer that has a part of a weight is replaced by one that keeps this part of its codes, see `weight_parts`.
+
+    Returns:
+        Number of layers replaced.
+
+    Raises:
+        UserError: see `quantize_model`; or the parts of a tensor group end inside blocks of nf4.
     """
     # the layer is lazy: its weight's shape is known, its memory was never allocated
     names = quantizable_names(model, config.skip)
+    if config.kind == "nf4":
+        _check_blocks(model, names)
     for name in names:
         parent, child, layer = _find(model, name)
-        shape = tuple(layer.weight.shape)
-        _replace(parent, child, QuantizedLinear(config.kind, shape, layer.bias, layer.weight.dtype))
+        shape, dtype = tuple(layer.weight.shape), layer.weight.dtype
+        _replace(parent, child, QuantizedLinear(config.kind, shape, layer.bias, dtype, linear_part(layer)))
     _join_groups(model)
     return len(names)
+
+
+def _check_blocks(model: Any, names: list[str]) -> None:
+    """Refuses parts of inputs that end inside a block of nf4."""
+    layers = dict(model.named_sublayers())
+    split = [name for name in names if linear_part(layers[name]) is not None]
+    if not split:
+        return
+    sizes, degree = model.config.text, model.layout.tensor_degree
+
+    def cut(degree: int) -> list[str]:
+        # The parts of all processes, so that all of them raise the same.
+        plans = [linear_parts(sizes, degree, rank) for rank in range(degree)]
+        kinds = {kind for plan in plans for kind, part in plan.items() if not falls_on_blocks(part)}
+        return [name for name in split if name.rpartition(".")[2] in kinds]
+
+    found = cut(degree)
+    if found:
+        inputs = whole_sides(layers[found[0]], layers[found[0]].weight.shape)[0]
+        fitting = ", ".join(str(other) for other in allowed_degrees(sizes) if not cut(other))
+        raise UserError(
+            f"nf4 has blocks of {NF4_BLOCK} inputs, and tensor_parallel_degree {degree} cuts those of '{found[0]}' "
+            f"({inputs} inputs; {len(found)} layers in all); use int8, or tensor_parallel_degree {fitting}"
+        )
 
 
 def _join_groups(model: nn.Layer) -> None:

@@ -23,9 +23,11 @@ from paddle.autograd import PyLayer
 
 from paddlemix.models.kernels.functions import as_type, product_type
 from paddlemix.models.kernels.operators import on_cpu
+from paddlemix.parallel.tensor.parts import Part, whole_sides
 from paddlemix.peft import cpu_products
-from paddlemix.peft.quantized_weight import NF4_BLOCK, SCALE_GROUP, QuantizedWeight, padded_size, stored_arrays
-from paddlemix.peft.wide_weights import WideGroup, four_levels
+from paddlemix.peft.quantized_weight import NF4_BLOCK, QuantizedWeight, padded_size
+from paddlemix.peft.weight_parts import scale_places, split_arrays
+from paddlemix.peft.wide_weights import WideGroup, block_scales, four_levels
 
 # Of the decoded weight that exist at once on a CPU; smaller pieces cost more calls, larger ones leave the cache.
 _WIDE_BYTES = 8 * 1024**2
@@ -38,12 +40,16 @@ class QuantizedLinear(nn.Layer):
 
     Args:
         kind: one of `quantized_weight.KINDS`.
-        weight_shape: (in, out).
+        weight_shape: (in, out) of what is held here.
         bias: [out], that of the layer it replaces.
         dtype: of the weight that it replaces, and of an adapter on the layer.
+        part: which part of a weight [in, out] is held here, see `weight_parts`; None: all of it.
 
     Attributes:
         group: layers whose weights are decoded together off the CPU; at first this layer alone.
+        whole_shape: (in, out) of the weight.
+        arrays: those of the whole weight, by name.
+        scale_places: of the nf4 blocks that are held here.
     """
 
     def __init__(
@@ -52,11 +58,13 @@ class QuantizedLinear(nn.Layer):
         weight_shape: tuple[int, int],
         bias: paddle.Tensor | None = None,
         dtype: paddle.dtype = paddle.float32,
+        part: Part | None = None,
     ) -> None:
         super().__init__()
         self.kind, self.weight_shape, self.bias, self.weight_dtype = kind, weight_shape, bias, dtype
-        self.group = WideGroup([self])
-        self.arrays = stored_arrays(kind, *weight_shape)
+        self.group, self.tensor_part = WideGroup([self]), part
+        self.whole_shape = whole_sides(self, weight_shape)
+        self.arrays, self.scale_places = split_arrays(kind, self.whole_shape), scale_places(self.whole_shape, part)
         self._rows = _ROWS.get(kind, _half_rows)
 
     @property
@@ -66,18 +74,23 @@ class QuantizedLinear(nn.Layer):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the weight, without the bias."""
-        return sum(dtype.itemsize * math.prod(shape) for dtype, shape in self.arrays.values())
+        """Bytes of what is held here of the weight, without the bias."""
+        shapes = ((held.dtype.itemsize, held.shape(self.tensor_part)) for held in self.arrays.values())
+        return sum(size * math.prod(shape) for size, shape in shapes)
 
     def store(self, name: str, array: np.ndarray) -> None:
         """Sets one of the arrays of `quantized_weight.stored_arrays`.
+
+        Args:
+            array: of the whole weight; a layer with a part of it keeps its own.
 
         Raises:
             ValueError: there is no such array, or its type or shape differs.
         """
         expected = self.arrays.get(name)
-        if expected != (array.dtype, array.shape):
+        if expected is None or (expected.dtype, expected.whole) != (array.dtype, array.shape):
             raise ValueError(f"array '{name}' is {array.dtype} {list(array.shape)}, expected {expected}")
+        array = expected.cut(array, self.tensor_part)
         if self.kind == "nf4" and name == "weight_codes":
             array = np.ascontiguousarray(array).view(np.int16)  # four weights are looked up at once
         codes = paddle.to_tensor(np.ascontiguousarray(array))
@@ -86,17 +99,20 @@ class QuantizedLinear(nn.Layer):
         self.group.forget()
 
     def stored(self, name: str) -> np.ndarray:
-        """One of the arrays, as `store` accepts it."""
-        return self._buffers[name].numpy().view(self.arrays[name][0])
+        """One of the arrays, as `store` accepts it, or what is held here of it."""
+        return self._buffers[name].numpy().view(self.arrays[name].dtype)
 
     def fill(self, weight: QuantizedWeight) -> None:
         """Sets all codes.
 
+        Args:
+            weight: whole.
+
         Raises:
             ValueError: the weight is of another kind or shape.
         """
-        if (weight.kind, weight.shape) != (self.kind, self.weight_shape):
-            raise ValueError(f"{weight.kind} {weight.shape} does not fit a layer of {self.kind} {self.weight_shape}")
+        if (weight.kind, weight.shape) != (self.kind, self.whole_shape):
+            raise ValueError(f"{weight.kind} {weight.shape} does not fit a layer of {self.kind} {self.whole_shape}")
         for name, array in weight.arrays.items():
             self.store(name, array)
 
@@ -118,7 +134,7 @@ class QuantizedLinear(nn.Layer):
         with paddle.no_grad():
             if cpu_products.can_decode(self.kind, self._buffers):
                 rows = paddle.empty([out_features, in_features], dtype="float32")
-                cpu_products.decode_(rows, self.kind, self._buffers, first=0)
+                cpu_products.decode_(rows, self.kind, self._buffers, self.scale_places)
             elif not on_cpu(next(iter(self._buffers.values()))):
                 rows = WideGroup([self]).made(paddle.float32)[0] if self.kind in _ROWS else self.wide(paddle.float32)
             else:
@@ -149,7 +165,7 @@ class QuantizedLinear(nn.Layer):
             else:
                 if rows is None or outputs.stop - start < step:
                     rows = paddle.empty([outputs.stop - start, in_features], dtype="float32")
-                cpu_products.decode_(rows, self.kind, self._buffers, start, scaled)
+                cpu_products.decode_(rows, self.kind, self._buffers, self.scale_places, start, scaled)
             yield outputs, rows.astype(dtype)
 
     def output_scale(self) -> paddle.Tensor | None:
@@ -175,7 +191,7 @@ class _Product(PyLayer):
         # | off the CPU                           | with the whole decoded weight, shared by its group |
         # | anything else                         | piece by piece, each decoded and dropped           |
         if cpu_products.is_faster(layer.kind, layer._buffers, inputs):
-            return cpu_products.product(layer.kind, layer._buffers, inputs)
+            return cpu_products.product(layer.kind, layer._buffers, layer.scale_places, inputs)
         if not on_cpu(inputs):
             return paddle.matmul(inputs, layer.wide(product_type(inputs)), transpose_y=True)
         scale = _scale_outside(layer, inputs)
@@ -215,16 +231,11 @@ def _nf4_rows(layer: QuantizedLinear, outputs: slice, scaled: bool) -> paddle.Te
     """float32 [n, in]."""
     in_features = layer.weight_shape[0]
     blocks, count = padded_size(in_features) // NF4_BLOCK, outputs.stop - outputs.start
-    first, last = outputs.start * blocks, outputs.stop * blocks
-    # whole groups of 256 scales, of which the first and the last may be cut by this piece
-    groups = slice(first // SCALE_GROUP, -(-last // SCALE_GROUP))
-    scales = layer.weight_scale_codes[groups].astype("float32") * layer.weight_scale_steps[groups].unsqueeze(-1)
-    scales = (scales + layer.weight_scale_offset).flatten()
-    scales = scales[first - groups.start * SCALE_GROUP : last - groups.start * SCALE_GROUP]
+    scales = block_scales(layer, outputs)
     codes = layer.weight_codes[outputs]
     index = codes.flatten().astype("int32") + 2**15
     levels = paddle.gather(four_levels(str(codes.place)), index).reshape([count * blocks, NF4_BLOCK])
-    rows = (levels * scales.unsqueeze(-1)).reshape([count, blocks * NF4_BLOCK])
+    rows = (levels * scales).reshape([count, blocks * NF4_BLOCK])
     return rows if blocks * NF4_BLOCK == in_features else rows[:, :in_features]
 
 

@@ -188,7 +188,18 @@ def _factors(layer: Any, span: _Span, block: int) -> paddle.Tensor:
         count = layer.weight_shape[0] // block
         rows = layer.weight_scale[span.first : span.last].unsqueeze(-1)
         return rows.expand([span.last - span.first, count]).reshape([-1, 1])
+    return block_scales(layer, slice(span.first, span.last))
+
+
+def block_scales(layer: Any, outputs: slice) -> paddle.Tensor:
+    """float32 [n, 1]: the factor of each nf4 block of some outputs.
+
+    Args:
+        layer: a `QuantizedLinear`; where it has a part of a weight, its blocks have the steps of their places in it.
+    """
     blocks = padded_size(layer.weight_shape[0]) // NF4_BLOCK
-    scales = layer.weight_scale_codes.astype("float32") * layer.weight_scale_steps.unsqueeze(-1)
-    scales = (scales + layer.weight_scale_offset).reshape([-1])
-    return scales[span.first * blocks : span.last * blocks].reshape([-1, 1])
+    # Cast first: int8 cannot be sliced on NPU.
+    codes = layer.weight_scale_codes.astype("float32").reshape([-1])[outputs.start * blocks : outputs.stop * blocks]
+    groups = paddle.to_tensor(layer.scale_places.groups(outputs, blocks))
+    steps = paddle.gather(layer.weight_scale_steps, groups)
+    return (codes * steps + layer.weight_scale_offset).unsqueeze(-1)
