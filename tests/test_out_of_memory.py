@@ -68,7 +68,7 @@ def test_a_configuration_says_what_it_can_change(world: World, tmp_path: Path) -
     rest = list(remedies(world.config(tmp_path, **LORA, quantize_base="nf4", **saving)))
     assert rest == [
         "max_length 256 -> a smaller one",
-        "several devices with sharding",
+        "several devices with sharding or tensor_parallel_degree",
         "--dry-run shows what takes how much",
     ]
 

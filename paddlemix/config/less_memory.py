@@ -18,7 +18,7 @@ def less_memory_in_run(config: RunConfig, is_quantized: bool = False, devices: i
     Args:
         config: the run.
         is_quantized: the base's linear layers are held in few bits, whoever asked for it.
-        devices: processes that share the data.
+        devices: processes of the run.
 
     Returns:
         One text per key, "recompute false -> true" for example; those that change the result least come first.
@@ -66,11 +66,28 @@ def _model(config: RunConfig, is_quantized: bool, devices: int) -> Iterator[str]
     # Codes do not train, PiSSA changes its base: neither can use a quantised one.
     if not is_quantized and config.quantize_base is None and not config.pissa and not (config.do_train and trains_all):
         yield 'quantize_base null -> "nf4"'
+    yield from _more_devices(config, is_quantized or config.quantize_base is not None, devices)
+
+
+def _more_devices(config: RunConfig, is_quantized: bool, devices: int) -> Iterator[str]:
+    #   tensor parallel   sharding     codes   what helps
+    #   no                not stage3   no      the next stage: splitting single weights costs more
+    #   no                not stage3   yes     the next stage, or splitting single weights: no stage splits codes
+    #   no                stage3       any     nothing here: large weights are in slices already
+    #   yes               any          any     more parts of each weight, and stage 2 over what several groups hold
+    degree = max(config.tensor_parallel_degree, 1)
     if devices == 1:
-        yield "several devices with sharding"
-    elif "stage3" not in config.sharding:
+        yield "several devices with sharding or tensor_parallel_degree"
+        return
+    can_share = "stage3" not in config.sharding if degree == 1 else degree < devices and "stage2" not in config.sharding
+    if can_share:
         stage = "stage3" if "stage2" in config.sharding else "stage2"
         yield f'sharding "{config.sharding}" -> "{stage}"'
+    if degree < devices and (degree > 1 or (is_quantized and can_share)):
+        yield (
+            f"tensor_parallel_degree {config.tensor_parallel_degree} -> {2 * degree} or more (divisors of the model's "
+            "key/value heads)"
+        )
 
 
 def less_memory_in_answers(arguments: argparse.Namespace, dtype: str) -> list[str]:

@@ -4,6 +4,9 @@ Follows what `models/*`, `peft/*` and `trainer/loss.py` keep, tensor by tensor; 
 allocates.  It knows no file and no device but "CPU or not".  Letters: B rows of L positions, T = B L, S of them
 supervised, D width, F inner width, Q = heads x head width, N tiles of P patches, C the tower's width.
 
+Devices of a tensor group have a part of the heads, of F and of the vocabulary each; all have the D numbers of every
+position between the layers, and tower and projector.
+
 Two moments may take most: the loss, when everything is kept and logits come on top, and the backward pass through a
 decoder layer, when what the last layer kept is free again.  Under recompute a layer keeps its input alone.
 """
@@ -16,6 +19,7 @@ from dataclasses import dataclass, replace
 from paddlemix.dry_run.layer_activations import decoder_layer_bytes, projector_bytes, runs_of, tower_layer_bytes
 from paddlemix.dry_run.step_sizes import FLOAT32, BatchShape, Computation, LinearSize
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig
+from paddlemix.parallel.tensor.split_plan import extent, local_sizes
 from paddlemix.trainer.loss import head_rows_at_once
 
 
@@ -62,8 +66,8 @@ def estimate_activations(
     """What a forward and backward pass of one micro-batch needs besides the weights and their gradients.
 
     Args:
-        config: sizes.
-        linears: name -> size, of every linear layer.
+        config: sizes of the whole model.
+        linears: name -> size, of every linear layer as this device has it.
         trained: names of the parameters that train; layers before the first of them keep nothing.
         shape: of the batch.
         computation: precision and place.
@@ -98,13 +102,15 @@ def _decoder_activations(
     begin: int,
 ) -> Activations:
     """Those of the language model and its loss; layers before `begin` keep nothing."""
-    text = config.text
+    text = local_sizes(config.text, computation.tensor_degree, 0)
     # Without a supervised token the output layer runs on the first position of each row, see LossModel.
     rows = shape.supervised or shape.rows
     numbers = range(begin, text.num_hidden_layers)
     layers = [decoder_layer_bytes(text, linears, number, shape, computation) for number in numbers]
     final = FLOAT32 * rows * text.hidden_size  # of the last norm
     head, loss = _loss_bytes(config, trained, rows, computation)
+    if computation.tensor_degree > 1 and _any(trained, "language_model.embed_tokens"):
+        head += computation.size * shape.positions * text.hidden_size  # embeddings before those of others are added
     moment = _backward_bytes(text, shape, computation)
     if computation.recompute:
         # A layer keeps its input; what it would keep exists while it is computed again, one layer at a time.
@@ -152,17 +158,22 @@ def _shared_bytes(text: DecoderConfig, shape: BatchShape, computation: Computati
 
 def _loss_bytes(config: LlavaConfig, trained: Collection[str], rows: int, computation: Computation) -> tuple[int, int]:
     """(kept until the backward pass, on top while the loss is computed)."""
-    width, vocabulary = config.text.hidden_size, config.text.vocab_size
+    width, whole, degree = config.text.hidden_size, config.text.vocab_size, computation.tensor_degree
+    start, stop = extent(whole, degree, 0)
+    vocabulary = stop - start
     output = "language_model.embed_tokens.weight" if config.text.tie_word_embeddings else "lm_head.weight"
     weight = computation.size * width * vocabulary if output in trained else 0
     # The C kernel adds the output layer's gradient up in its place; tied to the embeddings, that tensor has other
     # gradients too.
     added_in_place = computation.compiled and not config.text.tie_word_embeddings
-    at_once = min(rows, head_rows_at_once(vocabulary, bool(weight) and not added_in_place, computation.on_cpu))
+    at_once = min(rows, head_rows_at_once(whole, bool(weight) and not added_in_place, computation.on_cpu))
     kept = computation.size * rows * width + weight
-    # Off the compiled kernels the logits exist twice: as computed, and in float32 for the softmax.
-    logits = at_once * vocabulary * (computation.size + (0 if computation.compiled else FLOAT32))
-    return kept, logits + (weight if rows > at_once and not added_in_place else 0)
+    # Off the compiled kernels the logits exist twice: as computed, and in float32 for the softmax.  Of a split
+    # vocabulary, whose softmax is computed in several operators, there are two in float32, and a copy of the states.
+    copies = 2 if degree > 1 else 0 if computation.compiled else 1
+    logits = at_once * vocabulary * (computation.size + copies * FLOAT32)
+    states = computation.size * rows * width if degree > 1 else 0
+    return kept, logits + states + (weight if rows > at_once and not added_in_place else 0)
 
 
 def _backward_bytes(text: DecoderConfig, shape: BatchShape, computation: Computation) -> int:

@@ -17,11 +17,28 @@ def computation_of(config: RunConfig, on_cpu: bool) -> Computation:
     is_off = config.fp16_opt_level == "O0" or compute_dtype(config) == "float32"
     size = wide if is_off else 2
     has_kernels = on_cpu and size == FLOAT32 and cpu_library.missing() is None
-    return Computation(size=size, wide=wide, on_cpu=on_cpu, recompute=config.recompute, compiled=has_kernels)
+    return Computation(
+        size=size,
+        wide=wide,
+        on_cpu=on_cpu,
+        recompute=config.recompute,
+        compiled=has_kernels,
+        tensor_degree=tensor_degree(config),
+    )
+
+
+def tensor_degree(config: RunConfig) -> int:
+    """Devices that compute one model together; 1 where each computes alone."""
+    return max(config.tensor_parallel_degree, 1)
 
 
 def training_of(config: RunConfig, devices: int) -> Training:
-    """How a run's weights are trained and spread over devices."""
+    """How a run's weights are trained and spread over devices.
+
+    Args:
+        devices: of the run; those that compute one model together count as one of `Training`.
+    """
+    devices //= tensor_degree(config)
     has_masters = keeps_master_weights(config)
     # "stage2 offload" is one text of several words.
     stage = next((number for number in (1, 2, 3) if f"stage{number}" in config.sharding), 0)

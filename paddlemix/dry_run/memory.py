@@ -129,8 +129,8 @@ def _part_memory(
     found = held(weights, own, training)
     return PartMemory(
         part=part,
-        count=sum(weight.count for weight in weights),
-        trained=sum(weight.count for weight in weights if weight.trained),
+        count=sum(weight.in_all or weight.count for weight in weights),
+        trained=sum(weight.in_all or weight.count for weight in weights if weight.trained),
         weights=found.weights,
         gradients=found.gradients,
         states=found.states,

@@ -14,11 +14,15 @@ from paddle import nn
 
 from paddlemix.checkpoints.adapters.adapter import AdapterFiles
 from paddlemix.config.schema import RunConfig
+from paddlemix.dry_run.computation import tensor_degree
 from paddlemix.dry_run.sharing import Weight
 from paddlemix.dry_run.step_sizes import LinearSize
 from paddlemix.models.configuration import LlavaConfig
 from paddlemix.models.layers import skip_initialisation
 from paddlemix.models.llava import LlavaModel
+from paddlemix.parallel.layout import Layout
+from paddlemix.parallel.tensor.model import SplitLlavaModel
+from paddlemix.parallel.tensor.parts import has_partial_gradient, linear_part, whole_shape
 from paddlemix.peft.dora import DoRALinear
 from paddlemix.peft.linear import LoRALinear, QuantizedBase
 from paddlemix.peft.lora import LoRAConfig, add_lora, linear_names
@@ -30,13 +34,22 @@ from paddlemix.trainer.trainable import part_of
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
+@dataclass(frozen=True)
+class _First:
+    """The first process of a tensor group that does not exist; as paddle's groups name its members."""
+
+    nranks: int
+    rank: int = 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
     """What an estimate needs to know of a model.
 
     Args:
-        weights: every parameter, and the codes of quantised layers.
-        linears: name -> size of every linear layer.
+        weights: every parameter, and the codes of quantised layers; where a tensor group computes the model together,
+            the part of its first process, which is one of the largest.
+        linears: name -> size of every linear layer, in the same part.
         coded, coded_at_once: weights held as codes, in all and in the largest group that is made wide together.
     """
 
@@ -55,14 +68,16 @@ def describe_model(config: RunConfig, sizes: LlavaConfig, quantization: Quantiza
         quantization: how the base is held.
 
     Raises:
-        UserError: what the run's keys say of its parts does not fit the model.
+        UserError: what the run's keys say of its parts does not fit the model, or its heads cannot be split by
+            `tensor_parallel_degree`.
     """
     before = paddle.get_default_dtype()
     paddle.set_default_dtype(weight_dtype(config))
     try:
         # Parameters get shapes and names but no memory; the guard leaves paddle's name counters as they were.
         with skip_initialisation(), paddle.LazyGuard(), paddle.utils.unique_name.guard():
-            model = LlavaModel(sizes)
+            degree = tensor_degree(config)
+            model = LlavaModel(sizes) if degree == 1 else SplitLlavaModel(sizes, Layout(tensor_group=_First(degree)))
             if quantization is not None:
                 prepare_quantized(model, quantization)
             _add_training(model, config)
@@ -103,16 +118,20 @@ def _weights(model: nn.Layer) -> Iterator[Weight]:
             count=count,
             num_bytes=count * _BYTES[dtype],
             trained=not parameter.stop_gradient,
+            in_all=math.prod(whole_shape(parameter)),
+            partial=has_partial_gradient(parameter),
         )
     # Codes are buffers, not parameters, so `named_parameters` does not list them.
     for name, layer in quantized_linears(model).items():
+        count, split = math.prod(layer.weight_shape), linear_part(layer)
         yield Weight(
             name=f"{name}.weight",
             part=part_of(name),
-            count=math.prod(layer.weight_shape),
+            count=count,
             num_bytes=layer.num_bytes,
             trained=False,
             coded=True,
+            in_all=count if split is None else count // (split.stop - split.start) * split.size,
         )
 
 

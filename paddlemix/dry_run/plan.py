@@ -21,7 +21,7 @@ from paddlemix.datasets.packing import PackedDataset, pack_rows
 from paddlemix.datasets.sample_lengths import measure_lengths
 from paddlemix.device import available_kinds, missing_card
 from paddlemix.dry_run.activations import estimate_activations
-from paddlemix.dry_run.computation import computation_of, training_of
+from paddlemix.dry_run.computation import computation_of, tensor_degree, training_of
 from paddlemix.dry_run.device import program_bytes
 from paddlemix.dry_run.memory import MemoryEstimate, estimate_memory
 from paddlemix.dry_run.model import ModelFacts, describe_model
@@ -61,7 +61,7 @@ class DryRun:
         shape: of the batch that takes most memory.
         rows: that an epoch has; None where not known.
         steps: optimiser steps; None where not known.
-        devices: that share the data.
+        devices: of the run.
         device: kind of device that is assumed.
         memory: on each device.
         notes: what was assumed, and what a run would refuse.
@@ -80,14 +80,19 @@ class DryRun:
     notes: tuple[str, ...]
 
     @property
+    def replicas(self) -> int:
+        """Devices, or groups of them that compute one model together, that read different samples of a step."""
+        return self.devices // tensor_degree(self.config)
+
+    @property
     def steps_per_epoch(self) -> int | None:
         """Optimiser steps of one pass over the data; None where not known."""
-        return None if self.rows is None else steps_per_epoch(self.config, self.rows, self.devices)
+        return None if self.rows is None else steps_per_epoch(self.config, self.rows, self.replicas)
 
     @property
     def samples_per_step(self) -> int:
         """Rows of an optimiser step over all devices."""
-        return self.config.per_device_train_batch_size * self.config.gradient_accumulation_steps * self.devices
+        return self.config.per_device_train_batch_size * self.config.gradient_accumulation_steps * self.replicas
 
 
 @dataclass(frozen=True)
@@ -105,10 +110,10 @@ def plan_run(config: RunConfig, devices: int | None = None) -> DryRun:
 
     Args:
         config: checked, see `paddlemix.config.load.load_config`.
-        devices: that would share the data; None for the number that a launcher has started.
+        devices: of the run; None for the number that a launcher has started.
 
     Raises:
-        UserError: the run trains nothing, or its model or data cannot be used.
+        UserError: the run trains nothing, or its model or data cannot be used, or not by so many devices.
     """
     if not config.do_train:
         raise UserError("a dry run plans a training, but do_train is false; set do_train to true")
@@ -117,15 +122,16 @@ def plan_run(config: RunConfig, devices: int | None = None) -> DryRun:
     devices = devices or started_processes()
     # A plan for cards is often made where there are none.
     check_devices(config, devices, config.device or "")
+    replicas = devices // tensor_degree(config)
     check_data_files(config)
     # The same steps as in recipe.run_recipe, as far as they need no weights.
     sizes = read_sizes(base_spec(config))
     model = describe_model(config, sizes.config, sizes.quantization)
     device, notes = _choose_device(config)
     data = _read_data(config, sizes)
-    notes += _refusals(config, data.samples, devices)
+    notes += _refusals(config, data.samples, replicas)
     if data.rows is not None:
-        check_steps(config, data.rows, devices)
+        check_steps(config, data.rows, replicas)
     if data.statistics is None:
         notes.append(
             "no tokenizer files: lengths are not known; the estimate assumes rows of max_length with an image in each"
@@ -135,7 +141,7 @@ def plan_run(config: RunConfig, devices: int | None = None) -> DryRun:
     most = int(np.argmax([estimate.total for estimate in estimates]))
     steps = config.max_steps if config.max_steps > 0 else None
     if steps is None and data.rows is not None:
-        steps = int(steps_per_epoch(config, data.rows, devices) * config.num_train_epochs)
+        steps = int(steps_per_epoch(config, data.rows, replicas) * config.num_train_epochs)
     return DryRun(
         config=config,
         sizes=sizes,
@@ -151,12 +157,12 @@ def plan_run(config: RunConfig, devices: int | None = None) -> DryRun:
     )
 
 
-def _refusals(config: RunConfig, samples: SampleDataset | None, devices: int) -> Iterator[str]:
+def _refusals(config: RunConfig, samples: SampleDataset | None, replicas: int) -> Iterator[str]:
     """Why the run could not use its `output_dir` or resume the checkpoint there, if so."""
     try:
         resume = find_resume_point(config)
         if resume is not None:
-            check_same_recipe(resume, saved_recipe(resume), config, devices)
+            check_same_recipe(resume, saved_recipe(resume), config, replicas)
         if samples is not None:
             check_run_pictures(config, samples, resume is not None and continues_in(config, resume))
     except UserError as error:

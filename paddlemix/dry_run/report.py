@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from paddlemix.config.less_memory import less_memory_in_run
 from paddlemix.config.schema import RunConfig
+from paddlemix.dry_run.computation import tensor_degree, training_of
 from paddlemix.dry_run.device import DeviceMemory, device_memory
 from paddlemix.dry_run.memory import MemoryEstimate
 from paddlemix.dry_run.plan import DryRun, plan_run
@@ -65,7 +66,10 @@ def _data_lines(run: DryRun) -> Iterator[str]:
         return
     passes = "" if run.steps_per_epoch is None else f", {run.steps / run.steps_per_epoch:.2f} epochs"
     each = f" of {run.steps_per_epoch:,} steps" if run.steps_per_epoch is not None else ""
-    devices = "1 device" if run.devices == 1 else f"{run.devices} devices"
+    group = tensor_degree(run.config)
+    of = "" if group == 1 else f" of {group} devices"
+    one, many = ("device", "devices") if group == 1 else ("group", "groups")
+    devices = f"1 {one}{of}" if run.replicas == 1 else f"{run.replicas} {many}{of}"
     yield (
         f"steps: {run.steps:,}{passes}{each}; a step is {run.samples_per_step} rows "
         f"({run.config.per_device_train_batch_size} x {run.config.gradient_accumulation_steps} passes x {devices})"
@@ -77,7 +81,9 @@ def _memory_lines(run: DryRun) -> Iterator[str]:
     # One unit for the whole table, so that its columns add up by eye.
     scale, unit = next(((size, unit) for size, unit in _UNITS if memory.tensors >= size), _UNITS[-1])
     how = ["recompute"] if config.recompute else []
-    how += [f"sharding {config.sharding}"] if config.sharding else []
+    how += [f"tensor parallel {tensor_degree(config)}"] if tensor_degree(config) > 1 else []
+    # "stage3" with tensor parallelism and degree 1 is that of PaddleMIX's file, and shares nothing.
+    how += [f"sharding {config.sharding}"] if config.sharding and training_of(config, run.devices).stage else []
     yield f"memory of each {run.device}, {unit}{''.join(f', {text}' for text in how)}:"
     yield f"  {'':15}" + "".join(f"{column:>13}" for column in _COLUMNS)
     for part in memory.parts:

@@ -8,6 +8,8 @@
     stage 3        a slice of every weight above 2**20 numbers, of its    the weight in use, the next, and the
                    gradient, states and master weight; smaller ones and   gradient of the one in use
                    codes of a quantised base whole
+    tensor group   its part of the decoder; what stages share is of      gradients of norms and of adapters' halves
+                   these parts                                            that all of a group hold
 
 Stages 1 and 2 give whole parameters to devices, so one may hold more than its part: the fullest is counted.
 
@@ -35,10 +37,12 @@ class Weight:
     Args:
         name: of the parameter.
         part: one of `PARTS`.
-        count: numbers.
+        count: numbers, of the part that a device of a tensor group has.
         num_bytes: as it is held.
         trained: whether it gets gradients.
         coded: whether it is held in few bits.
+        in_all: numbers of the whole; 0 where it is not split.
+        partial: its gradient is summed over the tensor group.
     """
 
     name: str
@@ -47,6 +51,8 @@ class Weight:
     num_bytes: int
     trained: bool
     coded: bool = False
+    in_all: int = 0
+    partial: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +62,7 @@ class Training:
     Args:
         master_weights: float32 copies of trained weights that are held in 2 bytes.
         float32_gradients: gradients are kept in float32 whatever the weights are.
-        devices: that share the data, >= 1.
+        devices: that share the data, >= 1; a tensor group is one of them.
         sharding_stage: 0 to 3.
         sharding_degree: devices that share one copy, >= 1.
         accumulates: gradients stay while the next micro-batch goes forward.  Else they are freed after every step, and
@@ -153,11 +159,15 @@ def _slices(weight: Weight, training: Training) -> int:
 
 
 def exchanged_afterwards(weights: Sequence[Weight], training: Training) -> int:
-    """Bytes of all gradients in one piece, made when the backward passes are over; 0 where none are."""
-    if training.replicas < 2 or not training.adds_up_afterwards:
-        return 0
+    """Bytes of gradients in one piece, made when the backward passes are over; 0 where none are.
+
+    Replicas exchange all; a tensor group then those of which each of its devices has a share.
+    """
     own = own_names(weights, training)
-    return held(weights, own, training).gradients
+    partial = held([weight for weight in weights if weight.partial], own, training).gradients
+    if training.replicas < 2 or not training.adds_up_afterwards:
+        return partial
+    return max(partial, held(weights, own, training).gradients)
 
 
 def buffers_in_passes(weights: Sequence[Weight], training: Training) -> int:

@@ -43,6 +43,7 @@ class Computation:
         on_cpu: attention is computed in causal blocks and, for packed rows, sample by sample.
         recompute: decoder layers are computed again in the backward pass.
         compiled: on CPU, by the kernels of models/kernels/cpu.py.
+        tensor_degree: devices that compute one decoder together.
     """
 
     size: int = FLOAT32
@@ -50,6 +51,7 @@ class Computation:
     on_cpu: bool = True
     recompute: bool = False
     compiled: bool = False
+    tensor_degree: int = 1
 
     @property
     def autocast(self) -> bool:

@@ -1,0 +1,130 @@
+"""The estimate of a model that a tensor group computes together, against what its processes hold.
+
+(paddlemix.dry_run.model, paddlemix.dry_run.activations, paddlemix.dry_run.sharing)
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from paddlemix.config.schema import RunConfig
+from paddlemix.dry_run.computation import computation_of, training_of
+from paddlemix.dry_run.model import describe_model
+from paddlemix.dry_run.sharing import Training, Weight, exchanged_afterwards
+from paddlemix.dry_run.step_sizes import BatchShape
+from paddlemix.errors import UserError
+from paddlemix.models.presets import PRESETS, count_parameters
+from tests.dry_run.test_memory import LENGTH, ROWS, SMALL, TILES, small_llava
+from tests.parallel.cluster import Cluster
+
+SHAPE = BatchShape(rows=ROWS, length=LENGTH, tiles=TILES, supervised=40)
+KINDS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "recompute": {"recompute": True},
+    "tower": {"vision_tower": "full"},
+    "lora": SMALL,
+    "dropout": {**SMALL, "lora_dropout": 0.1},
+}
+
+
+def kept_in_parts() -> dict[str, tuple[int, int]]:
+    """Run on both processes: kind -> what paddle keeps, and the estimate of it."""
+    import paddle.distributed as dist
+
+    from paddlemix.dry_run.activations import estimate_activations
+    from paddlemix.dry_run.model import linear_sizes
+    from paddlemix.parallel.layout import Layout
+    from paddlemix.parallel.tensor.model import SplitLlavaModel
+    from paddlemix.peft.lora import add_lora
+    from paddlemix.trainer.trainable import adapter_config, plan_training, set_trainable
+    from tests.dry_run.test_memory import kept_bytes, make_inputs
+
+    dist.init_parallel_env()
+    layout = Layout(world_size=2, rank=dist.get_rank(), tensor_group=dist.get_group(0))
+    found, sizes = {}, small_llava()
+    for kind, keys in KINDS.items():
+        config = RunConfig(tensor_parallel_degree=2, **keys)
+        model = SplitLlavaModel(sizes, layout)
+        plan = plan_training(model, config)
+        if plan.lora_modules:
+            add_lora(model, adapter_config(config, plan))
+        set_trainable(model, plan, config)
+        model.language_model.enable_recompute = config.recompute
+        trained = {name for name, parameter in model.named_parameters() if not parameter.stop_gradient}
+        computation = computation_of(config, on_cpu=True)
+        estimate = estimate_activations(sizes, linear_sizes(model), trained, SHAPE, computation)
+        found[kind] = kept_bytes(model, make_inputs(sizes, SHAPE)), estimate.kept
+    return found
+
+
+def test_kept_activations_are_what_each_process_allocates(cluster: Cluster) -> None:
+    outcome = cluster.call(2, f"{__name__}:kept_in_parts")
+    assert outcome.ok, outcome.told()
+    for found in outcome.results:
+        assert {kind: estimate for kind, (_, estimate) in found.items()} == {
+            kind: pytest.approx(kept, rel=0.05) for kind, (kept, _) in found.items()
+        }
+
+
+@pytest.mark.parametrize("keys", [{}, {**SMALL, "vision_tower": "lora"}], ids=["full", "lora"])
+def test_each_device_has_its_part_and_the_report_all_numbers(keys: dict[str, Any]) -> None:
+    sizes = small_llava(2)
+    sizes = replace(sizes, text=replace(sizes.text, vocab_size=901))
+    whole = {item.name: item for item in describe_model(RunConfig(**keys), sizes, None).weights}
+    part = describe_model(RunConfig(tensor_parallel_degree=2, **keys), sizes, None).weights
+    assert {item.name: (item.in_all, item.trained) for item in part} == {
+        name: (item.count, item.trained) for name, item in whole.items()
+    }
+    shares = {item.name: item.count / whole[item.name].count for item in part}
+    assert shares["lm_head.weight"] == shares["language_model.embed_tokens.weight"] == 451 / 901
+    inside = "language_model.layers.3."
+    if keys:
+        column, row = f"{inside}self_attn.k_proj", f"{inside}mlp.down_proj"
+        assert [shares[f"{column}.{own}"] for own in ("weight", "lora_A", "lora_B")] == [0.5, 1, 0.5]
+        assert [shares[f"{row}.{own}"] for own in ("weight", "lora_A", "lora_B")] == [0.5, 0.5, 1]
+    else:
+        assert shares[f"{inside}mlp.gate_proj.weight"] == shares[f"{inside}self_attn.o_proj.weight"] == 0.5
+    assert {share for name, share in shares.items() if not name.startswith(("language_model", "lm_head"))} == {1}
+    partial = {item.name for item in part if item.partial}
+    assert f"{inside}input_layernorm.weight" in partial and "language_model.norm.weight" not in partial
+
+
+def test_a_published_model_is_divided() -> None:
+    sizes = PRESETS["llava-v1.5-7b"]
+    found = [
+        describe_model(RunConfig(tensor_parallel_degree=degree), sizes, None).weights for degree in (1, 2, 4, 8, 32)
+    ]
+    assert {sum(item.in_all for item in weights) for weights in found[1:]} == {count_parameters(sizes)}
+    decoder = [sum(w.count for w in weights if w.part == "language_model") for weights in found]
+    assert [round(decoder[0] / count, 2) for count in decoder] == [1, 2, 4, 7.88, 29.72]  # 172 blocks of 64
+    with pytest.raises(UserError, match="tensor_parallel_degree 3 does not divide.*allowed: 1, 2, 4, 8, 16, 32"):
+        describe_model(RunConfig(tensor_parallel_degree=3), sizes, None)
+
+
+def weight(count: int, partial: bool) -> Weight:
+    return Weight(
+        name=f"language_model.{partial}", part="language_model", count=count, num_bytes=2 * count, trained=True,
+        partial=partial,
+    )  # fmt: skip
+
+
+def test_gradients_of_what_all_hold_are_summed_in_one_piece() -> None:
+    weights = weight(1000, partial=False), weight(10, partial=True)
+    assert exchanged_afterwards(weights, Training()) == 20
+    assert exchanged_afterwards(weights, Training(devices=2)) == 20  # each backward pass exchanges the others
+    assert exchanged_afterwards(weights, Training(devices=2, recompute=True)) == 2020
+    # the device with the large one has no gradient of the small one
+    shared = Training(devices=2, sharding_stage=2, sharding_degree=2)
+    assert exchanged_afterwards(weights, shared) == 0
+
+
+@pytest.mark.parametrize(
+    ("keys", "devices", "expected"),
+    [({}, 8, (0, 4)), ({"sharding": "stage2"}, 8, (2, 1)), ({"sharding": "stage1"}, 2, (0, 1))],
+)
+def test_a_group_of_devices_counts_once(keys: dict[str, Any], devices: int, expected: tuple[int, int]) -> None:
+    training = training_of(RunConfig(tensor_parallel_degree=2, **keys), devices)
+    assert (training.stage, training.replicas) == expected
