@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from paddlemix.checkpoints.convert import declared_files  # noqa: E402
 from paddlemix.checkpoints.convert.export_model import to_layout  # noqa: E402
-from paddlemix.checkpoints.files.tensors import TensorEntry  # noqa: E402
+from paddlemix.checkpoints.files.tensors import FLOAT_TYPES, TensorEntry, convert  # noqa: E402
 from paddlemix.checkpoints.files.weight_files import write_json, write_weights  # noqa: E402
 from paddlemix.checkpoints.layouts.weight_names import CLIP, ORIGINAL  # noqa: E402
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionConfig  # noqa: E402
@@ -46,8 +46,12 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def make_checkpoint(directory: Path, layers: int) -> int:
-    """Writes a random LLaVA-1.5 in original LLaVA's layout, the tower beside it; gives its bytes."""
+def make_checkpoint(directory: Path, layers: int, dtype: str = "float16") -> int:
+    """Writes a random LLaVA-1.5 in original LLaVA's layout, the tower beside it; gives its bytes.
+
+    Args:
+        dtype: "float16" or "bfloat16".
+    """
     config = LlavaConfig(text=DecoderConfig(num_hidden_layers=layers), vision=VisionConfig(), mm_vision_select_layer=-2)
     assert config.vision is not None
     processor = declared_files.complete_processor(
@@ -61,27 +65,29 @@ def make_checkpoint(directory: Path, layers: int) -> int:
             "image_std": [0.5] * 3,
         },
     )
-    facts = declared_files.Facts(config=config, processor=processor, special_ids={}, dtype="float16")
-    tensors = {name: _random_entry(shape) for name, shape in parameter_shapes(config).items()}
+    facts = declared_files.Facts(config=config, processor=processor, special_ids={}, dtype=dtype)
+    tensors = {name: _random_entry(shape, dtype) for name, shape in parameter_shapes(config).items()}
     tower = {name: entry for name, entry in tensors.items() if name.startswith("vision_tower.")}
     rest = {name: entry for name, entry in tensors.items() if name not in tower}
     place = directory / declared_files.TOWER_DIRECTORY
     place.mkdir(parents=True)
     write_json(directory / "config.json", {**declared_files.original_config(facts), "unfreeze_mm_vision_tower": False})
-    write_json(place / "config.json", declared_files.tower_config(config.vision, "float16"))
+    write_json(place / "config.json", declared_files.tower_config(config.vision, dtype))
     write_json(place / "preprocessor_config.json", declared_files.tower_preprocessor(processor))
     write_weights(directory, to_layout(rest, ORIGINAL), SHARD_BYTES, {"format": "pt"})
     write_weights(place, to_layout(tower, CLIP), SHARD_BYTES, {"format": "pt"})
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
 
-def _random_entry(shape: tuple[int, ...]) -> TensorEntry:
+def _random_entry(shape: tuple[int, ...], dtype: str) -> TensorEntry:
+    kind = FLOAT_TYPES[dtype]
+
     def read() -> np.ndarray:
         random = np.random.default_rng(0)
-        block = random.standard_normal(1 << 20, dtype=np.float32).astype(np.float16)
+        block = convert(random.standard_normal(1 << 20, dtype=np.float32), "F32", kind)
         return np.resize(block, shape)
 
-    return TensorEntry("F16", shape, read)
+    return TensorEntry(kind, shape, read)
 
 
 def time_copy(source: Path, target: Path) -> float:

@@ -196,7 +196,9 @@ def fill_model(
         if name in parameters and not has_memory(parameters[name]):
             defer(parameters[name], reader(as_stored[name], f"'{name}' of {source}"))
         elif name in parameters:  # else an array of codes, or a weight that is not built
-            copy_into(parameters[name], own_part(entry, part_of(parameters[name])))
+            # Looked at as it is read, so that of a weight that processes split nothing else is.
+            own = own_part(as_stored[name], part_of(parameters[name]))
+            copy_into(parameters[name], finite(own, f"'{name}' of {source}"))
         elif name in codes:
             layer, part = codes[name]
             layer.store(part, entry.read())
