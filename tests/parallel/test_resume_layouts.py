@@ -36,11 +36,13 @@ class Phase:
     Args:
         ranks: processes.
         sharding: "" or a stage.
+        tensor: processes that compute one model together.
     """
 
     ranks: int
     sharding: str = ""
     where: Where = "cpu"
+    tensor: int = 1
 
 
 PHASES = (
@@ -90,10 +92,11 @@ def test_half_precision_without_master_weights_goes_on_too(cluster: Cluster, wor
 
 
 def whole_and_parts(
-    cluster: Cluster, world: World, folder: Path, phases: Sequence[Phase], **changes: Any
+    cluster: Cluster, world: World, folder: Path, phases: Sequence[Phase], at_once: Phase | None = None, **changes: Any
 ) -> tuple[Path, Path]:
-    """What a run left that the last phase made at once, and what one left of two steps in each phase."""
-    train(cluster, world, folder / "whole", phases[-1], 2 * len(phases), changes)
+    """What a run left that was made at once, in the layout of the last phase unless another is given, and what one left
+    of two steps in each phase."""
+    train(cluster, world, folder / "whole", at_once or phases[-1], 2 * len(phases), changes)
     for number, phase in enumerate(phases, start=1):
         train(cluster, world, folder / "parts", phase, 2 * number, changes)
         out = folder / "parts" / "out"
@@ -103,7 +106,9 @@ def whole_and_parts(
 
 def train(cluster: Cluster, world: World, folder: Path, phase: Phase, steps: int, changes: Mapping[str, Any]) -> None:
     """Trains up to a step, with 4 samples in each."""
-    changes = {**changes, "gradient_accumulation_steps": 4 // phase.ranks, "device": phase.where}
+    changes = {**changes, "gradient_accumulation_steps": 4 * phase.tensor // phase.ranks, "device": phase.where}
+    if phase.tensor > 1:
+        changes["tensor_parallel_degree"] = phase.tensor
     if phase.sharding:
         changes["sharding"] = phase.sharding
     hooks = [Hook("tests.parallel.hooks:slice_weights", None, {"largest": 64})] if phase.sharding == "stage3" else []
