@@ -32,7 +32,9 @@ _BF16 = {"bf16": True, "fp16_opt_level": "O2", "amp_master_grad": True}
 CASES: dict[str, dict[str, Any]] = {
     "full": {},
     "lora": {**LORA_WITHOUT_DROPOUT, "learning_rate": 0.02},
+    "lora at a usual rate": LORA_WITHOUT_DROPOUT,
     "packed": {"mixtoken": True, "per_device_train_batch_size": 1, "max_length": 180},
+    "packed and recomputed": {"mixtoken": True, "per_device_train_batch_size": 1, "max_length": 180, "recompute": True},
     "modality": {"group_by_modality_length": True},  # of data with whole steps of texts
     "texts": {},
     "qlora": {**LORA_WITHOUT_DROPOUT, "quantize_base": "nf4"},

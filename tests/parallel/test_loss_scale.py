@@ -14,12 +14,15 @@ from tests.tiny_world import World, reports
 SCALE = 1024.0
 
 
-@pytest.mark.parametrize(("sharding", "master_grad"), [("stage1", False), ("stage2", True)])
+@pytest.mark.parametrize(
+    ("sharding", "master_grad", "tensor"), [("stage1", False, 1), ("stage2", True, 1), ("", False, 2)]
+)
 def test_all_leave_out_the_step_in_which_one_overflows(
-    cluster: Cluster, world: World, tmp_path: Path, sharding: str, master_grad: bool
+    cluster: Cluster, world: World, tmp_path: Path, sharding: str, master_grad: bool, tensor: int
 ) -> None:
     values = {"fp16": True, "fp16_opt_level": "O2", "amp_master_grad": master_grad, "scale_loss": SCALE}
     values |= {"save_strategy": "steps", "save_steps": 4, "adam_epsilon": 1e-4, "device": "npu", "sharding": sharding}
+    values |= {"tensor_parallel_degree": tensor}
     hook = Hook("tests.parallel.hooks:nan_gradient", rank=1, values={"step": 2})
     recipe = world.recipe(tmp_path, **values)
     outcome = cluster.run(2, "tools.supervised_finetune", recipe, where="npu", hooks=[hook])

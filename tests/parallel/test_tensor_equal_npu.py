@@ -1,0 +1,56 @@
+"""Four stand-in NPUs, two for each replica of the model, learn what one process learns, whatever the replicas share."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.parallel.cluster import Cluster
+from tests.parallel.curves import gaps
+from tests.parallel.table import Layout, Table, Trained, check_equal
+from tests.parallel.test_equal_npu import ONE_NPU
+from tests.tiny_world import World
+
+
+@pytest.fixture(scope="module")
+def table(cluster: Cluster, world: World, tmp_path_factory: pytest.TempPathFactory) -> Table:
+    return Table(cluster, world, tmp_path_factory.mktemp("table"))
+
+
+def replicas(sharding: str) -> Layout:
+    """Two replicas of two processes each."""
+    return Layout(4, sharding, "npu", tensor=2)
+
+
+def carried_by(trained: Trained) -> set[str]:
+    """The collectives that carried gradients and weights, by any process; whole weights are gathered for a file."""
+    ran = {name.split(":")[0] for own in trained.collectives for name, (_, total) in own.items() if total > 10_000}
+    return ran - {"all_gather"}
+
+
+# Inside of the layers outputs are added up in every layout.
+_SHARED = {"all_reduce", "reduce", "broadcast"}
+
+
+@pytest.mark.parametrize(
+    ("case", "sharding", "carried"),
+    [
+        ("evaluation", "", {"all_reduce"}),  # five samples, so that one replica has fewer batches
+        ("full", "stage1", _SHARED),
+        ("full", "stage2", _SHARED),
+        ("lora at a usual rate", "stage2", _SHARED),
+    ],
+)
+def test_float32(table: Table, case: str, sharding: str, carried: set[str]) -> None:
+    trained = table.trained(case, replicas(sharding))
+    check_equal(table.trained(case), trained)
+    assert carried_by(trained) == carried
+
+
+def test_bfloat16(table: Table) -> None:
+    """A sum over two processes rounds once more than the product of one: by as much as bfloat16 is off float32 itself,
+    for a weight one step of its type.  What the replicas share changes nothing."""
+    trained, alone = table.trained("bf16", replicas("")), table.trained("bf16", ONE_NPU)
+    apart = gaps(alone.learned, trained.learned)
+    assert apart.loss < 5e-3 and apart.weight <= 2**-8 and apart.norm < 0.01 * max(alone.learned.norms.values()), apart
+    for sharding in ("stage1", "stage2"):
+        check_equal(trained, table.trained("bf16", replicas(sharding)))
