@@ -1,7 +1,7 @@
 """Whether the weights that every process of a tensor group holds whole are still the same on all of them.
 
-Norms, tower, projector and some halves of adapters are trained by each process for itself, from equal gradients.  If
-these ever differ, by a fault of a card or of an operator, each process trains another model, and no loss shows it.
+Norms, tower, projector and some halves of adapters are trained by each process for itself, from gradients that were
+made equal.  If the weights ever differ, by a fault of a card, each process trains another model, and no loss shows it.
 """
 
 from __future__ import annotations
@@ -42,8 +42,7 @@ def check_replicas(parameters: Mapping[str, paddle.Tensor], layout: Layout) -> N
             more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
             raise UserError(
                 f"the weight '{differing[0]}'{more} of process {rank} is not that of process {first}, though both "
-                "train the same: one of their devices may be at fault, or an operator whose results differ from call "
-                "to call (docs/devices.md lists the flags against that)"
+                "trained it from the same gradients: one of their devices may be at fault"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ from paddlemix.checkpoints.pretrained import (
 )
 from paddlemix.errors import UserError
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig, VisionConfig
+from paddlemix.parallel import whole
 from paddlemix.parallel.layout import ALONE, Layout
 from paddlemix.parallel.replicas import check_replicas
 from paddlemix.parallel.tensor.parts import part_of
@@ -111,21 +113,38 @@ def write_and_read(folder: str, dtype: str) -> list[int]:
     alone.mkdir(parents=True)
     joint.mkdir(exist_ok=True)
     dist.barrier()
-    whole = random_model(dtype)
-    entries = {name: tensor_entry(parameter) for name, parameter in whole.named_parameters()}
-    split = build_model(whole.config, dtype, layout=layout)
+    model = random_model(dtype)
+    entries = {name: tensor_entry(parameter) for name, parameter in model.named_parameters()}
+    split = build_model(model.config, dtype, layout=layout)
     fill_model(split, entries, "a test")
     random = np.random.RandomState(4)
-    one, shared = trainer_of(whole, ALONE), trainer_of(split, layout)
+    one, shared = trainer_of(model, ALONE), trainer_of(split, layout)
     if dtype == "float32":
-        drawn = {name: random.randn(*parameter.shape) for name, parameter in whole.named_parameters()}
+        drawn = {name: random.randn(*parameter.shape) for name, parameter in model.named_parameters()}
         gradients = {name: value.astype("float32") for name, value in drawn.items() if "k_proj" not in name}
         step(one, gradients)
         step(shared, gradients)
     write_files(alone, checkpoint_files(one), ALONE)
+    held = watch_gathered()
     writers = write_files(joint, checkpoint_files(shared), layout, lambda path: layout.rank)
     _check_read_back(joint, one, layout, dtype)
-    return list(writers.values())
+    return {"writers": list(writers.values()), "held": held}
+
+
+def watch_gathered() -> list[int]:
+    """From now on this list gets, as a tensor of all parts is gathered, how many such exist already."""
+    references: list[weakref.ref[Any]] = []
+    counts: list[int] = []
+    gather = whole._one_after_the_other
+
+    def counted(own: paddle.Tensor, group: Any) -> paddle.Tensor:
+        counts.append(sum(reference() is not None for reference in references))
+        found = gather(own, group)
+        references.append(weakref.ref(found))
+        return found
+
+    whole._one_after_the_other = counted
+    return counts
 
 
 def _check_read_back(checkpoint: Path, expected: Any, layout: Layout, dtype: str) -> None:

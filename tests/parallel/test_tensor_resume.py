@@ -12,7 +12,8 @@ from tests.tiny_world import LORA, World, changed, weights
 ONE = Phase(1, "", "npu")
 SPLIT = Phase(2, "", "npu", tensor=2)
 PHASES = (SPLIT, ONE, Phase(2, "stage2", "npu"), SPLIT)
-SHARED_PHASES = (Phase(4, "stage2", "npu", tensor=2), SPLIT, Phase(4, "stage1", "npu", tensor=2), ONE)
+FOUR = {stage: Phase(4, stage, "npu", tensor=2) for stage in ("", "stage1", "stage2")}
+SHARED_PHASES = (FOUR["stage2"], FOUR[""], FOUR["stage1"], ONE)
 
 
 def names(directory: Path) -> list[Path]:

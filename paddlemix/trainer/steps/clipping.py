@@ -13,7 +13,7 @@ Paddle 3.3.1:
     stage3              slices of large weights, each process its own; small weights whole (marked `unslice`)
 
 In a tensor group each process has parts of some weights (`parallel.tensor.parts`) and their gradients; other weights
-are whole in all of them, and their gradients the same once `partial_gradients` are added up.
+are whole in all of them, and their gradients the same once `partial_gradients` has joined them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from paddle.nn.clip import ClipGradBase, _squared_l2_norm
 
 from paddlemix.parallel.layout import ALONE, Layout
 from paddlemix.parallel.tensor.parts import part_of
-from paddlemix.trainer.steps.partial_gradients import sum_partial_gradients
+from paddlemix.trainer.steps.partial_gradients import join_gradients
 from paddlemix.trainer.steps.step_losses import StepLosses
 
 Pairs = list[tuple[paddle.Tensor, paddle.Tensor | None]]  # (parameter, gradient), as paddle passes them to a clip
@@ -61,7 +61,7 @@ class MeasuredNorm(ClipGradBase):
     @paddle.no_grad()
     def _dygraph_clip(self, params_grads: Pairs) -> Pairs:
         pairs = [(parameter, gradient) for parameter, gradient in params_grads if gradient is not None]
-        sum_partial_gradients(pairs, self._layout)
+        join_gradients(pairs, self._layout)
         gradients = [gradient for _, gradient in pairs]
         # Divided first, so that the norm is that of the true gradient.
         overflow = None if self.scale is None else _divided(_summed(gradients, self._layout), self.scale)

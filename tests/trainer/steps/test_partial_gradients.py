@@ -1,4 +1,5 @@
-"""Gradients in a tensor group: shares are added up, parts count in the norm where they are, whole ones once."""
+"""Gradients in a tensor group: shares are added up, whole ones averaged; in the norm parts count where they are, whole
+ones once."""
 
 from __future__ import annotations
 
@@ -61,7 +62,7 @@ def test_the_norm_is_that_of_one_process(messages: list[int], stage: Stage, want
     factor = 0.5 / wanted**0.5
     for gradient, value in zip(gradients, (1.0, 2.0, 1.0), strict=True):
         np.testing.assert_allclose(gradient.numpy(), factor * value, rtol=1e-6)
-    assert messages[0] == 6 and len(messages) == (3 if stage else 2)
+    assert messages[0] == 12 and len(messages) == (3 if stage else 2)
 
 
 def test_an_overflow_on_another_process_leaves_the_step_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,12 +89,23 @@ def test_types_and_messages(messages: list[int], monkeypatch: pytest.MonkeyPatch
     """Narrow gradients stay narrow; many numbers are sent in several messages, none of them twice."""
     monkeypatch.setattr(partial_gradients, "_AT_ONCE", 13)
     pairs = [(parameters()[1], paddle.full([2, 3], 3.0, dtype="bfloat16")) for _ in range(5)]
-    partial_gradients.sum_partial_gradients(pairs, tensor_layout())
+    partial_gradients.join_gradients(pairs, tensor_layout())
     assert all(gradient.dtype == paddle.bfloat16 and (gradient == 6.0).all() for _, gradient in pairs)
     assert messages == [12, 12, 6]
     with_one = (parameters()[1], paddle.ones([2, 3]))
-    partial_gradients.sum_partial_gradients([with_one], Layout())
+    partial_gradients.join_gradients([with_one], Layout())
     assert (with_one[1] == 1.0).all()
+
+
+def test_whole_gradients_are_the_mean_of_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operator that adds up in any order returns other last bits on the other process."""
+    mine, others = np.float32(0.1), np.nextafter(np.float32(0.1), np.float32(1))
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor, group: tensor.add_(paddle.full_like(tensor, others / 2)))
+    part, _, whole = parameters()
+    pairs = [(part, paddle.full([2, 3], mine)), (whole, paddle.full([2, 3], mine))]
+    partial_gradients.join_gradients(pairs, tensor_layout())
+    np.testing.assert_array_equal(pairs[0][1].numpy(), mine)
+    np.testing.assert_array_equal(pairs[1][1].numpy(), mine / 2 + others / 2)
 
 
 def test_which_replica_updates_a_weight_does_not_depend_on_the_part() -> None:
