@@ -21,6 +21,7 @@ from paddlemix.models.kernels.operators import difference, on_cpu
 from paddlemix.models.layers import initialising
 from paddlemix.parallel.tensor.parts import Part, linear_part, mark, mark_partial
 from paddlemix.peft.settings import LoRAConfig
+from paddlemix.peft.split_adapters import dropping_of
 
 
 @runtime_checkable
@@ -120,7 +121,8 @@ class LoRALinear(nn.Layer):
             return outputs if self.bias is None else outputs + self.bias
         outputs = self._plain(inputs, with_bias=True)
         if dropping:
-            return outputs + DroppedLowRankFunction.apply(inputs, *self.factors(), self.scaling, self.dropout)
+            dropping = dropping_of(self.dropout, self.tensor_part)
+            return outputs + DroppedLowRankFunction.apply(inputs, *self.factors(), self.scaling, dropping)
         return outputs + self._update(inputs)
 
     def factors(self) -> tuple[paddle.Tensor, paddle.Tensor]:

@@ -15,12 +15,12 @@ from paddle import nn
 from paddlemix.errors import UserError
 from paddlemix.log import logger
 from paddlemix.models.layers import skip_initialisation
-from paddlemix.parallel.tensor.parts import linear_part, whole_sides
-from paddlemix.parallel.tensor.split_plan import AXES
+from paddlemix.parallel.tensor.parts import whole_sides
 from paddlemix.peft.dora import DoRALinear
 from paddlemix.peft.linear import LoRALinear, QuantizedBase
 from paddlemix.peft.pissa import PiSSALinear
 from paddlemix.peft.settings import LoRAConfig, is_adapter_weight
+from paddlemix.peft.split_adapters import check_part
 
 __all__ = ["LoRAConfig", "LoRALinear", "add_lora", "linear_names", "lora_parameters", "merge_lora", "quantized_layers"]
 
@@ -66,7 +66,7 @@ def add_lora(model: nn.Layer, config: LoRAConfig, filled: Collection[str] = ()) 
             )
         if config.pissa:
             _check_pissa(name, layer, config.rank_of(name))
-        _check_part(name, layer, config, begins)
+        check_part(name, layer, config, begins)
     if config.pissa and begins:
         logger.info("PiSSA: computing the principal components of %d weights", len(found))
     # an adapter that is loaded brings all its numbers: none are computed first
@@ -124,31 +124,6 @@ def _check_pissa(name: str, layer: Any, rank: int) -> None:
         raise UserError(
             f"pissa: rank {rank} is above {min(sides)}, the smaller side of '{name}' "
             f"({' x '.join(map(str, sides))}); lower lora_rank"
-        )
-
-
-def _check_part(name: str, layer: nn.Layer, config: LoRAConfig, begins: bool) -> None:
-    """Refuses what needs more of a weight than the part of it that a process of a tensor group has.
-
-    Args:
-        begins: whether the adapter gets start values that are computed from weights.
-    """
-    part = linear_part(layer)
-    if part is None:
-        return
-    # A length of DoRA is a sum over all inputs of an output, and components are those of the whole weight.
-    if config.use_dora and part.axis == 0:
-        columns = "|".join(kind for kind, axis in AXES.items() if axis == 1)
-        new = f'set lora_target_modules to "language_model.*({columns})" or use_dora false (rslora works)'
-        raise UserError(
-            f"DoRA needs all inputs of '{name}', which tensor parallelism splits; "
-            f"{new if begins else 'merge the adapter (paddlemix merge-lora)'}, or use tensor_parallel_degree 1"
-        )
-    if config.pissa and begins:
-        raise UserError(
-            f"pissa begins with the components of the whole weight of '{name}', which tensor parallelism splits; "
-            "set pissa false (rslora works), or begin the adapter with tensor_parallel_degree 1 and continue it with "
-            "lora_path"
         )
 
 

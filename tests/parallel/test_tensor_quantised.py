@@ -94,6 +94,8 @@ def learn(model: Any, trains: tuple[str, ...]) -> list[float]:
         parameter.stop_gradient = not any(part in name for part in trains) or name.endswith("_start")
         trained += [] if parameter.stop_gradient else [parameter]
     losses = []
+    model.train()
+    paddle.seed(11)  # once, so that a difference in what is drawn reaches all later steps
     for _ in range(STEPS):
         loss, _ = LossModel(model)(
             index, targets, positions, input_ids=ids, pixel_values=pixels, merge_index=merge_index
@@ -152,6 +154,13 @@ CASES: dict[str, tuple[str | None, bool, dict[str, Any], tuple[str, ...]]] = {
     "bfloat16": ("bfloat16", False, LORA, ("lora_", "bias")),
     "DoRA on nf4": ("nf4", False, {**LORA, "use_dora": True, "layers": COLUMNS}, ("lora_",)),
     "DoRA and biases": (None, False, {**LORA, "use_dora": True, "layers": (*COLUMNS, "lm_head")}, ("lora_", "bias")),
+    "dropout": ("int8", False, {**LORA, "lora_dropout": 0.3, "layers": (*LAYERS, "linear_1")}, ("lora_",)),
+    "DoRA with dropout": (
+        "nf4",
+        False,
+        {**LORA, "lora_dropout": 0.3, "use_dora": True, "layers": COLUMNS},
+        ("lora_",),
+    ),
     "a continued PiSSA": (None, False, {**LORA, "pissa": True}, ("lora_",)),
     "tower, projector and output layer": (
         "int8",
@@ -173,6 +182,16 @@ def test_equal_to_one_process(outcome: Outcome, case: str) -> None:
     for differences in (result[case] for result in outcome.results):
         assert {name: value for name, value in differences.items() if value > MAX_GAP} == {}
         assert len(differences) > 20
+
+
+def test_rows_drop_their_part_of_one_mask() -> None:
+    from paddlemix.models.kernels.operators import Dropping
+    from paddlemix.parallel.tensor.parts import Part
+    from paddlemix.peft.split_adapters import dropping_of
+
+    part = Part(axis=0, start=64, stop=96, size=192)
+    assert dropping_of(0.1, part) == Dropping(0.1, width=192, first=64)
+    assert dropping_of(0.1, part.along(1)) == dropping_of(0.1, None) == Dropping(0.1)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from paddle.autograd import PyLayer
 
 from paddlemix.models.kernels import cpu
 from paddlemix.models.kernels.functions import as_type, autocasts, only, trains
-from paddlemix.models.kernels.operators import dropout_mask, widened_mask
+from paddlemix.models.kernels.operators import Dropping, dropout_mask, widened_mask
 
 NARROW_COST = 3  # a product with a factor of few columns runs at about a third of the rate
 
@@ -131,19 +131,24 @@ class DroppedLowRankFunction(PyLayer):
 
     @staticmethod
     def forward(
-        ctx: Any, inputs: paddle.Tensor, first: paddle.Tensor, second: paddle.Tensor, scaling: float, rate: float
+        ctx: Any,
+        inputs: paddle.Tensor,
+        first: paddle.Tensor,
+        second: paddle.Tensor,
+        scaling: float,
+        dropping: Dropping,
     ) -> paddle.Tensor:
-        """[..., in], [in, r], [r, out] -> [..., out]; `rate` is the share that is dropped.
+        """[..., in], [in, r], [r, out] -> [..., out].
 
         Products run in the type that autocast chooses, else in that of the inputs, and so does the backward pass.
         """
         # one byte per number; the factors are made of it again in the backward pass
-        mask = dropout_mask(inputs, rate)
-        factors, gain = widened_mask(mask, rate, inputs.dtype)
+        mask = dropout_mask(inputs, dropping)
+        factors, gain = widened_mask(mask, dropping.rate, inputs.dtype)
         dropped = inputs * factors
         narrow = paddle.matmul(dropped, first if autocasts() else as_type(first, inputs.dtype))
         ctx.save_for_backward(inputs, mask, narrow, first, second)
-        ctx.scaling, ctx.rate, ctx.trains = scaling * gain, rate, trains(inputs, first, second)
+        ctx.scaling, ctx.rate, ctx.trains = scaling * gain, dropping.rate, trains(inputs, first, second)
         return paddle.matmul(narrow * ctx.scaling, second if autocasts() else as_type(second, narrow.dtype))
 
     @staticmethod

@@ -11,6 +11,8 @@ Source: the operators that PaddleCustomDevice registers for NPU, by type (Octobe
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import paddle
 from paddle.nn import functional
@@ -62,15 +64,36 @@ def dropout(inputs: paddle.Tensor, rate: float) -> paddle.Tensor:
     if on_cpu(inputs):
         return functional.dropout(inputs, rate, training=True)
     # drawn on the device itself, see above
-    factors, gain = widened_mask(dropout_mask(inputs, rate), rate, inputs.dtype)
+    factors, gain = widened_mask(dropout_mask(inputs, Dropping(rate)), rate, inputs.dtype)
     return inputs * factors.scale_(gain)
 
 
-def dropout_mask(inputs: paddle.Tensor, rate: float) -> paddle.Tensor:
+class Dropping(NamedTuple):
+    """What a layer's dropout draws.
+
+    Args:
+        rate: share that is dropped.
+        width: of the layer's inputs where a process has only some of them, else 0.  All are drawn then, so that each
+            has the mask that one process draws, and generators stay alike on processes with parts of several sizes.
+        first: of the inputs that are here.
+    """
+
+    rate: float
+    width: int = 0
+    first: int = 0
+
+
+def dropout_mask(inputs: paddle.Tensor, dropping: Dropping) -> paddle.Tensor:
     """bool, of the inputs' shape: what is left, drawn from the generator of the inputs' device."""
+    width = inputs.shape[-1]
+    drawn = [*inputs.shape[:-1], dropping.width or width]
     if on_cpu(inputs):
-        return functional.dropout(paddle.ones_like(inputs), rate, training=True) > 0
-    return paddle.uniform(inputs.shape, dtype="float32", min=0.0, max=1.0) >= cached_constant(_number, rate)
+        numbers = functional.dropout(paddle.ones(drawn, dtype=inputs.dtype), dropping.rate, training=True)
+    else:
+        numbers = paddle.uniform(drawn, dtype="float32", min=0.0, max=1.0)
+    if dropping.width:  # before they are compared: NPU slices numbers, not truth values
+        numbers = numbers[..., dropping.first : dropping.first + width]
+    return numbers > 0 if on_cpu(inputs) else numbers >= cached_constant(_number, dropping.rate)
 
 
 def widened_mask(mask: paddle.Tensor, rate: float, dtype: paddle.dtype) -> tuple[paddle.Tensor, float]:

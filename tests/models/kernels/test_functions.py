@@ -16,6 +16,7 @@ from paddlemix.models.attention import attention_bias
 from paddlemix.models.kernels.attention_functions import AttentionFunction
 from paddlemix.models.kernels.functions import GatedFunction, RMSNormFunction, RotaryFunction
 from paddlemix.models.kernels.linear_functions import DroppedLowRankFunction, LowRankLinearFunction
+from paddlemix.models.kernels.operators import Dropping
 from paddlemix.models.rotary import Rope, rotary_tables
 from tests.tiny_models import draw
 
@@ -130,7 +131,7 @@ def test_a_dropped_update_is_the_plain_formula(frozen: int | None) -> None:
         return paddle.matmul(paddle.matmul(dropped, first), second) * 1.5
 
     results = []
-    for formula in (plain, lambda *tensors: DroppedLowRankFunction.apply(*tensors, 1.5, 0.4)):
+    for formula in (plain, lambda *tensors: DroppedLowRankFunction.apply(*tensors, 1.5, Dropping(0.4))):
         paddle.seed(3)
         tensors = [paddle.to_tensor(array, stop_gradient=place == frozen) for place, array in enumerate(arrays)]
         outputs = formula(*tensors)
