@@ -8,7 +8,7 @@
     stage3    whole, where small      whole                        the weight's name
 
 Where a tensor group splits a weight, "whole" here is this process's part of it (`tensor/parts.py`), and so for its
-moments and master weight.  Processes of one tensor group may then hold the states of different weights.
+moments and master weight.
 
 Source: Paddle 3.3.1, dygraph_sharding_optimizer.py, group_sharded_optimizer_stage2.py, group_sharded_stage3.py.  The
 states of a float32 copy (master weight) are kept under that copy's name, which differs from stage to stage.

@@ -15,7 +15,7 @@ from paddle import nn
 from paddlemix.errors import UserError
 from paddlemix.log import logger
 from paddlemix.models.layers import skip_initialisation
-from paddlemix.parallel.tensor.parts import whole_sides
+from paddlemix.parallel.tensor.parts import linear_part, mark_linear, whole_sides
 from paddlemix.peft.dora import DoRALinear
 from paddlemix.peft.linear import LoRALinear, QuantizedBase
 from paddlemix.peft.pissa import PiSSALinear
@@ -97,6 +97,9 @@ def merge_lora(model: nn.Layer) -> int:
                 layer.weight.set_value(merged.astype(layer.weight.dtype))
                 plain.weight = layer.weight
         plain.bias, plain.training = layer.bias, layer.training
+        part = linear_part(layer)
+        if part is not None:
+            mark_linear(plain, part)
         setattr(parent, child, plain)
     return len(names)
 

@@ -11,6 +11,7 @@ import numpy as np
 import paddle
 import pytest
 
+from paddlemix.checkpoints.adapters.adapter import weight_shapes
 from paddlemix.checkpoints.files.tensors import TensorEntry, array_entry, transposed
 from paddlemix.checkpoints.files.weight_files import read_weights, write_json, write_safetensors, write_weights
 from paddlemix.checkpoints.layouts.weight_names import LLAMA, is_linear_weight
@@ -20,6 +21,8 @@ from paddlemix.errors import UserError
 from paddlemix.models.configuration import DecoderConfig, LlavaConfig
 from paddlemix.parallel.layout import Layout
 from paddlemix.parallel.tensor.parts import part_of
+from paddlemix.peft.lora import merge_lora
+from tests.peft_cases import BASE, CASES, GOLDEN_ADAPTERS
 from tests.tiny_models import randomise
 
 # Embedding and output layer are 6.4 MB, the projections to and from the inner width 2.6, and all else is small.
@@ -103,3 +106,25 @@ def test_shapes_of_wholes_are_named(places: dict[str, Path], tmp_path: Path) -> 
     write_safetensors(tmp_path / "model.safetensors", values)
     with pytest.raises(UserError, match=re.escape(f"{name} is [9999, 64], expected [10000, 64]")):
         load_pretrained(tmp_path, layout=layout_of(1))
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, case in CASES.items() if case.is_golden and not {"dora", "pissa"} & {name}]
+)
+def test_an_adapter_of_another_program_is_split_as_its_base_is(name: str) -> None:
+    """Also after it is merged, which gives parts of the merged weights."""
+    place, base = GOLDEN_ADAPTERS / name, str(BASE)
+    whole = load_pretrained(place, base=base).model
+    parts = [load_pretrained(place, base=base, layout=layout_of(rank)).model for rank in (0, 1)]
+    for is_merged in (False, True):
+        if is_merged:
+            assert merge_lora(whole) == merge_lora(parts[0]) == merge_lora(parts[1]) > 0
+        weights = dict(whole.named_parameters())
+        for model in parts:
+            found = dict(model.named_parameters())
+            assert found.keys() == weights.keys()
+            for key, weight in found.items():
+                part = part_of(weight)
+                wanted = (weights[key] if part is None else part.cut(weights[key])).numpy()
+                np.testing.assert_allclose(weight.numpy(), wanted, rtol=0, atol=1e-6, err_msg=key)
+            assert weight_shapes(model) == weight_shapes(whole)
