@@ -51,4 +51,5 @@ def training_of(config: RunConfig, devices: int) -> Training:
         sharding_degree=devices if degree < 1 else min(degree, devices),
         accumulates=config.gradient_accumulation_steps > 1,
         recompute=config.recompute,
+        tensor_degree=tensor_degree(config),
     )

@@ -106,9 +106,14 @@ def estimate_memory(
         for part in PARTS
     )
     afterwards = exchanged_afterwards(weights, training)
-    # What comes when the activations go: the smaller of the two never adds to the peak.
     gradients = 0 if training.keeps_gradients else sum(part.gradients for part in parts)
     working = activations.working
+    # Gradients come while activations go, and what is exchanged comes after both: the sum of all never exists.
+    highest = max(
+        activations.kept + activations.loss,
+        max(activations.kept, gradients) + activations.backward - activations.released,
+        gradients + afterwards,
+    )
     made_anew = activations.kept + working
     return MemoryEstimate(
         parts=tuple(part for part in parts if part.count),
@@ -116,7 +121,7 @@ def estimate_memory(
         working=working,
         wide=wide,
         communication=buffers_in_passes(weights, training) + afterwards,
-        never_together=min(gradients + afterwards, activations.kept),
+        never_together=activations.kept + working + gradients + afterwards - highest,
         # An accelerator's allocator takes what it has freed before it asks for more; its overhead is not modelled.
         overhead=round(HEAP_SHARE * made_anew + HEAP_BLOCKS * activations.block) if on_cpu else 0,
         program=program,

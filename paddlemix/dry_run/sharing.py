@@ -27,6 +27,7 @@ from paddlemix.dry_run.step_sizes import FLOAT32
 from paddlemix.parallel.deferred import LARGE
 
 PIECE = 2**23  # numbers of stage 2's buffer for the gradients of one other device
+PARTIAL_AT_ONCE = 2**25  # numbers of a message of partial gradients, as in trainer/steps/partial_gradients.py
 STATES = 2 * FLOAT32  # bytes of AdamW's means of gradient and squared gradient, a number
 
 
@@ -67,7 +68,9 @@ class Training:
         sharding_degree: devices that share one copy, >= 1.
         accumulates: gradients stay while the next micro-batch goes forward.  Else they are freed after every step, and
             grow while activations are freed.
-        recompute: replicas then add their gradients up after the last backward pass, and so with float32 gradients.
+        recompute: replicas then add their gradients up after the last backward pass, and so with float32 gradients and
+            with tensor groups.
+        tensor_degree: devices of a tensor group, >= 1.
     """
 
     master_weights: bool = False
@@ -77,6 +80,7 @@ class Training:
     sharding_degree: int = 1
     accumulates: bool = True
     recompute: bool = False
+    tensor_degree: int = 1
 
     @property
     def stage(self) -> int:
@@ -91,7 +95,7 @@ class Training:
     @property
     def adds_up_afterwards(self) -> bool:
         """Whether replicas exchange gradients in one go, when activations are free again."""
-        return self.stage > 0 or self.recompute or self.float32_gradients
+        return self.stage > 0 or self.recompute or self.float32_gradients or self.tensor_degree > 1
 
     @property
     def keeps_gradients(self) -> bool:
@@ -119,15 +123,17 @@ def own_names(weights: Sequence[Weight], training: Training) -> frozenset[str]:
     trained = [weight for weight in weights if weight.trained]
     if training.stage not in (1, 2):
         return frozenset(weight.name for weight in trained)
-    if training.stage == 1:  # stage 2 takes them in their order
-        trained.sort(key=lambda weight: weight.count, reverse=True)
+    # Stage 2 takes them in their order; all devices of a tensor group have to agree, so they count the whole.
+    if training.stage == 1 or training.tensor_degree > 1:
+        trained.sort(key=lambda weight: weight.in_all or weight.count, reverse=True)
     sizes = [0] * training.sharding_degree
-    owners: list[list[str]] = [[] for _ in sizes]
+    owners: list[list[Weight]] = [[] for _ in sizes]
     for weight in trained:
         owner = sizes.index(min(sizes))
-        sizes[owner] += weight.count
-        owners[owner].append(weight.name)
-    return frozenset(owners[sizes.index(max(sizes))])
+        sizes[owner] += weight.in_all or weight.count
+        owners[owner].append(weight)
+    fullest = max(owners, key=lambda own: sum(weight.count for weight in own))
+    return frozenset(weight.name for weight in fullest)
 
 
 def held(weights: Sequence[Weight], own: frozenset[str], training: Training) -> Held:
@@ -163,11 +169,18 @@ def exchanged_afterwards(weights: Sequence[Weight], training: Training) -> int:
 
     Replicas exchange all; a tensor group then those of which each of its devices has a share.
     """
-    own = own_names(weights, training)
-    partial = held([weight for weight in weights if weight.partial], own, training).gradients
+    partial = _partial_message(weights, training)
     if training.replicas < 2 or not training.adds_up_afterwards:
         return partial
-    return max(partial, held(weights, own, training).gradients)
+    return max(partial, held(weights, own_names(weights, training), training).gradients)
+
+
+def _partial_message(weights: Sequence[Weight], training: Training) -> int:
+    """Bytes of the largest message of gradients that a tensor group adds up: in float32, and copied into pieces."""
+    sizes = [weight.count for weight in weights if weight.partial and weight.trained]
+    if training.tensor_degree == 1 or not sizes:
+        return 0
+    return 2 * FLOAT32 * min(sum(sizes), max(PARTIAL_AT_ONCE, *sizes))
 
 
 def buffers_in_passes(weights: Sequence[Weight], training: Training) -> int:

@@ -13,10 +13,11 @@ import pytest
 from paddlemix.config.schema import RunConfig
 from paddlemix.dry_run.computation import computation_of, training_of
 from paddlemix.dry_run.model import describe_model
-from paddlemix.dry_run.sharing import Training, Weight, exchanged_afterwards
+from paddlemix.dry_run.sharing import PARTIAL_AT_ONCE, Training, Weight, exchanged_afterwards, own_names
 from paddlemix.dry_run.step_sizes import BatchShape
 from paddlemix.errors import UserError
 from paddlemix.models.presets import PRESETS, count_parameters
+from paddlemix.trainer.steps import partial_gradients
 from tests.dry_run.test_memory import LENGTH, ROWS, SMALL, TILES, small_llava
 from tests.parallel.cluster import Cluster
 
@@ -111,14 +112,24 @@ def weight(count: int, partial: bool) -> Weight:
     )  # fmt: skip
 
 
-def test_gradients_of_what_all_hold_are_summed_in_one_piece() -> None:
+def test_gradients_of_what_all_hold_are_summed_in_messages() -> None:
     weights = weight(1000, partial=False), weight(10, partial=True)
-    assert exchanged_afterwards(weights, Training()) == 20
-    assert exchanged_afterwards(weights, Training(devices=2)) == 20  # each backward pass exchanges the others
-    assert exchanged_afterwards(weights, Training(devices=2, recompute=True)) == 2020
-    # the device with the large one has no gradient of the small one
-    shared = Training(devices=2, sharding_stage=2, sharding_degree=2)
-    assert exchanged_afterwards(weights, shared) == 0
+    alone, two = Training(tensor_degree=2), Training(tensor_degree=2, devices=2)
+    assert exchanged_afterwards(weights, Training(devices=2)) == 0
+    assert exchanged_afterwards(weights, alone) == 2 * 4 * 10
+    assert exchanged_afterwards(weights, two) == 2020  # all of them, in a piece that is free again by then
+    large = weight(PARTIAL_AT_ONCE, partial=True), weight(PARTIAL_AT_ONCE + 8, partial=True), *weights
+    assert exchanged_afterwards(large, alone) == 2 * 4 * (PARTIAL_AT_ONCE + 8)
+    assert PARTIAL_AT_ONCE == partial_gradients._AT_ONCE
+
+
+def test_devices_of_a_group_agree_on_who_has_which_states() -> None:
+    """By the sizes of whole weights, in stage 2 as well; the fullest device counts by its parts."""
+    sizes = {"a": (60, 30), "b": (50, 25), "c": (50, 50), "d": (40, 20)}
+    weights = [replace(weight(part, partial=False), name=name, in_all=whole) for name, (whole, part) in sizes.items()]
+    for stage in (1, 2):
+        training = Training(tensor_degree=2, devices=2, sharding_stage=stage, sharding_degree=2)
+        assert own_names(weights, training) == {"b", "c"}
 
 
 @pytest.mark.parametrize(
