@@ -24,9 +24,10 @@ from paddlemix.parallel.layout import Layout
 from paddlemix.parallel.tensor.model import SplitLlavaModel
 from paddlemix.parallel.tensor.parts import has_partial_gradient, linear_part, whole_shape
 from paddlemix.peft.dora import DoRALinear
-from paddlemix.peft.linear import LoRALinear, QuantizedBase
+from paddlemix.peft.linear import LoRALinear
 from paddlemix.peft.lora import LoRAConfig, add_lora, linear_names
 from paddlemix.peft.quantize import QuantizationConfig, prepare_quantized, quantized_linears
+from paddlemix.peft.quantized_base import QuantizedBase
 from paddlemix.trainer.add_training import add_training
 from paddlemix.trainer.run_model import weight_dtype
 from paddlemix.trainer.trainable import part_of

@@ -1,4 +1,4 @@
-"""The layer that replaces a linear layer under an adapter, and the interface of a quantised layer below it.
+"""The layer that replaces a linear layer under an adapter.
 
     y = x W + scaling * dropout(x) A B        A [in, r] random, B [r, out] zero at the start
 
@@ -9,7 +9,7 @@ Source: Hu et al. 2021, "LoRA"; start values as in PEFT (Kaiming uniform with a 
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import paddle
 from paddle import nn
@@ -19,30 +19,10 @@ from paddlemix.models.kernels.functions import as_type
 from paddlemix.models.kernels.linear_functions import NARROW_COST, DroppedLowRankFunction, LowRankLinearFunction
 from paddlemix.models.kernels.operators import difference, on_cpu
 from paddlemix.models.layers import initialising
-from paddlemix.parallel.tensor.parts import Part, linear_part, mark, mark_partial
+from paddlemix.parallel.tensor.parts import linear_part, whole_sides
+from paddlemix.peft.quantized_base import QuantizedBase
 from paddlemix.peft.settings import LoRAConfig
-from paddlemix.peft.split_adapters import dropping_of
-
-
-@runtime_checkable
-class QuantizedBase(Protocol):
-    """A linear layer whose weight is stored in fewer bits; maps [..., in] to [..., out].
-
-    Args:
-        weight_shape: (in, out).
-        weight_dtype: of the original weight, and of its adapter.
-        bias: [out] or None; calling the layer adds it.
-    """
-
-    weight_shape: tuple[int, int]
-    weight_dtype: paddle.dtype
-    bias: paddle.Tensor | None
-
-    def __call__(self, inputs: paddle.Tensor) -> paddle.Tensor: ...
-
-    def dequantized(self) -> paddle.Tensor:
-        """[in, out] float32."""
-        ...
+from paddlemix.peft.split_adapters import dropping_of, split_factors
 
 
 class LoRALinear(nn.Layer):
@@ -76,32 +56,17 @@ class LoRALinear(nn.Layer):
         self._sums_are_exact = not self.is_quantized and self.adapter_dtype == paddle.float32
         # For few rows, e.g. of one decoded token, the product of A and B costs more than those with the inputs.
         self._least_rows = in_features * out_features / (NARROW_COST * (in_features + out_features))
-        part = self.tensor_part = linear_part(base)
-        rows = part if part is not None and part.axis == 0 else None
-        whole_in = in_features if rows is None else rows.size
+        self.tensor_part = linear_part(base)
+        whole_in = whole_sides(base, (in_features, out_features))[0]
         bound = 1 / math.sqrt(whole_in)  # Kaiming uniform with a = sqrt(5)
         start = nn.initializer.Uniform(-bound, bound) if initialising() else nn.initializer.Constant(0.0)
-        self.lora_A = self._new([whole_in, self.rank], start, rows)
+        self.lora_A = self._new([whole_in, self.rank], start)
         self.lora_B = self._new([self.rank, out_features])
-        if part is not None:
-            # Column: A is whole, and its gradient a share; B is a part.  Row: the other way round.
-            mark_partial(self.lora_B if rows is not None else self.lora_A)
-            mark(self.lora_A if rows is not None else self.lora_B, part)
+        split_factors(self)
 
-    def _new(
-        self, shape: list[int], start: nn.initializer.Initializer | None = None, part: Part | None = None
-    ) -> paddle.Tensor:
-        """A parameter, or this process's part of one: the whole is drawn, so that it has the numbers of one process."""
+    def _new(self, shape: list[int], start: nn.initializer.Initializer | None = None) -> paddle.Tensor:
         start = start or nn.initializer.Constant(0.0)
-        whole = self.create_parameter(shape, dtype=self.adapter_dtype, default_initializer=start)
-        if part is None:
-            return whole
-        own = list(shape)
-        own[part.axis] = part.stop - part.start
-        parameter = self._new(own)
-        if initialising():
-            parameter.set_value(part.cut(whole))
-        return parameter
+        return self.create_parameter(shape, dtype=self.adapter_dtype, default_initializer=start)
 
     def forward(self, inputs: paddle.Tensor) -> paddle.Tensor:
         """[..., in] -> [..., out].

@@ -15,10 +15,11 @@ from paddle import nn
 from paddlemix.errors import UserError
 from paddlemix.log import logger
 from paddlemix.models.layers import skip_initialisation
-from paddlemix.parallel.tensor.parts import linear_part, mark_linear, whole_sides
+from paddlemix.parallel.tensor.parts import linear_part, mark_linear
 from paddlemix.peft.dora import DoRALinear
-from paddlemix.peft.linear import LoRALinear, QuantizedBase
-from paddlemix.peft.pissa import PiSSALinear
+from paddlemix.peft.linear import LoRALinear
+from paddlemix.peft.pissa import PiSSALinear, check_pissa
+from paddlemix.peft.quantized_base import QuantizedBase
 from paddlemix.peft.settings import LoRAConfig, is_adapter_weight
 from paddlemix.peft.split_adapters import check_part
 
@@ -65,7 +66,7 @@ def add_lora(model: nn.Layer, config: LoRAConfig, filled: Collection[str] = ()) 
                 f"LoRA module '{name}' is not a linear layer of this model; is the adapter for another base?"
             )
         if config.pissa:
-            _check_pissa(name, layer, config.rank_of(name))
+            check_pissa(name, layer, config.rank_of(name))
         check_part(name, layer, config, begins)
     if config.pissa and begins:
         logger.info("PiSSA: computing the principal components of %d weights", len(found))
@@ -113,21 +114,6 @@ def lora_parameters(model: nn.Layer) -> Iterator[tuple[str, paddle.Tensor]]:
 
 def _own_names(kind: type[LoRALinear], modules: Collection[str]) -> Iterator[str]:
     return (f"{module}.{own}" for module in modules for own in kind.OWN)
-
-
-def _check_pissa(name: str, layer: Any, rank: int) -> None:
-    if not isinstance(layer, nn.Linear):
-        raise UserError(
-            f"pissa needs the weight of '{name}' in floating point, but the base is quantised; use a base that is not, "
-            "or pissa false (use_dora and rslora work on a quantised base)"
-        )
-    # a matrix has no more components than its smaller side
-    sides = whole_sides(layer, layer.weight.shape)
-    if rank > min(sides):
-        raise UserError(
-            f"pissa: rank {rank} is above {min(sides)}, the smaller side of '{name}' "
-            f"({' x '.join(map(str, sides))}); lower lora_rank"
-        )
 
 
 def _find(model: nn.Layer, name: str) -> tuple[nn.Layer, str, Any]:

@@ -10,13 +10,16 @@ Source: Meng et al. 2024, "PiSSA", section 3; the scaling as in PEFT (PaddleNLP 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import paddle
 from paddle import nn
 
+from paddlemix.errors import UserError
 from paddlemix.models.kernels.operators import difference
 from paddlemix.models.layers import initialising
-from paddlemix.parallel.tensor.parts import mark, part_of
+from paddlemix.parallel.tensor.parts import mark, part_of, whole_sides
 from paddlemix.peft.linear import LoRALinear
 from paddlemix.peft.settings import LoRAConfig
 
@@ -52,6 +55,30 @@ class PiSSALinear(LoRALinear):
         """
         first, second = difference(self.lora_A, self.lora_A_start), difference(self.lora_B, self.lora_B_start)
         return paddle.concat([first, self.lora_A_start], axis=1), paddle.concat([self.lora_B, second], axis=0)
+
+
+def check_pissa(name: str, layer: Any, rank: int) -> None:
+    """Refuses layers that have no such components.
+
+    Args:
+        name: of the layer, for messages.
+        layer: linear or quantised.
+
+    Raises:
+        UserError: it is quantised, or the rank is above the smaller side of its weight.
+    """
+    if not isinstance(layer, nn.Linear):
+        raise UserError(
+            f"pissa needs the weight of '{name}' in floating point, but the base is quantised; use a base that is not, "
+            "or pissa false (use_dora and rslora work on a quantised base)"
+        )
+    # a matrix has no more components than its smaller side
+    sides = whole_sides(layer, layer.weight.shape)
+    if rank > min(sides):
+        raise UserError(
+            f"pissa: rank {rank} is above {min(sides)}, the smaller side of '{name}' "
+            f"({' x '.join(map(str, sides))}); lower lora_rank"
+        )
 
 
 def principal_factors(weight: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:

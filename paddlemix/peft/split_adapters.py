@@ -11,11 +11,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from paddle import nn
 
 from paddlemix.errors import UserError
 from paddlemix.models.kernels.operators import Dropping
-from paddlemix.parallel.tensor.parts import Part, linear_part
+from paddlemix.models.layers import initialising
+from paddlemix.parallel.tensor.parts import Part, linear_part, mark, mark_partial
 from paddlemix.parallel.tensor.split_plan import AXES
 from paddlemix.peft.settings import LoRAConfig
 
@@ -47,6 +50,27 @@ def check_part(name: str, layer: nn.Layer, config: LoRAConfig, begins: bool) -> 
             "set pissa false (rslora works), or begin the adapter with tensor_parallel_degree 1 and continue it with "
             "lora_path"
         )
+
+
+def split_factors(layer: Any) -> None:
+    """Leaves this process's parts of a new adapter's factors, and marks them; nothing where the layer is whole.
+
+    Args:
+        layer: a `LoRALinear` whose A is whole: drawn whole, a part has the numbers of one process.
+    """
+    part = layer.tensor_part
+    if part is None:
+        return
+    first, second = layer.lora_A, layer.lora_B
+    if part.axis == 1:
+        mark_partial(first)
+        mark(second, part)
+        return
+    layer.lora_A = layer._new([layer.in_features, layer.rank])
+    if initialising():
+        layer.lora_A.set_value(part.cut(first))
+    mark(layer.lora_A, part)
+    mark_partial(second)
 
 
 def dropping_of(rate: float, part: Part | None) -> Dropping:

@@ -16,6 +16,7 @@ from paddlemix.models.kernels import cpu_library
 from paddlemix.parallel.tensor.parts import Part, mark_linear
 from paddlemix.parallel.tensor.split_plan import linear_parts
 from paddlemix.peft.quantize import QuantizationConfig, prepare_quantized
+from paddlemix.peft.quantized_base import QuantizedBase
 from paddlemix.peft.quantized_linear import QuantizedLinear
 from paddlemix.peft.quantized_weight import KINDS, QuantizedWeight, quantize_weight
 from paddlemix.peft.weight_parts import falls_on_blocks, split_arrays
@@ -87,6 +88,12 @@ def test_parts_go_together_to_the_whole_arrays(kind: str) -> None:
                 assert all(piece.tobytes() == weight.arrays[name].tobytes() for piece in pieces)
             else:
                 assert array.joined(pieces, axis=1 - axis).tobytes() == weight.arrays[name].tobytes()
+
+
+def test_a_part_is_a_base_for_adapters() -> None:
+    layer = layer_of(quantize_weight(draw(192, 30), "int8"), Part(axis=0, start=64, stop=192, size=192))
+    assert isinstance(layer, QuantizedBase) and not isinstance(nn.Linear(2, 2), QuantizedBase)
+    assert (layer.weight_shape, layer.whole_shape) == ((128, 30), (192, 30))
 
 
 def test_memory_of_a_part() -> None:

@@ -14,7 +14,7 @@ from paddlemix.checkpoints.files.tensors import TensorEntry
 from paddlemix.errors import UserError
 from paddlemix.identity import listed
 from paddlemix.parallel.tensor.parts import whole_shape, whole_sides
-from paddlemix.peft.linear import QuantizedBase
+from paddlemix.peft.quantized_base import QuantizedBase
 from paddlemix.peft.settings import MAGNITUDE, LoRAConfig, is_adapter_weight, is_start_value
 
 _MAX_LISTED = 4
