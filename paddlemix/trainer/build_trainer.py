@@ -51,7 +51,7 @@ def build_trainer(run: Run) -> LlavaTrainer:
 def _run_data(run: Run) -> RunData:
     """The run's data with its limits, its record of skipped samples and its cache of tower features."""
     config, spec, has_tower = run.config, run.processor.image_spec, run.loaded.model.config.vision is not None
-    store = open_store(config, run.loaded.model, run.layout.world_size)
+    store = open_store(config, run.loaded.model, run.layout.data_size)
     for samples in (run.train.samples if run.train else None, run.evaluation):
         if samples is not None:
             samples.features = store
@@ -64,7 +64,7 @@ def _run_data(run: Run) -> RunData:
         loading=replace(loading, dummy_tile=blank) if trains_visual_parts(run.loaded.model) else alike,
         evaluation_loading=alike,
         skips=SkipLog(run.output_dir, run.train, run.layout) if run.train else None,
-        vision_cache=VisionCache(store, run.loaded.model.vision_tower) if store is not None else None,
+        vision_cache=VisionCache(store, run.loaded.model.vision_tower, run.layout) if store is not None else None,
     )
 
 

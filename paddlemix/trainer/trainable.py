@@ -20,6 +20,7 @@ from paddle import nn
 from paddlemix.checkpoints.layouts.weight_names import PADDLEMIX
 from paddlemix.config.schema import RunConfig
 from paddlemix.errors import UserError
+from paddlemix.parallel.tensor.parts import whole_shape, whole_sides
 from paddlemix.peft.lora import linear_names, quantized_layers
 from paddlemix.peft.settings import LoRAConfig, is_adapter_weight, is_start_value
 
@@ -245,13 +246,14 @@ def trains_visual_parts(model: nn.Layer) -> bool:
 
 
 def count_parameters(model: nn.Layer) -> dict[str, tuple[int, int]]:
-    """(trained, all) numbers of each part."""
+    """(trained, all) numbers of each part of the whole model, of which a process may have a share."""
     counts = {part: [0, 0] for part in PARTS}
     for name, parameter in model.named_parameters():
         entry = counts[part_of(name)]
-        entry[1] += parameter.size
-        entry[0] += 0 if parameter.stop_gradient else parameter.size
+        size = math.prod(whole_shape(parameter))
+        entry[1] += size
+        entry[0] += 0 if parameter.stop_gradient else size
     # Codes are not parameters, so their layers are counted by the shape of the weight.
     for name, layer in quantized_layers(model):
-        counts[part_of(name)][1] += math.prod(layer.weight_shape)
+        counts[part_of(name)][1] += math.prod(whole_sides(layer, layer.weight_shape))
     return {part: (trained, total) for part, (trained, total) in counts.items()}

@@ -28,13 +28,15 @@ SLICED = 64  # numbers; larger weights are sliced by stage3, so most of the tiny
 # With Adam's own epsilon the last bit of a gradient near zero decides the sign of a whole update.
 _ALL = {"adam_epsilon": 1e-4, "max_steps": 3, "per_device_train_batch_size": 2}
 _BF16 = {"bf16": True, "fp16_opt_level": "O2", "amp_master_grad": True}
+_SAVINGS = {"per_device_train_batch_size": 1, "recompute": True, "cache_vision_features": True}
 
 CASES: dict[str, dict[str, Any]] = {
     "full": {},
     "lora": {**LORA_WITHOUT_DROPOUT, "learning_rate": 0.02},
     "lora at a usual rate": LORA_WITHOUT_DROPOUT,
+    "random lora": {**LORA_WITHOUT_DROPOUT, "lora_dropout": 0.2, "neftune": True},
     "packed": {"mixtoken": True, "per_device_train_batch_size": 1, "max_length": 180},
-    "packed and recomputed": {"mixtoken": True, "per_device_train_batch_size": 1, "max_length": 180, "recompute": True},
+    "packed, all kinds of savings": {"mixtoken": True, "max_length": 180, **_SAVINGS},
     "modality": {"group_by_modality_length": True},  # of data with whole steps of texts
     "texts": {},
     "qlora": {**LORA_WITHOUT_DROPOUT, "quantize_base": "nf4"},

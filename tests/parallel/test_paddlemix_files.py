@@ -1,7 +1,7 @@
 """PaddleMIX's files with sharding start as they are, but for their paths, on as many stand-in NPUs as they name.
 
-Source: PaddleMIX paddlemix/config/llava, v1_5/lora_sft_argument_stage2.json (commit 023a3fe) and
-pretrain_7b_benchmark.json (commit 3f8543a).
+Source: PaddleMIX paddlemix/config/llava, v1_5/lora_sft_argument_stage2.json (commit 023a3fe), the stage3 file beside it
+and pretrain_7b_benchmark.json (commit 3f8543a).
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from tests.parallel.cluster import Cluster
 from tests.parallel.curves import losses_and_weights
 from tests.tiny_world import World
 
+# PaddleNLP switches a sharding of degree 1 off, so that this is tensor parallelism alone.
+STAGE_3 = {"sharding": "stage3", "tensor_parallel_degree": 8, "sharding_parallel_degree": 1}
 STAGE_2 = {"sharding": "stage2", "tensor_parallel_degree": 1, "sharding_parallel_degree": 8}
 ITS_PRETRAINING_FILE = {
     "freeze_include": ["*llama*", "*lm_head*"],
@@ -54,14 +56,19 @@ ITS_PRETRAINING_FILE = {
 ENTRY = {"name": "chatml_dataset"}
 FILES: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
     "lora": ("tools.supervised_finetune", {**ITS_LORA_FILE, **STAGE_2}, {"train": "train", "eval": "eval"}),
+    "lora in parts": (
+        "tools.supervised_finetune",
+        {**ITS_LORA_FILE, **STAGE_3},
+        {"train": "train", "eval": "eval"},
+    ),
     "pretraining": ("examples.llava.pretrain", ITS_PRETRAINING_FILE, {"train": "captions"}),
 }
 _STEP = 8 * 16  # captions of one step
 STEPS = {"lora": 2, "pretraining": 3}  # 12 records once, a step's captions three times
 
 
-def as_it_is(world: World, folder: Path, name: str) -> Path:
-    """The file with our paths, and the device that its users give."""
+def as_it_is(world: World, folder: Path, name: str, **changes: Any) -> Path:
+    """The file with our paths, and the device that its users give; `changes` to its keys."""
     _, values, splits = FILES[name]
     data = {}
     for split, file in splits.items():
@@ -70,7 +77,7 @@ def as_it_is(world: World, folder: Path, name: str) -> Path:
         data[split] = [{**ENTRY, "data_files": str(folder / f"{split}.json")}]
     paths = {"model_name_or_path": str(world.model), "dataset": data, "image_root": str(world.data)}
     path = folder / "recipe.json"
-    write_json(path, {**values, **paths, "output_dir": str(folder / "out"), "device": "npu"})
+    write_json(path, {**values, **paths, "output_dir": str(folder / "out"), "device": "npu", **changes})
     return path
 
 
@@ -85,3 +92,23 @@ def test_with_fewer_the_error_names_the_key(cluster: Cluster, world: World, tmp_
     outcome = cluster.run(2, FILES["lora"][0], as_it_is(world, tmp_path, "lora"), where="npu")
     assert outcome.statuses == [2, 2], outcome.told()
     assert "sharding_parallel_degree 8" in outcome.logs[0] and not (tmp_path / "out").exists(), outcome.told()
+
+
+def test_its_tensor_parallelism_starts_on_as_many_as_are_there(cluster: Cluster, world: World, tmp_path: Path) -> None:
+    name, key = "lora in parts", "tensor_parallel_degree"
+    outcome = cluster.run(2, FILES[name][0], as_it_is(world, tmp_path, name), where="npu")
+    assert outcome.statuses == [2, 2] and not (tmp_path / "out").exists(), outcome.told()
+    assert f"{key} 8 does not divide the 2 processes" in outcome.logs[0]
+    assert "start 8 processes" in outcome.logs[0] and f"set {key} to one of: 1, 2" in outcome.logs[0]
+    outcome = cluster.run(2, FILES[name][0], as_it_is(world, tmp_path, name, **{key: 2}), where="npu")
+    assert outcome.ok, outcome.told()
+    assert len(losses_and_weights(tmp_path / "out").losses) == 12  # one sample in a step
+
+
+def test_heads_that_cannot_be_split_are_said_before_weights_are_read(
+    cluster: Cluster, world: World, tmp_path: Path
+) -> None:
+    outcome = cluster.run(8, FILES["lora in parts"][0], as_it_is(world, tmp_path, "lora in parts"), where="npu")
+    assert outcome.statuses == [2] * 8 and not (tmp_path / "out").exists(), outcome.told()
+    assert "tensor_parallel_degree 8 does not divide the model's 4 attention heads" in outcome.logs[0], outcome.told()
+    assert "allowed: 1, 2" in outcome.logs[0]

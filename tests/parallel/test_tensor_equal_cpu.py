@@ -8,8 +8,8 @@ from tests.parallel.cluster import Cluster
 from tests.parallel.table import Layout, Table, check_equal
 from tests.tiny_world import World
 
-# "evaluation" is full fine-tuning, evaluated on the way.
-CASES = ("lora", "packed and recomputed", "tower of 1.6", "evaluation")
+# Random numbers are drawn as by one process; "evaluation" is full fine-tuning, evaluated on the way.
+CASES = ("random lora", "packed, all kinds of savings", "tower of 1.6", "evaluation")
 
 
 @pytest.fixture(scope="module")

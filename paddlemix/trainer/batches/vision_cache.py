@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 import paddle
+import paddle.distributed as dist
 
 from paddlemix.cache import cache_directory, cache_key
 from paddlemix.config.schema import RunConfig
@@ -14,6 +15,7 @@ from paddlemix.errors import UserError
 from paddlemix.models.kernels.operators import take_rows
 from paddlemix.models.llava import LlavaModel
 from paddlemix.models.vision import VisionTower
+from paddlemix.parallel.layout import ALONE, Layout
 from paddlemix.trainer.batches.dataloader import Inputs
 
 
@@ -21,7 +23,7 @@ def open_store(config: RunConfig, model: LlavaModel, processes: int = 1) -> Feat
     """The store that a run asks for, None where it asks for none.
 
     Args:
-        processes: of the run.
+        processes: of the run that write to it.
 
     Raises:
         UserError: the model has no tower, or the tower trains.
@@ -56,10 +58,11 @@ class VisionCache:
     Args:
         store: keeps them.
         tower: does not train.
+        layout: of a tensor group the first process keeps features, and all compute with what it found.
     """
 
-    def __init__(self, store: FeatureStore, tower: VisionTower) -> None:
-        self._store, self._tower = store, tower
+    def __init__(self, store: FeatureStore, tower: VisionTower, layout: Layout = ALONE) -> None:
+        self._store, self._tower, self._layout = store, tower, layout
 
     @paddle.no_grad()
     def complete(self, inputs: Inputs) -> Inputs:
@@ -73,7 +76,8 @@ class VisionCache:
         features = []
         if "pixel_values" in inputs:
             features.append(self._tower(inputs["pixel_values"]))
-            self._keep(features[0], inputs["tile_keys"])
+            if self._layout.tensor_rank == 0:
+                self._keep(features[0], inputs["tile_keys"])
         if "tile_features" in inputs:  # float32 holds every value of a lower precision
             features.append(inputs["tile_features"].astype(self._tower.class_embedding.dtype))
         if len({item.dtype for item in features}) > 1:  # under autocast the tower computes in a lower precision
@@ -85,7 +89,19 @@ class VisionCache:
         if len(features) > 1:
             tiles, shape = len(joined), joined.shape
             joined = take_rows(joined.reshape([tiles, -1]), inputs["tile_order"]).reshape(shape)
-        return {**rest, "tile_features": joined}
+        return {**rest, "tile_features": self._of_group(joined)}
+
+    def _of_group(self, features: paddle.Tensor) -> paddle.Tensor:
+        """The first process's features, on all processes of a tensor group.
+
+        What one found in the store another may have computed, with pictures of another batch: not the same last bits.
+        """
+        group = self._layout.tensor_group
+        if group is None:
+            return features
+        features = features.astype("float32").contiguous()  # one type, wherever they are from
+        dist.broadcast(features, src=group.ranks[0], group=group)
+        return features
 
     def _keep(self, features: paddle.Tensor, keys: tuple[tuple[str, int], ...]) -> None:
         # One copy to the host for the batch; the store is a file per picture.

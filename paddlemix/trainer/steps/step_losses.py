@@ -7,7 +7,7 @@ every read waits for all work that is queued there.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import paddle
@@ -174,11 +174,26 @@ class StepLosses:
         if len(reports) == 1:
             of = bad[0][1]
         else:
-            of = " and of ".join(f"process {rank} ({sources})" for rank, (_, sources) in bad.items())
+            degree = self._exchange.layout.tensor_degree if self._exchange is not None else 1
+            named = {rank: bad[rank] for rank in first_of_groups(bad, degree)}
+            of = " and of ".join(f"process {rank} ({sources})" for rank, (_, sources) in named.items())
         return kind(
             f"{found} in the batch of {of}. No weight was changed by it and the last checkpoint is untouched: "
             "inspect these samples, lower learning_rate, or set max_grad_norm above 0"
         )
+
+
+def first_of_groups(ranks: Iterable[int], degree: int) -> list[int]:
+    """Of the processes that read the same samples, because they compute one model together, the first that is named.
+
+    Args:
+        ranks: ascending.
+        degree: processes that compute one model.
+    """
+    firsts: dict[int, int] = {}
+    for rank in ranks:
+        firsts.setdefault(rank // degree, rank)
+    return list(firsts.values())
 
 
 def broken_weight(model: paddle.nn.Layer) -> str | None:

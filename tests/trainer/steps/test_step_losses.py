@@ -6,7 +6,7 @@ import paddle
 import pytest
 
 from paddlemix.errors import UserError
-from paddlemix.trainer.steps.step_losses import StepLosses
+from paddlemix.trainer.steps.step_losses import StepLosses, first_of_groups
 
 
 def test_losses_and_norm_come_together() -> None:
@@ -32,3 +32,8 @@ def test_a_bad_loss_is_found_where_no_norm_follows() -> None:
     losses.end_step(4)
     with pytest.raises(UserError, match=r"the loss of step 5 is inf in the batch of record 2\."):
         losses.check_gradient(None)
+
+
+def test_processes_that_compute_one_model_are_named_once() -> None:
+    assert first_of_groups([0, 1, 3, 6, 7], 2) == [0, 3, 6]
+    assert first_of_groups([1, 2], 1) == [1, 2]
