@@ -75,4 +75,7 @@ def _add_answers(run: Run, trainer: LlavaTrainer) -> None:
     if config.eval_with_do_generation and run.evaluation is not None:
         trainer.answer_scores = AnswerScores(answerer, run.evaluation)
     if run.prompts and config.sample_steps is not None:
-        trainer.add_callback(ShowAnswers(run.prompts, answerer, config.sample_steps, run.output_dir, trainer.report))
+        show = ShowAnswers(
+            run.prompts, answerer, config.sample_steps, run.output_dir, trainer.report, layout=run.layout
+        )
+        trainer.add_callback(show)

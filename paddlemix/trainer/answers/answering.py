@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 import paddle
 
 from paddlemix.datasets.mixture import SampleDataset
+from paddlemix.errors import UserError
 from paddlemix.evaluation.metrics import exact_match, rouge_l
 from paddlemix.generation.generate import generate
 from paddlemix.generation.sampling import GenerationSettings
@@ -58,6 +59,18 @@ class Answerer:
         return [item.ending.cut(text.lstrip())[0].strip() for item, text in zip(questions, texts, strict=True)]
 
 
+def leaves_others_waiting(error: Exception, computes_alone: bool) -> bool:
+    """Whether other processes are in the same answer and wait for the one that had this error: it must end at once, and
+    its launcher them.
+
+    Args:
+        error: of `Answerer.answer`.
+        computes_alone: whether the process has the whole model.
+    """
+    # What is wrong with a question is found before anything is computed, and by all.
+    return not computes_alone and not isinstance(error, UserError)
+
+
 class AnswerScores:
     """Metrics over the answers to an evaluation set's first questions.
 
@@ -76,7 +89,8 @@ class AnswerScores:
             share: the questions of this process.
             between: see `Evaluator`.
         """
-        sums = zip(*gathered_objects(self.sums(share, between)), strict=True)
+        own = self.sums(share, between)
+        sums = zip(*(found for found in gathered_objects(own if share.counts else None) if found), strict=True)
         exact, overlap, count = (sum(values) for values in sums)
         return {"exact_match": exact / max(count, 1), "rouge_l": overlap / max(count, 1)}
 
@@ -86,14 +100,26 @@ class AnswerScores:
         failure: Exception | None = None
         # The same samples at every evaluation, so that their metrics compare; every process makes equally many rounds.
         for batch in [*share.batches(len(self._data)), *([] for _ in share.filling(len(self._data)))]:
-            between(failure)
+            found: list[Prompt] = []
             try:
-                found = [question for row in batch if (question := prompt_of_record(self._data, row)) is not None]
-                for question, answer in zip(found, self._answerer.answer(found), strict=True):
-                    exact += exact_match(answer, question.reference or "")
-                    overlap += rouge_l(answer, question.reference or "")
-                    count += 1
+                found = [] if failure else self._prompts(batch)
             except Exception as error:
                 failure = error
+            # After pictures are read, before anything is computed: those who compute together all come to it, or none.
+            between(failure)
+            try:
+                answers = self._answerer.answer(found)
+            except Exception as error:
+                if leaves_others_waiting(error, share.passes_alone):
+                    raise
+                failure = error
+                continue
+            for question, answer in zip(found, answers, strict=True):
+                exact += exact_match(answer, question.reference or "")
+                overlap += rouge_l(answer, question.reference or "")
+                count += 1
         agree(failure)
         return exact, overlap, count
+
+    def _prompts(self, rows: Sequence[int]) -> list[Prompt]:
+        return [question for row in rows if (question := prompt_of_record(self._data, row)) is not None]

@@ -15,10 +15,11 @@ from tqdm import tqdm
 from paddlemix.config.schema import RunConfig
 from paddlemix.datasets.mixture import SampleDataset
 from paddlemix.log import MetricsWriter, logger, process_rank
-from paddlemix.parallel.collectives import together
+from paddlemix.parallel.collectives import agree
+from paddlemix.parallel.layout import ALONE, Layout
 from paddlemix.processors.llava import LlavaProcessor
 from paddlemix.processors.text.example_text import escape_control
-from paddlemix.trainer.answers.answering import Answerer
+from paddlemix.trainer.answers.answering import Answerer, leaves_others_waiting
 from paddlemix.trainer.answers.prompts import Prompt, first_prompts, own_prompts
 from paddlemix.trainer.callbacks.meters import StepReport
 from paddlemix.trainer.callbacks.progress import METRICS_FILE
@@ -48,7 +49,8 @@ def sample_prompts(config: RunConfig, processor: LlavaProcessor, data: SampleDat
 
 
 class ShowAnswers(TrainerCallback):
-    """Answers the questions every `every` steps and at the last one, on the first process.
+    """Answers the questions every `every` steps and at the last one, on the first process: with those that have the
+    other parts of its model.
 
     Args:
         prompts: the same every time.
@@ -56,12 +58,20 @@ class ShowAnswers(TrainerCallback):
         every: steps, >= 1.
         output_dir: where the files go.
         report: the time is not counted as training.
+        layout: of the run.
     """
 
     def __init__(
-        self, prompts: Sequence[Prompt], answerer: Answerer, every: int, output_dir: Path, report: StepReport
+        self,
+        prompts: Sequence[Prompt],
+        answerer: Answerer,
+        every: int,
+        output_dir: Path,
+        report: StepReport,
+        layout: Layout = ALONE,
     ) -> None:
         self._prompts, self._answerer, self._every, self._report = prompts, answerer, every, report
+        self._layout = layout
         self._samples = MetricsWriter(output_dir / SAMPLES_FILE)
         self._metrics = MetricsWriter(output_dir / METRICS_FILE)
 
@@ -75,13 +85,28 @@ class ShowAnswers(TrainerCallback):
         step = state.global_step
         if step % self._every == 0 or step >= state.max_steps:
             # The other processes wait for the answers.
-            with self._report.pause(), together():
-                if process_rank() == 0:
-                    self._ask(step)
+            with self._report.pause():
+                agree(self._asked(step))
 
-    def _ask(self, step: int) -> None:
-        # All in one batch: one pass over the weights for each token of the longest answer.
-        answers = self._answerer.answer(self._prompts)
+    def _asked(self, step: int) -> Exception | None:
+        """Asks on the processes of the first tensor group, and writes on the first of them; what has failed."""
+        if self._layout.rank >= self._layout.tensor_degree:
+            return None
+        try:
+            # All in one batch: one pass over the weights for each token of the longest answer.
+            answers = self._answerer.answer(self._prompts)
+        except Exception as error:
+            if leaves_others_waiting(error, self._layout.tensor_degree == 1):
+                raise
+            return error
+        try:
+            if process_rank() == 0:
+                self._write(step, answers)
+        except Exception as error:
+            return error
+        return None
+
+    def _write(self, step: int, answers: Sequence[str]) -> None:
         lines = [
             {"image": prompt.image, "question": prompt.text, "answer": answer, "expected": prompt.reference}
             for prompt, answer in zip(self._prompts, answers, strict=True)
