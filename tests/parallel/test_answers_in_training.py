@@ -1,4 +1,4 @@
-"""Answers while a model over a tensor group trains are those of one process, and one process writes them."""
+"""Answers in a training over tensor groups are those of one process, and one process writes them."""
 
 from __future__ import annotations
 
