@@ -170,11 +170,11 @@ def test_the_documented_beginning_works_uninstalled_and_hides_no_library(folder:
 
 @pytest.mark.parametrize("seed", ["1" + "0" * 30, "-1", "1.5", "two", "9223372036854775808", "9" * 5000])
 def test_a_seed_that_is_none_is_refused(seed: str) -> None:
-    from paddlemix.examples.llava import run_predict_multiround
+    from paddlemix.tools.common.chat_arguments import build_chat_parser
 
     arguments = ["--model-path", "m", "--image-file", "i.png", f"--seed={seed}"]
     with pytest.raises(UserError, match="is not a seed; give a whole number from 0 to 9223372036854775807") as caught:
-        run_predict_multiround.build_parser().parse_args(arguments)
+        build_chat_parser().parse_args(arguments)
     assert len(str(caught.value)) < 250
-    most = run_predict_multiround.build_parser().parse_args([*arguments[:4], "--seed=9223372036854775807"])
+    most = build_chat_parser().parse_args([*arguments[:4], "--seed=9223372036854775807"])
     assert most.seed == 2**63 - 1

@@ -23,7 +23,7 @@ from paddlemix.generation.beams import search_beams
 from paddlemix.generation.ending import GrowingText, ending_of
 from paddlemix.generation.generate import answer_budget
 from paddlemix.generation.history import Dropped, Picture, Round, messages_of, question_of
-from paddlemix.generation.incremental import IncrementalModel
+from paddlemix.generation.incremental import IncrementalModel, NewTokens
 from paddlemix.generation.sampling import GenerationSettings, Sampler
 from paddlemix.log import logger
 from paddlemix.processors.images.visual_tokens import count_visual_tokens
@@ -79,6 +79,11 @@ class ChatSession:
         if system is not None:
             # with any question: a template without a place for a system text fails here, not at the first answer
             render(self.processor.template, messages_of(system, [Round(("?",))]), add_generation_prompt=True)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether an error has left other processes in the middle of a computation: nothing more can be asked."""
+        return self._incremental.is_over
 
     @property
     def messages(self) -> list[Message]:
@@ -218,27 +223,27 @@ class ChatSession:
         marks[is_image] = np.repeat([_FIRST_PICTURE - picture.number for picture in pictures], counts)
         # at least one token is read anew, because its scores are what is asked for
         same = min(_common_prefix(marks, self._marks), len(ids) - 1, self._incremental.cache.length)
-        self._incremental.cache.truncate(same)
+        self._incremental.truncate(same)
         # before the model runs: if that fails, the cache is described correctly
         self._marks = marks[:same]
-        embeds = self._embeds(ids[same:], example.image_index[is_image[:same].sum() :], pictures)
-        scores = self._incremental.extend(embeds, self.settings.is_greedy)
+        tokens = self._new_tokens(ids[same:], example.image_index[is_image[:same].sum() :], pictures)
+        scores = self._incremental.extend(tokens, self.settings.is_greedy)
         self._marks = marks
         return scores
 
     @paddle.no_grad()
-    def _embeds(self, ids: np.ndarray, image_index: np.ndarray, pictures: Sequence[Picture]) -> paddle.Tensor:
-        """[1, n, D] of ids [n]; `image_index` names the feature row of each visual one."""
+    def _new_tokens(self, ids: np.ndarray, image_index: np.ndarray, pictures: Sequence[Picture]) -> NewTokens:
+        """Ids [n] with the pictures' features in their places; `image_index` names the feature row of each visual
+        one."""
         is_image = ids == IMAGE_TOKEN_INDEX
-        features = merge_index = None
-        if is_image.any():
-            features = paddle.concat([picture.features for picture in pictures])
-            index = np.arange(len(ids), dtype=np.int64)
-            newline = len(ids) + features.shape[0]
-            # rows of [embeddings, features of all pictures, newline], as `collate` counts them
-            index[is_image] = np.where(image_index == NEWLINE_INDEX, newline, len(ids) + image_index)
-            merge_index = paddle.to_tensor(index)
-        return self.model.merge(paddle.to_tensor(np.where(is_image, 0, ids)[None]), features, merge_index)
+        if not is_image.any():
+            return NewTokens(ids)
+        features = paddle.concat([picture.features for picture in pictures])
+        index = np.arange(len(ids), dtype=np.int64)
+        newline = len(ids) + features.shape[0]
+        # rows of [embeddings, features of all pictures, newline], as `collate` counts them
+        index[is_image] = np.where(image_index == NEWLINE_INDEX, newline, len(ids) + image_index)
+        return NewTokens(np.where(is_image, 0, ids), features, index)
 
     def _best_beam(self, scores: np.ndarray, prompt_ids: np.ndarray) -> str:
         budget = answer_budget(self.model, len(prompt_ids), self.settings.max_new_tokens)

@@ -6,13 +6,18 @@ instead of all scores, and those that are fed next are on the device already.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import paddle
 
 from paddlemix.datasets.collate import collate
 from paddlemix.errors import UserError
+from paddlemix.generation.leading import BEGIN, leader_of
 from paddlemix.models.cached_decoder import CachedDecoder
 from paddlemix.models.kernels.operators import on_cpu
 from paddlemix.models.kv_cache import KVCache
@@ -22,6 +27,27 @@ from paddlemix.sample import Example
 _FEW = 64  # tokens that are read in few operators; with more, products dominate and causal blocks save some
 
 
+@dataclass(frozen=True)
+class NewTokens:
+    """What follows a cache of one row.
+
+    Args:
+        input_ids: int64 [L]; 0 in the place of a visual token.
+        features: of pictures, [R, D]; None without one.
+        merge_index: int64 [L], see `LlavaModel.merge`; None without a picture.
+    """
+
+    input_ids: np.ndarray
+    features: paddle.Tensor | np.ndarray | None = None
+    merge_index: np.ndarray | None = None
+
+    def on_host(self) -> NewTokens:
+        """For another process; float32 holds features of every precision exactly."""
+        if not isinstance(self.features, paddle.Tensor):
+            return self
+        return NewTokens(self.input_ids, self.features.astype("float32").numpy(), self.merge_index)
+
+
 class IncrementalModel:
     """Rows of tokens over one cache.
 
@@ -29,16 +55,19 @@ class IncrementalModel:
     likeliest token instead, int64 [B].
 
     Args:
-        model: in evaluation mode.
+        model: in evaluation mode.  If its process leads others, see `leading.py`, they are told of every call.
     """
 
     def __init__(self, model: LlavaModel) -> None:
+        self._leader = leader_of(model)
         self._greedy = False
         self._chosen: paddle.Tensor | None = None  # int64 [B], on the device
         self._model = model
         self._decoder = CachedDecoder(model.language_model)
         self._next = np.zeros((0, 1), dtype=np.int64)  # [B, 1], the position of each row's next token
         self.cache = KVCache(model.config.text.max_position_embeddings)
+        with self._told(BEGIN):
+            pass
 
     @paddle.no_grad()
     def prefill(self, prompts: Sequence[Example], greedy: bool = False) -> np.ndarray:
@@ -61,30 +90,34 @@ class IncrementalModel:
             raise UserError("the prompt has an image, but the model has no vision tower")
         # without padding there is nothing to mask, and attention without a mask is faster
         padded = bool((batch.segment_ids == 0).any())
-        embeds = model.embed(*map(_tensor, (batch.input_ids, batch.pixel_values, batch.merge_index)))
-        self._next = batch.position_ids[:, -1:] + 1
-        return self._read_all(embeds, batch.position_ids, _tensor(batch.segment_ids) if padded else None)
+        with self._told("prefill", prompts):
+            embeds = model.embed(*map(_tensor, (batch.input_ids, batch.pixel_values, batch.merge_index)))
+            self._next = batch.position_ids[:, -1:] + 1
+            return self._read_all(embeds, batch.position_ids, _tensor(batch.segment_ids) if padded else None)
 
     @paddle.no_grad()
-    def extend(self, embeds: paddle.Tensor, greedy: bool = False) -> np.ndarray:
+    def extend(self, tokens: NewTokens, greedy: bool = False) -> np.ndarray:
         """Reads what follows the cache in its only row.
 
         Args:
-            embeds: [1, L, D].
+            tokens: at least one.
             greedy: see `prefill`.
 
         Returns:
             Scores of the next token, float32 [1, V].
         """
         self._greedy = greedy
-        seen, count = self.cache.length, embeds.shape[1]
-        positions = np.arange(seen, seen + count)[None]
-        self._next = positions[:, -1:] + 1
-        # few tokens after a cache -> few operators, whose number is what costs there
-        # else                     -> the decoder itself, with a causal mask
-        if seen and count <= _FEW:
-            return self._scores(self._decoder(embeds, positions, self.cache))
-        return self._read_all(embeds, positions, None)
+        with self._told("extend", tokens.on_host() if self._leader else None):
+            ids, features, index = (_tensor(part) for part in (tokens.input_ids, tokens.features, tokens.merge_index))
+            embeds = self._model.merge(ids.unsqueeze(0), features, index)
+            seen, count = self.cache.length, embeds.shape[1]
+            positions = np.arange(seen, seen + count)[None]
+            self._next = positions[:, -1:] + 1
+            # few tokens after a cache -> few operators, whose number is what costs there
+            # else                     -> the decoder itself, with a causal mask
+            if seen and count <= _FEW:
+                return self._scores(self._decoder(embeds, positions, self.cache))
+            return self._read_all(embeds, positions, None)
 
     @paddle.no_grad()
     def step(self, tokens: np.ndarray) -> np.ndarray:
@@ -96,18 +129,34 @@ class IncrementalModel:
         Returns:
             Scores of the next tokens, float32 [B, V].
         """
-        ids = paddle.to_tensor(tokens[:, None]) if self._chosen is None else self._chosen.unsqueeze(1)
-        embeds = self._model.language_model.embed_tokens(ids)
-        hidden = self._decoder(embeds, self._next, self.cache)
-        self._next = self._next + 1
-        return self._scores(hidden)
+        with self._told("step", tokens):
+            ids = paddle.to_tensor(tokens[:, None]) if self._chosen is None else self._chosen.unsqueeze(1)
+            embeds = self._model.language_model.embed_tokens(ids)
+            hidden = self._decoder(embeds, self._next, self.cache)
+            self._next = self._next + 1
+            return self._scores(hidden)
 
     @paddle.no_grad()
     def select(self, rows: np.ndarray) -> None:
         """Continues with these rows, int64 [B'], in this order; a row may be repeated."""
-        self.cache.select(rows)
-        self._next = self._next[rows]
-        self._chosen = None  # of the rows as they were; `step` is given the tokens
+        with self._told("select", rows):
+            self.cache.select(rows)
+            self._next = self._next[rows]
+            self._chosen = None  # of the rows as they were; `step` is given the tokens
+
+    def truncate(self, length: int) -> None:
+        """Forgets the positions from `length` on."""
+        with self._told("truncate", length):
+            self.cache.truncate(length)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether an error has left other processes in the middle of a computation: nothing more can be asked."""
+        return self._leader is not None and self._leader.is_over
+
+    def _told(self, name: str, *values: Any) -> AbstractContextManager[None]:
+        """The others are told that this one does what the block does, and compute their part."""
+        return contextlib.nullcontext() if self._leader is None else self._leader.told(self, name, *values)
 
     def _read_all(
         self, embeds: paddle.Tensor, position_ids: np.ndarray, segment_ids: paddle.Tensor | None
@@ -129,5 +178,5 @@ class IncrementalModel:
         return self._chosen.numpy()
 
 
-def _tensor(array: np.ndarray | None) -> paddle.Tensor | None:
-    return None if array is None else paddle.to_tensor(array)
+def _tensor(array: Any) -> Any:
+    return array if array is None or isinstance(array, paddle.Tensor) else paddle.to_tensor(array)

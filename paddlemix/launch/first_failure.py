@@ -101,14 +101,15 @@ def failure_of(rank: int, code: int | None, file: Path, seen: float, log: str, o
         )
     is_users = bool(left["is_users"])
     message = str(left["message"]) if is_users else f"{left['kind']}: {left['message']}".rstrip(": ")
-    default = USER_ERROR if is_users else 1
+    is_interrupted = left["kind"] == INTERRUPTED
+    default = USER_ERROR if is_users else 128 + signal.SIGINT if is_interrupted else 1
     status = code if code is not None and code > 0 else default
     return Failure(
         time=min(seen, float(left["time"])),
         status=status,
         rank=rank,
         message=fit_to_show(message),
-        is_killed=left["kind"] == INTERRUPTED,
+        is_killed=is_interrupted,
         log=log,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +20,10 @@ from paddlemix.launch.nodes import Nodes
 from paddlemix.launch.options import LaunchOptions
 from paddlemix.launch.other_node import OtherNode
 from paddlemix.launch.rank_logs import RankLogs, end_of_log
-from paddlemix.launch.supervisor import Attempt, WorkerStart
+from paddlemix.launch.supervisor import Attempt
+from paddlemix.launch.variables import TERMINAL
 from paddlemix.launch.worker_environment import Places, WorkerPlace, worker_environment
+from paddlemix.launch.worker_process import WorkerStart
 from paddlemix.log import logger
 
 
@@ -36,6 +39,9 @@ class Job:
         log_dir: one log per process.
         results: statuses other than 0 by which the command says how it went.
         reports_begin: whether its processes say when their work begins, see `worker.report_begin`.
+        has_terminal: whether the first process talks with the user: it has this process's input and output and stays in
+            its group, so that Ctrl-C and Ctrl-Z reach it, the others end with it, and no log is left unless something
+            broke.
     """
 
     script: Path
@@ -45,6 +51,7 @@ class Job:
     log_dir: Path
     results: frozenset[int] = frozenset()
     reports_begin: bool = False
+    has_terminal: bool = False
 
     @property
     def command(self) -> list[str]:
@@ -95,8 +102,7 @@ def launch(job: Job, environment: Mapping[str, str]) -> int:
             starts = _starts(job, logs, WorkerPlace(places, nodes.node, 0), environment, restart)
             _report_start(job, places, nodes.node, logs)
             end = Attempt(starts, signals, nodes, restart < job.options.restarts, job.results).run()
-            # The first process's word about the user's input is on the screen already, as if it were alone.
-            if end.failure is not None and (end.failure.rank or nodes.node or not end.failure.is_final):
+            if end.failure is not None and not _is_told(job, end.failure, nodes.node):
                 _report_failure(end.failure)
             if end.result_log is not None:
                 sys.stderr.write("".join(f"{line}\n" for line in _end_of(end.result_log)))
@@ -108,7 +114,16 @@ def launch(job: Job, environment: Mapping[str, str]) -> int:
     # of its own: only of a run that is known not to have begun is nothing lost with its logs.
     if end.status == USER_ERROR and job.reports_begin and not (restart or end.has_begun):
         logs.remove_new()
+    if job.has_terminal and (end.failure is None or _is_told(job, end.failure, nodes.node)):
+        logs.remove_new()
     return end.status
+
+
+def _is_told(job: Job, failure: Failure, node: int) -> bool:
+    """Whether the user has seen the failure already: the first process has said it as if it were alone."""
+    if failure.rank or node:
+        return False
+    return failure.is_final or (job.has_terminal and failure.status == 128 + signal.SIGINT)
 
 
 def open_nodes(options: LaunchOptions, cards: Cards, environment: Mapping[str, str]) -> Nodes:
@@ -136,18 +151,24 @@ def _starts(
         WorkerStart(
             place.rank,
             job.command,
-            _environment_of(place, job.cards, environment, restart),
+            _environment_of(place, job, environment, restart),
             logs.begin(place.rank, title),
             is_shown=place.rank == 0,
+            has_terminal=_has_terminal(job, place),
         )
         for place in places
     ]
 
 
 def _environment_of(
-    place: WorkerPlace, cards: Cards, environment: Mapping[str, str], restart: int
+    place: WorkerPlace, job: Job, environment: Mapping[str, str], restart: int
 ) -> Callable[[str], dict[str, str]]:
-    return lambda failure_file: worker_environment(place, cards, environment, failure_file, restart)
+    more = {TERMINAL: "1"} if _has_terminal(job, place) else {}
+    return lambda failure_file: worker_environment(place, job.cards, environment, failure_file, restart) | more
+
+
+def _has_terminal(job: Job, place: WorkerPlace) -> bool:
+    return job.has_terminal and place.rank == 0
 
 
 def _report_start(job: Job, places: Places, node: int, logs: RankLogs) -> None:

@@ -8,10 +8,7 @@ a table of variables, see `worker_environment.py`; a run under it works as well,
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +21,7 @@ from paddlemix.launch.nodes import Nodes
 from paddlemix.launch.relay import LogLines, Relay, open_relays
 from paddlemix.launch.variables import begin_file
 from paddlemix.launch.worker import INTERRUPTED
+from paddlemix.launch.worker_process import Worker, WorkerStart, start_process
 from paddlemix.log import logger
 
 _TICK = 0.5  # seconds between two looks at what sends no signal
@@ -31,22 +29,6 @@ _SHOW_TICK = 0.02  # the same while the terminal is slow
 _SETTLE = 1.0  # until it is decided who failed first: what follows from it is noticed meanwhile
 _GRACE = 3.0  # seconds that the others have to say what they saw, and to end
 _CUT_OFF_GRACE = 10.0  # the same after a stop before anything could be saved
-
-
-@dataclass
-class Worker:
-    """One process.
-
-    Args:
-        code: see `Popen.returncode`, None while it runs.
-    """
-
-    rank: int
-    process: subprocess.Popen[bytes]
-    log: Path
-    failure_file: Path
-    code: int | None = None
-    failure: Failure | None = None
 
 
 @dataclass(frozen=True)
@@ -66,23 +48,6 @@ class End:
     is_again: bool = False
     result_log: Path | None = None
     has_begun: bool = False
-
-
-@dataclass(frozen=True)
-class WorkerStart:
-    """What is needed to start one.
-
-    Args:
-        environment: returns all its variables, given the file for its failure.
-        log: exists.
-        is_shown: whether its output is shown too.
-    """
-
-    rank: int
-    command: Sequence[str]
-    environment: Callable[[str], dict[str, str]]
-    log: Path
-    is_shown: bool
 
 
 @dataclass
@@ -107,6 +72,7 @@ class Attempt:
     _stop: int | None = None
     _stopped_at: float = 0.0
     _noticed: float | None = None  # when the first failure was
+    _talker_ended: float | None = None  # when the worker with the terminal was
     _first: Failure | None = None
     _is_again: bool = False
     _is_at_once: bool = False  # ended by a second signal
@@ -137,23 +103,19 @@ class Attempt:
     def _start(self, start: WorkerStart, folder: Path) -> Worker:
         failure_file = folder / f"rank-{start.rank}.json"
         environment = start.environment(str(failure_file))
-        # A session of its own: a terminal's Ctrl-C reaches the launcher alone, which asks each worker once.
-        if start.is_shown:
+        if start.has_terminal:
+            process = start_process(start, environment, None, None)
+        elif start.is_shown:
             self._relays, lines = open_relays(start.log)
             self._lines.append(lines)
             outputs = self._relays[0].writes, self._relays[-1].writes
-            process = self._popen(start, environment, *outputs)
+            process = start_process(start, environment, *outputs)
             for relay in self._relays:
                 relay.started()
         else:
             with open(start.log, "ab") as file:
-                process = self._popen(start, environment, file.fileno(), file.fileno())
-        return Worker(start.rank, process, start.log, failure_file)
-
-    def _popen(self, start: WorkerStart, environment: dict[str, str], out: int, err: int) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            start.command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
-        )
+                process = start_process(start, environment, file.fileno(), file.fileno())
+        return Worker(start.rank, process, start.log, failure_file, start.has_terminal)
 
     def _is_running(self) -> bool:
         if any(worker.code is None for worker in self._workers):
@@ -169,7 +131,7 @@ class Attempt:
             if number == signal.SIGWINCH:
                 for relay in self._relays:
                     relay.resize()
-            elif number in STOP_SIGNALS:
+            elif number in STOP_SIGNALS and not (number == signal.SIGINT and self._with_terminal is not None):
                 self._asked_to_stop(number)
         for message in self.nodes.messages():
             if message.stop is not None and self._stop is None:
@@ -240,6 +202,16 @@ class Attempt:
             cut_off and now - self._stopped_at > _CUT_OFF_GRACE
         ):
             self._kill_all()
+        # Whoever talked with the user is gone: nothing is left to do for the others, which end by themselves.
+        talker = self._with_terminal
+        if talker is not None and talker.code is not None:
+            self._talker_ended = self._talker_ended or now
+            if now - self._talker_ended > _GRACE:
+                self._kill_all()
+
+    @property
+    def _with_terminal(self) -> Worker | None:
+        return next((worker for worker in self._workers if worker.has_terminal), None)
 
     def _was_cut_off(self, worker: Worker) -> bool:
         left = read_failure_file(worker.failure_file)
@@ -264,9 +236,7 @@ class Attempt:
         for worker in self._workers:
             if worker.process.poll() is None:
                 self._killed.add(worker.rank)
-                # With the processes that it started, which are in its session.
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(worker.process.pid, signal.SIGKILL)
+                worker.kill()
 
     def _close(self) -> None:
         for worker in self._workers:

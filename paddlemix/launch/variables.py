@@ -10,6 +10,8 @@ RESTART = "PADDLEMIX_RESTART"
 FAILURE_FILE = "PADDLEMIX_FAILURE_FILE"
 # The process id of the launcher, without which a worker saves and ends.
 LAUNCHER = "PADDLEMIX_LAUNCHER"
+# "1" for the worker that has the launcher's terminal, see `launcher.Job`.
+TERMINAL = "PADDLEMIX_TERMINAL"
 
 
 def begin_file(failure_file: Path) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from paddlemix.errors import UserError
-from paddlemix.launch.variables import FAILURE_FILE, LAUNCHER, begin_file
+from paddlemix.launch.variables import FAILURE_FILE, LAUNCHER, TERMINAL, begin_file
 
 INTERRUPTED = "interrupted"  # in place of an error's kind: Ctrl-C before there was anything to save
 _PR_SET_PDEATHSIG = 1  # Source: linux/prctl.h
@@ -28,10 +28,12 @@ def begin_worker() -> None:
     global _failure_file
     # Taken out, so that commands which this one starts do not take themselves for workers.
     launcher, _failure_file = os.environ.pop(LAUNCHER, ""), os.environ.pop(FAILURE_FILE, None)
+    has_terminal = os.environ.pop(TERMINAL, "") == "1"
     if not launcher.isdecimal():
         return
     _end_with(int(launcher))
-    sys.stdout, sys.stderr = _kept(1, sys.stdout), _kept(2, sys.stderr)
+    if not has_terminal:
+        sys.stdout, sys.stderr = _kept(1, sys.stdout), _kept(2, sys.stderr)
 
 
 def report_begin() -> None:

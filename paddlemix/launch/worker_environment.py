@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from paddlemix.errors import UserError
 from paddlemix.launch.cards import Cards
-from paddlemix.launch.variables import FAILURE_FILE, LAUNCHER, RESTART
+from paddlemix.launch.variables import FAILURE_FILE, LAUNCHER, RESTART, TERMINAL
 
 # What platforms and other launchers leave: a worker would take them for its own.  MASTER_ADDR and MASTER_PORT come
 # before PADDLE_MASTER for Paddle, but name the port at which the launchers meet.
@@ -78,7 +78,7 @@ def worker_environment(
         restart: how often the run was started again.
     """
     places, rank, size = place.places, str(place.rank), str(place.places.processes)
-    own = {name: value for name, value in environment.items() if name not in _LEFT_BY_OTHERS}
+    own = {name: value for name, value in environment.items() if name not in (*_LEFT_BY_OTHERS, TERMINAL)}
     own |= {
         "PADDLE_MASTER": places.store,
         "PADDLE_NNODES": str(len(places.endpoints)),

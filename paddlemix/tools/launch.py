@@ -1,6 +1,6 @@
 """Starts a command in several processes, one per card, and watches over them.
 
-    paddlemix launch [finetune|pretrain|predict] ARGUMENTS [--devices 0,1] [--nproc N]
+    paddlemix launch [finetune|pretrain|predict|chat] ARGUMENTS [--devices 0,1] [--nproc N]
                      [--nnodes N --master IP:PORT --rank K] [--max-restart N] [--log-dir DIR] [--dry-run]
 
 ARGUMENTS are those of the command, `finetune` if none is named: CONFIG.json [key=value ...].
@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 if not __package__:  # run by path: modules are looked up from the checkout's root, not from this folder
@@ -24,16 +25,18 @@ from paddlemix.config.schema import RunConfig
 from paddlemix.errors import UserError
 from paddlemix.launch.cards import choose_cards, planned_cards
 from paddlemix.launch.launcher import Job, equivalent_command, launch
-from paddlemix.launch.options import take_options
+from paddlemix.launch.options import LaunchOptions, take_options
 from paddlemix.launch.process_rules import check_devices
 from paddlemix.launch.rank_logs import FOLDER
 from paddlemix.log import logger
-from paddlemix.tools.common.command import run_command
+from paddlemix.tools.common.chat_arguments import build_chat_parser
+from paddlemix.tools.common.command import STATUS_PIPE_CLOSED, run_command
+from paddlemix.tools.common.tensor_parallel import check_processes
 from paddlemix.tools.predict import STATUS_FAILED_QUESTIONS, build_parser
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _HELP = """\
-usage: paddlemix launch [finetune|pretrain|predict] ARGUMENTS [flags]
+usage: paddlemix launch [finetune|pretrain|predict|chat] ARGUMENTS [flags]
 
 Starts a command in several processes, one per card, and watches over them.
 
@@ -62,11 +65,15 @@ class _Checked:
         device: that it asks for.
         logs: where its processes' logs go.
         config: of a training.
+        degree: processes that answer with one model.
+        is_one_group: whether one model does all of it.
     """
 
     device: str | None
     logs: Path
     config: RunConfig | None = None
+    degree: int = 1
+    is_one_group: bool = False
 
 
 def main(argv: list[str]) -> int:
@@ -88,11 +95,16 @@ def main(argv: list[str]) -> int:
     checked = command.check(arguments)
     # An estimate is often made where there are no cards.
     is_estimate = options.is_dry and command.is_training
+    options = _enough(options, checked)
     cards = (planned_cards if is_estimate else choose_cards)(options, checked.device, os.environ)
+    if cards.kind == "cpu" and checked.degree > 1 and options.processes is None:  # with cards there is one for each
+        cards = replace(cards, processes=checked.degree)
     # Of other machines it is not known how many processes they have; their number is checked when all have come.  A
     # dry run checks by itself.
     if checked.config is not None and options.nodes == 1 and not is_estimate:
         check_devices(checked.config, cards.processes, cards.kind)
+    if command.answers and options.nodes == 1:
+        check_processes(command.answers, cards.processes, checked.degree, checked.is_one_group)
     job = Job(
         command.script,
         arguments,
@@ -101,13 +113,21 @@ def main(argv: list[str]) -> int:
         options.log_dir or checked.logs,
         command.results,
         reports_begin=command in COMMANDS.values(),
+        has_terminal=command.has_terminal,
     )
-    logger.info("the same without paddlemix launch: %s", equivalent_command(job))
+    if options.is_dry or not command.has_terminal:
+        logger.info("the same without paddlemix launch: %s", equivalent_command(job))
     if not options.is_dry:
         return launch(job, os.environ)
     if is_estimate:
         return _dry_run(command.script, arguments, cards.processes * options.nodes)
     return 0
+
+
+def _enough(options: LaunchOptions, checked: _Checked) -> LaunchOptions:
+    """As many processes as one model needs, where nothing else says how many."""
+    is_open = options.devices is None and options.processes is None and options.nodes == 1
+    return replace(options, processes=checked.degree) if is_open and checked.is_one_group else options
 
 
 @dataclass(frozen=True)
@@ -118,13 +138,16 @@ class _Command:
         script: its file.
         check: reads its arguments.
         is_training: whether it has `--dry-run`.
-        results: see `Job`.
+        results, has_terminal: see `Job`.
+        answers: its name, where it answers with a model that may be split.
     """
 
     script: Path
     check: Callable[[list[str]], _Checked]
     is_training: bool = False
     results: frozenset[int] = frozenset()
+    has_terminal: bool = False
+    answers: str = ""
 
 
 def _command(words: list[str]) -> tuple[_Command, list[str]]:
@@ -163,7 +186,17 @@ def _check_run(arguments: list[str], command: str, defaults: dict[str, str] | No
 
 def _check_predict(arguments: list[str]) -> _Checked:
     parsed = build_parser().parse_args(arguments)
-    return _Checked(parsed.device, parsed.output.with_name(f"{parsed.output.name}.logs"))
+    logs = parsed.output.with_name(f"{parsed.output.name}.logs")
+    degree = parsed.tensor_parallel
+    # A share that the user has named is answered by one model.
+    return _Checked(parsed.device, logs, degree=degree, is_one_group=degree > 1 and parsed.num_chunks is not None)
+
+
+def _check_chat(arguments: list[str]) -> _Checked:
+    parsed = build_chat_parser().parse_args(arguments)
+    # What is said in a chat is nobody else's: there is no folder of its own to keep logs in.
+    logs = Path(tempfile.gettempdir()) / f"paddlemix-chat-{os.getpid()}"
+    return _Checked(parsed.device, logs, degree=parsed.tensor_parallel, is_one_group=True)
 
 
 def _check_nothing(arguments: list[str]) -> _Checked:
@@ -174,7 +207,17 @@ COMMANDS = {
     "finetune": _Command(_PACKAGE / "tools" / "supervised_finetune.py", _check_finetune, is_training=True),
     "pretrain": _Command(_PACKAGE / "examples" / "llava" / "pretrain.py", _check_pretrain, is_training=True),
     "predict": _Command(
-        _PACKAGE / "tools" / "predict.py", _check_predict, results=frozenset([STATUS_FAILED_QUESTIONS])
+        _PACKAGE / "tools" / "predict.py",
+        _check_predict,
+        results=frozenset([STATUS_FAILED_QUESTIONS]),
+        answers="predict",
+    ),
+    "chat": _Command(
+        _PACKAGE / "examples" / "llava" / "run_predict_multiround.py",
+        _check_chat,
+        results=frozenset([STATUS_PIPE_CLOSED]),
+        has_terminal=True,
+        answers="chat",
     ),
 }
 

@@ -33,10 +33,20 @@ from paddlemix.tools.common.generation import (
     quantization_kind,
     select_precision,
 )
+from paddlemix.tools.common.tensor_parallel import (
+    add_tensor_parallel_flag,
+    answering_group,
+    start_processes,
+    starts_processes,
+)
 
 if TYPE_CHECKING:
+    from paddlemix.checkpoints.pretrained import Pretrained
     from paddlemix.generation.predict_file import Outcome
     from paddlemix.generation.predict_job import Chunk, PredictJob
+    from paddlemix.generation.sampling import GenerationSettings
+    from paddlemix.parallel.layout import Layout
+    from paddlemix.tools.common.tensor_parallel import AnsweringGroup
 
 STATUS_FAILED_QUESTIONS = 1
 # Source: haotian-liu/LLaVA llava/eval/model_vqa_science.py (commit c121f04)
@@ -47,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's arguments; those that LLaVA has too keep its names."""
     parser = CommandParser("predict", __doc__)
     add_model_flags(parser)
+    add_tensor_parallel_flag(parser)
     parser.add_argument(
         "--input", type=place_argument, required=True, help="questions: JSON Lines or a JSON array, path or URL"
     )
@@ -83,15 +94,23 @@ def main(argv: list[str]) -> int:
     arguments = build_parser().parse_args(argv)
     # Before anything is loaded: wrong flags should show at once.
     chunk, settings = _chunk(arguments), generation_settings(arguments)
-    from paddlemix.checkpoints.load import load_pretrained
-    from paddlemix.generation.predict_file import predict_file
+    if starts_processes(arguments.tensor_parallel, os.environ):
+        return start_processes("predict", argv, arguments.tensor_parallel)
+    with answering_group("predict", arguments, is_one_group=arguments.num_chunks is not None) as group:
+        if group.leads:
+            return _predict(arguments, _job(arguments, chunk, settings), group)
+        group.follow(lambda layout: _load(_job(arguments, chunk, settings), layout))
+    return 0
+
+
+def _job(arguments: argparse.Namespace, chunk: Chunk, settings: GenerationSettings) -> PredictJob:
     from paddlemix.generation.predict_job import PredictJob
     from paddlemix.tools.common.processor import named_template
 
     # Before the model: a wrong name should not cost minutes of loading.
     template = named_template(arguments.conv_mode, arguments.model_path) if arguments.conv_mode else None
-    device, dtype = select_precision(arguments)
-    job = PredictJob(
+    _, dtype = select_precision(arguments)
+    return PredictJob(
         model=arguments.model_path,
         base=arguments.model_base,
         input=arguments.input,
@@ -108,9 +127,23 @@ def main(argv: list[str]) -> int:
         chunk=chunk,
         overwrite=arguments.overwrite,
     )
+
+
+def _load(job: PredictJob, layout: Layout) -> Pretrained:
+    from paddlemix.checkpoints.load import load_pretrained
+
+    return load_pretrained(job.model, job.dtype, job.base, job.quantize, layout)
+
+
+def _predict(arguments: argparse.Namespace, job: PredictJob, group: AnsweringGroup) -> int:
+    from paddlemix.generation.predict_file import predict_file
+
     start = time.monotonic()
-    with out_of_memory_explained(f"answering with {job.model} on {device}", less_memory_in_answers(arguments, dtype)):
-        outcome = predict_file(job, lambda: load_pretrained(job.model, job.dtype, job.base, job.quantize))
+    device, _ = select_precision(arguments)
+    with out_of_memory_explained(
+        f"answering with {job.model} on {device}", less_memory_in_answers(arguments, job.dtype)
+    ):
+        outcome = predict_file(job, lambda: group.load(lambda layout: _load(job, layout)))
     _report(job, outcome, time.monotonic() - start)
     # Launched processes: only the one that completes the output reports failures.
     return STATUS_FAILED_QUESTIONS if outcome.failed and outcome.complete else 0
@@ -130,9 +163,11 @@ def _chunk(arguments: argparse.Namespace) -> Chunk:
     if arguments.num_chunks is not None:
         return Chunk(index=arguments.chunk_idx, count=arguments.num_chunks)
     check_starter(os.environ)
-    # Launched processes write one output together; chunks by flags have their own.
-    count = int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
-    return Chunk(index=int(os.environ.get("PADDLE_TRAINER_ID", "0")), count=count, joined=count > 1)
+    # Launched processes write one output together; chunks by flags have their own.  Those of one model share one.
+    degree = arguments.tensor_parallel
+    count = max(1, int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) // degree)
+    index = min(int(os.environ.get("PADDLE_TRAINER_ID", "0")) // degree, count - 1)
+    return Chunk(index=index, count=count, joined=count > 1)
 
 
 def _report(job: PredictJob, outcome: Outcome, seconds: float) -> None:

@@ -17,7 +17,7 @@ from tests import tiny_tokenizers
 from tests.tiny import draw_picture, make_processor
 
 QUESTION, ANSWER = "What is the colour of the big bus?", "红色的公交车。 It is red."
-_TEXT = {
+TEXT = {
     "hidden_size": 48,
     "intermediate_size": 96,
     "num_hidden_layers": 2,
@@ -221,7 +221,7 @@ def build_family(case: FamilyCase, root: Path, image_newline: bool = False) -> F
     (root / "tokenizer").mkdir()
     case.tokenizer(root / "tokenizer")
     tokenizer = load_tokenizer(root / "tokenizer")
-    text = DecoderConfig(**{**_TEXT, "vocab_size": len(tokenizer), **case.text})
+    text = DecoderConfig(**{**TEXT, "vocab_size": len(tokenizer), **case.text})
     vision = VisionConfig(**case.vision)
     processor = make_processor(tokenizer, template=case.template)
     of_llava: dict[str, Any] = {"mm_vision_select_layer": -1, "image_newline": image_newline}

@@ -20,7 +20,7 @@ from paddlemix.errors import UserError
 from paddlemix.generation.chat import ChatSession
 from paddlemix.generation.generate import generate
 from paddlemix.generation.history import Dropped
-from paddlemix.generation.incremental import IncrementalModel
+from paddlemix.generation.incremental import IncrementalModel, NewTokens
 from paddlemix.generation.sampling import GenerationSettings, Sampler
 from paddlemix.models.kv_cache import KVCache
 from paddlemix.models.llava import LlavaModel
@@ -90,12 +90,12 @@ def work(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
         done["tiles"].append(pixels.shape[0])
         return encode(self, pixels)
 
-    def read_embeds(self: IncrementalModel, embeds: paddle.Tensor, greedy: bool) -> np.ndarray:
-        done["read"].append(embeds.shape[1])
-        return read(self, embeds, greedy)
+    def read_tokens(self: IncrementalModel, tokens: NewTokens, greedy: bool) -> np.ndarray:
+        done["read"].append(len(tokens.input_ids))
+        return read(self, tokens, greedy)
 
     monkeypatch.setattr(LlavaModel, "encode_images", encode_images)
-    monkeypatch.setattr(IncrementalModel, "extend", read_embeds)
+    monkeypatch.setattr(IncrementalModel, "extend", read_tokens)
     return done
 
 

@@ -1,4 +1,7 @@
-"""Workers that fail, and what the launcher makes of it; signals are in `test_launcher.py`."""
+"""Workers that fail, and what the launcher makes of it; signals are in `test_launcher.py`.
+
+What is tested: paddlemix/launch/supervisor.py and paddlemix/launch/worker_process.py.
+"""
 
 from __future__ import annotations
 

@@ -139,3 +139,22 @@ def test_nothing_of_paddle_is_loaded_to_launch():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert run.stdout == "[]\n"
+
+
+def test_a_chat_has_as_many_processes_as_its_model_and_the_terminal(jobs, capsys):
+    assert run_command(command.main, ["chat", "--model-path", "m", "--tensor-parallel", "2"]) == 0
+    assert run_command(command.main, ["chat", "--model-path", "m"]) == 0
+    assert [job.cards.processes for job in jobs] == [2, 1] and all(job.has_terminal for job in jobs)
+    assert capsys.readouterr().err == ""  # nothing about another launcher among what is said
+    assert run_command(command.main, ["chat", "--model-path", "m", "--tensor-parallel", "2", "--nproc", "3"]) == 2
+    assert "needs 2 processes, and 3 are started" in capsys.readouterr().err
+
+
+def test_predict_has_a_share_for_each_model(jobs, tmp_path, capsys):
+    flags = ["predict", *predict_flags(tmp_path), "--tensor-parallel", "2"]
+    assert run_command(command.main, flags) == 0
+    assert run_command(command.main, [*flags, "--nproc", "4"]) == 0
+    assert run_command(command.main, [*flags, "--num-chunks", "2", "--chunk-idx", "0"]) == 0
+    assert [job.cards.processes for job in jobs] == [2, 4, 2] and not any(job.has_terminal for job in jobs)
+    assert run_command(command.main, [*flags, "--nproc", "3"]) == 2
+    assert "does not divide the 3 processes" in capsys.readouterr().err

@@ -9,6 +9,7 @@ directory; without an image the chat is text only.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,45 +21,30 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
 from paddlemix.config.less_memory import less_memory_in_answers
 from paddlemix.errors import UserError
 from paddlemix.out_of_memory import out_of_memory_explained
-from paddlemix.tools.common.arguments import CommandParser
-from paddlemix.tools.common.command import place_argument, run_command
+from paddlemix.tools.common.chat_arguments import build_chat_parser
+from paddlemix.tools.common.command import run_command
 from paddlemix.tools.common.generation import (
-    add_model_flags,
-    add_sampling_flags,
     generation_settings,
     quantization_kind,
     select_precision,
 )
+from paddlemix.tools.common.tensor_parallel import (
+    answering_group,
+    start_processes,
+    starts_processes,
+)
 
 if TYPE_CHECKING:
+    from paddlemix.checkpoints.pretrained import Pretrained
     from paddlemix.generation.chat import ChatSession
     from paddlemix.outputs import Needed
-
-_TEMPERATURE = 0.2  # PaddleMIX's
+    from paddlemix.parallel.layout import Layout
+    from paddlemix.tools.common.tensor_parallel import AnsweringGroup
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command's arguments; those that PaddleMIX has too keep its names and defaults."""
-    parser = CommandParser("chat", __doc__)
-    add_model_flags(parser)
-    parser.add_argument(
-        "--image-file",
-        type=place_argument,
-        action="append",
-        default=[],
-        help="path or http(s) URL of an image; repeat for several",
-    )
-    parser.add_argument("--system", help="system text in place of the template's own")
-    add_sampling_flags(parser, max_new_tokens=512, temperature=_TEMPERATURE)
-    parser.add_argument("--no-stream", action="store_true", help="show each answer only when it is complete")
-    parser.add_argument(
-        "--on-overflow",
-        default="stop",
-        help="what to do when the conversation exceeds the model's context: stop (default) or drop_oldest rounds",
-    )
-    parser.add_argument("--fp16", action="store_true", help="same as --dtype float16; needs an accelerator")
-    parser.add_argument("--debug", action="store_true", help="print each prompt and answer as JSON")
-    return parser
+    """The command's arguments."""
+    return build_chat_parser(__doc__)
 
 
 def main(argv: list[str]) -> int:
@@ -68,12 +54,24 @@ def main(argv: list[str]) -> int:
         UserError: the model, an image or an argument cannot be used.
     """
     arguments = build_parser().parse_args(argv)
+    if starts_processes(arguments.tensor_parallel, os.environ):
+        return start_processes("chat", argv, arguments.tensor_parallel)
+    _check(arguments)
+    with answering_group("chat", arguments, is_one_group=True) as group:
+        if group.leads:
+            _chat(arguments, group)
+        else:
+            group.follow(lambda layout: _load(arguments, layout))
+    return 0
+
+
+def _chat(arguments: argparse.Namespace, group: AnsweringGroup) -> None:
     from paddlemix.datasets.images.decode import load_image
 
     images = [
         load_image(name) for name in arguments.image_file
     ]  # before the model: a bad path should not cost minutes of loading
-    session = _open_session(arguments)
+    session = _open_session(arguments, group)
     from paddlemix.generation.history import Picture
     from paddlemix.tools.common.terminal import Terminal, TerminalOptions
 
@@ -89,7 +87,6 @@ def main(argv: list[str]) -> int:
         needed=lambda: _needed(arguments),
     )
     Terminal(session, list(zip(arguments.image_file, pictures, strict=True)), options).run()
-    return 0
 
 
 def _needed(arguments: argparse.Namespace) -> list[Needed]:
@@ -99,7 +96,12 @@ def _needed(arguments: argparse.Namespace) -> list[Needed]:
     return [item for name in models for item in needed_by_model(name)]
 
 
-def _open_session(arguments: argparse.Namespace) -> ChatSession:
+def _check(arguments: argparse.Namespace) -> None:
+    """Checks what two flags say together.
+
+    Raises:
+        UserError: they contradict each other.
+    """
     if arguments.num_beams > 1 and not arguments.no_stream:
         raise UserError(
             f"--num-beams {arguments.num_beams} needs --no-stream: the best beam is known only at the end of an answer"
@@ -107,17 +109,25 @@ def _open_session(arguments: argparse.Namespace) -> ChatSession:
     if arguments.fp16 and arguments.dtype not in (None, "float16"):
         raise UserError(f"--fp16 and --dtype {arguments.dtype} contradict each other; give one of them")
     arguments.dtype = "float16" if arguments.fp16 else arguments.dtype
-    settings = generation_settings(arguments)
-    from paddlemix.checkpoints.load import load_pretrained
-    from paddlemix.generation.chat import ChatSession
-    from paddlemix.tools.common.processor import named_template
 
-    template = named_template(arguments.conv_mode, arguments.model_path) if arguments.conv_mode else None
+
+def _load(arguments: argparse.Namespace, layout: Layout) -> Pretrained:
+    from paddlemix.checkpoints.load import load_pretrained
+
     device, dtype = select_precision(arguments)
     with out_of_memory_explained(
         f"loading {arguments.model_path} on {device}", less_memory_in_answers(arguments, dtype)
     ):
-        loaded = load_pretrained(arguments.model_path, dtype, arguments.model_base, quantization_kind(arguments))
+        return load_pretrained(arguments.model_path, dtype, arguments.model_base, quantization_kind(arguments), layout)
+
+
+def _open_session(arguments: argparse.Namespace, group: AnsweringGroup) -> ChatSession:
+    settings = generation_settings(arguments)
+    from paddlemix.generation.chat import ChatSession
+    from paddlemix.tools.common.processor import named_template
+
+    template = named_template(arguments.conv_mode, arguments.model_path) if arguments.conv_mode else None
+    loaded = group.load(lambda layout: _load(arguments, layout))
     # A wrong template still produces fluent answers, only worse ones.
     if template is not None and loaded.processor is not None and template.name != loaded.processor.template.name:
         print(

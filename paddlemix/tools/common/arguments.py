@@ -28,7 +28,7 @@ class CommandParser(argparse.ArgumentParser):
     """
 
     def __init__(self, command: str, doc: str | None) -> None:
-        super().__init__(description=(doc or "").splitlines()[0], allow_abbrev=False, exit_on_error=False)
+        super().__init__(description=next(iter((doc or "").splitlines()), ""), allow_abbrev=False, exit_on_error=False)
         self._command = command
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]

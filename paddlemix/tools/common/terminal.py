@@ -90,7 +90,7 @@ class Terminal:
                 self._take(line)
             except UserError as error:
                 # Piped questions: the ones after a faulty line would be asked in the wrong context.
-                if not self._options.interactive:
+                if not self._options.interactive or self._session.is_over:
                     raise
                 print(f"error: {error}", file=sys.stderr)
         print("exit...")

@@ -6,8 +6,8 @@ import argparse
 
 import pytest
 
-from paddlemix.examples.llava import run_predict_multiround
 from paddlemix.tools import predict
+from paddlemix.tools.common.chat_arguments import build_chat_parser
 from paddlemix.tools.common.generation import add_sampling_flags, generation_settings, quantization_kind
 
 SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "num_beams", "repetition_penalty", "stop", "seed")
@@ -23,8 +23,8 @@ def settings_of(*argv: str, temperature: float = 0.2) -> argparse.Namespace:
 def test_predict_and_chat_describe_the_flags_with_the_same_words() -> None:
     """Only the defaults of two flags differ."""
     both = [
-        {action.dest: action.help or "" for action in module.build_parser()._actions}
-        for module in (predict, run_predict_multiround)
+        {action.dest: action.help or "" for action in build()._actions}
+        for build in (predict.build_parser, build_chat_parser)
     ]
     for name in (*SAMPLING, *MODEL):
         first, second = (helps[name].partition(" (default")[0] for helps in both)
@@ -53,4 +53,4 @@ def test_beam_search_has_temperature_0_unless_one_is_given(argv: tuple[str, ...]
 @pytest.mark.parametrize(("flag", "kind"), [("", None), ("--load-8bit", "int8"), ("--load-4bit", "nf4")])
 def test_bits_are_kinds_of_quantisation(flag: str, kind: str | None) -> None:
     argv = ["--model-path", "x", *([flag] if flag else [])]
-    assert quantization_kind(run_predict_multiround.build_parser().parse_args(argv)) == kind
+    assert quantization_kind(build_chat_parser().parse_args(argv)) == kind

@@ -1,0 +1,75 @@
+"""Messages from the first process of a tensor group to the others, which wait for them as long as it takes.
+
+Not by collectives: gloo ends one after 30 seconds, on a card a process that waits in one keeps it busy, and a user may
+think for an hour about the next question.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from multiprocessing.connection import Client, Connection, Listener
+from typing import Any
+
+from paddlemix.parallel.collectives import gathered_objects
+from paddlemix.parallel.layout import Layout
+
+_KEY_BYTES = 32
+
+
+class Channel:
+    """One end of it.
+
+    Args:
+        connections: of the first process to each other one; of the others to the first.
+    """
+
+    def __init__(self, connections: list[Connection]) -> None:
+        self._connections = connections
+
+    def send(self, message: Any) -> None:
+        """Tells every other process; the message is pickled between processes of the same run."""
+        for connection in self._connections:
+            connection.send(message)
+
+    def messages(self) -> Iterator[Any]:
+        """What the first process tells, until it closes the channel or is gone."""
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                yield self._connections[0].recv()
+
+    def close(self) -> None:
+        """Ends the messages."""
+        for connection in self._connections:
+            connection.close()
+
+
+def open_channel(layout: Layout) -> Channel:
+    """Connects the processes of each tensor group; called by all processes of the run.
+
+    Args:
+        layout: with a tensor group.
+
+    Returns:
+        The end of this process.
+    """
+    # The first process of each group says where it listens, and by which key it knows the others.
+    with contextlib.ExitStack() as stack:
+        place = None
+        if layout.tensor_rank == 0:
+            key = secrets.token_bytes(_KEY_BYTES)
+            backlog = layout.tensor_degree
+            listener = stack.enter_context(Listener((_own_host(), 0), backlog=backlog, authkey=key))
+            place = (listener.address, key)
+        found = gathered_objects(place)[layout.rank - layout.tensor_rank]
+        if layout.tensor_rank == 0:
+            return Channel([listener.accept() for _ in range(layout.tensor_degree - 1)])
+    return Channel([Client(found[0], authkey=found[1])])
+
+
+def _own_host() -> str:
+    """Address at which the other processes of the run reach this one."""
+    # Source: paddle.distributed.launch, controllers/collective.py
+    return os.environ.get("PADDLE_CURRENT_ENDPOINT", "127.0.0.1:0").rpartition(":")[0]
