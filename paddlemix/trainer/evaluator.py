@@ -19,7 +19,7 @@ from paddlemix.sample import Skip
 from paddlemix.trainer.batches.dataloader import Inputs, batch_inputs
 
 Scores = tuple[paddle.Tensor, paddle.Tensor]  # summed loss and right guesses, scalars on the device
-Between = Callable[[Exception | None], None]  # see `Evaluator`
+Between = Callable[..., None]  # see `Evaluator`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +78,15 @@ class Evaluator:
         score: a batch's inputs -> its summed loss and right guesses, computed without gradients.
         loading: how batches are made.
         between: called before each batch, on every process equally often, with the error that this process has met, or
-            None; raises on all processes or on none.
+            None, and the batch's supervised tokens; raises on all processes or on none.
     """
 
-    def __init__(self, score: Callable[[Inputs], Scores], loading: LoadingSettings, between: Between = agree) -> None:
+    def __init__(
+        self,
+        score: Callable[[Inputs], Scores],
+        loading: LoadingSettings,
+        between: Between = lambda failure, _: agree(failure),
+    ) -> None:
         self._score, self._loading, self._between = score, loading, between
         self._maker: tuple[RowDataset, BatchMaker] | None = None
         self._skipped: set[int] = set()
@@ -99,11 +104,12 @@ class Evaluator:
         batches = iter(self._maker_of(dataset).batches([*counted, *filling]))
         failure: Exception | None = None
         for number in range(len(counted) + len(filling)):
+            batch = None
             try:
                 batch = next(batches) if failure is None else None
             except Exception as error:
                 failure = error
-            self._between(failure)
+            self._between(failure, 0 if batch is None else len(batch.loss_index))
             assert batch is not None
             try:
                 scores = self._score(batch_inputs(batch))

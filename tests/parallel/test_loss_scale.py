@@ -38,14 +38,16 @@ def test_as_many_steps_are_left_out_by_any_number_of_processes(cluster: Cluster,
     """The scale at which a gradient overflows does not depend on how many processes share the step."""
     values = {"fp16": True, "fp16_opt_level": "O2", "device": "npu", "adam_epsilon": 1e-4, "max_steps": 4}
     losses, norms = [], []
-    for processes in (1, 4):
-        out = tmp_path / str(processes)
-        factors = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4 // processes}
+    for processes, tensor in ((1, 1), (4, 1), (4, 2)):
+        out = tmp_path / f"{processes} {tensor}"
+        factors = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4 * tensor // processes}
+        factors |= {"tensor_parallel_degree": tensor}
         outcome = cluster.run(
             processes, "tools.supervised_finetune", world.recipe(out, **values, **factors), where="npu"
         )
         assert outcome.ok, outcome.told()
         losses.append(reports(out / "out"))
         norms.append(sorted(reports(out / "out", "grad_norm")))
-    assert norms[0] == norms[1] and 1 not in norms[0]  # the first scale is too large for both
+    assert norms[0] == norms[1] == norms[2] and 1 not in norms[0]  # the first scale is too large for all
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-2)

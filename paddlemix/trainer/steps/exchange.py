@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 import numpy as np
 import paddle
 
+from paddlemix.errors import UserError
 from paddlemix.log import logger
 from paddlemix.parallel.collectives import agree, gathered, gathered_tensor
 from paddlemix.parallel.layout import Layout
@@ -105,13 +106,14 @@ class StepExchange:
             own: those of this process.
 
         Raises:
-            UserError: another process's data failed.
+            UserError: another process's data failed; or see `_check_same_samples`.
         """
         if not self.layout.several:
             return own
         counts, self._supervised = self._known(own), None
         if (counts == DATA_FAILED).any():
             agree(None)
+        self._check_same_samples(counts)
         return round(self._over_data(counts))
 
     def data_failed(self, error: Exception) -> NoReturn:
@@ -203,21 +205,23 @@ class StepExchange:
 
         callbacks.call_event = guarded
 
-    def between_batches(self, failure: Exception | None) -> None:
+    def between_batches(self, failure: Exception | None, supervised: int = 0) -> None:
         """Before each batch of an evaluation: all processes agree whether an error or a signal ends it.
 
         Args:
             failure: what this process has met, None for nothing.
+            supervised: tokens of its batch.
 
         Raises:
-            UserError: as `end`.
+            UserError: as `end`; or see `_check_same_samples`.
             EvaluationStopped: a signal came to a process.
         """
         if self.layout.several:
             meet()  # the others may still read or compute their batch
-            table = gathered([self.received() or 0, failure is not None])
+            table = gathered([self.received() or 0, failure is not None, supervised])
             if table[:, 1].any():
                 agree(failure)
+            self._check_same_samples(table[:, 2])
             self._take_in_stop(table[:, 0])
         elif failure is not None:
             raise failure
@@ -247,6 +251,27 @@ class StepExchange:
             meet()  # a first batch may take long, of a file that is still downloaded
             return gathered([own])[:, 0]
         return self._supervised
+
+    def _check_same_samples(self, supervised: np.ndarray) -> None:
+        """Checks that processes that compute one model together have the same samples, before they run a layer.
+
+        Args:
+            supervised: tokens of each process.
+
+        Raises:
+            UserError: on every process, if one has left out a sample that another has read.
+        """
+        degree = self.layout.tensor_degree
+        groups = supervised.reshape([-1, degree])
+        different = np.argwhere(groups != groups[:, :1])
+        if len(different):
+            group, place = different[0].tolist()
+            first, other = group * degree, group * degree + place
+            raise UserError(
+                f"processes {first} and {other} compute one model together, but have {groups[group, 0]:.0f} and "
+                f"{groups[group, place]:.0f} supervised tokens of the same samples: one could not read a picture that "
+                "the other has read, see the log of each process; put the data where all nodes read it alike"
+            )
 
     def _over_data(self, values: np.ndarray) -> float:
         """Sum over the processes that read different samples; those that hold parts of one model count once."""

@@ -10,7 +10,7 @@ import paddle
 import pytest
 from paddlenlp.trainer.trainer_callback import CallbackHandler
 
-from paddlemix.errors import OtherProcessError
+from paddlemix.errors import OtherProcessError, UserError
 from paddlemix.parallel import collectives
 from paddlemix.parallel.layout import ALONE, Layout
 from paddlemix.trainer.batches.dataloader import PositionCounts
@@ -123,7 +123,7 @@ def test_between_two_batches_one_message_is_sent(
 
     def gathered(values: Any) -> np.ndarray:
         sent.append(list(values))
-        return np.array([values, other], dtype=np.float32)
+        return np.array([values, [*other, 0]], dtype=np.float32)
 
     monkeypatch.setattr("paddlemix.trainer.steps.exchange.gathered", gathered)
     monkeypatch.setattr(
@@ -134,4 +134,22 @@ def test_between_two_batches_one_message_is_sent(
     else:
         with pytest.raises(expected):
             exchange.between_batches(None)
-    assert sent == [[0, 0]]
+    assert sent == [[0, 0, 0]]
+
+
+def test_processes_of_one_model_have_the_same_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of four processes the last has left out a sample that the one before has: their layers would wait for ever."""
+    layout = Layout(world_size=4, rank=0, data_size=2, tensor_group=SimpleNamespace(nranks=2, rank=0))
+    exchange, _ = exchange_of(layout, [])
+    tokens = [20, 20, 30, 30]
+    monkeypatch.setattr(
+        "paddlemix.trainer.steps.exchange.gathered",
+        lambda values: np.array([[*values[:-1], number] for number in tokens], dtype=np.float32),
+    )
+    monkeypatch.setattr("paddlemix.trainer.steps.exchange.meet", lambda: None)
+    assert exchange.supervised(20) == 50  # each once
+    exchange.between_batches(None, 20)
+    tokens[3] = 25
+    for call in (lambda: exchange.supervised(20), lambda: exchange.between_batches(None, 20)):
+        with pytest.raises(UserError, match="processes 2 and 3 compute one model .* 30 and 25 supervised tokens"):
+            call()
