@@ -94,8 +94,8 @@ def less_memory_in_answers(arguments: argparse.Namespace, dtype: str) -> list[st
     """Flags of a command that answers questions, the cheapest first.
 
     Args:
-        arguments: with `load_8bit`, `load_4bit`, `max_new_tokens` and, where questions are answered together,
-            `batch_size`.
+        arguments: with `load_8bit`, `load_4bit`, `tensor_parallel`, `max_new_tokens` and, where questions are answered
+            together, `batch_size`.
         dtype: that the model is computed in.
     """
     found = []
@@ -108,4 +108,5 @@ def less_memory_in_answers(arguments: argparse.Namespace, dtype: str) -> list[st
     # from 8 bits there is one step left, from none there are two
     if not arguments.load_4bit:
         found.append("--load-4bit" if arguments.load_8bit else "--load-8bit or --load-4bit")
+    found.append(f"--tensor-parallel {arguments.tensor_parallel} -> {2 * arguments.tensor_parallel} (several cards)")
     return [*found, f"--max-new-tokens {arguments.max_new_tokens} -> a smaller one"]

@@ -22,7 +22,8 @@ from paddlemix.models.layers import skip_initialisation
 from paddlemix.models.llava import LlavaModel
 from paddlemix.parallel.layout import Layout
 from paddlemix.parallel.tensor.model import SplitLlavaModel
-from paddlemix.parallel.tensor.parts import has_partial_gradient, linear_part, whole_shape
+from paddlemix.parallel.tensor.parts import linear_part, whole_shape
+from paddlemix.parallel.tensor.parts import part_of as split_of
 from paddlemix.peft.dora import DoRALinear
 from paddlemix.peft.linear import LoRALinear
 from paddlemix.peft.lora import LoRAConfig, add_lora, linear_names
@@ -120,7 +121,7 @@ def _weights(model: nn.Layer) -> Iterator[Weight]:
             num_bytes=count * _BYTES[dtype],
             trained=not parameter.stop_gradient,
             in_all=math.prod(whole_shape(parameter)),
-            partial=has_partial_gradient(parameter),
+            joined=split_of(parameter) is None,
         )
     # Codes are buffers, not parameters, so `named_parameters` does not list them.
     for name, layer in quantized_linears(model).items():

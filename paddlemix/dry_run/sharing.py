@@ -8,8 +8,7 @@
     stage 3        a slice of every weight above 2**20 numbers, of its    the weight in use, the next, and the
                    gradient, states and master weight; smaller ones and   gradient of the one in use
                    codes of a quantised base whole
-    tensor group   its part of the decoder; what stages share is of      gradients of norms and of adapters' halves
-                   these parts                                            that all of a group hold
+    tensor group   its part of the decoder; stages share these parts      gradients of the weights that are not split
 
 Stages 1 and 2 give whole parameters to devices, so one may hold more than its part: the fullest is counted.
 
@@ -27,7 +26,7 @@ from paddlemix.dry_run.step_sizes import FLOAT32
 from paddlemix.parallel.deferred import LARGE
 
 PIECE = 2**23  # numbers of stage 2's buffer for the gradients of one other device
-PARTIAL_AT_ONCE = 2**25  # numbers of a message of partial gradients, as in trainer/steps/partial_gradients.py
+JOINED_AT_ONCE = 2**25  # numbers of a tensor group's message of gradients, as in trainer/steps/partial_gradients.py
 STATES = 2 * FLOAT32  # bytes of AdamW's means of gradient and squared gradient, a number
 
 
@@ -43,7 +42,7 @@ class Weight:
         trained: whether it gets gradients.
         coded: whether it is held in few bits.
         in_all: numbers of the whole; 0 where it is not split.
-        partial: its gradient is summed over the tensor group.
+        joined: all devices of a tensor group have it whole, and make its gradient one.
     """
 
     name: str
@@ -53,7 +52,7 @@ class Weight:
     trained: bool
     coded: bool = False
     in_all: int = 0
-    partial: bool = False
+    joined: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,20 +166,20 @@ def _slices(weight: Weight, training: Training) -> int:
 def exchanged_afterwards(weights: Sequence[Weight], training: Training) -> int:
     """Bytes of gradients in one piece, made when the backward passes are over; 0 where none are.
 
-    Replicas exchange all; a tensor group then those of which each of its devices has a share.
+    Replicas exchange all; a tensor group then those of weights that it does not split.
     """
-    partial = _partial_message(weights, training)
+    joined = _joined_message(weights, training)
     if training.replicas < 2 or not training.adds_up_afterwards:
-        return partial
-    return max(partial, held(weights, own_names(weights, training), training).gradients)
+        return joined
+    return max(joined, held(weights, own_names(weights, training), training).gradients)
 
 
-def _partial_message(weights: Sequence[Weight], training: Training) -> int:
-    """Bytes of the largest message of gradients that a tensor group adds up: in float32, and copied into pieces."""
-    sizes = [weight.count for weight in weights if weight.partial and weight.trained]
+def _joined_message(weights: Sequence[Weight], training: Training) -> int:
+    """Bytes of the largest message of gradients that a tensor group makes one: in float32, and copied into pieces."""
+    sizes = [weight.count for weight in weights if weight.joined and weight.trained]
     if training.tensor_degree == 1 or not sizes:
         return 0
-    return 2 * FLOAT32 * min(sum(sizes), max(PARTIAL_AT_ONCE, *sizes))
+    return 2 * FLOAT32 * min(sum(sizes), max(JOINED_AT_ONCE, *sizes))
 
 
 def buffers_in_passes(weights: Sequence[Weight], training: Training) -> int:

@@ -30,9 +30,23 @@ def test_sharding_is_advised_where_there_are_devices() -> None:
     assert "sharding" not in advice("sharding=stage3", devices=2)
 
 
+def test_single_weights_are_split_where_that_helps() -> None:
+    split = "tensor_parallel_degree"
+    assert split not in advice(devices=4) and split not in advice("sharding=stage3", devices=4)
+    # No stage splits codes.
+    assert advice("lora=true", "quantize_base=nf4", devices=4)[-2:] == ["sharding", split]
+    assert advice(f"{split}=2", devices=4)[-2:] == ["sharding", split]
+    assert advice(f"{split}=2", "sharding=stage2", devices=4)[-1] == split
+    assert not {split, "sharding"} & set(advice(f"{split}=4", devices=4))
+
+
 def test_flags_of_answers() -> None:
-    flags = Namespace(load_8bit=False, load_4bit=False, max_new_tokens=64, batch_size=8)
+    flags = Namespace(load_8bit=False, load_4bit=False, max_new_tokens=64, tensor_parallel=1, batch_size=8)
     found = less_memory_in_answers(flags, "float32")
-    assert [line.split(" ")[0] for line in found] == ["--batch-size", "--dtype", "--load-8bit", "--max-new-tokens"]
-    flags = Namespace(load_8bit=False, load_4bit=True, max_new_tokens=64)  # the chat has no batch
-    assert less_memory_in_answers(flags, "bfloat16") == ["--max-new-tokens 64 -> a smaller one"]
+    expected = ["--batch-size", "--dtype", "--load-8bit", "--tensor-parallel", "--max-new-tokens"]
+    assert [line.split(" ")[0] for line in found] == expected
+    flags = Namespace(load_8bit=False, load_4bit=True, max_new_tokens=64, tensor_parallel=2)  # the chat has no batch
+    assert less_memory_in_answers(flags, "bfloat16") == [
+        "--tensor-parallel 2 -> 4 (several cards)",
+        "--max-new-tokens 64 -> a smaller one",
+    ]

@@ -13,7 +13,7 @@ import pytest
 from paddlemix.config.schema import RunConfig
 from paddlemix.dry_run.computation import computation_of, training_of
 from paddlemix.dry_run.model import describe_model
-from paddlemix.dry_run.sharing import PARTIAL_AT_ONCE, Training, Weight, exchanged_afterwards, own_names
+from paddlemix.dry_run.sharing import JOINED_AT_ONCE, Training, Weight, exchanged_afterwards, own_names
 from paddlemix.dry_run.step_sizes import BatchShape
 from paddlemix.errors import UserError
 from paddlemix.models.presets import PRESETS, count_parameters
@@ -89,8 +89,8 @@ def test_each_device_has_its_part_and_the_report_all_numbers(keys: dict[str, Any
     else:
         assert shares[f"{inside}mlp.gate_proj.weight"] == shares[f"{inside}self_attn.o_proj.weight"] == 0.5
     assert {share for name, share in shares.items() if not name.startswith(("language_model", "lm_head"))} == {1}
-    partial = {item.name for item in part if item.partial}
-    assert f"{inside}input_layernorm.weight" in partial and "language_model.norm.weight" not in partial
+    joined = {item.name for item in part if item.joined}
+    assert f"{inside}input_layernorm.weight" in joined and "language_model.norm.weight" in joined
 
 
 def test_a_published_model_is_divided() -> None:
@@ -105,28 +105,28 @@ def test_a_published_model_is_divided() -> None:
         describe_model(RunConfig(tensor_parallel_degree=3), sizes, None)
 
 
-def weight(count: int, partial: bool) -> Weight:
+def weight(count: int, joined: bool) -> Weight:
     return Weight(
-        name=f"language_model.{partial}", part="language_model", count=count, num_bytes=2 * count, trained=True,
-        partial=partial,
+        name=f"language_model.{joined}", part="language_model", count=count, num_bytes=2 * count, trained=True,
+        joined=joined,
     )  # fmt: skip
 
 
-def test_gradients_of_what_all_hold_are_summed_in_messages() -> None:
-    weights = weight(1000, partial=False), weight(10, partial=True)
+def test_gradients_of_what_all_hold_are_made_one_in_messages() -> None:
+    weights = weight(1000, joined=False), weight(10, joined=True)
     alone, two = Training(tensor_degree=2), Training(tensor_degree=2, devices=2)
     assert exchanged_afterwards(weights, Training(devices=2)) == 0
     assert exchanged_afterwards(weights, alone) == 2 * 4 * 10
     assert exchanged_afterwards(weights, two) == 2020  # all of them, in a piece that is free again by then
-    large = weight(PARTIAL_AT_ONCE, partial=True), weight(PARTIAL_AT_ONCE + 8, partial=True), *weights
-    assert exchanged_afterwards(large, alone) == 2 * 4 * (PARTIAL_AT_ONCE + 8)
-    assert PARTIAL_AT_ONCE == partial_gradients._AT_ONCE
+    large = weight(JOINED_AT_ONCE, joined=True), weight(JOINED_AT_ONCE + 8, joined=True), *weights
+    assert exchanged_afterwards(large, alone) == 2 * 4 * (JOINED_AT_ONCE + 8)
+    assert JOINED_AT_ONCE == partial_gradients._AT_ONCE
 
 
 def test_devices_of_a_group_agree_on_who_has_which_states() -> None:
     """By the sizes of whole weights, in stage 2 as well; the fullest device counts by its parts."""
     sizes = {"a": (60, 30), "b": (50, 25), "c": (50, 50), "d": (40, 20)}
-    weights = [replace(weight(part, partial=False), name=name, in_all=whole) for name, (whole, part) in sizes.items()]
+    weights = [replace(weight(part, joined=False), name=name, in_all=whole) for name, (whole, part) in sizes.items()]
     for stage in (1, 2):
         training = Training(tensor_degree=2, devices=2, sharding_stage=stage, sharding_degree=2)
         assert own_names(weights, training) == {"b", "c"}

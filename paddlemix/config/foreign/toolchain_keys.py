@@ -1,7 +1,8 @@
 """Keys of ms-swift, XTuner and LLaMA-Factory, and what to write here; `answers.py` says how a line is read.
 
-Sources: ms-swift 2.6.1 swift/llm/utils/argument.py and 4.6.0 swift/arguments/; InternLM/xtuner 0.1.23
-xtuner/configs/llava/; LLaMA-Factory 0.9.5 llamafactory/hparams/; PEFT's LoraConfig.
+Sources: ms-swift 2.6.1 swift/llm/utils/argument.py and 4.6.0 swift/arguments/; Megatron-LM
+megatron/training/arguments.py; InternLM/xtuner 0.1.23 xtuner/configs/llava/; LLaMA-Factory 0.9.5
+llamafactory/hparams/; PEFT's LoraConfig.
 """
 
 from __future__ import annotations
@@ -124,6 +125,14 @@ SWIFT = {
     **each("max_pixels rescale_image", NO_RESIZING),
     **each("loss_scale use_loss_scale", _ANSWERS_ALONE),
     "sequence_parallel_size": says("sequences are not split over cards"),
+    # Its Megatron side, and PaddleFormers, name it as Megatron-LM does.
+    "tensor_model_parallel_size": same("tensor_parallel_degree"),
+    "vllm_tensor_parallel_size": says(
+        "a training answers with the processes it has; chat and predict --tensor-parallel"
+    ),
+    "pipeline_model_parallel_size": says(
+        "layers are not spread over cards; tensor_parallel_degree or sharding stage3 split them"
+    ),
     **each("use_galore galore_rank galore_target_modules lisa_activated_layers lisa_step_interval", _OPTIMISERS),
     **each("vera_rank boft_block_size fourier_n_frequency reft_rank adalora_target_r adalora_init_r", _LORA_MATRICES),
     "use_hf": says('PADDLEMIX_HUB=modelscope or huggingface in the environment, or "modelscope:owner/name"'),
