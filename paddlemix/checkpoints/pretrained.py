@@ -224,7 +224,7 @@ def parameter_entries(
 
 def whole_entry(tensor: WholeTensor) -> TensorEntry:
     """A tensor that processes may hold shares of, as it can be written by one of them."""
-    share = tensor.gather if tensor.is_shared else None
+    share = tensor.take_part if tensor.is_shared else None
     return TensorEntry(FLOAT_TYPES[tensor.dtype], tensor.shape, tensor.read, share=share)
 
 

@@ -10,13 +10,15 @@
 |                                                          |                                | all_gather of parts    |
 
 Nobody has to say who reads: every process of these groups makes the same calls in the same order, and any of them
-may take the result.  So a process holds one whole array at a time beyond its own share.
+may take the result.  So a process holds one whole array at a time beyond its own share; of what a tensor group splits
+its device holds a piece of it, and the host of the one that reads the whole.
 
 Sources: paddle's DygraphShardingOptimizer (stage1), GroupShardedOptimizerStage2 and GroupShardedStage3.
 """
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -32,6 +34,7 @@ from paddlemix.parallel.tensor.parts import Part, part_of
 from paddlemix.parallel.tensor.split_plan import all_parts
 
 _MOMENTS = ("moment1", "moment2")
+_AT_ONCE = 2**27  # numbers of a tensor in parts that are gathered at once: 512 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -41,29 +44,74 @@ class WholeTensor:
     Args:
         dtype: "float32", "float16" or "bfloat16".
         shape: of the whole.
-        gather: returns its numbers, flat or in its shape, and perhaps with padding at the end; or, where there are
-            `parts`, those of each process of the tensor group one after the other, padded to one size.
-        is_shared: whether `gather` needs the other processes of these groups, which call it too.
-        parts: what each process of the tensor group has of the whole, by rank; empty where nobody has a part.
+        gather: returns its numbers, flat or in its shape, and perhaps with padding at the end.
+        is_shared: whether `gather` needs the other processes of the sharding group, which call it too.
     """
 
     dtype: str
     shape: tuple[int, ...]
     gather: Callable[[], paddle.Tensor]
     is_shared: bool = False
-    parts: tuple[Part, ...] = ()
 
     def read(self) -> np.ndarray:
         """The whole on the host; bfloat16 as uint16."""
         numbers = self.gather().numpy().reshape(-1)
-        if not self.parts:
-            return numbers[: math.prod(self.shape)].reshape(self.shape)
+        return numbers[: math.prod(self.shape)].reshape(self.shape)
+
+    def take_part(self) -> None:
+        """What a process calls while another one reads, if the tensor is shared."""
+        self.gather()
+
+
+@dataclass(frozen=True)
+class WholeOfParts(WholeTensor):
+    """A tensor of which each process of the tensor group has a part.
+
+    It is gathered piece by piece, so that a device needs no memory for the whole, e.g. for an embedding in float32.
+
+    Args:
+        gather: returns the own part.
+        parts: of all processes, by rank.
+        group: paddle's group of them.
+    """
+
+    parts: tuple[Part, ...] = ()
+    group: Any = None
+
+    def read(self) -> np.ndarray:
         axis, widths = self.parts[0].axis, [part.stop - part.start for part in self.parts]
-        padded = numbers.reshape([len(widths), *self.shape[:axis], max(widths), *self.shape[axis + 1 :]])
+        # Each process's numbers one after the other, padded to one width.
+        shape = [len(widths), *self.shape[:axis], max(widths), *self.shape[axis + 1 :]]
+        kind = np.uint16 if self.dtype == "bfloat16" else self.dtype
+        held, start = np.empty([len(widths), math.prod(shape[1:])], kind), 0
+        for piece in map(_on_host, self._pieces()):
+            numbers = piece.reshape([len(widths), -1])
+            held[:, start : start + numbers.shape[1]] = numbers
+            start += numbers.shape[1]
+        padded = held.reshape(shape)
         if axis == 0 and len(set(widths)) == 1:  # in their order already
             return padded.reshape(self.shape)
-        cut = (np.moveaxis(held, axis, 0)[:width] for held, width in zip(padded, widths, strict=True))
-        return np.concatenate([np.moveaxis(held, 0, axis) for held in cut], axis=axis)
+        cut = (np.moveaxis(part, axis, 0)[:width] for part, width in zip(padded, widths, strict=True))
+        return np.concatenate([np.moveaxis(part, 0, axis) for part in cut], axis=axis)
+
+    def take_part(self) -> None:
+        collections.deque(self._pieces(), maxlen=0)  # drops each piece before the next is gathered
+
+    def _pieces(self) -> Iterator[paddle.Tensor]:
+        """[processes * n] of some numbers of every part, in their order."""
+        own, part = self.gather().detach(), self.parts[self.group.rank]
+        missing = max(other.stop - other.start for other in self.parts) - (part.stop - part.start)
+        if missing:  # collectives need equal shapes
+            padding = list(own.shape)
+            padding[part.axis] = missing
+            own = paddle.concat([own, paddle.zeros(padding, dtype=own.dtype)], axis=part.axis)
+        numbers, step = own.reshape([-1]), max(_AT_ONCE // len(self.parts), 1)
+        for start in range(0, numbers.shape[0], step):
+            yield _one_after_the_other(numbers[start : start + step], self.group)
+
+
+def _on_host(tensor: paddle.Tensor) -> np.ndarray:
+    return np.asarray(tensor.numpy())
 
 
 def whole_weight(parameter: paddle.Tensor, layout: Layout) -> WholeTensor:
@@ -133,21 +181,9 @@ def _of_all_parts(own: WholeTensor, part: Part | None, layout: Layout) -> WholeT
     """
     if part is None:
         return own
+    shape = (*own.shape[: part.axis], part.size, *own.shape[part.axis + 1 :])
     parts = all_parts(part, layout.tensor_degree)
-    width = max(other.stop - other.start for other in parts)
-
-    def gather() -> paddle.Tensor:
-        held = own.gather().detach()
-        missing = width - held.shape[part.axis]
-        if missing:  # collectives need equal shapes
-            padding = list(held.shape)
-            padding[part.axis] = missing
-            held = paddle.concat([held, paddle.zeros(padding, dtype=held.dtype)], axis=part.axis)
-        return _one_after_the_other(held, layout.tensor_group)
-
-    return WholeTensor(
-        own.dtype, (*own.shape[: part.axis], part.size, *own.shape[part.axis + 1 :]), gather, True, parts
-    )
+    return WholeOfParts(own.dtype, shape, own.gather, is_shared=True, parts=parts, group=layout.tensor_group)
 
 
 def _start(adamw: Any, parameter: paddle.Tensor, kind: str) -> paddle.Tensor:
