@@ -251,7 +251,8 @@ class Attempt:
             return End(128 + self._stop)
         if self._first is not None:
             return End(self._first.status, self._first, self._is_again and self._stop is None)
-        told = [worker for worker in self._workers if worker.code]
+        talker = self._with_terminal  # whose status counts where there is one; the others may have been ended for it
+        told = [worker for worker in self._workers if worker.code and talker in (None, worker)]
         if self._stop is not None and told:
             return End(128 + self._stop)
         if not told:

@@ -76,6 +76,14 @@ class Fake:
     def leave_with_2(self) -> None:
         os._exit(2)
 
+    def until_a_signal(self) -> None:
+        while not self.got:
+            time.sleep(_TICK)
+
+    def wait_for_1(self) -> None:
+        while not (self.folder / "ready-1-0").exists():
+            time.sleep(_TICK)
+
     def wait_for_0(self) -> None:
         while not (self.folder / "ready-0-0").exists():
             time.sleep(_TICK)
@@ -89,6 +97,14 @@ class Fake:
     def say(self) -> None:
         print(f"answer of {process_rank()}")  # noqa: T201
         logger.info("rank %d, terminal %s", process_rank(), sys.stderr.isatty())
+
+    def interrupted(self) -> None:
+        raise KeyboardInterrupt
+
+    def read(self) -> None:
+        """A line of its input, and whose process group it is in."""
+        line = sys.stdin.readline().strip()
+        print(f"heard {line!r} of {'the' if os.getpgrp() == os.getpgid(os.getppid()) else 'another'} group")  # noqa: T201
 
     def environment(self) -> None:
         names = ("PADDLE_", "FLAGS_selected_", "MASTER_", "PADDLEMIX_RESTART")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.parallel.cluster import Cluster, Outcome
+from tests.parallel.cluster import Cluster, Outcome, Where
 from tests.parallel.rank import Hook
 from tests.parallel.tensor_commands import SETTINGS
 from tests.tiny_world import World
@@ -96,9 +96,11 @@ def questions(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def predict(cluster: Cluster, ranks: int, world: World, questions: Path, output: Path, *more: Any) -> Outcome:
+def predict(
+    cluster: Cluster, ranks: int, world: World, questions: Path, output: Path, *more: Any, where: Where = "cpu"
+) -> Outcome:
     arguments = ["--model-path", world.model, "--input", questions, "--output", output, "--max-new-tokens", "6"]
-    return cluster.run(ranks, "tools.predict", *arguments, "--batch-size", "2", *more)
+    return cluster.run(ranks, "tools.predict", *arguments, "--batch-size", "2", *more, where=where)
 
 
 def answers(path: Path) -> list[dict[str, Any]]:
@@ -123,3 +125,13 @@ def test_predict_answers_as_one_process(
     again = predict(cluster, ranks, world, questions, several, "--tensor-parallel", 2)
     assert sorted(again.statuses) == [0] * (ranks - 1) + [1], again.told()
     assert "0 of " in again.logs[0] and answers(several) == answers(one)
+
+
+def test_cards_answer_as_the_cpu(cluster: Cluster, world: World, questions: Path, tmp_path: Path) -> None:
+    """Each process on a card of its own, which chooses the tokens itself."""
+    one, several = tmp_path / "one.jsonl", tmp_path / "several.jsonl"
+    predict(cluster, 1, world, questions, one)
+    more = ("--tensor-parallel", 2, "--device", "npu", "--dtype", "float32")
+    outcome = predict(cluster, 2, world, questions, several, *more, where="npu")
+    assert sorted(outcome.statuses) == [0, 1], outcome.told()
+    assert answers(several) == answers(one)

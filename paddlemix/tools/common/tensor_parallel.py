@@ -140,10 +140,12 @@ def answering_group(command: str, arguments: argparse.Namespace, is_one_group: b
         yield AnsweringGroup(ALONE)
         return
     check_processes(command, int(os.environ.get("PADDLE_TRAINERS_NUM", "1")), degree, is_one_group)
-    select_precision(arguments)
+    # The room that answers comes first: what paddle reads from the environment is set when it is imported.
+    import paddlemix.generation  # noqa: F401
     from paddlemix.parallel.groups import begin_tensor_groups
     from paddlemix.parallel.messages import open_channel
 
+    select_precision(arguments)
     layout = begin_tensor_groups(degree)
     channel = open_channel(layout)
     try:
