@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from paddlemix.checkpoints.files.weight_files import read_weights
 from paddlemix.checkpoints.load import load_pretrained
 from paddlemix.checkpoints.pretrained import Pretrained, build_model, save_model
+from paddlemix.models.kernels import cpu_library
+from paddlemix.parallel.layout import ALONE
 from paddlemix.peft.quantize import QuantizationConfig, quantize_model
 from tests.npu.cases import LORA_WITHOUT_DROPOUT
 from tests.parallel.cluster import Cluster, Outcome
 from tests.parallel.curves import Gaps, gaps, losses_and_weights
+from tests.parallel.tensor_families import Pair
+from tests.parallel.tensor_families import _batch as answers
+from tests.parallel.tensor_families import _prompts as make_prompts
+from tests.parallel.tensor_families import _scores as scores
+from tests.parallel.tensor_files import begin
 from tests.tiny_models import randomise
 from tests.tiny_world import World
 
@@ -68,6 +78,30 @@ def test_a_quantised_model_is_whole_in_the_result(cluster: Cluster, world: World
     for name, entry in base.items():
         if "projector" not in name:
             assert entry.read().tobytes() == result[name].read().tobytes(), name
+
+
+def answer(models: str) -> dict[str, Any]:
+    """What quantised models say as a whole and over the tensor group: largest gaps of scores, and answers of both."""
+    layout, found = begin(), {}
+    for name, kind in (("plain", "nf4"), ("plain", "int8"), ("nf4", None)):
+        pair = Pair(*(load_pretrained(f"{models}/{name}", quantize=kind, layout=each) for each in (ALONE, layout)))
+        prompts = make_prompts(pair.whole.processor)
+        for way in ("C", "operators") if kind is None else ("C",):
+            with contextlib.nullcontext() if way == "C" else cpu_library.switched_off():
+                whole, split = scores(pair.whole, prompts), scores(pair.split, prompts)
+                gap = max(float(np.abs(whole[part] - split[part]).max()) for part in ("all", "prompt", "step"))
+                said = [answers(loaded, prompts, every_way=False) for loaded in (pair.whole, pair.split)]
+            found[f"{name} {kind} {way}"] = [gap / float(np.abs(whole["all"]).max()), *said]
+    return found
+
+
+def test_answers_are_those_of_one_process(cluster: Cluster, models: Path) -> None:
+    outcome = cluster.call(2, "tests.parallel.test_tensor_qlora:answer", models=str(models))
+    assert outcome.ok, outcome.told()
+    for result in outcome.results:
+        assert len(result) == 4
+        for case, (gap, whole, split) in result.items():
+            assert gap < MAX_GAP and whole == split, (case, gap, whole, split)
 
 
 def test_blocks_that_are_cut_are_refused(cluster: Cluster, world: World, tmp_path: Path) -> None:

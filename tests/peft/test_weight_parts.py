@@ -13,8 +13,9 @@ from paddle import nn
 from paddlemix.errors import UserError
 from paddlemix.models.configuration import DecoderConfig
 from paddlemix.models.kernels import cpu_library
+from paddlemix.models.language_presets import LANGUAGE_MODELS
 from paddlemix.parallel.tensor.parts import Part, mark_linear
-from paddlemix.parallel.tensor.split_plan import linear_parts
+from paddlemix.parallel.tensor.split_plan import allowed_degrees, linear_parts
 from paddlemix.peft.quantize import QuantizationConfig, prepare_quantized
 from paddlemix.peft.quantized_base import QuantizedBase
 from paddlemix.peft.quantized_linear import QuantizedLinear
@@ -110,6 +111,13 @@ def test_which_parts_have_whole_blocks() -> None:
     assert [falls_on_blocks(part) for part in parts_of(0, (150, 1), (64, 150))] == [True] * 2
     assert [falls_on_blocks(part) for part in parts_of(0, (150, 1), (75, 150))] == [False] * 2
     assert [falls_on_blocks(part) for part in parts_of(1, (1, 150), (75, 150))] == [True] * 2
+
+
+def test_parts_of_published_models_have_whole_blocks() -> None:
+    for sizes in LANGUAGE_MODELS.values():
+        for degree in allowed_degrees(sizes):
+            for rank in range(degree):
+                assert all(falls_on_blocks(part) for part in linear_parts(sizes, degree, rank).values())
 
 
 def split_decoder(degree: int, rank: int) -> nn.Layer:
