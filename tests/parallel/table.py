@@ -46,6 +46,7 @@ CASES: dict[str, dict[str, Any]] = {
     "evaluation": {"evaluation_strategy": "steps", "eval_steps": 2},  # five samples, in batches of two
     "bf16": _BF16,
     "bf16 plain": {**_BF16, "use_flash_attention": False},  # without paddle's fused operators
+    "bf16 plain lora": {**_BF16, **LORA_WITHOUT_DROPOUT, "use_flash_attention": False},
     "bf16 lora": {**_BF16, **LORA_WITHOUT_DROPOUT},
 }
 

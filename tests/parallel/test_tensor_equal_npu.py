@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from tests.npu.test_strict import MISSING
 from tests.parallel.cluster import Cluster
 from tests.parallel.curves import gaps
 from tests.parallel.table import Layout, Table, Trained, check_equal
-from tests.parallel.test_equal_npu import ONE_NPU
+from tests.parallel.test_equal_npu import ONE_NPU, TO_THE_HOST
 from tests.tiny_world import World
 
 
@@ -54,3 +55,9 @@ def test_bfloat16(table: Table) -> None:
     assert apart.loss < 5e-3 and apart.weight <= 2**-8 and apart.norm < 0.01 * max(alone.learned.norms.values()), apart
     for sharding in ("stage1", "stage2"):
         check_equal(trained, table.trained("bf16", replicas(sharding)))
+
+
+def test_operators_of_the_real_plugin_are_enough(table: Table) -> None:
+    trained = table.trained("bf16 plain lora", Layout(4, "stage2", "strict", tensor=2))
+    start_values = ("uniform", "bfloat16")  # of an adapter, drawn once
+    assert {found for log in trained.logs for found in MISSING.findall(log)} <= TO_THE_HOST | {start_values}

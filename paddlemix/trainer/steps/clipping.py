@@ -107,7 +107,8 @@ class MeasuredNorm(ClipGradBase):
         whole = [gradient for parameter, gradient in pairs if part_of(parameter) is None]
         # What all hold counts once, by a share of each: so the sum is one number everywhere, and with it what every
         # gradient is multiplied by.
-        squares = _or_nothing(sum_of_squares(parts)) + _or_nothing(sum_of_squares(whole)) / layout.tensor_degree
+        share = 1.0 / layout.tensor_degree  # a factor: NPU divides by a number on the host
+        squares = _or_nothing(sum_of_squares(parts)) + _or_nothing(sum_of_squares(whole)) * share
         sums = paddle.stack([squares, _or_nothing(overflow)])
         dist.all_reduce(sums, group=layout.tensor_group)
         if layout.stage:
