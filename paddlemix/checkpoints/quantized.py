@@ -160,7 +160,7 @@ def _coded_entries(name: str, entry: TensorEntry, layer: QuantizedLinear) -> Map
             # a torch checkpoint stores it output-major, as codes are, so it need not be transposed
             array = entry.read() if entry.turned_from is None else entry.turned_from.read().T
             try:
-                held.append(quantize_weight(array, layer.kind))
+                held.append(quantize_weight(array, layer.kind, layer.tensor_part))
             except UserError as error:
                 raise UserError(f"'{name}' cannot be quantised: {error}") from error
             left.update(layer.arrays)

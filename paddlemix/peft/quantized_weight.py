@@ -22,6 +22,7 @@ import numpy as np
 import paddle
 
 from paddlemix.errors import UserError, did_you_mean
+from paddlemix.parallel.tensor.parts import Part
 
 KINDS = ("int8", "nf4", "bfloat16", "float16")
 NF4_BLOCK = 64  # weights per scale
@@ -102,12 +103,14 @@ def stored_arrays(kind: str, in_features: int, out_features: int) -> Stored:
     return {"weight_values": (dtype, (out_features, in_features))}
 
 
-def quantize_weight(array: np.ndarray, kind: str) -> QuantizedWeight:
+def quantize_weight(array: np.ndarray, kind: str, part: Part | None = None) -> QuantizedWeight:
     """A weight in one of the formats; needs little memory beyond the result.
 
     Args:
         array: [in, out], float32, float16 or bfloat16 as uint16; fastest as the transpose of a row-major [out, in].
         kind: one of `KINDS`.
+        part: of the weight whose codes are wanted, in whole blocks; of nf4, whose codes take long, others may be
+            zeros.  Scales are of the whole.
 
     Raises:
         UserError: unknown kind, a weight is not finite, or too large for float16.
@@ -115,12 +118,17 @@ def quantize_weight(array: np.ndarray, kind: str) -> QuantizedWeight:
     in_features, out_features = array.shape
     arrays = {name: np.zeros(shape, dtype) for name, (dtype, shape) in stored_arrays(kind, *array.shape).items()}
     if kind == "nf4":
-        _fill_nf4(arrays, array)
+        _fill_nf4(arrays, array, part)
     else:
         fill = _fill_int8 if kind == "int8" else _fill_half
         for start, rows in _row_pieces(array):
             fill({name: held[start : start + len(rows)] for name, held in arrays.items()}, rows)
     return QuantizedWeight(kind, (in_features, out_features), arrays)
+
+
+def _is_wanted(part: Part | None, start: int, count: int) -> bool:
+    """Whether some of these outputs are in a part."""
+    return part is None or part.axis == 0 or (start < part.stop and part.start < start + count)
 
 
 def _row_pieces(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -161,9 +169,12 @@ def _fill_half(held: dict[str, np.ndarray], rows: np.ndarray) -> None:
         values[:] = paddle.to_tensor(rows, place=paddle.CPUPlace()).astype("bfloat16").numpy()
 
 
-def _fill_nf4(arrays: dict[str, np.ndarray], array: np.ndarray) -> None:
+def _fill_nf4(arrays: dict[str, np.ndarray], array: np.ndarray, part: Part | None) -> None:
     in_features, out_features = array.shape
     inputs = padded_size(in_features)
+    first, last = 0, inputs // NF4_BLOCK  # wanted blocks of an output
+    if part is not None and part.axis == 0:
+        first, last = part.start // NF4_BLOCK, padded_size(part.stop) // NF4_BLOCK
     scales = np.zeros((out_features, inputs // NF4_BLOCK), np.float32)
     for start, rows in _row_pieces(array):
         if inputs > in_features:
@@ -171,10 +182,14 @@ def _fill_nf4(arrays: dict[str, np.ndarray], array: np.ndarray) -> None:
         blocks = rows.reshape(len(rows), -1, NF4_BLOCK)
         largest = np.abs(blocks).max(axis=2)
         scales[start : start + len(rows)] = largest
+        if not _is_wanted(part, start, len(rows)):
+            continue
+        blocks, largest = blocks[:, first:last], largest[:, first:last]
         # a block of zeros has no largest number; its codes are those of 0
         codes = nearest_levels(blocks / np.where(largest > 0, largest, np.float32(1))[:, :, None])
-        pairs = codes.reshape(len(rows), inputs // 2, 2)
-        arrays["weight_codes"][start : start + len(rows)] = pairs[:, :, 0] << 4 | pairs[:, :, 1]
+        pairs = codes.reshape(len(rows), -1, 2)
+        held = arrays["weight_codes"][start : start + len(rows), first * NF4_BLOCK // 2 : last * NF4_BLOCK // 2]
+        held[:] = pairs[:, :, 0] << 4 | pairs[:, :, 1]
     _fill_scales(arrays, scales)
 
 

@@ -91,6 +91,18 @@ def test_parts_go_together_to_the_whole_arrays(kind: str) -> None:
                 assert array.joined(pieces, axis=1 - axis).tobytes() == weight.arrays[name].tobytes()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_part_can_be_quantised_without_the_other_codes(kind: str) -> None:
+    for axis, shape, ends in CASES:
+        array = draw(*shape)
+        whole = quantize_weight(array, kind)
+        for part in parts_of(axis, shape, ends):
+            alone = quantize_weight(array, kind, part)
+            for name, split in split_arrays(kind, shape).items():
+                cut = [split.cut(weight.arrays[name], part).tobytes() for weight in (whole, alone)]
+                assert cut[0] == cut[1], (name, part)
+
+
 def test_a_part_is_a_base_for_adapters() -> None:
     layer = layer_of(quantize_weight(draw(192, 30), "int8"), Part(axis=0, start=64, stop=192, size=192))
     assert isinstance(layer, QuantizedBase) and not isinstance(nn.Linear(2, 2), QuantizedBase)
