@@ -15,6 +15,7 @@ from tests.parallel.rank import Hook
 from tests.tiny_world import World
 
 STAGE1 = {"sharding": "stage1", "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+SPLIT = {**STAGE1, "sharding": "", "tensor_parallel_degree": 2}
 
 
 def infinite_moment(step: int) -> None:
@@ -44,11 +45,11 @@ def run(cluster: Cluster, recipe: Path, hook: Hook, **how: Any) -> Outcome:
     return cluster.run(2, "tools.supervised_finetune", recipe, hooks=[hook], **how)
 
 
-@pytest.mark.parametrize("sharding", ["", "stage1"])
-def test_a_full_disk_of_another_process(cluster: Cluster, world: World, tmp_path: Path, sharding: str) -> None:
+@pytest.mark.parametrize("layout", [{"sharding": ""}, STAGE1, SPLIT], ids=["data", "stage1", "tensor"])
+def test_a_full_disk_of_another_process(cluster: Cluster, world: World, tmp_path: Path, layout: dict[str, Any]) -> None:
     """Process 1 writes the optimiser's file, and process 0 the weights."""
     limit = Hook("tests.parallel.hooks:file_limit", 1, {"largest": 200_000})
-    outcome = run(cluster, world.recipe(tmp_path, **{**STAGE1, "sharding": sharding}), limit)
+    outcome = run(cluster, world.recipe(tmp_path, **{**STAGE1, **layout}), limit)
     assert outcome.statuses == [2, 2], outcome.told()
     first, second = errors(outcome)
     assert first == second
@@ -58,8 +59,11 @@ def test_a_full_disk_of_another_process(cluster: Cluster, world: World, tmp_path
     assert not list((tmp_path / "out").glob("*checkpoint*"))  # hidden ones too
 
 
-def test_a_state_that_is_no_number_ends_all_alike(cluster: Cluster, world: World, tmp_path: Path) -> None:
-    outcome = run(cluster, world.recipe(tmp_path, **STAGE1), Hook(f"{__name__}:infinite_moment", 1, {"step": 4}))
+@pytest.mark.parametrize("layout", [STAGE1, SPLIT], ids=["stage1", "tensor"])
+def test_a_state_that_is_no_number_ends_all_alike(
+    cluster: Cluster, world: World, tmp_path: Path, layout: dict[str, Any]
+) -> None:
+    outcome = run(cluster, world.recipe(tmp_path, **layout), Hook(f"{__name__}:infinite_moment", 1, {"step": 4}))
     assert outcome.statuses == [2, 2], outcome.told()
     first, second = errors(outcome)
     assert first == second

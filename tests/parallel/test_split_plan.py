@@ -10,6 +10,7 @@ from paddlemix.errors import UserError
 from paddlemix.models.configuration import DecoderConfig
 from paddlemix.parallel.tensor.split_plan import (
     AXES,
+    all_parts,
     allowed_degrees,
     check_degree,
     extent,
@@ -59,6 +60,21 @@ def test_parts_cover_the_whole(degree: int) -> None:
         assert own.head_size == config.head_size and own.key_value_heads == 4 // degree
         assert own.intermediate_size == parts[rank]["down_proj"].stop - parts[rank]["down_proj"].start
         assert own.num_attention_heads * own.head_size == parts[rank]["o_proj"].stop - parts[rank]["o_proj"].start
+
+
+@pytest.mark.parametrize("heads", [6, 12, 24])
+@pytest.mark.parametrize("head_dim", [16, 32, 64, 80])
+@pytest.mark.parametrize("width", [11008, 13696, 18944, 27, 384])
+def test_every_process_knows_the_parts_of_the_others(heads: int, head_dim: int, width: int) -> None:
+    """Parts by heads are even, those of widths in units of 64, also where both have the same size."""
+    for degree in (1, 2, 3, 6):
+        config = DecoderConfig(
+            hidden_size=heads * head_dim, intermediate_size=width, num_attention_heads=heads, num_key_value_heads=6
+        )
+        parts = [linear_parts(config, degree, rank) for rank in range(degree)]
+        for name in AXES:
+            every = tuple(part[name] for part in parts)
+            assert [all_parts(own, degree) for own in every] == [every] * degree
 
 
 def test_the_error_lists_the_degrees_that_divide() -> None:
