@@ -70,6 +70,7 @@ _SWIFT_MODEL = {
     **each("merge_lora merge_lora_and_save", _MERGE),
     **each("infer_backend quant_method attn_impl use_flash_attn", _NOTHING),
     "stop_words": Answer(write="--stop $"),
+    **each("tensor_parallel_size vllm_tensor_parallel_size tp lmdeploy_tp", Answer(write="--tensor-parallel $")),
     "do_sample": Answer(values={"false": "--temperature 0", "*": ""}, says="a temperature above 0 samples"),
 }
 # LLaMA-Factory: ModelArguments, DataArguments and FinetuningArguments, as in training.
