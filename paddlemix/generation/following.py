@@ -38,6 +38,7 @@ def follow(channel: Channel, load: Callable[[], LlavaModel]) -> None:
     for name, values in channel.messages():
         if name == LOAD:
             model = load()
+            channel.report_ready()
         elif name == BEGIN:
             assert model is not None
             own = _Following(model)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from multiprocessing.connection import Client, Connection, Listener
 from typing import Any
 
+from paddlemix.errors import OtherProcessError
 from paddlemix.parallel.collectives import gathered_objects
 from paddlemix.parallel.layout import Layout
 
@@ -44,6 +45,22 @@ class Channel:
         with contextlib.suppress(EOFError, OSError):
             while True:
                 yield self._connections[0].recv()
+
+    def report_ready(self) -> None:
+        """Tells the first process that it need not wait for this one any more; see `wait_for_others`."""
+        self._connections[0].send(None)
+
+    def wait_for_others(self) -> None:
+        """Returns on the first process when every other one has called `report_ready`, however late that is.
+
+        Raises:
+            OtherProcessError: one of them has ended instead.
+        """
+        for number, connection in enumerate(self._connections, start=1):
+            try:
+                connection.recv()
+            except (EOFError, OSError) as error:
+                raise OtherProcessError(f"process {number} of those that answer together has ended") from error
 
     def close(self) -> None:
         """Ends the messages."""

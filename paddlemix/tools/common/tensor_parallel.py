@@ -104,6 +104,9 @@ class AnsweringGroup:
 
         Args:
             load: returns the part of a process.
+
+        Raises:
+            OtherProcessError: another process has ended meanwhile.
         """
         if self.channel is None:
             return load(self.layout)
@@ -111,6 +114,8 @@ class AnsweringGroup:
 
         self.channel.send((LOAD, ()))
         loaded = load(self.layout)
+        # Its first collective must not find one of the others still reading: gloo ends after 30 seconds.
+        self.channel.wait_for_others()
         lead(loaded.model, self.channel)
         return loaded
 

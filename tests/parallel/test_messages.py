@@ -1,0 +1,63 @@
+"""What the first process of a tensor group and the others tell each other; whole commands are in
+`test_tensor_commands.py`."""
+
+from __future__ import annotations
+
+import threading
+from multiprocessing import Pipe
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from paddlemix.errors import OtherProcessError
+from paddlemix.generation import following
+from paddlemix.generation.leading import LOAD
+from paddlemix.parallel.layout import Layout
+from paddlemix.parallel.messages import Channel
+from paddlemix.tools.common.tensor_parallel import AnsweringGroup
+
+
+@pytest.fixture
+def ends() -> tuple[Channel, Channel]:
+    """Of the first process, and of another one."""
+    first, other = Pipe()
+    return Channel([first]), Channel([other])
+
+
+def test_all_have_loaded_before_the_first_one_computes(
+    ends: tuple[Channel, Channel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long another one reads: gloo would end the first sum after 30 seconds."""
+    monkeypatch.setattr(following, "signal", SimpleNamespace(signal=lambda *given: None, SIGINT=0, SIG_IGN=0))
+    first, other = ends
+    begun, may_end, done = threading.Event(), threading.Event(), []
+
+    def load(name: str) -> Any:
+        if name == "other":
+            begun.set()
+            assert may_end.wait()
+        done.append(name)
+        return SimpleNamespace(model=SimpleNamespace())
+
+    follower = threading.Thread(target=following.follow, args=(other, lambda: load("other").model))
+    follower.start()
+    leader = threading.Thread(target=AnsweringGroup(Layout(), first).load, args=(lambda layout: load("first"),))
+    leader.start()
+    assert begun.wait()
+    leader.join(0.1)  # it would end in this time if it did not wait
+    assert leader.is_alive()
+    may_end.set()
+    leader.join()
+    assert done == ["first", "other"]
+    first.close()
+    follower.join()
+
+
+def test_one_that_has_ended_is_not_waited_for(ends: tuple[Channel, Channel]) -> None:
+    first, other = ends
+    first.send((LOAD, ()))
+    assert next(other.messages()) == (LOAD, ())
+    other.close()
+    with pytest.raises(OtherProcessError, match="process 1 of those that answer together has ended"):
+        first.wait_for_others()
