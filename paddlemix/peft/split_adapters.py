@@ -52,6 +52,17 @@ def check_part(name: str, layer: nn.Layer, config: LoRAConfig, begins: bool) -> 
         )
 
 
+def check_new_adapter(model: nn.Layer, config: LoRAConfig) -> None:
+    """Refuses a new adapter that a tensor group cannot begin or train; of a model that nobody splits, none.
+
+    Raises:
+        UserError: see `check_part`.
+    """
+    layers = dict(model.named_sublayers())
+    for name in config.modules:
+        check_part(name, layers[name], config, begins=True)
+
+
 def split_factors(layer: Any) -> None:
     """Leaves this process's parts of a new adapter's factors, and marks them; nothing where the layer is whole.
 

@@ -25,6 +25,7 @@ from paddlemix.log import process_rank
 from paddlemix.parallel.layout import Layout
 from paddlemix.parallel.replicas import check_replicas
 from paddlemix.peft.lora import LoRAConfig, add_lora
+from paddlemix.peft.split_adapters import check_new_adapter
 from paddlemix.trainer.run import ModelFiles
 from paddlemix.trainer.trainable import (
     adapter_config,
@@ -55,7 +56,8 @@ def add_training(
         The adapter's settings, None without one.
 
     Raises:
-        UserError: keys contradict the earlier adapter, name what the model does not have, or leave nothing to train.
+        UserError: keys contradict the earlier adapter, name what the model does not have, leave nothing to train, or
+            ask for an adapter that a tensor group cannot begin.
     """
     plan, adapter = plan_training(model, config), None
     if config.lora_path:
@@ -66,6 +68,7 @@ def add_training(
         plan = plan_of_adapter(plan, earlier.config.modules, earlier.config.bias)
     elif plan.lora_modules:
         adapter = adapter_config(config, plan)
+        check_new_adapter(model, adapter)
         begin_adapter(adapter)
     set_trainable(model, plan, config)
     return adapter

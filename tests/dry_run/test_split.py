@@ -139,3 +139,17 @@ def test_devices_of_a_group_agree_on_who_has_which_states() -> None:
 def test_a_group_of_devices_counts_once(keys: dict[str, Any], devices: int, expected: tuple[int, int]) -> None:
     training = training_of(RunConfig(tensor_parallel_degree=2, **keys), devices)
     assert (training.stage, training.replicas) == expected
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"use_dora": True}, "DoRA needs all inputs of '.*o_proj'.* set lora_target_modules to"),
+        ({"pissa": True}, "pissa begins with the components of the whole weight"),
+    ],
+)
+def test_adapters_that_cannot_begin_in_parts_are_refused_before_the_run(keys: dict[str, Any], message: str) -> None:
+    sizes = small_llava()
+    describe_model(RunConfig(**SMALL, **keys), sizes, None)
+    with pytest.raises(UserError, match=message):
+        describe_model(RunConfig(tensor_parallel_degree=2, **SMALL, **keys), sizes, None)
