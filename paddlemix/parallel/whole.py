@@ -79,35 +79,39 @@ class WholeOfParts(WholeTensor):
     group: Any = None
 
     def read(self) -> np.ndarray:
-        axis, widths = self.parts[0].axis, [part.stop - part.start for part in self.parts]
-        # Each process's numbers one after the other, padded to one width.
-        shape = [len(widths), *self.shape[:axis], max(widths), *self.shape[axis + 1 :]]
-        kind = np.uint16 if self.dtype == "bfloat16" else self.dtype
-        held, start = np.empty([len(widths), math.prod(shape[1:])], kind), 0
+        # Into one array, because that of an output layer may be larger than anything else on the host.
+        whole, first = np.empty(self.shape, np.uint16 if self.dtype == "bfloat16" else self.dtype), 0
         for piece in map(_on_host, self._pieces()):
-            numbers = piece.reshape([len(widths), -1])
-            held[:, start : start + numbers.shape[1]] = numbers
-            start += numbers.shape[1]
-        padded = held.reshape(shape)
-        if axis == 0 and len(set(widths)) == 1:  # in their order already
-            return padded.reshape(self.shape)
-        cut = (np.moveaxis(part, axis, 0)[:width] for part, width in zip(padded, widths, strict=True))
-        return np.concatenate([np.moveaxis(part, 0, axis) for part in cut], axis=axis)
+            rows = piece.reshape([len(self.parts), -1, *self._padded_shape[1:]])
+            for held, part in zip(rows, self.parts, strict=True):
+                if part.axis == 0:  # the rest is padding
+                    count = max(min(len(held), part.stop - part.start - first), 0)
+                    whole[part.start + first : part.start + first + count] = held[:count]
+                else:
+                    whole[first : first + len(held), part.places] = held[:, : part.stop - part.start]
+            first += rows.shape[1]
+        return whole
 
     def take_part(self) -> None:
         collections.deque(self._pieces(), maxlen=0)  # drops each piece before the next is gathered
 
+    @property
+    def _padded_shape(self) -> list[int]:
+        """Of a part; collectives need equal shapes."""
+        shape, axis = list(self.shape), self.parts[0].axis
+        shape[axis] = max(part.stop - part.start for part in self.parts)
+        return shape
+
     def _pieces(self) -> Iterator[paddle.Tensor]:
-        """[processes * n] of some numbers of every part, in their order."""
-        own, part = self.gather().detach(), self.parts[self.group.rank]
-        missing = max(other.stop - other.start for other in self.parts) - (part.stop - part.start)
-        if missing:  # collectives need equal shapes
-            padding = list(own.shape)
-            padding[part.axis] = missing
-            own = paddle.concat([own, paddle.zeros(padding, dtype=own.dtype)], axis=part.axis)
-        numbers, step = own.reshape([-1]), max(_AT_ONCE // len(self.parts), 1)
-        for start in range(0, numbers.shape[0], step):
-            yield _one_after_the_other(numbers[start : start + step], self.group)
+        """Some rows of every part at a time, [processes * rows * ...]."""
+        own, axis, shape = self.gather().detach(), self.parts[0].axis, self._padded_shape
+        missing = shape[axis] - own.shape[axis]
+        if missing:
+            padding = [*shape[:axis], missing, *shape[axis + 1 :]]
+            own = paddle.concat([own, paddle.zeros(padding, dtype=own.dtype)], axis=axis)
+        rows = max(_AT_ONCE // (len(self.parts) * math.prod(shape[1:])), 1)
+        for start in range(0, shape[0], rows):
+            yield _one_after_the_other(own[start : start + rows], self.group)
 
 
 def _on_host(tensor: paddle.Tensor) -> np.ndarray:
