@@ -48,7 +48,8 @@ class Channel:
 
     def report_ready(self) -> None:
         """Tells the first process that it need not wait for this one any more; see `wait_for_others`."""
-        self._connections[0].send(None)
+        with contextlib.suppress(OSError):  # it has ended meanwhile, as by Ctrl-C: so do the messages
+            self._connections[0].send(None)
 
     def wait_for_others(self) -> None:
         """Returns on the first process when every other one has called `report_ready`, however late that is.

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import threading
-from multiprocessing import Pipe
+from multiprocessing.connection import Client, Listener
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,8 +21,9 @@ from paddlemix.tools.common.tensor_parallel import AnsweringGroup
 @pytest.fixture
 def ends() -> tuple[Channel, Channel]:
     """Of the first process, and of another one."""
-    first, other = Pipe()
-    return Channel([first]), Channel([other])
+    with Listener(("127.0.0.1", 0)) as listener:
+        other = Client(listener.address)
+        return Channel([listener.accept()]), Channel([other])
 
 
 def test_all_have_loaded_before_the_first_one_computes(
@@ -61,3 +62,10 @@ def test_one_that_has_ended_is_not_waited_for(ends: tuple[Channel, Channel]) -> 
     other.close()
     with pytest.raises(OtherProcessError, match="process 1 of those that answer together has ended"):
         first.wait_for_others()
+
+
+def test_where_the_first_has_ended_the_others_end_quietly(ends: tuple[Channel, Channel]) -> None:
+    first, other = ends
+    first.close()
+    other.report_ready()
+    assert list(other.messages()) == []
