@@ -120,6 +120,15 @@ def world(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Wor
 
 
 @pytest.fixture(scope="session")
+def uneven_world(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> World:
+    """As `world`, with a language model that up to eight processes can share, not all of them equally."""
+    from tests.tiny_world import build_world
+
+    sizes = {"vocab_size": 481, "intermediate_size": 45, "num_attention_heads": 8, "num_key_value_heads": 8}
+    return build_world(tmp_path_factory.mktemp("uneven world"), tokenizer, **sizes)
+
+
+@pytest.fixture(scope="session")
 def adapter(tmp_path_factory: pytest.TempPathFactory, world: World) -> Path:
     """An adapter trained for four steps on the world's model; only to be read."""
     from paddlemix.trainer.recipe import run_recipe

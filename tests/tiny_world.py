@@ -111,12 +111,16 @@ class World:
         )
 
 
-def build_world(root: Path, tokenizer: Tokenizer) -> World:
-    """Writes a world into an empty folder."""
-    world = World(root)
+def build_world(root: Path, tokenizer: Tokenizer, **text: int) -> World:
+    """Writes a world into an empty folder.
+
+    Args:
+        text: other sizes of the language model than `TEXT`'s and the tokenizer's.
+    """
+    world, sizes = World(root), {"vocab_size": len(tokenizer), **TEXT, **text}
     _write_data(world.data)
     config = LlavaConfig(
-        text=DecoderConfig(vocab_size=len(tokenizer), **TEXT),  # type: ignore[arg-type]
+        text=DecoderConfig(**sizes),  # type: ignore[arg-type]
         vision=VisionConfig(
             hidden_size=24,
             intermediate_size=40,
@@ -129,7 +133,7 @@ def build_world(root: Path, tokenizer: Tokenizer) -> World:
     )
     model = randomise(build_model(config), seed=5)
     save_model(Pretrained(model, make_processor(tokenizer), world.model), world.model)
-    _write_llama(world, tokenizer)
+    _write_llama(world, tokenizer, sizes)
     return world
 
 
@@ -156,14 +160,14 @@ def _record(number: int, shift: int = 0) -> dict[str, Any]:
     return {"image": f"images/{number % 6}.png", "conversations": [[f"<image>\n{question}", answer], *second]}
 
 
-def _write_llama(world: World, tokenizer: Tokenizer) -> None:
+def _write_llama(world: World, tokenizer: Tokenizer, sizes: dict[str, int]) -> None:
     world.llama.mkdir()
     tensors: dict[str, TensorEntry] = {}
     for name, entry in read_weights(world.model).items():
         if name.startswith(("language_model.", "lm_head.")):
             tensors[LLAMA.to_theirs(name)] = transposed(entry) if is_linear_weight(name, entry.shape) else entry
     write_weights(world.llama, tensors, 10**9)
-    write_json(world.llama / "config.json", {"model_type": "llama", "vocab_size": len(tokenizer), **TEXT})
+    write_json(world.llama / "config.json", {"model_type": "llama", **sizes})
     tokenizer.save(world.llama)
 
 

@@ -64,7 +64,8 @@ FILES: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
     "pretraining": ("examples.llava.pretrain", ITS_PRETRAINING_FILE, {"train": "captions"}),
 }
 _STEP = 8 * 16  # captions of one step
-STEPS = {"lora": 2, "pretraining": 3}  # 12 records once, a step's captions three times
+# 12 records once, by eight replicas or one; a step's captions three times.
+STEPS = {"lora": 2, "lora in parts": 12, "pretraining": 3}
 
 
 def as_it_is(world: World, folder: Path, name: str, **changes: Any) -> Path:
@@ -81,9 +82,11 @@ def as_it_is(world: World, folder: Path, name: str, **changes: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["lora", pytest.param("pretraining", marks=pytest.mark.slow)])
-def test_eight_processes_train(cluster: Cluster, world: World, tmp_path: Path, name: str) -> None:
-    outcome = cluster.run(8, FILES[name][0], as_it_is(world, tmp_path, name), where="npu", limit=600)
+@pytest.mark.parametrize(
+    "name", ["lora", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lora in parts", "pretraining"))]
+)
+def test_eight_processes_train(cluster: Cluster, uneven_world: World, tmp_path: Path, name: str) -> None:
+    outcome = cluster.run(8, FILES[name][0], as_it_is(uneven_world, tmp_path, name), where="npu", limit=600)
     assert outcome.ok, outcome.told()
     assert sorted(losses_and_weights(tmp_path / "out").losses) == list(range(1, STEPS[name] + 1))
 
@@ -102,7 +105,7 @@ def test_its_tensor_parallelism_starts_on_as_many_as_are_there(cluster: Cluster,
     assert "start 8 processes" in outcome.logs[0] and f"set {key} to one of: 1, 2" in outcome.logs[0]
     outcome = cluster.run(2, FILES[name][0], as_it_is(world, tmp_path, name, **{key: 2}), where="npu")
     assert outcome.ok, outcome.told()
-    assert len(losses_and_weights(tmp_path / "out").losses) == 12  # one sample in a step
+    assert len(losses_and_weights(tmp_path / "out").losses) == STEPS[name]
 
 
 def test_heads_that_cannot_be_split_are_said_before_weights_are_read(

@@ -13,8 +13,8 @@ from tests.tiny_world import World
 
 
 @pytest.fixture(scope="module")
-def table(cluster: Cluster, world: World, tmp_path_factory: pytest.TempPathFactory) -> Table:
-    return Table(cluster, world, tmp_path_factory.mktemp("table"))
+def table(cluster: Cluster, uneven_world: World, tmp_path_factory: pytest.TempPathFactory) -> Table:
+    return Table(cluster, uneven_world, tmp_path_factory.mktemp("table"))
 
 
 def replicas(sharding: str) -> Layout:
@@ -48,11 +48,12 @@ def test_float32(table: Table, case: str, sharding: str, carried: set[str]) -> N
 
 
 def test_bfloat16(table: Table) -> None:
-    """A sum over two processes rounds once more than the product of one: by as much as bfloat16 is off float32 itself,
-    for a weight one step of its type.  What the replicas share changes nothing."""
+    """A sum over two processes rounds once more than the product of one: by less than bfloat16 is off float32, for a
+    weight by one step of its type.  What the replicas share changes nothing."""
     trained, alone = table.trained("bf16", replicas("")), table.trained("bf16", ONE_NPU)
-    apart = gaps(alone.learned, trained.learned)
-    assert apart.loss < 5e-3 and apart.weight <= 2**-8 and apart.norm < 0.01 * max(alone.learned.norms.values()), apart
+    apart, from_float32 = gaps(alone.learned, trained.learned), gaps(alone.learned, table.trained("evaluation").learned)
+    assert apart.loss < min(1e-2, from_float32.loss) and apart.weight <= 2**-8, (apart, from_float32)
+    assert apart.norm < 0.01 * max(alone.learned.norms.values()), apart
     for sharding in ("stage1", "stage2"):
         check_equal(trained, table.trained("bf16", replicas(sharding)))
 
