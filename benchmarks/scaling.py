@@ -28,8 +28,19 @@ from tests.parallel.cluster import Circumstances, Cluster, Outcome  # noqa: E402
 
 CARDS, FLOAT32 = 2, 4
 _LORA = ["lora=true", "lora_rank=16", "lora_alpha=32"]
-SPEED = {"full": [], "LoRA": _LORA, "full, stage1": ["sharding=stage1"]}
-LAYOUTS = ("", "stage1", "stage2", "stage3")
+_SPLIT = "tensor_parallel_degree=2"
+SPEED = {
+    "full": [],
+    "LoRA": _LORA,
+    "full, stage1": ["sharding=stage1"],
+    "full, tensor parallel": [_SPLIT],
+    "LoRA, tensor parallel": [*_LORA, _SPLIT],
+}
+LAYOUTS = {
+    "data parallel": [],
+    **{stage: [f"sharding={stage}"] for stage in ("stage1", "stage2", "stage3")},
+    "tensor parallel": [_SPLIT],
+}
 _HOURS = 2 * 3600.0
 # Weights of a decoder layer above 2**20 numbers, the least that stage 3 slices.
 _WIDE = {"vocab_size": 4000, "hidden_size": 1152, "intermediate_size": 3072, "num_hidden_layers": 3}
@@ -54,8 +65,9 @@ def speed(folder: Path, rounds: int) -> list[dict[str, Any]]:
             os.environ["OMP_NUM_THREADS"] = str(threads)
             cluster = Cluster(Path(tempfile.mkdtemp(dir=folder)))
             for name, keys in SPEED.items():
-                batch = f"per_device_train_batch_size={4 // ranks}"
-                own = [key for key in keys if ranks > 1 or not key.startswith("sharding")]
+                # The processes of a tensor group read the same samples.
+                batch = f"per_device_train_batch_size={4 if _SPLIT in keys else 4 // ranks}"
+                own = [key for key in keys if ranks > 1 or not key.startswith(("sharding", "tensor_parallel"))]
                 outcome = _call(cluster, ranks, "timed", "cpu", recipe=recipe, overrides=[*own, batch], silent=silent)
                 seconds.setdefault((name, kind), []).extend(outcome.results[0])
                 print(
@@ -82,18 +94,18 @@ def traffic(folder: Path) -> list[dict[str, Any]]:
     recipe = str(write_case(case, folder / "traffic"))
     cluster = Cluster(Path(tempfile.mkdtemp(dir=folder)))
     found = []
-    for layout in LAYOUTS:
-        keys = [f"sharding={layout}"] if layout else []
+    for layout, keys in LAYOUTS.items():
         # The difference of two lengths leaves out what a run exchanges at its start and end.
         runs = [
             _call(cluster, CARDS, "ran", "npu", recipe=recipe, overrides=[*keys, f"max_steps={steps}"])
             for steps in (2, 4)
         ]
         sizes = runs[0].results[0]
+        positions = (runs[1].results[0]["positions"] - sizes["positions"]) / 2  # of a step
         each = [sum(_sent(run, rank) for rank in range(CARDS)) / CARDS for run in runs]
-        step, least = (each[1] - each[0]) / 2, _least(layout, sizes["trained"], sizes["sliced"])
+        step, least = (each[1] - each[0]) / 2, _least(layout, {**sizes, "positions": positions})
         mb = {"sent_mb": round(step / 1e6, 1), "least_mb": round(least / 1e6, 1), "ratio": round(step / least, 2)}
-        found.append({"layout": layout or "data parallel", **mb})
+        found.append({"layout": layout, **mb})
     cluster.close()
     return found
 
@@ -106,13 +118,20 @@ def _sent(run: Outcome, rank: int) -> float:
     return sum(factors[name.split(":")[0]] * counts[1] for name, counts in run.collectives[rank].items())
 
 
-def _least(layout: str, trained: float, sliced: float) -> float:
-    """Bytes of a step of one pass in float32: stage 3 gathers twice and leaves each card its part of the sums.
+def _least(layout: str, sizes: dict[str, float]) -> float:
+    """Bytes of a step of one pass in float32: stage 3 gathers twice and leaves each card its part of the sums; a tensor
+    group adds up the outputs of two blocks in a layer, and as many gradients.
 
-    Source: Rajbhandari et al. 2020, "ZeRO", section 7.
+    Sources: Rajbhandari et al. 2020, "ZeRO", section 7; Shoeybi et al. 2019, "Megatron-LM", section 3.
     """
-    gradients, new, gathered = (FLOAT32 * count for count in (trained, trained, 2 * sliced))
-    kinds = {"": 2 * gradients, "stage1": gradients + new, "stage2": gradients + new, "stage3": gathered + gradients}
+    gradients, gathered = FLOAT32 * sizes["trained"], FLOAT32 * 2 * sizes["sliced"]
+    kinds = {
+        "data parallel": 2 * gradients,
+        "stage1": 2 * gradients,
+        "stage2": 2 * gradients,
+        "stage3": gathered + gradients,
+        "tensor parallel": 2 * FLOAT32 * 4 * _WIDE["num_hidden_layers"] * sizes["positions"] * _WIDE["hidden_size"],
+    }
     return (CARDS - 1) / CARDS * kinds[layout]
 
 

@@ -34,20 +34,26 @@ def timed(recipe: str, overrides: list[str], silent: bool) -> list[float]:
 
 
 def ran(recipe: str, overrides: list[str]) -> dict[str, float]:
-    """Numbers that train, and those that stage 3 slices, after a run of which the stand-in counts the collectives."""
-    from paddlemix.dry_run.sharing import SLICED
+    """Numbers that train, those that stage 3 slices, and positions of all steps, after a run of which the stand-in
+    counts the collectives."""
     from paddlemix.models.llava import LlavaModel
+    from paddlemix.parallel.deferred import LARGE
 
-    seen: dict[str, float] = {}
-    build = LlavaModel.__init__
+    seen: dict[str, float] = {"positions": 0.0}
+    build, embed = LlavaModel.__init__, LlavaModel.embed
 
     def remembered(model: Any, *arguments: Any) -> None:
         build(model, *arguments)
         sizes = {name: parameter.size for name, parameter in model.named_parameters()}
-        seen["sliced"] = float(sum(size for size in sizes.values() if size > SLICED))
+        seen["sliced"] = float(sum(size for size in sizes.values() if size > LARGE))
         seen["trained"] = float(sum(size for name, size in sizes.items() if not name.startswith("vision_tower.")))
 
+    def counted(model: Any, input_ids: Any, *arguments: Any, **named: Any) -> Any:
+        seen["positions"] += input_ids.size
+        return embed(model, input_ids, *arguments, **named)
+
     LlavaModel.__init__ = remembered  # type: ignore[method-assign]
+    LlavaModel.embed = counted  # type: ignore[method-assign]
     _run(recipe, overrides)
     return seen
 
@@ -60,8 +66,10 @@ def _run(recipe: str, overrides: list[str]) -> None:
 
 
 def _silence() -> None:
-    """Takes out what a step exchanges: DataParallel's sums, and stage 1's sums and new weights."""
+    """Takes out what a step exchanges: DataParallel's sums, stage 1's sums and new weights, sums of a tensor group."""
     import paddle
+
+    from paddlemix.parallel.tensor import block_edges
 
     def alone(model: Any, *inputs: Any, **named: Any) -> Any:
         return model._layers(*inputs, **named)  # the reducer is not prepared, so its hooks send nothing
@@ -69,6 +77,10 @@ def _silence() -> None:
     def nothing(*arguments: Any, **named: Any) -> Any:
         return SimpleNamespace(wait=lambda: None)  # stage 1 waits for what it has begun
 
+    def own(tensor: Any, layout: Any) -> Any:
+        return tensor.contiguous()
+
+    block_edges.summed = own
     paddle.DataParallel.forward = alone
     paddle.distributed.reduce = nothing
     paddle.distributed.broadcast = nothing
