@@ -101,7 +101,7 @@ def _rest(memory: MemoryEstimate, device: str) -> Iterator[tuple[str, int]]:
     if memory.communication:
         yield "gradients and weights on their way between devices", memory.communication
     if memory.never_together:
-        yield "minus: freed activations reused by gradients", -memory.never_together
+        yield "minus: what never exists at the same time", -memory.never_together
     if memory.overhead:
         yield "the heap's overhead", memory.overhead
     yield ("the program itself" if device == "cpu" else "the device's runtime"), memory.program
