@@ -5,6 +5,10 @@ Those of a training are made with its `TrainingArguments`, see `trainer/processe
 
 from __future__ import annotations
 
+import contextlib
+import io
+import sys
+
 import paddle.distributed as dist
 
 from paddlemix.parallel.layout import Layout
@@ -20,7 +24,7 @@ def begin_tensor_groups(degree: int) -> Layout:
         Which process this is: of neighbouring ranks each `degree` compute one model, and each such group is one that
         reads data of its own.
     """
-    dist.init_parallel_env()
+    _join_quietly()
     rank, size = dist.get_rank(), dist.get_world_size()
     own = dist.get_group(0)
     if degree < size:
@@ -38,3 +42,12 @@ def begin_tensor_groups(degree: int) -> Layout:
         data_rank=rank // degree,
         tensor_group=own,
     )
+
+
+def _join_quietly() -> None:
+    """Without the list of the flags that we have set, which would be the first thing that a user sees in a chat."""
+    notices = io.StringIO()
+    with contextlib.redirect_stderr(notices):
+        dist.init_parallel_env()
+    rest = [line for line in notices.getvalue().splitlines() if not line.startswith(("FLAGS(", "======"))]
+    sys.stderr.write("".join(f"{line}\n" for line in rest))

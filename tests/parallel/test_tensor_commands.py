@@ -145,6 +145,7 @@ def test_a_chat_starts_its_processes_itself(cluster: Cluster, world: World, tmp_
     assert process.returncode == 0, process.stderr.decode()
     one = chat(cluster, 1, world, "What is this?\nWhere?\n", "--temperature", "0")
     assert process.stdout.decode() == said(one)
+    assert b"FLAGS" not in process.stderr
     assert not list(tmp_path.iterdir())
 
 
