@@ -78,7 +78,11 @@ def check_devices(config: RunConfig, processes: int, device: str) -> None:
     _check_tensor_degree(tensor, processes)
     # "stage2" and "stage2 offload"
     stage = config.sharding.partition(" ")[0]
+    key = sharding_degree_key(config)
+    degree = getattr(config, key)  # -1 and 0 mean all processes
     if not stage:
+        if degree > 1:
+            logger.warning("%s %d has no effect without sharding: every process has everything", key, degree)
         return
     replicas = processes // tensor  # of the model, which are what processes can share
     if processes == 1:
@@ -86,8 +90,6 @@ def check_devices(config: RunConfig, processes: int, device: str) -> None:
             'sharding "%s" has no effect in one process; start several with paddlemix launch, one for each card', stage
         )
         return
-    key = sharding_degree_key(config)
-    degree = getattr(config, key)  # -1 and 0 mean all processes
     if degree > 0 and replicas % degree:
         of = f"{processes} processes" if tensor == 1 else f"{replicas} models of tensor_parallel_degree {tensor}"
         raise UserError(

@@ -51,6 +51,9 @@ def begin_processes(config: RunConfig, device: str) -> Processes:
 
 def _argument_values(config: RunConfig, device: str) -> dict[str, Any]:
     values: dict[str, Any] = {name: getattr(config, name) for name in trainer_keys()}
+    if not config.sharding:
+        # PaddleNLP would make groups of that many processes all the same, and add up no gradient over them.
+        values |= {"sharding_parallel_degree": -1, "sharding_degree": -1}
     return values | {
         "device": device.split(":")[0],
         "remove_unused_columns": False,

@@ -41,7 +41,7 @@ CASES: dict[str, dict[str, Any]] = {
     "texts": {},
     "qlora": {**LORA_WITHOUT_DROPOUT, "quantize_base": "nf4"},
     "recompute": {"recompute": True},
-    "accumulation": {"per_device_train_batch_size": 1},
+    "accumulation": {"per_device_train_batch_size": 1, "sharding_parallel_degree": 2},  # of no sharding: no effect
     "tower of 1.6": {"vision_tower": "full", "per_device_train_batch_size": 1},
     "evaluation": {"evaluation_strategy": "steps", "eval_steps": 2},  # five samples, in batches of two
     "bf16": _BF16,
