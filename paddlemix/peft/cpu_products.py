@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import paddle
 
 from paddlemix.models.kernels import cpu_library
-from paddlemix.peft.quantized_weight import NF4_LEVELS, SCALE_GROUP
+from paddlemix.peft.quantized_weight import NF4_LEVELS
 from paddlemix.peft.weight_parts import ScalePlaces
 
 MOST_ROWS = 48  # for more, decoding the weights and a library's product are faster
@@ -24,9 +24,6 @@ Arrays = Mapping[str, paddle.Tensor]  # of `quantized_weight.stored_arrays`, by 
 def can_decode(kind: str, arrays: Arrays) -> bool:
     """Whether `decode_` supports a weight."""
     if kind not in _KINDS or not cpu_library.is_supported(*_scales(kind, arrays)):
-        return False
-    # The kernel for nf4 counts blocks by their place in the arrays, which in a part is not their place in the weight.
-    if kind == "nf4" and arrays["weight_scale_codes"].shape != [arrays["weight_scale_steps"].shape[0], SCALE_GROUP]:
         return False
     return all(array.place.is_cpu_place() and array.is_contiguous() for array in arrays.values())
 
@@ -72,7 +69,7 @@ def decode_(
 def _held(kind: str, arrays: Arrays, places: ScalePlaces) -> tuple[paddle.Tensor | int | None, ...]:
     """What a kernel reads of a weight, in its order."""
     codes, scales = arrays["weight_codes"], _scales(kind, arrays)
-    return (codes, *scales) if kind == "int8" else (codes, arrays["weight_scale_codes"], *scales, _levels())
+    return (codes, *scales) if kind == "int8" else (codes, arrays["weight_scale_codes"], *scales, _levels(), *places)
 
 
 def _scales(kind: str, arrays: Arrays) -> tuple[paddle.Tensor, ...]:

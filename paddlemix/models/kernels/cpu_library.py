@@ -23,7 +23,7 @@ from paddlemix.models.kernels.threads import openmp, threads_here
 
 _AGAIN = "install paddlemix once more (pip install -e .)"
 _SWITCH = "PADDLEMIX_CPU_KERNELS"  # see the table in paddlemix/device/settings.py
-_VERSION = 1  # KERNELS_VERSION in cpu_kernels.c
+_VERSION = 2  # KERNELS_VERSION in cpu_kernels.c
 _LEAST_NUMBERS = 1 << 15  # below this many, waking another thread takes longer than computing them
 # What processors must have for a kind, best first; setup.py builds the same
 _KINDS = {
@@ -49,9 +49,9 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {  # after the number of threads
     "cross_entropy": (_LONG, _LONG, _POINTER, _POINTER, _POINTER, _POINTER),
     # of quantized_kernels.c
     "int8_product": (_LONG,) * 3 + (_POINTER,) * 4,
-    "nf4_product": (_LONG,) * 3 + (_POINTER,) * 7,
+    "nf4_product": (_LONG,) * 3 + (_POINTER,) * 6 + (_LONG, _LONG, _POINTER),
     "int8_widen": (_LONG,) * 3 + (_POINTER,) * 3,
-    "nf4_widen": (_LONG,) * 3 + (_POINTER,) * 6,
+    "nf4_widen": (_LONG,) * 3 + (_POINTER,) * 5 + (_LONG, _LONG, _POINTER),
 }
 
 _switched_off = False

@@ -28,7 +28,8 @@ enum { WIDTH = 4, ROWS = 2 };
 typedef float wide __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
 
 /* A weight's arrays.  bytes: of an output's codes.  scales: of outputs (int8), or steps of the scales' codes (nf4).
- * levels: of nf4, else NULL. */
+ * levels: of nf4, else NULL.  A part of an nf4 weight has its own codes and scale codes, and the steps of the whole:
+ * first_block and row_blocks are the place of its first block in the whole, and the whole's blocks in an output. */
 struct weight {
     const uint8_t *codes;
     long bytes;
@@ -36,6 +37,7 @@ struct weight {
     const int8_t *scale_codes;
     float offset;
     const float *levels;
+    long first_block, row_blocks;
 };
 
 /* What the codes of a block are looked up in, and the 64 weights of its 32 bytes.  A lane reads four bytes, shifted so
@@ -103,10 +105,11 @@ INLINE void widen_block(const struct table *table, const uint8_t *codes, float s
 }
 #endif
 
-/* The scale of an nf4 block.  Its product is stored, so that it is rounded before the sum as paddle rounds it. */
-INLINE float block_scale(const struct weight *w, long block)
+/* The scale of an nf4 block, by its place in the whole weight.  Its product is stored, so that it is rounded before the
+ * sum as paddle rounds it. */
+INLINE float block_scale(const struct weight *w, int8_t code, long place)
 {
-    volatile float product = (float)w->scale_codes[block] * w->scales[block / SCALE_GROUP];
+    volatile float product = (float)code * w->scales[place / SCALE_GROUP];
     return product + w->offset;
 }
 
@@ -116,8 +119,10 @@ INLINE void widen_nf4(const struct weight *w, const struct table *table, long ou
                       float *wides)
 {
     const uint8_t *codes = w->codes + output * w->bytes + start / 2;
-    long block = output * (2 * w->bytes / BLOCK) + start / BLOCK;
-    for (long i = 0; i < count; i += BLOCK) widen_block(table, codes + i / 2, block_scale(w, block++), wides + i);
+    const int8_t *scale_code = w->scale_codes + output * (2 * w->bytes / BLOCK) + start / BLOCK;
+    long place = w->first_block + output * w->row_blocks + start / BLOCK;
+    for (long i = 0; i < count; i += BLOCK)
+        widen_block(table, codes + i / 2, block_scale(w, *scale_code++, place++), wides + i);
 }
 
 INLINE void widen_int8(const int8_t *codes, float scale, long count, float *wides)
@@ -217,15 +222,23 @@ static void multiply(long threads, long rows, long inner, long columns, const fl
 void int8_product(long threads, long rows, long inner, long columns, const float *inputs, const int8_t *codes,
                   const float *scales, float *outputs)
 {
-    struct weight w = {(const uint8_t *)codes, inner, scales, 0, 0.0f, 0};
+    struct weight w = {(const uint8_t *)codes, inner, scales, 0, 0.0f, 0, 0, 0};
     multiply(threads, rows, inner, columns, inputs, &w, outputs);
+}
+
+INLINE struct weight nf4_weight(long inner, const uint8_t *codes, const int8_t *scale_codes, const float *steps,
+                                const float *offset, const float *levels, long first_block, long row_blocks)
+{
+    long bytes = (inner + BLOCK - 1) / BLOCK * (BLOCK / 2);
+    struct weight w = {codes, bytes, steps, scale_codes, *offset, levels, first_block, row_blocks};
+    return w;
 }
 
 void nf4_product(long threads, long rows, long inner, long columns, const float *inputs, const uint8_t *codes,
                  const int8_t *scale_codes, const float *steps, const float *offset, const float *levels,
-                 float *outputs)
+                 long first_block, long row_blocks, float *outputs)
 {
-    struct weight w = {codes, (inner + BLOCK - 1) / BLOCK * (BLOCK / 2), steps, scale_codes, *offset, levels};
+    struct weight w = nf4_weight(inner, codes, scale_codes, steps, offset, levels, first_block, row_blocks);
     multiply(threads, rows, inner, columns, inputs, &w, outputs);
 }
 
@@ -239,9 +252,10 @@ void int8_widen(long threads, long first, long count, long inner, const int8_t *
 }
 
 void nf4_widen(long threads, long first, long count, long inner, const uint8_t *codes, const int8_t *scale_codes,
-               const float *steps, const float *offset, const float *levels, float *outputs)
+               const float *steps, const float *offset, const float *levels, long first_block, long row_blocks,
+               float *outputs)
 {
-    struct weight w = {codes, (inner + BLOCK - 1) / BLOCK * (BLOCK / 2), steps, scale_codes, *offset, levels};
+    struct weight w = nf4_weight(inner, codes, scale_codes, steps, offset, levels, first_block, row_blocks);
     long whole = inner / BLOCK * BLOCK;
     struct table table;
     fill_table(&table, levels);
