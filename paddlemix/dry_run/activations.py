@@ -168,10 +168,10 @@ def _loss_bytes(config: LlavaConfig, trained: Collection[str], rows: int, comput
     added_in_place = computation.compiled and not config.text.tie_word_embeddings
     at_once = min(rows, head_rows_at_once(whole, bool(weight) and not added_in_place, computation.on_cpu))
     kept = computation.size * rows * width + weight
-    # Off the compiled kernels the logits exist twice: as computed, and in float32 for the softmax.  Of a split
-    # vocabulary, whose softmax is computed in several operators, there are two in float32, and a copy of the states.
-    copies = 2 if degree > 1 else 0 if computation.compiled else 1
-    logits = at_once * vocabulary * (computation.size + copies * FLOAT32)
+    # Bytes on top of the logits themselves.  In place where they are float32; else a float32 copy, and the gradient in
+    # the logits' type.  A split vocabulary's softmax takes several operators, two float32 tensors at a time.
+    copy = 0 if computation.size == FLOAT32 else FLOAT32 + computation.size
+    logits = at_once * vocabulary * (computation.size + (2 * FLOAT32 if degree > 1 else copy))
     states = computation.size * rows * width if degree > 1 else 0
     return kept, logits + states + (weight if rows > at_once and not added_in_place else 0)
 

@@ -11,12 +11,18 @@ from typing import Any
 import pytest
 
 from paddlemix.config.schema import RunConfig
+from paddlemix.dry_run.activations import _loss_bytes
 from paddlemix.dry_run.computation import computation_of, training_of
 from paddlemix.dry_run.model import describe_model
 from paddlemix.dry_run.sharing import JOINED_AT_ONCE, Training, Weight, exchanged_afterwards, own_names
-from paddlemix.dry_run.step_sizes import BatchShape
+from paddlemix.dry_run.step_sizes import BatchShape, Computation
 from paddlemix.errors import UserError
+from paddlemix.models.kernels import cpu_library
 from paddlemix.models.presets import PRESETS, count_parameters
+from paddlemix.parallel.layout import Layout
+from paddlemix.parallel.tensor import split_vocabulary
+from paddlemix.parallel.tensor.split_plan import vocabulary_part
+from paddlemix.trainer import loss
 from paddlemix.trainer.steps import partial_gradients
 from tests.dry_run.test_memory import LENGTH, ROWS, SMALL, TILES, small_llava
 from tests.parallel.cluster import Cluster
@@ -153,3 +159,33 @@ def test_adapters_that_cannot_begin_in_parts_are_refused_before_the_run(keys: di
     describe_model(RunConfig(**SMALL, **keys), sizes, None)
     with pytest.raises(UserError, match=message):
         describe_model(RunConfig(tensor_parallel_degree=2, **SMALL, **keys), sizes, None)
+
+
+@pytest.mark.parametrize("degree", [1, 2])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_logits_take_what_the_loss_allocates(dtype: str, degree: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The logits, and what the softmax makes of them; a card computes it as a CPU does without C."""
+    import paddle
+
+    sizes = small_llava()
+    sizes = replace(sizes, text=replace(sizes.text, vocab_size=4000))
+    rows, part = 100, vocabulary_part(sizes.text, degree, 0)
+    monkeypatch.setattr("paddle.distributed.all_reduce", lambda *arguments, **named: None)
+    monkeypatch.setattr("paddle.distributed.all_gather", lambda parts, own, group: parts.extend([own, own]))
+    targets = paddle.arange(rows)
+    memory = paddle.base.core
+    with cpu_library.switched_off():
+        for _ in range(2):  # the first makes constants that stay
+            before = memory.host_memory_stat_current_value("Allocated", 0)
+            memory.host_memory_stat_reset_peak_value("Allocated", 0)
+            logits = paddle.zeros([rows, part.stop - part.start], dtype=dtype)
+            if degree == 1:
+                found = loss._cross_entropy(logits, targets)
+            else:
+                found = split_vocabulary.cross_entropy(logits, targets, part, Layout(tensor_group=object()))
+            highest = memory.host_memory_stat_peak_value("Allocated", 0) - before
+            del logits, found
+    size = 4 if dtype == "float32" else 2
+    computation = Computation(size=size, wide=size, on_cpu=False, tensor_degree=degree)
+    states = size * rows * sizes.text.hidden_size if degree > 1 else 0  # copied before
+    assert _loss_bytes(sizes, set(), rows, computation)[1] - states == pytest.approx(highest, rel=0.02)
