@@ -141,6 +141,7 @@ def build_model(
     paddle.set_default_dtype(dtype)
     try:
         if initialise:
+            assert layout.tensor_degree == 1, "parts of new weights would be drawn by each process for itself"
             return LlavaModel(config)
         # Lazy where quantised: 7B in float32 would be allocated only to be replaced by codes.
         is_lazy = quantization is not None or defers

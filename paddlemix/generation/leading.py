@@ -47,6 +47,7 @@ class Leader:
             values: what goes in.
 
         Raises:
+            OtherProcessError: one of the others has ended.
             RuntimeError: an earlier error broke off a computation, or another owner has begun in the meantime.
         """
         if self.is_over and name == BEGIN:  # whoever cleans up after the error is not disturbed
@@ -59,8 +60,8 @@ class Leader:
         elif self._newest() is not owner:
             raise RuntimeError("of a model in several processes only the conversation that began last can be continued")
         with interrupts_held():
-            self._channel.send((name, values))
             try:
+                self._channel.send((name, values))
                 yield
             except BaseException:
                 self.is_over = True

@@ -36,9 +36,16 @@ class Channel:
                 same.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def send(self, message: Any) -> None:
-        """Tells every other process; the message is pickled between processes of the same run."""
-        for connection in self._connections:
-            connection.send(message)
+        """Tells every other process; the message is pickled between processes of the same run.
+
+        Raises:
+            OtherProcessError: one of them has ended.
+        """
+        for number, connection in enumerate(self._connections, start=1):
+            try:
+                connection.send(message)
+            except OSError as error:
+                raise _ended(number) from error
 
     def messages(self) -> Iterator[Any]:
         """What the first process tells, until it closes the channel or is gone."""
@@ -61,12 +68,16 @@ class Channel:
             try:
                 connection.recv()
             except (EOFError, OSError) as error:
-                raise OtherProcessError(f"process {number} of those that answer together has ended") from error
+                raise _ended(number) from error
 
     def close(self) -> None:
         """Ends the messages."""
         for connection in self._connections:
             connection.close()
+
+
+def _ended(number: int) -> OtherProcessError:
+    return OtherProcessError(f"process {number} of those that answer together has ended")
 
 
 def open_channel(layout: Layout) -> Channel:

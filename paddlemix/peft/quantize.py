@@ -138,9 +138,10 @@ def _check_blocks(model: Any, names: list[str]) -> None:
         inputs = whole_sides(layers[found[0]], layers[found[0]].weight.shape)[0]
         fitting = ", ".join(str(other) for other in allowed_degrees(sizes) if not cut(other))
         raise UserError(
-            f"nf4 has blocks of {NF4_BLOCK} inputs, and tensor_parallel_degree {degree} cuts those of '{found[0]}' "
+            f"nf4 has blocks of {NF4_BLOCK} inputs, and tensor parallelism of degree {degree} cuts those of "
+            f"'{found[0]}' "
             f'({inputs} inputs; {len(found)} layers in all); use int8 (quantize_base "int8", --load-8bit), or '
-            f"tensor_parallel_degree {fitting}"
+            f"a tensor_parallel_degree (--tensor-parallel) of {fitting}"
         )
 
 

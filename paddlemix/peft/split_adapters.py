@@ -42,7 +42,8 @@ def check_part(name: str, layer: nn.Layer, config: LoRAConfig, begins: bool) -> 
         new = f'set lora_target_modules to "language_model.*({columns})" or use_dora false (rslora works)'
         raise UserError(
             f"DoRA needs all inputs of '{name}', which tensor parallelism splits; "
-            f"{new if begins else 'merge the adapter (paddlemix merge-lora)'}, or use tensor_parallel_degree 1"
+            f"{new if begins else 'merge the adapter (paddlemix merge-lora)'}, or use a tensor_parallel_degree "
+            "(--tensor-parallel) of 1"
         )
     if config.pissa and begins:
         raise UserError(

@@ -107,7 +107,9 @@ def test_a_published_model_is_divided() -> None:
     assert {sum(item.in_all for item in weights) for weights in found[1:]} == {count_parameters(sizes)}
     decoder = [sum(w.count for w in weights if w.part == "language_model") for weights in found]
     assert [round(decoder[0] / count, 2) for count in decoder] == [1, 2, 4, 7.88, 29.72]  # 172 blocks of 64
-    with pytest.raises(UserError, match="tensor_parallel_degree 3 does not divide.*allowed: 1, 2, 4, 8, 16, 32"):
+    with pytest.raises(
+        UserError, match=r"tensor_parallel_degree \(--tensor-parallel\) 3 does not divide.*allowed: 1, 2, 4, 8, 16, 32"
+    ):
         describe_model(RunConfig(tensor_parallel_degree=3), sizes, None)
 
 

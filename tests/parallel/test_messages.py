@@ -69,3 +69,11 @@ def test_where_the_first_has_ended_the_others_end_quietly(ends: tuple[Channel, C
     first.close()
     other.report_ready()
     assert list(other.messages()) == []
+
+
+def test_a_message_that_nobody_takes_names_who_has_ended(ends: tuple[Channel, Channel]) -> None:
+    first, other = ends
+    other.close()
+    with pytest.raises(OtherProcessError, match="process 1 of those that answer together has ended"):
+        for _ in range(1000):  # the first ones may still be taken by the system
+            first.send(("extend", "x" * 10000))

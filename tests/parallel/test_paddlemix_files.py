@@ -113,5 +113,7 @@ def test_heads_that_cannot_be_split_are_said_before_weights_are_read(
 ) -> None:
     outcome = cluster.run(8, FILES["lora in parts"][0], as_it_is(world, tmp_path, "lora in parts"), where="npu")
     assert outcome.statuses == [2] * 8 and not (tmp_path / "out").exists(), outcome.told()
-    assert "tensor_parallel_degree 8 does not divide the model's 4 attention heads" in outcome.logs[0], outcome.told()
+    assert (
+        "tensor_parallel_degree (--tensor-parallel) 8 does not divide the model's 4 attention heads" in outcome.logs[0]
+    ), outcome.told()
     assert "allowed: 1, 2" in outcome.logs[0]

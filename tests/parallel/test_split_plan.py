@@ -82,6 +82,7 @@ def test_the_error_lists_the_degrees_that_divide() -> None:
     config = DecoderConfig(**sizes)
     assert allowed_degrees(config) == [1, 2, 4, 8]
     with pytest.raises(
-        UserError, match=r"tensor_parallel_degree 3 .* 56 attention heads and 8 key/value heads; allowed: 1, 2, 4, 8"
+        UserError,
+        match=r"tensor_parallel_degree .* 3 does not .* 56 attention heads and 8 key/value heads; allowed: 1, 2, 4, 8",
     ):
         check_degree(config, 3)

@@ -153,8 +153,8 @@ def split_decoder(degree: int, rank: int) -> nn.Layer:
 def test_blocks_cut_by_parts_are_refused(rank: int) -> None:
     """By every process, before anything is replaced; other kinds and smaller degrees work."""
     message = (
-        r"nf4 has blocks of 64 inputs, and tensor_parallel_degree 4 cuts those of "
-        r"'language_model.o_proj' \(128 inputs; 2 layers in all\); use int8 .*, or tensor_parallel_degree 1, 2$"
+        r"nf4 has blocks of 64 inputs, and tensor parallelism of degree 4 cuts those of "
+        r"'language_model.o_proj' \(128 inputs; 2 layers in all\); use int8 .*, or a tensor_parallel_degree .* of 1, 2$"
     )
     model = split_decoder(4, rank)
     with pytest.raises(UserError, match=message):
