@@ -139,8 +139,8 @@ def _check_blocks(model: Any, names: list[str]) -> None:
         fitting = ", ".join(str(other) for other in allowed_degrees(sizes) if not cut(other))
         raise UserError(
             f"nf4 has blocks of {NF4_BLOCK} inputs, and tensor parallelism of degree {degree} cuts those of "
-            f"'{found[0]}' "
-            f'({inputs} inputs; {len(found)} layers in all); use int8 (quantize_base "int8", --load-8bit), or '
+            f"'{found[0]}' ({inputs} inputs; {len(found)} layers in all); use int8 "
+            '(quantize_base "int8", --load-8bit), or '
             f"a tensor_parallel_degree (--tensor-parallel) of {fitting}"
         )
 

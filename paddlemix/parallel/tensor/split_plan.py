@@ -110,5 +110,6 @@ def check_degree(config: DecoderConfig, degree: int) -> None:
     if degree not in allowed:
         raise UserError(
             f"tensor_parallel_degree (--tensor-parallel) {degree} does not divide the model's "
-            f"{config.num_attention_heads} attention heads and {config.key_value_heads} key/value heads; allowed: {', '.join(map(str, allowed))}"
+            f"{config.num_attention_heads} attention heads and {config.key_value_heads} key/value heads; allowed: "
+            f"{', '.join(map(str, allowed))}"
         )
