@@ -108,5 +108,7 @@ def less_memory_in_answers(arguments: argparse.Namespace, dtype: str) -> list[st
     # from 8 bits there is one step left, from none there are two
     if not arguments.load_4bit:
         found.append("--load-4bit" if arguments.load_8bit else "--load-8bit or --load-4bit")
-    found.append(f"--tensor-parallel {arguments.tensor_parallel} -> {2 * arguments.tensor_parallel} (several cards)")
+    found.append(
+        f"--tensor-parallel {arguments.tensor_parallel} -> more cards (a divisor of the model's key/value heads)"
+    )
     return [*found, f"--max-new-tokens {arguments.max_new_tokens} -> a smaller one"]

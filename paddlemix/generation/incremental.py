@@ -61,7 +61,9 @@ class IncrementalModel:
     def __init__(self, model: LlavaModel) -> None:
         self._leader = leader_of(model)
         self._greedy = False
-        self._chosen: paddle.Tensor | None = None  # int64 [B], on the device
+        # int64 [B], on the device.  A row that has ended goes on with these here, and with what the caller gives in the
+        # other processes of a tensor group: nobody reads it.
+        self._chosen: paddle.Tensor | None = None
         self._model = model
         self._decoder = CachedDecoder(model.language_model)
         self._next = np.zeros((0, 1), dtype=np.int64)  # [B, 1], the position of each row's next token

@@ -47,7 +47,9 @@ def begin_tensor_groups(degree: int) -> Layout:
 def _join_quietly() -> None:
     """Without the list of the flags that we have set, which would be the first thing that a user sees in a chat."""
     notices = io.StringIO()
-    with contextlib.redirect_stderr(notices):
-        dist.init_parallel_env()
-    rest = [line for line in notices.getvalue().splitlines() if not line.startswith(("FLAGS(", "======"))]
-    sys.stderr.write("".join(f"{line}\n" for line in rest))
+    try:
+        with contextlib.redirect_stderr(notices):
+            dist.init_parallel_env()
+    finally:
+        rest = [line for line in notices.getvalue().splitlines() if not line.startswith(("FLAGS(", "======"))]
+        sys.stderr.write("".join(f"{line}\n" for line in rest))

@@ -99,8 +99,14 @@ def open_channel(layout: Layout) -> Channel:
             place = (listener.address, key)
         found = gathered_objects(place)[layout.rank - layout.tensor_rank]
         if layout.tensor_rank == 0:
-            return Channel([listener.accept() for _ in range(layout.tensor_degree - 1)])
-    return Channel([Client(found[0], authkey=found[1])])
+            # They connect in any order; each says who it is.
+            others = {}
+            for connection in (listener.accept() for _ in range(layout.tensor_degree - 1)):
+                others[connection.recv()] = connection
+            return Channel([others[rank] for rank in sorted(others)])
+    connection = Client(found[0], authkey=found[1])
+    connection.send(layout.tensor_rank)
+    return Channel([connection])
 
 
 def _own_host() -> str:

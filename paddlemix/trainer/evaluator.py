@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import paddle
 
@@ -19,7 +20,17 @@ from paddlemix.sample import Skip
 from paddlemix.trainer.batches.dataloader import Inputs, batch_inputs
 
 Scores = tuple[paddle.Tensor, paddle.Tensor]  # summed loss and right guesses, scalars on the device
-Between = Callable[..., None]  # see `Evaluator`
+
+
+class Between(Protocol):
+    """See `Evaluator`."""
+
+    def __call__(self, failure: Exception | None, supervised: int = 0) -> None: ...
+
+
+def agreed(failure: Exception | None, supervised: int = 0) -> None:
+    """A `Between` where no signal can come: an error ends all processes."""
+    agree(failure)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +96,7 @@ class Evaluator:
         self,
         score: Callable[[Inputs], Scores],
         loading: LoadingSettings,
-        between: Between = lambda failure, _: agree(failure),
+        between: Between = agreed,
     ) -> None:
         self._score, self._loading, self._between = score, loading, between
         self._maker: tuple[RowDataset, BatchMaker] | None = None

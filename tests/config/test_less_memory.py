@@ -47,6 +47,6 @@ def test_flags_of_answers() -> None:
     assert [line.split(" ")[0] for line in found] == expected
     flags = Namespace(load_8bit=False, load_4bit=True, max_new_tokens=64, tensor_parallel=2)  # the chat has no batch
     assert less_memory_in_answers(flags, "bfloat16") == [
-        "--tensor-parallel 2 -> 4 (several cards)",
+        "--tensor-parallel 2 -> more cards (a divisor of the model's key/value heads)",
         "--max-new-tokens 64 -> a smaller one",
     ]

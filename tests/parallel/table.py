@@ -34,6 +34,7 @@ CASES: dict[str, dict[str, Any]] = {
     "full": {},
     "lora": {**LORA_WITHOUT_DROPOUT, "learning_rate": 0.02},
     "lora at a usual rate": LORA_WITHOUT_DROPOUT,
+    "kept features in bfloat16": {"dtype": "bfloat16", "cache_vision_features": True},
     "random lora": {**LORA_WITHOUT_DROPOUT, "lora_dropout": 0.2, "neftune": True},
     "packed": {"mixtoken": True, "per_device_train_batch_size": 1, "max_length": 180},
     "packed, all kinds of savings": {"mixtoken": True, "max_length": 180, **_SAVINGS},

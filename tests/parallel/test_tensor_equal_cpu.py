@@ -20,3 +20,7 @@ def table(cluster: Cluster, world: World, tmp_path_factory: pytest.TempPathFacto
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes(table: Table, case: str) -> None:
     check_equal(table.trained("packed" if "packed" in case else case), table.trained(case, Layout(2, tensor=2)))
+
+
+def test_two_models_of_two_processes(table: Table) -> None:
+    check_equal(table.trained("full"), table.trained("full", Layout(4, tensor=2)))

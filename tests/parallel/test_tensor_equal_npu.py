@@ -47,6 +47,13 @@ def test_float32(table: Table, case: str, sharding: str, carried: set[str]) -> N
     assert carried_by(trained) == carried
 
 
+def test_kept_features_of_weights_in_bfloat16(table: Table) -> None:
+    """Without autocast nothing casts what the first process has told the other one."""
+    case = "kept features in bfloat16"
+    apart = gaps(table.trained(case, ONE_NPU).learned, table.trained(case, Layout(2, "", "npu", tensor=2)).learned)
+    assert apart.loss < 2e-2, apart
+
+
 def test_bfloat16(table: Table) -> None:
     """A sum over two processes rounds once more than the product of one: by less than bfloat16 is off float32, for a
     weight by one step of its type.  What the replicas share changes nothing."""

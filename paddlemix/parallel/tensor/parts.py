@@ -43,7 +43,7 @@ def mark(parameter: paddle.Tensor, part: Part | None) -> None:
     """Notes that a parameter is a part of a weight; nothing where `part` is None."""
     if part is not None:
         parameter.tensor_part = part
-        parameter.is_distributed = True  # Fleet overwrites any other parameter by that of the first process
+        parameter.is_distributed = True  # paddle's own mark of a parameter that differs from process to process
 
 
 def part_of(parameter: paddle.Tensor) -> Part | None:

@@ -28,7 +28,8 @@ class SplitEmbedding(nn.Layer):
         self.weight, self._part, self._layout = weight, part, layout
 
     def forward(self, ids: paddle.Tensor) -> paddle.Tensor:
-        """int64 [...] -> [..., D], the same on every process."""
+        """int64 [...] -> [..., D], the same on every process; zeros for an id that no process has, which loading a
+        tokenizer refuses."""
         local, is_here = places_in(ids, self._part)
         found = nn.functional.embedding(local, self.weight)
         return leave(found * is_here.unsqueeze(-1).astype(found.dtype), self._layout)

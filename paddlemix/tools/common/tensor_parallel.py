@@ -72,7 +72,8 @@ def check_processes(command: str, processes: int, degree: int, is_one_group: boo
     if is_one_group and processes != degree:
         raise UserError(
             f"{command} with --tensor-parallel {degree} needs {degree} process{'es' if degree > 1 else ''}, and "
-            f"{processes} are started; leave --nproc and --devices out, or name {degree} with them"
+            f"{processes} {'is' if processes == 1 else 'are'} started; leave --nproc and --devices out, or "
+            f"name {degree} with them"
         )
     if processes % degree:
         allowed = ", ".join(str(number * degree) for number in (1, 2, 3))

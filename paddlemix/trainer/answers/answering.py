@@ -16,9 +16,9 @@ from paddlemix.evaluation.metrics import exact_match, rouge_l
 from paddlemix.generation.generate import generate
 from paddlemix.generation.sampling import GenerationSettings
 from paddlemix.models.llava import LlavaModel
-from paddlemix.parallel.collectives import agree, gathered_objects
+from paddlemix.parallel.collectives import gathered_objects
 from paddlemix.trainer.answers.prompts import Prompt, prompt_of_record
-from paddlemix.trainer.evaluator import Between, EvaluationShare
+from paddlemix.trainer.evaluator import Between, EvaluationShare, agreed
 
 
 class Answerer:
@@ -82,7 +82,7 @@ class AnswerScores:
     def __init__(self, answerer: Answerer, data: SampleDataset) -> None:
         self._answerer, self._data = answerer, data
 
-    def means(self, share: EvaluationShare, between: Between = agree) -> dict[str, float]:
+    def means(self, share: EvaluationShare, between: Between = agreed) -> dict[str, float]:
         """`exact_match` and `rouge_l`, 0..1: means over the samples of all processes.
 
         Args:
@@ -94,7 +94,7 @@ class AnswerScores:
         exact, overlap, count = (sum(values) for values in sums)
         return {"exact_match": exact / max(count, 1), "rouge_l": overlap / max(count, 1)}
 
-    def sums(self, share: EvaluationShare, between: Between = agree) -> tuple[float, float, int]:
+    def sums(self, share: EvaluationShare, between: Between = agreed) -> tuple[float, float, int]:
         """Summed exact matches and ROUGE-L over this process's share of the samples, and their number."""
         exact, overlap, count = 0.0, 0.0, 0
         failure: Exception | None = None
@@ -118,7 +118,7 @@ class AnswerScores:
                 exact += exact_match(answer, question.reference or "")
                 overlap += rouge_l(answer, question.reference or "")
                 count += 1
-        agree(failure)
+        agreed(failure)
         return exact, overlap, count
 
     def _prompts(self, rows: Sequence[int]) -> list[Prompt]:

@@ -101,7 +101,7 @@ class VisionCache:
             return features
         features = features.astype("float32").contiguous()  # one type, wherever they are from
         dist.broadcast(features, src=group.ranks[0], group=group)
-        return features
+        return features.astype(self._tower.class_embedding.dtype)  # of kept features: float32 under autocast
 
     def _keep(self, features: paddle.Tensor, keys: tuple[tuple[str, int], ...]) -> None:
         # One copy to the host for the batch; the store is a file per picture.
