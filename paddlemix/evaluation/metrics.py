@@ -31,14 +31,15 @@ def rouge_l(answer: str, reference: str) -> float:
     Returns:
         0..1; for two texts without any word whether they match exactly.
     """
-    own, wanted = _words(answer), _words(reference)
+    own, wanted = words(answer), words(reference)
     if not own or not wanted:
         # texts of punctuation or emoji alone have no word to compare
         return exact_match(answer, reference) if not own and not wanted else 0.0
     return 2 * _common_length(own, wanted) / (len(own) + len(wanted))
 
 
-def _words(text: str) -> list[str]:
+def words(text: str) -> list[str]:
+    """The words that ROUGE compares: lower case, without punctuation, each CJK character a word."""
     return _WORDS.findall(text.casefold())
 
 

@@ -147,20 +147,23 @@ class Client:
             raise UnreachableError(f"{reason} (attempt {failures + 1})") from error
         return wait
 
-    def request(self, url: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> requests.Response:
+    def request(
+        self, url: str, method: str = "GET", headers: Mapping[str, str] | None = None, body: bytes | None = None
+    ) -> requests.Response:
         """The answer at the end of all redirects; the caller closes it.
 
         Args:
             url: http or https, checked by the caller; every address that it redirects to is checked here.
-            method: GET or HEAD.
+            method: GET, HEAD or POST.
             headers: for every hop.
+            body: what is sent; only the first address gets it.
 
         Returns:
             Of any status that will not pass; its body is not read yet.
 
         Raises:
             PassingError: no answer, or a status that may pass.
-            UnreachableError: refused, or too many redirects.
+            UnreachableError: refused, or too many redirects; with a body, any.
         """
         address = url
         # status                  -> what follows
@@ -168,7 +171,7 @@ class Client:
         # one that may pass       -> another attempt
         # any other               -> returned, for the caller to judge
         for _ in range(self.settings.max_redirects + 1):
-            response = self._ask(method, address, headers or {}, address == url)
+            response = self._ask(method, address, headers or {}, address == url, body)
             target = response.headers.get("Location") if response.status_code in _REDIRECTS else None
             if target is None:
                 if may_pass(response.status_code):
@@ -176,6 +179,10 @@ class Client:
                     raise PassingError(status_of(response), retry_after(response.headers.get("Retry-After", "")))
                 return response
             response.close()
+            if body is not None:
+                raise UnreachableError(
+                    f"its server redirects to '{without_secrets(target)}'; name that address instead"
+                )
             try:
                 # followed hop by hop: requests would follow to the local network, and send secrets to whoever is named
                 address = urljoin(address, target)
@@ -184,7 +191,9 @@ class Client:
                 raise UnreachableError(f"its server redirects to '{without_secrets(target)}': {error}") from error
         raise UnreachableError(f"it redirects more than {self.settings.max_redirects} times")
 
-    def _ask(self, method: str, address: str, headers: Mapping[str, str], is_first: bool) -> requests.Response:
+    def _ask(
+        self, method: str, address: str, headers: Mapping[str, str], is_first: bool, body: bytes | None
+    ) -> requests.Response:
         self._deadline.step()
         secret = self._secret.for_address(address) if self._secret is not None else {}
         sent, auth = {**headers, **secret}, _as_it_is if secret else None  # else ~/.netrc would replace the header
@@ -193,6 +202,7 @@ class Client:
                 method,
                 address,
                 headers=sent,
+                data=body,
                 auth=auth,
                 stream=True,
                 allow_redirects=False,

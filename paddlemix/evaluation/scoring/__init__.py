@@ -1,0 +1,1 @@
+"""The metrics of the field, each as its official scorer computes it: plain Python on texts."""
