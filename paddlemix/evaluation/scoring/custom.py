@@ -15,7 +15,7 @@ Metric = Callable[[str, Sequence[str]], float]
 
 
 def box_accuracy(answer: str, references: Sequence[str]) -> float:
-    """1.0 where the first four numbers of an answer are a box with an IoU of at least 0.5 with a reference's, else 0.0."""
+    """1.0 where the first four numbers of an answer are a box that a reference has an IoU of 0.5 with, else 0.0."""
     said = parse_numbers(answer)
     boxes = [box for box in map(parse_numbers, references) if box is not None]
     return float(said is not None and any(iou(said, box) >= THRESHOLD for box in boxes))

@@ -51,7 +51,7 @@ def strip_punctuation(text: str) -> str:
     # after `process_answer` has removed the commas the second condition never holds; it does in `compare_form`
     removes_all = _COMMA_IN_NUMBER.search(text) is not None
     result = text
-    for mark in PUNCTUATION:
+    for mark in filter(text.__contains__, PUNCTUATION):
         # both conditions look at the text as it came, not at what earlier marks have left of it
         touches_space = f"{mark} " in text or f" {mark}" in text
         result = result.replace(mark, "" if touches_space or removes_all else " ")

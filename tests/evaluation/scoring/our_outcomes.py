@@ -1,0 +1,95 @@
+"""What our scorers make of the generated cases, in the form of the golden file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from paddlemix.evaluation.scoring.answered import LMMS_EVAL, Answered
+from paddlemix.evaluation.scoring.mmbench import extract_letter, infer, infer_option, options_of
+from paddlemix.evaluation.scoring.mme import parse_lmms
+from paddlemix.evaluation.scoring.pope import parse_yes_no
+from paddlemix.evaluation.scoring.science_qa import parse_letter, score_science_qa
+from paddlemix.evaluation.scoring.seed import score_seed
+from paddlemix.evaluation.scoring.vqa_answers import compare_form, lmms_soft_score, process_answer, soft_score
+from tests.evaluation.scoring.generated import Case
+
+
+def vqa(found: list[Case]) -> dict[str, list[Any]]:
+    """Processed answers and soft scores."""
+    return {
+        "processed": [process_answer(case["text"]) for case in found],
+        "score": [soft_score(case["text"], case["answers"]) for case in found],
+        "lmms_score": [lmms_soft_score(case["text"], case["answers"]) for case in found],
+        "vqav2_lmms": [
+            [compare_form(case["text"]), lmms_soft_score(case["text"], case["answers"], is_vqav2=True)]
+            for case in found
+        ],
+    }
+
+
+def pope(found: list[Case]) -> dict[str, list[Any]]:
+    """Yes or no."""
+    return {"said": [parse_yes_no(case["text"]) for case in found]}
+
+
+def science_questions(found: list[Case]) -> list[Answered]:
+    """The cases as questions with answers."""
+    return [
+        Answered(
+            question_id=str(number),
+            text=case["text"],
+            prompt="<image>\nQ" if case["has_image"] else "Q",
+            image="a.png" if case["has_image"] else None,
+            record={"choices": case["choices"], "answer": case["answer"]},
+        )
+        for number, case in enumerate(found)
+    ]
+
+
+def science_qa(found: list[Case]) -> dict[str, list[Any]]:
+    """The letter of each answer, and whether it is right."""
+    asked = science_questions(found)
+    return {
+        "letter": [parse_letter("FAILED" if case["text"] is None else case["text"]) for case in found],
+        "right": [bool(value) for value in score_science_qa(asked).right],
+        "lmms": list(score_science_qa(asked, LMMS_EVAL).right),
+    }
+
+
+def mme(found: list[Case]) -> dict[str, list[Any]]:
+    """What lmms-eval reads in each answer."""
+    return {"lmms": [parse_lmms(text) for case in found for text in case["texts"]]}
+
+
+def seed_questions(found: list[Case]) -> list[Answered]:
+    """The cases as questions with answers."""
+    return [
+        Answered(question_id=number, text=case["text"], category=f"type {case['type']}", record=case)
+        for number, case in enumerate(found)
+    ]
+
+
+def seed(found: list[Case]) -> dict[str, list[Any]]:
+    """Whether each answer is right for lmms-eval."""
+    return {"lmms": [bool(value) for value in score_seed(seed_questions(found), LMMS_EVAL).right]}
+
+
+def mmbench(found: list[Case]) -> dict[str, list[Any]]:
+    """The option that each row's answer chooses."""
+    rows = [(row["text"], options_of(row)) for case in found for row in case["rows"]]
+    return {
+        "option": [infer_option(text) for text, _ in rows],
+        "inferred": [infer(text, options) for text, options in rows],
+        "extracted": [extract_letter(text, sorted(options)) for text, options in rows],
+    }
+
+
+OUTCOMES: dict[str, Callable[[list[Case]], dict[str, list[Any]]]] = {
+    "vqa": vqa,
+    "pope": pope,
+    "science_qa": science_qa,
+    "mme": mme,
+    "seed": seed,
+    "mmbench": mmbench,
+}
