@@ -57,8 +57,11 @@ ISA ?=
 ISA_avx2 = MKL_ENABLE_INSTRUCTIONS=AVX2 MKL_CBWR=AVX2 DNNL_MAX_CPU_ISA=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
 
 # torch's CPU build is much smaller: point pip at it by its own environment variables.
-LLAVA_GQA = llava/scripts/convert_gqa_for_eval.py
-reference: .venv-reference/.installed .venv-reference457/.installed .venv-reference5/.installed .venv-reference/$(LLAVA_GQA)
+CONVERTED = gqa_for_eval mmvet_for_eval mmbench_for_submission seed_for_submission vizwiz_for_submission vqav2_for_submission
+LLAVA_SCRIPTS = $(patsubst %,.venv-reference/llava/scripts/convert_%.py,$(CONVERTED)) \
+	.venv-reference/llava/llava/eval/table/rule.json
+reference: .venv-reference/.installed .venv-reference457/.installed .venv-reference5/.installed \
+		.venv-reference/lmms/.installed $(LLAVA_SCRIPTS)
 	@REFERENCE_ISA=$(ISA) $(ISA_$(ISA)) .venv-reference/bin/python -m pytest -m reference
 
 # setup.py says what is needed and compiles the C files, so that a change of either installs again.
@@ -91,18 +94,23 @@ reference: .venv-reference/.installed .venv-reference457/.installed .venv-refere
 	@touch $@
 	@echo "installed"
 
-# LLaVA's own evaluation scripts, of its package and of its repository: they read the answers of `predict`.
+# LLaVA's own evaluation scripts, of its package and of its repository, and lmms-eval's tasks, of which single files are
+# loaded: they read the answers of `predict`, and score what our scorers score.
 LLAVA_COMMIT = c121f0432da27facab705978f83c4ada465e46fd
-LLAVA_ADDRESS = https://raw.githubusercontent.com/haotian-liu/LLaVA/$(LLAVA_COMMIT)/scripts/convert_gqa_for_eval.py
+LLAVA_ADDRESS = https://raw.githubusercontent.com/haotian-liu/LLaVA/$(LLAVA_COMMIT)
 
 .venv-reference/llava/.installed: | .venv-reference/.installed
 	@.venv-reference/bin/python $(PIP_INSTALL) --no-deps --target .venv-reference/llava llava-torch==1.2.2.post1
 	@touch $@
 
-.venv-reference/$(LLAVA_GQA): | .venv-reference/llava/.installed
+.venv-reference/lmms/.installed: | .venv-reference/.installed
+	@.venv-reference/bin/python $(PIP_INSTALL) --no-deps --target .venv-reference/lmms lmms-eval==0.7.3
+	@touch $@
+
+$(LLAVA_SCRIPTS): .venv-reference/llava/%: | .venv-reference/llava/.installed
 	@mkdir -p $(@D)
 	@.venv-reference/bin/python -c "import sys, urllib.request; urllib.request.urlretrieve(*sys.argv[1:])" \
-		$(LLAVA_ADDRESS) $@ 2>/dev/null || echo "note: $(LLAVA_ADDRESS) cannot be fetched; its test is left out"
+		$(LLAVA_ADDRESS)/$* $@ 2>/dev/null || echo "note: $(LLAVA_ADDRESS)/$* cannot be fetched; its test is left out"
 
 # The kernels' libraries stay as long as the environment that they were built for, since nothing would build them again.
 clean:

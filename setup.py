@@ -56,6 +56,10 @@ REQUIRED = [
     "tqdm",
 ]
 
+# What `evaluate` writes Excel files with, and the metrics that are not ours to write.  sacrebleu's tokenizer for Chinese
+# needs no further package.
+EVAL = ["openpyxl", "rouge-score>=0.1.2", "sacrebleu>=2.4"]
+
 EXTRAS = {
     "cpu": [PADDLE],
     # The public index ends at paddlepaddle-gpu 2.6; 3.x is only on Paddle's own, one per CUDA version.  Install it
@@ -65,7 +69,8 @@ EXTRAS = {
     # for the machine's CANN version from Paddle's installation page.
     "npu": [PADDLE],
     "serve": ["fastapi", "uvicorn", "gradio"],
-    "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-requests"],
+    "eval": EVAL,
+    "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-requests", *EVAL],
 }
 
 

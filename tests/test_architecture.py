@@ -90,6 +90,8 @@ WITHOUT_PADDLE = (
         "demo.vocabulary",
         "demo.results",
         "evaluation.metrics",
+        "evaluation.scoring",
+        "evaluation.judging",
     ),
 )
 

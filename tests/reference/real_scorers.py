@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import importlib
 import io
 import json
@@ -44,7 +45,7 @@ def _module(name: str, **attributes: Any) -> types.ModuleType:
 
 
 @contextlib.contextmanager
-def _stand_ins() -> Iterator[None]:
+def stand_ins() -> Iterator[None]:
     """Packages without their `__init__`, and empty ones in place of what is not needed; gone afterwards."""
     packages = {
         "llava": LLAVA / "llava",
@@ -74,6 +75,7 @@ def _stand_ins() -> Iterator[None]:
         sys.modules.update(hidden)
 
 
+@functools.cache
 def lmms_function(name: str) -> Any:
     """A function of lmms_eval/api/metrics.py, which as a whole imports an evaluation framework."""
     path = _found(LMMS / "lmms_eval" / "api" / "metrics.py")
@@ -93,24 +95,30 @@ def _found(path: Path) -> Path:
 
 def llava_module(name: str) -> dict[str, Any]:
     """The names of a module of llava/eval, e.g. "m4c_evaluator", or of a script beside it, which is not run."""
-    with _stand_ins():
+    with stand_ins():
         return runpy.run_path(str(_found(LLAVA / "llava" / "eval" / f"{name}.py")), run_name=name)
 
 
 def lmms_task(name: str) -> types.ModuleType:
     """A module of lmms_eval/tasks, e.g. "pope.utils"."""
     _found(LMMS / "lmms_eval" / "tasks" / f"{name.replace('.', '/')}.py")
-    with _stand_ins():
+    with stand_ins():
         return importlib.import_module(f"lmms_eval.tasks.{name}")
 
 
-def run(script: str, *arguments: object) -> str:
-    """What a script of LLaVA's prints, "llava/eval/eval_pope.py" or "scripts/convert_seed_for_submission.py"."""
+def run(script: str, *arguments: object, failures: tuple[type[Exception], ...] = ()) -> str:
+    """What a script of LLaVA's prints, "llava/eval/eval_pope.py" or "scripts/convert_seed_for_submission.py".
+
+    Args:
+        failures: what may end it before it is done.
+    """
     path, said, before = str(_found(LLAVA / script)), io.StringIO(), sys.argv
-    with _stand_ins(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(io.StringIO()):
+    with stand_ins(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(io.StringIO()):
         sys.argv = [path, *map(str, arguments)]
         try:
             runpy.run_path(path, run_name="__main__")
+        except failures:
+            pass
         finally:
             sys.argv = before
     return said.getvalue()
