@@ -8,6 +8,7 @@ vizwiz_vqa}/utils.py of lmms-eval 0.7.3.
 
 from __future__ import annotations
 
+import functools
 import re
 import statistics
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ _OCR = "Reference OCR token:"
 _OLD_PROMPT = re.compile(r"Question: (.*?) Short answer:", re.DOTALL)
 
 
+@functools.lru_cache(maxsize=1 << 16)  # references say the same few things over and over
 def process_answer(text: str) -> str:
     """An answer in the plain form in which answers are compared.
 
