@@ -64,6 +64,13 @@ _OPTIONS = ("cat", "dog", "a cat", "red", "Red car", "car", "1", "12", "none", "
 _TASKS = ("existence", "count", "OCR", "code_reasoning", "text_translation")
 
 
+_PHRASES = (
+    *("The answer is ", "the correct answer is ", "Correct answer is ", "best answer is ", "the correct option is "),
+    *("best option is ", "The choice is ", "correct choice is ", "I choose ", "i select", "I pick ", "my answer is "),
+    *("My choice is ", "옵션", "정답은 ", "답은", "답:", "答案是", "答案为", "选", "答えは"),
+)
+
+
 def texts(rng: random.Random, pieces: Sequence[str], gaps: Sequence[str], most: int) -> str:
     """Up to `most` pieces with gaps between them, seldom none."""
     found = [rng.choice(pieces) for _ in range(max(rng.randint(0, most), rng.randint(0, 9) > 0))]
@@ -113,7 +120,18 @@ def choice_text(rng: random.Random) -> str:
         return rng.choice("ABCD" if kind < 0.25 else _LETTERS)
     if kind < 0.55:
         return rng.choice(_LETTERS) + rng.choice((". ", ".", ". It", ":")) + texts(rng, _CHOICE_PIECES, ("",), 3)
-    if kind < 0.7:
+    if kind < 0.6:  # two sentences, of the same letter or of two
+        return " ".join(f"The answer is {rng.choice(_LETTERS)}." for _ in range(2))
+    if kind < 0.66:  # a letter inside of a word after a phrase, the last word not a letter
+        before = rng.choice(("", "(A) ", "B. ", "C: ", "not (D) "))
+        return before + rng.choice(_PHRASES) + "x" + rng.choice("ABCD") + rng.choice(("x", "xBx", " or so", "."))
+    if kind < 0.7:  # a letter between marks
+        marked = rng.choice(("", "(", ":")) + rng.choice("ABCDE") + rng.choice(("", ".", ",", ":", ")", ")."))
+        if rng.random() < 0.2:
+            mark = rng.choice(",.!?;:'\"")
+            return f"{mark}{rng.choice('ABCD')}, not ({rng.choice('ABCD')}){mark}"
+        return rng.choice(("", "It is ", "I see A cat ")) + marked + rng.choice(("", " indeed", " I think so"))
+    if kind < 0.78:
         return rng.choice(("", "So. ")) + "The answer is " + rng.choice(_LETTERS) + texts(rng, _CHOICE_PIECES, ("",), 3)
     return texts(rng, (*_CHOICE_PIECES, *_LETTERS), ("", "", " "), 7)
 
