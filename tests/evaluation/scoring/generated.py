@@ -127,7 +127,7 @@ def choice_text(rng: random.Random) -> str:
         return before + rng.choice(_PHRASES) + "x" + rng.choice("ABCD") + rng.choice(("x", "xBx", " or so", "."))
     if kind < 0.7:  # a letter between marks
         marked = rng.choice(("", "(", ":")) + rng.choice("ABCDE") + rng.choice(("", ".", ",", ":", ")", ")."))
-        if rng.random() < 0.2:
+        if rng.random() < 0.5:
             mark = rng.choice(",.!?;:'\"")
             return f"{mark}{rng.choice('ABCD')}, not ({rng.choice('ABCD')}){mark}"
         return rng.choice(("", "It is ", "I see A cat ")) + marked + rng.choice(("", " indeed", " I think so"))
@@ -139,20 +139,21 @@ def choice_text(rng: random.Random) -> str:
 def science_case(rng: random.Random) -> Case:
     """An answer to a question of ScienceQA; some have a picture, some no answer."""
     choices = [f"choice {number}" for number in range(rng.randint(2, 5))]
+    answer = rng.randrange(len(choices))
     return {
-        "text": None if rng.random() < 0.03 else choice_text(rng),
+        "text": None if rng.random() < 0.03 else "ABCDE"[answer] if rng.random() < 0.2 else choice_text(rng),
         "has_image": rng.random() < 0.5,
         "choices": choices,
-        "answer": rng.randrange(len(choices)),
+        "answer": answer,
     }
 
 
 def seed_case(rng: random.Random) -> Case:
     """An answer to a question of SEED-Bench."""
-    kind = rng.randint(1, 12)
+    kind, answer = rng.randint(1, 12), rng.choice("ABCD")
     return {
-        "text": None if rng.random() < 0.03 else choice_text(rng),
-        "answer": rng.choice("ABCD"),
+        "text": None if rng.random() < 0.03 else answer if rng.random() < 0.3 else choice_text(rng),
+        "answer": answer,
         "type": kind,
         "data_type": "image" if kind < 10 else "video",
     }
