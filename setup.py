@@ -56,7 +56,7 @@ REQUIRED = [
     "tqdm",
 ]
 
-# What `evaluate` writes Excel files with, and the metrics that are not ours to write.  sacrebleu's tokenizer for Chinese
+# What Excel files are written with, and the metrics that are not ours to write.  sacrebleu's tokenizer for Chinese
 # needs no further package.
 EVAL = ["openpyxl", "rouge-score>=0.1.2", "sacrebleu>=2.4"]
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from paddlemix.evaluation.judging.judge_prompts import REVIEW_RULES
 from paddlemix.evaluation.judging.mm_vet import grade_request, score_mm_vet
-from paddlemix.evaluation.judging.prompts import REVIEW_RULES
 from paddlemix.evaluation.judging.reviews import (
     Comparison,
     bench_context,

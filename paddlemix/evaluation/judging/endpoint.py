@@ -14,7 +14,7 @@ from typing import Any
 
 from paddlemix.cache import cache_directory, cache_key, replacing
 from paddlemix.errors import UserError, cut
-from paddlemix.evaluation.judging.requests import JudgeRequest
+from paddlemix.evaluation.judging.judge_request import JudgeRequest
 from paddlemix.network.addresses import check_address
 from paddlemix.network.client import Client, RemoteSettings, Secret, status_of
 from paddlemix.network.failures import UnreachableError

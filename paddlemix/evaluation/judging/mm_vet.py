@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from paddlemix.evaluation.judging.prompts import MM_VET, MM_VET_AGAIN, MM_VET_LMMS
-from paddlemix.evaluation.judging.requests import JudgeRequest
+from paddlemix.evaluation.judging.judge_prompts import MM_VET, MM_VET_AGAIN, MM_VET_LMMS
+from paddlemix.evaluation.judging.judge_request import JudgeRequest
 from paddlemix.evaluation.scoring.answered import LLAVA, LMMS_EVAL, Answered, Score, as_text, check_answered, mean
 
 JUDGE = "gpt-4-0613"

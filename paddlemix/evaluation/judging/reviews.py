@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from paddlemix.errors import UserError
-from paddlemix.evaluation.judging.prompts import REVIEW_ROLE, REVIEW_RULES, REVIEWER
-from paddlemix.evaluation.judging.requests import JudgeRequest
+from paddlemix.evaluation.judging.judge_prompts import REVIEW_ROLE, REVIEW_RULES, REVIEWER
+from paddlemix.evaluation.judging.judge_request import JudgeRequest
 from paddlemix.evaluation.scoring.answered import Score, group
 
 JUDGE = "gpt-4-0314"  # whose published figures these are

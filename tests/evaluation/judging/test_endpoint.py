@@ -13,7 +13,7 @@ import pytest
 
 from paddlemix.errors import UserError
 from paddlemix.evaluation.judging.endpoint import Judge, key_from_environment
-from paddlemix.evaluation.judging.requests import JudgeRequest
+from paddlemix.evaluation.judging.judge_request import JudgeRequest
 from paddlemix.network.client import RemoteSettings
 
 SETTINGS = RemoteSettings(timeout=20.0, retries=0, max_bytes=10_000, allow_local_network=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from paddlemix.errors import UserError
+from paddlemix.evaluation.judging.judge_prompts import MM_VET, MM_VET_AGAIN, REVIEW_RULES
+from paddlemix.evaluation.judging.judge_request import JudgeRequest
 from paddlemix.evaluation.judging.mm_vet import grade, grade_request, parse_grade, score_mm_vet
-from paddlemix.evaluation.judging.prompts import MM_VET, MM_VET_AGAIN, REVIEW_RULES
-from paddlemix.evaluation.judging.requests import JudgeRequest
 from paddlemix.evaluation.judging.reviews import (
     Comparison,
     bench_context,
