@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.evaluation.scoring.generated import Case
+import openpyxl
+import pandas
+
+from tests.evaluation.scoring.generated import MMBENCH_COLUMNS, Case, mmbench_answers, mmbench_rows, parts
 from tests.reference.real_scorers import llava_module, lmms_task, quietly, run, write_lines
 
 
@@ -92,7 +96,7 @@ def seed(found: list[Case]) -> dict[str, list[Any]]:
     return {"lmms": [lmms(case) for case in found]}
 
 
-def mmbench(found: list[Case]) -> dict[str, list[Any]]:
+def mmbench(found: list[Case], folder: Path) -> dict[str, list[Any]]:
     """The option that each row's answer chooses, without and with lmms-eval's further reading."""
     evaluator = lmms_task("mmbench.mmbench_evals").MMBench_Evaluator()
     extract = lmms_task("_task_utils.mcq_extract").extract_mcq_answer
@@ -101,11 +105,30 @@ def mmbench(found: list[Case]) -> dict[str, list[Any]]:
     def options(row: Case) -> dict[str, Any]:
         return {letter: row[letter] for letter in "ABCD" if row[letter] is not None}
 
+    sheets = [read_sheet(write_sheet(part, folder / str(number))) for number, part in enumerate(parts(found, 500))]
     return {
         "option": [evaluator.can_infer_option(row["text"]) or None for row in rows],
         "inferred": [evaluator.can_infer(row["text"], copy.copy(options(row))) or None for row in rows],
         "extracted": [extract(row["text"], choices=sorted(options(row))) for row in rows],
+        "sheets": [line for sheet in sheets for line in sheet],
     }
+
+
+def write_sheet(part: Sequence[Case], folder: Path) -> Path:
+    """The file that convert_mmbench_for_submission.py writes for some questions."""
+    rows = mmbench_rows(part)
+    folder.mkdir(parents=True, exist_ok=True)
+    table = pandas.DataFrame([{name: row.get(name) for name in MMBENCH_COLUMNS} for row in rows])
+    table.to_csv(folder / "dev.tsv", sep="\t", index=False)
+    write_lines(folder / "one.jsonl", [{"question_id": one, "text": text} for one, text in mmbench_answers(rows)])
+    given = ("--annotation-file", folder / "dev.tsv", "--result-dir", folder, "--upload-dir", folder)
+    run("scripts/convert_mmbench_for_submission.py", *given, "--experiment", "one")
+    return folder / "one.xlsx"
+
+
+def read_sheet(path: Path) -> list[list[Any]]:
+    """The cells of an Excel file, line by line."""
+    return [list(line) for line in openpyxl.load_workbook(path, read_only=True).active.iter_rows(values_only=True)]
 
 
 def outcomes(found: dict[str, list[Case]], folder: Path) -> dict[str, dict[str, list[Any]]]:
@@ -116,5 +139,5 @@ def outcomes(found: dict[str, list[Case]], folder: Path) -> dict[str, dict[str, 
         "science_qa": science_qa(found["science_qa"], folder / "science_qa"),
         "mme": mme(found["mme"]),
         "seed": seed(found["seed"]),
-        "mmbench": mmbench(found["mmbench"]),
+        "mmbench": mmbench(found["mmbench"], folder / "mmbench"),
     }

@@ -9,15 +9,15 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 
 from paddlemix.evaluation.scoring import vqa_words
 from paddlemix.evaluation.scoring.answered import LMMS_EVAL, Answered
-from paddlemix.evaluation.scoring.mmbench import ROTATION, score_mmbench
+from paddlemix.evaluation.scoring.mmbench import score_mmbench
 from paddlemix.evaluation.scoring.mme import COGNITION, PERCEPTION, score_mme
 from paddlemix.evaluation.scoring.pope import score_pope
 from paddlemix.evaluation.scoring.science_qa import score_science_qa
@@ -32,11 +32,11 @@ from paddlemix.evaluation.scoring.submissions import (
     write_xlsx,
 )
 from paddlemix.evaluation.scoring.vqa_answers import score_vqa, textvqa_question
-from tests.evaluation.scoring.generated import CASES, Case, blocks, cases
+from tests.evaluation.scoring.generated import CASES, Case, blocks, cases, mmbench_answers, mmbench_rows, parts
 from tests.evaluation.scoring.our_outcomes import OUTCOMES, science_questions, seed_questions
 from tests.evaluation.scoring.test_golden_outcomes import GOLDEN
 from tests.reference.real_scorers import llava_module, lmms_task, quietly, run, stand_ins, write_lines
-from tests.reference.scoring_outcomes import outcomes, run_science_qa
+from tests.reference.scoring_outcomes import outcomes, read_sheet, run_science_qa, write_sheet
 
 pytestmark = pytest.mark.reference
 
@@ -70,10 +70,6 @@ def test_tables_of_words() -> None:
     assert processor.NUMBER_MAP == vqa_words.NUMBERS
     assert tuple(processor.ARTICLES) == vqa_words.ARTICLES
     assert tuple(processor.PUNCTUATIONS) == vqa_words.PUNCTUATION
-
-
-def parts(values: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    return [values[start : start + size] for start in range(0, len(values), size)]
 
 
 # Questions of three categories in the folder that LLaVA's script reads; a label file for each category.
@@ -216,21 +212,6 @@ def test_seed_files(found: dict[str, list[Case]], tmp_path: Path) -> None:
             assert written == seed_submission(ids, answers)
 
 
-def mmbench_rows(part: Sequence[Case]) -> list[dict[str, Any]]:
-    """Rows of the TSV with the answers beside them."""
-    return [
-        {
-            "index": number + turn * ROTATION,
-            "category": case["category"],
-            "l2-category": case["l2"],
-            **{key: value for key, value in row.items() if key != "text"},
-            "prediction": row["text"],
-        }
-        for number, case in enumerate(part)
-        for turn, row in enumerate(case["rows"])
-    ]
-
-
 def test_mmbench_of_lmms_eval(found: dict[str, list[Case]]) -> None:
     evaluator = lmms_task("mmbench.mmbench_evals").MMBench_Evaluator()
     for part in parts(found["mmbench"], 250):
@@ -247,38 +228,14 @@ def test_mmbench_of_lmms_eval(found: dict[str, list[Case]]) -> None:
         )
 
 
-COLUMNS = (
-    *("index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image", "source", "l2-category"),
-    *("comment", "split"),
-)
-
-
-def test_mmbench_columns(found: dict[str, list[Case]], tmp_path: Path) -> None:
-    import openpyxl
-    import pandas
-
-    for number, part in enumerate(parts(found["mmbench"], 250)):
-        rows = [
-            {**row, "question": f"What is {row['index']}?", "image": "x", "split": "dev", "source": "s"}
-            for row in mmbench_rows(part)
-        ]
-        table = pandas.DataFrame([{name: row.get(name) for name in COLUMNS} for row in rows])
-        table.to_csv(tmp_path / "dev.tsv", sep="\t", index=False)
-        # some rows have no answer, some two
-        kept = [row for place, row in enumerate(rows) if place % 17]
-        lines = [{"question_id": row["index"], "text": row["prediction"]} for row in [*kept, *kept[:3]]]
-        write_lines(tmp_path / "one.jsonl", lines)
-        given = ["--annotation-file", tmp_path / "dev.tsv", "--result-dir", tmp_path, "--upload-dir", tmp_path]
-        run("scripts/convert_mmbench_for_submission.py", *given, "--experiment", "one")
-        read = pandas.read_table(tmp_path / "dev.tsv").astype(object)
-        read = read.where(read.notna(), None)
-        answers = {line["question_id"]: line["text"] for line in lines}
-        write_xlsx(tmp_path / "ours.xlsx", *mmbench_submission(COLUMNS, read.to_dict("records"), answers))
-        sheets = [
-            [[cell.value for cell in row] for row in openpyxl.load_workbook(tmp_path / name).active.iter_rows()]
-            for name in ("one.xlsx", "ours.xlsx")
-        ]
-        assert sheets[1] == sheets[0], number
+def test_our_excel_file_reads_like_theirs(found: dict[str, list[Case]], tmp_path: Path) -> None:
+    part = found["mmbench"][:200]
+    theirs = read_sheet(write_sheet(part, tmp_path))
+    read = pandas.read_table(tmp_path / "dev.tsv").astype(object)
+    answers: dict[str | int, str] = dict(mmbench_answers(mmbench_rows(part)))
+    table = mmbench_submission(list(read.columns), read.to_dict("records"), answers)
+    write_xlsx(tmp_path / "ours.xlsx", *table)
+    assert read_sheet(tmp_path / "ours.xlsx") == theirs
 
 
 def test_other_submissions(found: dict[str, list[Case]], tmp_path: Path) -> None:

@@ -130,11 +130,12 @@ def textvqa_question(prompt: str) -> str:
     )
 
 
-def score_vqa(answered: Sequence[Answered], protocol: str = LLAVA) -> Score:
+def score_vqa(answered: Sequence[Answered], protocol: str = LLAVA, is_vqav2: bool = False) -> Score:
     """TextVQA and other sets with ten references.
 
     Args:
         answered: records with "answers"; under "llava" ten of them.
+        is_vqav2: the questions are VQAv2's, whose answers lmms-eval processes otherwise; see `lmms_soft_score`.
 
     Returns:
         `accuracy`, percent; under "lmms-eval" a share.
@@ -143,7 +144,7 @@ def score_vqa(answered: Sequence[Answered], protocol: str = LLAVA) -> Score:
         UserError: see `soft_score`.
     """
     check_answered(answered, protocol)
-    right = [_score_one(one, protocol) for one in answered]
+    right = [_score_one(one, protocol, is_vqav2) for one in answered]
     factor = 100.0 if protocol == LLAVA else 1.0
     return Score(
         # the official scorer multiplies from the left: `100. * mean`
@@ -154,10 +155,10 @@ def score_vqa(answered: Sequence[Answered], protocol: str = LLAVA) -> Score:
     )
 
 
-def _score_one(one: Answered, protocol: str) -> float:
+def _score_one(one: Answered, protocol: str, is_vqav2: bool) -> float:
     if protocol == LLAVA:
         return soft_score(as_text(one.text), one.value("answers"))
-    return lmms_soft_score(as_text(one.text), one.value("answers"))
+    return lmms_soft_score(as_text(one.text), one.value("answers"), is_vqav2)
 
 
 def lmms_soft_score(answer: str, references: Sequence[str], is_vqav2: bool = False) -> float:

@@ -194,6 +194,43 @@ def cases(name: str, count: int = COUNT) -> list[Case]:
     return [CASES[name](rng) for _ in range(count)]
 
 
+MMBENCH_COLUMNS = (
+    *("index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image", "source", "l2-category"),
+    *("comment", "split"),
+)
+_ROTATION = 1_000_000
+
+
+def mmbench_rows(part: Sequence[Case]) -> list[Case]:
+    """The rows of MMBench's table for some questions, and under "prediction" the answer to each."""
+    return [
+        {
+            "index": number + turn * _ROTATION,
+            "question": f"What is {number}?",
+            "category": case["category"],
+            "l2-category": case["l2"],
+            "image": "x",
+            "source": "s",
+            "split": "dev",
+            **{key: value for key, value in row.items() if key != "text"},
+            "prediction": row["text"],
+        }
+        for number, case in enumerate(part)
+        for turn, row in enumerate(case["rows"])
+    ]
+
+
+def mmbench_answers(rows: Sequence[Case]) -> list[tuple[int, str]]:
+    """Lines of answers to rows: some have none, some two of which the later one counts."""
+    lines = [(row["index"], row["prediction"]) for place, row in enumerate(rows) if place % 17]
+    return [(index, "an earlier answer") for index, _ in lines[:3]] + lines
+
+
+def parts(values: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    """Values in pieces, each for a file."""
+    return [values[start : start + size] for start in range(0, len(values), size)]
+
+
 def digest(values: Any) -> str:
     """Sixteen digits that differ where the values do."""
     text = json.dumps(values, ensure_ascii=True, separators=(",", ":"))
@@ -202,4 +239,4 @@ def digest(values: Any) -> str:
 
 def blocks(values: Sequence[Any], size: int = 100) -> list[str]:
     """A digest of each block of values, so that a difference is found without storing the values."""
-    return [digest(values[start : start + size]) for start in range(0, len(values), size)]
+    return [digest(part) for part in parts(values, size)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from paddlemix.evaluation.scoring.answered import LMMS_EVAL, Answered
@@ -11,8 +11,11 @@ from paddlemix.evaluation.scoring.mme import parse_lmms
 from paddlemix.evaluation.scoring.pope import parse_yes_no
 from paddlemix.evaluation.scoring.science_qa import parse_letter, score_science_qa
 from paddlemix.evaluation.scoring.seed import score_seed
+from paddlemix.evaluation.scoring.submissions import mmbench_submission
 from paddlemix.evaluation.scoring.vqa_answers import compare_form, lmms_soft_score, process_answer, soft_score
-from tests.evaluation.scoring.generated import Case
+from tests.evaluation.scoring.generated import MMBENCH_COLUMNS, Case, mmbench_answers, mmbench_rows, parts
+
+NOT_A_VALUE = ("", "nan")  # texts of the generated options that pandas reads as an empty cell
 
 
 def vqa(found: list[Case]) -> dict[str, list[Any]]:
@@ -82,7 +85,18 @@ def mmbench(found: list[Case]) -> dict[str, list[Any]]:
         "option": [infer_option(text) for text, _ in rows],
         "inferred": [infer(text, options) for text, options in rows],
         "extracted": [extract_letter(text, sorted(options)) for text, options in rows],
+        "sheets": [line for part in parts(found, 500) for line in sheet(part)],
     }
+
+
+def sheet(part: Sequence[Case]) -> list[list[Any]]:
+    """The cells of the table for MMBench's server."""
+    rows = mmbench_rows(part)
+    answers = dict(mmbench_answers(rows))
+    read = [{key: None if value in NOT_A_VALUE else value for key, value in row.items()} for row in rows]
+    header, cells = mmbench_submission(MMBENCH_COLUMNS, read, answers)
+    # an empty text is an empty cell when the file is read
+    return [header, *([None if value == "" else value for value in line] for line in cells)]
 
 
 OUTCOMES: dict[str, Callable[[list[Case]], dict[str, list[Any]]]] = {

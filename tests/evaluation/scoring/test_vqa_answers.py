@@ -98,3 +98,7 @@ def test_score_vqa() -> None:
     assert score.metrics == {"accuracy": pytest.approx(160 / 3)} and score.unit == "percent"
     assert score.by_category == {"a": {"accuracy": 100.0}} and score.right == pytest.approx([1, 0.6, 0])
     assert score_vqa(ask(["Red"], records[:1]), LMMS_EVAL).metrics == {"accuracy": 1.0}
+    asked = ask(["red, car"], [{"answers": ["red car"] * 10}])  # the comma touches a space: it goes in both
+    assert score_vqa(asked, LMMS_EVAL, is_vqav2=True).right == [1.0] == score_vqa(asked).right
+    asked = ask(["red,car"], [{"answers": ["red car"] * 10}])  # here it becomes one, or is removed beforehand
+    assert score_vqa(asked, LMMS_EVAL, is_vqav2=True).right == [1.0] and score_vqa(asked).right == [0.0]
