@@ -12,7 +12,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from tests.evaluation.scoring.generated import CASES, blocks, cases
+from tests.evaluation.scoring.generated import CASES, blocks, cases, rounded
 from tests.reference.scoring_outcomes import outcomes
 
 TARGET = Path(__file__).parents[1] / "golden" / "scoring" / "outcomes.json"
@@ -27,7 +27,9 @@ def main() -> None:
     golden = {
         name: {
             "cases": blocks(found[name]),
-            "outcomes": {key: {"first": values[:SHOWN], "blocks": blocks(values)} for key, values in kinds.items()},
+            "outcomes": {
+                key: {"first": rounded(values[:SHOWN]), "blocks": blocks(values)} for key, values in kinds.items()
+            },
         }
         for name, kinds in made.items()
     }
