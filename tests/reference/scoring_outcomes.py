@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import openpyxl
 import pandas
 
 from tests.evaluation.scoring.generated import MMBENCH_COLUMNS, Case, mmbench_answers, mmbench_rows, parts
@@ -128,6 +127,8 @@ def write_sheet(part: Sequence[Case], folder: Path) -> Path:
 
 def read_sheet(path: Path) -> list[list[Any]]:
     """The cells of an Excel file, line by line."""
+    import openpyxl
+
     return [list(line) for line in openpyxl.load_workbook(path, read_only=True).active.iter_rows(values_only=True)]
 
 
