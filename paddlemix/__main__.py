@@ -34,6 +34,7 @@ COMMANDS = {
     "launch": Command("paddlemix.tools.launch", "start a command in several processes, one per card"),
     "chat": Command("paddlemix.examples.llava.run_predict_multiround", "talk with a model about an image"),
     "predict": Command("paddlemix.tools.predict", "answer a file of questions, in batches"),
+    "evaluate": Command("paddlemix.tools.evaluate", "score a model on published benchmarks, or on data of your own"),
     "merge-lora": Command("paddlemix.tools.merge_lora_params", "fold a LoRA adapter into the weights of its model"),
     "convert": Command("paddlemix.tools.convert_checkpoint", "convert a checkpoint between LLaVA's layouts"),
     "quantize": Command("paddlemix.tools.quantize", "write a model with its language model in 8 or 4 bits"),

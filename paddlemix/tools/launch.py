@@ -1,6 +1,6 @@
 """Starts a command in several processes, one per card, and watches over them.
 
-    paddlemix launch [finetune|pretrain|predict|chat] ARGUMENTS [--devices 0,1] [--nproc N]
+    paddlemix launch [finetune|pretrain|predict|evaluate|chat] ARGUMENTS [--devices 0,1] [--nproc N]
                      [--nnodes N --master IP:PORT --rank K] [--max-restart N] [--log-dir DIR] [--dry-run]
 
 ARGUMENTS are those of the command, `finetune` if none is named: CONFIG.json [key=value ...].
@@ -32,11 +32,12 @@ from paddlemix.log import logger
 from paddlemix.tools.common.chat_arguments import build_chat_parser
 from paddlemix.tools.common.command import STATUS_PIPE_CLOSED, run_command
 from paddlemix.tools.common.tensor_parallel import check_processes
+from paddlemix.tools.evaluate import build_parser as build_evaluate_parser
 from paddlemix.tools.predict import STATUS_FAILED_QUESTIONS, build_parser
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _HELP = """\
-usage: paddlemix launch [finetune|pretrain|predict|chat] ARGUMENTS [flags]
+usage: paddlemix launch [finetune|pretrain|predict|evaluate|chat] ARGUMENTS [flags]
 
 Starts a command in several processes, one per card, and watches over them.
 
@@ -192,6 +193,11 @@ def _check_predict(arguments: list[str]) -> _Checked:
     return _Checked(parsed.device, logs, degree=degree, is_one_group=degree > 1 and parsed.num_chunks is not None)
 
 
+def _check_evaluate(arguments: list[str]) -> _Checked:
+    parsed = build_evaluate_parser().parse_args(arguments)
+    return _Checked(parsed.device, parsed.output / "logs", degree=parsed.tensor_parallel, is_one_group=False)
+
+
 def _check_chat(arguments: list[str]) -> _Checked:
     parsed = build_chat_parser().parse_args(arguments)
     # What is said in a chat is nobody else's: there is no folder of its own to keep logs in.
@@ -211,6 +217,12 @@ COMMANDS = {
         _check_predict,
         results=frozenset([STATUS_FAILED_QUESTIONS]),
         answers="predict",
+    ),
+    "evaluate": _Command(
+        _PACKAGE / "tools" / "evaluate.py",
+        _check_evaluate,
+        results=frozenset([STATUS_FAILED_QUESTIONS]),
+        answers="evaluate",
     ),
     "chat": _Command(
         _PACKAGE / "examples" / "llava" / "run_predict_multiround.py",

@@ -22,7 +22,6 @@ if not __package__:  # run by path: modules are looked up from the checkout's ro
 from paddlemix.config.less_memory import less_memory_in_answers
 from paddlemix.datasets.forms.parse import FORMS
 from paddlemix.errors import UserError
-from paddlemix.launch.process_rules import check_starter
 from paddlemix.out_of_memory import out_of_memory_explained
 from paddlemix.tools.common.arguments import CommandParser
 from paddlemix.tools.common.command import path_argument, place_argument, run_command
@@ -30,6 +29,7 @@ from paddlemix.tools.common.generation import (
     add_model_flags,
     add_sampling_flags,
     generation_settings,
+    launched_chunk,
     quantization_kind,
     select_precision,
 )
@@ -162,12 +162,8 @@ def _chunk(arguments: argparse.Namespace) -> Chunk:
         raise UserError("--num-chunks and --chunk-idx must be given together")
     if arguments.num_chunks is not None:
         return Chunk(index=arguments.chunk_idx, count=arguments.num_chunks)
-    check_starter(os.environ)
-    # Launched processes write one output together; chunks by flags have their own.  Those of one model share one.
-    degree = arguments.tensor_parallel
-    count = max(1, int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) // degree)
-    index = min(int(os.environ.get("PADDLE_TRAINER_ID", "0")) // degree, count - 1)
-    return Chunk(index=index, count=count, joined=count > 1)
+    # Launched processes write one output together; chunks by flags have their own.
+    return launched_chunk(arguments.tensor_parallel)
 
 
 def _report(job: PredictJob, outcome: Outcome, seconds: float) -> None:

@@ -35,7 +35,7 @@ _ONE_DECIMAL, _TWO_DECIMALS = "one decimal place", "two decimal places"
 
 
 def read_mmmu(request: Request) -> BenchmarkData:
-    """MMMU's validation split.  All pictures of a question come first, in order, and its text names them "<image 1>"."""
+    """MMMU's validation split.  A question's pictures come before it, in order; its text names them "<image 1>"."""
     paths = [request.folder / name for name in MMMU_QUESTIONS]
     lost = [path.parent.name for path in paths if not path.is_file()]
     if lost:

@@ -1,4 +1,4 @@
-"""The table of benchmarks: names as typed, folders and files, readers, scorers, lengths of answers, numbers of questions.
+"""The table of benchmarks: names as typed, folders and files, readers, scorers, lengths of answers, how many questions.
 
 Lengths under "llava": 128 tokens where LLaVA's script runs model_vqa_loader, else 1,024; RefCOCO 100 as XTuner's.
 

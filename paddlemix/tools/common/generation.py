@@ -1,24 +1,32 @@
-"""The flags of the commands that answer questions, `predict` and `chat`: the model, how it is held, how it answers.
+"""The flags of the commands that answer questions, `predict`, `evaluate` and `chat`: the model, how it is held, how it
+answers.
 
-Both commands have the same flags with the same words; they differ in two defaults.  Nothing here loads paddle until a
+The commands have the same flags with the same words; they differ in two defaults.  Nothing here loads paddle until a
 device is selected.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from typing import TYPE_CHECKING
 
+from paddlemix.launch.process_rules import check_starter
 from paddlemix.tools.common.command import place_argument, seed_argument
 
 if TYPE_CHECKING:
+    from paddlemix.generation.predict_job import Chunk
     from paddlemix.generation.sampling import GenerationSettings
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that say which model answers, on which device and in which precision."""
+def add_model_flags(parser: argparse.ArgumentParser, is_needed: bool = True) -> None:
+    """Adds the flags that say which model answers, on which device and in which precision.
+
+    Args:
+        is_needed: whether the command can do nothing without a model.
+    """
     parser.add_argument(
-        "--model-path", type=place_argument, required=True, help="model or adapter: a directory or a model's name"
+        "--model-path", type=place_argument, required=is_needed, help="model or adapter: a directory or a model's name"
     )
     parser.add_argument(
         "--model-base", type=place_argument, help="base model of an adapter; default: the one the adapter names"
@@ -105,6 +113,23 @@ def generation_settings(arguments: argparse.Namespace) -> GenerationSettings:
         stop=tuple(arguments.stop),
         seed=arguments.seed,
     )
+
+
+def launched_chunk(degree: int) -> Chunk:
+    """The share of this process, which a launcher has started with others that write one file together.
+
+    Args:
+        degree: processes that answer with one model; they have one share.
+
+    Raises:
+        UserError: several processes do not know of each other.
+    """
+    from paddlemix.generation.predict_job import Chunk
+
+    check_starter(os.environ)
+    count = max(1, int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) // degree)
+    index = min(int(os.environ.get("PADDLE_TRAINER_ID", "0")) // degree, count - 1)
+    return Chunk(index=index, count=count, joined=count > 1)
 
 
 def quantization_kind(arguments: argparse.Namespace) -> str | None:
