@@ -33,6 +33,7 @@ from paddlemix.evaluation.benchmarks.benchmark import (
     first_questions,
 )
 from paddlemix.evaluation.benchmarks.benchmark_files import check_pictures
+from paddlemix.evaluation.scoring.optional import import_extra
 from paddlemix.file_locks import one_at_a_time
 from paddlemix.identity import file_digest
 from paddlemix.json_files import parse_json, read_text
@@ -120,6 +121,9 @@ def prepare(benchmark: Benchmark, request: Request, limit: int | None, folder: P
     if data.image_root is not None:
         needed.append(Needed(f"the pictures of {benchmark.name}", data.image_root, "pictures"))
     check_output(Output("--output", folder, "folder"), needed)
+    # Before hours of predictions; where we score ourselves the file is only an addition.
+    if data.submission is not None and data.submission.module and not data.has_references:
+        import_extra(data.submission.module, f"the file for {benchmark.title}'s server")
     return Prepared(
         benchmark=benchmark,
         protocol=request.protocol,

@@ -51,11 +51,9 @@ def score(prepared: Prepared, output: Path, judge: JudgePlan | None) -> Result:
     Raises:
         MissingFileError, UserError: see `answered_questions`; or the judge cannot be asked.
     """
-    benchmark, data = prepared.benchmark, prepared.data
+    benchmark = prepared.benchmark
     answered = answered_questions(prepared)
-    if data.submission is not None:
-        answers = {one.question_id: one.text for one in answered if one.text is not None}
-        data.submission.write(prepared.folder / data.submission.name, answers)
+    submission = _write_submission(prepared, answered)
     found, scored_by = _score(prepared, answered, judge)
     made_with = _made_with(prepared)
     result = Result(
@@ -69,11 +67,28 @@ def score(prepared: Prepared, output: Path, judge: JudgePlan | None) -> Result:
         published_questions=benchmark.published_questions,
         published=published_score(made_with.get("model"), benchmark.name, prepared.protocol),
         scored_by=scored_by,
-        submission=None if data.submission is None else f"{benchmark.name}/{data.submission.name}",
+        submission=submission,
         made_with=made_with,
     )
     add_result(output, benchmark.name, result)
     return result
+
+
+def _write_submission(prepared: Prepared, answered: Sequence[Answered]) -> str | None:
+    """Writes the file for a server; returns its place below the output, None where there is none."""
+    submission = prepared.data.submission
+    if submission is None:
+        return None
+    answers = {one.question_id: one.text for one in answered if one.text is not None}
+    try:
+        submission.write(prepared.folder / submission.name, answers)
+    except UserError as error:
+        # VizWiz's server takes whole files alone; a package that is missing must not cost a score that we compute
+        if not prepared.data.has_references and prepared.limit is None:
+            raise
+        logger.warning("%s has no file for its server: %s", prepared.benchmark.name, error)
+        return None
+    return f"{prepared.benchmark.name}/{submission.name}"
 
 
 def _score(prepared: Prepared, answered: Sequence[Answered], plan: JudgePlan | None) -> tuple[Score | None, str | None]:

@@ -81,10 +81,12 @@ class Submission:
     Args:
         name: of the file.
         write: writes it to a path, out of the answers by question_id.
+        module: of an optional package that this needs; "" for none.
     """
 
     name: str
     write: Callable[[Path, Answers], None]
+    module: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +171,7 @@ def check_questions(data: BenchmarkData, name: str) -> None:
         if key in seen:
             raise UserError(
                 f"{name}: question {question.question_id!r} is more than once in {data.files[0]} "
-                f"('{cut(question.text, _SHOWN)}'); each question must be there once"
+                f"('{cut(' '.join(question.text.split()), _SHOWN)}'); each question must be there once"
             )
         seen.add(key)
 

@@ -144,7 +144,7 @@ def read_mmbench(request: Request, files: Sequence[str], wording: Wording) -> Be
         files=(path,),
         pictures=pictures,
         has_references=has_answers,
-        submission=Submission(name=f"{path.stem}.xlsx", write=write),
+        submission=Submission(name=f"{path.stem}.xlsx", write=write, module="openpyxl"),
     )
 
 
