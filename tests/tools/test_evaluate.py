@@ -105,17 +105,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
 
 
 def test_killed_and_run_again(server: ForkServer, world: World, root: Path, tmp_path: Path) -> None:
-    """In the first benchmark's answers, before its result, in the second one's file of questions and its answers."""
+    """In the first benchmark's answers, before its result, and in the second one's answers."""
     whole, output = tmp_path / "whole", tmp_path / "out"
     names = "pope,mmbench_dev_en"
     assert run(world, root, whole, names) == 0
     command = arguments(world, root, output, names)
     for moment in (
-        Moment("rename */pope/questions.jsonl"),
         Moment("write */pope/predictions.jsonl.partial", 2, torn=True),
         Moment("rename */out/result.json"),
         Moment("write */mmbench_dev_en/predictions.jsonl.partial"),
-        Moment("rename */out/result.json"),
     ):
         assert server.run(command, moment)[0] == -signal.SIGKILL, moment
     assert "mmbench_dev_en" not in results(output)
