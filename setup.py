@@ -58,7 +58,7 @@ REQUIRED = [
 
 # What Excel files are written with, and the metrics that are not ours to write.  sacrebleu's tokenizer for Chinese
 # needs no further package.
-EVAL = ["openpyxl", "rouge-score>=0.1.2", "sacrebleu>=2.4"]
+EVAL = ["openpyxl", "pyarrow", "rouge-score>=0.1.2", "sacrebleu>=2.4"]
 
 EXTRAS = {
     "cpu": [PADDLE],

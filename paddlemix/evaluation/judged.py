@@ -12,8 +12,8 @@ from pathlib import Path
 
 from paddlemix.cache import replacing
 from paddlemix.evaluation.judging.endpoint import Judge
+from paddlemix.evaluation.judging.judge_request import JudgeRequest
 from paddlemix.evaluation.judging.mm_vet import grade, grade_request, score_mm_vet
-from paddlemix.evaluation.judging.requests import JudgeRequest
 from paddlemix.evaluation.judging.reviews import Comparison, review_line, review_request, score_reviews
 from paddlemix.evaluation.prepared import Prepared
 from paddlemix.evaluation.scoring.answered import Answered, Score, as_text

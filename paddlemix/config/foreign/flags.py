@@ -85,6 +85,8 @@ _FACTORY_MODEL = {
     "trust_remote_code": _NOTHING,
 }
 
+_DATA_ROOT = says("--data-root is the folder with the benchmarks' folders, as playground/data/eval")
+
 # Command -> program -> flag -> answer.
 FOREIGN_FLAGS: Mapping[str, Mapping[str, Mapping[str, Answer]]] = {
     # LLaVA: llava/serve/cli.py and the one-question llava/eval/run_llava.py, which has query and sep
@@ -140,6 +142,26 @@ FOREIGN_FLAGS: Mapping[str, Mapping[str, Mapping[str, Answer]]] = {
             "per_device_eval_batch_size": Answer(write="--batch-size $"),
         },
         "PaddleMIX": {"image_file": says("`paddlemix chat` talks about one image; --input names a file of questions")},
+    },
+    # XTuner: mmbench and eval_refcoco; ms-swift: EvalArguments of `swift eval`
+    "evaluate": {
+        "LLaVA": {
+            **each("question_file annotation_file annotation_dir base_dir image_folder", _DATA_ROOT),
+            **each("answers_file result_file result_dir", says("--output is the folder of predictions and scores")),
+            "lang": says("--benchmark mmbench_dev_cn asks in Chinese"),
+        },
+        "XTuner": {
+            **{name: answer for name, answer in _XTUNER_MODEL.items() if name != "stop_words"},
+            "data_path": _DATA_ROOT,
+            "work_dir": Answer(write="--output $"),
+            "launcher": says("start it with `paddlemix launch`"),
+        },
+        "ms-swift": {
+            **each("eval_dataset", Answer(write="--benchmark $")),
+            "eval_limit": Answer(write="--limit $"),
+            "eval_output_dir": Answer(write="--output $"),
+            "eval_backend": says("leave it out; every benchmark has its official scorer"),
+        },
     },
     # LLaVA: scripts/merge_lora_weights.py, whose model_path is the adapter and model_base the model
     "merge-lora": {
@@ -210,7 +232,9 @@ FOREIGN_COMMANDS = {
     "export": ("ms-swift's and LLaMA-Factory's", "merge-lora, or convert for another layout"),
     "check-custom-dataset": ("XTuner's", "check-data"),
     "log-dataset": ("XTuner's", "show-data"),
-    "mmbench": ("XTuner's", "predict"),
+    "mmbench": ("XTuner's", "evaluate --benchmark mmbench_dev_en, ..."),
+    "eval_refcoco": ("XTuner's", "evaluate --benchmark refcoco, ..."),
+    "eval": ("ms-swift's and LLaMA-Factory's", "evaluate"),
     "list-cfg": ("XTuner's", "finetune with a file below paddlemix/config/llava"),
     "copy-cfg": ("XTuner's", "finetune with a file below paddlemix/config/llava, and key=value after it"),
     "env": ("LLaMA-Factory's", "doctor"),

@@ -59,7 +59,9 @@ def _parquet_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _mmmu_question(row: dict[str, Any], protocol: str, pictures: dict[str, str], path: Path) -> Question:
-    names = []
+    names: list[str] = []
+    if Path(row["id"]).name != row["id"]:  # it names files
+        raise UserError(f"{path}: the id '{row['id']}' is not of the form validation_SUBJECT_NUMBER")
     for number in range(1, _MOST_PICTURES + 1):
         image = row.get(f"image_{number}")
         if image is None:

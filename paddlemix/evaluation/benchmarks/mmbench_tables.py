@@ -117,13 +117,14 @@ def read_mmbench(request: Request, files: Sequence[str], wording: Wording) -> Be
     columns, rows = read_table(path)
     pictures: dict[str, str] = {}
     by_index = {row["index"]: row for row in rows}
-    questions = []
+    questions, records = [], []
     for row in rows:
         name, content = _picture(row, by_index, path)
         pictures[name] = content
         text = _llava_text(row, wording) if request.protocol == LLAVA else _lmms_text(row, wording)
-        # without the picture, which is large: no scorer looks at it
+        # without the picture, which is large: neither scorers nor servers look at it
         record = {key: value for key, value in row.items() if key != "image" and value is not None}
+        records.append(record)
         questions.append(
             Question(
                 question_id=row["index"],
@@ -137,7 +138,7 @@ def read_mmbench(request: Request, files: Sequence[str], wording: Wording) -> Be
     has_answers = "answer" in columns and all(row["answer"] is not None for row in rows)
 
     def write(target: Path, answers: Answers) -> None:
-        write_xlsx(target, *mmbench_submission(columns, rows, answers))
+        write_xlsx(target, *mmbench_submission(columns, records, answers))
 
     return BenchmarkData(
         questions=questions,

@@ -70,7 +70,7 @@ def _question(records: Sequence[dict[str, Any]], number: int, path: Path) -> Que
     category = record.get("category")
     return Question(
         question_id=question_names(records, number)[0],
-        text=asked.text,
+        text=asked.text.strip(),
         images=sample.images,
         category="" if category is None else str(category),
         record={"references": known} if known else {},

@@ -8,7 +8,7 @@ from types import ModuleType
 from paddlemix.errors import UserError
 
 # module -> package
-_PACKAGES = {"openpyxl": "openpyxl", "rouge_score": "rouge-score", "sacrebleu": "sacrebleu"}
+_PACKAGES = {"openpyxl": "openpyxl", "pyarrow": "pyarrow", "rouge_score": "rouge-score", "sacrebleu": "sacrebleu"}
 
 
 def import_extra(module: str, purpose: str) -> ModuleType:
