@@ -16,6 +16,7 @@ from paddlemix.evaluation.result_file import Result, add_result
 from paddlemix.evaluation.scoring.answered import Answered, Score
 from paddlemix.generation.answer_file import read_header
 from paddlemix.generation.answer_header import IMAGES
+from paddlemix.identity import text_digest
 from paddlemix.log import logger
 
 
@@ -113,7 +114,9 @@ def _score(prepared: Prepared, answered: Sequence[Answered], plan: JudgePlan | N
 
 
 def _made_with(prepared: Prepared) -> dict[str, Any]:
-    # pictures have a digest for each question there: too much for a table of results
-    header = {key: value for key, value in read_header(prepared.predictions).items() if key != IMAGES}
+    header = read_header(prepared.predictions)
+    # pictures have a digest for each question there: in a table of results one of all of them is enough
+    if IMAGES in header:
+        header[IMAGES] = text_digest(*header[IMAGES])
     found = read_made_with(prepared)
     return {**header, **{key: value for key, value in found.items() if key not in ("benchmark", "protocol", "limit")}}

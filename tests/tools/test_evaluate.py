@@ -83,7 +83,7 @@ def test_every_benchmark_end_to_end(
             assert result["metrics"] == {} and (result["scored_by"] == "server") is (BENCHMARKS[name].judged is None)
         made = result["made_with"]
         assert made["model"] == "model" and made["template"] == "vicuna_v1" and made["max_new_tokens"] == 3
-        assert made["seed"] == 0 and made["versions"]["paddlemix"] and made["model files"] and "images" not in made
+        assert made["seed"] == 0 and made["versions"]["paddlemix"] and made["model files"] and len(made["images"]) == 32
         assert all(re.fullmatch("[0-9a-f]{32,}", digest) for digest in made["data"].values())
         assert made["first_prompt"] == lines[0]["prompt"]
     assert len(predictions(tmp_path, "mmbench_dev_en")) == 4 and len(predictions(tmp_path, "mmmu")) == 30
@@ -135,9 +135,7 @@ def test_launched_processes_share_the_questions(
         assert run(world, root, tmp_path / "out", "pope,mme") == 0
         assert ("pope " in capsys.readouterr().out) is (rank == "0")  # the last one scores
     assert said(tmp_path / "out", "pope") == said(tmp_path / "whole", "pope")
-    assert {name: one["metrics"] for name, one in results(tmp_path / "out").items()} == {
-        name: one["metrics"] for name, one in results(tmp_path / "whole").items()
-    }
+    assert results(tmp_path / "out") == results(tmp_path / "whole")
 
 
 def test_a_broken_picture_is_one_error_and_costs_no_other_benchmark(
