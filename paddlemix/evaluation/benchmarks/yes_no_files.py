@@ -22,7 +22,7 @@ from paddlemix.json_files import read_text
 POPE_QUESTIONS = ("llava_pope_test.jsonl",)
 MME_QUESTIONS = ("llava_mme.jsonl",)
 _MME_RELEASE = "MME_Benchmark_release_version"
-_MME_ASKS = "Please answer yes or no."
+_MME_ASKS = " Please answer yes or no."
 HALLUSION_QUESTIONS = ("HallusionBench.json",)
 _HALLUSION_KEYS = ("category", "subcategory", "set_id", "figure_id", "question_id", "question", "gt_answer", "filename")
 _MME_BYTES = 1 << 20  # of a picture's questions
@@ -86,7 +86,7 @@ def read_mme(request: Request) -> BenchmarkData:
         record = {**question.record, "answer": known[answers_path][asked]}
         text = question.text
         if request.protocol != LLAVA:
-            # lmms-eval takes the sentence away and leaves the space before it
+            # lmms-eval takes the sentence and one space away: where the release has two, one stays
             text = f"{asked.replace(_MME_ASKS, '')}\n{SHORT_ANSWER}"
         # both questions of a picture count together
         questions.append(replace(question, record=record, text=text, unit=question.question_id))
