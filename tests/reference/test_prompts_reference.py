@@ -1,20 +1,24 @@
-"""The questions of benchmarks under lmms-eval against its own, live.
+"""The questions of benchmarks against those of LLaVA's scripts and of lmms-eval, live.
 
 Run by `make reference`; see `real_scorers.py`.
 """
 
 from __future__ import annotations
 
+import runpy
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
 from paddlemix.evaluation.benchmarks.benchmark import Question, Request
 from paddlemix.evaluation.benchmarks.known_benchmarks import BENCHMARKS
 from tests.evaluation.benchmarks import tiny_benchmarks as tiny
-from tests.reference.real_scorers import LMMS, lmms_task
+from tests.reference.real_scorers import LLAVA, LMMS, lmms_task
 
 pytestmark = pytest.mark.reference
 
@@ -45,10 +49,68 @@ def kwargs() -> _Kwargs:
     return _Kwargs()
 
 
-def questions(root: Path, name: str) -> list[Question]:
+def questions(root: Path, name: str, protocol: str = "lmms-eval") -> list[Question]:
     benchmark = BENCHMARKS[name]
     tiny.BUILDERS[name](root)
-    return list(benchmark.read(Request(folder=root / benchmark.folders[0], protocol="lmms-eval")).questions)
+    return list(benchmark.read(Request(folder=root / benchmark.folders[0], protocol=protocol)).questions)
+
+
+def asked_by(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[str]:
+    """What one of LLaVA's scripts asks, without a model: the turns of its user."""
+    path = LLAVA / "llava" / "eval" / f"{script}.py"
+    if not path.is_file():
+        pytest.skip(f"{path} is not there: make reference")
+    tokenizer, model, templates = MagicMock(), MagicMock(), MagicMock()
+    tokenizer.batch_decode.return_value = ["A"]
+    model.config.mm_use_im_start_end = False
+    templates.__getitem__.return_value.copy.return_value.roles = ("USER", "ASSISTANT")
+    stubs: dict[str, dict[str, Any]] = {
+        "llava": {},
+        "llava.constants": dict.fromkeys(("IMAGE_TOKEN_INDEX", "DEFAULT_IM_START_TOKEN", "DEFAULT_IM_END_TOKEN"))
+        | {"DEFAULT_IMAGE_TOKEN": "<image>"},
+        "llava.conversation": {"conv_templates": templates, "SeparatorStyle": None},
+        "llava.model": {},
+        "llava.model.builder": {"load_pretrained_model": lambda *_: (tokenizer, model, None, 0)},
+        "llava.utils": {"disable_torch_init": lambda: None},
+        "llava.mm_utils": {
+            name: MagicMock(return_value="name" if "name" in name else MagicMock())
+            for name in (
+                "tokenizer_image_token",
+                "process_images",
+                "load_image_from_base64",
+                "get_model_name_from_path",
+            )
+        },
+        "shortuuid": {"uuid": lambda: "x"},
+    }
+    for name, attributes in stubs.items():
+        module = types.ModuleType(name)
+        vars(module).update(attributes)
+        monkeypatch.setitem(sys.modules, name, module)
+    words = [str(path), *arguments, "--answers-file", str(folder / "a" / "answers.jsonl"), "--single-pred-prompt"]
+    monkeypatch.setattr(sys, "argv", words)
+    runpy.run_path(str(path), run_name="__main__")
+    calls = templates.__getitem__.return_value.copy.return_value.append_message.call_args_list
+    return [str(call.args[1]) for call in calls if call.args[0] == "USER"]
+
+
+@pytest.mark.parametrize("name", ["mmbench_dev_en", "mmbench_dev_cn", "ccbench"])
+def test_llava_asks_mmbench(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    language = "en" if name.endswith("en") else "cn"
+    ours = [f"<image>\n{one.text}" for one in questions(tmp_path, name, "llava")]
+    (table,) = tmp_path.rglob("*.tsv")
+    arguments = ("--question-file", str(table), "--lang", language)
+    assert asked_by("model_vqa_mmbench", tmp_path, monkeypatch, *arguments) == ours
+
+
+def test_llava_asks_science_qa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = [one.text for one in questions(tmp_path, "scienceqa", "llava")]
+    folder = tmp_path / "scienceqa"
+    images = ("--image-folder", str(folder / "images" / "test"))
+    found = asked_by(
+        "model_vqa_science", tmp_path, monkeypatch, "--question-file", str(folder / "llava_test_CQM-A.json"), *images
+    )
+    assert found == ours
 
 
 def test_short_answers(kwargs: _Kwargs, tmp_path: Path) -> None:
