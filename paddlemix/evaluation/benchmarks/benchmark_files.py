@@ -55,15 +55,11 @@ def find_file(folder: Path, *names: str) -> Path:
 
 
 def find_pictures(folder: Path, *names: str) -> Path:
-    """The first of some folders that is there.
+    """The first of some folders that is there; where none is, the first one's place.
 
-    Raises:
-        MissingFileError: none is.
+    Scores need no pictures: `check_pictures` says what is missing before a model is asked.
     """
-    for name in names:
-        if (folder / name).is_dir():
-            return folder / name
-    raise MissingFileError(f"there is no folder {' or '.join(names)} with the pictures in {folder}")
+    return next((folder / name for name in names if (folder / name).is_dir()), folder / names[0])
 
 
 def read_lines(path: Path, *keys: str) -> list[dict[str, Any]]:

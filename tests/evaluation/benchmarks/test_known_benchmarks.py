@@ -15,7 +15,7 @@ from paddlemix.errors import UserError
 from paddlemix.evaluation.benchmarks.benchmark import LETTER, SHORT_ANSWER, Request
 from paddlemix.evaluation.benchmarks.known_benchmarks import BENCHMARKS, benchmark_names
 from paddlemix.evaluation.evaluation_plan import EvaluationPlan
-from paddlemix.evaluation.prepared import Prepared
+from paddlemix.evaluation.prepared import Prepared, write_questions
 from paddlemix.evaluation.result_file import Result, read_results
 from paddlemix.evaluation.score_table import score_table
 from paddlemix.evaluation.scored import score_predictions
@@ -278,6 +278,21 @@ def test_predictions_must_fit(root: Path, right: dict[str, Any], tmp_path: Path)
     one.predictions.write_text("".join([*whole[6:], *whole[:6]]), encoding="utf-8")
     results, problems = score_predictions(plan)
     assert problems == [] and results["pope"].metrics["f1"] == 1.0
+
+
+def test_a_score_needs_no_pictures(tmp_path: Path) -> None:
+    """Of MME's release it needs the text files."""
+    for name in ("pope", "refcoco", "scienceqa"):
+        texts = tiny.BUILDERS[name](tmp_path / "eval")
+        for path in [*(tmp_path / "eval").rglob("*.jpg"), *(tmp_path / "eval").rglob("*.png")]:
+            path.unlink()
+        for folder in ("pope/val2014", "train2014"):
+            if (tmp_path / "eval" / folder).exists():
+                (tmp_path / "eval" / folder).rmdir()
+        result = scored(tmp_path / "eval", tmp_path / "out", name, texts)
+        assert result.metrics[result.headline] == CEILINGS[result.unit]
+        with pytest.raises(UserError, match=rf"{name}: (\d) of \1 pictures are not in "):
+            write_questions(prepared(tmp_path / "eval", tmp_path / "out2", name), False)
 
 
 def test_the_folder_of_one_benchmark(root: Path, right: dict[str, Any], tmp_path: Path) -> None:
