@@ -111,7 +111,8 @@ def main(argv: list[str]) -> int:
     with answering_group("evaluate", arguments, is_one_group=False) as group:
         if group.leads:
             return _evaluate(arguments, _plan(arguments, _job(arguments)), group)
-        group.follow(lambda layout: _load(_job(arguments), layout))
+        job = _job(arguments)
+        group.follow(lambda layout: _load(job, layout), *_memory_advice(arguments, job))
     return 0
 
 
@@ -237,13 +238,17 @@ def _evaluate(arguments: argparse.Namespace, plan: EvaluationPlan, group: Answer
     raise UserError("\n".join(str(problem) for problem in problems))
 
 
+def _memory_advice(arguments: argparse.Namespace, job: PredictJob) -> tuple[str, list[str]]:
+    advised = argparse.Namespace(**{**vars(arguments), "max_new_tokens": job.settings.max_new_tokens})
+    return f"answering with {job.model}", less_memory_in_answers(advised, job.dtype)
+
+
 def _predict_and_score(
     arguments: argparse.Namespace, plan: EvaluationPlan, job: PredictJob, group: AnsweringGroup
 ) -> tuple[dict[str, Result], list[UserError]]:
     from paddlemix.evaluation.evaluation_run import evaluate
 
-    advised = argparse.Namespace(**{**vars(arguments), "max_new_tokens": job.settings.max_new_tokens})
-    with out_of_memory_explained(f"answering with {job.model}", less_memory_in_answers(advised, job.dtype)):
+    with out_of_memory_explained(*_memory_advice(arguments, job)):
         return evaluate(plan, lambda: group.load(lambda layout: _load(job, layout)))
 
 

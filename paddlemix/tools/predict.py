@@ -99,7 +99,8 @@ def main(argv: list[str]) -> int:
     with answering_group("predict", arguments, is_one_group=arguments.num_chunks is not None) as group:
         if group.leads:
             return _predict(arguments, _job(arguments, chunk, settings), group)
-        group.follow(lambda layout: _load(_job(arguments, chunk, settings), layout))
+        job = _job(arguments, chunk, settings)
+        group.follow(lambda layout: _load(job, layout), *_memory_advice(arguments, job))
     return 0
 
 
@@ -135,14 +136,16 @@ def _load(job: PredictJob, layout: Layout) -> Pretrained:
     return load_pretrained(job.model, job.dtype, job.base, job.quantize, layout)
 
 
+def _memory_advice(arguments: argparse.Namespace, job: PredictJob) -> tuple[str, list[str]]:
+    device, _ = select_precision(arguments)
+    return f"answering with {job.model} on {device}", less_memory_in_answers(arguments, job.dtype)
+
+
 def _predict(arguments: argparse.Namespace, job: PredictJob, group: AnsweringGroup) -> int:
     from paddlemix.generation.predict_file import predict_file
 
     start = time.monotonic()
-    device, _ = select_precision(arguments)
-    with out_of_memory_explained(
-        f"answering with {job.model} on {device}", less_memory_in_answers(arguments, job.dtype)
-    ):
+    with out_of_memory_explained(*_memory_advice(arguments, job)):
         outcome = predict_file(job, lambda: group.load(lambda layout: _load(job, layout)))
     _report(job, outcome, time.monotonic() - start)
     # Launched processes: only the one that completes the output reports failures.

@@ -61,7 +61,8 @@ def main(argv: list[str]) -> int:
         if group.leads:
             _chat(arguments, group)
         else:
-            group.follow(lambda layout: _load(arguments, layout))
+            _, dtype = select_precision(arguments)
+            group.follow(lambda layout: _load(arguments, layout), "answering", less_memory_in_answers(arguments, dtype))
     return 0
 
 

@@ -60,6 +60,7 @@ def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None 
     Raises:
         BaseException: whatever else `main` raises; that is a defect of ours, or argparse's own exit.
     """
+    _open_closed_streams()
     begin_worker()
     try:
         status = _run(main, sys.argv[1:] if argv is None else argv)
@@ -144,6 +145,23 @@ def _run(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
     except Exception as error:
         report_failure(error)
         raise
+
+
+def _open_closed_streams() -> None:
+    """Opens /dev/null where the input or an output was closed, as by `<&-` or under a daemon.
+
+    Else Python has no such stream, and the next file or socket gets its number: a child or a library would then read
+    from it, write to it or refuse to close it.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is not None:
+            continue
+        with contextlib.suppress(OSError):
+            os.fstat(number)
+            continue  # a file opened since then has it
+        # The lowest free number, which is this one, as those below are open.
+        os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
 
 
 def _lost_its_reader(stream: TextIO) -> bool:

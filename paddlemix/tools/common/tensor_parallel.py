@@ -13,12 +13,13 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paddlemix.errors import UserError, cut
+from paddlemix.out_of_memory import out_of_memory_explained
 from paddlemix.tools.common.generation import select_precision
 
 if TYPE_CHECKING:
@@ -50,8 +51,9 @@ def _degree(text: str) -> int:
 
 
 def starts_processes(degree: int, environment: Mapping[str, str]) -> bool:
-    """Whether the command has to start its processes: no launcher has started this one."""
-    return degree > 1 and "PADDLE_TRAINERS_NUM" not in environment
+    """Whether the command has to start its processes: no launcher has started this one as one of several."""
+    # Platforms leave PADDLE_TRAINERS_NUM=1, and launchers set it for a single process too.
+    return degree > 1 and environment.get("PADDLE_TRAINERS_NUM", "") in ("", "0", "1")
 
 
 def start_processes(command: str, argv: list[str], degree: int) -> int:
@@ -69,11 +71,15 @@ def check_processes(command: str, processes: int, degree: int, is_one_group: boo
     Raises:
         UserError: it does not.
     """
+    if is_one_group and processes != degree == 1:
+        raise UserError(
+            f"{command} with one model in {processes} processes needs --tensor-parallel {processes}, which splits the "
+            "model over them; for one process leave --nproc and --devices out"
+        )
     if is_one_group and processes != degree:
         raise UserError(
-            f"{command} with --tensor-parallel {degree} needs {degree} process{'es' if degree > 1 else ''}, and "
-            f"{processes} {'is' if processes == 1 else 'are'} started; leave --nproc and --devices out, or "
-            f"name {degree} with them"
+            f"{command} with --tensor-parallel {degree} needs {degree} processes, and {processes} "
+            f"{'is' if processes == 1 else 'are'} started; leave --nproc and --devices out, or name {degree} with them"
         )
     if processes % degree:
         allowed = ", ".join(str(number * degree) for number in (1, 2, 3))
@@ -120,12 +126,22 @@ class AnsweringGroup:
         lead(loaded.model, self.channel)
         return loaded
 
-    def follow(self, load: Load) -> None:
-        """Computes this process's part until the first one ends."""
+    def follow(self, load: Load, doing: str, less_memory: Sequence[str]) -> None:
+        """Computes this process's part until the first one ends.
+
+        Args:
+            load: see `load`.
+            doing, less_memory: what is being done and what takes less memory, see `out_of_memory_explained`.
+
+        Raises:
+            UserError: this process has run out of memory.
+        """
         from paddlemix.generation.following import follow
 
         assert self.channel is not None
-        follow(self.channel, lambda: load(self.layout).model)
+        # Parts are of one size: whether the first process runs out or this one is a race.
+        with out_of_memory_explained(doing, less_memory):
+            follow(self.channel, lambda: load(self.layout).model)
 
 
 @contextlib.contextmanager

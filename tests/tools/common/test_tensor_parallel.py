@@ -5,11 +5,18 @@ from __future__ import annotations
 import pytest
 
 from paddlemix.errors import UserError
+from paddlemix.parallel.layout import ALONE
+from paddlemix.parallel.messages import Channel
 from paddlemix.tools import predict
 from paddlemix.tools.common import tensor_parallel
 from paddlemix.tools.common.chat_arguments import build_chat_parser
 from paddlemix.tools.common.command import run_command
-from paddlemix.tools.common.tensor_parallel import check_processes, start_processes, starts_processes
+from paddlemix.tools.common.tensor_parallel import (
+    AnsweringGroup,
+    check_processes,
+    start_processes,
+    starts_processes,
+)
 from tests.conftest import ROOT
 
 
@@ -17,7 +24,8 @@ from tests.conftest import ROOT
     ("processes", "degree", "is_one_group", "parts"),
     [
         (3, 2, True, ["chat with --tensor-parallel 2 needs 2 processes", "3 are started"]),
-        (2, 1, True, ["needs 1 process,", "2 are started"]),
+        (1, 2, True, ["needs 2 processes, and 1 is started"]),
+        (2, 1, True, ["2 processes needs --tensor-parallel 2", "for one process leave --nproc"]),
         (3, 2, False, ["--tensor-parallel 2 does not divide the 3 processes", "start 2, 4, 6"]),
     ],
 )
@@ -35,6 +43,7 @@ def test_right_numbers():
 
 def test_who_starts_the_processes():
     assert starts_processes(2, {})
+    assert starts_processes(2, {"PADDLE_TRAINERS_NUM": "1"})  # as platforms leave it
     assert not starts_processes(1, {}) and not starts_processes(2, {"PADDLE_TRAINERS_NUM": "2"})
 
 
@@ -54,3 +63,13 @@ def test_a_command_alone_becomes_the_launcher(monkeypatch, tmp_path):
 def test_a_degree_is_a_whole_number(text):
     with pytest.raises(UserError, match="is not a whole number of 1 to 1024"):
         build_chat_parser().parse_args(["--model-path", "m", "--tensor-parallel", text])
+
+
+def test_memory_that_runs_out_in_another_process_is_advice(monkeypatch):
+    def follow(channel, load):
+        raise RuntimeError("ResourceExhaustedError: Out of memory error on GPU 1")
+
+    monkeypatch.setattr("paddlemix.generation.following.follow", follow)
+    group = AnsweringGroup(ALONE, Channel([]))
+    with pytest.raises(UserError, match="memory ran out while answering .*cheapest first: --load-4bit"):
+        group.follow(lambda layout: None, "answering", ["--load-4bit"])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import paddle
+import paddle.distributed as dist
 import pytest
 
 from paddlemix.checkpoints.load import load_pretrained
@@ -13,7 +16,9 @@ from paddlemix.datasets.images.sources import ImageSettings
 from paddlemix.datasets.images.tower_features import FeatureStore
 from paddlemix.errors import UserError
 from paddlemix.models.vision import VisionTower
+from paddlemix.parallel.layout import Layout
 from paddlemix.processors.images.image_spec import ImageSpec
+from paddlemix.trainer.batches.vision_cache import VisionCache
 from paddlemix.trainer.recipe import run_recipe
 from tests.tiny import PINPOINTS
 from tests.tiny_world import LORA, World, changed, reports, weights
@@ -98,6 +103,20 @@ def test_a_tower_that_trains_cannot_be_kept(world: World, tmp_path: Path) -> Non
 def write_text(folder: Path) -> str:
     (folder / "text.json").write_text('[{"conversations": [["How many?", "two"]]}]')
     return str(folder / "text.json")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_tensor_group_gets_the_type_of_the_tower(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """As one process has it, so that the projector of a model in half precision can take it."""
+    tower = load_pretrained(world.model, dtype).model.vision_tower
+    sent: list[str] = []
+    monkeypatch.setattr(dist, "broadcast", lambda tensor, src, group: sent.append(str(tensor.dtype)))
+    layout = Layout(world_size=2, tensor_group=SimpleNamespace(ranks=[0, 1], nranks=2, rank=0))
+    cache = VisionCache(FeatureStore(tmp_path, "mark", 10**6, (4, 3)), tower, layout)
+    features = cache.complete({"tile_features": paddle.ones([1, 4, 3])})["tile_features"]
+    assert (sent, str(features.dtype)) == (["paddle.float32"], f"paddle.{dtype}")
 
 
 # ---- the store ----
