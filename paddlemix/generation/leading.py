@@ -63,8 +63,10 @@ class Leader:
             try:
                 self._channel.send((name, values))
                 yield
-            except BaseException:
+            except BaseException as error:
                 self.is_over = True
+                if isinstance(error, RuntimeError):  # a sum with one that has ended is an error of the network
+                    self._channel.check_others()
                 raise
 
 

@@ -77,3 +77,17 @@ class Signals:
 
 def _noted(number: int, frame: FrameType | None) -> None:
     """The number is in the pipe already; a handler of Python's own is what puts it there."""
+
+
+def is_in_foreground() -> bool:
+    """Whether a terminal sends its Ctrl-C to this process and all of its group."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
+    except OSError:  # there is none
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return False
+    finally:
+        os.close(terminal)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from paddlemix.launch.events import SAME_SIGNAL, STOP_SIGNALS, Signals
+from paddlemix.launch.events import SAME_SIGNAL, STOP_SIGNALS, Signals, is_in_foreground
 from paddlemix.launch.first_failure import STOPPED, Failure, failure_of, first_failure, memory_kills, read_failure_file
 from paddlemix.launch.nodes import Nodes
 from paddlemix.launch.relay import LogLines, Relay, open_relays
@@ -131,7 +131,11 @@ class Attempt:
             if number == signal.SIGWINCH:
                 for relay in self._relays:
                     relay.resize()
-            elif number in STOP_SIGNALS and not (number == signal.SIGINT and self._with_terminal is not None):
+            elif number == signal.SIGINT and self._with_terminal is not None:
+                # A terminal has sent it to both; a program that started us, to us alone.
+                if not is_in_foreground():
+                    self._with_terminal.process.send_signal(number)
+            elif number in STOP_SIGNALS:
                 self._asked_to_stop(number)
         for message in self.nodes.messages():
             if message.stop is not None and self._stop is None:

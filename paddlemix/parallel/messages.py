@@ -11,14 +11,15 @@ import os
 import secrets
 import socket
 from collections.abc import Iterator
-from multiprocessing.connection import Client, Connection, Listener
-from typing import Any
+from multiprocessing.connection import Client, Connection, Listener, wait
+from typing import Any, cast
 
 from paddlemix.errors import OtherProcessError
 from paddlemix.parallel.collectives import gathered_objects
 from paddlemix.parallel.layout import Layout
 
 _KEY_BYTES = 32
+_CLOSING = 1.0  # seconds within which the connections of one that has ended are all closed
 
 
 class Channel:
@@ -41,11 +42,11 @@ class Channel:
         Raises:
             OtherProcessError: one of them has ended.
         """
-        for number, connection in enumerate(self._connections, start=1):
+        for connection in self._connections:
             try:
                 connection.send(message)
             except OSError as error:
-                raise _ended(number) from error
+                raise self._ended(connection) from error
 
     def messages(self) -> Iterator[Any]:
         """What the first process tells, until it closes the channel or is gone."""
@@ -64,20 +65,34 @@ class Channel:
         Raises:
             OtherProcessError: one of them has ended instead.
         """
-        for number, connection in enumerate(self._connections, start=1):
-            try:
-                connection.recv()
-            except (EOFError, OSError) as error:
-                raise _ended(number) from error
+        waiting = list(self._connections)
+        while waiting:  # for all at once: who has ended is not noticed only after one that reads a large model
+            for connection in cast("list[Connection]", wait(waiting)):
+                waiting.remove(connection)
+                try:
+                    connection.recv()
+                except (EOFError, OSError) as error:
+                    raise self._ended(connection) from error
+
+    def check_others(self) -> None:
+        """For the first process, after a computation with the others has failed; all have reported before.
+
+        Raises:
+            OtherProcessError: one of them has ended, which is why.
+        """
+        # They send nothing any more: what can be read is the end.
+        closed = wait(self._connections, _CLOSING)
+        if closed:
+            raise self._ended(cast(Connection, closed[0]))
 
     def close(self) -> None:
         """Ends the messages."""
         for connection in self._connections:
             connection.close()
 
-
-def _ended(number: int) -> OtherProcessError:
-    return OtherProcessError(f"process {number} of those that answer together has ended")
+    def _ended(self, connection: Connection) -> OtherProcessError:
+        number = self._connections.index(connection) + 1
+        return OtherProcessError(f"process {number} of those that answer together has ended")
 
 
 def open_channel(layout: Layout) -> Channel:

@@ -64,21 +64,25 @@ def test_another_that_breaks_ends_it(talk, tmp_path, capfd):
 
 
 @pytest.mark.parametrize(
-    ("number", "steps", "status"),
-    [(signal.SIGINT, ["handle", "ready", "until_a_signal"], 0), (signal.SIGTERM, ["ready", "wait"], 143)],
-    ids=str,
+    ("number", "steps", "to_group", "status"),
+    [
+        (signal.SIGINT, ["handle", "ready", "until_a_signal"], True, 0),
+        (signal.SIGINT, ["handle", "ready", "until_a_signal"], False, 0),
+        (signal.SIGTERM, ["ready", "wait"], False, 143),
+    ],
 )
-def test_ctrl_c_is_its_own_and_other_signals_are_for_all(talk, tmp_path, number, steps, status):
-    """A terminal sends Ctrl-C to the launcher and the first process, which may go on."""
+def test_ctrl_c_is_its_own_and_other_signals_are_for_all(talk, tmp_path, number, steps, to_group, status):
+    """A terminal sends Ctrl-C to the launcher and the first process, which may go on; a program to the launcher alone,
+    which passes it on."""
     pid = os.fork()
     if not pid:
-        os.setpgid(0, 0)
+        os.setsid()  # without a terminal
         os._exit(talk({"0": steps, "1": ["ready", "wait"]}))
     end = time.monotonic() + HANG
     while len(list(tmp_path.glob("ready-*"))) < 2:
         assert time.monotonic() < end
         time.sleep(0.02)
-    if number == signal.SIGINT:
+    if to_group:
         os.killpg(pid, number)
     else:
         os.kill(pid, number)

@@ -12,7 +12,7 @@ import pytest
 
 from paddlemix.errors import OtherProcessError
 from paddlemix.generation import following
-from paddlemix.generation.leading import LOAD
+from paddlemix.generation.leading import BEGIN, LOAD, Leader
 from paddlemix.parallel.layout import Layout
 from paddlemix.parallel.messages import Channel
 from paddlemix.tools.common.tensor_parallel import AnsweringGroup
@@ -61,6 +61,33 @@ def test_one_that_has_ended_is_not_waited_for(ends: tuple[Channel, Channel]) -> 
     assert next(other.messages()) == (LOAD, ())
     other.close()
     with pytest.raises(OtherProcessError, match="process 1 of those that answer together has ended"):
+        first.wait_for_others()
+
+
+def test_a_sum_that_fails_because_another_has_ended_says_so(ends: tuple[Channel, Channel]) -> None:
+    first, other = ends
+    owner = threading.Event()
+    leader = Leader(first)
+    with leader.told(owner, BEGIN):
+        pass
+    with pytest.raises(OtherProcessError, match="process 1 of those that answer together has ended"):  # noqa: SIM117
+        with leader.told(owner, "extend"):
+            other.close()
+            raise RuntimeError("gloo/transport/tcp/pair.cc:584] TIMEOUT")
+
+
+def test_an_error_of_its_own_stays(ends: tuple[Channel, Channel], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paddlemix.parallel.messages._CLOSING", 0.0)
+    with pytest.raises(RuntimeError, match="our own"), Leader(ends[0]).told(threading.Event(), BEGIN):
+        raise RuntimeError("our own")
+
+
+def test_one_that_has_ended_is_not_behind_one_that_loads() -> None:
+    with Listener(("127.0.0.1", 0)) as listener:
+        others = [Client(listener.address) for _ in range(2)]
+        first = Channel([listener.accept() for _ in others])
+    others[1].close()
+    with pytest.raises(OtherProcessError, match="process 2 of"):
         first.wait_for_others()
 
 
