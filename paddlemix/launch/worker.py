@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import io
 import json
+import logging
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any, TextIO
@@ -44,6 +47,23 @@ def report_begin() -> None:
     if _failure_file is not None:
         with contextlib.suppress(OSError):
             begin_file(Path(_failure_file)).touch()
+
+
+def end_worker(status: int) -> None:
+    """Ends a worker that has done its work; nothing where no launcher of ours started it.
+
+    Not by the interpreter's own end, after which libraries are unloaded: network threads of paddle that still wait for
+    a process which ends too can abort there, and a run that has saved everything would count as failed.
+    """
+    if _failure_file is None:
+        return
+    # What the interpreter would do before: threads that still write, and what was registered for the end.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status)
 
 
 def report_failure(error: BaseException) -> None:

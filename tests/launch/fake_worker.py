@@ -5,11 +5,14 @@ Per rank, or "*" for the others, a list of steps; "ready" leaves its process id 
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
 import sys
+import threading
 import time
+import types
 from pathlib import Path
 
 from paddlemix.errors import Stopped, UserError
@@ -19,6 +22,11 @@ from paddlemix.log import logger, process_rank
 from paddlemix.tools.common.command import run_command
 
 _TICK = 0.02
+
+
+class _Aborts(types.ModuleType):
+    def __del__(self) -> None:
+        os.abort()
 
 
 class Fake:
@@ -66,6 +74,17 @@ class Fake:
     def crash_once(self) -> None:
         if os.environ[RESTART] == "0":
             self.crash()
+
+    def abort_at_the_end(self) -> None:
+        """As a library does whose threads still run when it is unloaded; a file written by another thread is whole."""
+
+        def write() -> None:
+            time.sleep(10 * _TICK)
+            (self.folder / f"written-{process_rank()}").touch()
+
+        threading.Thread(target=write).start()
+        atexit.register((self.folder / f"at-exit-{process_rank()}").touch)
+        sys.modules["aborts"] = _Aborts("aborts")
 
     def killed(self) -> None:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import TextIO
 
 from paddlemix.errors import OtherProcessError, UserError, cut
-from paddlemix.launch.worker import begin_worker, report_failure
+from paddlemix.launch.worker import begin_worker, end_worker, report_failure
 from paddlemix.log import process_rank
 from paddlemix.paths import user_path, user_place
 
@@ -65,6 +65,7 @@ def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None 
     try:
         status = _run(main, sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()  # a closed pipe shows here, not while the interpreter shuts down
+        end_worker(status)
         return status
     except BrokenPipeError:
         closed = [stream for stream in (sys.stdout, sys.stderr) if _lost_its_reader(stream)]
