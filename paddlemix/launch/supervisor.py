@@ -254,7 +254,10 @@ class Attempt:
         if self._is_at_once and self._stop is not None:
             return End(128 + self._stop)
         if self._first is not None:
-            return End(self._first.status, self._first, self._is_again and self._stop is None)
+            # The same fault in the user's input may have been noticed here later, and shown here by the first process.
+            same = [failure for failure in self._failures() if failure.message == self._first.message]
+            first = first_failure([self._first, *same])
+            return End(first.status, first, self._is_again and self._stop is None)
         talker = self._with_terminal  # whose status counts where there is one; the others may have been ended for it
         told = [worker for worker in self._workers if worker.code and talker in (None, worker)]
         if self._stop is not None and told:
