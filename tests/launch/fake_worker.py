@@ -86,6 +86,9 @@ class Fake:
         atexit.register((self.folder / f"at-exit-{process_rank()}").touch)
         sys.modules["aborts"] = _Aborts("aborts")
 
+    def stopped(self) -> None:
+        raise Stopped(signal.SIGTERM)
+
     def killed(self) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 

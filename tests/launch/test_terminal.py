@@ -91,7 +91,8 @@ def test_ctrl_c_is_its_own_and_other_signals_are_for_all(talk, tmp_path, number,
     assert not any(Path(f"/proc/{other}").exists() for other in others)
 
 
-def test_a_library_that_aborts_when_it_is_unloaded_fails_no_run(talk, tmp_path, capfd):
-    assert talk({"*": ["abort_at_the_end"]}) == 0
+@pytest.mark.parametrize(("steps", "status"), [([], 0), (["stopped"], 143)])
+def test_a_library_that_aborts_when_it_is_unloaded_fails_no_run(talk, tmp_path, capfd, steps, status):
+    assert talk({"*": ["abort_at_the_end", *steps]}) == status
     assert "failed" not in capfd.readouterr().err
     assert {path.name for path in tmp_path.glob("*-[01]")} == {"written-0", "written-1", "at-exit-0", "at-exit-1"}

@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from paddlemix.errors import OtherProcessError, UserError, cut
+from paddlemix.errors import OtherProcessError, Stopped, UserError, cut
 from paddlemix.launch.worker import begin_worker, end_worker, report_failure
 from paddlemix.log import process_rank
 from paddlemix.paths import user_path, user_place
@@ -143,6 +143,9 @@ def _run(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
         sys.stdout.flush()
         print("interrupted", file=sys.stderr)
         return STATUS_INTERRUPTED
+    except Stopped as ended:
+        end_worker(int(str(ended.code)))
+        raise
     except Exception as error:
         report_failure(error)
         raise
