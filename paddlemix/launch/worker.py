@@ -24,16 +24,18 @@ _PR_SET_PDEATHSIG = 1  # Source: linux/prctl.h
 _LONGEST_MESSAGE = 4000  # characters
 
 _failure_file: str | None = None
+_is_worker = False
 
 
 def begin_worker() -> None:
     """What a process does first; nothing where no launcher of ours started it."""
-    global _failure_file
+    global _failure_file, _is_worker
     # Taken out, so that commands which this one starts do not take themselves for workers.
     launcher, _failure_file = os.environ.pop(LAUNCHER, ""), os.environ.pop(FAILURE_FILE, None)
     has_terminal = os.environ.pop(TERMINAL, "") == "1"
     if not launcher.isdecimal():
         return
+    _is_worker = True
     _end_with(int(launcher))
     if not has_terminal:
         sys.stdout, sys.stderr = _kept(1, sys.stdout), _kept(2, sys.stderr)
@@ -55,7 +57,7 @@ def end_worker(status: int) -> None:
     Not by the interpreter's own end, after which libraries are unloaded: network threads of paddle that still wait for
     a process which ends too can abort there, and a run that has saved everything would count as failed.
     """
-    if _failure_file is None:
+    if not _is_worker:
         return
     # What the interpreter would do before: threads that still write, and what was registered for the end.
     threading._shutdown()  # type: ignore[attr-defined]
