@@ -106,6 +106,7 @@ def main(argv: list[str]) -> int:
     _check(arguments)
     if arguments.score_only:
         return _evaluate(arguments, _plan(arguments, None), None)
+    _guard_model(arguments)
     if starts_processes(arguments.tensor_parallel, os.environ):
         return start_processes("evaluate", argv, arguments.tensor_parallel)
     with answering_group("evaluate", arguments, is_one_group=False) as group:
@@ -114,6 +115,17 @@ def main(argv: list[str]) -> int:
         job = _job(arguments)
         group.follow(lambda layout: _load(job, layout), *_memory_advice(arguments, job))
     return 0
+
+
+def _guard_model(arguments: argparse.Namespace) -> None:
+    """Raises UserError where the results would come into a folder that the model needs."""
+    from paddlemix.checkpoints.hub.needs import needed_by_model
+    from paddlemix.outputs import Output, check_output
+
+    models = [name for name in (arguments.model_path, arguments.model_base) if name]
+    check_output(
+        Output("--output", arguments.output, "folder"), [item for name in models for item in needed_by_model(name)]
+    )
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -143,6 +143,12 @@ def predict(root: Path, output: Path) -> list[str]:
     return [*given, "--image-root", f"{root}/images", "--output", f"{output}", "--overwrite"]
 
 
+def evaluate(root: Path, output: Path) -> list[str]:
+    data = ["--benchmark", "custom", "--data", f"{root}/data/train.json", "--image-root", f"{root}/images"]
+    model = ["--model-path", f"{root}/models/base", "--device", "cpu"]
+    return [*model, *data, "--output", f"{output}", "--overwrite"]
+
+
 def predict_adapter(root: Path, output: Path) -> list[str]:
     given = ["--model-path", f"{root}/runs/adapter", "--input", f"{root}/data/q.jsonl", "--device", "cpu"]
     return [*given, "--output", f"{output}", "--overwrite"]
@@ -190,6 +196,7 @@ FOLDERS: list[tuple[str, Arguments, tuple[str, ...], tuple[str, ...]]] = [
     ("merge-lora", merge, (*_BASE, "the adapter's base"), _WHOLE),
     ("merge-lora", merge, *_STORE),
     ("merge-lora", merge, ("adapter",), ("in", "above", "in a link")),
+    ("evaluate", evaluate, _BASE, ("at", "linked")),
     ("show-data", show, _BASE, ("at", "in", "linked", "in a link")),
 ]
 _FILE = ("at", "linked", "hard link")
