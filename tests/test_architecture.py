@@ -33,7 +33,7 @@ LEVELS = (
     ("config", "sample", "device", "log", "cache", "cached_table", "identity", "out_of_memory", "progress_bar"),
     ("outputs",),
     ("declared", "locks", "paths"),
-    ("json_files", "temporary"),
+    ("json_files", "table_files", "temporary"),
     ("lfs", "file_locks"),
     ("errors",),
     ("__init__",),
@@ -81,7 +81,7 @@ WITHOUT_PADDLE = (
         "errors",
     ),
     *("cached_table", "declared", "identity", "lfs", "locks", "outputs", "progress_bar"),
-    *("file_locks", "json_files", "temporary"),
+    *("file_locks", "json_files", "table_files", "temporary"),
     *(
         "demo.pictures",
         "demo.scene_data",

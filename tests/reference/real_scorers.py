@@ -1,8 +1,7 @@
 """The real scorers, loaded by file: llava-torch 1.2.2.post1, the scripts of its repository, lmms-eval 0.7.3.
 
 Their packages import whole models, judges and data sets; only the files that score are run, with stand-ins for what
-they import and do not use here.  `make reference` puts both where they are looked for; LLAVA_PACKAGE and LMMS_PACKAGE
-name other places.
+they import and do not use here.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import functools
 import importlib
 import io
 import json
-import os
 import re
 import runpy
 import string
@@ -24,11 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-import pytest
 
-from tests.reference.llava_package import LLAVA, ROOT
-
-LMMS = Path(os.environ.get("LMMS_PACKAGE", ROOT / ".venv-reference" / "lmms"))
+from tests.reference.llava_package import LLAVA, LMMS, real_file
 
 
 class _Silent:
@@ -78,7 +73,7 @@ def stand_ins() -> Iterator[None]:
 @functools.cache
 def lmms_function(name: str) -> Any:
     """A function of lmms_eval/api/metrics.py, which as a whole imports an evaluation framework."""
-    path = _found(LMMS / "lmms_eval" / "api" / "metrics.py")
+    path = real_file(LMMS / "lmms_eval" / "api" / "metrics.py")
     tree = ast.parse(path.read_text(encoding="utf-8"))
     (function,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
     function.decorator_list = []
@@ -87,21 +82,15 @@ def lmms_function(name: str) -> Any:
     return names[name]
 
 
-def _found(path: Path) -> Path:
-    if not path.is_file():
-        pytest.skip(f"{path} is not there: make reference")
-    return path
-
-
 def llava_module(name: str) -> dict[str, Any]:
     """The names of a module of llava/eval, e.g. "m4c_evaluator", or of a script beside it, which is not run."""
     with stand_ins():
-        return runpy.run_path(str(_found(LLAVA / "llava" / "eval" / f"{name}.py")), run_name=name)
+        return runpy.run_path(str(real_file(LLAVA / "llava" / "eval" / f"{name}.py")), run_name=name)
 
 
 def lmms_task(name: str) -> types.ModuleType:
     """A module of lmms_eval/tasks, e.g. "pope.utils"."""
-    _found(LMMS / "lmms_eval" / "tasks" / f"{name.replace('.', '/')}.py")
+    real_file(LMMS / "lmms_eval" / "tasks" / f"{name.replace('.', '/')}.py")
     with stand_ins():
         return importlib.import_module(f"lmms_eval.tasks.{name}")
 
@@ -112,7 +101,7 @@ def run(script: str, *arguments: object, failures: tuple[type[Exception], ...] =
     Args:
         failures: what may end it before it is done.
     """
-    path, said, before = str(_found(LLAVA / script)), io.StringIO(), sys.argv
+    path, said, before = str(real_file(LLAVA / script)), io.StringIO(), sys.argv
     with stand_ins(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(io.StringIO()):
         sys.argv = [path, *map(str, arguments)]
         try:

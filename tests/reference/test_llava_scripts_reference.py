@@ -18,7 +18,7 @@ import pytest
 
 from paddlemix.tools import predict
 from paddlemix.tools.common.command import run_command
-from tests.reference.llava_package import LLAVA
+from tests.reference.llava_package import LLAVA, real_file
 from tests.tiny_world import World
 
 pytestmark = pytest.mark.reference
@@ -30,9 +30,7 @@ Lines = list[dict[str, Any]]
 
 def script(name: str, *arguments: object) -> str:
     """What a script of LLaVA's prints."""
-    path = LLAVA / name
-    if not path.is_file():
-        pytest.skip(f"{path} is not there: make reference")
+    path = real_file(LLAVA / name)
     done = subprocess.run(
         [sys.executable, str(path), *map(str, arguments)],
         capture_output=True,

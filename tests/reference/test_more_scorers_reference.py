@@ -31,7 +31,8 @@ from paddlemix.evaluation.scoring.mmmu import DOMAINS, is_right_open, parse_choi
 from paddlemix.evaluation.scoring.refcoco import score_refcoco
 from paddlemix.evaluation.scoring.text_similarity import anls, edit_distance
 from tests.evaluation.scoring.generated import COUNT, texts, vqa_text, yes_no_text
-from tests.reference.real_scorers import LLAVA, llava_module, lmms_function, lmms_task, quietly, run, write_lines
+from tests.reference.llava_package import LLAVA, real_file
+from tests.reference.real_scorers import llava_module, lmms_function, lmms_task, quietly, run, write_lines
 
 pytestmark = pytest.mark.reference
 
@@ -245,9 +246,7 @@ def test_anls(rng: random.Random) -> None:
 
 
 def test_prompts_of_judges() -> None:
-    rules = LLAVA / "llava" / "eval" / "table" / "rule.json"
-    if not rules.is_file():
-        pytest.skip(f"{rules} is not there: make reference")
+    rules = real_file(LLAVA / "llava" / "eval" / "table" / "rule.json")
     real = json.loads(rules.read_text(encoding="utf-8"))
     assert {name: real[name]["prompt"] for name in REVIEW_RULES} == REVIEW_RULES
     assert {real[name]["role"] for name in REVIEW_RULES} == {"Assistant"}

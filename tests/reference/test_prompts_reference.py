@@ -18,7 +18,8 @@ import pytest
 from paddlemix.evaluation.benchmarks.benchmark import Question, Request
 from paddlemix.evaluation.benchmarks.known_benchmarks import BENCHMARKS
 from tests.evaluation.benchmarks import tiny_benchmarks as tiny
-from tests.reference.real_scorers import LLAVA, LMMS, lmms_task
+from tests.reference.llava_package import LLAVA, LMMS, real_file
+from tests.reference.real_scorers import lmms_task
 
 pytestmark = pytest.mark.reference
 
@@ -44,8 +45,7 @@ class _Kwargs:
 @pytest.fixture(scope="module")
 def kwargs() -> _Kwargs:
     pytest.importorskip("yaml")
-    if not LMMS.is_dir():
-        pytest.skip(f"{LMMS} is not there: make reference")
+    real_file(LMMS / "lmms_eval" / "__init__.py")
     return _Kwargs()
 
 
@@ -57,9 +57,7 @@ def questions(root: Path, name: str, protocol: str = "lmms-eval") -> list[Questi
 
 def asked_by(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[str]:
     """What one of LLaVA's scripts asks, without a model: the turns of its user."""
-    path = LLAVA / "llava" / "eval" / f"{script}.py"
-    if not path.is_file():
-        pytest.skip(f"{path} is not there: make reference")
+    path = real_file(LLAVA / "llava" / "eval" / f"{script}.py")
     tokenizer, model, templates = MagicMock(), MagicMock(), MagicMock()
     tokenizer.batch_decode.return_value = ["A"]
     model.config.mm_use_im_start_end = False

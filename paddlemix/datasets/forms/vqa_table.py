@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TextIO
 
 from paddlemix.errors import MissingFileError, UserError, cut, did_you_mean
-from paddlemix.lfs import refuse_pointer
+from paddlemix.table_files import opened_table
 
 _DELIMITERS = ",;\t|"
 _MAX_FIELD = 16 * 1024**2  # characters; more is a quotation mark that is never closed
@@ -64,22 +64,11 @@ def read_table(path: Path, columns: Columns) -> Iterator[tuple[int, TableRow | U
         MissingFileError: the file does not exist or cannot be read.
         UserError: it is not UTF-8, has no header or not the columns, or its quotation marks are broken.
     """
-    # a limit for the whole process, the only way that `csv` offers
-    csv.field_size_limit(_MAX_FIELD)
-    refuse_pointer(path, f"table '{path}'")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+    with opened_table(path, _MAX_FIELD) as file:
+        try:
             yield from _rows(file, columns)
-    except FileNotFoundError as error:
-        raise MissingFileError(f"table '{path}' does not exist (looked in {Path.cwd()})") from error
-    except OSError as error:
-        raise MissingFileError(f"table '{path}' cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"table '{path}' is not UTF-8 ({error.reason}); save it as UTF-8") from error
-    except csv.Error as error:
-        raise UserError(f"table '{path}' cannot be read: {error}; is a quotation mark missing?") from error
-    except UserError as error:
-        raise UserError(f"table '{path}': {error}") from error
+        except UserError as error:
+            raise UserError(f"table '{path}': {error}") from error
 
 
 def _rows(file: TextIO, columns: Columns) -> Iterator[tuple[int, TableRow | UserError]]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paddlemix.errors import MissingFileError, UserError
+from paddlemix.errors import UserError
 from paddlemix.evaluation.benchmarks.benchmark import (
     LETTER,
     LETTER_CN,
@@ -31,7 +31,7 @@ from paddlemix.evaluation.benchmarks.benchmark_files import find_file
 from paddlemix.evaluation.scoring.answered import LLAVA
 from paddlemix.evaluation.scoring.mmbench import LETTERS, ROTATION
 from paddlemix.evaluation.scoring.submissions import mmbench_submission, write_xlsx
-from paddlemix.lfs import refuse_pointer
+from paddlemix.table_files import opened_table
 
 Row = dict[str, Any]
 
@@ -76,25 +76,13 @@ def read_table(path: Path) -> tuple[list[str], list[Row]]:
         MissingFileError: it does not exist.
         UserError: it is broken, or lacks a column.
     """
-    # a limit for the whole process, the only way that `csv` offers
-    csv.field_size_limit(max(csv.field_size_limit(), _MAX_CELL))
-    refuse_pointer(path, f"table '{path}'")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = csv.reader(file, delimiter="\t")
-            columns = next(lines, [])
-            missing = [name for name in _NEEDED if name not in columns]
-            if missing:
-                raise UserError(f"'{path}' has no column {', '.join(missing)} (columns: {', '.join(columns)})")
-            return columns, [_row(columns, cells, f"'{path}' row {number}") for number, cells in enumerate(lines, 1)]
-    except FileNotFoundError as error:
-        raise MissingFileError(f"table '{path}' does not exist") from error
-    except OSError as error:
-        raise MissingFileError(f"table '{path}' cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"table '{path}' is not UTF-8 ({error.reason})") from error
-    except csv.Error as error:
-        raise UserError(f"table '{path}' cannot be read: {error}; is it whole?") from error
+    with opened_table(path, _MAX_CELL) as file:
+        lines = csv.reader(file, delimiter="\t")
+        columns = next(lines, [])
+        missing = [name for name in _NEEDED if name not in columns]
+        if missing:
+            raise UserError(f"'{path}' has no column {', '.join(missing)} (columns: {', '.join(columns)})")
+        return columns, [_row(columns, cells, f"'{path}' row {number}") for number, cells in enumerate(lines, 1)]
 
 
 def _row(columns: Sequence[str], cells: Sequence[str], source: str) -> Row:
