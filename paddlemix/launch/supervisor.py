@@ -149,8 +149,10 @@ class Attempt:
     def _asked_to_stop(self, number: int) -> None:
         name = signal.Signals(number).name
         if self._stop is None:
-            count = len(self._workers)
-            logger.warning("%s: asking %d processes to save (again after %d s: end at once)", name, count, SAME_SIGNAL)
+            count, what = len(self._workers), "end" if self._with_terminal else "save"  # a chat has nothing to save
+            logger.warning(
+                "%s: asking %d processes to %s (again after %d s: end at once)", name, count, what, SAME_SIGNAL
+            )
             self.nodes.tell_stop(number)
             self._pass_on_stop(number)
         elif not self._is_at_once and time.monotonic() - self._stopped_at > SAME_SIGNAL:

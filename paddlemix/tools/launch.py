@@ -9,6 +9,7 @@ ARGUMENTS are those of the command, `finetune` if none is named: CONFIG.json [ke
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 import tempfile
 from collections.abc import Callable
@@ -201,7 +202,7 @@ def _check_evaluate(arguments: list[str]) -> _Checked:
 def _check_chat(arguments: list[str]) -> _Checked:
     parsed = build_chat_parser().parse_args(arguments)
     # What is said in a chat is nobody else's: there is no folder of its own to keep logs in.
-    logs = Path(tempfile.gettempdir()) / f"paddlemix-chat-{os.getpid()}"
+    logs = Path(tempfile.gettempdir()) / f"paddlemix-chat-{secrets.token_hex(8)}"  # nobody can have made it
     return _Checked(parsed.device, logs, degree=parsed.tensor_parallel, is_one_group=True)
 
 
