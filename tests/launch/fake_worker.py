@@ -6,6 +6,7 @@ Per rank, or "*" for the others, a list of steps; "ready" leaves its process id 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import signal
@@ -60,6 +61,15 @@ class Fake:
 
     def begin(self) -> None:
         report_begin()
+
+    def until_the_first_has_ended(self) -> None:
+        """Whoever is called this is not the first process, which is `ready` before it ends."""
+        while not (found := list(self.folder.glob("ready-0-*"))):
+            time.sleep(_TICK)
+        stat = Path(f"/proc/{found[0].read_text()}/stat")
+        with contextlib.suppress(OSError):  # it is gone
+            while stat.read_text().rpartition(")")[2].split()[0] != "Z":
+                time.sleep(_TICK)
 
     def user_error(self) -> None:
         raise UserError("lora_rank=-1 is below 1")
